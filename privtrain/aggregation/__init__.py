@@ -1,0 +1,1 @@
+"""How many messages become one, and what the aggregator can read."""

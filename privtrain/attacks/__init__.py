@@ -1,0 +1,1 @@
+"""Attacks: what an observer can learn from its view."""

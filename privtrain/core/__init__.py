@@ -1,0 +1,1 @@
+"""The vocabulary of privtrain: values and protocols, no algorithm."""

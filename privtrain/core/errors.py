@@ -1,0 +1,64 @@
+"""The errors of privtrain.
+
+```text
+PrivtrainError
+├── PrivacyError               a promise would be broken
+│   ├── BudgetExceededError    not one release fits the budget, or one was not paid for
+│   └── UnsoundReleaseError    the combination promises what it cannot keep
+├── ProtocolError              parties did not follow the protocol
+│   ├── TamperedShareError     a share was altered on its way
+│   └── PartyLostError         a party died, froze or became unreachable
+├── DataError                  a data set cannot be used as it is
+└── UnsupportedError           a sound combination that is not available, or a missing package
+```
+
+Wrong arguments raise `ValueError` with the argument's name, its value and its bound.
+"""
+
+
+class PrivtrainError(Exception):
+    """Root of all errors that privtrain raises on purpose, wrong arguments aside."""
+
+
+class PrivacyError(PrivtrainError):
+    """A privacy promise would be broken."""
+
+
+class BudgetExceededError(PrivacyError):
+    """Not one release fits the budget, or a release was made without being paid for."""
+
+
+class UnsoundReleaseError(PrivacyError):
+    """The combination promises something that it cannot keep."""
+
+
+class ProtocolError(PrivtrainError):
+    """The parties did not follow the protocol."""
+
+
+class TamperedShareError(ProtocolError):
+    """A share was altered between its owner and its reader."""
+
+
+class PartyLostError(ProtocolError):
+    """A party died, froze or became unreachable.
+
+    Args:
+        message: What happened.
+        party: The name of the lost party.
+    """
+
+    def __init__(self, message: str, party: str = "") -> None:
+        super().__init__(message)
+        self.party = party
+
+    def __reduce__(self) -> tuple[type["PartyLostError"], tuple[str, str]]:
+        return (PartyLostError, (str(self), self.party))
+
+
+class DataError(PrivtrainError, ValueError):
+    """A data set or a file cannot be used as it is."""
+
+
+class UnsupportedError(PrivtrainError):
+    """A sound request that is not available here, or needs a package that is missing."""

@@ -1,0 +1,98 @@
+"""A model as one vector and back; models that start from a stream."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.seeding import Stream, global_generator
+from privtrain.core.task import Task
+
+
+def initial_model(task: Task, stream: Stream) -> nn.Module:
+    """The task's model, initialised from a stream.
+
+    Args:
+        task: What is learned.
+        stream: Where the initial weights come from.
+
+    Returns:
+        A new model on the CPU.
+    """
+    with global_generator(stream):
+        return task.model()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient, in the model's order, shared ones once."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def float_buffers(model: nn.Module) -> list[Tensor]:
+    """Floating-point buffers, such as running means: what training writes without a gradient."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def to_vector(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors as one new vector, in their order.
+
+    Args:
+        tensors: Parameters, gradients or buffers.
+
+    Returns:
+        A detached copy, shape `(parameters,)`; empty where there are no tensors.
+    """
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    return torch.cat(flat) if flat else torch.zeros(0)
+
+
+@torch.no_grad()
+def load_vector(tensors: Iterable[Tensor], vector: Tensor) -> None:
+    """Copies a vector into tensors, in their order.
+
+    The values are copied: torch's own `vector_to_parameters` makes the model an alias of the
+    vector, so that local training would change the global model.
+
+    Args:
+        tensors: Where the values go.
+        vector: As many values as the tensors hold together, shape `(parameters,)`.
+
+    Raises:
+        ValueError: If the number of values differs.
+    """
+    targets = list(tensors)
+    expected = sum(target.numel() for target in targets)
+    if expected != vector.numel():
+        raise ValueError(f"Expected vector.numel()={vector.numel()} to be {expected}.")
+    start = 0
+    for target in targets:
+        size = target.numel()
+        target.copy_(vector[start : start + size].view_as(target))
+        start += size
+
+
+@dataclass(frozen=True)
+class ModelPredictor:
+    """A trained model as a predictor.
+
+    Args:
+        module: The model.
+    """
+
+    module: nn.Module
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits of inputs.
+
+        Args:
+            inputs: Shape `(rows, ...)`, on any device.
+
+        Returns:
+            Logits on the inputs' device, shape `(rows, classes)`.
+        """
+        self.module.eval()
+        where = next(self.module.parameters(), torch.empty(0)).device
+        logits: Tensor = self.module(inputs.to(where))
+        return logits.to(inputs.device)

@@ -1,0 +1,174 @@
+"""What comes out of training, attacking and comparing."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from privtrain.core.cost import Cost
+from privtrain.core.statement import PrivacyStatement
+from privtrain.core.task import Rows, Task
+from privtrain.core.transcript import Transcript, View
+
+
+class Predictor(Protocol):
+    """Anything that answers inputs with logits."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits `(rows, classes)` of inputs `(rows, ...)`."""
+        ...
+
+
+Curve = list[tuple[int, float]]
+"""Points `(round, value)`."""
+
+
+@dataclass
+class History:
+    """What was seen over the rounds.
+
+    Args:
+        unprotected: Diagnostics of a simulation that were computed from private data without
+            protection: training loss, fraction clipped, counts. Never publish them.
+        epsilon: Formal epsilon to the public after a number of rounds.
+    """
+
+    unprotected: dict[str, Curve] = field(default_factory=dict)
+    epsilon: Curve = field(default_factory=list)
+
+    def record(self, round: int, **values: float) -> None:
+        """Adds unprotected diagnostics of a round."""
+        for name, value in values.items():
+            self.unprotected.setdefault(name, []).append((round, float(value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A trained predictor, with what it promises and what it cost.
+
+    Args:
+        predictor: Answers inputs with logits.
+        statement: What is promised to whom.
+        cost: Bytes, rounds, seconds and memory.
+        history: Diagnostics over the rounds.
+        transcript: Every message that was sent.
+        halted: Why training stopped early, or None where it ran to its end.
+        notes: What the reader should know, such as a split that had to be made.
+    """
+
+    predictor: Predictor
+    statement: PrivacyStatement
+    cost: Cost
+    history: History
+    transcript: Transcript
+    halted: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What an attack may use: its observer's view, and the rows whose membership it guesses.
+
+    Args:
+        view: What the attack's observer saw.
+        predictor: The published predictor, or None where the observer cannot ask it.
+        task: What was learned.
+        members: Rows that were trained on.
+        non_members: Rows that were not.
+        retrain: Trains a shadow predictor on other rows from a seed, where that is possible.
+    """
+
+    view: View
+    predictor: Predictor
+    task: Task
+    members: Rows
+    non_members: Rows
+    retrain: Callable[[Rows, int], Predictor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """What one attack learned. It speaks of this attack only; it is no evidence of safety.
+
+    Args:
+        attack: Name of the attack.
+        observer: Whose view it used.
+        metrics: Name to value; None where the value is not resolvable with so few rows.
+        intervals: Name to a 95% confidence interval.
+        members: How many members were attacked.
+        non_members: How many non-members were attacked.
+        notes: What limits the figures.
+    """
+
+    attack: str
+    observer: str
+    metrics: Mapping[str, float | None]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    members: int = 0
+    non_members: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trainer, one seed, one asked epsilon.
+
+    Args:
+        trainer: Token of the trainer, such as `dp_sgd`.
+        label: What the user called it.
+        seed: Public seed of the run.
+        epsilon_asked: The epsilon that was asked for, or None where the trainer takes none.
+        accuracy: Accuracy on the test rows, in 0..1; None where the run failed.
+        accuracy_interval: 95% Clopper-Pearson interval of the accuracy on the test rows.
+        error: Why the run failed, or None.
+        statement: What was promised.
+        cost: What it cost.
+        leakage: What attacks learned.
+        history: Diagnostics over the rounds.
+        halted: Why training stopped early, or None.
+        notes: What the reader should know.
+        met: Whether the asked epsilon was met; None where none was asked.
+    """
+
+    trainer: str
+    label: str
+    seed: int
+    epsilon_asked: float | None = None
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    error: str | None = None
+    statement: PrivacyStatement | None = None
+    cost: Cost | None = None
+    leakage: tuple[Leakage, ...] = ()
+    history: History | None = None
+    halted: str | None = None
+    notes: tuple[str, ...] = ()
+    met: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Several trainers on one task and one data set.
+
+    Args:
+        rows: One row a trainer, seed and asked epsilon.
+        card: Versions, configuration, data hash, machine and public seeds.
+        study: The study that repeats the comparison, as it is written into a TOML file; None
+            where the comparison was made by values that no file can name.
+        as_text: Renders the comparison for a terminal; the report stands on a higher floor.
+        as_html: Renders it for a notebook.
+    """
+
+    rows: tuple[Row, ...]
+    card: Mapping[str, Any]
+    study: Mapping[str, Any] | None = None
+    as_text: Callable[["Comparison"], str] | None = field(default=None, repr=False, compare=False)
+    as_html: Callable[["Comparison"], str] | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return repr(self) if self.as_text is None else self.as_text(self)
+
+    def _repr_html_(self) -> str | None:
+        """The comparison as a table for notebooks."""
+        return None if self.as_html is None else self.as_html(self)

@@ -1,0 +1,214 @@
+"""Where parties run: a star around a coordinator, or a mesh in which all run one program."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from privtrain.core.seeding import Entropy, Seeds
+from privtrain.core.task import FederatedData, Rows
+from privtrain.core.transcript import Entry, Setup, Transcript
+
+Payload = dict[str, Tensor]
+"""What is sent: tensors by kind. Numbers travel as tensors without dimensions."""
+
+
+@dataclass
+class PartyRun:
+    """A party's side of a run: what a step may use.
+
+    Args:
+        party: Name of the party.
+        round: Communication round, from 0.
+        train: Party to rows; a party reads its own only.
+        state: What the party keeps from round to round; the runtime stores it.
+        seeds: Streams for data order and initialisation.
+        entropy: Streams for noise, shares and masks.
+        device: Where tensors are computed.
+        scratch: A cache of the worker that runs the step, such as a model to overwrite. It may
+            vanish at any time and must not change results.
+    """
+
+    party: str
+    round: int
+    train: Mapping[str, Rows] = field(repr=False)
+    state: Payload
+    seeds: Seeds
+    entropy: Entropy
+    device: str = "cpu"
+    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows(self) -> Rows:
+        """The party's own rows."""
+        return self.train[self.party]
+
+
+Step = Callable[[Payload, PartyRun], Payload]
+"""What a party does with a message; a frozen dataclass with `__call__` that pickles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a star runtime needs to start its parties.
+
+    Args:
+        data: Who holds which rows.
+        seeds: Streams for data order and initialisation.
+        entropy: Streams for noise, shares and masks.
+        transcript: Where every message is recorded.
+        device: Where tensors are computed.
+    """
+
+    data: FederatedData
+    seeds: Seeds
+    entropy: Entropy
+    transcript: Transcript
+    device: str = "cpu"
+
+
+class Star(Protocol):
+    """An open star: the coordinator's channel to its parties."""
+
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+        """Sends each named party its payload, lets it take the step, and gathers the replies.
+
+        Args:
+            step: What every named party does.
+            payloads: Party to what it is sent.
+            round: Communication round, from 0.
+
+        Returns:
+            Party to reply, in the order of `payloads`.
+
+        Raises:
+            PartyLostError: If a party does not reply.
+        """
+        ...
+
+    def states(self) -> dict[str, Payload]:
+        """What each party keeps from round to round, for a checkpoint."""
+        ...
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        """Gives the parties back what they kept."""
+        ...
+
+
+class StarRuntime(Protocol):
+    """A way to run the parties of a star."""
+
+    @property
+    def name(self) -> str:
+        """What the runtime is called."""
+        ...
+
+    @property
+    def real(self) -> bool:
+        """Whether parties are separate processes that must not share secrets."""
+        ...
+
+    def open(self, setting: Setting) -> AbstractContextManager[Star]:
+        """Starts the parties."""
+        ...
+
+
+@dataclass
+class MeshParty:
+    """One party's side of a program that all parties run.
+
+    Args:
+        name: Name of the party.
+        rank: Its number, from 0.
+        names: Names of all parties, by rank.
+        inputs: What the party brings; nobody else has it.
+        entries: Messages the party sent, for the transcript.
+        setups: What the party knows without a message.
+        report: Called as `report(done, total)` to show progress.
+    """
+
+    name: str
+    rank: int
+    names: tuple[str, ...]
+    inputs: Payload
+    entries: list[Entry] = field(default_factory=list)
+    setups: list[Setup] = field(default_factory=list)
+    report: Callable[[int, int], None] = field(default=lambda done, total: None)
+
+
+Program = Callable[[MeshParty], Payload]
+"""What every party of a mesh runs; a frozen dataclass with `__call__` that pickles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshReply:
+    """What one party of a mesh gives back.
+
+    Args:
+        payload: Its result.
+        entries: Messages it sent.
+        setups: What it knew without a message.
+        peak_memory_bytes: Largest resident memory of its process.
+    """
+
+    payload: Payload
+    entries: Sequence[Entry] = ()
+    setups: Sequence[Setup] = ()
+    peak_memory_bytes: int = 0
+
+
+class MeshRuntime(Protocol):
+    """A way to let several parties run the same program and talk to each other."""
+
+    @property
+    def name(self) -> str:
+        """What the runtime is called."""
+        ...
+
+    @property
+    def real(self) -> bool:
+        """Whether parties are separate processes that must not share secrets."""
+        ...
+
+    def spmd(
+        self,
+        program: Program,
+        inputs: Mapping[str, Payload],
+        *,
+        report: Callable[[int, int], None] | None = None,
+    ) -> dict[str, MeshReply]:
+        """Runs a program at every party.
+
+        Args:
+            program: What every party runs.
+            inputs: Party to what it brings, in the order of ranks.
+            report: Called as `report(done, total)` while rank 0 makes progress.
+
+        Returns:
+            Party to reply.
+
+        Raises:
+            PartyLostError: If a party dies or freezes; its name is in the error.
+            ProtocolError: If a party breaks the protocol.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtimes:
+    """The runtimes a trainer may use; a trainer says which it needs.
+
+    Args:
+        star: For rounds around a coordinator.
+        mesh: For secret-shared computation.
+    """
+
+    star: StarRuntime | None = None
+    mesh: MeshRuntime | None = None
+
+    @property
+    def real(self) -> bool:
+        """Whether any of them runs real processes."""
+        return any(runtime is not None and runtime.real for runtime in (self.star, self.mesh))

@@ -1,0 +1,156 @@
+"""Streams of random numbers: one for data order and initialisation, another for secrets.
+
+Each stream has a name, a round and a party, and nobody asks twice for the same one.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+
+Name = tuple[str, int, str]
+"""What a stream is called: its purpose, the round, the party."""
+
+
+class EntropyKind(StrEnum):
+    """Where noise, shares, masks and keys come from."""
+
+    SEEDED = "seeded"
+    SYSTEM = "system"
+
+
+SEEDED = EntropyKind.SEEDED
+"""From the user's seed, for simulation: void if the seed is known."""
+
+SYSTEM = EntropyKind.SYSTEM
+"""From the operating system, each party its own: for real processes and deployment."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A key of 32 bytes, from which generators start.
+
+    Args:
+        key: The key; never printed.
+    """
+
+    key: bytes = field(repr=False)
+
+    def numpy(self) -> np.random.Generator:
+        """A counter-based generator with a 128-bit key: for noise, the same on every device."""
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.key[:16], "little")))
+
+    def torch(self) -> torch.Generator:
+        """A generator of torch's own: for data order and initialisation, never for secrets."""
+        generator = torch.Generator()
+        generator.manual_seed(int.from_bytes(self.key[:8], "little") >> 1)
+        return generator
+
+
+def derive(root: bytes, name: Name) -> Stream:
+    """The stream of a name under a root: SHA-256 of both, unambiguously encoded."""
+    return Stream(hashlib.sha256(root + repr(name).encode()).digest())
+
+
+class Streams(Protocol):
+    """Gives one stream for each name."""
+
+    def __getitem__(self, name: Name) -> Stream:
+        """The stream of a name."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Streams that follow from a public seed: data order, initialisation, sampling of clients.
+
+    Args:
+        seed: The public seed, a whole number.
+    """
+
+    seed: int
+
+    def __getitem__(self, name: Name) -> Stream:
+        """The stream of a name; the same name gives the same stream in every process."""
+        return derive(f"privtrain/seeds/{self.seed}/".encode(), name)
+
+
+@dataclass(frozen=True)
+class SeededEntropy:
+    """Entropy for simulation: whoever knows the seed knows every secret.
+
+    Args:
+        seed: The seed, a whole number; other secrets than those of `Seeds` with the same number.
+        attempt: How often the run was resumed, so that a resumed run draws fresh noise.
+    """
+
+    seed: int
+    attempt: int = 0
+    kind: EntropyKind = field(default=SEEDED, init=False)
+
+    def __getitem__(self, name: Name) -> Stream:
+        """The stream of a name; the same name gives the same stream in every process."""
+        return derive(f"privtrain/entropy/{self.seed}/{self.attempt}/".encode(), name)
+
+
+@dataclass(frozen=True)
+class SystemEntropy:
+    """Entropy of the operating system: every call gives another stream."""
+
+    kind: EntropyKind = field(default=SYSTEM, init=False)
+
+    def __getitem__(self, name: Name) -> Stream:
+        """A fresh stream; the name plays no part, since nothing here can be replayed."""
+        return Stream(os.urandom(32))
+
+
+Entropy = SeededEntropy | SystemEntropy
+
+
+@dataclass
+class OnceOnly:
+    """Entropy that gives each name out once: reused noise would cancel.
+
+    Args:
+        source: Where the streams come from.
+    """
+
+    source: Entropy
+    _given: set[Name] = field(default_factory=set, repr=False)
+
+    @property
+    def kind(self) -> EntropyKind:
+        """Where the streams come from."""
+        return self.source.kind
+
+    def __getitem__(self, name: Name) -> Stream:
+        """The stream of a name.
+
+        Raises:
+            RuntimeError: If the name was asked for before.
+        """
+        if name in self._given:
+            raise RuntimeError(f"The stream {name} was asked for twice; noise must never repeat.")
+        self._given.add(name)
+        return self.source[name]
+
+
+@contextmanager
+def global_generator(stream: Stream) -> Iterator[None]:
+    """Lets torch's global generator start from a stream, and puts it back afterwards.
+
+    Layers initialise themselves and drop units with the global generator, and there is no way to
+    hand them another one.
+    """
+    before = torch.get_rng_state()
+    torch.set_rng_state(stream.torch().get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

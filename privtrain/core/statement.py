@@ -1,0 +1,182 @@
+"""What is promised to whom: formal guarantees, and who reads what on the way."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.validate import check_delta, check_positive
+
+
+class Relation(StrEnum):
+    """Which two data sets count as neighbours."""
+
+    ADD_REMOVE = "add_remove"
+    REPLACE_ONE = "replace_one"
+    ZERO_OUT = "zero_out"
+
+
+ADD_REMOVE = Relation.ADD_REMOVE
+"""One unit more or less."""
+
+REPLACE_ONE = Relation.REPLACE_ONE
+"""One unit has other contents: twice the sensitivity of a sum of bounded contributions."""
+
+ZERO_OUT = Relation.ZERO_OUT
+"""One unit's contribution becomes zero, while everybody still takes part."""
+
+
+class Unit(StrEnum):
+    """Whose presence a guarantee hides."""
+
+    EXAMPLE = "example"
+    CLIENT = "client"
+    USER = "user"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """One differential-privacy guarantee, to one observer.
+
+    Args:
+        observer: Name of the observer it is given to.
+        unit: Whose contribution is hidden.
+        relation: Which data sets are neighbours.
+        epsilon: The guarantee's epsilon; infinity where nothing is promised.
+        delta: The guarantee's delta.
+        accountant: "pld", "rdp", or "none" where nothing had to be computed.
+        cross_check: The same epsilon by the other accountant, or None where it has none.
+        theorem: What it rests on, with its source.
+        assumptions: What has to hold for it.
+        data_dependent: Whether the number was computed from private data and is itself private.
+        releases: How many releases it covers.
+    """
+
+    observer: str
+    unit: Unit
+    relation: Relation
+    epsilon: float
+    delta: float
+    accountant: str
+    cross_check: float | None = None
+    theorem: str = ""
+    assumptions: tuple[str, ...] = ()
+    data_dependent: bool = False
+    releases: int = 0
+
+    def __str__(self) -> str:
+        epsilon = "inf" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
+        text = (
+            f"({epsilon}, {self.delta:g})-DP to the {self.observer}, "
+            f"per {self.unit}, {self.relation.replace('_', '-')}"
+        )
+        return f"{text}, data-dependent" if self.data_dependent else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputPrivacy:
+    """Who reads what while the model is trained. Cryptography protects inputs, DP outputs.
+
+    Args:
+        reader: Who reads.
+        reads: What is readable to it in the clear.
+        adversary: "semi-honest", "malicious", or "trusted" where nothing protects from it.
+        security: "computational", "information-theoretic", or "none".
+        dealer: Who deals the triples of a secret-shared computation; empty where nobody does.
+        honest: The smallest set that has to be honest.
+    """
+
+    reader: str
+    reads: str
+    adversary: str = "trusted"
+    security: str = "none"
+    dealer: str = ""
+    honest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reader} reads {self.reads} ({self.adversary}, {self.security})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """Everything a run promises: a list of guarantees, and who reads what.
+
+    Args:
+        guarantees: Output privacy, one or more for each observer.
+        input_privacy: Input privacy, one for each reader.
+        caveats: What the figures leave out.
+    """
+
+    guarantees: tuple[Guarantee, ...]
+    input_privacy: tuple[InputPrivacy, ...] = ()
+    caveats: tuple[str, ...] = ()
+
+    def epsilon(self, observer: str = "public") -> float:
+        """The smallest formal epsilon to an observer; infinity where nothing is promised.
+
+        A data-dependent epsilon is itself private and never the answer.
+        """
+        formal = [
+            g.epsilon for g in self.guarantees if g.observer == observer and not g.data_dependent
+        ]
+        return min(formal, default=math.inf)
+
+    def to_json(self) -> dict[str, Any]:
+        """The statement as plain values; infinity becomes the string "inf"."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def __str__(self) -> str:
+        parts = [*map(str, self.guarantees), *map(str, self.input_privacy), *self.caveats]
+        return "\n".join(parts)
+
+
+def to_plain(value: Any) -> Any:
+    """A frozen value as what JSON can hold: infinity is the string "inf", NaN the string "nan".
+
+    Args:
+        value: A dataclass, mapping, sequence, set, number, string or None.
+
+    Returns:
+        Nested dicts, lists, strings, numbers, booleans and None.
+    """
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return to_plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(to_plain(item) for item in value)
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def to_json_text(value: Any) -> str:
+    """A frozen value as JSON text."""
+    return json.dumps(to_plain(value), indent=2, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be spent, to one observer.
+
+    Args:
+        epsilon: Upper bound on epsilon; positive.
+        delta: The delta at which it is measured, in (0, 1).
+        observer: The observer whose guarantee is bounded.
+    """
+
+    epsilon: float
+    delta: float = 1e-5
+    observer: Observer = PUBLIC
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_delta(self.delta)

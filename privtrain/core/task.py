@@ -1,0 +1,181 @@
+"""What is learned, and from which rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError
+
+
+class Split(StrEnum):
+    """How a table is cut among parties."""
+
+    ROWS = "rows"
+    COLUMNS = "columns"
+
+
+ROWS = Split.ROWS
+"""Every party holds some rows, with all columns."""
+
+COLUMNS = Split.COLUMNS
+"""Every party holds some columns of all rows; one of them also holds the labels."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set in memory.
+
+    Args:
+        inputs: Shape `(rows, ...)`; floating point.
+        targets: Shape `(rows,)` or `(rows, ...)`; class indices or values. None where the holder
+            has no labels.
+    """
+
+    inputs: Tensor
+    targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets is not None and len(self.inputs) != len(self.targets):
+            raise DataError(
+                f"Expected inputs with {len(self.inputs)} rows and targets with "
+                f"{len(self.targets)} rows to have equally many."
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def labels(self) -> Tensor:
+        """The targets.
+
+        Raises:
+            DataError: If there are none.
+        """
+        if self.targets is None:
+            raise DataError("These rows have no targets; their holder does not hold the labels.")
+        return self.targets
+
+    def take(self, index: Tensor) -> "Rows":
+        """The rows at an index, shape `(chosen,)`."""
+        targets = None if self.targets is None else self.targets[index]
+        return Rows(self.inputs[index], targets)
+
+    def to(self, device: str) -> "Rows":
+        """The same rows on a device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return Rows(self.inputs.to(device), targets)
+
+
+def concatenate(parts: list[Rows]) -> Rows:
+    """Several data sets as one, in their order.
+
+    Args:
+        parts: At least one data set; all with targets or all without.
+
+    Returns:
+        All rows.
+    """
+    targets = [part.targets for part in parts]
+    present = [target for target in targets if target is not None]
+    return Rows(
+        torch.cat([part.inputs for part in parts]),
+        torch.cat(present) if len(present) == len(parts) else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedData:
+    """Rows that belong to several parties, and rows for testing that belong to nobody.
+
+    Args:
+        train: For each party, in the order of names, its rows. May load them when asked.
+        test: Rows for the figures that are reported.
+        validation: Rows for choosing settings; apart from the test rows.
+        public: Rows that anybody may read, such as the unlabelled ones a PATE student asks about.
+        split: Whether parties hold rows or columns.
+        label_holder: With `COLUMNS`, the party that holds the labels.
+        public_rows: A public figure of how many training rows there are, for sampling rates.
+            None where the number is private. Never measured by the library.
+        name: What the data set is called.
+        digest: SHA-256 of the rows, for the run card.
+    """
+
+    train: Mapping[str, Rows]
+    test: Rows
+    validation: Rows | None = None
+    public: Rows | None = None
+    split: Split = ROWS
+    label_holder: str | None = None
+    public_rows: int | None = None
+    name: str = "data"
+    digest: str = ""
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Names of the parties, in order."""
+        return tuple(self.train)
+
+    def pooled(self) -> Rows:
+        """All training rows as one data set, as a trusted curator would hold them.
+
+        Returns:
+            The rows of all parties in their order; with `COLUMNS`, all columns side by side.
+        """
+        parts = [self.train[party] for party in self.train]
+        if self.split is ROWS:
+            return concatenate(parts)
+        targets = None if self.label_holder is None else self.train[self.label_holder].targets
+        return Rows(torch.cat([part.inputs for part in parts], dim=1), targets)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits `(batch, classes)` and targets `(batch,)` to a loss for each example, `(batch,)`."""
+
+Metric = Callable[[Tensor, Tensor], float]
+"""Logits `(rows, classes)` and targets `(rows,)` to a number."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each example.
+
+    Args:
+        logits: Shape `(batch, classes)`.
+        targets: Class indices, shape `(batch,)`.
+
+    Returns:
+        Losses, shape `(batch,)`.
+    """
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Fraction of rows whose largest logit is at the target, in 0..1.
+
+    Args:
+        logits: Shape `(rows, classes)`.
+        targets: Class indices, shape `(rows,)`.
+
+    Returns:
+        The accuracy.
+    """
+    return float((logits.argmax(dim=1) == targets).double().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned: a model, a loss for each example, and metrics.
+
+    Args:
+        model: Makes the model; called without arguments. It pickles with cloudpickle.
+        loss: Loss of each example, `(batch,)`.
+        metrics: Name to metric. The one called "accuracy" goes into tables.
+        name: What the task is called.
+    """
+
+    model: Callable[[], nn.Module]
+    loss: Loss = cross_entropy
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": accuracy})
+    name: str = "task"

@@ -1,0 +1,200 @@
+"""The trainer interface: plan what will be released, then train."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import Observer
+from privtrain.core.result import History, Predictor
+from privtrain.core.runtime import MeshReply, Payload, Program, Runtimes, Star, Step
+from privtrain.core.seeding import Entropy, OnceOnly, Seeds
+from privtrain.core.statement import InputPrivacy, Relation, Unit
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.transcript import Transcript
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """What one observer will see of a training run, as events for an accountant.
+
+    Args:
+        observer: Who sees it.
+        unit: Whose contribution the guarantee hides.
+        relation: Which data sets are neighbours.
+        event: One release, as a dp_accounting event or an `RdpCurve`.
+        count: How many releases are planned.
+        theorem: What the guarantee rests on, with its source.
+        assumptions: What has to hold for it.
+        realised: For data-dependent accounting, the event of everything that was released,
+            known only afterwards.
+    """
+
+    observer: Observer
+    unit: Unit
+    relation: Relation
+    event: Any
+    count: int
+    theorem: str = ""
+    assumptions: tuple[str, ...] = ()
+    realised: Any = None
+
+
+class Ledger(Protocol):
+    """Counts releases, and writes down that they are spent before they are made."""
+
+    @property
+    def spent(self) -> int:
+        """How many releases were spent so far, aborted ones included."""
+        ...
+
+    def spend(self, count: int = 1) -> bool:
+        """Pays for the next releases, before any of them is made.
+
+        Args:
+            count: How many releases follow.
+
+        Returns:
+            Whether they were paid; False, and nothing spent, where the budget has no room.
+        """
+        ...
+
+    def use(self, count: int = 1) -> None:
+        """Takes note that releases are being made now.
+
+        Raises:
+            BudgetExceededError: If they were not paid for.
+        """
+        ...
+
+
+class Checkpoint(Protocol):
+    """Where a trainer leaves what it needs to go on after an interruption."""
+
+    def save(self, done: int, state: Mapping[str, Any]) -> None:
+        """Keeps the state after a number of finished rounds: tensors, numbers, dicts, lists."""
+        ...
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """The last state and the number of rounds it stands after, or None at the start."""
+        ...
+
+
+@dataclass
+class Run:
+    """One training run, from the coordinator's side.
+
+    Args:
+        runtimes: Where parties run.
+        ledger: Pays for releases.
+        transcript: Records messages.
+        seeds: Streams for data order and initialisation.
+        entropy: Streams for noise; each name is given out once.
+        checkpoint: Keeps what a resumed run needs.
+        open_star: Starts the parties of the star when first needed.
+        history: Diagnostics over the rounds.
+        device: Where tensors are computed.
+        progress: Called as `progress(done, total)`.
+        halted: Why training stopped early, or None.
+        notes: What the reader of the result should know.
+        peak_memory_bytes: Largest memory of another process of this run.
+        realised: Events that are known only after the releases, by observer name.
+    """
+
+    runtimes: Runtimes
+    ledger: Ledger
+    transcript: Transcript
+    seeds: Seeds
+    entropy: OnceOnly
+    checkpoint: Checkpoint
+    open_star: Callable[[], Star]
+    history: History = field(default_factory=History)
+    device: str = "cpu"
+    progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+    halted: str | None = None
+    notes: list[str] = field(default_factory=list)
+    peak_memory_bytes: int = 0
+    realised: dict[str, Any] = field(default_factory=dict)
+    _star: Star | None = field(default=None, repr=False)
+
+    @property
+    def star(self) -> Star:
+        """The open star; its parties start when it is first asked for."""
+        if self._star is None:
+            self._star = self.open_star()
+        return self._star
+
+    @property
+    def party_entropy(self) -> Entropy:
+        """The entropy that parties draw from."""
+        return self.entropy.source
+
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+        """Lets the named parties take a step; see `Star.map`."""
+        return self.star.map(step, payloads, round=round)
+
+    def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
+        """Lets all parties of the mesh run a program, and records what they sent.
+
+        Args:
+            program: What every party runs.
+            inputs: Party to what it brings, in the order of ranks.
+
+        Returns:
+            Party to result.
+
+        Raises:
+            UnsupportedError: If the run has no mesh.
+        """
+        if self.runtimes.mesh is None:
+            raise UnsupportedError(
+                "This trainer needs processes that talk to each other: give "
+                "runtimes=Runtimes(mesh=Processes())."
+            )
+        replies = self.runtimes.mesh.spmd(program, inputs, report=self.progress)
+        return {name: self._account(reply) for name, reply in replies.items()}
+
+    def _account(self, reply: MeshReply) -> Payload:
+        self.transcript.extend(reply.entries)
+        self.transcript.setups.extend(reply.setups)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, reply.peak_memory_bytes)
+        return reply.payload
+
+    def spend(self, count: int = 1) -> bool:
+        """Pays for the next releases; where the budget has no room, the run is marked halted.
+
+        Args:
+            count: How many releases follow.
+
+        Returns:
+            Whether training may go on.
+        """
+        if self.ledger.spend(count):
+            return True
+        self.halted = f"the budget was used up after {self.ledger.spent} releases"
+        return False
+
+
+class Trainer(Protocol):
+    """A way to train a model under some privacy technique. Configuration: frozen, pickles."""
+
+    @property
+    def token(self) -> str:
+        """The name used on the command line and in files, such as `dp_sgd`."""
+        ...
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        """What each observer will see of the run, before it starts."""
+        ...
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        """Who reads what while the model is trained."""
+        ...
+
+    def with_noise(self, scale: float) -> "Trainer | None":
+        """The same trainer with another noise scale, or None where it draws no noise."""
+        ...
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
+        """Trains and returns the predictor that is published."""
+        ...

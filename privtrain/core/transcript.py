@@ -1,0 +1,148 @@
+"""The transcript: every message of a run. Cost and every observer's view are read from it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from privtrain.core.observers import Observer
+from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor that was sent.
+
+    Args:
+        sender: Name of the party that sent it.
+        receiver: Name of the party that received it.
+        kind: What it is: "model", "update", "share", ...
+        shape: Shape of the tensor.
+        bytes: Size of the tensor in bytes; protocol headers are not counted.
+        round: Communication round, from 0.
+        payload: The tensor itself, where the run was asked to keep payloads, else None.
+    """
+
+    sender: str
+    receiver: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+    round: int
+    payload: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Something a party knows without being sent a message, such as the triples it dealt.
+
+    Args:
+        party: Who knows it.
+        what: What it is, in words.
+    """
+
+    party: str
+    what: str
+
+
+@dataclass(frozen=True)
+class View:
+    """What one observer saw: its own inputs and randomness, setup material, received messages.
+
+    Args:
+        observer: Whose view it is.
+        own: In words, what the observer brought itself.
+        setup: What it was dealt, or dealt.
+        messages: What it received.
+    """
+
+    observer: Observer
+    own: tuple[str, ...]
+    setup: tuple[Setup, ...]
+    messages: tuple[Entry, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of messages received, sorted, each once."""
+        return tuple(sorted({entry.kind for entry in self.messages}))
+
+
+_ROLES = {"aggregator": (AGGREGATOR_NAME,), "public": (), "querier": ("querier",)}
+
+
+@dataclass
+class Transcript:
+    """The record of every message of a run, in the order in which they were sent.
+
+    Only channels (the runtimes, and `publish` at the end of a run) write entries.
+
+    Args:
+        keep_payloads: Whether tensors are kept with their entries; for simulation only.
+    """
+
+    keep_payloads: bool = False
+    entries: list[Entry] = field(default_factory=list)
+    setups: list[Setup] = field(default_factory=list)
+
+    def send(self, sender: str, receiver: str, kind: str, tensor: Tensor, *, round: int) -> None:
+        """Records one sent tensor."""
+        payload = tensor.detach().clone() if self.keep_payloads else None
+        size = tensor.element_size() * tensor.nelement()
+        shape = tuple(tensor.shape)
+        self.entries.append(Entry(sender, receiver, kind, shape, size, round, payload))
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        """Records messages that were counted elsewhere, as in another process."""
+        self.entries.extend(entries)
+
+    def knows(self, party: str, what: str) -> None:
+        """Records setup material: something that a party knows without receiving it."""
+        self.setups.append(Setup(party, what))
+
+    def publish(self, kind: str, tensor: Tensor, *, sender: str, round: int) -> None:
+        """Records what everybody may read in the end. Publishing costs no bytes between parties."""
+        payload = tensor.detach().clone() if self.keep_payloads else None
+        self.entries.append(
+            Entry(sender, PUBLIC_NAME, kind, tuple(tensor.shape), 0, round, payload)
+        )
+
+    def view(self, observer: Observer) -> View:
+        """What an observer saw of the run.
+
+        A coalition sees what its members see; everybody sees what was published. A participant
+        sees what the first party that received something saw.
+        """
+        names = set(observer.corrupted) or set(_ROLES.get(observer.name, ()))
+        if observer.name == "participant" and not names:
+            names = set(self._first_participant())
+        messages = tuple(e for e in self.entries if e.receiver in names | {PUBLIC_NAME})
+        setup = tuple(s for s in self.setups if s.party in names)
+        own = tuple(f"the inputs and random choices of {name}" for name in sorted(names))
+        return View(observer, own, setup, messages)
+
+    def _first_participant(self) -> tuple[str, ...]:
+        outside = {AGGREGATOR_NAME, PUBLIC_NAME}
+        return next(((e.receiver,) for e in self.entries if e.receiver not in outside), ())
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of tensors sent between parties, over the whole run."""
+        return sum(entry.bytes for entry in self.entries)
+
+    @property
+    def bytes_sent_by_party(self) -> dict[str, int]:
+        """Bytes of tensors that each party sent, by name, sorted."""
+        totals: Counter[str] = Counter()
+        for entry in self.entries:
+            totals[entry.sender] += entry.bytes
+        return {name: totals[name] for name in sorted(totals) if totals[name]}
+
+    @property
+    def rounds(self) -> int:
+        """Number of communication rounds: distinct rounds in which something was sent."""
+        return len({entry.round for entry in self.entries if entry.receiver != PUBLIC_NAME})
+
+    def kinds_received_by(self, party: str) -> tuple[str, ...]:
+        """Kinds of messages a party received, sorted, each once."""
+        return tuple(sorted({e.kind for e in self.entries if e.receiver == party}))

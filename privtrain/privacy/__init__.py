@@ -1,0 +1,1 @@
+"""Bounding, noise, accounting and the ledger that pays for releases."""

@@ -1,0 +1,1 @@
+"""A comparison as text, CSV, LaTeX, JSON, pictures and a page."""

@@ -1,0 +1,1 @@
+"""Where parties run: in this process, on Flower, or as processes of their own."""

@@ -1,0 +1,1 @@
+"""How one data holder improves a model."""

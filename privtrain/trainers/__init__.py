@@ -1,0 +1,1 @@
+"""The algorithms, one page each."""
