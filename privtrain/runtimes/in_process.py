@@ -1,0 +1,113 @@
+"""All parties in this process, one after the other: the plainest star there is."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from privtrain.core.errors import PartyLostError, PrivtrainError
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import PartyRun, Payload, Setting, Step
+
+
+@dataclass
+class InProcessStar:
+    """An open star whose parties are function calls.
+
+    Args:
+        setting: Rows, streams and the transcript.
+    """
+
+    setting: Setting
+    _states: dict[str, Payload] = field(default_factory=dict, repr=False)
+    _scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def map(
+        self, step: Step, payloads: Mapping[str, Payload], *, round: int
+    ) -> dict[str, Payload]:
+        """Lets the named parties take a step; see `privtrain.core.runtime.Star.map`."""
+        check_known(payloads, self.setting.data.train)
+        return {
+            party: self._exchange(step, party, payload, round)
+            for party, payload in payloads.items()
+        }
+
+    def _exchange(self, step: Step, party: str, payload: Payload, round: int) -> Payload:
+        record = self.setting.transcript.send
+        for kind, tensor in payload.items():
+            record(AGGREGATOR_NAME, party, kind, tensor, round=round)
+        reply = take_step(step, payload, self._party_run(party, round))
+        for kind, tensor in reply.items():
+            record(party, AGGREGATOR_NAME, kind, tensor, round=round)
+        return reply
+
+    def _party_run(self, party: str, round: int) -> PartyRun:
+        return PartyRun(
+            party=party,
+            round=round,
+            train=self.setting.data.train,
+            state=self._states.setdefault(party, {}),
+            seeds=self.setting.seeds,
+            entropy=self.setting.entropy,
+            device=self.setting.device,
+            scratch=self._scratch,
+        )
+
+    def states(self) -> dict[str, Payload]:
+        """What each party keeps from round to round."""
+        return {party: dict(state) for party, state in self._states.items() if state}
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        """Gives the parties back what they kept."""
+        self._states = {party: dict(state) for party, state in states.items()}
+
+
+def check_known(named: Mapping[str, object], train: Mapping[str, object]) -> None:
+    """Raises `ValueError` if a name belongs to no party."""
+    for party in named:
+        if party not in train:
+            known = ", ".join(list(train)[:5])
+            raise ValueError(f"Expected party={party!r} to be a party of the data: {known}, ...")
+
+
+def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
+    """Lets one party take a step, and names the party if it fails.
+
+    Raises:
+        PartyLostError: If the step raises anything but an error of privtrain's own.
+    """
+    try:
+        return step(payload, party_run)
+    except PrivtrainError:
+        raise
+    # Any error of user code (a model, a loss) at one party must end the run with its name.
+    except Exception as error:
+        message = f"{party_run.party} failed in round {party_run.round}: {error!r}"
+        raise PartyLostError(message, party_run.party) from error
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A star whose parties are function calls in this process: fast, and for simulation only."""
+
+    @property
+    def name(self) -> str:
+        """What the runtime is called."""
+        return "in-process"
+
+    @property
+    def real(self) -> bool:
+        """Whether parties are separate processes; they are not."""
+        return False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[InProcessStar]:
+        """Starts the parties.
+
+        Args:
+            setting: Rows, streams and the transcript.
+
+        Yields:
+            The open star.
+        """
+        yield InProcessStar(setting)
