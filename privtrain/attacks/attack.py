@@ -1,0 +1,89 @@
+"""What an attack is, and what it is allowed to read."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from privtrain.core.observers import Observer
+from privtrain.core.result import Leakage, Predictor, Target
+from privtrain.core.task import Rows, Task
+from privtrain.core.transcript import Transcript
+
+
+class Attack(Protocol):
+    """Tries to learn about training rows from what one observer saw. Frozen, pickles."""
+
+    @property
+    def observer(self) -> Observer:
+        """Whose view the attack reads, and nobody else's."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What the attack is called in tables."""
+        ...
+
+    def run(self, target: Target, *, seed: int) -> Leakage:
+        """Attacks.
+
+        Args:
+            target: What the attack's observer saw, and the rows whose membership is guessed.
+            seed: Public seed of the attack's own choices.
+
+        Returns:
+            What was learned by this attack; no evidence of safety against another one.
+        """
+        ...
+
+
+def target_for(
+    observer: Observer,
+    *,
+    transcript: Transcript,
+    predictor: Predictor,
+    task: Task,
+    members: Rows,
+    non_members: Rows,
+    retrain: Callable[[Rows, int], Predictor] | None = None,
+) -> Target:
+    """What an observer may use for an attack: the transcript is cut down to its view.
+
+    Args:
+        observer: Who attacks.
+        transcript: Every message of the run.
+        predictor: The published predictor; everybody may ask it.
+        task: What was learned.
+        members: Rows that were trained on.
+        non_members: Rows that were not, from the same distribution.
+        retrain: Trains a shadow predictor on other rows from a seed.
+
+    Returns:
+        A target that holds no message which the observer did not receive.
+    """
+    return Target(
+        view=transcript.view(observer),
+        predictor=predictor,
+        task=task,
+        members=members,
+        non_members=non_members,
+        retrain=retrain,
+    )
+
+
+def check_target(target: Target, observer: Observer) -> None:
+    """Makes sure that a target holds the view of the observer who attacks.
+
+    Args:
+        target: What an attack was given.
+        observer: Whose view it may read.
+
+    Raises:
+        ValueError: If the view is another observer's, or if there is nothing to tell apart.
+    """
+    if target.view.observer != observer:
+        raise ValueError(
+            f"Expected target.view.observer={target.view.observer.name!r} to be "
+            f"{observer.name!r}; build the target with target_for(attack.observer, ...)."
+        )
+    for name, rows in (("members", target.members), ("non_members", target.non_members)):
+        if len(rows) == 0:
+            raise ValueError(f"Expected target.{name} to hold at least one row; it holds none.")

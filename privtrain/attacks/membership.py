@@ -1,0 +1,151 @@
+"""Membership inference: was this row trained on?"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from privtrain.attacks.attack import check_target
+from privtrain.attacks.scores import (
+    FALSE_POSITIVES_NEEDED,
+    Scores,
+    advantage,
+    auc,
+    auc_interval,
+    tpr_at_fpr,
+)
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.result import Leakage, Predictor, Target
+from privtrain.core.seeding import Seeds
+from privtrain.core.task import Rows, Task
+from privtrain.core.validate import check_count
+
+LOW_RATES = (("1%", 0.01), ("0.1%", 0.001))
+"""The false positive rates at which true positive rates are reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossThreshold:
+    """Calls a row a member where the published predictor's loss on it is small.
+
+    The simplest attack there is, and a weak one: it uses no shadow models. It gets the true
+    label of each row.
+
+    Args:
+        limit: At most so many members and as many non-members are attacked; at least 1.
+        batch_size: How many rows the predictor is asked at once; at least 1.
+
+    Source: Yeom et al. 2018, section 3.3 (arXiv:1709.01604).
+    """
+
+    limit: int = 10_000
+    batch_size: int = 1_024
+    name: str = field(default="loss threshold", init=False)
+    observer: Observer = field(default=PUBLIC, init=False)
+
+    def __post_init__(self) -> None:
+        check_count(limit=self.limit, batch_size=self.batch_size)
+
+    def run(self, target: Target, *, seed: int) -> Leakage:
+        """Attacks equally many members and non-members, drawn by a seed.
+
+        Args:
+            target: Holds the public view; only the predictor, the loss and the rows are used.
+            seed: Public seed of the draw.
+
+        Returns:
+            `auc`, `advantage`, `tpr_at_1%_fpr` and `tpr_at_0.1%_fpr` with 95% intervals, and
+            the realised false positive rates. None where there are too few rows.
+
+        Raises:
+            ValueError: If the view is another observer's or one side has no rows.
+        """
+        check_target(target, self.observer)
+        count = min(len(target.members), len(target.non_members), self.limit)
+        losses = [
+            _losses(target.predictor, target.task, _draw(rows, count, seed, side), self.batch_size)
+            for side, rows in (("members", target.members), ("non_members", target.non_members))
+        ]
+        unscored = sum(int(torch.isnan(loss).sum()) for loss in losses)
+        inside, outside = (_to_scores(loss) for loss in losses)
+        metrics, intervals = _metrics(inside, outside)
+        return Leakage(
+            attack=self.name,
+            observer=self.observer.name,
+            metrics=metrics,
+            intervals=intervals,
+            members=count,
+            non_members=count,
+            notes=_notes(count, unscored, metrics),
+        )
+
+
+def _draw(rows: Rows, count: int, seed: int, side: str) -> Rows:
+    """Rows drawn without replacement, in random order."""
+    stream = Seeds(seed)[f"loss threshold/{side}", 0, ""]
+    return rows.take(torch.randperm(len(rows), generator=stream.torch())[:count])
+
+
+@torch.no_grad()
+def _losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) -> Tensor:
+    """The loss on each row in float64, shape `(rows,)`."""
+    found = []
+    for start in range(0, len(rows), batch_size):
+        logits = predictor(rows.inputs[start : start + batch_size])
+        loss = _loss(task, logits, rows.labels[start : start + batch_size])
+        if loss.shape != (len(logits),):
+            raise ValueError(
+                f"Expected task.loss to give one value a row, shape ({len(logits)},); "
+                f'it gave {tuple(loss.shape)}. Use reduction="none".'
+            )
+        found.append(loss.double().cpu())
+    return torch.cat(found)
+
+
+def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss in float64: in float32 that of a confident prediction is 0, and members tie."""
+    wide = targets.double() if targets.is_floating_point() else targets
+    try:
+        return task.loss(logits.double(), wide)
+    except RuntimeError:
+        # A loss that holds float32 tensors of its own, such as class weights.
+        return task.loss(logits, targets)
+
+
+def _to_scores(losses: Tensor) -> Scores:
+    """Minus the loss; a loss that is not a number gets the worst score."""
+    largest = torch.finfo(losses.dtype).max
+    scores: Scores = (-losses).nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf).numpy()
+    return scores
+
+
+def _metrics(
+    inside: Scores, outside: Scores
+) -> tuple[dict[str, float | None], dict[str, tuple[float, float]]]:
+    metrics: dict[str, float | None] = {"auc": auc(inside, outside)}
+    intervals = {"auc": auc_interval(inside, outside)}
+    gain = advantage(inside, outside)
+    metrics["advantage"] = None if gain is None else gain.value
+    if gain is not None:
+        intervals["advantage"] = gain.interval
+    for name, rate in LOW_RATES:
+        point = tpr_at_fpr(inside, outside, rate)
+        metrics[f"tpr_at_{name}_fpr"] = None if point is None else point.tpr
+        metrics[f"realised_fpr_at_{name}"] = None if point is None else point.fpr
+        if point is not None:
+            intervals[f"tpr_at_{name}_fpr"] = point.tpr_interval
+    return metrics, intervals
+
+
+def _notes(count: int, unscored: int, metrics: dict[str, float | None]) -> tuple[str, ...]:
+    notes = ["this attack only, not evidence of safety"]
+    for name, rate in LOW_RATES:
+        if metrics[f"tpr_at_{name}_fpr"] is None:
+            needed = round(FALSE_POSITIVES_NEEDED / rate)
+            notes.append(
+                f"TPR at {name} FPR is not resolvable: {needed:,} non-members are needed, "
+                f"{count:,} were attacked"
+            )
+    if unscored:
+        notes.append(f"{unscored} losses were not a number and got the worst score")
+    return tuple(notes)

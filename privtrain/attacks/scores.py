@@ -1,0 +1,348 @@
+"""How well a score tells members from non-members: ROC, AUC, TPR at a low FPR, intervals.
+
+All functions are pure and take score arrays in which larger means "more likely a member".
+A row that cannot be scored gets -inf; NaN and +inf are refused. Rows with the same score share
+one threshold.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from privtrain.core.validate import check_count, check_delta, check_fraction, check_probability
+
+Scores = NDArray[np.float64]
+"""Scores, shape `(rows,)`."""
+
+FALSE_POSITIVES_NEEDED = 10
+"""How many false positives an operating point has to allow before it is reported."""
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """The ROC curve of a score, one point for each distinct threshold.
+
+    Args:
+        thresholds: Falling; rows with a score at or above it are called members. The first is
+            above all scores, so that nobody is.
+        false_positive_rate: Fraction of non-members called members, rising from 0 to 1.
+        true_positive_rate: Fraction of members called members, rising from 0 to 1.
+    """
+
+    thresholds: Scores
+    false_positive_rate: Scores
+    true_positive_rate: Scores
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a threshold achieves that lets at most a given fraction of non-members through.
+
+    Args:
+        threshold: Rows with a score at or above it are called members.
+        tpr: True positive rate.
+        fpr: Realised false positive rate; at most the one asked for.
+        tpr_interval: 95% Clopper-Pearson interval of the true positive rate.
+    """
+
+    threshold: float
+    tpr: float
+    fpr: float
+    tpr_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """TPR minus FPR at a threshold that other rows chose.
+
+    Args:
+        value: The advantage, in [-1, 1]; 0 for a coin.
+        interval: 95% interval.
+    """
+
+    value: float
+    interval: tuple[float, float]
+
+
+def _scores(name: str, values: ArrayLike) -> Scores:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"Expected {name} with shape {array.shape} to be (rows,), rows >= 1.")
+    if np.isnan(array).any():
+        raise ValueError(
+            f"Expected {name} without NaN; it holds {int(np.isnan(array).sum())}. "
+            "Give a row that cannot be scored the worst score, -inf."
+        )
+    if array.max() == math.inf:
+        raise ValueError(
+            f"Expected {name} below +inf, so that a threshold lies above all scores. "
+            "Use the largest float instead."
+        )
+    return array
+
+
+def _at_or_above(scores: Scores, thresholds: Scores) -> NDArray[np.int64]:
+    """How many scores are at or above each threshold, shape `(thresholds,)`."""
+    below = np.searchsorted(np.sort(scores), thresholds, side="left")
+    return np.asarray(len(scores) - below, dtype=np.int64)
+
+
+def roc(members: ArrayLike, non_members: ArrayLike) -> Roc:
+    """The ROC curve; tied scores share one threshold, so no order among them is invented.
+
+    Args:
+        members: Scores of members, shape `(members,)`.
+        non_members: Scores of non-members, shape `(non_members,)`.
+
+    Returns:
+        One point for each distinct score, and the start at (0, 0).
+
+    Raises:
+        ValueError: If an array is empty, or holds NaN or +inf.
+    """
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    tpr = _at_or_above(inside, thresholds) / len(inside)
+    fpr = _at_or_above(outside, thresholds) / len(outside)
+    start = np.nextafter(thresholds[0], np.inf)
+    return Roc(
+        np.concatenate([[start], thresholds]),
+        np.concatenate([[0.0], fpr]),
+        np.concatenate([[0.0], tpr]),
+    )
+
+
+def _placements(scores: Scores, others: Scores) -> Scores:
+    """For each score, the fraction of others below it; ties count half. Shape of `scores`."""
+    ordered = np.sort(others)
+    twice = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    return np.asarray(twice / (2 * len(others)), dtype=np.float64)
+
+
+def auc(members: ArrayLike, non_members: ArrayLike) -> float:
+    """The area under the ROC curve: how often a member scores higher, ties counted half.
+
+    It is the Mann-Whitney statistic over the number of pairs.
+
+    Args:
+        members: Scores of members, shape `(members,)`.
+        non_members: Scores of non-members, shape `(non_members,)`.
+
+    Returns:
+        The area, in [0, 1]; 0.5 for a score that tells nothing.
+
+    Raises:
+        ValueError: If an array is empty, or holds NaN or +inf.
+    """
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    return float(_placements(inside, outside).mean())
+
+
+def auc_interval(
+    members: ArrayLike, non_members: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float]:
+    """A confidence interval of the AUC: DeLong's variance on the logit scale.
+
+    DeLong's variance is zero where all pairs agree (perfect separation, or nothing but ties).
+    There the interval is the exact one over disjoint pairs, of which there are
+    min(members, non-members). With a single row on one side nothing is known.
+
+    Args:
+        members: Scores of members, shape `(members,)`.
+        non_members: Scores of non-members, shape `(non_members,)`.
+        confidence: In [0, 1).
+
+    Returns:
+        Lower and upper bound, in [0, 1].
+
+    Raises:
+        ValueError: If an array is empty, or holds NaN or +inf.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988; logit scale: Pepe 2003, section 5.2.
+    """
+    check_fraction(confidence=confidence)
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    if min(len(inside), len(outside)) < 2:
+        return (0.0, 1.0)
+    member_side, other_side = _placements(inside, outside), _placements(outside, inside)
+    area = float(member_side.mean())
+    variance = float(member_side.var(ddof=1) / len(inside) + other_side.var(ddof=1) / len(outside))
+    if variance == 0 or not 0 < area < 1:
+        return _unanimous_interval(area, min(len(inside), len(outside)), confidence)
+    return _logit_interval(area, math.sqrt(variance), confidence)
+
+
+def _logit_interval(area: float, deviation: float, confidence: float) -> tuple[float, float]:
+    from scipy.special import expit, logit
+    from scipy.stats import norm
+
+    half = float(norm.ppf(0.5 + confidence / 2)) * deviation / (area * (1 - area))
+    return (float(expit(logit(area) - half)), float(expit(logit(area) + half)))
+
+
+def _unanimous_interval(area: float, pairs: int, confidence: float) -> tuple[float, float]:
+    """All disjoint pairs gave the same answer, worth `area`: how often might another come?"""
+    other = 1 - clopper_pearson(pairs, pairs, confidence)[0]
+    return (area * (1 - other), area + (1 - area) * other)
+
+
+def resolvable(non_members: int, fpr: float) -> bool:
+    """Whether there are enough non-members to speak of a false positive rate.
+
+    A threshold at rate `fpr` rests on the `fpr * non_members` highest non-members. With ten of
+    them the realised rate is known to about a third of itself (1 / sqrt(10)); with fewer, one
+    row decides. Hence at least `10 / fpr`: 1,000 for 1%, 10,000 for 0.1%.
+
+    Args:
+        non_members: How many there are.
+        fpr: The false positive rate, in (0, 1].
+    """
+    check_probability(fpr=fpr)
+    # The rate is a decimal fraction: 10 / 0.001 must not miss 10,000 by a rounding error.
+    return non_members * fpr >= FALSE_POSITIVES_NEEDED * (1 - 1e-9)
+
+
+def tpr_at_fpr(
+    members: ArrayLike, non_members: ArrayLike, fpr: float, confidence: float = 0.95
+) -> OperatingPoint | None:
+    """The true positive rate at a low false positive rate.
+
+    The threshold is the lowest score at which the realised rate does not exceed the one asked
+    for; tied rows are let through together or not at all.
+
+    Args:
+        members: Scores of members, shape `(members,)`.
+        non_members: Scores of non-members, shape `(non_members,)`.
+        fpr: The false positive rate asked for, in (0, 1].
+        confidence: Of the interval.
+
+    Returns:
+        The operating point, or None where the rate is not resolvable with so few non-members.
+
+    Raises:
+        ValueError: If an array is empty, or holds NaN or +inf.
+
+    Source: Carlini et al. 2022, section III (arXiv:2112.03570), on why the low end matters.
+    """
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    if not resolvable(len(outside), fpr):
+        return None
+    curve = roc(inside, outside)
+    allowed = math.floor(len(outside) * fpr * (1 + 1e-12))
+    false_positives = np.rint(curve.false_positive_rate * len(outside))
+    last = int(np.searchsorted(false_positives, allowed, side="right")) - 1
+    true_positives = round(float(curve.true_positive_rate[last]) * len(inside))
+    return OperatingPoint(
+        threshold=float(curve.thresholds[last]),
+        tpr=true_positives / len(inside),
+        fpr=float(curve.false_positive_rate[last]),
+        tpr_interval=clopper_pearson(true_positives, len(inside), confidence),
+    )
+
+
+def advantage(
+    members: ArrayLike, non_members: ArrayLike, *, confidence: float = 0.95
+) -> Advantage | None:
+    """TPR minus FPR at the threshold that is best on the first halves, measured on the second.
+
+    Choosing the best threshold on the rows it is measured on would report an advantage where
+    there is none. The interval joins two Clopper-Pearson intervals, each at half the error.
+
+    Args:
+        members: Scores of members in random order, shape `(members,)`.
+        non_members: Scores of non-members in random order, shape `(non_members,)`.
+        confidence: Of the interval.
+
+    Returns:
+        The advantage, or None where one side has fewer than two rows.
+
+    Raises:
+        ValueError: If an array is empty, or holds NaN or +inf.
+
+    Source: Yeom et al. 2018, Definition 4 (arXiv:1709.01604).
+    """
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    if min(len(inside), len(outside)) < 2:
+        return None
+    half_in, half_out = len(inside) // 2, len(outside) // 2
+    curve = roc(inside[:half_in], outside[:half_out])
+    best = int(np.argmax(curve.true_positive_rate - curve.false_positive_rate))
+    threshold = curve.thresholds[best]
+    hits = int((inside[half_in:] >= threshold).sum())
+    alarms = int((outside[half_out:] >= threshold).sum())
+    trials_in, trials_out = len(inside) - half_in, len(outside) - half_out
+    each = 1 - (1 - confidence) / 2
+    tpr = clopper_pearson(hits, trials_in, each)
+    fpr = clopper_pearson(alarms, trials_out, each)
+    return Advantage(hits / trials_in - alarms / trials_out, (tpr[0] - fpr[1], tpr[1] - fpr[0]))
+
+
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact two-sided confidence interval of a probability.
+
+    Args:
+        successes: How often it happened, in 0..trials.
+        trials: How often it was tried, independently; at least 1.
+        confidence: In [0, 1).
+
+    Returns:
+        Lower and upper bound, in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Clopper and Pearson 1934.
+    """
+    from scipy.stats import beta
+
+    check_count(trials=trials)
+    check_count(0, successes=successes)
+    check_fraction(confidence=confidence)
+    if successes > trials:
+        raise ValueError(f"Expected successes={successes} <= trials={trials}.")
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
+    high = (
+        1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
+    )
+    return (low, high)
+
+
+def epsilon_lower_bound(
+    true_positives: int,
+    positives: int,
+    false_positives: int,
+    negatives: int,
+    *,
+    delta: float,
+    confidence: float = 0.95,
+) -> float:
+    """The smallest epsilon that the guesses of an attack are compatible with.
+
+    Under (epsilon, delta)-DP every test obeys `TPR <= e^epsilon FPR + delta` and
+    `TNR <= e^epsilon FNR + delta`. The rates are replaced by Clopper-Pearson bounds that hold
+    together with the stated confidence.
+
+    Args:
+        true_positives: Correct guesses "it was in"; the threshold must be fixed beforehand.
+        positives: How often it was in. The trials must be independent: one training run each.
+        false_positives: Wrong guesses "it was in".
+        negatives: How often it was not.
+        delta: The delta at which epsilon is bounded, in (0, 1).
+        confidence: In [0, 1).
+
+    Returns:
+        The lower bound; 0 where the guesses prove nothing.
+
+    Source: Jagielski, Ullman and Oprea 2020 (arXiv:2006.07709); Nasr et al. 2021
+        (arXiv:2101.04535).
+    """
+    check_delta(delta)
+    each = 1 - (1 - confidence) / 2
+    tpr = clopper_pearson(true_positives, positives, each)[0]
+    fpr = clopper_pearson(false_positives, negatives, each)[1]
+    # An upper Clopper-Pearson bound is never zero, so that the ratios exist.
+    ratios = ((tpr - delta) / fpr, (1 - fpr - delta) / (1 - tpr))
+    return max(math.log(max(*ratios, 1.0)), 0.0)
