@@ -101,6 +101,7 @@ class FederatedData:
             None where the number is private. Never measured by the library.
         name: What the data set is called.
         digest: SHA-256 of the rows, for the run card.
+        notes: What the reader should know, such as that categories were read from private rows.
     """
 
     train: Mapping[str, Rows]
@@ -112,6 +113,7 @@ class FederatedData:
     public_rows: int | None = None
     name: str = "data"
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def parties(self) -> tuple[str, ...]:

@@ -1,0 +1,352 @@
+"""Own data in memory: checked, scaled by public constants, cut and shared."""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError
+from privtrain.core.seeding import Seeds, global_generator
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.validate import check_count
+from privtrain.data.federation import EVENLY, Layout, federate
+from privtrain.data.models import default_model
+from privtrain.data.partition import Partition
+
+Model = Callable[[], nn.Module]
+"""Makes a model; called without arguments."""
+
+Array = Tensor | ArrayLike
+"""A numpy array, a torch tensor, or nested sequences of numbers."""
+
+Scale = tuple[ArrayLike, ArrayLike]
+"""Public lowest and highest values: one number each, or one a column."""
+
+
+def from_arrays(
+    inputs: Array,
+    targets: Array,
+    *,
+    parties: int | tuple[str, ...] = 10,
+    partition: Partition = EVENLY,
+    seed: int = 0,
+    test: tuple[Array, Array] | None = None,
+    public: Array | None = None,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    public_fraction: float = 0.0,
+    scale: Scale | None = None,
+    classes: int | None = None,
+    model: Model | None = None,
+    public_rows: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    name: str = "arrays",
+) -> tuple[Task, FederatedData]:
+    """Makes a classification task of own arrays.
+
+    Test, validation and public rows are the same for every seed. Nothing is measured on the rows:
+    features are scaled by the constants given, or not at all.
+
+    Args:
+        inputs: Features, shape `(rows, ...)`; finite numbers.
+        targets: Class numbers 0, 1, ..., shape `(rows,)`.
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition.
+        test: Inputs and targets for testing, where they are known beforehand.
+        public: Unlabelled inputs that anybody may read, where there are some.
+        test_fraction: Fraction of the rows for testing; without effect where `test` is given.
+        validation_fraction: Fraction of the rows for choosing settings.
+        public_fraction: Fraction of the rows that become public, without labels.
+        scale: Public lowest and highest values: one number each, or one a column. Inputs are
+            clamped to them and mapped to [0, 1].
+        classes: How many classes there are, as a public figure; else all that occur count.
+        model: Makes the model; else one is chosen by the shapes.
+        public_rows: A public figure of how many training rows there are, for sampling rates.
+            Without it the number counts as private.
+        dtype: `torch.float32` or `torch.float64`.
+        name: What the data set is called.
+
+    Returns:
+        The task and the data.
+
+    Raises:
+        DataError: If the arrays cannot be used; the message says where and why.
+    """
+    layout = Layout(
+        parties=parties,
+        partition=partition,
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        public_fraction=public_fraction,
+    )
+    if public_rows is not None:
+        check_count(public_rows=public_rows)
+    rows = _rows(inputs, targets, scale, dtype, ("inputs", "targets"))
+    test_rows = None
+    if test is not None:
+        test_rows = _rows(*test, scale, dtype, ("test[0]", "test[1]"))
+        _check_width(rows.inputs, **{"test[0]": test_rows.inputs})
+    public_inputs = None
+    if public is not None:
+        public_inputs = scaled(to_inputs(public, dtype, "public"), scale)
+        _check_width(rows.inputs, public=public_inputs)
+    count = count_classes(rows.labels, None if test_rows is None else test_rows.labels, classes)
+    data = federate(
+        rows,
+        layout,
+        name=name,
+        test=test_rows,
+        public=None if public_inputs is None else Rows(public_inputs),
+        public_rows=public_rows,
+    )
+    return Task(model=chosen_model(model, rows.inputs, count), name=name), data
+
+
+def from_npz(
+    path: str | Path, *, inputs: str = "x", targets: str = "y", **options: Any
+) -> tuple[Task, FederatedData]:
+    """Makes a classification task of a file that `numpy.savez` wrote.
+
+    Args:
+        path: The file.
+        inputs: Name of the array with the features.
+        targets: Name of the array with the class numbers.
+        options: What `from_arrays` takes.
+
+    Returns:
+        The task and the data.
+
+    Raises:
+        DataError: If the file cannot be read, an array is missing, or the arrays cannot be used.
+    """
+    path = Path(path)
+    try:
+        # Pickled arrays can run code: they are refused.
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in (inputs, targets) if key not in file.files]
+            if missing:
+                raise DataError(
+                    f"Expected {path} to hold an array {missing[0]!r}; it holds "
+                    f"{', '.join(file.files) or 'none'}. Name them with inputs= and targets=."
+                )
+            arrays = file[inputs], file[targets]
+    except DataError:
+        raise
+    # numpy raises any of these for a file that is missing, cut off, pickled or no archive.
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        KeyError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DataError(f"Could not read {path} as an .npz file: {error}") from error
+    return from_arrays(*arrays, **{"name": path.stem, **options})
+
+
+def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
+    """Features as a tensor, checked.
+
+    Args:
+        array: Numbers, shape `(rows, ...)`.
+        dtype: Floating-point type of the result.
+        name: What messages call the array.
+
+    Returns:
+        Shape `(rows, ...)`.
+
+    Raises:
+        DataError: If there are no rows or columns, or a number is not finite.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"Expected dtype={dtype} to be torch.float32 or torch.float64.")
+    tensor = _tensor(array, name)
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        raise DataError(
+            f"Expected {name} of shape {tuple(tensor.shape)} to have the shape (rows, columns) or "
+            "more dimensions, and to hold something. Use reshape(-1, 1) for a single column."
+        )
+    result = tensor.to(dtype)
+    finite = torch.isfinite(result)
+    if not bool(finite.all()):
+        row, *place = (int(number) for number in (~finite).nonzero()[0])
+        column = place[0] if len(place) == 1 else tuple(place)
+        raise DataError(
+            f"Expected {name} to hold finite numbers; row {row}, column {column} is "
+            f"{float(result[(row, *place)])}. Remove or impute such rows before training."
+        )
+    return result
+
+
+def to_targets(array: Array, name: str) -> Tensor:
+    """Class numbers as a tensor, checked.
+
+    Args:
+        array: Whole numbers from 0, shape `(rows,)` or `(rows, 1)`.
+        name: What messages call the array.
+
+    Returns:
+        Type int64, shape `(rows,)`.
+
+    Raises:
+        DataError: If the shape is another, or a number is not a whole number from 0.
+    """
+    tensor = _tensor(array, name)
+    if tensor.ndim == 2 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if tensor.ndim != 1:
+        raise DataError(
+            f"Expected {name} of shape {tuple(tensor.shape)} to have the shape (rows,)."
+        )
+    result = tensor.to(torch.int64)
+    wrong = (result != tensor) | (result < 0)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"Expected {name} to hold class numbers 0, 1, ...; row {row} is {tensor[row].item()}. "
+            f"Map the classes first: numpy.unique({name}, return_inverse=True)[1]."
+        )
+    return result
+
+
+def _tensor(array: Array, name: str) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.detach().cpu()
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise DataError(
+            f"Expected {name} to hold numbers, not values of type {values.dtype}. Map words to "
+            f"numbers first, or use from_csv, which does."
+        )
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+    elif values.dtype.kind == "u":
+        values = values.astype(np.int64)
+    # A copy: later writes into the caller's array must not change the data set.
+    return torch.from_numpy(np.array(values, order="C"))
+
+
+def _rows(
+    inputs: Array, targets: Array, scale: Scale | None, dtype: torch.dtype, names: tuple[str, str]
+) -> Rows:
+    features, labels = to_inputs(inputs, dtype, names[0]), to_targets(targets, names[1])
+    if len(features) != len(labels):
+        raise DataError(
+            f"Expected {names[0]} with {len(features)} rows and {names[1]} with {len(labels)} "
+            "rows to have equally many."
+        )
+    return Rows(scaled(features, scale), labels)
+
+
+def scaled(inputs: Tensor, scale: Scale | None) -> Tensor:
+    """Inputs clamped to a public range and mapped to [0, 1].
+
+    Args:
+        inputs: Shape `(rows, ...)`.
+        scale: Lowest and highest values, one number each or one a column; None leaves the inputs
+            as they are.
+
+    Returns:
+        Same shape.
+
+    Raises:
+        ValueError: If a lowest value is not below its highest, or the shapes do not fit.
+    """
+    if scale is None:
+        return inputs
+    low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in scale)
+    if not bool((low < high).all()) or not bool(torch.isfinite(high - low).all()):
+        raise ValueError(f"Expected scale={scale} to hold lowest values below highest ones.")
+    if any(end.ndim and end.shape != inputs.shape[1:] for end in (low, high)):
+        raise ValueError(
+            f"Expected scale with shapes {tuple(low.shape)} and {tuple(high.shape)} to hold "
+            f"numbers or to have the shape of one input, {tuple(inputs.shape[1:])}."
+        )
+    return ((inputs.double() - low) / (high - low)).clamp(0.0, 1.0).to(inputs.dtype)
+
+
+def _check_width(inputs: Tensor, **others: Tensor) -> None:
+    for name, other in others.items():
+        if other.shape[1:] != inputs.shape[1:]:
+            raise DataError(
+                f"Expected {name} with rows of shape {tuple(other.shape[1:])} to have rows of "
+                f"shape {tuple(inputs.shape[1:])}, as inputs have."
+            )
+
+
+def count_classes(targets: Tensor, test_targets: Tensor | None, classes: int | None) -> int:
+    """How many classes there are, checked.
+
+    Args:
+        targets: Class numbers, shape `(rows,)`.
+        test_targets: Those of test rows that were given apart.
+        classes: The number as a public figure, or None.
+
+    Returns:
+        The number of classes, at least 2.
+
+    Raises:
+        DataError: If only one class occurs, one is skipped, or one lies beyond `classes`.
+    """
+    found = torch.unique(targets).tolist()
+    if len(found) < 2:
+        raise DataError(
+            f"Expected targets to hold two or more classes; all {len(targets)} rows are of class "
+            f"{found[0]}. There is nothing to learn."
+        )
+    count = found[-1] + 1 if classes is None else classes
+    check_count(2, classes=count)
+    if classes is None and len(found) != count:
+        absent = next(label for label in range(count) if label not in found)
+        raise DataError(
+            f"Expected targets to hold every class from 0 to {count - 1}; class {absent} is "
+            f"absent. Map the classes to 0, 1, ..., or give classes={count}."
+        )
+    highest = max(found[-1], 0 if test_targets is None else int(test_targets.max()))
+    if highest >= count:
+        raise DataError(f"Expected targets below classes={count}; class {highest} occurs.")
+    return int(count)
+
+
+def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
+    """The model of a task: the user's, tried on two rows of zeros, or the default one.
+
+    Args:
+        model: The user's factory, or None.
+        inputs: Shape `(rows, ...)`.
+        classes: How many classes there are.
+
+    Returns:
+        A factory.
+
+    Raises:
+        ValueError: If the user's model does not map inputs to one logit a class.
+    """
+    shape = tuple(inputs.shape[1:])
+    if model is None:
+        return default_model(shape, classes, inputs.dtype)
+    with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
+        probe = torch.zeros(2, *shape, dtype=inputs.dtype)
+        try:
+            got = tuple(model().eval()(probe).shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected model={model!r} to take inputs of shape {tuple(probe.shape)} and type "
+                f"{inputs.dtype}: {error}"
+            ) from error
+    if got != (2, classes):
+        raise ValueError(
+            f"Expected model={model!r} to map inputs of shape {tuple(probe.shape)} to logits of "
+            f"shape {(2, classes)}, not {got}."
+        )
+    return model

@@ -1,0 +1,133 @@
+"""Known data sets: two that are embedded, two that are read from a directory."""
+
+import torch
+
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.data.arrays import Model, chosen_model, scaled
+from privtrain.data.embedded import BREAST_CANCER_RANGES, DIGITS_HIGHEST
+from privtrain.data.federation import EVENLY, Layout, federate
+from privtrain.data.models import MLP, LogisticRegression
+from privtrain.data.partition import Partition
+
+
+def digits(
+    *,
+    parties: int | tuple[str, ...] = 10,
+    partition: Partition = EVENLY,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    public_fraction: float = 0.0,
+    hidden: int = 64,
+    model: Model | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Task, FederatedData]:
+    """Handwritten digits: 1,797 images of 8 x 8 pixels, 10 classes, embedded in scikit-learn.
+
+    Pixels are divided by 16, the highest value they can take. The default model is an MLP
+    64-64-10 (4,810 parameters). Test, validation and public rows are the same for every seed.
+
+    Args:
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition.
+        test_fraction: Fraction of the rows for testing.
+        validation_fraction: Fraction of the rows for choosing settings.
+        public_fraction: Fraction of the rows that become public, without labels.
+        hidden: Width of the default model's hidden layer.
+        model: Makes the model; replaces the default one.
+        dtype: `torch.float32` or `torch.float64`.
+
+    Returns:
+        The task and the data, with inputs of shape `(rows, 64)`.
+
+    Raises:
+        DataError: If a party would be left without rows.
+
+    Source: E. Alpaydin and C. Kaynak, UCI, 1998: the test part, as scikit-learn ships it.
+    """
+    from sklearn.datasets import load_digits  # heavy, and needed here only
+
+    bunch = load_digits()
+    inputs = torch.from_numpy(bunch.data / DIGITS_HIGHEST).to(dtype)
+    rows = Rows(inputs, torch.from_numpy(bunch.target).to(torch.int64))
+    layout = Layout(
+        parties=parties,
+        partition=partition,
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        public_fraction=public_fraction,
+    )
+    default = MLP((64, hidden, 10), dtype)
+    return _known("digits", rows, layout, model or default, classes=10)
+
+
+def breast_cancer(
+    *,
+    parties: int | tuple[str, ...] = 10,
+    partition: Partition = EVENLY,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    public_fraction: float = 0.0,
+    hidden: int | None = None,
+    model: Model | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Task, FederatedData]:
+    """Breast cancer Wisconsin: 569 rows of 30 features, 2 classes, embedded in scikit-learn.
+
+    Class 0 is malignant, class 1 benign. Features are clamped to the ranges that the data set's
+    description prints and mapped to [0, 1]. The default model is logistic regression. Test,
+    validation and public rows are the same for every seed.
+
+    Args:
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition.
+        test_fraction: Fraction of the rows for testing.
+        validation_fraction: Fraction of the rows for choosing settings.
+        public_fraction: Fraction of the rows that become public, without labels.
+        hidden: Width of a hidden layer; None makes the default model linear.
+        model: Makes the model; replaces the default one.
+        dtype: `torch.float32` or `torch.float64`.
+
+    Returns:
+        The task and the data, with inputs of shape `(rows, 30)`.
+
+    Raises:
+        DataError: If a party would be left without rows.
+
+    Source: W. H. Wolberg, W. N. Street and O. L. Mangasarian, UCI, 1995.
+    """
+    from sklearn.datasets import load_breast_cancer  # heavy, and needed here only
+
+    bunch = load_breast_cancer()
+    low = [lowest for _, lowest, _ in BREAST_CANCER_RANGES]
+    high = [highest for _, _, highest in BREAST_CANCER_RANGES]
+    inputs = scaled(torch.from_numpy(bunch.data), (low, high)).to(dtype)
+    rows = Rows(inputs, torch.from_numpy(bunch.target).to(torch.int64))
+    layout = Layout(
+        parties=parties,
+        partition=partition,
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        public_fraction=public_fraction,
+    )
+    linear = LogisticRegression(30, 2, dtype)
+    default = linear if hidden is None else MLP((30, hidden, 2), dtype)
+    return _known("breast_cancer", rows, layout, model or default, classes=2)
+
+
+def _known(
+    name: str,
+    rows: Rows,
+    layout: Layout,
+    model: Model,
+    *,
+    classes: int,
+    test: Rows | None = None,
+) -> tuple[Task, FederatedData]:
+    data = federate(rows, layout, name=name, test=test, count_is_public=True)
+    return Task(model=chosen_model(model, rows.inputs, classes), name=name), data

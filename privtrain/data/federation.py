@@ -1,0 +1,233 @@
+"""From a table to federated data: a fixed public split, a partition, a digest."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import DataError
+from privtrain.core.parties import party_names
+from privtrain.core.seeding import Seeds, derive
+from privtrain.core.task import ROWS, FederatedData, Rows
+from privtrain.core.validate import check_count, check_fraction
+from privtrain.data.partition import IID, Partition
+from privtrain.data.rows import LazyRows, by_columns, by_rows
+
+EVENLY: Partition = IID()
+"""The partition where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a table is cut: what is kept for testing, and who holds the rest.
+
+    Args:
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition. The test, validation and public rows do not depend
+            on it, so that results with different seeds are comparable.
+        test_fraction: Fraction of all rows for testing, in (0, 1).
+        validation_fraction: Fraction of all rows for choosing settings, in [0, 1).
+        public_fraction: Fraction of all rows that anybody may read, without labels, in [0, 1).
+    """
+
+    parties: int | Sequence[str] = 10
+    partition: Partition = EVENLY
+    seed: int = 0
+    test_fraction: float = 0.2
+    validation_fraction: float = 0.1
+    public_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction(
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+            public_fraction=self.public_fraction,
+        )
+        kept = self.test_fraction + self.validation_fraction + self.public_fraction
+        if kept >= 1:
+            raise ValueError(
+                f"Expected test_fraction={self.test_fraction}, validation_fraction="
+                f"{self.validation_fraction} and public_fraction={self.public_fraction} to leave "
+                f"rows for training; their sum is {kept:g}."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parties."""
+        if isinstance(self.parties, int):
+            check_count(parties=self.parties)
+            return party_names("party", self.parties)
+        if isinstance(self.parties, str) or not self.parties:
+            raise ValueError(f"Expected parties={self.parties!r} to be a number or several names.")
+        return tuple(self.parties)
+
+
+def federate(
+    rows: Rows,
+    layout: Layout,
+    *,
+    name: str,
+    test: Rows | None = None,
+    public: Rows | None = None,
+    public_rows: int | None = None,
+    count_is_public: bool = False,
+    notes: tuple[str, ...] = (),
+) -> FederatedData:
+    """Cuts a table into test, validation, public and training rows, and shares the latter.
+
+    The cut is a plain random permutation from a fixed generator: it depends on the number of
+    rows only, neither on the seed nor on labels or values.
+
+    Args:
+        rows: All rows, or all but the test rows where `test` is given.
+        layout: How the table is cut.
+        name: What the data set is called.
+        test: Rows for testing, where they are known beforehand.
+        public: Rows that anybody may read, where they are known beforehand.
+        public_rows: A public figure of how many training rows there are.
+        count_is_public: Whether the exact number of training rows is public knowledge.
+        notes: What the reader should know.
+
+    Returns:
+        The federated data.
+
+    Raises:
+        DataError: If rows or parties would be left empty.
+    """
+    test_index, validation_index, public_index, train_index = fixed_split(
+        len(rows), layout, test_given=test is not None
+    )
+    train = rows.take(train_index)
+    sharing = share(train, layout)
+    validation = rows.take(validation_index) if len(validation_index) else None
+    open_rows = Rows(rows.inputs[public_index]) if len(public_index) else public
+    return FederatedData(
+        train=sharing.train,
+        test=sharing.in_order(rows.take(test_index) if test is None else test),
+        validation=None if validation is None else sharing.in_order(validation),
+        public=None if open_rows is None else sharing.in_order(open_rows),
+        split=layout.partition.split,
+        label_holder=sharing.label_holder,
+        public_rows=len(train) if count_is_public else public_rows,
+        name=name,
+        digest=digest(part for part in (rows, test, public) if part is not None),
+        notes=notes,
+    )
+
+
+def fixed_split(rows: int, layout: Layout, *, test_given: bool) -> tuple[Tensor, ...]:
+    """Cuts row numbers into test, validation, public and training rows.
+
+    Args:
+        rows: How many rows there are.
+        layout: The fractions.
+        test_given: Whether test rows are known beforehand, so that none are taken.
+
+    Returns:
+        Four index tensors in rising order: test, validation, public, training. Test rows are cut
+        off first, so that they do not depend on the other fractions.
+
+    Raises:
+        DataError: If there are too few rows.
+    """
+    generator = derive(b"privtrain/fixed split", ("split", rows, "")).numpy()
+    test = 0 if test_given else max(1, round(rows * layout.test_fraction))
+    validation = round(rows * layout.validation_fraction)
+    public = round(rows * layout.public_fraction)
+    if test + validation + public >= rows:
+        raise DataError(
+            f"Expected {rows} rows to be more than the {test + validation + public} that are kept "
+            "apart for testing, validation and the public. Give more rows or smaller fractions."
+        )
+    cuts = np.cumsum([test, validation, public])
+    parts = np.split(generator.permutation(rows), cuts)
+    return tuple(torch.from_numpy(np.sort(part)) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Which party holds what.
+
+    Args:
+        train: Party to rows.
+        label_holder: With `COLUMNS`, the party that holds the labels.
+        columns: With `COLUMNS`, the numbers of the columns in the order of the parties.
+    """
+
+    train: LazyRows
+    label_holder: str | None = None
+    columns: Tensor | None = None
+
+    def in_order(self, rows: Rows) -> Rows:
+        """Rows with their columns in the order in which the parties hold them."""
+        if self.columns is None:
+            return rows
+        return Rows(rows.inputs[:, self.columns], rows.targets)
+
+
+def share(train: Rows, layout: Layout) -> Sharing:
+    """Shares training rows among parties.
+
+    Args:
+        train: The rows.
+        layout: The parties and the partition.
+
+    Returns:
+        Which party holds what.
+
+    Raises:
+        DataError: If a party would be left empty, or nobody holds the labels.
+    """
+    names, partition = layout.names, layout.partition
+    generator = Seeds(layout.seed)["partition", 0, ""].numpy()
+    if partition.split is ROWS:
+        index = partition(train.labels, len(names), generator)
+        return Sharing(train=by_rows(train, names, index))
+    if train.inputs.ndim != 2:
+        raise DataError(
+            f"Expected inputs of shape {tuple(train.inputs.shape)} to have the shape "
+            "(rows, columns) where columns are shared. Flatten them first."
+        )
+    holder = _label_holder(partition, names)
+    index = partition(torch.arange(train.inputs.shape[1]), len(names), generator)
+    return Sharing(
+        train=by_columns(train, names, index, holder),
+        label_holder=holder,
+        columns=torch.cat(index),
+    )
+
+
+def _label_holder(partition: Partition, names: tuple[str, ...]) -> str:
+    holder = partition.label_holder
+    if isinstance(holder, str) and holder in names:
+        return holder
+    if isinstance(holder, int) and 0 <= holder < len(names):
+        return names[holder]
+    raise DataError(
+        f"Expected label_holder={holder!r} to be a party, since one of them must hold the labels "
+        f"where columns are shared: a number from 0 to {len(names) - 1} or one of "
+        f"{', '.join(names[:5])}."
+    )
+
+
+def digest(parts: Iterable[Rows]) -> str:
+    """SHA-256 over shapes, types and bytes of rows and targets, in order.
+
+    Args:
+        parts: Data sets on the CPU.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    state = hashlib.sha256()
+    for part in parts:
+        for tensor in (part.inputs, part.targets):
+            if tensor is None:
+                continue
+            state.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
+            state.update(tensor.contiguous().numpy().data)
+    return state.hexdigest()

@@ -1,0 +1,129 @@
+"""Who holds which rows: mappings that give a party its rows only when it is asked."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from privtrain.core.task import Rows
+
+
+class LazyRows(Mapping[str, Rows]):
+    """A mapping from party to rows that loads a party's rows whenever they are asked for.
+
+    Nothing is kept: a million simulated clients cost their names and nothing more until some of
+    them are sampled. (`Mapping` is inherited because `FederatedData.train` is one.)
+
+    Args:
+        names: Names of the parties, in order, each once.
+        load: Gives the rows of a party; the same rows whenever it is called with the same name.
+            Where rows travel to other processes, it must pickle.
+
+    Raises:
+        ValueError: If a name stands there twice.
+    """
+
+    def __init__(self, names: Iterable[str], load: Callable[[str], Rows]) -> None:
+        given = tuple(names)
+        self._names = dict.fromkeys(given)
+        self._load = load
+        if len(self._names) != len(given):
+            twice = next(name for name in self._names if given.count(name) > 1)
+            raise ValueError(f"Expected names to be different; {twice!r} stands there twice.")
+
+    def __getitem__(self, party: str) -> Rows:
+        if party not in self._names:
+            raise KeyError(party)
+        return self._load(party)
+
+    def __contains__(self, party: object) -> bool:
+        return party in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"LazyRows({len(self)} parties)"
+
+
+class RowSlices:
+    """Gives each party its block of one table in memory.
+
+    A block is a copy: a view would carry the rows of all parties along when it is pickled.
+
+    Args:
+        rows: The rows of all parties, those of one party next to each other.
+        bounds: Party to the first row of its block and the first one behind it.
+    """
+
+    def __init__(self, rows: Rows, bounds: Mapping[str, tuple[int, int]]) -> None:
+        self._rows = rows
+        self._bounds = dict(bounds)
+
+    def __call__(self, party: str) -> Rows:
+        """The rows of a party."""
+        start, stop = self._bounds[party]
+        targets = self._rows.targets
+        return Rows(
+            self._rows.inputs[start:stop].clone(),
+            None if targets is None else targets[start:stop].clone(),
+        )
+
+
+class ColumnSlices:
+    """Gives each party its columns of one table in memory, and one of them the labels.
+
+    Args:
+        rows: All columns of all rows, inputs of shape `(rows, columns)`.
+        columns: Party to the columns it holds, shape `(held,)`.
+        label_holder: The party that also holds the labels.
+    """
+
+    def __init__(self, rows: Rows, columns: Mapping[str, Tensor], label_holder: str) -> None:
+        self._rows = rows
+        self._columns = dict(columns)
+        self._label_holder = label_holder
+
+    def __call__(self, party: str) -> Rows:
+        """The columns of a party."""
+        targets = self._rows.labels.clone() if party == self._label_holder else None
+        return Rows(self._rows.inputs[:, self._columns[party]], targets)
+
+
+def by_rows(rows: Rows, names: tuple[str, ...], index: list[Tensor]) -> LazyRows:
+    """Shares the rows of a table among parties.
+
+    Args:
+        rows: The table.
+        names: Names of the parties.
+        index: For each party the rows it holds, shape `(held,)`.
+
+    Returns:
+        Party to rows.
+    """
+    bounds, start = {}, 0
+    for name, held in zip(names, index, strict=True):
+        bounds[name] = (start, start + len(held))
+        start += len(held)
+    return LazyRows(names, RowSlices(rows.take(torch.cat(index)), bounds))
+
+
+def by_columns(
+    rows: Rows, names: tuple[str, ...], index: list[Tensor], label_holder: str
+) -> LazyRows:
+    """Shares the columns of a table among parties.
+
+    Args:
+        rows: The table, inputs of shape `(rows, columns)`.
+        names: Names of the parties.
+        index: For each party the columns it holds, shape `(held,)`.
+        label_holder: The party that also holds the labels.
+
+    Returns:
+        Party to its columns of all rows.
+    """
+    columns = dict(zip(names, index, strict=True))
+    return LazyRows(names, ColumnSlices(rows, columns, label_holder))
