@@ -12,19 +12,16 @@ answer, so that any epsilon from 0.01 to 1000 takes seconds and a bounded amount
 The RDP accountant (Rényi) is looser, fast, and the only one for fixed-size samples and for curves.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, Literal, TypeAlias
+from functools import cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, Relation
+from privtrain.core.statement import ADD_REMOVE, Relation
 from privtrain.core.validate import (
     check_count,
     check_delta,
@@ -32,7 +29,15 @@ from privtrain.core.validate import (
     check_non_negative,
     check_probability,
 )
-from privtrain.privacy.renyi import CONVERSIONS, Conversion, RdpCurve, rdp_to_epsilon
+from privtrain.privacy.accountants import (
+    Accountant,
+    Event,
+    leaf_rdp,
+    pld_epsilon,
+    rdp_epsilon,
+    reads,
+)
+from privtrain.privacy.renyi import CONVERSIONS, Conversion, RdpCurve
 
 __all__ = [
     "Accountant",
@@ -55,18 +60,7 @@ __all__ = [
     "supports",
 ]
 
-Event: TypeAlias = Any
-"""A dp_accounting event (an untyped package), an `RdpCurve`, or a composition of both."""
-
-Accountant = Literal["pld", "rdp"]
 ACCOUNTANTS: tuple[Accountant, ...] = ("pld", "rdp")
-
-# Orders of the RDP accountant where no curve brings its own. The large ones serve small epsilons.
-_ORDERS = (
-    *(1 + tenth / 10 for tenth in range(1, 100)),
-    *(float(order) for order in range(11, 64)),
-    *(64.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 768.0, 1024.0),
-)
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,6 @@ def _dp() -> Any:
     import dp_accounting
 
     return dp_accounting
-
-
-# ---- events ------------------------------------------------------------------------------------
 
 
 def non_private_event() -> Event:
@@ -243,12 +234,9 @@ def _inside_sample(event: Event) -> Event:
     return event
 
 
-Terms: TypeAlias = dict[Event, int]
-"""What a composition consists of: each distinct release and how often it was made."""
-
-
-def _terms(event: Event) -> Terms:
-    terms: Terms = {}
+def _terms(event: Event) -> dict[Event, int]:
+    """What a composition consists of: each distinct release, and how often it was made."""
+    terms: dict[Event, int] = {}
     for leaf, count in _leaves(event, 1):
         terms[leaf] = terms.get(leaf, 0) + count
     return terms
@@ -269,9 +257,6 @@ def _leaves(event: Event, count: int) -> Iterator[tuple[Event, int]]:
         yield event, count
     else:
         raise ValueError(f"Expected event={event!r} to be an accounting event or an RdpCurve.")
-
-
-# ---- reading events ----------------------------------------------------------------------------
 
 
 def epsilon(
@@ -314,17 +299,17 @@ def epsilon(
     if any(isinstance(leaf, _dp().NonPrivateDpEvent) for leaf in terms):
         return math.inf
     for leaf in terms:
-        if not _reads(accountant, leaf, relation):
+        if not reads(_dp(), accountant, leaf, relation):
             raise UnsupportedError(_unsupported(accountant, leaf, relation))
     key = tuple(terms.items())
     if accountant == "pld":
-        return _pld_epsilon(key, delta, relation)
-    return _rdp_epsilon(key, delta, relation, conversion)
+        return pld_epsilon(_dp(), key, delta, relation)
+    return rdp_epsilon(_dp(), key, delta, relation, conversion)
 
 
 def supports(event: Event, relation: Relation, accountant: Accountant) -> bool:
     """Whether an accountant can read an event under a relation."""
-    return all(_reads(accountant, leaf, Relation(relation)) for leaf in _terms(event))
+    return all(reads(_dp(), accountant, leaf, Relation(relation)) for leaf in _terms(event))
 
 
 def best_accountant(event: Event, relation: Relation = ADD_REMOVE) -> Accountant:
@@ -343,7 +328,7 @@ def best_accountant(event: Event, relation: Relation = ADD_REMOVE) -> Accountant
     for accountant in ACCOUNTANTS:
         if supports(event, relation, accountant):
             return accountant
-    culprit = next(e for e in _terms(event) if not _reads("rdp", e, Relation(relation)))
+    culprit = next(e for e in _terms(event) if not reads(_dp(), "rdp", e, Relation(relation)))
     raise UnsupportedError(_unsupported("rdp", culprit, Relation(relation)))
 
 
@@ -389,54 +374,10 @@ def rdp_curve(event: Event, orders: Iterable[float], relation: Relation = ADD_RE
     grid = tuple(float(order) for order in orders)
     total = np.zeros(len(grid))
     for leaf, count in _terms(event).items():
-        if not _reads("rdp", leaf, Relation(relation)):
+        if not reads(_dp(), "rdp", leaf, Relation(relation)):
             raise UnsupportedError(_unsupported("rdp", leaf, Relation(relation)))
-        total += count * _leaf_rdp(leaf, grid, Relation(relation))
+        total += count * leaf_rdp(_dp(), leaf, grid, Relation(relation))
     return RdpCurve(grid, tuple(total.tolist()))
-
-
-# ---- the two accountants -----------------------------------------------------------------------
-
-
-def _relation(relation: Relation) -> Any:
-    names = _dp().NeighboringRelation
-    return {
-        Relation.ADD_REMOVE: names.ADD_OR_REMOVE_ONE,
-        Relation.REPLACE_ONE: names.REPLACE_ONE,
-        Relation.ZERO_OUT: names.REPLACE_SPECIAL,
-    }[relation]
-
-
-@lru_cache(maxsize=4096)
-def _reads(accountant: Accountant, leaf: Event, relation: Relation) -> bool:
-    dp = _dp()
-    if isinstance(leaf, dp.NonPrivateDpEvent):
-        return True
-    if isinstance(leaf, RdpCurve):
-        return accountant == "rdp"
-    if accountant == "pld":
-        reader = dp.pld.PLDAccountant(_relation(relation))
-        return bool(reader.supports(leaf))
-    reader = dp.rdp.RdpAccountant([2.0], _relation(relation))
-    return _for_rdp(leaf, relation) is not None and bool(reader.supports(leaf))
-
-
-def _for_rdp(leaf: Event, relation: Relation) -> Event | None:
-    """The event as the RDP accountant wants it, or None where it would misread it.
-
-    A replaced row moves a sum by twice the clipping norm. The accountant takes the noise
-    multiplier as std / sensitivity and ignores the relation, so the multiplier is halved.
-    """
-    dp = _dp()
-    if relation != REPLACE_ONE or isinstance(leaf, dp.RandomizedResponseDpEvent):
-        return leaf
-    if isinstance(leaf, (dp.GaussianDpEvent, dp.LaplaceDpEvent)):
-        return type(leaf)(leaf.noise_multiplier / 2)
-    if isinstance(leaf, dp.SampledWithoutReplacementDpEvent):
-        inner = _for_rdp(leaf.event, relation)
-        size, sample = leaf.source_dataset_size, leaf.sample_size
-        return None if inner is None else type(leaf)(size, sample, inner)
-    return None
 
 
 _RELATION_NAMES = {relation: relation.value.replace("_", "-") for relation in Relation}
@@ -447,142 +388,10 @@ def _unsupported(accountant: Accountant, leaf: Event, relation: Relation) -> str
         f"accountant={other!r} under {_RELATION_NAMES[under]}"
         for under in sorted(Relation, key=lambda under: under != relation)
         for other in ACCOUNTANTS
-        if _reads(other, leaf, under)
+        if reads(_dp(), other, leaf, under)
     ]
     way_out = f"Possible: {'; '.join(possible)}." if possible else "No accountant here can."
     return (
         f"The {accountant.upper()} accountant cannot read {leaf!r} under "
         f"{_RELATION_NAMES[relation]} neighbours. {way_out}"
     )
-
-
-def _rdp_epsilon(
-    terms: tuple[tuple[Event, int], ...],
-    delta: float,
-    relation: Relation,
-    conversion: Conversion,
-) -> float:
-    orders = next((leaf.orders for leaf, _ in terms if isinstance(leaf, RdpCurve)), _ORDERS)
-    total = np.zeros(len(orders))
-    for leaf, count in terms:
-        total += count * _leaf_rdp(leaf, orders, relation)
-    value = rdp_to_epsilon(total, orders, delta, conversion)
-    if math.isinf(value):
-        raise UnsupportedError(
-            "The RDP accountant found no finite epsilon at any order: the noise is too small "
-            "for it. Use more noise."
-        )
-    return value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the note that an order was left out: an order left out makes nothing smaller."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@lru_cache(maxsize=1024)
-def _leaf_rdp(leaf: Event, orders: tuple[float, ...], relation: Relation) -> NDArray[np.float64]:
-    if isinstance(leaf, RdpCurve):
-        if leaf.orders != orders:
-            raise ValueError(
-                f"Expected orders={leaf.orders[0]:g}..{leaf.orders[-1]:g} to equal those of "
-                "the other curve: curves are added order by order."
-            )
-        return np.array(leaf.rdp)
-    reader = _dp().rdp.RdpAccountant(orders, _relation(relation))
-    read = _for_rdp(leaf, relation)
-    with _quiet():
-        reader.compose(read)
-    return _settled(np.asarray(reader.rdp), read, np.array(orders))
-
-
-def _settled(
-    rdp: NDArray[np.float64], leaf: Event, orders: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Replaces values below the accountant's rounding error by a bound that is above it.
-
-    Its sums carry an absolute error near 1e-14, which for large noise exceeds the value and may
-    turn it negative; sampling never costs more than the release without it.
-    """
-    inner = getattr(leaf, "event", None)
-    if not isinstance(inner, _dp().GaussianDpEvent):
-        return rdp
-    unsampled = orders / (2 * inner.noise_multiplier**2)
-    return np.fmin(np.fmax(rdp, 1e-12), unsampled)
-
-
-@lru_cache(maxsize=4096)
-def _pld_epsilon(terms: tuple[tuple[Event, int], ...], delta: float, relation: Relation) -> float:
-    dp = _dp()
-    reader = dp.pld.PLDAccountant(_relation(relation), _grid_step(terms, relation))
-    try:
-        for leaf, count in terms:
-            reader.compose(leaf, count)
-        value = float(reader.get_epsilon(delta))
-    except OverflowError:  # losses beyond the range of exp: epsilon is in the millions
-        value = math.inf
-    if not math.isfinite(value):
-        raise UnsupportedError(
-            f"The PLD accountant cannot resolve delta={delta!r} for this event: its grid leaves "
-            "out more probability, or the noise is far too small. Use accountant='rdp', a larger "
-            "delta, or more noise."
-        )
-    return max(0.0, value)
-
-
-_STEP = 1e-3
-_STEP_PER_DEVIATION = 0.4
-_GRID_POINTS = 1e6
-_TAIL = 1e-15
-
-
-def _grid_step(terms: tuple[tuple[Event, int], ...], relation: Relation) -> float:
-    """The step of the grid of privacy losses, in nats.
-
-    0.001 as a rule. Finer where a single loss deviates less than that: rounding to a grid adds up
-    to step^2 / 4 to the variance of each loss, here at most 4% (and 2% to epsilon). Coarser where
-    the losses reach so far that the grid would fill the memory. No choice makes the answer too
-    small.
-    """
-    variance, parts, reach = 0.0, 0, 0.0
-    total = np.zeros(len(_ORDERS))
-    for leaf, count in terms:
-        scaled, once = _as_scaled(leaf, relation)
-        rdp = count * _leaf_rdp(scaled, _ORDERS, ADD_REMOVE)
-        total += rdp
-        variance += float(rdp[_ORDERS.index(2.0)])
-        parts += 1 if once else count
-        reach = max(reach, _reach(scaled, count if once else 1))
-    reach += rdp_to_epsilon(total, _ORDERS, _TAIL, "improved")
-    fine = _STEP_PER_DEVIATION * math.sqrt(variance / parts)
-    return max(min(_STEP, fine), reach / _GRID_POINTS)
-
-
-def _as_scaled(leaf: Event, relation: Relation) -> tuple[Event, bool]:
-    """A stand-in of about the same size that RDP reads, and whether repeats become one release."""
-    dp = _dp()
-    factor = 2.0 if relation == REPLACE_ONE else 1.0
-    if isinstance(leaf, dp.PoissonSampledDpEvent):
-        inner, _ = _as_scaled(leaf.event, relation)
-        if isinstance(inner, dp.GaussianDpEvent):
-            return dp.PoissonSampledDpEvent(leaf.sampling_probability, inner), False
-        return inner, False
-    if isinstance(leaf, (dp.GaussianDpEvent, dp.LaplaceDpEvent)):
-        gaussian = isinstance(leaf, dp.GaussianDpEvent)
-        return type(leaf)(leaf.noise_multiplier / factor), gaussian
-    noise = getattr(leaf, "noise_multiplier", None) or getattr(leaf, "standard_deviation", None)
-    widest = max(getattr(leaf, "sensitivities", (1.0,)))
-    return dp.GaussianDpEvent((noise or 1.0) / (factor * widest)), False
-
-
-def _reach(leaf: Event, count: int) -> float:
-    """The largest loss that is not cut off, of one Gaussian or Laplace release."""
-    noise = getattr(leaf, "event", leaf).noise_multiplier / math.sqrt(count)
-    return float(0.5 / noise**2 + 10 / noise)
