@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from privtrain.data.arrays import from_arrays, from_npz
-    from privtrain.data.datasets import breast_cancer, digits
+    from privtrain.data.datasets import adult, breast_cancer, digits, mnist
+    from privtrain.data.loading import load, names
     from privtrain.data.models import CNN, MLP, LogisticRegression
     from privtrain.data.partition import (
         IID,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         parse_partition,
     )
     from privtrain.data.rows import LazyRows
+    from privtrain.data.tables import from_csv
 
 __all__ = [
     "CNN",
@@ -29,10 +31,15 @@ __all__ = [
     "LogisticRegression",
     "Partition",
     "Shards",
+    "adult",
     "breast_cancer",
     "digits",
     "from_arrays",
+    "from_csv",
     "from_npz",
+    "load",
+    "mnist",
+    "names",
     "parse_partition",
 ]
 
@@ -47,10 +54,15 @@ _MODULES = {
     "LogisticRegression": "models",
     "Partition": "partition",
     "Shards": "partition",
+    "adult": "datasets",
     "breast_cancer": "datasets",
     "digits": "datasets",
     "from_arrays": "arrays",
+    "from_csv": "tables",
     "from_npz": "arrays",
+    "load": "loading",
+    "mnist": "datasets",
+    "names": "loading",
     "parse_partition": "partition",
 }
 

@@ -28,6 +28,10 @@ Array = Tensor | ArrayLike
 Scale = tuple[ArrayLike, ArrayLike]
 """Public lowest and highest values: one number each, or one a column."""
 
+CLASSES_COUNTED = (
+    "unprotected: the number of classes was counted in the targets; give classes= to state it"
+)
+
 
 def from_arrays(
     inputs: Array,
@@ -106,6 +110,7 @@ def from_arrays(
         test=test_rows,
         public=None if public_inputs is None else Rows(public_inputs),
         public_rows=public_rows,
+        notes=() if classes is not None else (CLASSES_COUNTED,),
     )
     return Task(model=chosen_model(model, rows.inputs, count), name=name), data
 

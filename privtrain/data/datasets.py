@@ -1,12 +1,20 @@
 """Known data sets: two that are embedded, two that are read from a directory."""
 
+from pathlib import Path
+
 import torch
 
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.data.arrays import Model, chosen_model, scaled
-from privtrain.data.embedded import BREAST_CANCER_RANGES, DIGITS_HIGHEST
+from privtrain.data.constants import (
+    ADULT_FEATURES,
+    BREAST_CANCER_RANGES,
+    DIGITS_HIGHEST,
+    MNIST_HIGHEST,
+)
 from privtrain.data.federation import EVENLY, Layout, federate
-from privtrain.data.models import MLP, LogisticRegression
+from privtrain.data.files import read_adult, read_mnist
+from privtrain.data.models import CNN, MLP, LogisticRegression
 from privtrain.data.partition import Partition
 
 
@@ -118,6 +126,114 @@ def breast_cancer(
     linear = LogisticRegression(30, 2, dtype)
     default = linear if hidden is None else MLP((30, hidden, 2), dtype)
     return _known("breast_cancer", rows, layout, model or default, classes=2)
+
+
+def mnist(
+    directory: str | Path | None = None,
+    *,
+    parties: int | tuple[str, ...] = 10,
+    partition: Partition = EVENLY,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    public_fraction: float = 0.0,
+    flat: bool = False,
+    hidden: int = 128,
+    model: Model | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Task, FederatedData]:
+    """MNIST: 60,000 handwritten digits of 28 x 28 pixels and 10,000 for testing, from IDX files.
+
+    Pixels are divided by 255. The default model is a CNN of 26,010 parameters, or an MLP where
+    images are flat. Test rows are those of the publishers.
+
+    Args:
+        directory: Where the four files lie; else the environment variable `PRIVTRAIN_DATA`.
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition.
+        validation_fraction: Fraction of the 60,000 for choosing settings.
+        public_fraction: Fraction of the 60,000 that become public, without labels.
+        flat: Whether images are rows of 784 numbers rather than of shape `(1, 28, 28)`.
+        hidden: Width of the hidden layer of the default model of flat images.
+        model: Makes the model; replaces the default one.
+        dtype: `torch.float32` or `torch.float64`.
+
+    Returns:
+        The task and the data.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+
+    Source: Y. LeCun, C. Cortes and C. Burges, the MNIST database of handwritten digits.
+    """
+    images, labels = read_mnist(directory)
+    shape = (784,) if flat else (1, 28, 28)
+    rows, test = (
+        Rows((images[part].to(dtype) / MNIST_HIGHEST).reshape(-1, *shape), labels[part])
+        for part in ("train", "test")
+    )
+    layout = Layout(
+        parties=parties,
+        partition=partition,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        public_fraction=public_fraction,
+    )
+    default = MLP((784, hidden, 10), dtype) if flat else CNN(10, dtype)
+    return _known("mnist", rows, layout, model or default, classes=10, test=test)
+
+
+def adult(
+    directory: str | Path | None = None,
+    *,
+    parties: int | tuple[str, ...] = 10,
+    partition: Partition = EVENLY,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    public_fraction: float = 0.0,
+    hidden: int | None = None,
+    model: Model | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Task, FederatedData]:
+    """Adult: 32,561 census records and 16,281 for testing; does a person earn over 50,000 dollars?
+
+    Words become zeros and ones by the lists that the data set's documentation prints, numbers are
+    clamped to public ranges and mapped to [0, 1]: 108 features. The default model is logistic
+    regression. Test rows are those of the publishers.
+
+    Args:
+        directory: Where the two files lie; else the environment variable `PRIVTRAIN_DATA`.
+        parties: How many parties there are, or their names.
+        partition: Which party holds which rows or columns.
+        seed: Public seed of the partition.
+        validation_fraction: Fraction of the 32,561 for choosing settings.
+        public_fraction: Fraction of the 32,561 that become public, without labels.
+        hidden: Width of a hidden layer; None makes the default model linear.
+        model: Makes the model; replaces the default one.
+        dtype: `torch.float32` or `torch.float64`.
+
+    Returns:
+        The task and the data, with inputs of shape `(rows, 108)`.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+
+    Source: B. Becker and R. Kohavi, UCI, 1996.
+    """
+    train, test = (
+        Rows(torch.from_numpy(inputs).to(dtype), torch.from_numpy(targets))
+        for inputs, targets in read_adult(directory)
+    )
+    layout = Layout(
+        parties=parties,
+        partition=partition,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        public_fraction=public_fraction,
+    )
+    linear = LogisticRegression(ADULT_FEATURES, 2, dtype)
+    default = linear if hidden is None else MLP((ADULT_FEATURES, hidden, 2), dtype)
+    return _known("adult", train, layout, model or default, classes=2, test=test)
 
 
 def _known(

@@ -186,6 +186,7 @@ def share(train: Rows, layout: Layout) -> Sharing:
     generator = Seeds(layout.seed)["partition", 0, ""].numpy()
     if partition.split is ROWS:
         index = partition(train.labels, len(names), generator)
+        _check_cover(index, names, len(train), "row")
         return Sharing(train=by_rows(train, names, index))
     if train.inputs.ndim != 2:
         raise DataError(
@@ -194,11 +195,28 @@ def share(train: Rows, layout: Layout) -> Sharing:
         )
     holder = _label_holder(partition, names)
     index = partition(torch.arange(train.inputs.shape[1]), len(names), generator)
+    _check_cover(index, names, train.inputs.shape[1], "column")
     return Sharing(
         train=by_columns(train, names, index, holder),
         label_holder=holder,
         columns=torch.cat(index),
     )
+
+
+def _check_cover(index: list[Tensor], names: tuple[str, ...], total: int, item: str) -> None:
+    if len(index) != len(names):
+        raise DataError(
+            f"Expected the partition to return {len(names)} index tensors, one for each party; it "
+            f"returned {len(index)}."
+        )
+    for name, held in zip(names, index, strict=True):
+        if len(held) == 0:
+            raise DataError(
+                f"Expected every party to hold a {item}; the partition leaves {name} empty. Name "
+                "fewer parties or choose another partition."
+            )
+    if not torch.equal(torch.cat(index).sort().values, torch.arange(total)):
+        raise DataError(f"Expected the partition to give each of {total} {item}s to one party.")
 
 
 def _label_holder(partition: Partition, names: tuple[str, ...]) -> str:

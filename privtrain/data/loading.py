@@ -1,0 +1,75 @@
+"""Data sets by name or path, as the command line names them."""
+
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.validate import check_member
+from privtrain.data.arrays import from_arrays, from_npz
+from privtrain.data.datasets import adult, breast_cancer, digits, mnist
+from privtrain.data.partition import parse_partition
+from privtrain.data.tables import from_csv
+
+Loader = Callable[..., tuple[Task, FederatedData]]
+
+_KNOWN: dict[str, Loader] = {
+    "adult": adult,
+    "breast_cancer": breast_cancer,
+    "digits": digits,
+    "mnist": mnist,
+}
+_FILES: dict[str, Loader] = {".csv": from_csv, ".npz": from_npz}
+_TYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the known data sets, sorted."""
+    return tuple(sorted(_KNOWN))
+
+
+def load(name: str | Path, **options: Any) -> tuple[Task, FederatedData]:
+    """Loads a known data set by its name, or own data by the path of a file.
+
+    Args:
+        name: One of `names()`, or the path of a `.csv` or `.npz` file.
+        options: What the loader takes. A `partition` may also be text for `parse_partition`, a
+            `dtype` "float32" or "float64".
+
+    Returns:
+        The task and the data.
+
+    Raises:
+        ValueError: If the name is neither known nor such a path, or an option is not known.
+        DataError: If the data cannot be used.
+    """
+    loader = _KNOWN.get(str(name)) or _FILES.get(Path(name).suffix.lower())
+    if loader is None:
+        raise ValueError(
+            f"Expected data={str(name)!r} to be one of {', '.join(names())}, or the path of a "
+            ".csv or .npz file."
+        )
+    if isinstance(partition := options.get("partition"), str):
+        options["partition"] = parse_partition(partition)
+    if isinstance(dtype := options.get("dtype"), str):
+        check_member(_TYPES, dtype=dtype)
+        options["dtype"] = _TYPES[dtype]
+    _check_options(loader, options)
+    # A file is its own first argument; a known set has none.
+    return loader(**options) if str(name) in _KNOWN else loader(name, **options)
+
+
+def _check_options(loader: Loader, options: dict[str, Any]) -> None:
+    parameters = signature(loader).parameters
+    allowed = set(parameters) - {"path", "options"}
+    if "options" in parameters:
+        allowed |= set(signature(from_arrays).parameters) - {"inputs", "targets"}
+    for option, value in options.items():
+        if option not in allowed:
+            raise ValueError(
+                f"{loader.__name__} takes no option {option}={value!r}; it takes "
+                f"{', '.join(sorted(allowed))}."
+            )

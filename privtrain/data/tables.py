@@ -1,0 +1,217 @@
+"""Own data in a CSV file: numbers as they stand, words as zeros and ones."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.validate import check_count
+from privtrain.data.arrays import CLASSES_COUNTED, from_arrays
+from privtrain.data.constants import Category, Number
+from privtrain.data.files import Place, in_range, one_hot, parse
+
+MOST_WORDS = 256
+"""A column of more different words is taken for an identifier, unless its words are listed."""
+
+
+def from_csv(
+    path: str | Path,
+    *,
+    label: str = "y",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
+    classes: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    delimiter: str = ",",
+    **options: Any,
+) -> tuple[Task, FederatedData]:
+    """Makes a classification task of a CSV file whose first line names the columns.
+
+    Columns of numbers stay as they are, or are clamped to a public range and mapped to [0, 1].
+    Columns of words become zeros and ones. Words and classes that are not listed are read from
+    the file, which nothing protects; `data.notes` then says so.
+
+    Args:
+        path: The file, in UTF-8.
+        label: Name of the column with the class.
+        ranges: Column to its public lowest and highest value.
+        categories: Column to the words that may stand in it, as public knowledge.
+        classes: What may stand in the label column, in the order of the class numbers, as public
+            knowledge; else what occurs, sorted.
+        drop: Columns to leave out.
+        delimiter: What stands between two values.
+        options: What `from_arrays` takes, but for `scale` and `classes`.
+
+    Returns:
+        The task and the data.
+
+    Raises:
+        DataError: If the file cannot be used; the message says in which line and column.
+    """
+    path = Path(path)
+    table = read_table(path, delimiter)
+    ranges, categories = dict(ranges or {}), dict(categories or {})
+    table.check_names(label=[label], ranges=ranges, categories=categories, drop=drop)
+    used = [name for name in table.columns if name != label and name not in drop]
+    if not used:
+        raise DataError(f"{path} holds no column beside {label!r} that could be learned from.")
+    notes: list[str] = []
+    blocks = [_block(table, name, ranges.get(name), categories.get(name), notes) for name in used]
+    targets, count = _targets(table, label, classes, notes)
+    given = {"name": path.stem, **options, "classes": count}
+    task, data = from_arrays(np.concatenate(blocks, axis=1), targets, **given)
+    return task, replace(data, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file as text.
+
+    Args:
+        columns: Name to values, one a row.
+        place: Where the values come from.
+    """
+
+    columns: Mapping[str, Sequence[str]]
+    place: Place
+
+    def check_names(self, **arguments: Sequence[str] | Mapping[str, Any]) -> None:
+        """Raises `DataError` where an argument names a column that does not exist."""
+        for argument, wanted in arguments.items():
+            for name in wanted:
+                if name not in self.columns:
+                    raise DataError(
+                        f"{self.place.path} has no column {name!r}, which {argument}= names. Its "
+                        f"columns are {', '.join(self.columns)}."
+                    )
+
+
+def read_table(path: Path, delimiter: str) -> Table:
+    """Reads a CSV file.
+
+    Args:
+        path: The file.
+        delimiter: What stands between two values.
+
+    Returns:
+        Its columns as text without surrounding white space.
+
+    Raises:
+        DataError: If the file cannot be read, is empty or ragged, or names a column twice.
+    """
+    lines, records = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=delimiter)
+            header = [name.strip() for name in next(reader, [])]
+            for record in reader:
+                if record:
+                    lines.append(reader.line_num)
+                    records.append(record)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Could not read {path} as a CSV file in UTF-8: {error}") from error
+    if not records:
+        what = "only a line of names" if header else "nothing"
+        raise DataError(f"{path} holds {what}. Give a file with a line of names and rows below.")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} names the column {twice[0]!r} twice. Rename one of them.")
+    for line, record in zip(lines, records, strict=True):
+        if len(record) != len(header):
+            raise DataError(
+                f"{path}, line {line}: expected {len(header)} values separated by {delimiter!r}, "
+                f"not {len(record)}."
+            )
+    values = ([value.strip() for value in column] for column in zip(*records, strict=True))
+    return Table(dict(zip(header, values, strict=True)), Place(path, lines))
+
+
+def _block(
+    table: Table,
+    name: str,
+    limits: tuple[float, float] | None,
+    words: Sequence[str] | None,
+    notes: list[str],
+) -> NDArray[np.float64]:
+    values = table.columns[name]
+    if words is not None:
+        return one_hot(values, Category(name, tuple(words)), table.place)
+    parsed = np.array([parse(value) for value in values])
+    broken = ~np.isfinite(parsed)
+    if limits is not None or not broken.all():
+        if broken.any():
+            row = int(np.argmax(broken))
+            expected = (
+                "a finite number, as in other rows (remove or impute the row, or list the "
+                f"column's words with categories={{{name!r}: [...]}})"
+            )
+            raise table.place.error(row, name, values[row], expected)
+        return parsed[:, None] if limits is None else _in_range(table, name, limits)
+    found = sorted(set(values))
+    if len(found) > MOST_WORDS:
+        raise DataError(
+            f"{table.place.path}, column {name!r}, holds {len(found)} different words, more than "
+            f"{MOST_WORDS}. Leave it out with drop=[{name!r}], or list its words with categories=."
+        )
+    notes.append(
+        f"unprotected: the {len(found)} categories of column {name!r} were read from the rows; "
+        "give categories= to state them"
+    )
+    return one_hot(values, Category(name, tuple(found)), table.place)
+
+
+def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[np.float64]:
+    low, high = limits
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(
+            f"Expected ranges={{{name!r}: {limits}}} to hold a lowest value below a highest one."
+        )
+    return in_range(table.columns[name], Number(name, low, high), table.place)
+
+
+def _targets(
+    table: Table, label: str, classes: Sequence[str] | None, notes: list[str]
+) -> tuple[NDArray[np.int64], int]:
+    values = table.columns[label]
+    if classes is not None:
+        check_count(2, classes=len(classes))
+        listed = Category(label, tuple(map(str, classes)))
+        return one_hot(values, listed, table.place).argmax(axis=1), len(classes)
+    parsed = np.array([parse(value) for value in values])
+    if np.isnan(parsed).all():
+        found = sorted(set(values))
+        position = {value: number for number, value in enumerate(found)}
+        codes = np.array([position[value] for value in values], dtype=np.int64)
+    else:
+        whole = np.isfinite(parsed) & (parsed == np.rint(parsed))
+        if not whole.all():
+            row = int(np.argmin(whole))
+            expected = "a whole number that names a class (remove rows without one)"
+            raise table.place.error(row, label, values[row], expected)
+        unique, codes = np.unique(parsed.astype(np.int64), return_inverse=True)
+        found = [str(value) for value in unique]
+    if len(found) < 2:
+        raise DataError(
+            f"{table.place.path}, column {label!r}, holds one class only, {found[0]!r}. There is "
+            "nothing to learn."
+        )
+    if len(found) > MOST_WORDS:
+        raise DataError(
+            f"{table.place.path}, column {label!r}, holds {len(found)} different values, too many "
+            "for classes. Name the label column with label=, or list its classes with classes=."
+        )
+    if found == [str(number) for number in range(len(found))]:
+        notes.append(CLASSES_COUNTED)
+    else:
+        order = ", ".join(f"{value} is {number}" for number, value in enumerate(found))
+        notes.append(
+            f"unprotected: the classes were read from column {label!r} ({order}); give classes= "
+            "to state them"
+        )
+    return codes, len(found)
