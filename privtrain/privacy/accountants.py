@@ -32,7 +32,7 @@ Accountant = Literal["pld", "rdp"]
 ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
     *(float(order) for order in range(11, 64)),
-    *(64.0, 80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 768.0, 1024.0),
+    *(64.0, 80.0, 96.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0),
 )
 
 
@@ -160,7 +160,7 @@ def pld_epsilon(dp: Any, terms: Terms, delta: float, relation: Relation) -> floa
 
 _STEP = 1e-3
 _STEP_PER_DEVIATION = 0.4
-_GRID_POINTS = 1e6
+_GRID_POINTS = 5e5
 _TAIL = 1e-15
 
 
