@@ -26,8 +26,6 @@ class PrivacyPlan:
         count: How many releases are planned.
         theorem: What the guarantee rests on, with its source.
         assumptions: What has to hold for it.
-        realised: For data-dependent accounting, the event of everything that was released,
-            known only afterwards.
     """
 
     observer: Observer
@@ -37,7 +35,6 @@ class PrivacyPlan:
     count: int
     theorem: str = ""
     assumptions: tuple[str, ...] = ()
-    realised: Any = None
 
 
 class Ledger(Protocol):
@@ -95,10 +92,13 @@ class Run:
         history: Diagnostics over the rounds.
         device: Where tensors are computed.
         progress: Called as `progress(done, total)`.
+        watch: Called as `watch(done, total, predictor)`; now and then it looks how good the model
+            is on validation rows, which is a diagnostic and unprotected.
         halted: Why training stopped early, or None.
         notes: What the reader of the result should know.
         peak_memory_bytes: Largest memory of another process of this run.
         realised: Events that are known only after the releases, by observer name.
+        memory: What mechanisms remember from release to release, by kind of message.
     """
 
     runtimes: Runtimes
@@ -111,10 +111,14 @@ class Run:
     history: History = field(default_factory=History)
     device: str = "cpu"
     progress: Callable[[int, int], None] = field(default=lambda done, total: None)
+    watch: Callable[[int, int, Predictor], None] = field(
+        default=lambda done, total, predictor: None
+    )
     halted: str | None = None
     notes: list[str] = field(default_factory=list)
     peak_memory_bytes: int = 0
     realised: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
     _star: Star | None = field(default=None, repr=False)
 
     @property

@@ -9,6 +9,12 @@ from torch import Tensor
 from privtrain.core.observers import Observer
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 
+UNPROTECTED = "unprotected."
+"""Prefix of diagnostics that ride along in a simulation, such as a party's training loss.
+
+They are no messages of the protocol: nothing records them, and a deployment withholds them.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -86,7 +92,9 @@ class Transcript:
     setups: list[Setup] = field(default_factory=list)
 
     def send(self, sender: str, receiver: str, kind: str, tensor: Tensor, *, round: int) -> None:
-        """Records one sent tensor."""
+        """Records one sent tensor; diagnostics of a simulation are not recorded."""
+        if kind.startswith(UNPROTECTED):
+            return
         payload = tensor.detach().clone() if self.keep_payloads else None
         size = tensor.element_size() * tensor.nelement()
         shape = tuple(tensor.shape)

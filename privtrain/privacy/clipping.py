@@ -1,0 +1,61 @@
+"""Bounding one contribution: flat L2 and L1 clipping."""
+
+import torch
+from torch import Tensor
+
+from privtrain.core.validate import check_positive
+
+
+def clip(update: Tensor, clipping_norm: float, *, order: float = 2.0) -> Tensor:
+    """Scales an update so that its norm is at most the clipping norm.
+
+    The sum of clipped updates has sensitivity `clipping_norm` when one is added or removed, twice
+    that when one is replaced. A non-finite update becomes zero: it must not destroy the sum.
+
+    Args:
+        update: Model delta, shape `(parameters,)`.
+        clipping_norm: Upper bound on the norm; positive, in the unit of the update.
+        order: 2 for the L2 norm, 1 for the L1 norm.
+
+    Returns:
+        The scaled update, same shape. A zero update stays zero.
+
+    Raises:
+        ValueError: If `clipping_norm` is not positive.
+
+    Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133).
+    """
+    check_positive(clipping_norm=clipping_norm)
+    norm = torch.linalg.vector_norm(update, ord=order, dtype=torch.float64)
+    if not bool(torch.isfinite(norm)):
+        return torch.zeros_like(update)
+    if float(norm) <= clipping_norm:
+        return update
+    clipped = (update.double() * (clipping_norm / norm)).to(update.dtype)
+    return _shrink_rounded(clipped, clipping_norm, order)
+
+
+def _shrink_rounded(clipped: Tensor, clipping_norm: float, order: float) -> Tensor:
+    """Takes back what rounding to the update's type added, so that the bound holds exactly."""
+    norm = float(torch.linalg.vector_norm(clipped, ord=order, dtype=torch.float64))
+    while norm > clipping_norm:
+        # Two units in the last place: one would leave a value unchanged half of the time.
+        factor = clipping_norm / norm * (1 - 2 * torch.finfo(clipped.dtype).eps)
+        clipped = clipped * factor
+        norm = float(torch.linalg.vector_norm(clipped, ord=order, dtype=torch.float64))
+    return clipped
+
+
+def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
+    """Factors that bring each of many contributions to at most the clipping norm.
+
+    Args:
+        norms: Norms of the contributions, shape `(contributions,)`.
+        clipping_norm: Upper bound on each norm; positive.
+
+    Returns:
+        Factors in [0, 1], shape `(contributions,)`. Zero for a non-finite norm, one for a zero one.
+    """
+    check_positive(clipping_norm=clipping_norm)
+    factors = (clipping_norm / norms.clamp_min(clipping_norm)).to(norms.dtype)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))

@@ -1,0 +1,157 @@
+"""The Gaussian and the Laplace mechanism on sums of bounded contributions."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import Exposure
+from privtrain.core.statement import REPLACE_ONE, Relation
+from privtrain.core.validate import check_non_negative, check_positive
+from privtrain.privacy.accounting import gaussian_event, laplace_event, non_private_event
+from privtrain.privacy.clipping import clip
+from privtrain.privacy.mechanism import State, to_tensor
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Clips contributions in L2 norm and adds Gaussian noise to their sum.
+
+    Args:
+        clipping_norm: Upper bound on a contribution's L2 norm; positive.
+        noise_multiplier: Standard deviation of the noise divided by the clipping norm; at least
+            zero. Zero clips but promises nothing.
+
+    Source: Dwork and Roth 2014, Appendix A; Abadi et al. 2016 (arXiv:1607.00133).
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check_positive(clipping_norm=self.clipping_norm)
+        check_non_negative(noise_multiplier=self.noise_multiplier)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        return self.noise_multiplier > 0
+
+    @property
+    def theorem(self) -> str:
+        """What the guarantee rests on."""
+        return "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
+
+    @property
+    def standard_deviation(self) -> float:
+        """Standard deviation of each coordinate of the noise."""
+        return self.clipping_norm * self.noise_multiplier
+
+    @property
+    def l2_bound(self) -> float:
+        """The L2 norm to which contributions are clipped."""
+        return self.clipping_norm
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """The contribution, clipped to the clipping norm in L2; non-finite ones become zero."""
+        return clip(contribution, self.clipping_norm)
+
+    def sensitivity(self, relation: Relation) -> float:
+        """L2 distance of the sums of neighbours."""
+        return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember: releases are independent."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Independent Gaussian noise of variance `fraction` x standard deviation squared."""
+        scale = self.standard_deviation * math.sqrt(fraction)
+        return to_tensor(generator.standard_normal(tuple(like.shape)) * scale, like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """A Gaussian whose noise is what the observer cannot subtract.
+
+        The noise multiplier is std / clipping_norm; how a relation changes the sensitivity is the
+        business of `privtrain.privacy.accounting.epsilon`.
+        """
+        hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
+        return gaussian_event(hidden) if hidden > 0 else non_private_event()
+
+    def with_scale(self, scale: float) -> "Gaussian":
+        """The same mechanism with another noise multiplier."""
+        return replace(self, noise_multiplier=scale)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Clips contributions in L1 norm and adds Laplace noise to their sum.
+
+    Args:
+        clipping_norm: Upper bound on a contribution's L1 norm; positive.
+        noise_multiplier: Scale b of the Laplace noise divided by the clipping norm; at least zero.
+
+    Source: Dwork et al. 2006.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check_positive(clipping_norm=self.clipping_norm)
+        check_non_negative(noise_multiplier=self.noise_multiplier)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        return self.noise_multiplier > 0
+
+    @property
+    def theorem(self) -> str:
+        """What the guarantee rests on."""
+        return "Laplace mechanism (Dwork et al. 2006), composed numerically"
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """The contribution, clipped to the clipping norm in L1; non-finite ones become zero."""
+        return clip(contribution, self.clipping_norm, order=1.0)
+
+    def sensitivity(self, relation: Relation) -> float:
+        """L1 distance of the sums of neighbours."""
+        return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember: releases are independent."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Independent Laplace noise of scale clipping_norm x noise_multiplier.
+
+        Raises:
+            UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
+        """
+        if fraction != 1.0:
+            raise UnsupportedError(
+                f"Laplace noise cannot be split into parts (fraction={fraction}); use Gaussian."
+            )
+        scale = self.clipping_norm * self.noise_multiplier
+        return to_tensor(generator.laplace(0.0, scale, tuple(like.shape)), like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """A Laplace mechanism, as long as the observer sees one noise and cannot subtract it.
+
+        A sum of several Laplace noises hides at least what one of them hides: post-processing of
+        the message that carries the changed contribution. So the charge is one of them.
+        """
+        hidden = exposure.hidden_variance > 0 and self.noise_multiplier > 0
+        return laplace_event(self.noise_multiplier) if hidden else non_private_event()
+
+    def with_scale(self, scale: float) -> "Laplace":
+        """The same mechanism with another noise multiplier."""
+        return replace(self, noise_multiplier=scale)

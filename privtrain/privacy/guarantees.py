@@ -1,0 +1,67 @@
+"""From plans and what was spent to guarantees."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privtrain.core.statement import Guarantee
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.privacy.accounting import evaluate, repeated
+
+PRIVATE_NUMBER = "computed from the votes: this number is itself private"
+
+
+def guarantees(
+    plans: tuple[PrivacyPlan, ...],
+    *,
+    spent: int,
+    delta: float,
+    realised: Mapping[str, Any] | None = None,
+    assumptions: tuple[str, ...] = (),
+) -> tuple[Guarantee, ...]:
+    """What was promised to each observer, after the releases that were spent.
+
+    Args:
+        plans: What each observer was planned to see.
+        spent: How many releases were spent.
+        delta: The delta of every guarantee.
+        realised: Observer name to the data-dependent event of all releases, where there is one.
+        assumptions: What holds for the whole run, such as where its entropy came from.
+
+    Returns:
+        One guarantee an observer, and a second, data-dependent one where there is such an event.
+    """
+    made = []
+    for plan in plans:
+        made.append(_guarantee(plan, repeated(plan.event, spent), spent, delta, assumptions))
+        event = (realised or {}).get(plan.observer.name)
+        if event is not None and not math.isinf(made[-1].epsilon):
+            private = (*assumptions, PRIVATE_NUMBER)
+            made.append(_guarantee(plan, event, spent, delta, private, data_dependent=True))
+    return tuple(made)
+
+
+def _guarantee(
+    plan: PrivacyPlan,
+    event: Any,
+    spent: int,
+    delta: float,
+    assumptions: tuple[str, ...],
+    *,
+    data_dependent: bool = False,
+) -> Guarantee:
+    found = evaluate(event, delta, plan.relation)
+    nothing = math.isinf(found.epsilon)
+    return Guarantee(
+        observer=plan.observer.name,
+        unit=plan.unit,
+        relation=plan.relation,
+        epsilon=found.epsilon,
+        delta=delta,
+        accountant="none" if nothing else found.accountant,
+        cross_check=None if nothing else found.cross_check,
+        theorem="" if nothing else plan.theorem,
+        assumptions=plan.assumptions if nothing else (*plan.assumptions, *assumptions),
+        data_dependent=data_dependent,
+        releases=spent,
+    )

@@ -1,0 +1,128 @@
+"""The protocol of mechanisms, and the one that adds no noise.
+
+A mechanism is how a contribution is bounded and what noise is drawn. The noise and the event that
+an accountant reads come out of one value, so they cannot disagree.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import Exposure
+from privtrain.core.statement import Relation
+from privtrain.privacy.accounting import non_private_event
+
+State = Any
+"""What a mechanism remembers from release to release; None where it remembers nothing."""
+
+
+class Mechanism(Protocol):
+    """How a contribution is bounded, and what noise is drawn."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        ...
+
+    @property
+    def theorem(self) -> str:
+        """What its guarantee rests on, with its source."""
+        ...
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """One contribution, bounded as the guarantee needs it; same shape."""
+        ...
+
+    def sensitivity(self, relation: Relation) -> float | None:
+        """How far the sum of bounded contributions moves between neighbours; None: no bound."""
+        ...
+
+    def init(self, like: Tensor) -> State:
+        """The state before the first release of tensors like this one."""
+        ...
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Noise of a tensor's shape, type and device, and the next state.
+
+        Args:
+            like: What is noised.
+            state: The state after the last release.
+            generator: Where the noise comes from.
+            fraction: Fraction of the mechanism's variance to draw, in (0, 1].
+        """
+        ...
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """What one release means for an observer, as an event for an accountant."""
+        ...
+
+    def with_scale(self, scale: float) -> "Mechanism | None":
+        """The same mechanism with another noise scale, or None where it draws no noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """No bound and no noise: what is released is exact, and nothing is promised."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all; it is not."""
+        return False
+
+    @property
+    def theorem(self) -> str:
+        """No theorem: nothing is promised."""
+        return ""
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """The contribution as it is."""
+        return contribution
+
+    def sensitivity(self, relation: Relation) -> float | None:
+        """No bound."""
+        return None
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Zeros."""
+        return torch.zeros_like(like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """An event with infinite epsilon."""
+        return non_private_event()
+
+    def with_scale(self, scale: float) -> None:
+        """None: there is no noise to scale."""
+        return
+
+
+def l2_bound(mechanism: Mechanism) -> float:
+    """The L2 norm to which a mechanism clips, for sums that are clipped while they are formed.
+
+    Raises:
+        UnsupportedError: If the mechanism does not clip in L2 norm.
+    """
+    bound = getattr(mechanism, "l2_bound", None)
+    if bound is None:
+        raise UnsupportedError(
+            f"{mechanism} does not clip in L2 norm, which per-example gradients need; "
+            "use Gaussian(clipping_norm, noise_multiplier)."
+        )
+    return float(bound)
+
+
+def to_tensor(values: np.ndarray[Any, Any], like: Tensor) -> Tensor:
+    """Drawn values in a tensor's type and on its device."""
+    return torch.from_numpy(values).to(dtype=like.dtype, device=like.device)

@@ -1,0 +1,62 @@
+"""Where noise is drawn: by the aggregator, by every party, or split among the parties."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from privtrain.core.validate import check_count
+
+
+class Drawer(StrEnum):
+    """Who draws noise."""
+
+    AGGREGATOR = "aggregator"
+    PARTY = "party"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who draws the noise of a release, and which part of its variance.
+
+    Args:
+        drawer: Who draws.
+        honest_survivors: With a split, each party draws 1/honest_survivors of the variance, so
+            that this many honest parties together draw all of it. 1 where each draws all of it.
+        split: Whether the parties share one noise between them.
+    """
+
+    drawer: Drawer
+    honest_survivors: int = 1
+    split: bool = False
+
+    def __post_init__(self) -> None:
+        check_count(honest_survivors=self.honest_survivors)
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of the mechanism's variance that one drawer draws."""
+        return 1.0 / self.honest_survivors
+
+    def __str__(self) -> str:
+        if self.split:
+            return f"SPLIT(honest_survivors={self.honest_survivors})"
+        return f"AT_{self.drawer.upper()}"
+
+
+AT_AGGREGATOR = Placement(Drawer.AGGREGATOR)
+"""The aggregator draws the noise (under secret sharing: the shares do, and nobody knows it)."""
+
+AT_PARTY = Placement(Drawer.PARTY)
+"""Every party draws all of the noise on its own message: local differential privacy."""
+
+
+def SPLIT(*, honest_survivors: int) -> Placement:  # noqa: N802 - reads like its two neighbours
+    """Every party draws an equal part of the noise's variance.
+
+    Args:
+        honest_survivors: How many parties are assumed to be honest and to stay to the end;
+            each draws 1/honest_survivors of the variance. At least 1.
+
+    Returns:
+        The placement.
+    """
+    return Placement(Drawer.PARTY, honest_survivors, split=True)

@@ -1,0 +1,178 @@
+"""Which clients or examples take part, and what sampling adds to a guarantee.
+
+Sampling amplifies only for an observer who does not know the sample.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from privtrain.core.errors import UnsoundReleaseError
+from privtrain.core.observers import Exposure
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
+from privtrain.core.validate import check_count, check_positive, check_probability
+from privtrain.privacy.accounting import fixed_size_sampled, poisson_sampled
+
+
+class Sampling(Protocol):
+    """Which of a population take part in a round."""
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """Who takes part, as ascending numbers below the population."""
+        ...
+
+    def expected(self, population: int) -> float:
+        """A public number by which a noised sum is divided."""
+        ...
+
+    def at_least(self, population: int) -> int:
+        """How many take part in any case."""
+        ...
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """The relation under which an observer's guarantee is stated."""
+        ...
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """The event of one round for an observer, sampling included."""
+        ...
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """Everybody takes part in every round."""
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """All numbers."""
+        return list(range(population))
+
+    def expected(self, population: int) -> float:
+        """The population."""
+        return float(population)
+
+    def at_least(self, population: int) -> int:
+        """The population."""
+        return population
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """Replace-one for a reader of single messages; zero-out for a reader of the sum.
+
+        Who takes part is public, so nobody can be added or removed unseen.
+        """
+        return REPLACE_ONE if exposure.single_messages else ZERO_OUT
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """The event as it is."""
+        return event
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """As many as said take part, drawn without replacement.
+
+    Args:
+        size: How many take part in a round; at least 1.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        check_count(size=self.size)
+
+    def _check(self, population: int) -> None:
+        if self.size > population:
+            raise ValueError(f"Expected size={self.size} <= {population}, the number of parties.")
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """A uniform subset of the stated size."""
+        self._check(population)
+        if self.size == population:
+            return list(range(population))
+        return sorted(generator.choice(population, self.size, replace=False).tolist())
+
+    def expected(self, population: int) -> float:
+        """The stated size."""
+        return float(self.size)
+
+    def at_least(self, population: int) -> int:
+        """The stated size."""
+        self._check(population)
+        return self.size
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """Zero-out for a reader of sums over everybody, else replace-one."""
+        everybody = self.size >= population
+        return ZERO_OUT if everybody and not exposure.single_messages else REPLACE_ONE
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """Sampling without replacement, for an observer who does not know the sample.
+
+        Corrupted parties know whether they took part themselves; in the worst case none did, and
+        the sample was drawn from the others.
+        """
+        others = population - corrupted
+        if exposure.knows_sample or self.size >= others:
+            return event
+        return fixed_size_sampled(others, self.size, event)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Each takes part independently with the same probability; a round may be empty.
+
+    Args:
+        rate: Probability of taking part, in (0, 1].
+        expected_size: A public number by which noised sums are divided; None for the rate times
+            the number of parties, which is then part of what is public.
+        size_is_public: Whether the given number follows from how many there really are, so that
+            this count is public too.
+    """
+
+    rate: float
+    expected_size: float | None = None
+    size_is_public: bool = False
+
+    def __post_init__(self) -> None:
+        check_probability(rate=self.rate)
+        if self.expected_size is not None:
+            check_positive(expected_size=self.expected_size)
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """An independent coin for every number."""
+        return np.flatnonzero(generator.random(population) < self.rate).tolist()
+
+    def expected(self, population: int) -> float:
+        """The public number by which a noised sum is divided."""
+        return self.rate * population if self.expected_size is None else self.expected_size
+
+    def at_least(self, population: int) -> int:
+        """One: where the changed party does not take part, there is nothing to hide."""
+        return 1
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """Replace-one for a reader of single messages, else add/remove or zero-out.
+
+        Where the number of parties sets the scale, it is public, and nobody can be added unseen.
+        """
+        if exposure.single_messages:
+            return REPLACE_ONE
+        public = self.expected_size is None or self.size_is_public
+        return ZERO_OUT if public else ADD_REMOVE
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """Poisson sampling, for an observer who does not know the sample."""
+        return event if exposure.knows_sample else poisson_sampled(self.rate, event)
+
+
+def check_delta_below(delta: float, population: int | None, unit: str) -> None:
+    """Refuses a delta under which publishing one unit in the clear would count as private.
+
+    Raises:
+        UnsoundReleaseError: If delta is at least 1 / population.
+    """
+    if population is not None and population > 1 and delta >= 1.0 / population:
+        raise UnsoundReleaseError(
+            f"delta={delta:g} is not below 1 / {population}, the number of {unit}s: publishing a "
+            f"random {unit} in the clear would satisfy it. Choose delta below {1 / population:.2g}."
+        )

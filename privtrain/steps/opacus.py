@@ -1,0 +1,257 @@
+"""Clipped sums of per-example gradients by Opacus."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.task import Loss, Rows
+from privtrain.core.validate import check_member
+from privtrain.privacy.clipping import clip_factors
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The sum of clipped per-example gradients, with diagnostics of the simulation.
+
+    Args:
+        value: Shape `(parameters,)`.
+        norms: Gradient norms before clipping, shape `(batch,)`; unprotected.
+        losses: Losses, shape `(batch,)`; unprotected.
+    """
+
+    value: Tensor
+    norms: Tensor
+    losses: Tensor
+
+    @property
+    def non_finite(self) -> int:
+        """How many examples had no finite gradient, and counted as zero."""
+        return int((~torch.isfinite(self.norms)).sum())
+
+
+class GradientEngine(Protocol):
+    """A way to compute the clipped sum of per-example gradients of one model."""
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm."""
+        ...
+
+
+def empty_sum(model: nn.Module) -> ClippedSum:
+    """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
+    zero = torch.zeros_like(to_vector(trainable(model)))
+    return ClippedSum(zero, zero[:0], zero[:0])
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuses layers whose per-example gradients would be wrong.
+
+    Raises:
+        UnsupportedError: With the layer, and what to use in its place.
+    """
+    from opacus.layers import DPMultiheadAttention
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)):
+            raise UnsupportedError(
+                f"The layer {name!r} ({type(layer).__name__}) mixes the examples of a batch, so "
+                "no example has a gradient of its own. Use nn.GroupNorm in its place."
+            )
+        heads = getattr(layer, "num_heads", 1)
+        if isinstance(layer, DPMultiheadAttention) and layer.batch_first and heads > 1:
+            raise UnsupportedError(
+                f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
+                f"batch_first=True and {heads} heads. Use batch_first=False or one head."
+            )
+
+
+@dataclass(frozen=True)
+class Opacus:
+    """Per-example gradients by Opacus.
+
+    Args:
+        mode: "hooks" materialises every example's gradient; "ghost" computes norms first and
+            the clipped sum in a second backward pass, with less memory for wide layers.
+    """
+
+    mode: str = "hooks"
+
+    def __post_init__(self) -> None:
+        check_member(("hooks", "ghost"), mode=self.mode)
+
+    def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """Prepares a model.
+
+        Args:
+            model: The model; it gets hooks and is put into training mode.
+            loss: Loss of each example, `(batch,)`.
+
+        Returns:
+            The engine for this model.
+
+        Raises:
+            UnsupportedError: If a layer has no per-example gradients.
+        """
+        check_model(model)
+        model.train()
+        return Ghost(model, loss) if self.mode == "ghost" else Hooks(model, loss)
+
+    def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """The engine of a model that may have been prepared before; hooks are not added twice."""
+        prepared = getattr(model, "_privtrain_engine", None)
+        if prepared is None or prepared[0] != self.mode:
+            prepared = (self.mode, self.engine(model, loss))
+            object.__setattr__(model, "_privtrain_engine", prepared)
+        engine: GradientEngine = prepared[1]
+        return engine
+
+
+def _attach(kind: str, model: nn.Module) -> Any:
+    """Opacus's hooks on a model, its refusals in our words."""
+    from opacus.grad_sample.grad_sample_module import GradSampleHooks
+    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
+        GradSampleHooksFastGradientClipping,
+    )
+
+    factory = GradSampleHooks if kind == "hooks" else GradSampleHooksFastGradientClipping
+    try:
+        return factory(model, loss_reduction="sum")
+    except NotImplementedError as error:
+        raise UnsupportedError(f"Opacus cannot take this model: {error}") from error
+
+
+class _Quiet:
+    """Hides the one warning that torch gives for hooks on a first layer's inputs."""
+
+    def __enter__(self) -> None:
+        self._catch = warnings.catch_warnings()
+        self._catch.__enter__()
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+
+    def __exit__(self, *error: object) -> None:
+        self._catch.__exit__(None, None, None)
+
+
+@dataclass
+class Hooks:
+    """Materialises every example's gradient.
+
+    Args:
+        model: The model.
+        loss: Loss of each example.
+    """
+
+    model: nn.Module
+    loss: Loss
+    _hooks: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._hooks = _attach("hooks", self.model)
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm.
+
+        Args:
+            rows: The batch, on the model's device; may be empty.
+            clipping_norm: Upper bound on each gradient's L2 norm; positive.
+
+        Returns:
+            The sum; an example without a finite gradient counts as zero.
+        """
+        if len(rows) == 0:
+            return empty_sum(self.model)
+        parameters = trainable(self.model)
+        for parameter in parameters:
+            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+        with _Quiet():
+            losses = self.loss(self.model(rows.inputs), rows.labels)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [_per_example(parameter, len(rows)) for parameter in parameters]
+        squares = torch.stack([g.double().pow(2).sum(dim=1) for g in gradients])
+        norms = squares.sum(dim=0).sqrt()
+        factors = clip_factors(norms, clipping_norm)
+        sums = [_weighted(gradient, factors) for gradient in gradients]
+        for parameter in parameters:
+            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+        return ClippedSum(torch.cat(sums), norms, losses.detach())
+
+
+def _per_example(parameter: nn.Parameter, rows: int) -> Tensor:
+    """Gradients of each example, `(batch, values)`; several uses of a parameter are added."""
+    sample = parameter.grad_sample  # type: ignore[attr-defined]
+    if sample is None:
+        return torch.zeros(rows, parameter.numel(), dtype=parameter.dtype, device=parameter.device)
+    uses = sample if isinstance(sample, list) else [sample]
+    flat: Tensor = torch.stack(uses).sum(dim=0) if len(uses) > 1 else uses[0]
+    return flat.reshape(rows, -1)
+
+
+def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:
+    """Weighted sum over examples, in which a factor of zero also silences infinities."""
+    if bool((factors == 0).any()):
+        gradient = torch.where((factors == 0).unsqueeze(1), 0.0, gradient)
+    return factors.to(gradient.dtype) @ gradient
+
+
+@dataclass
+class Ghost:
+    """Computes norms without gradients, then the clipped sum in a second backward pass.
+
+    Args:
+        model: The model.
+        loss: Loss of each example.
+    """
+
+    model: nn.Module
+    loss: Loss
+    _hooks: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._hooks = _attach("ghost", self.model)
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm; see `Hooks`."""
+        if len(rows) == 0:
+            return empty_sum(self.model)
+        parameters = trainable(self.model)
+        for parameter in parameters:
+            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+        with _Quiet():
+            losses, norms = self._norms(rows)
+            finite = torch.isfinite(norms)
+            factors = clip_factors(norms, clipping_norm).to(losses.dtype)
+            self._hooks.disable_hooks()
+            try:
+                self._second_pass(rows, losses, factors, finite)
+            finally:
+                self._hooks.enable_hooks()
+        value = to_vector(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+        for parameter in parameters:
+            parameter.grad = None
+        return ClippedSum(value, norms, losses.detach())
+
+    def _norms(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        try:
+            losses = self.loss(self.model(rows.inputs), rows.labels)
+        except NotImplementedError as error:
+            raise UnsupportedError(f"{error}; use Opacus(mode='hooks').") from error
+        losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        norms = self._hooks.get_norm_sample().detach().double()
+        for parameter in trainable(self.model):
+            parameter.grad = None
+        return losses, norms
+
+    def _second_pass(self, rows: Rows, losses: Tensor, factors: Tensor, finite: Tensor) -> None:
+        if bool(finite.all()):
+            (factors * losses).sum().backward()  # type: ignore[no-untyped-call]
+            return
+        # Zero times infinity is not zero: examples without a finite gradient have to leave.
+        good = rows.take(finite.nonzero().squeeze(1))
+        if len(good):
+            again = self.loss(self.model(good.inputs), good.labels)
+            (factors[finite] * again).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,33 @@
+"""Pooling: parties hand their rows to a curator, who trains on all of them."""
+
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.statement import InputPrivacy
+from privtrain.core.task import FederatedData, Rows
+from privtrain.core.trainer import Run
+
+CURATOR_READS = InputPrivacy(
+    reader="curator",
+    reads="all training rows",
+    honest="the curator",
+)
+"""Who reads what where rows are pooled."""
+
+
+def pool(data: FederatedData, run: Run) -> Rows:
+    """All rows at the curator, and in the transcript what sending them there cost.
+
+    Args:
+        data: Who holds which rows. A single party is its own curator and sends nothing.
+        run: The run whose transcript records the messages.
+
+    Returns:
+        All training rows on the run's device.
+    """
+    rows = data.pooled()
+    if len(data.parties) > 1:
+        for party in data.parties:
+            held = data.train[party]
+            run.transcript.send(party, CURATOR_NAME, "rows", held.inputs, round=0)
+            if held.targets is not None:
+                run.transcript.send(party, CURATOR_NAME, "labels", held.targets, round=0)
+    return rows.to(run.device)

@@ -1,0 +1,208 @@
+"""How one data holder improves a model under example-level differential privacy."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
+from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.runtime import PartyRun
+from privtrain.core.seeding import global_generator
+from privtrain.core.statement import Unit
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.validate import check_positive, check_probability
+from privtrain.privacy.accounting import repeated
+from privtrain.privacy.mechanism import Mechanism, l2_bound
+from privtrain.privacy.sampling import Poisson
+from privtrain.steps.opacus import ClippedSum, Opacus
+from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
+
+SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Poisson batches, and the public figures that follow from them.
+
+    Args:
+        sampling: Each example's probability, and the public expected size of a batch.
+        steps: How many batches.
+        assumptions: What the figures assume to be public.
+    """
+
+    sampling: Poisson
+    steps: int
+    assumptions: tuple[str, ...]
+
+
+def plan_batches(
+    data: FederatedData,
+    *,
+    epochs: float,
+    sampling_rate: float | None,
+    expected_batch: float | None,
+    parties: int = 1,
+) -> Batches:
+    """Settles sampling rate, expected batch and number of steps without looking at private counts.
+
+    What is given is used as it is. What is missing follows from the data's declared public number
+    of rows; only where there is none are the rows counted, which the guarantee then names as an
+    assumption, and it is stated under zero-out instead of add/remove.
+
+    Args:
+        data: Who holds which rows.
+        epochs: Expected number of passes over the rows; positive.
+        sampling_rate: Each example's probability, or None.
+        expected_batch: The number by which noised sums are divided, or None.
+        parties: Among how many the rows are spread evenly; 1 where they are pooled.
+
+    Returns:
+        The batches.
+
+    Raises:
+        ValueError: If neither rate nor batch is given.
+    """
+    if sampling_rate is None and expected_batch is None:
+        raise ValueError(
+            "Expected sampling_rate=None or expected_batch=None to be given; both are missing."
+        )
+    counted = None
+    if sampling_rate is None or expected_batch is None:
+        declared = data.public_rows
+        counted = None if declared else sum(len(data.train[party]) for party in data.parties)
+        rows = max(1.0, (declared or counted or 1) / parties)
+        if sampling_rate is None:
+            sampling_rate = min(1.0, (expected_batch or 1.0) / rows)
+        expected_batch = expected_batch or sampling_rate * rows
+    assumptions = [SAMPLED_IN_SECRET]
+    if counted is not None:
+        assumptions.append(f"the number of training rows, {counted}, is public")
+    steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
+    sampling = Poisson(sampling_rate, expected_batch, size_is_public=counted is not None)
+    return Batches(sampling, steps, tuple(assumptions))
+
+
+def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
+    """The rows that an independent coin each picks; may be none."""
+    chosen = sampling.choose(len(rows), generator)
+    return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
+
+
+def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
+    """Unprotected diagnostics of one clipped sum; empty for an empty batch."""
+    if len(clipped.norms) == 0:
+        return {}
+    return {
+        "training_loss": float(clipped.losses.nanmean()),
+        "fraction_clipped": float((clipped.norms > clipping_norm).double().mean()),
+        "non_finite": float(clipped.non_finite),
+    }
+
+
+@dataclass(frozen=True)
+class DPSteps:
+    """DP-SGD inside a silo: every party noises its own gradients before its update leaves.
+
+    What leaves the party is private already, to everybody, the aggregator included.
+
+    Args:
+        mechanism: Clips per-example gradients and noises their sum.
+        epochs: Expected passes over the party's rows in each round; positive.
+        sampling_rate: Each example's probability of being in a batch, in (0, 1].
+        expected_batch: The public number by which noised sums are divided; None for the rate
+            times the public number of rows for each party.
+        learning_rate: Learning rate; positive.
+        optimizer: Name of a class in `torch.optim`, or a factory. It starts anew in each round.
+        gradients: What computes per-example gradients.
+
+    Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133), run by each party.
+    """
+
+    mechanism: Mechanism
+    epochs: float = 1.0
+    sampling_rate: float = 0.25
+    expected_batch: float | None = None
+    learning_rate: float = 0.2
+    optimizer: str | OptimizerFactory = "SGD"
+    gradients: Opacus = Opacus()
+
+    def __post_init__(self) -> None:
+        l2_bound(self.mechanism)
+        check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
+        check_probability(sampling_rate=self.sampling_rate)
+
+    def _batches(self, data: FederatedData) -> Batches:
+        return plan_batches(
+            data,
+            epochs=self.epochs,
+            sampling_rate=self.sampling_rate,
+            expected_batch=self.expected_batch,
+            parties=len(data.parties),
+        )
+
+    def settled(self, data: FederatedData) -> "DPSteps":
+        """The same steps with every public figure filled in, for parties to use."""
+        return replace(self, expected_batch=self._batches(data).sampling.expected_size)
+
+    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+        """Improves the model in place.
+
+        Args:
+            model: The model, on the party's device, in training mode.
+            task: What is learned.
+            party: Whose rows are used.
+
+        Returns:
+            Training loss, fraction clipped and non-finite count, all unprotected.
+        """
+        rows = party.rows.to(party.device)
+        parameters = trainable(model)
+        engine = self.gradients.engine_once(model, task.loss)
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
+        sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
+        bound = l2_bound(self.mechanism)
+        seen: dict[str, float] = {}
+        state = self.mechanism.init(to_vector(parameters))
+        with global_generator(party.seeds["dropout", party.round, party.party]):
+            for step in range(math.ceil(self.epochs / self.sampling_rate - 1e-9)):
+                draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
+                clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
+                stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
+                noise, state = self.mechanism.noise(clipped.value, state, stream.numpy())
+                set_gradient(parameters, (clipped.value + noise) / sampling.expected(0))
+                optimizer.step()
+                seen |= diagnostics(clipped, bound)
+        return {name: torch.tensor(value) for name, value in seen.items()}
+
+    def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
+        """The same guarantee to everybody: the noise is drawn before anything leaves.
+
+        In the worst case a party takes part in every round.
+        """
+        batches = self._batches(data)
+        seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
+        relation = batches.sampling.relation(seen, 0)
+        step = batches.sampling.amplified(self.mechanism.event(seen, relation), seen, 0, 0)
+        event: Any = repeated(step, batches.steps)
+        return tuple(
+            PrivacyPlan(
+                observer=observer,
+                unit=Unit.EXAMPLE,
+                relation=relation,
+                event=event,
+                count=rounds,
+                theorem=f"{self.mechanism.theorem}, Poisson sampling of examples in each silo",
+                assumptions=batches.assumptions,
+            )
+            for observer in (PUBLIC, PARTICIPANT, AGGREGATOR)
+        )
+
+    def with_scale(self, scale: float) -> "DPSteps | None":
+        """The same steps with another noise scale."""
+        mechanism = self.mechanism.with_scale(scale)
+        return None if mechanism is None else replace(self, mechanism=mechanism)

@@ -1,0 +1,160 @@
+"""DP-SGD on pooled rows: per-example clipping and noise (Abadi et al. 2016, Algorithm 1)."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from privtrain.aggregation.aggregation import BoundedSum
+from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import global_generator
+from privtrain.core.statement import InputPrivacy, Unit
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.validate import check_positive, check_probability
+from privtrain.privacy.gaussian import Gaussian
+from privtrain.privacy.mechanism import l2_bound
+from privtrain.release import Release
+from privtrain.steps.opacus import Opacus
+from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
+from privtrain.steps.pooling import CURATOR_READS, pool
+from privtrain.steps.private import (
+    Batches,
+    diagnostics,
+    plan_batches,
+    poisson_batch,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """Gradient descent on clipped and noised sums of per-example gradients.
+
+    The curator, who holds the rows and draws the noise, is promised nothing to; the public is.
+
+    Args:
+        epochs: Expected passes over the rows; positive.
+        expected_batch: Public number by which noised sums are divided; positive.
+        sampling_rate: Each example's probability of being in a batch, in (0, 1]; None for the
+            expected batch over the data's public number of rows.
+        learning_rate: Learning rate; positive.
+        optimizer: Name of a class in `torch.optim`, or a factory.
+        release: How gradients are clipped and noised; the mechanism clips in L2 norm.
+        gradients: What computes per-example gradients.
+
+    Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133).
+    """
+
+    epochs: float = 20.0
+    expected_batch: float = 64.0
+    sampling_rate: float | None = None
+    learning_rate: float = 0.5
+    optimizer: str | OptimizerFactory = "SGD"
+    release: Release = Release(Gaussian(1.0, 1.0))
+    gradients: Opacus = Opacus()
+    token: ClassVar[str] = "dp_sgd"
+
+    def __post_init__(self) -> None:
+        l2_bound(self.release.mechanism)
+        check_positive(
+            epochs=self.epochs,
+            expected_batch=self.expected_batch,
+            learning_rate=self.learning_rate,
+        )
+        if self.sampling_rate is not None:
+            check_probability(sampling_rate=self.sampling_rate)
+
+    def batches(self, data: FederatedData) -> Batches:
+        """Sampling rate, expected batch and number of steps, from public figures."""
+        return plan_batches(
+            data,
+            epochs=self.epochs,
+            sampling_rate=self.sampling_rate,
+            expected_batch=self.expected_batch,
+        )
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        """One noised gradient a step."""
+        batches = self.batches(data)
+        return self.release.plans(
+            unit=Unit.EXAMPLE,
+            count=batches.steps,
+            parties=1,
+            sampling=batches.sampling,
+            observers=(PUBLIC, AGGREGATOR),
+            assumptions=batches.assumptions,
+        )
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        """The curator reads everything."""
+        return (CURATOR_READS,)
+
+    def with_noise(self, scale: float) -> "DPSGD | None":
+        """The same trainer with another noise multiplier."""
+        release = self.release.with_scale(scale)
+        return None if release is None else replace(self, release=release)
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
+        """Trains on the pooled rows.
+
+        Args:
+            task: What is learned.
+            data: Who holds which rows.
+            run: The run.
+
+        Returns:
+            The model after the last step that was paid for.
+
+        Raises:
+            UnsupportedError: If a layer has no per-example gradients.
+        """
+        rows, batches = pool(data, run), self.batches(data)
+        model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
+        engine = self.gradients.engine(model, task.loss)
+        parameters = trainable(model)
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
+        start, every = self._resume(model, optimizer, run), max(1, batches.steps // 20)
+        for step in range(start, batches.steps):
+            if not run.spend():
+                break
+            draw = run.entropy["sample", step, CURATOR_NAME].numpy()
+            batch = poisson_batch(rows, batches.sampling, draw)
+            with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
+                clipped = engine.clipped_sum(batch, l2_bound(self.release.mechanism))
+            bounded = BoundedSum(clipped.value, l2_bound(self.release.mechanism))
+            noised = self.release.arrive(bounded, run, round=step, kind="gradient")
+            set_gradient(parameters, noised / self.expected_batch)
+            optimizer.step()
+            run.progress(step + 1, batches.steps)
+            if (step + 1) % every == 0 or step + 1 == batches.steps:
+                seen = diagnostics(clipped, bounded.bound)
+                run.history.record(step + 1, **seen)
+                run.watch(step + 1, batches.steps, ModelPredictor(model))
+                model.train()
+                run.checkpoint.save(step + 1, self._state(model, optimizer, run))
+        run.transcript.publish(
+            "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
+        )
+        return ModelPredictor(model)
+
+    def _state(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run
+    ) -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "memory": run.memory,
+        }
+
+    def _resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
+        saved = run.checkpoint.load()
+        if saved is None:
+            return 0
+        done, state = saved
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        run.memory.update(state["memory"])
+        return done

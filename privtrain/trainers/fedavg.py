@@ -1,0 +1,393 @@
+"""Federated averaging (McMahan et al. 2017, Algorithm 1), plain or differentially private."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError
+from privtrain.core.parameters import (
+    ModelPredictor,
+    float_buffers,
+    initial_model,
+    load_vector,
+    to_vector,
+    trainable,
+)
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.seeding import Streams
+from privtrain.core.statement import InputPrivacy, Unit
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.transcript import UNPROTECTED
+from privtrain.core.validate import check_count
+from privtrain.privacy.sampling import Everyone, Sampling
+from privtrain.release import Release
+from privtrain.steps.plain import LocalSteps, PlainSteps, set_gradient
+
+WEIGHT = "weight"
+
+
+class Weights(Protocol):
+    """How much each client counts."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether one client's weight has a bound that is known beforehand."""
+        ...
+
+    def weight(self, rows: int) -> float:
+        """The weight of a client with so many rows."""
+        ...
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all clients count the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every client counts the same."""
+
+    bounded: ClassVar[bool] = True
+    uniform: ClassVar[bool] = True
+
+    def weight(self, rows: int) -> float:
+        """One."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ByExamples:
+    """A client counts by its number of rows.
+
+    Args:
+        bound: Rows beyond this many do not count; None for no bound, which no noise can cover.
+    """
+
+    bound: int | None = None
+    uniform: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.bound is not None:
+            check_count(bound=self.bound)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound."""
+        return self.bound is not None
+
+    def weight(self, rows: int) -> float:
+        """The number of rows, or its fraction of the bound, at most 1."""
+        return float(rows) if self.bound is None else min(rows, self.bound) / self.bound
+
+
+ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
+
+
+def values(model: nn.Module, *, buffers: bool) -> list[Tensor]:
+    """What clients and server exchange: trainable parameters and, where asked, float buffers."""
+    return [*trainable(model), *(float_buffers(model) if buffers else [])]
+
+
+def training_mode(model: nn.Module, *, statistics: bool) -> nn.Module:
+    """Puts a model into training mode.
+
+    Args:
+        model: The model.
+        statistics: Whether batch normalisation follows the batches. Under a bound it must not: its
+            running statistics would leave the client without noise, or be spoiled by it. It
+            then normalises with its public initial statistics, in training as in prediction.
+
+    Returns:
+        The model.
+    """
+    model.train()
+    if not statistics:
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+    return model
+
+
+@dataclass(frozen=True)
+class ClientStep:
+    """What a client does in a round: improve the model it is sent, and release what changed.
+
+    Args:
+        task: What is learned.
+        local: How the model is improved.
+        release: How the contribution leaves.
+        weights: How much the client counts.
+        delta: Whether the contribution is the change of the model, or the model itself.
+    """
+
+    task: Task
+    local: LocalSteps
+    release: Release
+    weights: Weights
+    delta: bool
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        """One round at one client."""
+        exact = not self.release.bounding
+        model = self._model(party, statistics=exact)
+        tensors = values(model, buffers=exact)
+        load_vector(tensors, payload["model"])
+        seen = self.local(model, self.task, party)
+        trained = to_vector(tensors).cpu()
+        contribution = trained - payload["model"] if self.delta else trained
+        weight = self.weights.weight(len(party.rows))
+        if not self.weights.uniform:
+            contribution = contribution * weight
+        message = self.release.leave([contribution], party)
+        if not (self.weights.uniform or self.release.mechanism.noisy):
+            message[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
+        return message | {UNPROTECTED + name: value for name, value in seen.items()}
+
+    def _model(self, party: PartyRun, *, statistics: bool) -> nn.Module:
+        """The worker's model, to be overwritten; making a new one each time is slower."""
+        key = ("fedavg", self.task.model)
+        if party.scratch.get("key") != key:
+            model = initial_model(self.task, party.seeds["scratch", 0, ""]).to(party.device)
+            party.scratch.update(key=key, model=model)
+        held: nn.Module = party.scratch["model"]
+        return training_mode(held, statistics=statistics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvg:
+    """Rounds in which clients improve the model and a server averages what they release.
+
+    Args:
+        rounds: Number of rounds; at least 1.
+        sampling: Which clients take part in a round.
+        local: How a client improves the model: `PlainSteps` or `DPSteps`.
+        release: How a client's contribution leaves, and how contributions become one.
+        weights: How much a client counts: `Uniform` or `ByExamples`.
+        server_optimizer: Steps on the averaged change as a pseudo-gradient (Reddi et al. 2021);
+            None takes the average itself.
+
+    Raises:
+        UnsoundReleaseError: If noise is asked for and weights have no bound.
+
+    Source: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629); with noise McMahan et al. 2018,
+    Algorithm 1 (arXiv:1710.06963), with a fixed denominator.
+    """
+
+    rounds: int = 30
+    sampling: Sampling = Everyone()
+    local: LocalSteps = PlainSteps()
+    release: Release = Release()
+    weights: Weights = Uniform()
+    server_optimizer: ServerOptimizer | None = None
+    token: ClassVar[str] = "fedavg"
+
+    def __post_init__(self) -> None:
+        check_count(rounds=self.rounds)
+        if self.release.mechanism.noisy and not self.weights.bounded:
+            raise UnsoundReleaseError(
+                "weights=ByExamples() without a bound: one client could weigh more than any noise "
+                "covers. Use ByExamples(bound=...) or Uniform()."
+            )
+
+    def with_local(self, local: LocalSteps) -> "FedAvg":
+        """The same rounds with other local steps."""
+        return replace(self, local=local)
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        """One release a round; with `DPSteps`, what each round's local steps reveal."""
+        local = self.local.plans(data, self.rounds)
+        if local and not self.release.mechanism.noisy:
+            return local
+        return local + self.release.plans(
+            unit=Unit.CLIENT,
+            count=self.rounds,
+            parties=len(data.parties),
+            sampling=self.sampling,
+        )
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        """Who reads the clients' contributions, and what the clients read."""
+        everyone = InputPrivacy(
+            reader="client", reads="the model of every round it takes part in", honest="nobody"
+        )
+        what = "noised update" if self.local.plans(data, 1) else "update"
+        return (*self.release.aggregation.readers("client", what), everyone)
+
+    def with_noise(self, scale: float) -> "FedAvg | None":
+        """The same trainer with another noise scale, in the release or in the local steps."""
+        release = self.release.with_scale(scale)
+        if release is not None:
+            return replace(self, release=release)
+        local = self.local.with_scale(scale)
+        return None if local is None else replace(self, local=local)
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
+        """Runs the rounds.
+
+        Args:
+            task: What is learned.
+            data: Who holds which rows.
+            run: The run.
+
+        Returns:
+            The model after the last round that was paid for.
+        """
+        model = initial_model(task, run.seeds["initialisation", 0, ""])
+        server = Server(
+            values(model, buffers=not self.release.bounding),
+            trainable(model),
+            self.server_optimizer,
+        )
+        step = ClientStep(
+            task, self.local.settled(data), self.release, self.weights, self._sends_change
+        )
+        for round in range(server.resume(run), self.rounds):
+            if not run.spend():
+                break
+            current = server.vector()
+            chosen = self._cohort(data.parties, round, run)
+            replies = run.map(step, {name: {"model": current} for name in chosen}, round=round)
+            average = self._average(replies, current, len(data.parties), round, run)
+            server.step(average, change=self._sends_change)
+            self._record(replies, round, run)
+            run.watch(round + 1, self.rounds, ModelPredictor(model))
+            server.save(round + 1, run)
+            run.progress(round + 1, self.rounds)
+        run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
+        return ModelPredictor(model)
+
+    @property
+    def _sends_change(self) -> bool:
+        """Whether clients send the change of the model, which can be clipped, or the model.
+
+        Without bound and server optimizer the models themselves are averaged: adding a rounded
+        difference back would not give the client's model to the bit.
+        """
+        return self.release.bounding or self.server_optimizer is not None
+
+    def _cohort(self, parties: tuple[str, ...], round: int, run: Run) -> list[str]:
+        # Amplification holds for observers who do not know the sample, so under noise it is drawn
+        # from entropy; without noise the public seed makes it repeatable.
+        noisy = self.release.mechanism.noisy
+        streams: Streams = run.entropy if noisy else run.seeds
+        generator = streams["cohort", round, AGGREGATOR_NAME].numpy()
+        return [parties[index] for index in self.sampling.choose(len(parties), generator)]
+
+    def _average(
+        self, replies: dict[str, Payload], current: Tensor, parties: int, round: int, run: Run
+    ) -> Tensor | None:
+        """The average of what arrived, in float64; None where nobody took part unnoised."""
+        noisy = self.release.mechanism.noisy
+        messages = [_protocol_part(reply) for reply in replies.values()]
+        if not messages and not noisy:
+            run.ledger.use()
+            return None
+        # A round nobody was drawn for is noised like any other: its emptiness is not public.
+        arrived = messages or [{"update": torch.zeros_like(current)}]
+        total = self.release.arrive(arrived, run, round=round).double()
+        if noisy:
+            return total / self.sampling.expected(parties)
+        weights = [float(m.get(WEIGHT, torch.ones(()))) for m in messages]
+        if not bool(torch.isfinite(total).all()):
+            raise ProtocolError(_not_finite(replies, round))
+        return total / sum(weights)
+
+    def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
+        names = sorted(
+            {k for reply in replies.values() for k in reply if k.startswith(UNPROTECTED)}
+        )
+        for name in names:
+            seen = [float(reply[name]) for reply in replies.values() if name in reply]
+            run.history.record(round + 1, **{name.removeprefix(UNPROTECTED): sum(seen) / len(seen)})
+
+
+def _protocol_part(reply: Payload) -> Payload:
+    """A reply without the diagnostics that ride along in a simulation."""
+    return {kind: value for kind, value in reply.items() if not kind.startswith(UNPROTECTED)}
+
+
+def _not_finite(replies: dict[str, Payload], round: int) -> str:
+    culprits = [
+        party
+        for party, reply in replies.items()
+        if not bool(torch.isfinite(reply.get("update", torch.zeros(()))).all())
+    ]
+    who = ", ".join(culprits) or "the sum"
+    return (
+        f"Round {round}: the update of {who} is not finite. Lower the learning rate, check the "
+        "rows for extreme values, or clip updates with Release(Gaussian(clipping_norm, 0.0))."
+    )
+
+
+class Server:
+    """The server's side: the global model and, where there is one, its optimizer.
+
+    Args:
+        tensors: What is exchanged; written in place.
+        parameters: The trainable ones among them, which come first.
+        optimizer: Makes the server's optimizer, or None.
+    """
+
+    def __init__(
+        self,
+        tensors: list[Tensor],
+        parameters: list[nn.Parameter],
+        optimizer: ServerOptimizer | None,
+    ) -> None:
+        self._tensors = tensors
+        self._parameters = parameters
+        self._optimizer = None if optimizer is None else optimizer(parameters)
+
+    def vector(self) -> Tensor:
+        """The global model as a new vector, shape `(values,)`."""
+        return to_vector(self._tensors)
+
+    def step(self, average: Tensor | None, *, change: bool) -> None:
+        """Takes the average of a round, float64, shape `(values,)`; None changes nothing.
+
+        Args:
+            average: The average of what clients sent.
+            change: Whether they sent changes rather than models.
+        """
+        if average is None:
+            return
+        if self._optimizer is None:
+            start = self.vector().double() if change else torch.zeros_like(average)
+            load_vector(self._tensors, start + average)
+            return
+        trained = sum(parameter.numel() for parameter in self._parameters)
+        set_gradient(self._parameters, -average[:trained])
+        self._optimizer.step()
+        buffers = self._tensors[len(self._parameters) :]
+        load_vector(buffers, to_vector(buffers) + average[trained:])
+
+    def save(self, done: int, run: Run) -> None:
+        """Leaves what a resumed run needs."""
+        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        state: dict[str, Any] = {
+            "model": self.vector(),
+            "optimizer": optimizer,
+            "parties": run.star.states(),
+            "memory": run.memory,
+        }
+        run.checkpoint.save(done, state)
+
+    def resume(self, run: Run) -> int:
+        """Takes up what an interrupted run left; returns how many rounds were done."""
+        saved = run.checkpoint.load()
+        if saved is None:
+            return 0
+        done, state = saved
+        load_vector(self._tensors, state["model"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        run.star.restore(state["parties"])
+        run.memory.update(state["memory"])
+        return done

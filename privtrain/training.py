@@ -1,0 +1,404 @@
+"""Training: run one trainer, with its ledger, its checkpoints and its statement."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privtrain.core.cost import Cost
+from privtrain.core.errors import DataError, PrivtrainError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.memory import peak_memory, reset_peak_memory
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.result import Curve, History, Predictor, TrainResult
+from privtrain.core.runtime import Runtimes, Setting, Star
+from privtrain.core.seeding import (
+    SEEDED,
+    EntropyKind,
+    OnceOnly,
+    SeededEntropy,
+    Seeds,
+    SystemEntropy,
+)
+from privtrain.core.statement import Budget, PrivacyStatement, Unit
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan, Run, Trainer
+from privtrain.core.transcript import Entry, Setup, Transcript
+from privtrain.core.validate import check_delta, check_finite
+from privtrain.privacy.calibration import calibrate_scale
+from privtrain.privacy.guarantees import guarantees
+from privtrain.privacy.ledger import JournalLedger, epsilon_of
+from privtrain.privacy.sampling import check_delta_below
+from privtrain.report.progress import Report, progress_bar
+from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.processes import Processes
+
+SIMULATED = "simulated: void if the seed is known"
+CAVEATS = (
+    "noise is drawn in floating point: for research use",
+    "timing and sizes of messages are not hidden",
+    "settings chosen by looking at results are not counted",
+)
+WATCHED = 10
+"""How often the model is looked at on validation rows."""
+
+
+@dataclass
+class FileCheckpoint:
+    """Keeps a run's state in a file, replaced as a whole; in memory where there is no folder.
+
+    Args:
+        run: Whose transcript and history are kept along.
+        path: The file, or None.
+        started: Seconds that earlier sittings of the run took.
+        attempt: How often the run was taken up again.
+    """
+
+    transcript: Transcript
+    history: History
+    path: Path | None
+    seconds_before: float = 0.0
+    attempt: int = 0
+    _started: float = field(default_factory=time.monotonic, repr=False)
+    _loaded: tuple[int, dict[str, Any]] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            saved = torch.load(self.path, weights_only=True)
+        except Exception as error:  # torch raises whatever a broken file makes it raise
+            raise PrivtrainError(
+                f"The checkpoint {self.path} cannot be read: {error}. Delete its folder to start "
+                "again; what its journal spent stays spent for that data."
+            ) from error
+        self._loaded = (saved["done"], saved["state"])
+        self.seconds_before, self.attempt = saved["seconds"], saved["attempt"] + 1
+        self.transcript.entries.extend(Entry(*entry) for entry in saved["entries"])
+        self.transcript.setups.extend(Setup(*setup) for setup in saved["setups"])
+        self.history.unprotected.update(saved["unprotected"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run took so far, earlier sittings included."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    def save(self, done: int, state: Mapping[str, Any]) -> None:
+        """Keeps the state after a number of finished rounds.
+
+        Raises:
+            PrivtrainError: If the file cannot be written.
+        """
+        if self.path is None:
+            return
+        document = {
+            "done": done,
+            "state": dict(state),
+            "seconds": self.seconds,
+            "attempt": self.attempt,
+            "entries": [
+                (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
+                for e in self.transcript.entries
+            ],
+            "setups": [(s.party, s.what) for s in self.transcript.setups],
+            "unprotected": self.history.unprotected,
+        }
+        fresh = self.path.with_suffix(".new")
+        try:
+            torch.save(document, fresh)
+            fresh.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            raise PrivtrainError(
+                f"Cannot write the checkpoint {self.path}: {error}. Free disk space or choose "
+                "another folder; the last checkpoint is still there, so the run can be resumed."
+            ) from error
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """The last state and the number of rounds it stands after, or None at the start."""
+        return self._loaded
+
+
+def default_runtimes() -> Runtimes:
+    """Parties in this process for a star, real processes for a mesh."""
+    return Runtimes(star=InProcess(), mesh=Processes())
+
+
+def check_data(data: FederatedData) -> None:
+    """Refuses data that cannot be trained on.
+
+    Raises:
+        DataError: If a party is empty, or there are no parties or test rows.
+        ValueError: If a value is NaN or infinite.
+    """
+    if not data.parties:
+        raise DataError("Expected data.train to hold at least one party; it is empty.")
+    if len(data.test) == 0:
+        raise DataError("Expected data.test to hold rows; there are none to measure accuracy on.")
+    check_finite(test=data.test.inputs)
+    # More parties than this are loaded one by one when they are sampled, and checked by loss.
+    if len(data.parties) <= 10_000:
+        for party in data.parties:
+            rows = data.train[party]
+            if len(rows) == 0:
+                raise DataError(
+                    f"The party {party!r} holds no rows. Leave it out, or use another partition."
+                )
+            check_finite(**{f"train[{party}]": rows.inputs})
+
+
+def _population(plan: PrivacyPlan, data: FederatedData) -> int:
+    if plan.unit is Unit.CLIENT:
+        return len(data.parties)
+    if data.public_rows is not None:
+        return data.public_rows
+    return len(data.pooled()) if len(data.parties) <= 10_000 else len(data.parties)
+
+
+def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> None:
+    """Refuses a delta that would make a guarantee empty.
+
+    Raises:
+        UnsoundReleaseError: If delta is at least one over the number of protected units.
+    """
+    check_delta(delta)
+    for plan in plans:
+        if epsilon_of(plan, 1, delta) < float("inf"):
+            check_delta_below(delta, _population(plan, data), str(plan.unit))
+
+
+def fit(
+    trainer: Trainer,
+    task: Task,
+    data: FederatedData,
+    *,
+    runtimes: Runtimes | None = None,
+    budget: Budget | None = None,
+    delta: float = 1e-5,
+    seed: int = 0,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    progress: Report | None = None,
+    keep_payloads: bool = False,
+) -> TrainResult:
+    """Trains one model under one technique, and states what it cost and what it promises.
+
+    Args:
+        trainer: How to train.
+        task: What is learned.
+        data: Who holds which rows.
+        runtimes: Where parties run; None for this process, and real processes for a mesh.
+        budget: What may be spent at most. Where it is reached, training stops, and the result is
+            what was trained so far, marked `halted`. Its delta replaces `delta`.
+        delta: Delta of every guarantee, in (0, 1) and below one over the number of units.
+        seed: Public seed of data order and initialisation.
+        entropy: `SEEDED` or `SYSTEM`; None for the system's wherever parties are real processes,
+            and seeded in a simulation.
+        device: Where tensors are computed, such as "cpu" or "cuda".
+        folder: Where the journal and checkpoints go; a run that was interrupted there goes on.
+            None keeps both in memory.
+        progress: Called as `progress(done, total)`; None shows a bar on a terminal.
+        keep_payloads: Whether the transcript keeps the tensors themselves; seeded entropy only.
+
+    Returns:
+        The predictor, the statement, the cost, the history and the transcript.
+
+    Raises:
+        BudgetExceededError: If not one release fits the budget.
+        UnsoundReleaseError: If a promise could not be kept.
+        PartyLostError: If a party dies or freezes.
+        DataError: If the data cannot be trained on.
+    """
+    where = runtimes or default_runtimes()
+    delta = budget.delta if budget is not None else delta
+    kind = entropy or (SEEDED if where.star is None or not where.star.real else EntropyKind.SYSTEM)
+    if keep_payloads and kind is not SEEDED:
+        raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
+    check_device(device)
+    check_data(data)
+    plans = trainer.plan(data, where)
+    check_plans(plans, data, delta)
+    home = None if folder is None else Path(folder)
+    transcript, history = Transcript(keep_payloads=keep_payloads), History()
+    checkpoint = FileCheckpoint(transcript, history, None if home is None else home / "state.pt")
+    ledger = JournalLedger(
+        plans,
+        budget=budget,
+        delta=delta,
+        journal=None if home is None else home / "journal.jsonl",
+        block=max(1, max((plan.count for plan in plans), default=1) // 20),
+    )
+    source = SeededEntropy(seed, checkpoint.attempt) if kind is SEEDED else SystemEntropy()
+    with ExitStack() as stack:
+        run = Run(
+            runtimes=where,
+            ledger=ledger,
+            transcript=transcript,
+            seeds=Seeds(seed),
+            entropy=OnceOnly(source),
+            checkpoint=checkpoint,
+            open_star=lambda: _open(stack, where, data, run),
+            history=history,
+            device=device,
+            progress=progress or stack.enter_context(progress_bar(trainer.token)),
+            watch=_watcher(data, history),
+        )
+        reset_peak_memory()
+        predictor = trainer.train(task, data, run)
+        seconds = checkpoint.seconds
+    ledger.close()
+    return _result(trainer, data, where, plans, run, predictor, seconds, delta)
+
+
+def check_device(device: str) -> None:
+    """Raises `ValueError` if a device is unknown or not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"Expected device={device!r} to be available here; use 'cpu'. ({error})"
+        ) from error
+
+
+def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -> Star:
+    if runtimes.star is None:
+        raise UnsupportedError(
+            "This trainer needs rounds around a coordinator: give "
+            "runtimes=Runtimes(star=InProcess())."
+        )
+    setting = Setting(
+        data=data,
+        seeds=run.seeds,
+        entropy=run.party_entropy,
+        transcript=run.transcript,
+        device=run.device,
+    )
+    return stack.enter_context(runtimes.star.open(setting))
+
+
+def _watcher(data: FederatedData, history: History) -> Any:
+    """Looks at the model on validation rows a few times over a run."""
+    rows = data.validation
+
+    def watch(done: int, total: int, predictor: Predictor) -> None:
+        every = max(1, total // WATCHED)
+        if rows is None or len(rows) == 0 or not (done % every == 0 or done == total):
+            return
+        correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
+        history.record(done, validation_accuracy=float(correct.double().mean()))
+
+    return watch
+
+
+def _result(
+    trainer: Trainer,
+    data: FederatedData,
+    runtimes: Runtimes,
+    plans: tuple[PrivacyPlan, ...],
+    run: Run,
+    predictor: Predictor,
+    seconds: float,
+    delta: float,
+) -> TrainResult:
+    seeded = run.entropy.kind is SEEDED
+    made = guarantees(
+        plans,
+        spent=run.ledger.spent,
+        delta=delta,
+        realised=run.realised,
+        assumptions=(SIMULATED,) if seeded else (),
+    )
+    run.history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
+    statement = PrivacyStatement(
+        guarantees=made,
+        input_privacy=trainer.input_privacy(data, runtimes),
+        caveats=CAVEATS,
+    )
+    cost = Cost(
+        bytes_sent=run.transcript.bytes_sent,
+        bytes_sent_by_party=run.transcript.bytes_sent_by_party,
+        rounds=run.transcript.rounds,
+        seconds=seconds,
+        peak_memory_bytes=max(peak_memory(), run.peak_memory_bytes),
+    )
+    return TrainResult(
+        predictor=predictor,
+        statement=statement,
+        cost=cost,
+        history=run.history,
+        transcript=run.transcript,
+        halted=run.halted,
+        notes=tuple(run.notes),
+    )
+
+
+def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
+    """Epsilon to the public after eighths of the releases; empty where nothing is promised."""
+    public = [plan for plan in plans if plan.observer == PUBLIC]
+    if not public or spent == 0 or epsilon_of(public[0], 1, delta) == float("inf"):
+        return []
+    counts = sorted({max(1, round(spent * part / 8)) for part in range(1, 9)})
+    return [(count, epsilon_of(public[0], count, delta)) for count in counts]
+
+
+def calibrate(
+    trainer: Trainer,
+    data: FederatedData,
+    *,
+    epsilon: float,
+    delta: float = 1e-5,
+    observer: Observer = PUBLIC,
+    runtimes: Runtimes | None = None,
+) -> Trainer:
+    """The same trainer with the least noise that keeps a promise to an observer.
+
+    Args:
+        trainer: A trainer that draws noise.
+        data: Who holds which rows; only public figures of it are used where they are given.
+        epsilon: The promise; positive.
+        delta: Its delta, in (0, 1).
+        observer: Whom it is given to.
+        runtimes: Where parties run, since that decides who knows what.
+
+    Returns:
+        The trainer whose own epsilon, evaluated, is at or below the promise.
+
+    Raises:
+        UnsupportedError: If the trainer draws no noise.
+        UnsoundReleaseError: If no noise would protect from this observer.
+    """
+    where = runtimes or default_runtimes()
+
+    def plan_at(scale: float) -> PrivacyPlan:
+        noisier = trainer.with_noise(scale)
+        if noisier is None:
+            raise UnsupportedError(
+                f"{trainer.token} draws no noise, so no noise can be calibrated. Give it a "
+                "mechanism such as Gaussian first."
+            )
+        plans = [plan for plan in noisier.plan(data, where) if plan.observer == observer]
+        if not plans:
+            raise ValueError(
+                f"Expected observer={observer.name!r} to be one that {trainer.token} "
+                "makes a statement about."
+            )
+        return plans[0]
+
+    sample = plan_at(1.0)
+    if epsilon_of(sample, 1, delta) == float("inf"):
+        raise UnsoundReleaseError(
+            f"No noise of {trainer.token} protects from the {observer}: it knows the noise or "
+            "reads what is sent. Let the parties draw the noise, or use a secure aggregation."
+        )
+    scale = calibrate_scale(
+        lambda value: plan_at(value).event,
+        epsilon=epsilon,
+        delta=delta,
+        relation=sample.relation,
+        count=sample.count,
+    )
+    calibrated = trainer.with_noise(scale)
+    return trainer if calibrated is None else calibrated
