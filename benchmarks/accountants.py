@@ -1,0 +1,68 @@
+"""Seconds and epsilons of the two accountants for published plans of DP-SGD.
+
+    python benchmarks/accountants.py [--quick] [--json]
+
+Ours is the PLD accountant, which the library asks by default; it stands against the RDP accountant,
+which cross-checks it. Results are not taken from a cache. The epsilons stand beside the times:
+`classic` is RDP as papers before 2020 converted it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import Row, compare, main
+
+# The files of this folder run as scripts from a checkout that need not be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from privtrain.privacy import accountants, accounting
+
+DELTA = 1e-5
+
+PLANS = (
+    ("TF Privacy, sigma 1.3, 15 epochs", 256 / 60_000, 1.3, 15 * 60_000 // 256),
+    ("TF Privacy, sigma 1.1, 60 epochs", 256 / 60_000, 1.1, 60 * 60_000 // 256),
+    ("TF Privacy, sigma 0.7, 45 epochs", 256 / 60_000, 0.7, 45 * 60_000 // 256),
+    ("Abadi 2016, sigma 4", 0.01, 4.0, 10_000),
+    ("Tramer-Boneh 2021, B 512", 512 / 60_000, 1.23, 4_680),
+    ("Tramer-Boneh 2021, B 2048", 2048 / 60_000, 2.15, 1_160),
+    ("Tramer-Boneh 2021, B 1024", 1024 / 50_000, 1.54, 1_440),
+)
+"""Name, sampling rate, noise multiplier, steps."""
+
+
+def forget() -> None:
+    """Empties the caches, so that each timing computes."""
+    for cached in (accountants.pld_epsilon, accountants.leaf_rdp):
+        cached.cache_clear()
+
+
+def row(name: str, event: Any, repeats: int) -> Row:
+    """One plan: times of both accountants, and what they answer."""
+
+    def pld() -> float:
+        forget()
+        return accounting.epsilon(event, DELTA, accountant="pld")
+
+    def rdp() -> float:
+        forget()
+        return accounting.epsilon(event, DELTA, accountant="rdp")
+
+    measured = compare(name, pld, rdp, ours_name="pld", against_name="rdp", repeats=repeats)
+    classic = accounting.epsilon(event, DELTA, accountant="rdp", conversion="classic")
+    epsilons = {"pld": pld(), "rdp": rdp(), "classic": classic}
+    return {**measured, **{f"epsilon_{key}": round(value, 4) for key, value in epsilons.items()}}
+
+
+def rows(quick: bool) -> list[Row]:
+    """One row a plan."""
+    measured = []
+    for name, rate, noise_multiplier, steps in PLANS:
+        step = accounting.poisson_sampled(rate, accounting.gaussian_event(noise_multiplier))
+        measured.append(row(name, accounting.repeated(step, steps), repeats=5 if quick else 15))
+    return measured
+
+
+if __name__ == "__main__":
+    main(rows)

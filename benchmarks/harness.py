@@ -1,0 +1,246 @@
+"""Shared by all benchmarks: two sides measured in turn, their ratio, a table or JSON.
+
+A benchmark file compares what is ours with something that does the same work:
+
+    from harness import compare, main
+
+    def rows(quick: bool) -> list[Row]:
+        return [compare("work", ours, against, ours_name="ours", against_name="loop")]
+
+    if __name__ == "__main__":
+        main(rows)
+
+Machines differ, ratios less: both sides run in one process, A B, B A, A B, ..., after a warm-up.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+"""work, ours, against, ratio_median, ratio_min, ratio_max, repeats, ours_ms, against_ms."""
+
+Report = dict[str, Any]
+"""What a full run writes: rows, machine, versions, commit, seed, date, and extras."""
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("numpy", "scipy", "torch", "flwr", "opacus", "crypten", "dp-accounting")
+SEED = 0
+
+
+def compare(
+    work: str,
+    ours: Callable[[], object],
+    against: Callable[[], object],
+    *,
+    ours_name: str,
+    against_name: str,
+    repeats: int = 5,
+    warmup: int = 1,
+) -> Row:
+    """Times two ways of doing the same work, in turn.
+
+    Args:
+        work: What is done.
+        ours: Does it our way.
+        against: Does it the other way.
+        ours_name: What our way is called.
+        against_name: What the other way is called.
+        repeats: Pairs of timings; at least 5.
+        warmup: Untimed runs of each side beforehand.
+
+    Returns:
+        One row: the ratio ours / against of each pair (median, smallest, largest), and the median
+        milliseconds of each side.
+
+    Raises:
+        ValueError: If there are too few repeats.
+    """
+    if repeats < 5:
+        raise ValueError(f"Expected repeats={repeats} >= 5: fewer say nothing about the spread.")
+    sides = (ours, against)
+    for _ in range(warmup):
+        for side in sides:
+            side()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        # Alternating the order: whoever goes second finds warmer caches.
+        for index in (0, 1) if repeat % 2 == 0 else (1, 0):
+            seconds[index].append(_seconds(sides[index]))
+    return from_seconds(
+        work, seconds[0], seconds[1], ours_name=ours_name, against_name=against_name
+    )
+
+
+def from_seconds(
+    work: str,
+    ours: list[float],
+    against: list[float],
+    *,
+    ours_name: str,
+    against_name: str,
+) -> Row:
+    """A row from paired timings that were taken elsewhere, as inside other processes.
+
+    Args:
+        work: What is done.
+        ours: Seconds of our side, one a repeat.
+        against: Seconds of the other side, in the same order.
+        ours_name: What our way is called.
+        against_name: What the other way is called.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: If the timings are not paired.
+    """
+    ratios = [mine / theirs for mine, theirs in zip(ours, against, strict=True)]
+    return {
+        "work": work,
+        "ours": ours_name,
+        "against": against_name,
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "repeats": len(ratios),
+        "ours_ms": 1e3 * statistics.median(ours),
+        "against_ms": 1e3 * statistics.median(against),
+    }
+
+
+def main(build_rows: Callable[[bool], list[Row]], *, extras: Report | None = None) -> None:
+    """The command line of a benchmark file: `--quick`, `--json`.
+
+    Args:
+        build_rows: Measures; called with whether it has to be quick (under a minute).
+        extras: Further keys of the results file, read after measuring.
+    """
+    stem = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(prog=f"benchmarks/{stem}.py", description=_story())
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller, under a minute")
+    parser.add_argument("--json", action="store_true", help="print one JSON list of rows only")
+    arguments = parser.parse_args()
+    _pin_threads()
+    rows = build_rows(arguments.quick)
+    if arguments.json:
+        print(json.dumps(rows, allow_nan=False))
+    else:
+        print(table(rows))
+    if not arguments.quick:
+        save(stem, rows, extras or {})
+
+
+def save(stem: str, rows: list[Row], extras: Report) -> Path:
+    """Writes `results/<stem>.json`. It names the kind of machine, never the host or a path.
+
+    Args:
+        stem: Name of the benchmark file, without its ending.
+        rows: What was measured.
+        extras: Further keys.
+
+    Returns:
+        The file.
+    """
+    report: Report = {
+        "rows": rows,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "seed": SEED,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **extras,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{stem}.json"
+    target.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return target
+
+
+def table(rows: list[Row]) -> str:
+    """The rows for a terminal.
+
+    Args:
+        rows: What was measured.
+
+    Returns:
+        One line a row; keys beyond the usual ones stand at its end.
+    """
+    usual = {"work", "ours", "against", "repeats", "ours_ms", "against_ms"}
+    usual |= {"ratio_median", "ratio_min", "ratio_max"}
+    lines = [f"{'work':32} {'ours / against':34} {'ratio':>8} {'spread':>17} {'ms':>21}"]
+    for row in rows:
+        sides = f"{row['ours']} / {row['against']}"
+        spread = f"{row['ratio_min']:.3g} - {row['ratio_max']:.3g}"
+        times = f"{row['ours_ms']:.4g} / {row['against_ms']:.4g}"
+        extra = "  ".join(f"{key}={value}" for key, value in row.items() if key not in usual)
+        line = f"{row['work']:32} {sides:34} {row['ratio_median']:8.3g} {spread:>17} {times:>21}"
+        lines.append(f"{line}  {extra}".rstrip())
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """The kind of machine: system, architecture, processors; no name."""
+    import os
+
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that a figure depends on."""
+    found = {}
+    for name in ("privtrain", *PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The commit that was measured, with "+changes" where files differ from it."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(here, "rev-parse", "--short", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", "privtrain")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}+changes" if changed else head
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _seconds(side: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def _story() -> str:
+    story = sys.modules["__main__"].__doc__ or ""
+    return story.strip().split("\n\n")[0]
+
+
+def _pin_threads() -> None:
+    import torch
+
+    torch.set_num_threads(1)
