@@ -3,12 +3,13 @@
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.lib.npyio import NpzFile
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
@@ -134,29 +135,31 @@ def from_npz(
     """
     path = Path(path)
     try:
-        # Pickled arrays can run code: they are refused.
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in (inputs, targets) if key not in file.files]
-            if missing:
-                raise DataError(
-                    f"Expected {path} to hold an array {missing[0]!r}; it holds "
-                    f"{', '.join(file.files) or 'none'}. Name them with inputs= and targets=."
-                )
-            arrays = file[inputs], file[targets]
+        # Opened here: numpy leaves files open that turn out to be damaged.
+        with path.open("rb") as file:
+            arrays = _arrays(file, path, (inputs, targets))
     except DataError:
         raise
     # numpy raises any of these for a file that is missing, cut off, pickled or no archive.
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        KeyError,
-        BadZipFile,
-        zlib.error,
-    ) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise DataError(f"Could not read {path} as an .npz file: {error}") from error
     return from_arrays(*arrays, **{"name": path.stem, **options})
+
+
+def _arrays(file: BinaryIO, path: Path, keys: tuple[str, str]) -> list[NDArray[Any]]:
+    # Pickled arrays can run code: they are refused.
+    loaded = np.load(file, allow_pickle=False)
+    if not isinstance(loaded, NpzFile):
+        raise DataError(
+            f"Could not read {path}: it holds a single array. Write both with numpy.savez."
+        )
+    missing = [key for key in keys if key not in loaded.files]
+    if missing:
+        raise DataError(
+            f"Expected {path} to hold an array {missing[0]!r}; it holds "
+            f"{', '.join(loaded.files) or 'none'}. Name them with inputs= and targets=."
+        )
+    return [loaded[key] for key in keys]
 
 
 def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:

@@ -1,0 +1,236 @@
+"""Own arrays: what is accepted stays as it is, what cannot be used is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import FederatedData, Rows
+from privtrain.data import MLP, ByColumn, LogisticRegression, from_arrays, from_npz
+from privtrain.data.arrays import CLASSES_COUNTED
+from privtrain.data.federation import Layout, federate
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(100, 5))
+Y = np.arange(100) % 3
+
+
+def numbered(rows: int = 100) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.arange(rows, dtype=np.float64)[:, None]
+
+
+def kept(data: FederatedData) -> list[list[float]]:
+    parts: list[Rows | None] = [data.test, data.validation, data.public, data.pooled()]
+    return [[] if part is None else part.inputs[:, 0].tolist() for part in parts]
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_stay_what_they_are(as_tensor: bool, dtype: torch.dtype) -> None:
+    x, y = (torch.from_numpy(X), torch.from_numpy(Y)) if as_tensor else (X, Y)
+    task, data = from_arrays(x, y, parties=4, dtype=dtype)
+    rows = torch.cat([data.pooled().inputs, data.test.inputs, rows_of(data.validation)])
+    assert torch.equal(rows.sort(dim=0).values, torch.from_numpy(X).to(dtype).sort(dim=0).values)
+    assert task.model == LogisticRegression(5, 3, dtype)
+    assert data.public_rows is None
+    assert data.notes == (CLASSES_COUNTED,)
+
+
+def rows_of(rows: Rows | None) -> Tensor:
+    assert rows is not None
+    return rows.inputs
+
+
+def test_the_cut_depends_on_the_number_of_rows_only() -> None:
+    _, first = from_arrays(numbered(), Y, parties=3, public_fraction=0.1)
+    _, other = from_arrays(numbered(), np.roll(Y, 1)[::-1], parties=3, public_fraction=0.1, seed=7)
+    assert kept(first)[:3] == kept(other)[:3]
+    assert sorted(kept(first)[3]) == sorted(kept(other)[3])
+    assert sorted(number for part in kept(first) for number in part) == list(range(100))
+    _, wider = from_arrays(numbered(), Y, parties=3, validation_fraction=0.3)
+    assert kept(wider)[0] == kept(first)[0]
+    assert first.digest != other.digest  # other labels
+
+
+def test_test_and_public_rows_may_be_given() -> None:
+    _, data = from_arrays(X, Y, parties=2, test=(X[:7], Y[:7]), public=X[:9], public_rows=90)
+    assert len(data.test) == 7
+    assert data.public is not None
+    assert data.public.targets is None
+    assert len(data.public) == 9
+    assert len(data.pooled()) == 90
+    assert data.public_rows == 90
+
+
+def test_scaling_by_constants() -> None:
+    inputs = np.array([[0.0, 5.0], [10.0, 20.0], [-5.0, 10.0], [5.0, 15.0]] * 5)
+    targets = np.arange(20) % 2
+    _, data = from_arrays(
+        inputs, targets, parties=1, scale=([0, 10], [10, 20]), test=(inputs[:4], targets[:4])
+    )
+    assert data.test.inputs.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.5, 0.5]]
+    _, data = from_arrays(inputs, targets, parties=1, scale=(0, 20), test=(inputs[:4], targets[:4]))
+    assert data.test.inputs.tolist() == [[0.0, 0.25], [0.5, 1.0], [0.0, 0.5], [0.25, 0.75]]
+
+
+def test_later_writes_do_not_reach_the_data() -> None:
+    inputs = X.copy()
+    _, data = from_arrays(inputs, Y, parties=1, dtype=torch.float64)
+    before = data.test.inputs.clone()
+    inputs[:] = 0
+    assert torch.equal(data.test.inputs, before)
+
+
+def test_images_and_models() -> None:
+    images = RNG.normal(size=(60, 1, 8, 8))
+    task, data = from_arrays(images, np.arange(60) % 2, parties=2)
+    assert task.model == MLP((64, 64, 2), flatten=True)
+    assert task.model()(data.test.inputs).shape == (12, 2)
+    own = MLP((64, 3, 2), flatten=True)
+    assert from_arrays(images, np.arange(60) % 2, parties=2, model=own)[0].model == own
+
+
+def test_columns() -> None:
+    _, data = from_arrays(X, Y, parties=2, partition=ByColumn(label_holder=1))
+    assert data.label_holder == "party-1"
+    assert torch.equal(data.pooled().labels, data.train["party-1"].labels)
+
+
+def test_stated_classes_may_be_absent() -> None:
+    task, data = from_arrays(X, Y * 2, parties=2, classes=6)
+    assert task.model == LogisticRegression(5, 6)
+    assert data.notes == ()
+
+
+def broken(row: int, column: int, value: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    inputs = X.copy()
+    inputs[row, column] = value
+    return inputs
+
+
+Call = Callable[[], object]
+REFUSED: list[tuple[str, Call, str]] = [
+    ("nan", lambda: from_arrays(broken(7, 3, np.nan), Y), "inputs.*row 7, column 3 is nan.*impute"),
+    ("inf", lambda: from_arrays(broken(9, 0, np.inf), Y), "row 9, column 0 is inf"),
+    ("overflow", lambda: from_arrays(broken(4, 1, 1e300), Y), "row 4, column 1 is inf"),
+    ("test nan", lambda: from_arrays(X, Y, test=(broken(1, 2, np.nan), Y)), r"test\[0\].*row 1"),
+    ("words", lambda: from_arrays(X.astype(str), Y), "inputs to hold numbers.*from_csv"),
+    ("one column", lambda: from_arrays(X[:, 0], Y), r"\(100,\).*reshape\(-1, 1\)"),
+    ("empty", lambda: from_arrays(X[:0], Y[:0]), r"inputs of shape \(0, 5\)"),
+    ("lengths", lambda: from_arrays(X, Y[:99]), "inputs with 100 rows and targets with 99 rows"),
+    ("matrix", lambda: from_arrays(X, np.eye(100)), r"targets of shape \(100, 100\)"),
+    ("fractions", lambda: from_arrays(X, Y / 2), r"row 1 is 0\.5.*numpy\.unique"),
+    ("negative", lambda: from_arrays(X, Y - 1), r"row 0 is -1.*numpy\.unique"),
+    ("nan target", lambda: from_arrays(X, np.where(Y == 2, np.nan, Y)), "row 2 is nan"),
+    ("one class", lambda: from_arrays(X, Y * 0), "all 100 rows are of class 0"),
+    ("gap", lambda: from_arrays(X, Y * 2), "class 1 is absent.*classes=5"),
+    ("too many", lambda: from_arrays(X, Y, classes=2), "below classes=2; class 2 occurs"),
+    ("test class", lambda: from_arrays(X, Y, test=(X, Y + 1)), "below classes=3; class 3"),
+    ("test width", lambda: from_arrays(X, Y, test=(X[:, :2], Y)), r"test\[0\].*\(2,\).*\(5,\)"),
+    ("public width", lambda: from_arrays(X, Y, public=X[:, :2]), r"public with rows of shape"),
+    ("parties", lambda: from_arrays(X, Y, parties=71), "parties=71.* 70"),
+    ("rows", lambda: from_arrays(X[:2], Y[:2], test_fraction=0.9), "2 rows|to leave"),
+    ("type", lambda: from_arrays(X, Y, dtype=torch.float16), r"dtype=torch\.float16"),
+    ("scale", lambda: from_arrays(X, Y, scale=(1.0, 1.0)), "lowest values below highest"),
+    ("scale shape", lambda: from_arrays(X, Y, scale=([0, 0], [1, 1])), r"\(2,\).*\(5,\)"),
+    ("fraction", lambda: from_arrays(X, Y, test_fraction=1.0), r"test_fraction=1\.0"),
+    ("count", lambda: from_arrays(X, Y, public_rows=0), "public_rows=0"),
+    (
+        "model",
+        lambda: from_arrays(X, Y, model=MLP((5, 2))),
+        r"logits of shape \(2, 3\), not \(2, 2",
+    ),
+    ("model width", lambda: from_arrays(X, Y, model=MLP((4, 3))), r"take inputs of shape \(2, 5\)"),
+    (
+        "no labels",
+        lambda: from_arrays(X, Y, parties=2, partition=ByColumn(label_holder=None)),
+        "label_holder=None.*must hold the labels",
+    ),
+    (
+        "no such holder",
+        lambda: from_arrays(X, Y, parties=2, partition=ByColumn(label_holder=2)),
+        "label_holder=2.*from 0 to 1",
+    ),
+    (
+        "columns of images",
+        lambda: from_arrays(X.reshape(100, 5, 1), Y, parties=2, partition=ByColumn()),
+        "Flatten",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [case[1:] for case in REFUSED], ids=[c[0] for c in REFUSED]
+)
+def test_what_cannot_be_used_is_named(call: Call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+class Lossy:
+    """A partition that does what its user asks: here, something wrong."""
+
+    def __init__(self, index: list[list[int]]) -> None:
+        self.index = [torch.tensor(held, dtype=torch.int64) for held in index]
+        self.split = Layout().partition.split
+        self.label_holder = None
+
+    def __call__(self, targets: Tensor, parties: int, generator: object) -> list[Tensor]:
+        return self.index
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([[0, 1, 2], []], "leaves party-1 empty"),
+        ([[0, 1], [3]], "each of 4 rows to one party"),
+        ([[0, 1, 2], [2, 3]], "each of 4 rows to one party"),
+        ([[0, 1, 2, 3]], "returned 1"),
+    ],
+)
+def test_a_wrong_partition_is_caught(index: list[list[int]], message: str) -> None:
+    rows = Rows(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+    layout = Layout(parties=2, partition=Lossy(index), validation_fraction=0.0)
+    with pytest.raises(DataError, match=message):
+        federate(rows, layout, name="x", test=rows)
+
+
+def test_the_model_check_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    from_arrays(X, Y, model=lambda: nn.Linear(5, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=X, y=Y)
+    _, data = from_npz(tmp_path / "own.npz", parties=3)
+    _, same = from_arrays(X, Y, parties=3)
+    assert data.name == "own"
+    assert data.digest == same.digest
+    np.savez(tmp_path / "other.npz", features=X, label=Y)
+    assert from_npz(tmp_path / "other.npz", inputs="features", targets="label")[1].name == "other"
+    with pytest.raises(DataError, match="array 'x'; it holds features, label"):
+        from_npz(tmp_path / "other.npz")
+
+
+def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Could not read .*absent\.npz"):
+        from_npz(tmp_path / "absent.npz")
+    np.savez_compressed(tmp_path / "whole.npz", x=X, y=Y)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    damaged = {"empty": b"", "short": whole[:900], "bits": whole[:80] + b"\xff" * 64 + whole[144:]}
+    np.save(tmp_path / "single.npy", X)
+    damaged["single"] = (tmp_path / "single.npy").read_bytes()
+    for name, data in damaged.items():
+        (tmp_path / f"{name}.npz").write_bytes(data)
+        with pytest.raises(DataError, match=rf"Could not read .*{name}\.npz"):
+            from_npz(tmp_path / f"{name}.npz")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], dtype=object), y=Y)
+    with pytest.raises(DataError, match=r"Could not read .*objects\.npz"):
+        from_npz(tmp_path / "objects.npz")

@@ -1,0 +1,57 @@
+"""Model factories pickle with plain pickle, and have the sizes that are published."""
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from privtrain.data import CNN, MLP, LogisticRegression
+from privtrain.data.models import default_model
+
+
+def parameters(factory: Callable[[], nn.Module]) -> int:
+    return sum(parameter.numel() for parameter in factory().parameters())
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "size"),
+    [
+        (MLP((64, 64, 10)), (64,), 4_810),
+        (MLP((64, 32, 10)), (64,), 2_410),
+        (LogisticRegression(30, 2), (30,), 62),
+        (CNN(), (1, 28, 28), 26_010),
+        (MLP((12, 5, 3), torch.float64, flatten=True), (3, 4), 83),
+        (LogisticRegression(12, 3, torch.float64, flatten=True), (3, 4), 39),
+    ],
+)
+def test_shapes_and_sizes(
+    factory: MLP | LogisticRegression | CNN, shape: tuple[int, ...], size: int
+) -> None:
+    model = pickle.loads(pickle.dumps(factory))()
+    logits = model(torch.zeros(2, *shape, dtype=factory.dtype))
+    classes = factory.sizes[-1] if isinstance(factory, MLP) else factory.classes
+    assert logits.shape == (2, classes)
+    assert logits.dtype == factory.dtype
+    assert parameters(factory) == size
+
+
+def test_the_last_layer_is_linear() -> None:
+    assert isinstance(MLP((4, 3, 2))()[-1], nn.Linear)
+    assert len(LogisticRegression(4, 2)()) == 1
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"sizes=\(4,\)"):
+        MLP((4,))
+    with pytest.raises(ValueError, match=r"sizes=\(4, 0, 2\)"):
+        MLP((4, 0, 2))
+
+
+def test_the_default_follows_the_shape() -> None:
+    assert default_model((30,), 2, torch.float32) == LogisticRegression(30, 2)
+    assert default_model((64,), 10, torch.float32) == MLP((64, 64, 10))
+    images = default_model((1, 8, 8), 10, torch.float64)
+    assert images == MLP((64, 64, 10), torch.float64, flatten=True)
+    assert images()(torch.zeros(3, 1, 8, 8, dtype=torch.float64)).shape == (3, 10)

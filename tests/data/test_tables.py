@@ -1,0 +1,158 @@
+"""CSV files: numbers, words, ranges, and messages that name line and column."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import FederatedData, Task
+from privtrain.data import IID, LogisticRegression, from_csv
+from privtrain.data.arrays import CLASSES_COUNTED
+
+
+def write(path: Path, rows: Sequence[str], header: str = "age,city,y") -> Path:
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def people(path: Path, count: int = 40) -> Path:
+    cities = ("Rome", "Oslo", "Bern")
+    rows = [f"{20 + n % 50}, {cities[n % 3]}, {'yes' if n % 4 else 'no'}" for n in range(count)]
+    return write(path, rows)
+
+
+def everything(data: FederatedData) -> torch.Tensor:
+    assert data.validation is not None
+    return torch.cat([data.pooled().inputs, data.test.inputs, data.validation.inputs])
+
+
+def test_words_and_numbers(tmp_path: Path) -> None:
+    task, data = from_csv(people(tmp_path / "people.csv"), parties=3)
+    inputs = everything(data)
+    assert inputs.shape == (40, 4)
+    assert task.model == LogisticRegression(4, 2)
+    assert sorted(inputs[:, 0].tolist()) == sorted(20.0 + n % 50 for n in range(40))
+    # Bern, Oslo, Rome: sorted, and one of them a row.
+    assert inputs[:, 1:].sum(dim=0).tolist() == [13.0, 13.0, 14.0]
+    assert inputs[:, 1:].sum(dim=1).tolist() == [1.0] * 40
+    assert data.name == "people"
+    assert data.public_rows is None
+    first, second = data.notes
+    assert first.startswith("unprotected: the 3 categories of column 'city'")
+    assert "(no is 0, yes is 1)" in second
+
+
+def test_public_knowledge_needs_no_note(tmp_path: Path) -> None:
+    _, data = from_csv(
+        people(tmp_path / "people.csv"),
+        ranges={"age": (0, 100)},
+        categories={"city": ("Oslo", "Rome", "Bern", "Lima")},
+        classes=("yes", "no"),
+        parties=2,
+    )
+    inputs = everything(data)
+    assert data.notes == ()
+    assert inputs.shape == (40, 5)
+    assert float(inputs[:, 0].min()) == pytest.approx(0.20)
+    assert float(inputs[:, 4].sum()) == 0.0  # nobody lives in Lima
+    assert int(torch.cat([data.pooled().labels, data.test.labels]).sum()) <= 10  # "no" is 1
+
+
+def test_options_reach_the_arrays(tmp_path: Path) -> None:
+    path = people(tmp_path / "people.csv")
+    task, data = from_csv(
+        path, parties=2, partition=IID(), dtype=torch.float64, public_rows=30, name="mine", seed=4
+    )
+    assert (task.name, data.name, data.public_rows) == ("mine", "mine", 30)
+    assert data.test.inputs.dtype == torch.float64
+    _, dropped = from_csv(path, drop=["city"], parties=2)
+    assert everything(dropped).shape == (40, 1)
+
+
+def test_labels_of_numbers(tmp_path: Path) -> None:
+    def load(*labels: str) -> tuple[Task, FederatedData]:
+        rows = [f"{n},{labels[n % len(labels)]}" for n in range(30)]
+        return from_csv(write(tmp_path / "t.csv", rows, "a,y"), parties=2, validation_fraction=0.1)
+
+    assert load("0", "1", "2")[1].notes == (CLASSES_COUNTED,)
+    task, data = load("10", "9", "-1")
+    assert "(-1 is 0, 9 is 1, 10 is 2)" in data.notes[0]
+    assert task.model == LogisticRegression(1, 3)
+    assert "(1 is 0, 2 is 1)" in load("1.0", "2.0")[1].notes[0]
+
+
+def test_quotes_delimiters_and_marks(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = "".join(f'"{n}";"a; {n % 2}";{n % 2}\n' for n in range(20))
+    path.write_text("\ufeffnumber;word;y\n" + rows, encoding="utf-8")
+    _, data = from_csv(path, delimiter=";", parties=2)
+    assert everything(data).shape == (20, 3)
+
+
+def test_a_code_may_be_a_category(tmp_path: Path) -> None:
+    rows = [f"{n % 3},{n % 2}" for n in range(20)]
+    path = write(tmp_path / "t.csv", rows, "code,y")
+    assert everything(from_csv(path, parties=2)[1]).shape == (20, 1)
+    listed = from_csv(path, parties=2, categories={"code": ("0", "1", "2")})[1]
+    assert everything(listed).shape == (20, 3)
+
+
+GOOD = [f"{n},{'Rome' if n % 2 else 'Oslo'},{n % 2}" for n in range(20)]
+REFUSED: list[tuple[str, list[str], str, dict[str, Any], str]] = [
+    ("label", GOOD, "age,city,y", {"label": "z"}, "no column 'z', which label=.*age, city, y"),
+    ("range", GOOD, "age,city,y", {"ranges": {"b": (0, 1)}}, "no column 'b', which ranges="),
+    ("drop", GOOD, "age,city,y", {"drop": ["b"]}, "no column 'b', which drop="),
+    ("category", GOOD, "age,city,y", {"categories": {"b": ()}}, "no column 'b', which categories="),
+    ("nothing left", GOOD, "age,city,y", {"drop": ["age", "city"]}, "no column beside 'y'"),
+    ("no rows", [], "age,city,y", {}, "only a line of names"),
+    ("ragged", [*GOOD, "1,Rome"], "age,city,y", {}, "line 22: expected 3 values.*not 2"),
+    ("twice", GOOD, "age,y,y", {}, "names the column 'y' twice"),
+    ("missing", [*GOOD, ",Rome,1"], "age,city,y", {}, "line 22, column 'age'.*impute.*not ''"),
+    ("NA", [*GOOD, "NA,Rome,1"], "age,city,y", {}, "line 22, column 'age'.*not 'NA'"),
+    ("nan", [*GOOD, "nan,Rome,1"], "age,city,y", {}, "line 22, column 'age'.*not 'nan'"),
+    ("inf", [*GOOD, "inf,Rome,1"], "age,city,y", {}, "line 22, column 'age'.*not 'inf'"),
+    ("ranged", GOOD, "age,city,y", {"ranges": {"city": (0, 1)}}, "line 2, column 'city'.*'Oslo'"),
+    ("empty range", GOOD, "age,city,y", {"ranges": {"age": (1, 1)}}, r"'age': \(1, 1\)"),
+    ("word", GOOD, "age,city,y", {"categories": {"city": ("Oslo",)}}, "line 3.*'city'.*'Rome'"),
+    ("class", GOOD, "age,city,y", {"classes": ("0", "2")}, "line 3, column 'y'.*not '1'"),
+    ("classes", GOOD, "age,city,y", {"classes": ("0",)}, "classes=1"),
+    ("one class", GOOD[::2], "age,city,y", {}, "one class only, '0'"),
+    ("fraction", [*GOOD, "1,Rome,0.5"], "age,city,y", {}, "line 22, column 'y'.*whole.*'0.5'"),
+    ("no label", [*GOOD, "1,Rome,"], "age,city,y", {}, "line 22, column 'y'"),
+    ("parties", GOOD, "age,city,y", {"parties": 15}, "parties=15.* 14"),
+]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=[case[0] for case in REFUSED])
+def test_what_cannot_be_used_is_named(
+    tmp_path: Path, case: tuple[str, list[str], str, dict[str, Any], str]
+) -> None:
+    _, rows, header, options, message = case
+    path = write(tmp_path / "t.csv", rows, header)
+    with pytest.raises(ValueError, match=message):
+        from_csv(path, **options)
+
+
+def test_identifiers_and_values_are_no_classes(tmp_path: Path) -> None:
+    names = write(tmp_path / "a.csv", [f"id{n},{n % 2}" for n in range(300)], "name,y")
+    with pytest.raises(DataError, match=r"'name', holds 300 different words.*drop=\['name'\]"):
+        from_csv(names)
+    values = write(tmp_path / "b.csv", [f"{n},{n}" for n in range(300)], "a,y")
+    with pytest.raises(DataError, match="'y', holds 300 different values"):
+        from_csv(values)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Could not read .*absent\.csv"):
+        from_csv(tmp_path / "absent.csv")
+    (tmp_path / "empty.csv").write_bytes(b"")
+    with pytest.raises(DataError, match="holds nothing"):
+        from_csv(tmp_path / "empty.csv")
+    (tmp_path / "latin.csv").write_bytes("größe,y\n1,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="in UTF-8"):
+        from_csv(tmp_path / "latin.csv")
+    with pytest.raises(DataError, match="Could not read"):
+        from_csv(tmp_path)
