@@ -332,6 +332,7 @@ def _result(
         transcript=run.transcript,
         halted=run.halted,
         notes=tuple(run.notes),
+        members=run.members,
     )
 
 

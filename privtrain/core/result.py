@@ -55,6 +55,7 @@ class TrainResult:
         transcript: Every message that was sent.
         halted: Why training stopped early, or None where it ran to its end.
         notes: What the reader should know, such as a split that had to be made.
+        members: The rows that are protected, where they are not all training rows.
     """
 
     predictor: Predictor
@@ -64,6 +65,7 @@ class TrainResult:
     transcript: Transcript
     halted: str | None = None
     notes: tuple[str, ...] = ()
+    members: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from privtrain.core.result import History, Predictor
 from privtrain.core.runtime import MeshReply, Payload, Program, Runtimes, Star, Step
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.transcript import Transcript
 
 
@@ -99,6 +99,7 @@ class Run:
         peak_memory_bytes: Largest memory of another process of this run.
         realised: Events that are known only after the releases, by observer name.
         memory: What mechanisms remember from release to release, by kind of message.
+        members: The rows that are protected, where they are not all training rows.
     """
 
     runtimes: Runtimes
@@ -119,6 +120,7 @@ class Run:
     peak_memory_bytes: int = 0
     realised: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    members: Rows | None = None
     _star: Star | None = field(default=None, repr=False)
 
     @property

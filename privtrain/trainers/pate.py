@@ -1,0 +1,284 @@
+"""PATE: private aggregation of teacher ensembles (Papernot et al. 2017, 2018).
+
+Teachers train on disjoint rows and vote on public queries; only the noised winner of each vote is
+released, and a student learns from queries and winners alone.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from privtrain.aggregation.finish import ARGMAX
+from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.seeding import Seeds
+from privtrain.core.statement import ADD_REMOVE, InputPrivacy, Unit
+from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
+from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.transcript import UNPROTECTED
+from privtrain.core.validate import check_count
+from privtrain.privacy.placement import Drawer
+from privtrain.privacy.votes import GNMax
+from privtrain.release import Release
+from privtrain.steps.plain import PlainSteps
+
+STUDENT_NAME = "student"
+
+
+def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
+    """Which teacher each row belongs to, decided by the row's own contents.
+
+    A row's teacher does not depend on any other row, so adding or removing one row changes what
+    exactly one teacher trains on: the teachers are disjoint by construction.
+
+    Args:
+        rows: Rows of one party.
+        teachers: How many teachers it hosts; at least 1.
+        seed: Public seed of the assignment.
+
+    Returns:
+        Teacher numbers, shape `(rows,)`.
+    """
+    inputs = rows.inputs.cpu().contiguous().numpy()
+    labels = rows.labels.cpu().contiguous().numpy()
+    key = f"privtrain/teachers/{seed}".encode()[:64]
+    numbers = [
+        int.from_bytes(
+            hashlib.blake2b(x.tobytes() + y.tobytes(), key=key, digest_size=8).digest(), "little"
+        )
+        % teachers
+        for x, y in zip(inputs, labels, strict=True)
+    ]
+    return torch.tensor(numbers, dtype=torch.long)
+
+
+def without_public_part(party: str, rows: Rows, given: int, seeds: Seeds) -> tuple[Rows, Rows]:
+    """Splits a party's rows into those it gives up to the public, and those its teachers keep."""
+    order = torch.randperm(len(rows), generator=seeds["public part", 0, party].torch())
+    return rows.take(order[:given]), rows.take(order[given:].sort().values)
+
+
+@dataclass(frozen=True)
+class GivePublic:
+    """A party gives up some rows, without labels, to be asked about in public.
+
+    Args:
+        given: How many rows each party gives up.
+    """
+
+    given: int
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        """The inputs of the rows that become public."""
+        public, _ = without_public_part(party.party, party.rows, self.given, party.seeds)
+        return {"public inputs": public.inputs}
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A party trains its teachers and lets them vote.
+
+    Args:
+        task: What is learned.
+        steps: How a teacher is trained.
+        release: How a vote is bounded and leaves.
+        hosted: Party to how many teachers it hosts.
+        given: How many rows each party gave up to the public.
+        seed: Public seed of the assignment of rows to teachers.
+    """
+
+    task: Task
+    steps: PlainSteps
+    release: Release
+    hosted: dict[str, int]
+    given: int
+    seed: int
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        """Counts of one vote a teacher and query, `(queries, classes)`."""
+        _, kept = without_public_part(party.party, party.rows, self.given, party.seeds)
+        teacher = teacher_of_rows(kept, self.hosted[party.party], self.seed)
+        queries = payload["queries"].to(party.device)
+        votes, losses = [], []
+        for number in range(self.hosted[party.party]):
+            name = f"{party.party}/teacher-{number}"
+            rows = kept.take((teacher == number).nonzero().squeeze(1))
+            model = initial_model(self.task, party.seeds["teacher", 0, name]).to(party.device)
+            if len(rows) > 0:
+                own = replace(party, party=name, train={name: rows})
+                losses.append(self.steps(model.train(), self.task, own)["training_loss"])
+            votes.append(ModelPredictor(model)(queries).cpu())
+        message = self.release.leave(votes, party, kind="votes")
+        if losses:
+            message[UNPROTECTED + "training_loss"] = torch.stack(losses).mean()
+        return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class PATE:
+    """Teachers on disjoint rows vote on public queries; a student learns the noised winners.
+
+    Args:
+        teachers: How many teachers; at least the number of parties, over which they are spread.
+        queries: How many public rows the student asks about; each is one release.
+        release: How votes are noised and counted; its finish is `ARGMAX`.
+        steps: How a teacher is trained.
+        student: How the student is trained on the answered queries.
+
+    Source: Papernot et al. 2017 (arXiv:1610.05755); GNMax of Papernot et al. 2018
+    (arXiv:1802.08908), Section 4.1.
+    """
+
+    teachers: int = 20
+    queries: int = 200
+    release: Release = Release(GNMax(sigma=4.0), finish=ARGMAX)
+    steps: PlainSteps = PlainSteps(epochs=40, learning_rate=0.2)
+    student: PlainSteps = PlainSteps(epochs=60, learning_rate=0.1)
+    token: ClassVar[str] = "pate"
+
+    def __post_init__(self) -> None:
+        check_count(teachers=self.teachers, queries=self.queries)
+        if self.release.finish != ARGMAX:
+            raise UnsupportedError(
+                f"PATE releases winners only: give Release(..., finish=ARGMAX), not "
+                f"finish={self.release.finish}."
+            )
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        """One noisy vote a query."""
+        plans = self.release.plans(
+            unit=Unit.EXAMPLE,
+            count=self.queries,
+            parties=len(data.parties),
+            observers=(PUBLIC, AGGREGATOR),
+            assumptions=("public queries are not protected",),
+        )
+        return tuple(replace(plan, relation=ADD_REMOVE) for plan in plans)
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        """Who reads votes, and what the student reads."""
+        reads = InputPrivacy(
+            reader=STUDENT_NAME, reads="public queries and the winner of each vote", honest="nobody"
+        )
+        return (*self.release.aggregation.readers("party", "vote counts"), reads)
+
+    def with_noise(self, scale: float) -> "PATE | None":
+        """The same trainer with another noise scale on the votes."""
+        release = self.release.with_scale(scale)
+        return None if release is None else replace(self, release=release)
+
+    def hosted(self, parties: tuple[str, ...]) -> dict[str, int]:
+        """How many teachers each party hosts: as evenly as possible, at least one.
+
+        Raises:
+            ValueError: If there are fewer teachers than parties.
+        """
+        if self.teachers < len(parties):
+            raise ValueError(
+                f"Expected teachers={self.teachers} >= {len(parties)}, the number of parties: "
+                "every party hosts at least one."
+            )
+        share, more = divmod(self.teachers, len(parties))
+        return {party: share + (number < more) for number, party in enumerate(parties)}
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
+        """Lets the teachers vote, and trains the student.
+
+        Args:
+            task: What is learned.
+            data: Who holds which rows; its public rows are what the student asks about.
+            run: The run.
+
+        Returns:
+            The student.
+
+        Raises:
+            UnsupportedError: If parties hold columns.
+        """
+        if data.split is not ROWS:
+            raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
+        public, given = self._public(data, run)
+        order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
+        asked = public[order[: self.queries]]
+        answered = 0
+        while answered < len(asked) and run.spend():
+            answered += 1
+        asked = asked[:answered]
+        labels = self._ask(task, data, run, asked, given)
+        run.progress(1, 2)
+        student = self._student(task, Rows(asked, labels), run)
+        run.progress(2, 2)
+        return student
+
+    def _public(self, data: FederatedData, run: Run) -> tuple[Tensor, int]:
+        """Inputs that may be asked about, and how many rows each party gave up for them."""
+        if data.public is not None:
+            if len(data.public) < self.queries:
+                run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
+            return data.public.inputs, 0
+        given = -(-self.queries // len(data.parties))
+        smallest = min(len(data.train[party]) for party in data.parties)
+        if given >= smallest:
+            raise DataError(
+                f"The data has no public part, and queries={self.queries} would take {given} rows "
+                f"of each of {len(data.parties)} parties, the smallest of which holds {smallest}. "
+                "Ask fewer queries, or give data with public rows."
+            )
+        replies = run.map(GivePublic(given), {party: {} for party in data.parties}, round=0)
+        run.notes.append(
+            f"the data has no public part: {given} rows of each party were taken from the "
+            "training rows and from the teachers, and are not protected"
+        )
+        kept = [
+            without_public_part(party, data.train[party], given, run.seeds)[1]
+            for party in data.parties
+        ]
+        run.members = concatenate(kept)
+        return torch.cat([reply["public inputs"] for reply in replies.values()]), given
+
+    def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, given: int) -> Tensor:
+        """The noised winners of the votes on each query, shape `(queries,)`."""
+        if len(asked) == 0:
+            return torch.zeros(0, dtype=torch.long)
+        vote = Vote(
+            task, self.steps, self.release, self.hosted(data.parties), given, run.seeds.seed
+        )
+        replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
+        messages = list(replies.values())
+        self._charge_what_was_answered(messages, run)
+        labels = self.release.arrive(messages, run, round=1, kind="votes", releases=len(asked))
+        run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
+        return labels
+
+    def _charge_what_was_answered(self, messages: list[Payload], run: Run) -> None:
+        """The data-dependent charge, where somebody can compute it from the counts."""
+        if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
+            return
+        realised = getattr(self.release.mechanism, "realised", None)
+        counts = self.release.aggregation(messages, run, kind="votes").value
+        if realised is not None and isinstance(counts, Tensor):
+            run.realised[PUBLIC.name] = realised(counts)
+
+    def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
+        model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
+        if len(rows) > 0:
+            own = PartyRun(
+                party=STUDENT_NAME,
+                round=0,
+                train={STUDENT_NAME: rows},
+                state={},
+                seeds=run.seeds,
+                entropy=run.party_entropy,
+                device=run.device,
+            )
+            seen = self.student(model.train(), task, own)
+            run.history.record(1, student_loss=float(seen["training_loss"]))
+        run.watch(1, 1, ModelPredictor(model))
+        run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)
+        return ModelPredictor(model)
