@@ -42,6 +42,7 @@ class Layout:
     public_fraction: float = 0.0
 
     def __post_init__(self) -> None:
+        check_count(0, seed=self.seed)
         check_fraction(
             test_fraction=self.test_fraction,
             validation_fraction=self.validation_fraction,
@@ -58,12 +59,12 @@ class Layout:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parties."""
-        if isinstance(self.parties, int):
-            check_count(parties=self.parties)
-            return party_names("party", self.parties)
-        if isinstance(self.parties, str) or not self.parties:
+        if isinstance(self.parties, str) or self.parties == () or self.parties == []:
             raise ValueError(f"Expected parties={self.parties!r} to be a number or several names.")
-        return tuple(self.parties)
+        if isinstance(self.parties, Sequence):
+            return tuple(self.parties)
+        check_count(parties=self.parties)
+        return party_names("party", self.parties)
 
 
 def federate(

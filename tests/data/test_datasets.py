@@ -147,6 +147,14 @@ def test_too_many_parties() -> None:
         breast_cancer(parties=400)
     with pytest.raises(ValueError, match="parties=0"):
         breast_cancer(parties=0)
+    with pytest.raises(ValueError, match=r"parties=2\.5"):
+        breast_cancer(parties=2.5)  # type: ignore[arg-type]  # the mistake that is tested
+    with pytest.raises(ValueError, match=r"parties=\(\)"):
+        breast_cancer(parties=())
+    with pytest.raises(ValueError, match="'north' stands there twice"):
+        breast_cancer(parties=("north", "north"))
+    with pytest.raises(ValueError, match=r"seed=0\.5"):
+        breast_cancer(seed=0.5)  # type: ignore[arg-type]  # the mistake that is tested
     with pytest.raises(ValueError, match=r"test_fraction=0\.8.*leave"):
         digits(test_fraction=0.8, validation_fraction=0.2)
 
