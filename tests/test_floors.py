@@ -15,7 +15,9 @@ FLOORS = [
     {"trainers", "report"},
     {"training", "auditing"},
     {"comparison"},
-    {"cli", "party", "study", "__main__"},
+    {"party", "study"},
+    {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,0 +1,247 @@
+"""The channel of a secret-shared computation: checks shapes before each send, records each message.
+
+Wraps a communicator with CrypTen's interface. Before each call, the parties compare a digest of
+16 bytes (of the call's number, operation, types and shapes) and only where it differs the words
+themselves. These are protocol headers: no tensor bytes, not in the transcript, and they cost one
+small exchange a call.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import PartyLostError, ProtocolError
+from privtrain.core.transcript import Entry
+
+HEADER_BYTES = 128
+_DIGEST_BYTES = 16
+
+
+def digest(text: str) -> Tensor:
+    """Two ring elements that stand for a line of text; sums of unequal ones give them away."""
+    raw = hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
+    return torch.frombuffer(bytearray(raw), dtype=torch.int64)
+
+
+def header(text: str) -> Tensor:
+    """A line of text as a header of fixed size: a digest of all of it, then its beginning."""
+    raw = text.encode()
+    digest = hashlib.sha256(raw).digest()[:_DIGEST_BYTES]
+    body = raw[: HEADER_BYTES - _DIGEST_BYTES].ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
+    return torch.frombuffer(bytearray(digest + body), dtype=torch.uint8)
+
+
+def header_text(line: Tensor) -> str:
+    """The beginning of the text in a header."""
+    return bytes(line[_DIGEST_BYTES:].tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def describe(tensors: Tensor | Sequence[Tensor]) -> str:
+    """Types and shapes of tensors in words, such as `int64(3, 4)`."""
+    if isinstance(tensors, Tensor):
+        tensors = [tensors]
+    return " ".join(f"{str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for t in tensors)
+
+
+def odd_one_out(lines: Sequence[bytes]) -> int | None:
+    """The first rank whose line differs from what most say; among two, from what rank 0 says."""
+    if len(set(lines)) == 1:
+        return None
+    usual = max(lines, key=lines.count)  # the first of the most frequent ones
+    return next(rank for rank, line in enumerate(lines) if line != usual)
+
+
+@dataclass
+class Wire:
+    """How headers travel: plain collectives of torch.distributed.
+
+    Args:
+        total: The sum over all ranks of digests, modulo 2^64.
+        gather: Gives every rank's header, by rank.
+        send: Sends a header to a rank.
+        recv: Receives a header from a rank.
+    """
+
+    total: Callable[[Tensor], Tensor]
+    gather: Callable[[Tensor], list[Tensor]]
+    send: Callable[[Tensor, int], None]
+    recv: Callable[[Tensor, int], None]
+
+
+@dataclass
+class Channel:
+    """A communicator that checks and records.
+
+    Bytes are counted as CrypTen counts them: an all-reduce sends one tensor a party, to the next
+    one in the ring.
+
+    Args:
+        inner: The communicator; its methods are CrypTen's.
+        wire: How headers travel.
+        names: Names of the parties, by rank.
+        rank: Own rank.
+        entries: Where sent messages are recorded.
+        kind: What messages are called in the transcript.
+        checks: Whether shapes are compared; off only to measure what that costs.
+    """
+
+    inner: Any
+    wire: Wire
+    names: tuple[str, ...]
+    rank: int
+    entries: list[Entry]
+    kind: str = "masked share"
+    checks: bool = True
+    round: int = field(default=0, init=False)
+    _agreed: int = field(default=0, init=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # Everything that sends nothing: ranks, names, counters.
+        return getattr(self.inner, name)
+
+    def all_reduce(self, input: Any, *args: Any, **options: Any) -> Any:
+        """Sum over all parties, at every party."""
+        self._agree("all_reduce", input)
+        self._record(input, [self._next])
+        if options.pop("batched", False):
+            return self._all_reduce_together(input, *args, **options)
+        return self._call("all_reduce", input, *args, **options)
+
+    def _all_reduce_together(self, tensors: list[Tensor], *args: Any, **options: Any) -> Any:
+        """One message instead of one a tensor, since small messages cost their latency."""
+        joined = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        parts = self._call("all_reduce", joined, *args, **options).split(
+            [tensor.numel() for tensor in tensors]
+        )
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def reduce(self, input: Any, dst: int, *args: Any, **options: Any) -> Any:
+        """Sum over all parties, at one."""
+        self._agree(f"reduce to {dst}", input)
+        self._record(input, [] if self.rank == dst else [dst])
+        return self._call("reduce", input, dst, *args, **options)
+
+    def gather(self, tensor: Tensor, dst: int) -> Any:
+        """All parties' tensors, at one."""
+        self._agree(f"gather at {dst}", tensor)
+        self._record(tensor, [] if self.rank == dst else [dst])
+        return self._call("gather", tensor, dst)
+
+    def all_gather(self, tensor: Tensor) -> Any:
+        """All parties' tensors, at every party."""
+        self._agree("all_gather", tensor)
+        self._record(tensor, self._others)
+        return self._call("all_gather", tensor)
+
+    def broadcast(self, input: Any, src: int, *args: Any, **options: Any) -> Any:
+        """One party's tensor, to all."""
+        self._agree(f"broadcast from {src}", input)
+        self._record(input, self._others if self.rank == src else [])
+        return self._call("broadcast", input, src, *args, **options)
+
+    def scatter(self, scatter_list: Any, src: int, size: Any = None, device: Any = None) -> Any:
+        """A tensor of one party's list, to each."""
+        own = torch.empty(size, dtype=torch.long, device="meta") if size is not None else None
+        self._agree(f"scatter from {src}", scatter_list[self.rank] if own is None else own)
+        if self.rank == src:
+            for receiver in self._others:
+                self._record(scatter_list[receiver], [receiver], advance=False)
+        self.round += 1
+        return self._call("scatter", scatter_list, src, size=size, device=device)
+
+    def send(self, tensor: Tensor, dst: int) -> Any:
+        """A tensor to one party."""
+        self._announce(tensor, dst)
+        self._record(tensor, [dst])
+        return self._call("send", tensor, dst)
+
+    def isend(self, tensor: Tensor, dst: int) -> Any:
+        """A tensor to one party, without waiting."""
+        self._announce(tensor, dst)
+        self._record(tensor, [dst])
+        return self._call("isend", tensor, dst)
+
+    def recv(self, tensor: Tensor, src: int) -> Any:
+        """A tensor from one party."""
+        self._expect(tensor, src)
+        self.round += 1
+        return self._call("recv", tensor, src)
+
+    def irecv(self, tensor: Tensor, src: int) -> Any:
+        """A tensor from one party, without waiting."""
+        self._expect(tensor, src)
+        self.round += 1
+        return self._call("irecv", tensor, src)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ProtocolError(
+            "CrypTen was about to send a pickled object; privtrain lets tensors through only."
+        )
+
+    send_obj = recv_obj = broadcast_obj = _refuse
+
+    @property
+    def _next(self) -> int:
+        return (self.rank + 1) % len(self.names)
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(len(self.names)) if rank != self.rank]
+
+    def _record(self, tensors: Any, receivers: list[int], *, advance: bool = True) -> None:
+        for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
+            for receiver in receivers:
+                size = tensor.element_size() * tensor.nelement()
+                shape = tuple(tensor.shape)
+                sender, to = self.names[self.rank], self.names[receiver]
+                self.entries.append(Entry(sender, to, self.kind, shape, size, self.round))
+        self.round += advance
+
+    def _call(self, name: str, *args: Any, **options: Any) -> Any:
+        try:
+            return getattr(self.inner, name)(*args, **options)
+        except RuntimeError as error:  # gloo's only error; CrypTen would catch it and try again
+            raise PartyLostError(f"lost contact in {name}: {error}") from error
+
+    def _agree(self, operation: str, tensors: Any) -> None:
+        if not self.checks:
+            return
+        # Counts collectives only: a party that takes no part in a send between two others must
+        # still agree on the number.
+        self._agreed += 1
+        text = f"call {self._agreed}: {operation} {describe(tensors)}"
+        mine = digest(text)
+        try:
+            same = bool((self.wire.total(mine.clone()) == mine * len(self.names)).all())
+            lines = [] if same else self.wire.gather(header(text))
+        except RuntimeError as error:
+            raise PartyLostError(f"lost contact before call {self._agreed}: {error}") from error
+        if not same:
+            raise _disagreement(self.names, lines)
+
+    def _announce(self, tensor: Tensor, dst: int) -> None:
+        if self.checks:
+            self.wire.send(header(describe(tensor)), dst)
+
+    def _expect(self, tensor: Tensor, src: int) -> None:
+        if not self.checks:
+            return
+        line = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+        self.wire.recv(line, src)
+        if not torch.equal(line, header(describe(tensor))):
+            raise ProtocolError(
+                f"{self.names[src]} sends {header_text(line)} where {self.names[self.rank]} "
+                f"expects {describe(tensor)}."
+            )
+
+
+def _disagreement(names: Sequence[str], lines: Sequence[Tensor]) -> ProtocolError:
+    culprit = odd_one_out([bytes(line.tolist()) for line in lines])
+    says = ", ".join(
+        f"{name} in {header_text(line)}" for name, line in zip(names, lines, strict=True)
+    )
+    return ProtocolError(f"{names[culprit or 0]} differs from the others: {says}.")

@@ -1,0 +1,125 @@
+"""The interface of an engine for secret-shared computation, and of the values it computes with."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from privtrain.core.runtime import MeshParty
+from privtrain.core.statement import InputPrivacy
+
+
+class Shared(Protocol):
+    """A secret-shared fixed-point tensor: every party holds a share, nobody the value."""
+
+    def __add__(self, other: Any) -> "Shared":
+        """Elementwise sum with another shared tensor, or with public values."""
+        ...
+
+    def __sub__(self, other: Any) -> "Shared":
+        """Elementwise difference."""
+        ...
+
+    def __mul__(self, other: Any) -> "Shared":
+        """Elementwise product."""
+        ...
+
+    def __getitem__(self, index: Any) -> "Shared":
+        """The part at a public index."""
+        ...
+
+    def matmul(self, other: Any) -> "Shared":
+        """Matrix product."""
+        ...
+
+    def t(self) -> "Shared":
+        """The transposed matrix."""
+        ...
+
+    def sum(self, dim: int) -> "Shared":
+        """The sum along a dimension."""
+        ...
+
+
+class Session(Protocol):
+    """An open engine at one party. All parties call the same methods in the same order."""
+
+    def take(self, share: Tensor) -> Shared:
+        """This party's share of a value that was encoded and shared beforehand.
+
+        Args:
+            share: int64, any shape; see `privtrain.mpc.sharing`.
+        """
+        ...
+
+    def own(self, values: Tensor, *, owner: int) -> Shared:
+        """Shares a value that one party holds.
+
+        Args:
+            values: The values at the owner; zeros of the same shape at the others.
+            owner: Rank of the party that holds them.
+        """
+        ...
+
+    def public(self, values: Tensor) -> Shared:
+        """A value that everybody knows, as a shared one."""
+        ...
+
+    def scale(self, shared: Shared, factor: float) -> Shared:
+        """A shared value times a public number, rounded once."""
+        ...
+
+    def positive(self, shared: Shared) -> Shared:
+        """1 where a value is above zero, else 0; same shape."""
+        ...
+
+    def softmax(self, logits: Shared) -> Shared:
+        """Probabilities along the last dimension; shape `(batch, classes)`."""
+        ...
+
+    def largest(self, shared: Shared) -> Shared:
+        """1 at the first largest value of a vector and 0 elsewhere; shape `(values,)`."""
+        ...
+
+    def reveal(self, values: Sequence[Shared], *, kind: str) -> list[Tensor]:
+        """Opens values to all parties, in one message; the only way to read one.
+
+        Args:
+            values: The shared values.
+            kind: What the message is called in the transcript.
+
+        Returns:
+            Each value as float64, of its shape.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A secret-sharing engine. Configuration: frozen, pickles."""
+
+    @property
+    def name(self) -> str:
+        """What the engine is called."""
+        ...
+
+    def check(self, parties: int) -> None:
+        """Raises `UnsupportedError` where the engine cannot run here with so many parties."""
+        ...
+
+    def open(self, party: MeshParty) -> AbstractContextManager[Session]:
+        """Connects to the other parties."""
+        ...
+
+    def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
+        """Who of the computing parties reads what.
+
+        Args:
+            names: The computing parties, by rank.
+        """
+        ...
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the engine does not protect from, in sentences."""
+        ...

@@ -1,0 +1,76 @@
+"""Random ring elements from AES-256-CTR, and keys that two parties agree on in the open."""
+
+import os
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from torch import Tensor
+
+KEY_BYTES = 32
+
+
+class Keystream:
+    """A stream of uniform 64-bit integers under one key: parties with the same key draw the same.
+
+    torch's own generator keeps 32 bits of its seed and is no cryptographic one.
+
+    Args:
+        key: 32 bytes; from the operating system where it is left out.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        key = os.urandom(KEY_BYTES) if key is None else key
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"Expected len(key)={len(key)} to be {KEY_BYTES}.")
+        # A key serves one stream only, so the counter may start at zero.
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+
+    def integers(self, shape: Sequence[int]) -> Tensor:
+        """The next uniform integers of the ring.
+
+        Args:
+            shape: Shape of the tensor.
+
+        Returns:
+            int64, uniform over all 2^64 values.
+        """
+        size = prod(shape) * 8
+        if size == 0:
+            return torch.zeros(tuple(shape), dtype=torch.int64)
+        filled = bytearray(size + 15)
+        self._stream.update_into(bytes(size), filled)
+        return torch.frombuffer(filled, dtype=torch.int64, count=size // 8).view(tuple(shape))
+
+
+class KeyAgreement:
+    """One party's half of an X25519 key agreement (RFC 7748), fresh for one session.
+
+    Whoever only listens learns no key. Nothing here proves who the other one is.
+    """
+
+    def __init__(self) -> None:
+        self._private = X25519PrivateKey.generate()
+
+    @property
+    def public(self) -> bytes:
+        """What is sent to everybody: 32 bytes."""
+        return self._private.public_key().public_bytes_raw()
+
+    def key(self, other: bytes, purpose: str) -> bytes:
+        """A key that only this party and the owner of a public half know.
+
+        Args:
+            other: Public half of the other party, 32 bytes.
+            purpose: What the key is for; other purposes give independent keys.
+
+        Returns:
+            32 bytes.
+        """
+        secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        derive = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode())
+        return derive.derive(secret)
