@@ -30,6 +30,8 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_count(honest_survivors=self.honest_survivors)
+        # A study file writes the drawer as a plain string.
+        object.__setattr__(self, "drawer", Drawer(self.drawer))
 
     @property
     def fraction(self) -> float:

@@ -135,9 +135,9 @@ class PATE:
     (arXiv:1802.08908), Section 4.1.
     """
 
-    teachers: int = 20
-    queries: int = 200
-    release: Release = Release(GNMax(sigma=4.0), finish=ARGMAX)
+    teachers: int = 100
+    queries: int = 100
+    release: Release = Release(GNMax(sigma=10.0), finish=ARGMAX)
     steps: PlainSteps = PlainSteps(epochs=40, learning_rate=0.2)
     student: PlainSteps = PlainSteps(epochs=60, learning_rate=0.1)
     token: ClassVar[str] = "pate"

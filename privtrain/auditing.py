@@ -1,0 +1,31 @@
+"""Auditing: attack what training published."""
+
+from privtrain.attacks.attack import Attack, target_for
+from privtrain.core.result import Leakage, TrainResult
+from privtrain.core.task import FederatedData, Task
+
+
+def audit(
+    result: TrainResult, attack: Attack, task: Task, data: FederatedData, *, seed: int = 0
+) -> Leakage:
+    """Lets an attack try what its observer can learn from a training run.
+
+    Args:
+        result: What training gave.
+        attack: The attack; it sees its own observer's view and nothing else.
+        task: What was learned.
+        data: The rows: training rows are members, test rows are not.
+        seed: Public seed of the attack's own choices.
+
+    Returns:
+        What the attack learned. It is no evidence of safety against another one.
+    """
+    target = target_for(
+        attack.observer,
+        transcript=result.transcript,
+        predictor=result.predictor,
+        task=task,
+        members=data.pooled() if result.members is None else result.members,
+        non_members=data.test,
+    )
+    return attack.run(target, seed=seed)

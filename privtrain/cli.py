@@ -1,0 +1,357 @@
+"""The command line: compare, fit, report, party."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.result import Comparison
+from privtrain.core.runtime import Runtimes
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.validate import check_count, check_delta, check_positive
+from privtrain.party import PartyArgs, run_party
+
+TrainerName = Literal["sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate"]
+RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """Which rows, and who holds them."""
+
+    data: str = "digits"
+    """digits, breast_cancer, mnist, adult, or a .csv or .npz file."""
+    label: str | None = None
+    """Column with the class, for a .csv file (default: y)."""
+    directory: Path | None = None
+    """Where the files of mnist or adult lie (default: the environment variable PRIVTRAIN_DATA)."""
+    parties: int | None = None
+    """How many parties hold the training rows (default: 10)."""
+    partition: str | None = None
+    """iid, dirichlet:0.5, shards:2, quantity:1.5 or columns:0 (default: iid)."""
+    model: str | None = None
+    """my_model.py:make, a function without arguments that returns an nn.Module."""
+
+    def options(self) -> dict[str, Any]:
+        """What the data set's loader is given."""
+        given = {
+            "label": self.label,
+            "directory": None if self.directory is None else str(self.directory),
+            "parties": self.parties,
+            "partition": self.partition,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """Where to compute, and where to write."""
+
+    device: str = "cpu"
+    """Where tensors are computed: cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """Threads of torch; results are the same to the bit on every runtime with one."""
+    out: Path | None = None
+    """Folder for the results (default: runs/DATA-TIME)."""
+    force: bool = False
+    """Overwrite results that are already in the folder."""
+    json: bool = False
+    """Print the result as JSON, and nothing else, on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train one model in several ways, attack each, and write one honest comparison.
+
+    Example: privtrain compare --data digits --trainers sgd fedavg dp_sgd mpc_sgd pate
+    --epsilon 1 3 8 --seeds 3 --out runs/digits
+    """
+
+    study: tyro.conf.Positional[Path | None] = None
+    """A study file, instead of the arguments on data and trainers. Every run writes one."""
+    where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
+    trainers: tuple[TrainerName, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
+    """What is compared, each with its default settings; a study file can set them."""
+    epsilon: tuple[float, ...] = (3.0,)
+    """What is asked of trainers that draw noise; several give a curve."""
+    delta: float = 1e-5
+    """Delta of every guarantee."""
+    seeds: int = 1
+    """How many seeds: 0, 1, 2, ..."""
+    attacks: tuple[Literal["loss_threshold"], ...] = ("loss_threshold",)
+    """What is tried on each model."""
+    runtime: RuntimeName = "flower-grid"
+    """Where the rounds of a federation run. MPC always runs in processes of its own."""
+    resume: bool = False
+    """Go on with an interrupted comparison in the same folder."""
+    run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Train one model, and write the model and its privacy statement.
+
+    Example: privtrain fit --trainer dp_sgd --data digits --epsilon 3 --out runs/model
+    """
+
+    trainer: TrainerName = "dp_sgd"
+    """How to train, with default settings."""
+    where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
+    epsilon: float | None = None
+    """Choose the least noise for this epsilon, if the trainer draws noise."""
+    delta: float = 1e-5
+    """Delta of every guarantee."""
+    seed: int = 0
+    """Public seed of data order and initialisation."""
+    runtime: RuntimeName = "flower-grid"
+    """Where the rounds of a federation run."""
+    run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Print a finished comparison again, and write its table and page anew.
+
+    Example: privtrain report runs/digits
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished comparison."""
+    json: bool = False
+    """Print the comparison as JSON instead."""
+
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[PartyArgs, tyro.conf.subcommand("party")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The words after `privtrain`; None for those of the process.
+
+    Returns:
+        The exit code: 0 where everything succeeded, 1 where some row failed, 2 on wrong
+        arguments, 130 where the user stopped it.
+    """
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]  # tyro takes unions, its annotation does not say so
+        prog="privtrain",
+        description="Train one model under several privacy techniques and compare what each "
+        "promises, costs and leaks.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    try:
+        return _HANDLERS[type(command)](command)
+    except (ValueError, DataError) as error:
+        print(f"privtrain: {error}", file=sys.stderr)
+        return MISUSED
+    except PrivtrainError as error:
+        print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(
+            "privtrain: stopped. What was finished is kept; run the same command with --resume "
+            "to go on.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def _runtimes(name: str) -> Runtimes:
+    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
+    from privtrain.runtimes.in_process import InProcess
+    from privtrain.runtimes.processes import Processes
+
+    stars = {"flower-grid": FlowerGrid, "in-process": InProcess, "flower-ray": FlowerRay}
+    if name not in stars:
+        raise ValueError(f"Expected runtime={name!r} to be one of {', '.join(stars)}.")
+    return Runtimes(star=stars[name](), mesh=Processes())
+
+
+def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
+    from privtrain.data.loading import load
+    from privtrain.study import import_function
+
+    task, data = load(name, **options)
+    return (task if model is None else replace(task, model=import_function(model))), data
+
+
+def _folder(run: RunArgs, data: str) -> Path:
+    if run.out is not None:
+        return run.out
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(data).stem}-{stamp}"
+
+
+def _claim(folder: Path, *, force: bool, resume: bool) -> None:
+    """Makes sure that a folder may be written, and that nothing finished is lost."""
+    started = [
+        name for name in ("comparison.json", "rows", "statement.json") if (folder / name).exists()
+    ]
+    if started and force and not resume:
+        for name in started:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif started and not resume:
+        raise DataError(
+            f"The folder {folder} holds a run already ({', '.join(started)}). Go on with it by "
+            "--resume, overwrite it by --force, or choose another --out."
+        )
+
+
+def compare_command(args: Compare) -> int:
+    """Compares, writes the results, and prints the table."""
+    import torch
+
+    from privtrain.comparison import compare, failed
+    from privtrain.report.files import plain_comparison, save
+    from privtrain.study import Study, make_attack, read_study, write_study
+
+    check_count(seeds=args.seeds, threads=args.run.threads)
+    check_delta(args.delta)
+    for epsilon in args.epsilon:
+        check_positive(epsilon=epsilon)
+    study = (
+        read_study(args.study)
+        if args.study is not None
+        else Study(
+            data=args.where.data,
+            data_options=args.where.options(),
+            model=args.where.model,
+            trainers={name: {"trainer": name} for name in args.trainers},
+            epsilons=args.epsilon,
+            delta=args.delta,
+            seeds=args.seeds,
+            attacks=args.attacks,
+            runtime=args.runtime,
+            device=args.run.device,
+        )
+    )
+    torch.set_num_threads(args.run.threads)
+    trainers = study.make_trainers()
+    task, data = _load(study.data, dict(study.data_options), study.model)
+    folder = _folder(args.run, study.data)
+    _claim(folder, force=args.run.force, resume=args.resume)
+    write_study(study, folder / "study.toml")
+    comparison = compare(
+        trainers,
+        task,
+        data,
+        attacks=[make_attack(token) for token in study.attacks],
+        seeds=range(study.seeds),
+        epsilons=study.epsilons,
+        runtimes=_runtimes(study.runtime),
+        delta=study.delta,
+        device=study.device,
+        folder=folder / "rows",
+        study=study.to_plain(),
+    )
+    save(comparison, folder, force=True)
+    _show(comparison, args.run.json, plain_comparison, folder)
+    return FAILED if failed(comparison) else 0
+
+
+def _show(
+    comparison: Comparison,
+    as_json: bool,
+    plain: Callable[[Comparison], dict[str, Any]],
+    folder: Path,
+) -> None:
+    if as_json:
+        print(json.dumps(plain(comparison), indent=2))
+        return
+    print(comparison)
+    print(f"\nThe report lies in {folder / 'report.html'}")
+    print(f"Repeat it with: privtrain compare {folder / 'study.toml'} --out ANOTHER_FOLDER")
+
+
+def fit_command(args: Fit) -> int:
+    """Trains one model and writes it with its statement."""
+    import torch
+
+    from privtrain.comparison import accuracy_with_interval
+    from privtrain.core.statement import to_json_text, to_plain
+    from privtrain.report.progress import progress_bar
+    from privtrain.study import make_trainer
+    from privtrain.training import calibrate, fit
+
+    check_count(threads=args.run.threads)
+    torch.set_num_threads(args.run.threads)
+    trainer = make_trainer(args.trainer)
+    task, data = _load(args.where.data, args.where.options(), args.where.model)
+    folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
+    _claim(folder, force=args.run.force, resume=False)
+    runtimes = _runtimes(args.runtime)
+    if args.epsilon is not None:
+        trainer = calibrate(
+            trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
+        )
+    with progress_bar(args.trainer) as progress:
+        result = fit(
+            trainer,
+            task,
+            data,
+            runtimes=runtimes,
+            delta=args.delta,
+            seed=args.seed,
+            device=args.run.device,
+            progress=progress,
+        )
+    accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    document = {
+        "trainer": args.trainer,
+        "accuracy": accuracy,
+        "accuracy_interval": interval,
+        "statement": result.statement,
+        "cost": result.cost,
+        "halted": result.halted,
+        "notes": result.notes,
+    }
+    document = {name: to_plain(value) for name, value in document.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "statement.json").write_text(to_json_text(document) + "\n")
+    module = getattr(result.predictor, "module", None)
+    if module is not None:
+        torch.save(module.state_dict(), folder / "model.pt")
+    if args.run.json:
+        print(to_json_text(document))
+    else:
+        print(f"accuracy {accuracy:.4f} (95% interval {interval[0]:.4f} to {interval[1]:.4f})")
+        print(result.statement)
+        print(f"The model and its statement lie in {folder}")
+    return 0
+
+
+def report_command(args: Report) -> int:
+    """Prints a finished comparison and renders its files anew."""
+    from privtrain.report.files import load, plain_comparison, save
+
+    comparison = load(args.folder)
+    save(comparison, args.folder, force=True)
+    _show(comparison, args.json, plain_comparison, args.folder)
+    return 0
+
+
+_HANDLERS: dict[type[Any], Callable[[Any], int]] = {
+    Compare: compare_command,
+    Fit: fit_command,
+    Report: report_command,
+    PartyArgs: run_party,
+}

@@ -1,0 +1,270 @@
+"""Study files: a comparison as TOML, and trainers as plain tables and back.
+
+A value is written as a table whose `kind` names its class; the few constants are written by name.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privtrain.aggregation.finish import ARGMAX, IDENTITY, Threshold
+from privtrain.aggregation.plain import PlainSum
+from privtrain.aggregation.shared import SharedSum
+from privtrain.attacks.attack import Attack
+from privtrain.attacks.membership import LossThreshold
+from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.trainer import Trainer
+from privtrain.core.validate import check_member
+from privtrain.mpc.crypten import CrypTen
+from privtrain.privacy.gaussian import Gaussian, Laplace
+from privtrain.privacy.mechanism import Exact
+from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, Placement
+from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
+from privtrain.privacy.votes import GNMax, LNMax
+from privtrain.release import Release
+from privtrain.steps.opacus import Opacus
+from privtrain.steps.plain import PlainSteps
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import ByExamples, FedAvg, Uniform
+from privtrain.trainers.mpc_sgd import MPCSGD
+from privtrain.trainers.pate import PATE
+from privtrain.trainers.sgd import SGD
+
+TRAINERS: Mapping[str, type[Any]] = {
+    trainer.token: trainer for trainer in (SGD, FedAvg, DPSGD, MPCSGD, PATE)
+}
+"""Token to trainer; a new trainer is entered here to be known on the command line."""
+
+ATTACKS: Mapping[str, type[Any]] = {"loss_threshold": LossThreshold}
+"""Token to attack."""
+
+_KINDS: Mapping[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Exact, Gaussian, Laplace, GNMax, LNMax),
+        *(Release, PlainSum, SharedSum, Threshold, Placement),
+        *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
+        *(PlainSteps, DPSteps, Opacus, CrypTen),
+    )
+}
+_CONSTANTS: Mapping[str, Any] = {
+    "AT_AGGREGATOR": AT_AGGREGATOR,
+    "AT_PARTY": AT_PARTY,
+    "IDENTITY": IDENTITY,
+    "ARGMAX": ARGMAX,
+}
+
+
+def to_table(value: Any) -> Any:
+    """A configuration value as what TOML can hold.
+
+    Args:
+        value: A frozen dataclass out of the known kinds, a constant, number, string or sequence.
+
+    Returns:
+        Tables, lists, strings and numbers; None stays None and is left out of tables.
+
+    Raises:
+        UnsupportedError: If a value cannot be named in a file, such as a function.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    for name, constant in _CONSTANTS.items():
+        if value == constant:
+            return name
+    if isinstance(value, (list, tuple)):
+        return [to_table(item) for item in value]
+    if type(value) in (*_KINDS.values(), *TRAINERS.values()):
+        fields = {
+            item.name: to_table(getattr(value, item.name))
+            for item in dataclasses.fields(value)
+            if item.init
+        }
+        kind = {} if type(value) in TRAINERS.values() else {"kind": type(value).__name__}
+        return kind | {name: item for name, item in fields.items() if item is not None}
+    raise UnsupportedError(f"A study file cannot hold {value!r}: it has no name there.")
+
+
+def from_table(table: Any) -> Any:
+    """The configuration value that a TOML value stands for; the inverse of `to_table`.
+
+    Raises:
+        ValueError: If a kind is unknown or a setting does not belong to it.
+    """
+    if isinstance(table, str) and table in _CONSTANTS:
+        return _CONSTANTS[table]
+    if isinstance(table, list):
+        return tuple(from_table(item) for item in table)
+    if not isinstance(table, Mapping):
+        return table
+    settings = {name: from_table(item) for name, item in table.items() if name != "kind"}
+    if "kind" not in table:
+        raise ValueError(f'Expected {dict(table)!r} to say what it is: kind = "Gaussian" or so.')
+    check_member(_KINDS, kind=table["kind"])
+    return _construct(_KINDS[table["kind"]], settings)
+
+
+def _construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
+    known = [item.name for item in dataclasses.fields(kind) if item.init]
+    for name in settings:
+        if name not in known:
+            raise ValueError(
+                f"{kind.__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}."
+            )
+    return kind(**_with_none(kind, settings))
+
+
+def _with_none(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as given; "none" stands for None, which TOML cannot write."""
+    return {name: None if value == "none" else value for name, value in settings.items()}
+
+
+def make_trainer(token: str, settings: Mapping[str, Any] | None = None) -> Trainer:
+    """A trainer by its token, with settings as a study file has them.
+
+    Raises:
+        ValueError: If there is no such trainer or setting.
+    """
+    check_member(TRAINERS, trainer=token)
+    values = {name: from_table(item) for name, item in (settings or {}).items()}
+    trainer: Trainer = _construct(TRAINERS[token], values)
+    return trainer
+
+
+def make_attack(token: str) -> Attack:
+    """An attack by its token."""
+    check_member(ATTACKS, attack=token)
+    attack: Attack = ATTACKS[token]()
+    return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything a comparison is made of, as a file can hold it.
+
+    Args:
+        data: Name of a data set or path of a file.
+        data_options: What its loader takes, such as `parties`, `partition` or `label`.
+        model: "file.py:function" or "module:function" that makes the model; None for the
+            data set's own.
+        trainers: Label to token and settings.
+        epsilons: What is asked of trainers that draw noise; empty for the noise they have.
+        delta: Delta of every guarantee.
+        seeds: How many seeds; they are 0, 1, 2, ...
+        attacks: Tokens of the attacks.
+        runtime: Name of the star runtime.
+        device: Where tensors are computed.
+    """
+
+    data: str = "digits"
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    trainers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    epsilons: tuple[float, ...] = ()
+    delta: float = 1e-5
+    seeds: int = 1
+    attacks: tuple[str, ...] = ("loss_threshold",)
+    runtime: str = "flower-grid"
+    device: str = "cpu"
+
+    def make_trainers(self) -> dict[str, Trainer]:
+        """Label to trainer."""
+        made = {}
+        for label, settings in self.trainers.items():
+            plain = {name: value for name, value in settings.items() if name != "trainer"}
+            made[label] = make_trainer(settings.get("trainer", label), plain)
+        return made
+
+    def to_plain(self) -> dict[str, Any]:
+        """The study as tables, every setting of every trainer spelled out."""
+        full = {
+            label: {"trainer": trainer.token, **to_table(trainer)}
+            for label, trainer in self.make_trainers().items()
+        }
+        plain = {
+            "data": self.data,
+            "model": self.model,
+            "epsilons": list(self.epsilons),
+            "delta": self.delta,
+            "seeds": self.seeds,
+            "attacks": list(self.attacks),
+            "runtime": self.runtime,
+            "device": self.device,
+            "data_options": dict(self.data_options),
+            "trainers": full,
+        }
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+def write_study(study: Study, path: Path) -> None:
+    """Writes the file that repeats a comparison."""
+    import tomli_w
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(study.to_plain()))
+
+
+def read_study(path: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        DataError: If the file is missing or no TOML.
+        ValueError: If it has an entry that a study does not have.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"Cannot read the study file {path}: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"The study file {path} is not valid TOML: {error}.") from error
+    known = [item.name for item in dataclasses.fields(Study)]
+    for name in table:
+        if name not in known:
+            raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
+    for name in ("epsilons", "attacks"):
+        if name in table:
+            table[name] = tuple(table[name])
+    return Study(**table)
+
+
+def import_function(reference: str) -> Callable[..., Any]:
+    """The function that "module:function" or "path/to/file.py:function" names.
+
+    Raises:
+        ValueError: If the reference has another form, or there is no such function.
+        DataError: If the file does not exist.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise ValueError(
+            f"Expected model={reference!r} to look like my_model.py:make or my_package.model:make."
+        )
+    module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"Expected {reference!r} to name a function of {place}; it has no {name}.")
+    made: Callable[..., Any] = function
+    return made
+
+
+def _import_file(path: Path) -> Any:
+    import cloudpickle
+
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"The file {path} cannot be imported.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    # Other processes cannot import this file by name: its classes travel along.
+    cloudpickle.register_pickle_by_value(module)
+    return module
