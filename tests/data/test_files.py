@@ -94,6 +94,7 @@ def test_idx_values_and_shape(tmp_path: Path) -> None:
         (idx(np.zeros((5, 4), dtype=np.uint8)) + b"x", "holds 33 bytes"),
         (b"\x00\x00\x08\x03\x00\x00", "damaged"),
     ],
+    ids=["empty", "gzip", "doubles", "short", "long", "header"],
 )
 def test_damaged_idx(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "file").write_bytes(data)
