@@ -1,0 +1,94 @@
+"""How one value looks in a table. Nothing is ever filled in: what is missing is a dash."""
+
+import math
+
+MISSING = "–"
+"""What was not measured, or does not exist."""
+
+NOT_RESOLVABLE = "n/r"
+"""What was measured on too few rows to be a number."""
+
+Interval = tuple[float, float]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits; infinity is "inf".
+
+    Args:
+        value: The number, or None where there is none.
+        digits: Significant digits; whole parts are never cut.
+
+    Returns:
+        Such as "4.38", "284", "0.00012", "inf" or "–".
+    """
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one digit, such as "94.2%"."""
+    return MISSING if value is None else f"{100 * value:.1f}%"
+
+
+def percent_interval(interval: Interval | None) -> str:
+    """An interval of fractions in percent, such as "91.0–96.6"."""
+    if interval is None:
+        return ""
+    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in percentage points with its sign, such as "−1.2"."""
+    if value is None:
+        return MISSING
+    rounded = round(100 * value, 1)
+    return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
+
+
+def rate(value: float | None) -> str:
+    """A measured rate with three decimals; None is not resolvable."""
+    return NOT_RESOLVABLE if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def rate_interval(interval: Interval | None) -> str:
+    """An interval of rates, such as "0.48–0.53", or "−0.02 to 0.11" where one is negative."""
+    if interval is None:
+        return ""
+    between = "–" if interval[0] >= 0 else " to "
+    return f"{interval[0]:.2f}{between}{interval[1]:.2f}".replace("-", "−")
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units, such as "12.3 kB"."""
+    if value is None:
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def duration(value: float | None) -> str:
+    """Seconds in a readable unit, such as "42.1 s" or "3.1 min"."""
+    if value is None:
+        return MISSING
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+
+
+def count(value: float | None) -> str:
+    """A number of things; a mean over seeds may have a fraction."""
+    return MISSING if value is None else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
+
+
+def shortened(text: str, length: int) -> str:
+    """Text on one line, cut with an ellipsis where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"

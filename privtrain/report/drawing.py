@@ -1,0 +1,154 @@
+"""What all pictures share: styles, axes, and SVG that sits inside a page.
+
+Text stays text and takes the colour of the page, so that pictures are small, can be searched,
+and suit light and dark pages. The same comparison gives the same bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from privtrain.report import cells
+from privtrain.report.summary import unique
+
+INK = "#010203"
+"""Stands for the text colour of the page, which is put in its place afterwards."""
+
+LINES = "#8a8f98"
+"""Axes and grids; readable on light and on dark pages."""
+
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F",
+)  # fmt: skip
+"""Told apart also by readers with a colour vision deficiency (Okabe and Ito 2008)."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":")
+
+LONGEST_ENTRY = 34
+"""Longer names are cut in pictures; tables hold more of them."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a label is drawn, in every picture of a page."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def styles(labels: Iterable[str]) -> dict[str, Style]:
+    """A style for each label, by its place among the labels."""
+    return {
+        label: Style(
+            COLOURS[index % len(COLOURS)],
+            MARKERS[index % len(MARKERS)],
+            DASHES[index // len(COLOURS) % len(DASHES)],
+        )
+        for index, label in enumerate(unique(labels))
+    }
+
+
+def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of its own, which no global state knows, with panels side by side.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        panels: How many axes.
+
+    Returns:
+        The figure and its axes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    found = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    for axes in found:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(LINES)
+        axes.tick_params(colors=LINES, labelcolor=INK, labelsize=9)
+        axes.grid(True, color=LINES, alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+        for text in (axes.xaxis.label, axes.yaxis.label):
+            text.set(color=INK, fontsize=9.5)
+    return figure, found
+
+
+def add_title(axes: Any, text: str) -> None:
+    """A title at the left end of the axes."""
+    axes.set_title(entry(text), loc="left", color=INK, fontsize=9.5)
+
+
+def entry(text: str) -> str:
+    """A name for a legend or an axis: short, and never hidden for its underscore."""
+    short = cells.shortened(text, LONGEST_ENTRY)
+    return f"\u200b{short}" if short.startswith("_") else short
+
+
+def add_legend(axes: Any, source: Any = None) -> None:
+    """A legend to the right of the axes, where it covers nothing.
+
+    Args:
+        axes: Where it stands.
+        source: The axes whose lines it names; those of `axes` where None.
+    """
+    handles, names = (source or axes).get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False,
+            fontsize=9, labelcolor=INK, handlelength=2.4,
+        )  # fmt: skip
+
+
+def plain_log(axis: Any, words: Any, subs: tuple[float, ...] = (1.0,)) -> None:
+    """Ticks of a log axis in words of ours: matplotlib's own are formulas, which stay off."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: words(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def to_svg(figure: Any, name: str, title: str) -> str:
+    """A figure as an SVG element for a page.
+
+    Args:
+        figure: What was drawn.
+        name: Starts all ids, so that pictures on one page do not share any.
+        title: Read aloud to those who cannot see the picture.
+
+    Returns:
+        An `<svg>` element without XML header.
+    """
+    from markupsafe import escape
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    text = io.StringIO()
+    # A label such as "$5" is a name, not a formula.
+    for written in figure.findobj(Text):
+        written.set_parse_math(False)
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
+    with rc_context(settings), warnings.catch_warnings():
+        # The browser draws the text, with fonts that may well hold the glyph.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(
+            text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04,
+            metadata={"Date": None, "Creator": None},
+        )  # fmt: skip
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)

@@ -1,0 +1,267 @@
+"""Pictures of a comparison: accuracy against epsilon, costs, epsilon and losses over rounds."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from privtrain.core.result import Comparison, Curve, Row
+from privtrain.report import cells
+from privtrain.report.drawing import (
+    INK,
+    Style,
+    add_legend,
+    add_title,
+    entry,
+    new_figure,
+    plain_log,
+    styles,
+    to_svg,
+)
+from privtrain.report.summary import Group, groups, unique
+
+MOST_POINTS = 150
+"""Longer curves are thinned, so that the page stays small."""
+
+UNPROTECTED = "UNPROTECTED: computed from private data, for simulation only; never publish it"
+
+MOST_PANELS = 4
+"""How many diagnostics are drawn; the others are in the JSON file."""
+
+COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("bytes_sent", "bytes sent", cells.size),
+    ("rounds", "rounds", cells.count),
+    ("seconds", "seconds", cells.duration),
+    ("peak_memory_bytes", "peak memory", cells.size),
+)
+
+
+def accuracy_against_epsilon(comparison: Comparison) -> str | None:
+    """Accuracy over the formal epsilon to the public that was spent, on a log scale.
+
+    Points are means over seeds, bars reach from the worst to the best seed. Runs that promise
+    the public nothing are horizontal lines.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run has an accuracy.
+    """
+    drawn = [group for group in groups(comparison) if group.accuracy is not None]
+    if not drawn:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    private = [group for group in drawn if math.isfinite(_epsilon(group))]
+    units = unique(group.headline.unit for group in private if group.headline is not None)
+    figure, (axes,) = new_figure(7.2, 3.5)
+    for group in drawn:
+        if group not in private:
+            _reference(axes, group, style[group.label])
+    for label in unique(group.label for group in private):
+        mine = sorted((group for group in private if group.label == label), key=_epsilon)
+        _points(axes, mine, style[label], with_unit=len(units) > 1)
+    _epsilon_axis(axes, [_epsilon(group) for group in private])
+    axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.3g}%")
+    axes.set_ylabel("accuracy on the test rows")
+    add_legend(axes)
+    return to_svg(figure, "accuracy", "Accuracy against the formal epsilon to the public")
+
+
+def _epsilon(group: Group) -> float:
+    return math.inf if group.headline is None else group.headline.epsilon
+
+
+def _epsilon_axis(axes: Any, epsilons: Sequence[float]) -> None:
+    axes.set_xlabel("formal ε to the public, as spent (log scale)")
+    positive = [epsilon for epsilon in epsilons if epsilon > 0]
+    if not positive:
+        axes.set_xticks([])
+        axes.set_xlabel("no run promises the public a finite ε")
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(min(positive) / 1.6, max(positive) * 1.6)
+    wide = max(positive) / min(positive) > 100
+    plain_log(axes.xaxis, cells.number, (1.0,) if wide else (1.0, 2.0, 3.0, 5.0))
+
+
+def _reference(axes: Any, group: Group, style: Style) -> None:
+    accuracy = group.accuracy
+    if accuracy is not None:
+        name = entry(f"{group.name} (no ε)")
+        axes.axhspan(accuracy.low, accuracy.high, color=style.colour, alpha=0.13, linewidth=0)
+        axes.axhline(
+            accuracy.mean, color=style.colour, linestyle=(0, (5, 2)), linewidth=1.5, label=name
+        )
+
+
+def _points(axes: Any, mine: Sequence[Group], style: Style, *, with_unit: bool) -> None:
+    found = [(group, group.accuracy) for group in mine]
+    means = [spread.mean for _, spread in found if spread is not None]
+    below = [spread.mean - spread.low for _, spread in found if spread is not None]
+    above = [spread.high - spread.mean for _, spread in found if spread is not None]
+    unit = "" if mine[0].headline is None else f" (per {mine[0].headline.unit})"
+    axes.errorbar(
+        [_epsilon(group) for group in mine], means, yerr=[below, above], capsize=3,
+        color=style.colour, marker=style.marker, linestyle=style.dash, linewidth=1.5,
+        markersize=5.5, elinewidth=1, label=entry(mine[0].label + (unit if with_unit else "")),
+    )  # fmt: skip
+
+
+def cost_bars(comparison: Comparison) -> str | None:
+    """Bytes, rounds, seconds and peak memory of each trainer, on log scales.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run has a cost.
+    """
+    drawn = [group for group in groups(comparison) if group.cost("seconds") is not None]
+    if not drawn:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    figure, panels = new_figure(11.0, 0.9 + 0.27 * len(drawn), len(COSTS))
+    for axes, (name, title, words) in zip(panels, COSTS, strict=True):
+        _bars(axes, drawn, [group.cost(name) for group in drawn], words, style)
+        add_title(axes, title)
+        axes.set_yticks([])
+    panels[0].set_yticks(range(len(drawn)), [entry(group.name) for group in drawn])
+    panels[0].tick_params(axis="y", length=0)
+    return to_svg(figure, "cost", "Bytes sent, rounds, seconds and peak memory of each trainer")
+
+
+def _bars(
+    axes: Any,
+    drawn: Sequence[Group],
+    values: Sequence[float | None],
+    words: Callable[[float | None], str],
+    style: dict[str, Style],
+) -> None:
+    """Horizontal bars from a tenth of the smallest value on; zero has a word and no bar."""
+    positive = [value for value in values if value]
+    start = 10 ** math.floor(math.log10(min(positive)) - 0.3) if positive else 0.1
+    end = max(positive, default=1.0)
+    axes.set_xscale("log")
+    for place, (group, value) in enumerate(zip(drawn, values, strict=True)):
+        length = value or start
+        if value:
+            axes.barh(
+                place, length - start, left=start, height=0.62, color=style[group.label].colour
+            )
+        axes.annotate(
+            words(value), (length, place), xytext=(3, 0), textcoords="offset points",
+            va="center", color=INK, fontsize=8,
+        )  # fmt: skip
+    # Room for the word at the end of the longest bar.
+    axes.set_xlim(start, end * max(end / start, 10.0) ** 0.55)
+    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.minorticks_off()
+    axes.spines["bottom"].set_visible(False)
+
+
+def epsilon_over_rounds(comparison: Comparison) -> str | None:
+    """Formal epsilon to the public after each round, for the first finished seed of each run.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run spent a finite epsilon.
+    """
+    curves = [
+        (group, _thinned([point for point in row.history.epsilon if math.isfinite(point[1])]))
+        for group in groups(comparison)
+        for row in group.done[:1]
+        if row.history is not None
+    ]
+    drawn = [(group, curve) for group, curve in curves if curve]
+    if not drawn:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    figure, (axes,) = new_figure(7.2, 3.3)
+    for group, curve in drawn:
+        _line(axes, curve, style[group.label], group.name, _shade(group, [g for g, _ in drawn]))
+    axes.set_xlabel("round, step or query")
+    axes.set_ylabel("formal ε to the public")
+    axes.set_ylim(bottom=0)
+    ends = [max(curve[-1][0], 1) for _, curve in drawn]
+    if max(ends) > 5 * min(ends):
+        axes.set_xscale("log")
+        axes.set_xlabel("round, step or query (log scale)")
+        plain_log(axes.xaxis, cells.count)
+    add_legend(axes)
+    return to_svg(figure, "epsilon", "Formal epsilon to the public over rounds")
+
+
+def _shade(group: Group, drawn: Sequence[Group]) -> float:
+    """Several epsilons of one label: the largest is drawn strongest."""
+    mine = sorted(g.epsilon_asked or 0.0 for g in drawn if g.label == group.label)
+    return 0.45 + 0.55 * (mine.index(group.epsilon_asked or 0.0) + 1) / len(mine)
+
+
+def _line(
+    axes: Any, curve: Sequence[tuple[float, float]], style: Style, name: str, alpha: float = 1.0
+) -> None:
+    rounds, values = [point[0] for point in curve], [point[1] for point in curve]
+    axes.plot(
+        rounds, values, color=style.colour, linestyle=style.dash, linewidth=1.5, alpha=alpha,
+        marker=style.marker if len(curve) < 2 else None, markersize=5, label=entry(name),
+    )  # fmt: skip
+
+
+def _thinned(curve: Curve) -> Curve:
+    """At most `MOST_POINTS` points, evenly chosen, the first and the last among them."""
+    if len(curve) <= MOST_POINTS:
+        return curve
+    last = len(curve) - 1
+    return [curve[round(index * last / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
+
+
+def learning_curves(comparison: Comparison) -> str | None:
+    """Unprotected diagnostics over the run, for the first finished seed of each label.
+
+    Where a label was run at several epsilons, the largest is drawn. Runs count different things
+    (epochs, steps, rounds), so that the axis is the fraction of the run.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run has diagnostics.
+    """
+    rows = _shown(groups(comparison))
+    names = unique(name for row in rows if row.history for name in row.history.unprotected)
+    if not names:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    shown = names[:MOST_PANELS]
+    figure, panels = new_figure(1.6 + 3.4 * len(shown), 2.9, len(shown))
+    for axes, name in zip(panels, shown, strict=True):
+        for row in rows:
+            if row.history is not None and name in row.history.unprotected:
+                curve = _as_fraction(_thinned(row.history.unprotected[name]))
+                _line(axes, curve, style[row.label], row.label)
+        add_title(axes, name.replace("_", " "))
+        axes.set_xlabel("fraction of the run")
+    fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
+    add_legend(panels[-1], fullest)
+    figure.suptitle(UNPROTECTED, color=INK, fontsize=9.5)
+    return to_svg(figure, "curves", "Unprotected diagnostics over rounds")
+
+
+def _shown(gathered: Sequence[Group]) -> list[Row]:
+    """The first finished row of each label, at its largest epsilon."""
+    found: dict[str, Group] = {}
+    for group in gathered:
+        best = found.get(group.label)
+        if group.done and (best is None or (group.epsilon_asked or 0) > (best.epsilon_asked or 0)):
+            found[group.label] = group
+    return [group.done[0] for group in found.values()]
+
+
+def _as_fraction(curve: Curve) -> list[tuple[float, float]]:
+    """Rounds divided by the last: runs have different numbers of rounds."""
+    last = max(curve[-1][0], 1) if curve else 1
+    return [(point[0] / last, point[1]) for point in curve]

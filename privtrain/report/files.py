@@ -1,0 +1,242 @@
+"""A comparison on disk: JSON that can be read back, and its renderings."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from privtrain.core.cost import Cost
+from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.result import Comparison, Curve, History, Leakage, Row
+from privtrain.core.statement import (
+    Guarantee,
+    InputPrivacy,
+    PrivacyStatement,
+    Relation,
+    Unit,
+    to_json_text,
+    to_plain,
+)
+from privtrain.report.html import comparison_fragment, comparison_html
+from privtrain.report.latex import to_latex
+from privtrain.report.records import to_csv
+from privtrain.report.table import comparison_text
+
+JSON_NAME = "comparison.json"
+
+RENDERINGS: Mapping[str, Callable[[Comparison], str]] = {
+    "table.csv": to_csv,
+    "table.tex": to_latex,
+    "report.html": comparison_html,
+}
+"""What is written beside the JSON, by file name."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Writes comparison.json, table.csv, table.tex and report.html.
+
+    Each file is either written as a whole or not at all. The JSON file comes first: the others
+    can be made from it again.
+
+    Args:
+        comparison: What was compared.
+        folder: Where to; made where it does not exist.
+        force: Whether to overwrite a comparison that is already there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: If the folder holds a comparison and `force` is not set, or cannot be written.
+        PrivtrainError: If the disk is full.
+    """
+    where = Path(folder)
+    with _explained(where):
+        where.mkdir(parents=True, exist_ok=True)
+        taken = (where / JSON_NAME).exists()
+    if taken and not force:
+        raise DataError(
+            f"Expected folder={str(where)!r} to hold no comparison. Choose another folder, "
+            "or overwrite it with --force (force=True)."
+        )
+    _write(where / JSON_NAME, _json_text(comparison))
+    for name, render in RENDERINGS.items():
+        _write(where / name, render(comparison))
+    return where
+
+
+@contextlib.contextmanager
+def _explained(where: Path) -> Iterator[None]:
+    """Says what a failed write means and what can be done about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise PrivtrainError(
+                f"The disk of {where} is full ({error.strerror}). Files that were written are "
+                "whole. Free some space and save again, or choose another folder."
+            ) from error
+        raise DataError(
+            f"Cannot write to folder={str(where)!r}: {error.strerror}. "
+            "Choose a folder that you may write to."
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes beside the target and moves there, so that no reader ever sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explained(path.parent):
+        try:
+            with beside.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _json_text(comparison: Comparison) -> str:
+    """JSON with a line for each row: long curves would fill a line for each number."""
+    plain = plain_comparison(comparison)
+    rows = ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in plain["rows"])
+    rest = to_json_text({"card": plain["card"], "study": plain["study"]})
+    return f'{{\n"rows": [\n{rows}\n],{rest[1:]}\n'
+
+
+def plain_comparison(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as nested plain values, as comparison.json has them.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        `{"rows": [...], "card": {...}, "study": {...} | None}`; infinity is the string "inf". A
+        failed row has null for its statement and its cost.
+    """
+    return {
+        "rows": [to_plain(row) for row in comparison.rows],
+        "card": to_plain(comparison.card),
+        "study": to_plain(comparison.study),
+    }
+
+
+def load(folder: str | os.PathLike[str]) -> Comparison:
+    """Reads a comparison back.
+
+    Args:
+        folder: Where `save` wrote it, or the JSON file itself.
+
+    Returns:
+        The comparison, with "inf" as infinity again.
+
+    Raises:
+        DataError: If there is none, or if the file is damaged or of another version.
+    """
+    path = Path(folder)
+    path = path / JSON_NAME if path.is_dir() else path
+    try:
+        return read_comparison(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no {JSON_NAME} in folder={str(folder)!r}. Give the folder that a "
+            "comparison was saved to with --out."
+        ) from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a comparison as this version of privtrain writes it "
+            f"({type(error).__name__}: {error}). Repeat the comparison, or use the version that "
+            "wrote the file."
+        ) from error
+
+
+def read_comparison(plain: Mapping[str, Any]) -> Comparison:
+    """The comparison that plain values stand for; the inverse of `plain_comparison`.
+
+    Args:
+        plain: What `plain_comparison` gave, also after a way through JSON.
+
+    Returns:
+        The comparison; it knows how to print itself.
+    """
+    return Comparison(
+        rows=tuple(_row(row) for row in plain["rows"]),
+        card=plain["card"],
+        study=plain.get("study"),
+        as_text=comparison_text,
+        as_html=comparison_fragment,
+    )
+
+
+def _number(value: Any) -> Any:
+    """A number as it was; "inf", "-inf" and "nan" become numbers again."""
+    return float(value) if isinstance(value, str) else value
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    return (_number(value[0]), _number(value[1]))
+
+
+def _row(plain: Mapping[str, Any]) -> Row:
+    interval, history = plain["accuracy_interval"], plain["history"]
+    changed = {
+        "epsilon_asked": _number(plain["epsilon_asked"]),
+        "accuracy": _number(plain["accuracy"]),
+        "accuracy_interval": None if interval is None else _pair(interval),
+        "statement": None if plain["statement"] is None else _statement(plain["statement"]),
+        "cost": None if plain["cost"] is None else _cost(plain["cost"]),
+        "leakage": tuple(_leakage(leakage) for leakage in plain["leakage"]),
+        "history": None if history is None else _history(history),
+        "notes": tuple(plain["notes"]),
+    }
+    return Row(**{**plain, **changed})
+
+
+def _statement(plain: Mapping[str, Any]) -> PrivacyStatement:
+    return PrivacyStatement(
+        guarantees=tuple(_guarantee(guarantee) for guarantee in plain["guarantees"]),
+        input_privacy=tuple(InputPrivacy(**entry) for entry in plain["input_privacy"]),
+        caveats=tuple(plain["caveats"]),
+    )
+
+
+def _guarantee(plain: Mapping[str, Any]) -> Guarantee:
+    changed = {
+        "unit": Unit(plain["unit"]),
+        "relation": Relation(plain["relation"]),
+        "epsilon": _number(plain["epsilon"]),
+        "cross_check": _number(plain["cross_check"]),
+        "assumptions": tuple(plain["assumptions"]),
+    }
+    return Guarantee(**{**plain, **changed})
+
+
+def _cost(plain: Mapping[str, Any]) -> Cost:
+    return Cost(**{**plain, "seconds": _number(plain["seconds"])})
+
+
+def _leakage(plain: Mapping[str, Any]) -> Leakage:
+    changed = {
+        "metrics": {name: _number(value) for name, value in plain["metrics"].items()},
+        "intervals": {name: _pair(value) for name, value in plain["intervals"].items()},
+        "notes": tuple(plain["notes"]),
+    }
+    return Leakage(**{**plain, **changed})
+
+
+def _history(plain: Mapping[str, Any]) -> History:
+    return History(
+        unprotected={name: _curve(curve) for name, curve in plain["unprotected"].items()},
+        epsilon=_curve(plain["epsilon"]),
+    )
+
+
+def _curve(plain: list[Any]) -> Curve:
+    return [(point[0], _number(point[1])) for point in plain]

@@ -1,0 +1,152 @@
+"""A comparison as one self-contained page, or as a fragment for notebooks."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from privtrain.core.result import Comparison, Row
+from privtrain.core.statement import Guarantee, to_plain
+from privtrain.report import cells, figures
+from privtrain.report.drawing import styles
+from privtrain.report.summary import (
+    SIMULATED,
+    Group,
+    groups,
+    headline,
+    is_simulated,
+    observers,
+    protected_by,
+    readers,
+    remarks,
+    unique,
+)
+
+TITLE = "Privacy techniques compared"
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The comparison as a page that needs nothing else: no network, no script, no other file.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        HTML of some hundred kilobytes at most; all names are escaped.
+    """
+    from markupsafe import Markup
+
+    drawn = {
+        "accuracy": figures.accuracy_against_epsilon(comparison),
+        "cost": figures.cost_bars(comparison),
+        "epsilon": figures.epsilon_over_rounds(comparison),
+        "curves": figures.learning_curves(comparison),
+    }
+    # Our own SVG; names in it were escaped when it was written.
+    safe = {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
+    return _render("report.html.j2", comparison, figures=safe)
+
+
+def comparison_fragment(comparison: Comparison) -> str:
+    """Results and promises as tables for a notebook.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        An HTML element; all names are escaped.
+    """
+    return _render("fragment.html.j2", comparison)
+
+
+def _render(template: str, comparison: Comparison, **more: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("privtrain.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    loader = environment.loader
+    css = "" if loader is None else loader.get_source(environment, "style.css")[0]
+    # Our own style sheet; quotes in it must stay quotes.
+    return environment.get_template(template).render(
+        css=Markup(css), **_context(comparison), **more
+    )
+
+
+def _context(comparison: Comparison) -> dict[str, Any]:
+    gathered = groups(comparison)
+    name = _data_name(comparison.card)
+    finished = [row for row in comparison.rows if row.error is None]
+    simulated = bool(finished) and all(is_simulated(row) for row in finished)
+    return {
+        "title": f"{TITLE} on {name}" if name else TITLE,
+        "rows": comparison.rows,
+        "failed": sum(row.error is not None for row in comparison.rows),
+        "groups": gathered,
+        "simulated": simulated,
+        # What holds for every run is said once above the table.
+        "said_once": SIMULATED if simulated else "",
+        "observers": observers(gathered),
+        "readers": tuple(readers(gathered)),
+        "metrics": _metrics(gathered),
+        "remarks": remarks(comparison),
+        "styles": styles(row.label for row in comparison.rows),
+        "card": tuple(_flat(comparison.card)),
+        "study": tuple(_flat(comparison.study or {})),
+    }
+
+
+def _data_name(card: Mapping[str, Any]) -> str:
+    data = card.get("data")
+    found = data.get("name") if isinstance(data, Mapping) else data
+    return found if isinstance(found, str) else ""
+
+
+def _metrics(gathered: tuple[Group, ...]) -> tuple[str, ...]:
+    return unique(
+        metric for group in gathered for attack in group.attacks for metric in attack.metrics
+    )
+
+
+def _metric_name(metric: str) -> str:
+    """A metric in the words of a table's header."""
+    words = metric.replace("_", " ")
+    for word in ("auc", "tpr", "fpr"):
+        words = words.replace(word, word.upper())
+    return words[:1].upper() + words[1:]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as lines of a path and a text."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{path} · ")
+        else:
+            plain = to_plain(value)
+            yield path, plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _row_headline(row: Row) -> Guarantee | None:
+    return None if row.statement is None else headline(row.statement.guarantees)
+
+
+_FILTERS = {
+    "number": cells.number,
+    "percent": cells.percent,
+    "percent_interval": cells.percent_interval,
+    "points": cells.points,
+    "rate": cells.rate,
+    "rate_interval": cells.rate_interval,
+    "size": cells.size,
+    "duration": cells.duration,
+    "count": cells.count,
+    "protected_by": protected_by,
+    "headline": _row_headline,
+    "metric_name": _metric_name,
+}

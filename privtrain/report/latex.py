@@ -1,0 +1,138 @@
+"""A comparison as LaTeX tables for a paper."""
+
+from collections.abc import Sequence
+
+from privtrain.core.result import Comparison
+from privtrain.report import cells
+from privtrain.report.summary import Group, groups, observers, unique
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "ε": r"$\varepsilon$",
+    "δ": r"$\delta$",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "\n": " ",
+}
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def to_latex(comparison: Comparison) -> str:
+    r"""Two tables in booktabs style: results with costs, and promises.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        LaTeX; the document needs `\usepackage{booktabs}`. All names are escaped.
+    """
+    gathered = groups(comparison)
+    columns = observers(gathered)
+    results = _table(
+        "Accuracy, gap to pooled training in percentage points, AUC of the strongest attack that "
+        "was run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds.",
+        "privtrain-results",
+        ("trainer", "ε asked", "accuracy", "gap", "attack AUC", "sent", "rounds", "time", "seeds"),
+        [_result(group) for group in gathered],
+    )
+    promises = _table(
+        "Formal ε promised to each observer, at the δ given, with unit and relation; "
+        "inf: nothing is promised, –: nothing is stated.",
+        "privtrain-promises",
+        ("trainer", "ε asked", *columns),
+        [_promise(group, columns) for group in gathered if group.done],
+    )
+    return f"% Needs \\usepackage{{booktabs}}.\n{results}\n{promises}"
+
+
+def _result(group: Group) -> list[str]:
+    accuracy = group.accuracy
+    failed = not group.done
+    leak = group.strongest("auc")
+    return [
+        group.label,
+        cells.number(group.epsilon_asked),
+        "failed" if failed else bracketed(
+            cells.percent(None if accuracy is None else accuracy.mean),
+            cells.percent_interval(group.accuracy_interval),
+        ),
+        cells.points(group.gap),
+        cells.MISSING if leak is None else bracketed(
+            cells.rate(leak.value), cells.rate_interval(leak.interval)
+        ),
+        cells.size(group.cost("bytes_sent")),
+        cells.count(group.cost("rounds")),
+        cells.duration(group.cost("seconds")),
+        group.seeds,
+    ]  # fmt: skip
+
+
+def bracketed(value: str, interval: str) -> str:
+    """A value with its interval, if it has one, such as "0.51 [0.48–0.53]"."""
+    return f"{value} [{interval}]" if interval else value
+
+
+def _promise(group: Group, columns: Sequence[str]) -> list[str]:
+    return [
+        group.label,
+        cells.number(group.epsilon_asked),
+        *(_promised(group, name) for name in columns),
+    ]
+
+
+def _promised(group: Group, column: str) -> str:
+    found = [g for g in group.promised(column) if not g.data_dependent]
+    texts = unique(
+        "inf"
+        if cells.number(g.epsilon) == "inf"
+        else f"{cells.number(g.epsilon)} ({g.unit}, {g.relation.replace('_', '-')}, "
+        f"{cells.number(g.delta)})"
+        for g in found
+    )
+    return "; ".join(texts) or cells.MISSING
+
+
+def _table(caption: str, label: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        f"  \\caption{{{escape(caption)}}}",
+        f"  \\label{{tab:{label}}}",
+        f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"    \toprule",
+        _line(header),
+        r"    \midrule",
+        *(_line(row) for row in rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Sequence[str]) -> str:
+    return f"    {' & '.join(map(_cell, row))} \\\\"
+
+
+def _cell(text: str) -> str:
+    # A row that starts with a bracket would be read as an option of the line break before it.
+    escaped = escape(text)
+    return f"{{{escaped}}}" if escaped.startswith(("[", "*")) else escaped

@@ -1,0 +1,108 @@
+"""A comparison as CSV: one line for each run, in full precision."""
+
+import csv
+import io
+import json
+
+from privtrain.core.result import Comparison, Leakage, Row
+from privtrain.core.statement import Guarantee
+from privtrain.report import cells
+from privtrain.report.summary import gap
+
+Value = str | int | float | bool | None
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line for each trainer, seed and asked epsilon, with a header.
+
+    What is missing is empty, what is not resolvable "n/r", infinity "inf". Each guarantee has
+    columns named after its observer, unit and relation; each metric of an attack has columns
+    named after attack, observer and metric.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        CSV text with numbers in full precision.
+    """
+    lines = [_columns(row, comparison) for row in comparison.rows]
+    header = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _csv_value(value) for name, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def _csv_value(value: Value) -> Value:
+    return "" if value is None else value
+
+
+def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
+    low, high = row.accuracy_interval or (None, None)
+    statement = row.statement
+    found: dict[str, Value] = {
+        "trainer": row.trainer,
+        "label": row.label,
+        "seed": row.seed,
+        "epsilon_asked": row.epsilon_asked,
+        "met": row.met,
+        "error": row.error,
+        "halted": row.halted,
+        "accuracy": row.accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "gap_to_pooled": gap(row, comparison),
+    }
+    found.update(_cost_columns(row))
+    if statement is not None:
+        for number, guarantee in enumerate(statement.guarantees):
+            found.update(_guarantee_columns(guarantee, number, found))
+        found["input_privacy"] = "; ".join(map(str, statement.input_privacy))
+        found["caveats"] = "; ".join(statement.caveats)
+    for leakage in row.leakage:
+        found.update(_leakage_columns(leakage))
+    found["notes"] = "; ".join(row.notes)
+    return found
+
+
+def _cost_columns(row: Row) -> dict[str, Value]:
+    cost = row.cost
+    if cost is None:
+        return dict.fromkeys(
+            ("bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes")
+        )
+    return {
+        "bytes_sent": cost.bytes_sent,
+        "bytes_sent_by_party": json.dumps(dict(cost.bytes_sent_by_party)),
+        "rounds": cost.rounds,
+        "seconds": cost.seconds,
+        "peak_memory_bytes": cost.peak_memory_bytes,
+    }
+
+
+def _guarantee_columns(
+    guarantee: Guarantee, number: int, taken: dict[str, Value]
+) -> dict[str, Value]:
+    words = [guarantee.observer, guarantee.unit, guarantee.relation]
+    words += ["data_dependent"] if guarantee.data_dependent else []
+    name = "/".join(words)
+    # Two guarantees of one kind, by different theorems: both are kept.
+    name = f"{name}/{number}" if f"epsilon[{name}]" in taken else name
+    return {
+        f"epsilon[{name}]": guarantee.epsilon,
+        f"delta[{name}]": guarantee.delta,
+        f"accountant[{name}]": guarantee.accountant,
+        f"cross_check[{name}]": guarantee.cross_check,
+        f"releases[{name}]": guarantee.releases,
+    }
+
+
+def _leakage_columns(leakage: Leakage) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for metric, value in leakage.metrics.items():
+        name = f"{leakage.attack}/{leakage.observer}/{metric}"
+        found[f"leakage[{name}]"] = cells.NOT_RESOLVABLE if value is None else value
+        low, high = leakage.intervals.get(metric, (None, None))
+        found[f"leakage_low[{name}]"], found[f"leakage_high[{name}]"] = low, high
+    return found

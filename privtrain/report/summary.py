@@ -1,0 +1,386 @@
+"""The rows of a comparison, gathered over seeds: what all renderings share."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from privtrain.core.result import Comparison, Leakage, Row
+from privtrain.core.statement import Guarantee, InputPrivacy
+from privtrain.report.cells import Interval, number
+
+T = TypeVar("T")
+
+POOLED = "sgd"
+"""Token of the trainer that the others are measured against."""
+
+SIMULATED = "simulated entropy"
+"""The flag of a run whose noise, shares and keys come from a seed."""
+
+OBSERVERS = ("public", "participant", "aggregator", "coalition")
+"""The order of columns; further observers follow in the order in which they appear."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values, one for each seed.
+
+    Args:
+        mean: Their mean.
+        low: The smallest.
+        high: The largest.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of an attack over seeds.
+
+    Args:
+        value: The mean; None where it was not resolvable for some seed.
+        interval: Holds the 95% intervals of all seeds; None where there is none.
+    """
+
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All seeds of one trainer at one asked epsilon.
+
+    Args:
+        trainer: Token of the trainer.
+        label: What the user called it.
+        epsilon_asked: The epsilon that was asked for, or None.
+        rows: One for each seed.
+        gap: Accuracy minus that of the pooled run with the same seed, as a mean; None where a
+            seed has no pooled run.
+    """
+
+    trainer: str
+    label: str
+    epsilon_asked: float | None
+    rows: tuple[Row, ...]
+    gap: float | None
+
+    @property
+    def done(self) -> tuple[Row, ...]:
+        """The rows that did not fail."""
+        return tuple(row for row in self.rows if row.error is None)
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Errors of the rows that failed, each text once."""
+        return unique(row.error for row in self.rows if row.error is not None)
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds are behind the figures: "3", or "2 of 3"."""
+        done, tried = len(self.done), len(self.rows)
+        return str(done) if done == tried else f"{done} of {tried}"
+
+    @property
+    def name(self) -> str:
+        """The label, with the asked epsilon where there is one."""
+        if self.epsilon_asked is None:
+            return self.label
+        return f"{self.label}, ε {number(self.epsilon_asked)}"
+
+    def spread(self, value: Callable[[Row], float | None]) -> Spread | None:
+        """A value over the seeds; None where a finished row has none."""
+        return spread(value(row) for row in self.done)
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """Accuracy over the seeds, in 0..1."""
+        return self.spread(lambda row: row.accuracy)
+
+    @property
+    def accuracy_interval(self) -> Interval | None:
+        """The smallest interval that holds the 95% intervals of all seeds."""
+        return hull([row.accuracy_interval for row in self.done])
+
+    def cost(self, name: str) -> float | None:
+        """The mean of a field of the cost."""
+        found = self.spread(lambda row: None if row.cost is None else getattr(row.cost, name))
+        return None if found is None else found.mean
+
+    @property
+    def bytes_by_busiest_party(self) -> float | None:
+        """Bytes sent by the party that sends most, as a mean."""
+        found = self.spread(_busiest)
+        return None if found is None else found.mean
+
+    @property
+    def guarantees(self) -> tuple[Guarantee, ...]:
+        """For each observer, unit and relation the guarantee of the worst seed."""
+        return _by_kind(_guarantees(self.done), operator.gt)
+
+    def promised(self, column: str) -> tuple[Guarantee, ...]:
+        """The guarantees that belong into an observer's column, data-dependent ones last."""
+        mine = [g for g in self.guarantees if column_of(g.observer) == column]
+        return tuple(sorted(mine, key=lambda guarantee: guarantee.data_dependent))
+
+    @property
+    def input_privacy(self) -> tuple[InputPrivacy, ...]:
+        """Who reads what, each entry once."""
+        statements = [row.statement for row in self.done if row.statement is not None]
+        return unique(entry for statement in statements for entry in statement.input_privacy)
+
+    @property
+    def headline(self) -> Guarantee | None:
+        """The strongest formal guarantee to the public; None where none is stated."""
+        return headline(self.guarantees)
+
+    @property
+    def attacks(self) -> tuple[Leakage, ...]:
+        """The attacks that were run, each once, as the first seed has them."""
+        first: dict[tuple[str, str], Leakage] = {}
+        for row in self.done:
+            for leakage in row.leakage:
+                first.setdefault((leakage.attack, leakage.observer), leakage)
+        return tuple(first.values())
+
+    def measured(self, attack: Leakage, metric: str) -> Measured | None:
+        """A metric of an attack over the seeds; None where no row has it."""
+        found = [
+            leakage
+            for row in self.done
+            for leakage in row.leakage
+            if (leakage.attack, leakage.observer) == (attack.attack, attack.observer)
+            and metric in leakage.metrics
+        ]
+        if not found:
+            return None
+        over_seeds = spread(leakage.metrics[metric] for leakage in found)
+        return Measured(
+            None if over_seeds is None else over_seeds.mean,
+            hull([leakage.intervals.get(metric) for leakage in found]),
+        )
+
+    def strongest(self, metric: str) -> Measured | None:
+        """The largest value of a metric among the attacks; None where no attack has it."""
+        found = [self.measured(attack, metric) for attack in self.attacks]
+        present = [measured for measured in found if measured is not None]
+        return max(
+            present,
+            key=lambda measured: -math.inf if measured.value is None else measured.value,
+            default=None,
+        )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What must not be overlooked, in a few words each."""
+        return tuple(_flags(self))
+
+
+def groups(comparison: Comparison) -> tuple[Group, ...]:
+    """The rows gathered over seeds, in the order in which they first appear."""
+    found: dict[tuple[str, str, float | None], list[Row]] = {}
+    for row in comparison.rows:
+        found.setdefault((row.trainer, row.label, row.epsilon_asked), []).append(row)
+    gaps = {id(row): gap(row, comparison) for row in comparison.rows}
+    return tuple(
+        Group(trainer, label, asked, tuple(rows), _mean_gap(rows, gaps))
+        for (trainer, label, asked), rows in found.items()
+    )
+
+
+def gap(row: Row, comparison: Comparison) -> float | None:
+    """Accuracy minus that of the first pooled run with the same seed; None without one."""
+    for other in comparison.rows:
+        if other.trainer == POOLED and other.seed == row.seed and other.accuracy is not None:
+            return None if row.accuracy is None else row.accuracy - other.accuracy
+    return None
+
+
+def _mean_gap(rows: list[Row], gaps: dict[int, float | None]) -> float | None:
+    found = spread(gaps[id(row)] for row in rows if row.error is None)
+    return None if found is None else found.mean
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Values over the seeds; None where there are none, or where one is missing."""
+    found = list(values)
+    present = [value for value in found if value is not None]
+    if not present or len(present) < len(found):
+        return None
+    return Spread(math.fsum(present) / len(present), min(present), max(present))
+
+
+def hull(intervals: list[Interval | None]) -> Interval | None:
+    """The smallest interval that holds all; None where there are none, or one is missing."""
+    present = [interval for interval in intervals if interval is not None]
+    if not present or len(present) < len(intervals):
+        return None
+    return (min(low for low, _ in present), max(high for _, high in present))
+
+
+def unique(values: Iterable[T]) -> tuple[T, ...]:
+    """Each value once, in the order of first appearance."""
+    return tuple(dict.fromkeys(values))
+
+
+def headline(guarantees: Iterable[Guarantee]) -> Guarantee | None:
+    """The strongest formal guarantee to the public, as `PrivacyStatement.epsilon` has it.
+
+    To be shown with its unit: guarantees of different units are not alternatives to each other.
+    A data-dependent epsilon is itself private and never shown as a guarantee.
+    """
+    formal = [g for g in guarantees if g.observer == "public" and not g.data_dependent]
+    return min(formal, key=lambda guarantee: guarantee.epsilon, default=None)
+
+
+def _by_kind(
+    guarantees: Iterable[Guarantee], better: Callable[[float, float], bool]
+) -> tuple[Guarantee, ...]:
+    """One guarantee for each observer, unit and relation."""
+    found: dict[tuple[object, ...], Guarantee] = {}
+    for new in guarantees:
+        kind = (new.observer, new.unit, new.relation, new.data_dependent)
+        if kind not in found or better(new.epsilon, found[kind].epsilon):
+            found[kind] = new
+    return tuple(found.values())
+
+
+def _guarantees(rows: Iterable[Row]) -> Iterator[Guarantee]:
+    """The strongest guarantee of each kind, row by row."""
+    for row in rows:
+        if row.statement is not None:
+            yield from _by_kind(row.statement.guarantees, operator.lt)
+
+
+def observers(gathered: Iterable[Group]) -> tuple[str, ...]:
+    """The observers somebody states a guarantee to; all coalitions share one column."""
+    named = unique(column_of(g.observer) for group in gathered for g in group.guarantees)
+    known = [name for name in OBSERVERS if name in named]
+    return (*known, *(name for name in named if name not in OBSERVERS))
+
+
+def column_of(observer: str) -> str:
+    """The column an observer belongs into."""
+    return "coalition" if observer.startswith("coalition") else observer
+
+
+def _busiest(row: Row) -> float | None:
+    if row.cost is None or (row.cost.bytes_sent and not row.cost.bytes_sent_by_party):
+        return None
+    return max(row.cost.bytes_sent_by_party.values(), default=0)
+
+
+def _flags(group: Group) -> Iterator[str]:
+    failed = len(group.rows) - len(group.done)
+    if failed:
+        yield "failed" if failed == len(group.rows) else f"{failed} of {len(group.rows)} failed"
+    if any(row.halted for row in group.done):
+        yield "halted"
+    if any(row.met is False for row in group.done):
+        spent = None if group.headline is None else group.headline.epsilon
+        yield f"asked {number(group.epsilon_asked)}, spent {number(spent)}"
+    if any(is_simulated(row) for row in group.done):
+        yield SIMULATED
+
+
+def is_simulated(row: Row) -> bool:
+    """Whether the statement says that its randomness came from a seed."""
+    if row.statement is None:
+        return False
+    return any(caveat.lower().startswith("simulated") for caveat in row.statement.caveats)
+
+
+def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy, ...]]]:
+    """Who reads what, once for each label."""
+    by_label: dict[str, list[InputPrivacy]] = {}
+    for group in gathered:
+        by_label.setdefault(group.label, []).extend(group.input_privacy)
+    return ((label, unique(entries)) for label, entries in by_label.items() if entries)
+
+
+def protected_by(entry: InputPrivacy) -> str:
+    """What keeps a reader from reading more, in a few words."""
+    if entry.security == "none":
+        words = [f"nothing: {entry.reader} is {entry.adversary}"]
+    else:
+        words = [f"{entry.security} security, {entry.adversary}"]
+    if entry.dealer:
+        words.append(f"dealer: {entry.dealer}")
+    if entry.honest:
+        words.append(f"has to be honest: {entry.honest}")
+    return "; ".join(words)
+
+
+Remarks = tuple[tuple[str, tuple[str, ...]], ...]
+"""Texts, each with the runs it belongs to."""
+
+
+def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
+    """What the reader has to know beside the figures, by heading; empty headings are left out."""
+    rows = comparison.rows
+    found = (
+        ("Failed", _gather((row.error, row) for row in rows)),
+        ("Halted early", _gather((row.halted, row) for row in rows)),
+        ("Notes", _gather((note, row) for row in rows for note in row.notes)),
+        (
+            "Caveats",
+            _gather(
+                (caveat, row)
+                for row in rows
+                if row.statement is not None
+                for caveat in row.statement.caveats
+            ),
+        ),
+        (
+            "Attacks",
+            _gather(
+                (f"{leakage.attack}: {note}", row)
+                for row in rows
+                for leakage in row.leakage
+                for note in leakage.notes
+            ),
+        ),
+    )
+    return tuple((title, _placed(texts, rows)) for title, texts in found if texts)
+
+
+def _gather(pairs: Iterable[tuple[str | None, Row]]) -> dict[str, list[Row]]:
+    """Text to the rows it stands in."""
+    found: dict[str, list[Row]] = {}
+    for text, row in pairs:
+        if text:
+            found.setdefault(text, []).append(row)
+    return found
+
+
+def _placed(texts: dict[str, list[Row]], rows: Sequence[Row]) -> Remarks:
+    return tuple((text, _places(where, rows)) for text, where in texts.items())
+
+
+def _places(where: Sequence[Row], rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names the rows: by label where all with this label are meant, else by epsilon and seed."""
+    # What a finished run says, a failed one cannot say.
+    could = rows if where[0].error is not None else [row for row in rows if row.error is None]
+    if len(where) == len(could) > 1:
+        return ("all",)
+    names: list[str] = []
+    for label in unique(row.label for row in where):
+        mine = [row for row in could if row.label == label]
+        meant = [row for row in where if row.label == label]
+        names += [label] if len(meant) == len(mine) else _runs(meant)
+    return tuple(names)
+
+
+def _runs(rows: Sequence[Row]) -> list[str]:
+    seeds: dict[str, list[str]] = {}
+    for row in rows:
+        asked = "" if row.epsilon_asked is None else f", ε {number(row.epsilon_asked)}"
+        seeds.setdefault(f"{row.label}{asked}", []).append(str(row.seed))
+    return [
+        f"{name}, {'seed' if len(found) == 1 else 'seeds'} {', '.join(found)}"
+        for name, found in seeds.items()
+    ]

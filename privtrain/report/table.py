@@ -1,0 +1,206 @@
+"""A comparison as text for a terminal."""
+
+import io
+from collections.abc import Iterable, Sequence
+
+from privtrain.core.result import Comparison
+from privtrain.core.statement import Guarantee
+from privtrain.report import cells
+from privtrain.report.summary import (
+    SIMULATED,
+    Group,
+    groups,
+    observers,
+    protected_by,
+    readers,
+    remarks,
+    unique,
+)
+
+LONGEST_LABEL = 36
+"""Longer labels are cut in tables; files keep them whole."""
+
+Cell = str
+
+
+def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
+    """The comparison as tables: results, promises, costs, and who reads what.
+
+    Figures are means over seeds; an interval holds the 95% intervals of all seeds. A guarantee
+    is that of the worst seed. What is missing is "–", what is not resolvable "n/r", infinity
+    "inf".
+
+    Args:
+        comparison: What was compared.
+        width: Columns of the terminal.
+
+    Returns:
+        Plain text.
+    """
+    gathered = groups(comparison)
+    parts = [
+        _render("Results", _RESULTS, [_result(group) for group in gathered], width),
+        _promises(gathered, width),
+        _render("Cost", _COSTS, [_cost(group) for group in gathered], width),
+        _readers(gathered, width),
+        _remarks(comparison, width),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+_RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", "attack AUC", "remarks")
+_COSTS = ("trainer", "ε asked", "bytes sent", "busiest", "rounds", "time", "peak memory", "seeds")
+_WORDS = ("trainer", "remarks", "reader", "reads", "protected by")
+"""Columns of words: aligned left, and wrapped where the terminal is narrow."""
+
+
+def _render(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], width: int, note: str = ""
+) -> str:
+    """A table as text. Cells are plain text: no markup is read from a user's names."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+        caption=Text(note) if note else None, caption_justify="left",
+    )  # fmt: skip
+    for name in header:
+        left = name in _WORDS
+        table.add_column(
+            Text(name),
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=io.StringIO(), width=width, color_system=None, emoji=False)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _label(group: Group) -> Cell:
+    return cells.shortened(group.label, LONGEST_LABEL)
+
+
+def _result(group: Group) -> list[Cell]:
+    accuracy = group.accuracy
+    return [
+        _label(group),
+        cells.number(group.epsilon_asked),
+        headline_cell(group.headline),
+        stacked(
+            cells.percent(None if accuracy is None else accuracy.mean),
+            cells.percent_interval(group.accuracy_interval),
+        ),
+        cells.points(group.gap),
+        attack_cell(group),
+        _remark(group),
+    ]
+
+
+def stacked(*lines: str) -> Cell:
+    """A cell of several lines; empty ones are left out."""
+    return "\n".join(line for line in lines if line)
+
+
+def headline_cell(guarantee: Guarantee | None) -> Cell:
+    """The epsilon of a guarantee, with the unit it protects where it is finite."""
+    if guarantee is None:
+        return cells.MISSING
+    return epsilon_cell(guarantee, relation=False)
+
+
+def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> Cell:
+    """The epsilon of a guarantee; where it is finite, also the unit and the relation."""
+    epsilon = cells.number(guarantee.epsilon)
+    if epsilon == "inf":
+        return epsilon
+    neighbours = guarantee.relation.replace("_", "-") if relation else ""
+    return stacked(epsilon, str(guarantee.unit), neighbours)
+
+
+def attack_cell(group: Group) -> Cell:
+    """The highest AUC among the attacks that were run, with its interval."""
+    leak = group.strongest("auc")
+    if leak is None:
+        return cells.MISSING
+    return stacked(cells.rate(leak.value), cells.rate_interval(leak.interval))
+
+
+def _remark(group: Group) -> Cell:
+    errors = [cells.shortened(error, 90) for error in group.errors]
+    flags = [flag for flag in group.flags if flag != SIMULATED]
+    return stacked("; ".join(flags), *errors)
+
+
+def _cost(group: Group) -> list[Cell]:
+    return [
+        _label(group),
+        cells.number(group.epsilon_asked),
+        cells.size(group.cost("bytes_sent")),
+        cells.size(group.bytes_by_busiest_party),
+        cells.count(group.cost("rounds")),
+        cells.duration(group.cost("seconds")),
+        cells.size(group.cost("peak_memory_bytes")),
+        group.seeds,
+    ]
+
+
+def _promises(gathered: Sequence[Group], width: int) -> str:
+    columns = observers(gathered)
+    if not columns:
+        return ""
+    rows = [
+        [_label(g), cells.number(g.epsilon_asked), *(promise_cell(g, name) for name in columns)]
+        for g in gathered
+        if g.done
+    ]
+    deltas = unique(cells.number(g.delta) for group in gathered for g in group.guarantees)
+    title = f"Promised: formal epsilon to each observer, at delta {', '.join(deltas)}"
+    names = [cells.shortened(name, 24) for name in columns]
+    return _render(title, ("trainer", "ε asked", *names), rows, width)
+
+
+def promise_cell(group: Group, column: str) -> Cell:
+    """All formal guarantees to an observer, one below the other."""
+    formal = [g for g in group.promised(column) if not g.data_dependent]
+    if not formal:
+        return cells.MISSING
+    return stacked(
+        *unique(
+            stacked(epsilon_cell(g, relation=True), g.observer.removeprefix("coalition "))
+            if g.observer.startswith("coalition ")
+            else epsilon_cell(g, relation=True)
+            for g in formal
+        )
+    )
+
+
+def _readers(gathered: Sequence[Group], width: int) -> str:
+    rows = [
+        [cells.shortened(label, LONGEST_LABEL), entry.reader, entry.reads, protected_by(entry)]
+        for label, entries in readers(gathered)
+        for entry in entries
+    ]
+    header = ("trainer", "reader", "reads", "protected by")
+    return _render("Who reads what while the model is trained", header, rows, width) if rows else ""
+
+
+def _remarks(comparison: Comparison, width: int) -> str:
+    """Errors, halts, notes and caveats, each text once with the runs it belongs to."""
+    import textwrap
+
+    sections = []
+    for title, found in remarks(comparison):
+        lines = [title]
+        for text, where in found:
+            line = f"{'; '.join(where)}: {' '.join(text.split())}"
+            lines += textwrap.wrap(line, width, initial_indent="- ", subsequent_indent="  ")
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)

@@ -1,0 +1,65 @@
+import math
+
+import pytest
+
+from privtrain.report import cells
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+        (4.3774, "4.38"),
+        (284.4, "284"),
+        (12345.6, "12,346"),
+        (1e-5, "1e-5"),
+        (0.0, "0"),
+    ],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert cells.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1_000, "1 kB"), (12_345, "12.3 kB"), (1.31e9, "1.31 GB"),
+     (999_600, "1 MB"), (None, "–"), (5e13, "50 TB")],
+)  # fmt: skip
+def test_size(value: float | None, text: str) -> None:
+    assert cells.size(value) == text
+
+
+def test_percent_points_and_rates() -> None:
+    assert cells.percent(0.9421) == "94.2%"
+    assert cells.percent(None) == "–"
+    assert cells.points(-0.0121) == "−1.2"
+    assert cells.points(0.0121) == "+1.2"
+    assert cells.points(-0.0001) == "0.0"
+    assert cells.points(None) == "–"
+    assert cells.rate(None) == "n/r"
+    assert cells.rate(-0.0214) == "−0.021"
+    assert cells.rate_interval((0.48, 0.53)) == "0.48–0.53"
+    assert cells.rate_interval((-0.02, 0.11)) == "−0.02 to 0.11"
+    assert cells.percent_interval((0.91, 0.966)) == "91.0–96.6"
+    assert cells.percent_interval(None) == cells.rate_interval(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.4212, "0.421 s"), (42.13, "42.1 s"), (212, "3.53 min"), (9000, "2.5 h")],
+)
+def test_duration(value: float | None, text: str) -> None:
+    assert cells.duration(value) == text
+
+
+def test_count_keeps_the_fraction_of_a_mean() -> None:
+    assert cells.count(42_000) == "42,000"
+    assert cells.count(10.5) == "10.5"
+    assert cells.count(None) == "–"
+
+
+def test_shortened() -> None:
+    assert cells.shortened("a\n b", 5) == "a b"
+    assert cells.shortened("abcdef", 4) == "abc…"

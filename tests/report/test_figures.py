@@ -1,0 +1,144 @@
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from privtrain.core.result import Comparison, History, Row
+from privtrain.report import drawing, figures
+from tests.report import examples
+
+Draw = Callable[[Comparison], str | None]
+ALL: tuple[Draw, ...] = (
+    figures.accuracy_against_epsilon,
+    figures.cost_bars,
+    figures.epsilon_over_rounds,
+    figures.learning_curves,
+)
+FAILED = Comparison(rows=(Row(trainer="sgd", label="a", seed=0, error="ValueError: no"),), card={})
+
+
+def drawn(draw: Draw, comparison: Comparison) -> str:
+    svg = draw(comparison)
+    assert svg is not None
+    return svg
+
+
+@functools.cache
+def realistic(draw: Draw) -> str:
+    return drawn(draw, examples.realistic())
+
+
+@functools.cache
+def hostile(draw: Draw) -> str:
+    return drawn(draw, examples.hostile())
+
+
+def words(svg: str) -> list[str]:
+    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(text.itertext()) for text in found]
+
+
+@pytest.mark.parametrize("draw", ALL)
+@pytest.mark.parametrize("made", [realistic, hostile])
+def test_a_picture_is_a_small_valid_element(draw: Draw, made: Callable[[Draw], str]) -> None:
+    svg = made(draw)
+    root = ElementTree.fromstring(svg)
+    assert root.tag.endswith("svg")
+    assert root.attrib["role"] == "img"
+    assert len(svg) < 80_000
+    assert "<script" not in svg
+    assert drawing.INK not in svg
+    assert not re.search(r'(src|href)="(?!#)', svg)
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_the_same_comparison_gives_the_same_bytes(draw: Draw) -> None:
+    assert draw(examples.hostile()) == hostile(draw)
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_nothing_to_draw_is_no_picture(draw: Draw) -> None:
+    assert draw(FAILED) is None
+    assert draw(Comparison(rows=(), card={})) is None
+
+
+def test_pictures_share_no_ids() -> None:
+    found = [set(re.findall(r'\bid="([^"]+)"', realistic(draw))) for draw in ALL]
+    assert sum(map(len, found)) == len(set.union(*found))
+
+
+def test_references_lead_to_ids_of_the_same_picture() -> None:
+    for draw in ALL:
+        svg = realistic(draw)
+        ids = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= ids
+
+
+def test_accuracy_names_units_where_they_differ() -> None:
+    found = words(realistic(figures.accuracy_against_epsilon))
+    assert "DP-SGD (per example)" in found
+    assert "pooled (no ε)" in found
+    assert "95%" in found
+
+
+def test_accuracy_without_any_epsilon_says_so() -> None:
+    only = Comparison(rows=(examples.fedavg(0),), card={})
+    assert "no run promises the public a finite ε" in words(
+        drawn(figures.accuracy_against_epsilon, only)
+    )
+
+
+def test_costs_of_zero_have_a_word_and_no_bar() -> None:
+    found = words(drawn(figures.cost_bars, Comparison(rows=(examples.sgd(0),), card={})))
+    assert "0 B" in found
+    assert "1.3 s" in found
+
+
+def test_learning_curves_are_marked_unprotected() -> None:
+    found = words(realistic(figures.learning_curves))
+    assert figures.UNPROTECTED in found
+    assert {"training loss", "fraction clipped"} <= set(found)
+
+
+def test_a_diverged_curve_can_be_drawn() -> None:
+    broken = History(unprotected={"loss": [(1, 2.0), (2, float("inf")), (3, float("nan"))]})
+    row = replace(examples.sgd(0), history=broken)
+    assert figures.learning_curves(Comparison(rows=(row,), card={})) is not None
+
+
+def test_names_with_dollars_underscores_or_foreign_letters_stay_text() -> None:
+    rows = tuple(replace(examples.fedavg(0), label=label) for label in ("_a", "$x_1$", "联邦学习"))
+    found = words(drawn(figures.cost_bars, Comparison(rows=rows, card={})))
+    assert "$x_1$" in found
+    assert "联邦学习" in found
+    assert "\u200b_a" in found
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    curve = [(step, float(step)) for step in range(10_000)]
+    thin = figures._thinned(curve)
+    assert len(thin) == figures.MOST_POINTS
+    assert (thin[0], thin[-1]) == (curve[0], curve[-1])
+    assert figures._thinned(curve[:7]) == curve[:7]
+
+
+def test_more_labels_than_colours_differ_by_dashes() -> None:
+    found = drawing.styles(f"label {index}" for index in range(20))
+    assert len({(style.colour, style.dash) for style in found.values()}) == 20
+
+
+def test_drawing_loads_late_and_changes_no_global_state() -> None:
+    script = (
+        "import sys; from tests.report import examples; import privtrain.report.files;"
+        "assert not {'matplotlib', 'jinja2', 'rich'} & set(sys.modules);"
+        "import matplotlib; before = dict(matplotlib.rcParams);"
+        "from privtrain.report import figures; figures.cost_bars(examples.hostile());"
+        "assert dict(matplotlib.rcParams) == before;"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

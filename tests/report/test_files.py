@@ -1,0 +1,137 @@
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.report import files
+from tests.report import examples
+
+FILES = {"comparison.json", "table.csv", "table.tex", "report.html"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return files.save(examples.realistic(), tmp_path_factory.mktemp("runs") / "deep" / "run")
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def test_four_files_and_nothing_else(saved: Path) -> None:
+    assert saved.parts[-2:] == ("deep", "run")
+    assert names(saved) == FILES
+
+
+def test_round_trip(saved: Path) -> None:
+    loaded = files.load(saved)
+    assert loaded.rows == examples.realistic().rows
+    assert loaded == examples.realistic()
+    assert str(loaded) == str(files.load(saved / "comparison.json"))
+    assert "Results" in str(loaded)
+    assert (loaded._repr_html_() or "").lstrip().startswith("<div")
+
+
+def test_infinity_is_a_string_and_comes_back(saved: Path) -> None:
+    text = (saved / "comparison.json").read_text()
+    assert "Infinity" not in text
+    plain = json.loads(text)
+    assert plain["rows"][0]["statement"]["guarantees"][0]["epsilon"] == "inf"
+    statement = files.load(saved).rows[0].statement
+    assert statement is not None
+    assert statement.epsilon() == float("inf")
+
+
+def test_schema(saved: Path) -> None:
+    plain = json.loads((saved / "comparison.json").read_text())
+    assert set(plain) == {"rows", "card", "study"}
+    row = plain["rows"][0]
+    assert set(row) == {
+        "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",
+        "statement", "cost", "leakage", "history", "halted", "notes", "met",
+    }  # fmt: skip
+    assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats"}
+    assert set(row["cost"]) == {
+        "bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes",
+    }  # fmt: skip
+    assert row["epsilon_asked"] is None
+    failed = next(row for row in plain["rows"] if row["error"])
+    assert failed["statement"] is None
+    assert failed["cost"] is None
+
+
+def test_a_run_is_not_overwritten_without_force(copy: Path) -> None:
+    before = (copy / "comparison.json").read_bytes()
+    with pytest.raises(ValueError, match="--force"):
+        files.save(examples.hostile(), copy)
+    assert (copy / "comparison.json").read_bytes() == before
+    files.save(examples.hostile(), copy, force=True)
+    assert files.load(copy) == examples.hostile()
+    assert names(copy) == FILES
+
+
+def test_same_comparison_same_bytes(saved: Path, tmp_path: Path) -> None:
+    again = files.save(examples.realistic(), tmp_path)
+    for name in FILES:
+        assert (again / name).read_bytes() == (saved / name).read_bytes(), name
+
+
+def test_a_folder_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(DataError, match=r"Cannot write to folder=.*run"):
+        files.save(examples.hostile(), tmp_path / "run")
+    with pytest.raises(DataError, match="Choose a folder that you may write to"):
+        files.save(examples.hostile(), tmp_path / "run" / "deeper")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(DataError, match="Permission denied"):
+        files.save(examples.hostile(), tmp_path)
+
+
+def test_a_full_disk_is_explained_and_leaves_no_half_file(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: (copy / name).read_bytes() for name in FILES}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PrivtrainError, match=r"full .*Free some space"):
+        files.save(examples.hostile(), copy, force=True)
+    assert {name: (copy / name).read_bytes() for name in FILES} == before
+    assert names(copy) == FILES
+
+
+def test_nothing_to_load_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no comparison\.json"):
+        files.load(tmp_path)
+    with pytest.raises(DataError, match=r"no comparison\.json"):
+        files.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": [{}], "card": {}}', '{"rows": 3}'])
+def test_a_damaged_file_is_explained(tmp_path: Path, text: str) -> None:
+    (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(DataError, match="not a comparison as this version"):
+        files.load(tmp_path)
+
+
+def test_a_row_with_unknown_columns_is_explained(tmp_path: Path) -> None:
+    plain = files.plain_comparison(examples.realistic())
+    plain["rows"][0]["new"] = 1
+    (tmp_path / "comparison.json").write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="new"):
+        files.load(tmp_path)

@@ -1,0 +1,131 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from privtrain.core.result import Comparison, Row
+from privtrain.report.html import comparison_fragment, comparison_html
+from tests.report import examples
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects tags, text and links, and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parsed(text: str) -> Page:
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    page.text = " ".join(page.text.split())
+    return page
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return comparison_html(examples.realistic())
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return parsed(text)
+
+
+def test_the_page_asks_the_network_for_nothing(text: str, page: Page) -> None:
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    for name, value in page.attributes:
+        if name in {"href", "src", "xlink:href", "action"}:
+            assert (value or "").startswith("#"), (name, value)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_the_page_is_small(text: str) -> None:
+    assert len(text.encode()) < 250_000
+
+
+def test_links_inside_the_page_lead_somewhere(page: Page) -> None:
+    ids = {value for name, value in page.attributes if name == "id"}
+    links = {value[1:] for name, value in page.attributes if name.endswith("href") and value}
+    assert links <= ids
+    assert "promises" in links
+
+
+def test_all_sections_are_there(page: Page) -> None:
+    assert page.tags.count("svg") == 4
+    for words in (
+        "36 runs of 6 trainers, 4 failed",
+        "asked 1, spent 1.31",
+        "coalition of 6 parties",
+        "every teacher's vote",
+        "not evidence of safety",
+        "data-dependent: itself private",
+        "Unprotected.",
+        "PartyLostError: computing-1 did not answer within 60 s",
+        "BudgetExceededError: not one query fits",
+        "the budget was used up after 380 releases",
+        "n/r",
+        "versions · torch",
+        "2.13.0",
+        "9f2c9f2c",
+        "FedAvg(rounds=30, sampling=FixedSize(10))",
+    ):
+        assert words in page.text, words
+
+
+def test_names_cannot_break_out() -> None:
+    for text in (comparison_html(examples.hostile()), comparison_fragment(examples.hostile())):
+        hostile = parsed(text)
+        assert "script" not in hostile.tags
+        assert "<script>alert(1)</script>" in hostile.text
+        assert not any(name.startswith("on") for name, _ in hostile.attributes)
+
+
+def test_a_comparison_in_which_everything_failed_has_a_page() -> None:
+    row = Row(trainer="sgd", label="pooled", seed=0, error="DataError: no rows")
+    text = parsed(comparison_html(Comparison(rows=(row,), card={}))).text
+    assert "1 run of 1 trainer, 1 failed" in text
+    assert "DataError: no rows" in text
+    assert "No attack was run." in text
+
+
+def test_simulated_entropy_is_said_once_where_it_holds_for_all() -> None:
+    alone = Comparison(rows=(examples.sgd(0), examples.fedavg(0)), card={})
+    assert parsed(comparison_html(alone)).text.count("simulated entropy") == 1
+    mixed = Comparison(rows=(examples.sgd(0), examples.mpc_sgd(0)), card={})
+    found = parsed(comparison_html(mixed)).text
+    assert found.count("simulated entropy") == 1
+    assert "All noise, shares and keys" not in found
+
+
+def test_the_fragment_is_one_element_without_pictures() -> None:
+    found = parsed(comparison_fragment(examples.realistic()))
+    assert found.tags[0] == "div"
+    assert "svg" not in found.tags
+    assert "html" not in found.tags
+    assert "95.1–99.1" in found.text
