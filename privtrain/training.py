@@ -222,6 +222,8 @@ def fit(
     plans = trainer.plan(data, where)
     check_plans(plans, data, delta)
     home = None if folder is None else Path(folder)
+    if home is not None:
+        home.mkdir(parents=True, exist_ok=True)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
     checkpoint = FileCheckpoint(transcript, history, None if home is None else home / "state.pt")
     ledger = JournalLedger(
@@ -245,6 +247,7 @@ def fit(
             device=device,
             progress=progress or stack.enter_context(progress_bar(trainer.token)),
             watch=_watcher(data, history),
+            notes=list(data.notes),
         )
         reset_peak_memory()
         predictor = trainer.train(task, data, run)
