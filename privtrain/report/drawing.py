@@ -21,9 +21,10 @@ LINES = "#8a8f98"
 """Axes and grids; readable on light and on dark pages."""
 
 COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F",
+    "#1A7FC1", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F",
 )  # fmt: skip
-"""Told apart also by readers with a colour vision deficiency (Okabe and Ito 2008)."""
+"""Told apart also by readers with a colour vision deficiency (after Okabe and Ito
+2008; the blue is lighter, for dark pages)."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")

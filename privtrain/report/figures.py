@@ -186,6 +186,7 @@ def epsilon_over_rounds(comparison: Comparison) -> str | None:
     axes.set_xlabel("round, step or query")
     axes.set_ylabel("formal ε to the public")
     axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     ends = [max(curve[-1][0], 1) for _, curve in drawn]
     if max(ends) > 5 * min(ends):
         axes.set_xscale("log")
@@ -245,6 +246,7 @@ def learning_curves(comparison: Comparison) -> str | None:
                 _line(axes, curve, style[row.label], row.label)
         add_title(axes, name.replace("_", " "))
         axes.set_xlabel("fraction of the run")
+        axes.set_xlim(0, 1.02)
     fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
     add_legend(panels[-1], fullest)
     figure.suptitle(UNPROTECTED, color=INK, fontsize=9.5)

@@ -89,8 +89,9 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "failed": sum(row.error is not None for row in comparison.rows),
         "groups": gathered,
         "simulated": simulated,
+        "simulated_flag": SIMULATED,
         # What holds for every run is said once above the table.
-        "said_once": SIMULATED if simulated else "",
+        "said_per_run": None if simulated else SIMULATED,
         "observers": observers(gathered),
         "readers": tuple(readers(gathered)),
         "metrics": _metrics(gathered),

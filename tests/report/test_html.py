@@ -119,7 +119,9 @@ def test_simulated_entropy_is_said_once_where_it_holds_for_all() -> None:
     assert parsed(comparison_html(alone)).text.count("simulated entropy") == 1
     mixed = Comparison(rows=(examples.sgd(0), examples.mpc_sgd(0)), card={})
     found = parsed(comparison_html(mixed)).text
-    assert found.count("simulated entropy") == 1
+    # The results and the promises name each run.
+    assert found.count("sgd · simulated entropy") == 3
+    assert "mpc_sgd · simulated entropy" not in found
     assert "All noise, shares and keys" not in found
 
 
