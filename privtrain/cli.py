@@ -202,9 +202,8 @@ def _folder(run: RunArgs, data: str) -> Path:
 
 def _claim(folder: Path, *, force: bool, resume: bool) -> None:
     """Makes sure that a folder may be written, and that nothing finished is lost."""
-    started = [
-        name for name in ("comparison.json", "rows", "statement.json") if (folder / name).exists()
-    ]
+    written = ("comparison.json", "rows", "statement.json", "study.toml")
+    started = [name for name in written if (folder / name).exists()]
     if started and force and not resume:
         for name in started:
             path = folder / name

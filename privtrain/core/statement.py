@@ -83,7 +83,8 @@ class InputPrivacy:
     Args:
         reader: Who reads.
         reads: What is readable to it in the clear.
-        adversary: "semi-honest", "malicious", or "trusted" where nothing protects from it.
+        adversary: "semi-honest", "malicious", "trusted" where nothing protects from it, or
+            "untrusted" where it reads releases only, so that its guarantee says what they tell.
         security: "computational", "information-theoretic", or "none".
         dealer: Who deals the triples of a secret-shared computation; empty where nobody does.
         honest: The smallest set that has to be honest.

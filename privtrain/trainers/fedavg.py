@@ -215,7 +215,9 @@ class FedAvg:
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         """Who reads the clients' contributions, and what the clients read."""
         everyone = InputPrivacy(
-            reader="client", reads="the model of every round it takes part in", honest="nobody"
+            reader="client",
+            reads="the model of every round it takes part in",
+            adversary="untrusted",
         )
         what = "noised update" if self.local.plans(data, 1) else "update"
         return (*self.release.aggregation.readers("client", what), everyone)

@@ -164,7 +164,9 @@ class PATE:
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         """Who reads votes, and what the student reads."""
         reads = InputPrivacy(
-            reader=STUDENT_NAME, reads="public queries and the winner of each vote", honest="nobody"
+            reader=STUDENT_NAME,
+            reads="public queries and the winner of each vote",
+            adversary="untrusted",
         )
         return (*self.release.aggregation.readers("party", "vote counts"), reads)
 
