@@ -29,7 +29,7 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":")
 
-LONGEST_ENTRY = 34
+LONGEST_ENTRY = 40
 """Longer names are cut in pictures; tables hold more of them."""
 
 
@@ -54,13 +54,16 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
     }
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+def new_figure(
+    width: float, height: float, panels: int = 1, columns: int | None = None
+) -> tuple[Any, list[Any]]:
     """A figure of its own, which no global state knows, with panels side by side.
 
     Args:
         width: In inches.
         height: In inches.
         panels: How many axes.
+        columns: How many of them stand side by side; None for all.
 
     Returns:
         The figure and its axes.
@@ -70,7 +73,9 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, list[
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    found = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    across = columns or panels
+    down = -(-panels // across)
+    found = [figure.add_subplot(down, across, number + 1) for number in range(panels)]
     for axes in found:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

@@ -103,7 +103,7 @@ def _points(axes: Any, mine: Sequence[Group], style: Style, *, with_unit: bool) 
     axes.errorbar(
         [_epsilon(group) for group in mine], means, yerr=[below, above], capsize=3,
         color=style.colour, marker=style.marker, linestyle=style.dash, linewidth=1.5,
-        markersize=5.5, elinewidth=1, label=entry(mine[0].label + (unit if with_unit else "")),
+        markersize=5.5, elinewidth=1, label=entry(mine[0].label) + (unit if with_unit else ""),
     )  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def epsilon_over_rounds(comparison: Comparison) -> str | None:
     if max(ends) > 5 * min(ends):
         axes.set_xscale("log")
         axes.set_xlabel("round, step or query (log scale)")
-        plain_log(axes.xaxis, cells.count)
+        plain_log(axes.xaxis, cells.count, (1.0, 2.0, 5.0) if max(ends) < 200 else (1.0,))
     add_legend(axes)
     return to_svg(figure, "epsilon", "Formal epsilon to the public over rounds")
 
@@ -237,8 +237,16 @@ def learning_curves(comparison: Comparison) -> str | None:
     if not names:
         return None
     style = styles(row.label for row in comparison.rows)
-    shown = names[:MOST_PANELS]
-    figure, panels = new_figure(1.6 + 3.4 * len(shown), 2.9, len(shown))
+    told = {
+        name: sum(row.history is not None and name in row.history.unprotected for row in rows)
+        for name in names
+    }
+    # What most runs have can be compared.
+    shown = sorted(names, key=lambda name: -told[name])[:MOST_PANELS]
+    columns = min(len(shown), 2)
+    figure, panels = new_figure(
+        3.2 + 3.4 * columns, 0.4 + 2.5 * -(-len(shown) // columns), len(shown), columns
+    )
     for axes, name in zip(panels, shown, strict=True):
         for row in rows:
             if row.history is not None and name in row.history.unprotected:
@@ -248,7 +256,7 @@ def learning_curves(comparison: Comparison) -> str | None:
         axes.set_xlabel("fraction of the run")
         axes.set_xlim(0, 1.02)
     fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
-    add_legend(panels[-1], fullest)
+    add_legend(panels[columns - 1], fullest)
     figure.suptitle(UNPROTECTED, color=INK, fontsize=9.5)
     return to_svg(figure, "curves", "Unprotected diagnostics over rounds")
 

@@ -282,16 +282,23 @@ def _flags(group: Group) -> Iterator[str]:
         yield "halted"
     if any(row.met is False for row in group.done):
         spent = None if group.headline is None else group.headline.epsilon
-        yield f"asked {number(group.epsilon_asked)}, spent {number(spent)}"
+        yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
         yield SIMULATED
 
 
 def is_simulated(row: Row) -> bool:
     """Whether the statement says that its randomness came from a seed."""
+    return any(condition.lower().startswith("simulated") for condition in conditions(row))
+
+
+def conditions(row: Row) -> tuple[str, ...]:
+    """The caveats of a row, and what its guarantees assume about randomness."""
     if row.statement is None:
-        return False
-    return any(caveat.lower().startswith("simulated") for caveat in row.statement.caveats)
+        return ()
+    assumed = (text for g in row.statement.guarantees for text in g.assumptions)
+    simulated = (text for text in assumed if text.lower().startswith("simulated"))
+    return unique((*simulated, *row.statement.caveats))
 
 
 def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy, ...]]]:
@@ -305,7 +312,7 @@ def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy
 def protected_by(entry: InputPrivacy) -> str:
     """What keeps a reader from reading more, in a few words."""
     if entry.security == "none":
-        words = [f"nothing: {entry.reader} is {entry.adversary}"]
+        words = ["nothing" if entry.honest else f"nothing: {entry.reader} is {entry.adversary}"]
     else:
         words = [f"{entry.security} security, {entry.adversary}"]
     if entry.dealer:
@@ -326,15 +333,7 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
         ("Failed", _gather((row.error, row) for row in rows)),
         ("Halted early", _gather((row.halted, row) for row in rows)),
         ("Notes", _gather((note, row) for row in rows for note in row.notes)),
-        (
-            "Caveats",
-            _gather(
-                (caveat, row)
-                for row in rows
-                if row.statement is not None
-                for caveat in row.statement.caveats
-            ),
-        ),
+        ("Caveats", _gather((text, row) for row in rows for text in conditions(row))),
         (
             "Attacks",
             _gather(

@@ -152,6 +152,16 @@ def test_remarks_name_their_runs_briefly() -> None:
     )
 
 
+def test_seeded_entropy_is_found_among_caveats_and_assumptions() -> None:
+    told = replace(examples.guarantee("public", 1.0), assumptions=("simulated: void if known",))
+    row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(told,)))
+    assert summary.is_simulated(row)
+    assert dict(summary.remarks(compared(row)))["Caveats"][0][0] == "simulated: void if known"
+    assert summary.is_simulated(examples.sgd(0))
+    assert not summary.is_simulated(examples.mpc_sgd(0))
+    assert not summary.is_simulated(examples.mpc_sgd(1))
+
+
 def test_bytes_of_the_busiest_party() -> None:
     found = by_name(examples.realistic())
     assert found["FedAvg"].bytes_by_busiest_party == 7_600_000
