@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Setting, Step
@@ -22,9 +24,7 @@ class InProcessStar:
     _states: dict[str, Payload] = field(default_factory=dict, repr=False)
     _scratch: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def map(
-        self, step: Step, payloads: Mapping[str, Payload], *, round: int
-    ) -> dict[str, Payload]:
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
         """Lets the named parties take a step; see `privtrain.core.runtime.Star.map`."""
         check_known(payloads, self.setting.data.train)
         return {
@@ -36,7 +36,9 @@ class InProcessStar:
         record = self.setting.transcript.send
         for kind, tensor in payload.items():
             record(AGGREGATOR_NAME, party, kind, tensor, round=round)
-        reply = take_step(step, payload, self._party_run(party, round))
+        party_run = self._party_run(party, round)
+        reply = _copy(take_step(step, _copy(payload), party_run))
+        self._states[party] = party_run.state
         for kind, tensor in reply.items():
             record(party, AGGREGATOR_NAME, kind, tensor, round=round)
         return reply
@@ -46,7 +48,7 @@ class InProcessStar:
             party=party,
             round=round,
             train=self.setting.data.train,
-            state=self._states.setdefault(party, {}),
+            state=self._states.get(party, {}),
             seeds=self.setting.seeds,
             entropy=self.setting.entropy,
             device=self.setting.device,
@@ -55,11 +57,17 @@ class InProcessStar:
 
     def states(self) -> dict[str, Payload]:
         """What each party keeps from round to round."""
-        return {party: dict(state) for party, state in self._states.items() if state}
+        return {party: _copy(state) for party, state in self._states.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
         """Gives the parties back what they kept."""
-        self._states = {party: dict(state) for party, state in states.items()}
+        check_known(states, self.setting.data.train)
+        self._states = {party: _copy(state) for party, state in states.items()}
+
+
+def _copy(payload: Payload) -> Payload:
+    """The same tensors elsewhere: parties share no memory, not even within one process."""
+    return {kind: tensor.detach().clone() for kind, tensor in payload.items()}
 
 
 def check_known(named: Mapping[str, object], train: Mapping[str, object]) -> None:
@@ -70,15 +78,31 @@ def check_known(named: Mapping[str, object], train: Mapping[str, object]) -> Non
             raise ValueError(f"Expected party={party!r} to be a party of the data: {known}, ...")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch compute with one thread: sums depend on how many threads share them."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
-    """Lets one party take a step, and names the party if it fails.
+    """Lets one party take a step with one thread, and names the party if it fails.
 
     Raises:
         PartyLostError: If the step raises anything but an error of privtrain's own.
     """
     try:
-        return step(payload, party_run)
-    except PrivtrainError:
+        with one_thread():
+            return step(payload, party_run)
+    except PrivtrainError as error:
+        error.add_note(f"Raised at {party_run.party} in round {party_run.round}.")
         raise
     # Any error of user code (a model, a loss) at one party must end the run with its name.
     except Exception as error:

@@ -1,0 +1,266 @@
+"""What travels between a Flower coordinator and its clients, and what a client does with it.
+
+A message holds tensors as Flower arrays and, for a step, the step itself as pickled bytes: this is
+for simulation on one machine. The same client runs in this process and on Ray.
+"""
+
+import json
+import math
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from io import BytesIO
+from typing import Any, cast
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtrain.core import errors
+from privtrain.core.errors import PartyLostError, PrivtrainError, UnsupportedError
+from privtrain.core.runtime import PartyRun, Payload, Step
+from privtrain.core.seeding import Entropy, Seeds
+from privtrain.core.task import Rows
+from privtrain.runtimes.in_process import take_step
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Lets flwr be imported without calling out and without a warning users cannot act on.
+
+    flwr reads both variables when it is imported; whoever set them to something else is obeyed.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    with warnings.catch_warnings():
+        # flwr 1.41 imports a name that click 8.5 renamed.
+        warnings.filterwarnings("ignore", message=".*click.*", category=DeprecationWarning)
+        yield
+
+
+with quiet_import():
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+TAKE_STEP = "train.step"
+SET_STATE = "train.restore"
+TELL_STATE = "query.state"
+_ORDER, _TENSORS = "order", "tensors"
+_STEPS_KEPT = 8
+_RAISED = 2
+"""Flower's number for an exception in a client."""
+
+
+@lru_cache(maxsize=1024)
+def _header(descr: str, shape: tuple[int, ...]) -> bytes:
+    """What `np.save` writes before the values."""
+    buffer = BytesIO()
+    fields = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def to_array(tensor: Tensor) -> Array:
+    """A tensor as a Flower array, the bytes `Array(tensor)` would hold, at a third of the time.
+
+    Args:
+        tensor: Any shape, any type that numpy knows.
+
+    Returns:
+        A copy of the values.
+
+    Raises:
+        UnsupportedError: If numpy does not know the type.
+    """
+    try:
+        values = tensor.detach().cpu().contiguous().numpy()
+    except TypeError as error:
+        raise UnsupportedError(
+            f"A Flower array cannot hold {tensor.dtype}; send the tensor as torch.float32."
+        ) from error
+    data = b"".join((_header(values.dtype.str, values.shape), values.data))
+    return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
+
+
+def to_tensor(array: Array) -> Tensor:
+    """The tensor that `to_array` made an array of, with memory of its own."""
+    dtype = np.dtype(array.dtype)
+    start = len(array.data) - math.prod(array.shape) * dtype.itemsize
+    values = np.ndarray(array.shape, dtype, buffer=array.data, offset=start)
+    return torch.from_numpy(values.copy())
+
+
+@dataclass
+class Packer:
+    """Makes the contents of messages; a tensor that goes to many parties is converted once.
+
+    Args:
+        order: What the parties are told to do with the tensors, if anything.
+    """
+
+    order: ConfigRecord | None = None
+    # By id; the tensors are kept, since the id of one that is gone is given to another.
+    _sent: dict[int, tuple[Tensor, Array]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, payload: Payload) -> RecordDict:
+        """The content of one message."""
+        record = ArrayRecord()
+        for kind, tensor in payload.items():
+            if id(tensor) not in self._sent:
+                self._sent[id(tensor)] = (tensor, to_array(tensor))
+            record[kind] = self._sent[id(tensor)][1]
+        content = RecordDict({_TENSORS: record})
+        if self.order is not None:
+            content[_ORDER] = self.order
+        return content
+
+
+def to_payload(content: RecordDict) -> Payload:
+    """The tensors of a message, on the CPU; none where it holds none."""
+    if _TENSORS not in content:
+        return {}
+    record = cast(ArrayRecord, content[_TENSORS])
+    return {kind: to_tensor(array) for kind, array in record.items()}
+
+
+def to_order(step: Step) -> ConfigRecord:
+    """The order to take a step: pickled, with the digest under which clients keep it."""
+    pickled = cloudpickle.dumps(step)
+    return ConfigRecord({"step": pickled, "digest": sha256(pickled).hexdigest()})
+
+
+@dataclass
+class Site:
+    """What clients in one process share: this process, or one worker of Ray.
+
+    Args:
+        train: Party to rows.
+        seeds: Streams for data order and initialisation.
+        entropy: Streams for noise, shares and masks.
+        device: Where tensors are computed.
+    """
+
+    train: Mapping[str, Rows] = field(repr=False)
+    seeds: Seeds
+    entropy: Entropy
+    device: str
+    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+    steps: dict[str, Step] = field(default_factory=dict, repr=False)
+    names: tuple[str, ...] = field(default=(), repr=False)
+
+    def party(self, context: Context) -> str:
+        """Whose client this is: named by our Grid, numbered by Flower's simulation."""
+        if "party" in context.node_config:
+            return str(context.node_config["party"])
+        self.names = self.names or tuple(self.train)
+        return self.names[int(context.node_config["partition-id"])]
+
+    def step(self, order: ConfigRecord) -> Step:
+        """The step that was sent; the same one again where it was sent before."""
+        digest = str(order["digest"])
+        if digest not in self.steps:
+            if len(self.steps) >= _STEPS_KEPT:
+                self.steps.clear()
+            self.steps[digest] = cloudpickle.loads(order["step"])
+        return self.steps[digest]
+
+
+def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
+    order = cast(ConfigRecord, content[_ORDER])
+    party_run = PartyRun(
+        party=site.party(context),
+        round=cast(int, order["round"]),
+        train=site.train,
+        state=to_payload(context.state),
+        seeds=site.seeds,
+        entropy=site.entropy,
+        device=site.device,
+        scratch=site.scratch,
+    )
+    reply = take_step(site.step(order), to_payload(content), party_run)
+    packed = Packer()(reply)
+    context.state = Packer()(party_run.state)
+    return packed
+
+
+def _tell_state(site: Site, content: RecordDict, context: Context) -> RecordDict:
+    return context.state.copy()
+
+
+def _set_state(site: Site, content: RecordDict, context: Context) -> RecordDict:
+    context.state = content.copy()
+    return RecordDict()
+
+
+@dataclass(frozen=True)
+class _Action:
+    """One thing the client does when asked; whatever goes wrong becomes an error reply.
+
+    Args:
+        site: Gives the site of this process.
+        do: What is done with a message.
+    """
+
+    site: Callable[[], Site]
+    do: Callable[[Site, RecordDict, Context], RecordDict]
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            return Message(self.do(self.site(), message.content, context), reply_to=message)
+        # Whatever goes wrong here belongs to this party; Flower would pass on the text alone.
+        except Exception as error:
+            reason = {
+                "type": type(error).__name__,
+                "message": str(error),
+                "where": traceback.format_exc(),
+            }
+            return Message(Error(_RAISED, json.dumps(reason)), reply_to=message)
+
+
+def client_app(site: Callable[[], Site]) -> ClientApp:
+    """The Flower client of every party, in this process and on Ray alike.
+
+    Args:
+        site: Gives the site of the process in which the client runs.
+    """
+    app = ClientApp()
+    app.train("step")(_Action(site, _take_step))
+    app.train("restore")(_Action(site, _set_state))
+    app.query("state")(_Action(site, _tell_state))
+    return app
+
+
+def raised_at(party: str, round: int, error: Error) -> PrivtrainError:
+    """What an error reply stands for: the error as it was raised, or that the party is lost.
+
+    Args:
+        party: Who replied.
+        round: In which round.
+        error: The reply.
+
+    Returns:
+        An error of privtrain's own type where one was raised, else one that names the party; the
+        traceback is in its notes.
+    """
+    text = error.reason or f"Flower's error {error.code}"
+    if error.code != _RAISED or not text.startswith("{"):
+        return PartyLostError(f"{party} was lost in round {round}: {text}", party)
+    reason = json.loads(text)
+    found = _rebuilt(party, round, reason["type"], reason["message"])
+    found.add_note(f"Raised at {party} in round {round}:\n{reason['where']}")
+    return found
+
+
+def _rebuilt(party: str, round: int, name: str, message: str) -> PrivtrainError:
+    if name == PartyLostError.__name__:
+        return PartyLostError(message, party)
+    kind = vars(errors).get(name)
+    if kind is None:
+        return PartyLostError(f"{party} failed in round {round}: {name}({message!r})", party)
+    return cast(PrivtrainError, kind(message))

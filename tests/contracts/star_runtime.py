@@ -1,0 +1,451 @@
+"""What every star runtime promises, as checks that take a runtime.
+
+A test file runs them all: `@pytest.mark.parametrize("check", CHECKS)`, then `check(runtime)`.
+"""
+
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError, PartyLostError
+from privtrain.core.parties import AGGREGATOR_NAME, party_names
+from privtrain.core.runtime import PartyRun, Payload, Setting, StarRuntime, Step
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.task import FederatedData, Rows
+from privtrain.core.transcript import UNPROTECTED, Entry, Transcript
+from privtrain.data.rows import LazyRows
+
+PARTIES = party_names("client", 3)
+FEATURES, CLASSES = 16, 4
+
+
+# ------------------------------------------------------------------------------------- steps
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Replies with what it was sent."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return dict(payload)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Local steps of a linear model with momentum, which the party keeps from round to round."""
+
+    steps: int = 3
+    batch: int = 8
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        rows = party.rows
+        order = torch.randperm(
+            len(rows), generator=party.seeds["order", party.round, party.party].torch()
+        )
+        noise = party.entropy["noise", party.round, party.party].numpy().standard_normal(FEATURES)
+        weight = payload["model"].clone()
+        velocity = party.state.get("velocity", torch.zeros_like(weight))
+        for number in range(self.steps):
+            batch = rows.take(order[number * self.batch : (number + 1) * self.batch])
+            held = weight.requires_grad_()
+            loss = nn.functional.cross_entropy(batch.inputs @ held, batch.labels)
+            (gradient,) = torch.autograd.grad(loss, held)
+            velocity = 0.9 * velocity + gradient
+            weight = held.detach() - 0.1 * velocity
+        party.state["velocity"] = velocity
+        party.state["rounds"] = party.state.get("rounds", torch.tensor(0)) + 1
+        update = (weight - payload["model"]).double() + torch.from_numpy(noise)[:, None]
+        return {"update": update, "rows": torch.tensor(len(rows))}
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Fails at one party.
+
+    Args:
+        at: The party.
+        error: What it raises there.
+    """
+
+    at: str
+    error: Exception
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        if party.party == self.at:
+            raise self.error
+        return payload
+
+
+@dataclass(frozen=True)
+class Scribble:
+    """Writes into what it was sent, and replies with the very tensor it keeps."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        payload["model"].add_(1.0)
+        kept = party.state.setdefault("kept", torch.zeros(2))
+        kept.add_(1.0)
+        return {"model": payload["model"], "kept": kept}
+
+
+@dataclass(frozen=True)
+class NewState:
+    """Counts rounds in a new state instead of changing the one it has."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        party.state = {"rounds": party.state.get("rounds", torch.tensor(0)) + 1}
+        return {"rounds": party.state["rounds"]}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Tells what the party finds around it."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return {
+            "threads": torch.tensor(torch.get_num_threads()),
+            "round": torch.tensor(party.round),
+            "seeds": party.seeds["order", party.round, party.party].torch().get_state(),
+            "entropy": torch.from_numpy(
+                party.entropy["noise", party.round, party.party].numpy().random(4)
+            ),
+            "inputs": party.rows.inputs,
+        }
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Replies with the mean of its rows."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return {"mean": party.rows.inputs.mean(dim=0)}
+
+
+# ----------------------------------------------------------------------------------- fixtures
+
+
+def rows_of(party: str) -> Rows:
+    """Rows that follow from the name of the party."""
+    generator = Seeds(11)["rows", 0, party].torch()
+    return Rows(
+        torch.randn(24, FEATURES, generator=generator),
+        torch.randint(CLASSES, (24,), generator=generator),
+    )
+
+
+def a_setting(
+    train: Mapping[str, Rows] | None = None, *, seed: int = 3, keep_payloads: bool = False
+) -> Setting:
+    """A setting of three small parties."""
+    held = {party: rows_of(party) for party in PARTIES} if train is None else train
+    return Setting(
+        data=FederatedData(train=held, test=rows_of("test")),
+        seeds=Seeds(seed),
+        entropy=SeededEntropy(seed),
+        transcript=Transcript(keep_payloads=keep_payloads),
+    )
+
+
+@dataclass
+class PlainStar:
+    """The oracle: the step called directly, with copies of everything that crosses."""
+
+    setting: Setting
+    kept: dict[str, Payload] = field(default_factory=dict)
+
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+        replies = {}
+        for party, payload in payloads.items():
+            party_run = PartyRun(
+                party=party,
+                round=round,
+                train=self.setting.data.train,
+                state=self.kept.setdefault(party, {}),
+                seeds=self.setting.seeds,
+                entropy=self.setting.entropy,
+            )
+            replies[party] = step({k: t.clone() for k, t in payload.items()}, party_run)
+        return replies
+
+
+def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
+    """Everything that makes two tensors the same: type, shape and every bit."""
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().numpy().tobytes()
+
+
+def all_bits(payloads: Mapping[str, Payload]) -> list[tuple[str, list[tuple[str, object]]]]:
+    """The bits of payloads, with the order of parties and of kinds."""
+    return [(party, [(k, bits(t)) for k, t in sent.items()]) for party, sent in payloads.items()]
+
+
+def a_model(seed: int = 5) -> Tensor:
+    return torch.randn(FEATURES, CLASSES, generator=torch.Generator().manual_seed(seed))
+
+
+def three_rounds(
+    star_map: Callable[..., dict[str, Payload]], parties: tuple[str, ...] = PARTIES, start: int = 0
+) -> list[dict[str, Payload]]:
+    """Three rounds of training in which the model follows the mean of the updates."""
+    step, model, replies = Train(), a_model(), []
+    for round in range(start, start + 3):
+        replies.append(star_map(step, {name: {"model": model} for name in parties}, round=round))
+        model = model + torch.stack([r["update"] for r in replies[-1].values()]).mean(0).float()
+    return replies
+
+
+# ------------------------------------------------------------------------------------- checks
+
+
+def is_a_frozen_value(runtime: StarRuntime) -> None:
+    assert pickle.loads(pickle.dumps(runtime)) == runtime
+    assert type(runtime).__name__ in repr(runtime)
+    assert runtime.name
+    assert not runtime.real
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        runtime.name = "other"  # type: ignore[misc]  # the point of the check
+
+
+def gives_the_bits_of_a_plain_loop(runtime: StarRuntime) -> None:
+    expected = three_rounds(PlainStar(a_setting()).map)
+    with runtime.open(a_setting()) as star:
+        found = three_rounds(star.map)
+    assert [all_bits(replies) for replies in found] == [all_bits(replies) for replies in expected]
+    assert any(bool(reply["update"].any()) for reply in found[0].values())
+
+
+def another_seed_gives_other_bits(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting(seed=3)) as star:
+        one = three_rounds(star.map)
+    with runtime.open(a_setting(seed=4)) as star:
+        other = three_rounds(star.map)
+    assert all_bits(one[0]) != all_bits(other[0])
+
+
+def replies_in_the_order_of_payloads(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting()) as star:
+        for names in (PARTIES, PARTIES[::-1], PARTIES[1:]):
+            replies = star.map(Echo(), {name: {} for name in names}, round=0)
+            assert tuple(replies) == names
+
+
+def only_named_parties_take_part(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    with runtime.open(setting) as star:
+        star.map(Train(), {PARTIES[1]: {"model": a_model()}}, round=0)
+        assert set(star.states()) == {PARTIES[1]}
+        assert star.map(Train(), {}, round=1) == {}
+    names = {
+        name for entry in setting.transcript.entries for name in (entry.sender, entry.receiver)
+    }
+    assert names == {PARTIES[1], AGGREGATOR_NAME}
+
+
+def an_unknown_party_is_refused_before_anything_is_sent(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    with runtime.open(setting) as star, pytest.raises(ValueError, match="stranger"):
+        star.map(Echo(), {PARTIES[0]: {"x": torch.ones(1)}, "stranger": {}}, round=0)
+    assert setting.transcript.entries == []
+
+
+def parties_keep_their_state(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting()) as star:
+        three_rounds(star.map)
+        star.map(Train(), {PARTIES[0]: {"model": a_model()}}, round=3)
+        states = star.states()
+    assert {party: int(state["rounds"]) for party, state in states.items()} == {
+        PARTIES[0]: 4,
+        PARTIES[1]: 3,
+        PARTIES[2]: 3,
+    }
+    assert all_bits(states) != all_bits(dict.fromkeys(PARTIES, states[PARTIES[0]]))
+
+
+def a_new_state_is_kept(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting()) as star:
+        for round in range(2):
+            replies = star.map(NewState(), {PARTIES[0]: {}}, round=round)
+    assert int(replies[PARTIES[0]]["rounds"]) == 2
+
+
+def restored_parties_go_on_as_if_nothing_had_happened(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting()) as star:
+        three_rounds(star.map)
+        states = star.states()
+        expected = three_rounds(star.map, start=3)
+    with runtime.open(a_setting()) as star:
+        star.restore(states)
+        assert all_bits(star.states()) == all_bits(states)
+        found = three_rounds(star.map, start=3)
+    assert [all_bits(replies) for replies in found] == [all_bits(replies) for replies in expected]
+
+
+def restoring_replaces_what_was_kept(runtime: StarRuntime) -> None:
+    with runtime.open(a_setting()) as star:
+        three_rounds(star.map)
+        one = {PARTIES[2]: star.states()[PARTIES[2]]}
+        star.restore(one)
+        assert all_bits(star.states()) == all_bits(one)
+        with pytest.raises(ValueError, match="stranger"):
+            star.restore({"stranger": {}})
+
+
+def a_failing_party_is_named(runtime: StarRuntime) -> None:
+    step = Fail(PARTIES[1], ZeroDivisionError("the mean of no rows"))
+    with runtime.open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+        star.map(step, {name: {} for name in PARTIES}, round=7)
+    assert caught.value.party == PARTIES[1]
+    for part in (PARTIES[1], "round 7", "ZeroDivisionError", "the mean of no rows"):
+        assert part in str(caught.value)
+
+
+def errors_of_our_own_keep_their_type(runtime: StarRuntime) -> None:
+    step = Fail(PARTIES[1], DataError("These rows have no targets."))
+    with runtime.open(a_setting()) as star, pytest.raises(DataError) as caught:
+        star.map(step, {name: {} for name in PARTIES}, round=7)
+    assert str(caught.value) == "These rows have no targets."
+    assert any(PARTIES[1] in note for note in caught.value.__notes__)
+
+
+def every_tensor_is_one_entry_each_way(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    with runtime.open(setting) as star:
+        replies = three_rounds(star.map)
+    size = FEATURES * CLASSES
+    expected = [
+        entry
+        for round in range(3)
+        for name in PARTIES
+        for entry in (
+            Entry(AGGREGATOR_NAME, name, "model", (FEATURES, CLASSES), 4 * size, round),
+            Entry(name, AGGREGATOR_NAME, "update", (FEATURES, CLASSES), 8 * size, round),
+            Entry(name, AGGREGATOR_NAME, "rows", (), 8, round),
+        )
+    ]
+    entries = setting.transcript.entries
+    assert sorted(entries, key=repr) == sorted(expected, key=repr)
+    assert setting.transcript.rounds == len(replies) == 3
+    assert all(entry.payload is None for entry in entries)
+    for name in PARTIES:  # a party replies after it was sent something
+        assert [e for e in entries if name in (e.sender, e.receiver)] == [
+            e for e in expected if name in (e.sender, e.receiver)
+        ]
+
+
+def diagnostics_travel_but_are_no_messages(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    loss = torch.tensor(0.25)
+    with runtime.open(setting) as star:
+        replies = star.map(Echo(), {PARTIES[0]: {UNPROTECTED + "loss": loss}}, round=0)
+    assert bits(replies[PARTIES[0]][UNPROTECTED + "loss"]) == bits(loss)
+    assert setting.transcript.entries == []
+
+
+def payloads_are_kept_on_request(runtime: StarRuntime) -> None:
+    setting = a_setting(keep_payloads=True)
+    model = a_model()
+    with runtime.open(setting) as star:
+        replies = star.map(Train(), {PARTIES[0]: {"model": model}}, round=0)
+        expected = [bits(model), *(bits(tensor) for tensor in replies[PARTIES[0]].values())]
+        replies[PARTIES[0]]["update"].zero_()
+    kept = [entry.payload for entry in setting.transcript.entries]
+    assert [bits(payload) for payload in kept if payload is not None] == expected
+
+
+def every_bit_of_a_tensor_arrives(runtime: StarRuntime) -> None:
+    odd = torch.tensor([0x7FC00001, -0x80000000, 1], dtype=torch.int32).view(torch.float32)
+    sent = {
+        "float32": odd,  # a NaN with a payload, minus zero, the smallest subnormal number
+        "float64": torch.tensor([[1 / 3, float("inf")]], dtype=torch.float64),
+        "float16": torch.tensor([1.5], dtype=torch.float16),
+        "int64": torch.tensor([2**63 - 1, -(2**63)]),
+        "uint8": torch.arange(256, dtype=torch.uint8),
+        "bool": torch.tensor([[True], [False]]),
+        "number": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 3),
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "slice": torch.arange(10)[2:8:2],
+        "leaf": torch.ones(2, requires_grad=True),
+    }
+    with runtime.open(a_setting()) as star:
+        reply = star.map(Echo(), {PARTIES[0]: sent}, round=0)[PARTIES[0]]
+    assert list(reply) == list(sent)
+    for kind, tensor in sent.items():
+        assert bits(reply[kind].detach()) == bits(tensor.detach()), kind
+
+
+def parties_share_no_memory(runtime: StarRuntime) -> None:
+    model = torch.zeros(2)
+    with runtime.open(a_setting()) as star:
+        first = star.map(Scribble(), {name: {"model": model} for name in PARTIES}, round=0)
+        assert not model.any()
+        for reply in first.values():
+            assert reply["model"].tolist() == [1.0, 1.0]
+            reply["kept"].fill_(99.0)
+        second = star.map(Scribble(), {name: {"model": model} for name in PARTIES}, round=1)
+        assert all(reply["kept"].tolist() == [2.0, 2.0] for reply in second.values())
+        star.states()[PARTIES[0]]["kept"].fill_(99.0)
+        assert star.states()[PARTIES[0]]["kept"].tolist() == [2.0, 2.0]
+
+
+def a_party_finds_its_streams_its_rows_and_one_thread(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with runtime.open(setting) as star:
+            found = star.map(Surroundings(), {name: {} for name in PARTIES}, round=4)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for name, reply in found.items():
+        stream = setting.seeds["order", 4, name]
+        secret = setting.entropy["noise", 4, name]
+        assert int(reply["threads"]) == 1
+        assert int(reply["round"]) == 4
+        assert torch.equal(reply["seeds"], stream.torch().get_state())
+        assert bits(reply["entropy"]) == bits(torch.from_numpy(secret.numpy().random(4)))
+        assert bits(reply["inputs"]) == bits(rows_of(name).inputs)
+
+
+def a_million_parties_load_only_those_that_are_asked(runtime: StarRuntime) -> None:
+    loaded: list[str] = []
+
+    def load(party: str) -> Rows:
+        loaded.append(party)
+        return rows_of(party)
+
+    names = party_names("client", 1_000_000)
+    asked = (names[7], names[999_999])
+    with runtime.open(a_setting(LazyRows(names, load))) as star:
+        assert loaded == []
+        replies = star.map(Mean(), {name: {} for name in asked}, round=0)
+    assert set(loaded) == set(asked)
+    for name in asked:
+        assert bits(replies[name]["mean"]) == bits(rows_of(name).inputs.mean(dim=0))
+
+
+CHECKS: tuple[Callable[[StarRuntime], None], ...] = (
+    is_a_frozen_value,
+    gives_the_bits_of_a_plain_loop,
+    another_seed_gives_other_bits,
+    replies_in_the_order_of_payloads,
+    only_named_parties_take_part,
+    an_unknown_party_is_refused_before_anything_is_sent,
+    parties_keep_their_state,
+    a_new_state_is_kept,
+    restored_parties_go_on_as_if_nothing_had_happened,
+    restoring_replaces_what_was_kept,
+    a_failing_party_is_named,
+    errors_of_our_own_keep_their_type,
+    every_tensor_is_one_entry_each_way,
+    diagnostics_travel_but_are_no_messages,
+    payloads_are_kept_on_request,
+    every_bit_of_a_tensor_arrives,
+    parties_share_no_memory,
+    a_party_finds_its_streams_its_rows_and_one_thread,
+    a_million_parties_load_only_those_that_are_asked,
+)
