@@ -1,5 +1,7 @@
 """Bounding one contribution: flat L2 and L1 clipping."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,23 +28,33 @@ def clip(update: Tensor, clipping_norm: float, *, order: float = 2.0) -> Tensor:
     Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133).
     """
     check_positive(clipping_norm=clipping_norm)
-    norm = torch.linalg.vector_norm(update, ord=order, dtype=torch.float64)
-    if not bool(torch.isfinite(norm)):
+    norm = _norm(update, order)
+    if not math.isfinite(norm):
         return torch.zeros_like(update)
-    if float(norm) <= clipping_norm:
+    if norm <= clipping_norm:
         return update
     clipped = (update.double() * (clipping_norm / norm)).to(update.dtype)
     return _shrink_rounded(clipped, clipping_norm, order)
 
 
+def _norm(update: Tensor, order: float) -> float:
+    """The norm, relative to the largest value: squares of tiny or huge values leave float64."""
+    peak = float(update.abs().max()) if update.numel() else 0.0
+    if peak == 0 or not math.isfinite(peak):
+        return peak
+    return peak * float(torch.linalg.vector_norm(update.double() / peak, ord=order))
+
+
 def _shrink_rounded(clipped: Tensor, clipping_norm: float, order: float) -> Tensor:
     """Takes back what rounding to the update's type added, so that the bound holds exactly."""
-    norm = float(torch.linalg.vector_norm(clipped, ord=order, dtype=torch.float64))
-    while norm > clipping_norm:
+    while (norm := _norm(clipped, order)) > clipping_norm:
         # Two units in the last place: one would leave a value unchanged half of the time.
         factor = clipping_norm / norm * (1 - 2 * torch.finfo(clipped.dtype).eps)
-        clipped = clipped * factor
-        norm = float(torch.linalg.vector_norm(clipped, ord=order, dtype=torch.float64))
+        smaller = clipped * factor
+        if torch.equal(smaller, clipped):
+            # Only smallest numbers of the type are left: it cannot resolve the bound.
+            return torch.zeros_like(clipped)
+        clipped = smaller
     return clipped
 
 
@@ -57,5 +69,6 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
         Factors in [0, 1], shape `(contributions,)`. Zero for a non-finite norm, one for a zero one.
     """
     check_positive(clipping_norm=clipping_norm)
-    factors = (clipping_norm / norms.clamp_min(clipping_norm)).to(norms.dtype)
+    # In float64, since float32 rounds a tiny clipping norm to zero.
+    factors = (clipping_norm / norms.double().clamp_min(clipping_norm)).to(norms.dtype)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
