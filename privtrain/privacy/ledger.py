@@ -9,7 +9,9 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from privtrain.core.errors import BudgetExceededError, PrivacyError
 from privtrain.core.statement import Budget
@@ -76,8 +78,23 @@ def _largest_count(plan: PrivacyPlan, budget: Budget) -> int:
 
 def digest_of(plans: tuple[PrivacyPlan, ...], delta: float) -> str:
     """What identifies a set of plans in a journal."""
-    text = repr([(p.observer, p.unit, p.relation, p.event, p.count) for p in plans]) + repr(delta)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    parts = [(p.observer, p.unit, p.relation, p.event, p.count) for p in plans]
+    return hashlib.sha256(_identity((parts, delta)).encode()).hexdigest()[:32]
+
+
+def _identity(value: Any) -> str:
+    """Everything a value consists of, the same in every process.
+
+    Not `repr`: that of a set follows the process's hash seed, and that of a curve is an abbreviation.
+    """
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_identity, value)))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_identity, value))}]"
+    if isinstance(value, Enum) or not hasattr(value, "__dict__"):
+        return repr(value)
+    fields = [f"{name}={_identity(held)}" for name, held in sorted(vars(value).items())]
+    return f"{type(value).__name__}({', '.join(fields)})"
 
 
 @dataclass
@@ -101,6 +118,7 @@ class JournalLedger:
     _spent: int = field(default=0, init=False)
     _used: int = field(default=0, init=False)
     _written: int = field(default=0, init=False)
+    _begun: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_count(block=self.block)
@@ -145,7 +163,9 @@ class JournalLedger:
 
         Raises:
             BudgetExceededError: If they were not paid for.
+            ValueError: If the count is not at least 1.
         """
+        check_count(count=count)
         if self._used + count > self._spent:
             raise BudgetExceededError(
                 f"A release was about to be made that was not paid for ({self._used} of "
@@ -162,24 +182,33 @@ class JournalLedger:
     def _write(self, line: dict[str, int | str]) -> None:
         if self.journal is None:
             return
-        lines = [line]
-        if not self.journal.exists():
-            lines = [{"plan": digest_of(self.plans, self.delta)}, line]
+        lines = [line] if self._begun else [self._first_line, line]
         try:
             self.journal.parent.mkdir(parents=True, exist_ok=True)
-            with self.journal.open("a") as file:
+            with self.journal.open("a", encoding="utf-8") as file:
                 # The line break comes first: a line that a crash cut off must not swallow the next.
                 file.writelines("\n" + json.dumps(item) for item in lines)
                 file.flush()
                 os.fsync(file.fileno())
+            if not self._begun:
+                _sync_folder(self.journal.parent)
         except OSError as error:
             raise PrivacyError(
                 f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
                 "free disk space or choose another folder, then resume."
             ) from error
+        self._begun = True
+
+    @property
+    def _first_line(self) -> dict[str, int | str]:
+        return {"plan": digest_of(self.plans, self.delta)}
 
     def _resume(self, journal: Path) -> None:
-        lines = _read(journal)
+        text = _text(journal)
+        if ("\n" + json.dumps(self._first_line)).startswith(text):
+            return  # a crash cut off the very first write, before anything was spent
+        lines = _read(text)
+        self._begun = True
         if not lines or lines[0].get("plan") != digest_of(self.plans, self.delta):
             raise PrivacyError(
                 f"The privacy journal {journal} belongs to another plan. Resume with the settings "
@@ -190,12 +219,34 @@ class JournalLedger:
         self._spent = self._used = self._written
 
 
-def _read(journal: Path) -> list[dict[str, int | str]]:
-    """The journal's lines; a last line that was cut off by a crash reserved nothing."""
+def _text(journal: Path) -> str:
+    try:
+        # Bytes that are no text are a line that a crash cut off; such a line reserved nothing.
+        return journal.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise PrivacyError(
+            f"Cannot read the privacy journal {journal}: {error}. What it spent is unknown, so "
+            "nothing may be released; make it readable or choose another folder."
+        ) from error
+
+
+def _read(text: str) -> list[dict[str, int | str]]:
+    """A journal's lines; a line that was cut off by a crash reserved nothing."""
     lines = []
-    for text in journal.read_text().splitlines():
+    for line in text.splitlines():
         try:
-            lines.append(json.loads(text))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the name of a new file survive a power cut, where the system lets folders be synced."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
