@@ -146,7 +146,7 @@ def pld_epsilon(dp: Any, terms: Terms, delta: float, relation: Relation) -> floa
     try:
         for leaf, count in terms:
             reader.compose(leaf, count)
-        value = float(reader.get_epsilon(delta))
+        value = _invert(reader, delta)
     except OverflowError:  # losses beyond the range of exp: epsilon is in the millions
         value = math.inf
     if not math.isfinite(value):
@@ -158,6 +158,27 @@ def pld_epsilon(dp: Any, terms: Terms, delta: float, relation: Relation) -> floa
     return max(0.0, value)
 
 
+def _invert(reader: Any, delta: float) -> float:
+    """The epsilon of a delta."""
+    try:
+        with np.errstate(over="raise"):
+            return float(reader.get_epsilon(delta))
+    except FloatingPointError:
+        # Its sum of exp(-loss) is no normal number for losses near 700. Its delta of an epsilon has
+        # no such sum, so that is searched; the end that meets the delta is the answer.
+        pass
+    low, high = 0.0, 1.0
+    while reader.get_delta(high) > delta:
+        low, high = high, 2 * high
+        if high > _FARTHEST_EPSILON:
+            return math.inf
+    while high - low > _STEP:
+        middle = (low + high) / 2
+        low, high = (middle, high) if reader.get_delta(middle) > delta else (low, middle)
+    return high
+
+
+_FARTHEST_EPSILON = 1e9
 _STEP = 1e-3
 _STEP_PER_DEVIATION = 0.4
 _GRID_POINTS = 5e5

@@ -251,7 +251,7 @@ def _leaves(event: Event, count: int) -> Iterator[tuple[Event, int]]:
     elif isinstance(event, dp.ComposedDpEvent):
         for part in event.events:
             yield from _leaves(part, count)
-    elif getattr(event, "noise_multiplier", None) == 0:
+    elif getattr(getattr(event, "event", event), "noise_multiplier", None) == 0:
         yield dp.NonPrivateDpEvent(), count
     elif isinstance(event, (dp.DpEvent, RdpCurve)):
         yield event, count
