@@ -85,7 +85,7 @@ def digest_of(plans: tuple[PrivacyPlan, ...], delta: float) -> str:
 def _identity(value: Any) -> str:
     """Everything a value consists of, the same in every process.
 
-    Not `repr`: that of a set follows the process's hash seed, and that of a curve is an abbreviation.
+    Not `repr`: that of a set follows the process's hash seed, that of a curve is abbreviated.
     """
     if isinstance(value, (set, frozenset)):
         return f"{{{', '.join(sorted(map(_identity, value)))}}}"
