@@ -13,7 +13,7 @@ from torch import Tensor
 from privtrain.aggregation.aggregation import Aggregation, BoundedSum
 from privtrain.aggregation.finish import IDENTITY, Finish
 from privtrain.aggregation.plain import PlainSum
-from privtrain.core.errors import UnsoundReleaseError
+from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload
@@ -72,22 +72,38 @@ class Release:
 
         Returns:
             The message that leaves.
+
+        Raises:
+            ValueError: If there is no contribution.
         """
         bounded, broken = [], 0
         for contribution in contributions:
             broken += not bool(torch.isfinite(contribution).all())
             bounded.append(self.mechanism.bound(contribution))
+        if not bounded:
+            raise ValueError(
+                f"Expected contributions=[] of {party.party!r} to hold at least one; a party "
+                "without any sends zeros of the right shape, so that its noise is drawn."
+            )
         total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
         if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
-            stream = party.entropy[f"noise/{kind}", party.round, party.party]
-            noise, _ = self.mechanism.noise(
-                total, None, stream.numpy(), fraction=self.noise_at.fraction
-            )
-            total = total + noise
+            total = total + self._own_noise(total, party, kind)
         message = self.aggregation.seal(total, party, kind=kind)
         if self.bounding and broken:
             message[NON_FINITE] = torch.tensor(float(broken))
         return message
+
+    def _own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
+        stream = party.entropy[f"noise/{kind}", party.round, party.party]
+        noise, after = self.mechanism.noise(
+            total, self.mechanism.init(total), stream.numpy(), fraction=self.noise_at.fraction
+        )
+        if after is not None:
+            raise UnsupportedError(
+                f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
+                "let the aggregator draw it (noise_at=AT_AGGREGATOR)."
+            )
+        return noise
 
     def arrive(
         self,
@@ -113,22 +129,54 @@ class Release:
 
         Raises:
             BudgetExceededError: If the release was not paid for.
+            UnsoundReleaseError: If a sum was bounded less than the noise covers, or nobody would
+                draw the noise.
+            UnsupportedError: If the noise would have to be drawn on shares.
         """
         run.ledger.use(releases)
         if isinstance(messages, BoundedSum):
+            self._check_sum(messages)
             aggregate: Tensor = messages.value
         else:
             value = self.aggregation(messages, run, kind=kind).value
             if not isinstance(value, Tensor):
+                if self._aggregator_draws:
+                    raise UnsupportedError(
+                        f"{self.mechanism} would have to draw its noise on shares, which "
+                        f"{self.aggregation} does not do yet. Let the parties draw it (AT_PARTY, "
+                        "SPLIT), or use Exact()."
+                    )
                 return value.open(self.finish)
             aggregate = value
         return self.finish(self._noised(aggregate, run, round, kind))
 
+    @property
+    def _aggregator_draws(self) -> bool:
+        return self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
+
+    def _check_sum(self, given: BoundedSum) -> None:
+        """Refuses a sum that was formed outside `leave` and that the noise does not cover."""
+        if not self.mechanism.noisy:
+            return
+        if self.noise_at.drawer is not Drawer.AGGREGATOR:
+            raise UnsoundReleaseError(
+                f"noise_at={self.noise_at} leaves the noise to parties, but the aggregator formed "
+                "this sum itself, so nobody would draw it. Use noise_at=AT_AGGREGATOR."
+            )
+        covered = self.mechanism.sensitivity(ADD_REMOVE)
+        if covered is None or given.bound > covered:
+            raise UnsoundReleaseError(
+                f"The contributions of this sum are bounded by {given.bound:g}, but "
+                f"{self.mechanism} covers {covered}. Clip to the mechanism's own bound."
+            )
+
     def _noised(self, aggregate: Tensor, run: Run, round: int, kind: str) -> Tensor:
-        if not (self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR):
+        if not self._aggregator_draws:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
-        state = run.memory.get(kind) or self.mechanism.init(aggregate)
+        if kind not in run.memory:
+            run.memory[kind] = self.mechanism.init(aggregate)
+        state = run.memory[kind]
         noise, run.memory[kind] = self.mechanism.noise(aggregate, state, stream.numpy())
         return aggregate + noise
 
