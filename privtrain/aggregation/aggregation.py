@@ -107,7 +107,8 @@ def sum_exposure(
     """
     inside = observer == AGGREGATOR or AGGREGATOR_NAME in observer.corrupted
     if noise_at.drawer is Drawer.AGGREGATOR:
-        known = 1.0 if inside and knows_noise else 0.0
+        # Whoever reads the messages before the noise needs no noise to subtract.
+        known = 1.0 if inside and (knows_noise or reads_messages) else 0.0
         return Exposure(
             single_messages=inside and reads_messages, knows_sample=inside, noise_known=known
         )

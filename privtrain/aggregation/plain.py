@@ -32,8 +32,14 @@ class PlainSum:
         """The sum of the messages, accumulated in float64.
 
         Raises:
-            ProtocolError: If a message has another shape than the first.
+            ProtocolError: If there is no message, one lacks its tensor, or one has another shape
+                than the first.
         """
+        if not messages or any(kind not in message for message in messages):
+            raise ProtocolError(
+                f"Expected messages that each hold {kind!r}; got "
+                f"{[sorted(message) for message in messages]}."
+            )
         total = torch.zeros_like(messages[0][kind], dtype=torch.float64)
         for message in messages:
             if message[kind].shape != total.shape:
