@@ -1,6 +1,8 @@
 """Clipped sums of per-example gradients by Opacus."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,7 +51,7 @@ def empty_sum(model: nn.Module) -> ClippedSum:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuses layers whose per-example gradients would be wrong.
+    """Refuses layers whose per-example gradients would be wrong, or that leak what they saw.
 
     Raises:
         UnsupportedError: With the layer, and what to use in its place.
@@ -62,12 +64,49 @@ def check_model(model: nn.Module) -> None:
                 f"The layer {name!r} ({type(layer).__name__}) mixes the examples of a batch, so "
                 "no example has a gradient of its own. Use nn.GroupNorm in its place."
             )
+        if getattr(layer, "track_running_stats", False):
+            raise UnsupportedError(
+                f"The layer {name!r} ({type(layer).__name__}) keeps running statistics of its "
+                "inputs, which no noise protects. Use track_running_stats=False."
+            )
+        if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+            raise UnsupportedError(
+                f"Opacus has no per-example gradients for the layer {name!r} "
+                f"(nn.{type(layer).__name__}). Use its twin in opacus.layers, DP"
+                f"{type(layer).__name__.replace('Head', 'head')}."
+            )
         heads = getattr(layer, "num_heads", 1)
         if isinstance(layer, DPMultiheadAttention) and layer.batch_first and heads > 1:
             raise UnsupportedError(
                 f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
                 f"batch_first=True and {heads} heads. Use batch_first=False or one head."
             )
+
+
+def _one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
+    losses = loss(model(rows.inputs), rows.labels)
+    if losses.shape != (len(rows),):
+        raise ValueError(
+            f"Expected the task's loss to return one value for each example, of shape "
+            f"({len(rows)},); it returned shape {tuple(losses.shape)}. Do not average in it."
+        )
+    return losses
+
+
+def _check_booked(whole: Tensor, booked: Tensor, scale: float) -> None:
+    """Refuses a model of which the layers' hooks see another gradient than autograd does.
+
+    A bound on half of a gradient bounds nothing.
+
+    Raises:
+        UnsupportedError: If the two differ by more than rounding.
+    """
+    if float(torch.linalg.vector_norm(whole - booked)) > 1e-3 * scale:
+        raise UnsupportedError(
+            "The layers of this model account for another gradient than the whole model has: a "
+            "weight is used outside its own layer, as in F.linear(x, layer.weight). Call the "
+            "layer itself, as often as needed, with Opacus(mode='hooks')."
+        )
 
 
 @dataclass(frozen=True)
@@ -149,6 +188,7 @@ class Hooks:
     model: nn.Module
     loss: Loss
     _hooks: Any = field(init=False, repr=False)
+    _checked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._hooks = _attach("hooks", self.model)
@@ -169,16 +209,28 @@ class Hooks:
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         with _Quiet():
-            losses = self.loss(self.model(rows.inputs), rows.labels)
+            losses = _one_loss_each(self.model, self.loss, rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [_per_example(parameter, len(rows)) for parameter in parameters]
         squares = torch.stack([g.double().pow(2).sum(dim=1) for g in gradients])
         norms = squares.sum(dim=0).sqrt()
+        self._check_once(parameters, gradients, norms)
         factors = clip_factors(norms, clipping_norm)
         sums = [_weighted(gradient, factors) for gradient in gradients]
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         return ClippedSum(torch.cat(sums), norms, losses.detach())
+
+    def _check_once(
+        self, parameters: list[nn.Parameter], gradients: list[Tensor], norms: Tensor
+    ) -> None:
+        """Compares with autograd in the first batch in which everything is finite."""
+        if self._checked or not bool(torch.isfinite(norms).all()):
+            return
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            _check_booked(whole.reshape(-1), gradient.sum(dim=0), float(norms.sum()))
+        self._checked = True
 
 
 def _per_example(parameter: nn.Parameter, rows: int) -> Tensor:
@@ -198,6 +250,24 @@ def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:
     return factors.to(gradient.dtype) @ gradient
 
 
+RandomState = tuple[Tensor, Tensor | None]
+
+
+def _random_state(device: torch.device) -> RandomState:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+@contextmanager
+def _replayed(state: RandomState, device: torch.device) -> Iterator[None]:
+    """Lets the model draw as it did from a state, and puts the generators back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], device)
+        yield
+
+
 @dataclass
 class Ghost:
     """Computes norms without gradients, then the clipped sum in a second backward pass.
@@ -210,6 +280,7 @@ class Ghost:
     model: nn.Module
     loss: Loss
     _hooks: Any = field(init=False, repr=False)
+    _checked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._hooks = _attach("ghost", self.model)
@@ -219,39 +290,61 @@ class Ghost:
         if len(rows) == 0:
             return empty_sum(self.model)
         parameters = trainable(self.model)
-        for parameter in parameters:
-            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+        start = _random_state(rows.inputs.device)
         with _Quiet():
             losses, norms = self._norms(rows)
+            self._clear()
             finite = torch.isfinite(norms)
+            self._check_once(rows, finite, start)
             factors = clip_factors(norms, clipping_norm).to(losses.dtype)
             self._hooks.disable_hooks()
             try:
-                self._second_pass(rows, losses, factors, finite)
+                self._second_pass(rows, losses, factors, finite, start)
             finally:
                 self._hooks.enable_hooks()
         value = to_vector(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
-        for parameter in parameters:
-            parameter.grad = None
+        self._clear()
         return ClippedSum(value, norms, losses.detach())
 
+    def _clear(self) -> None:
+        for parameter in trainable(self.model):
+            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+
     def _norms(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Losses and gradient norms of each example; leaves the summed gradient behind."""
+        self._clear()
         try:
-            losses = self.loss(self.model(rows.inputs), rows.labels)
+            losses = _one_loss_each(self.model, self.loss, rows)
         except NotImplementedError as error:
             raise UnsupportedError(f"{error}; use Opacus(mode='hooks').") from error
         losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        norms = self._hooks.get_norm_sample().detach().double()
-        for parameter in trainable(self.model):
-            parameter.grad = None
-        return losses, norms
+        return losses, self._hooks.get_norm_sample().detach().double()
 
-    def _second_pass(self, rows: Rows, losses: Tensor, factors: Tensor, finite: Tensor) -> None:
+    def _check_once(self, rows: Rows, finite: Tensor, start: RandomState) -> None:
+        """Compares with autograd once, on one example, whose gradient has one norm."""
+        if self._checked or not bool(finite[0]):
+            return
+        with _replayed(start, rows.inputs.device):
+            _, norm = self._norms(rows.take(torch.zeros_like(finite[:1], dtype=torch.long)))
+        whole = to_vector(p.grad for p in trainable(self.model) if p.grad is not None)
+        self._clear()
+        exact = torch.linalg.vector_norm(whole, dtype=torch.float64)
+        _check_booked(exact, norm[0], float(exact))
+        self._checked = True
+
+    def _second_pass(
+        self, rows: Rows, losses: Tensor, factors: Tensor, finite: Tensor, start: RandomState
+    ) -> None:
         if bool(finite.all()):
             (factors * losses).sum().backward()  # type: ignore[no-untyped-call]
             return
-        # Zero times infinity is not zero: examples without a finite gradient have to leave.
-        good = rows.take(finite.nonzero().squeeze(1))
-        if len(good):
-            again = self.loss(self.model(good.inputs), good.labels)
-            (factors[finite] * again).sum().backward()  # type: ignore[no-untyped-call]
+        good = finite.nonzero().squeeze(1)
+        if len(good) == 0:
+            return
+        # Zero times infinity is not zero: a copy of a good example takes the place of each bad
+        # one. The factors belong to the units that were dropped in the first pass, so that the
+        # model has to draw the same again.
+        index = torch.where(finite, torch.arange(len(rows), device=good.device), good[0])
+        with _replayed(start, rows.inputs.device):
+            again = _one_loss_each(self.model, self.loss, rows.take(index))
+            (factors * again).sum().backward()  # type: ignore[no-untyped-call]
