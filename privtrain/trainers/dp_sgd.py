@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from privtrain.aggregation.aggregation import BoundedSum
+from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import CURATOR_NAME
@@ -59,6 +60,12 @@ class DPSGD:
 
     def __post_init__(self) -> None:
         l2_bound(self.release.mechanism)
+        if self.release != Release(self.release.mechanism):
+            raise UnsoundReleaseError(
+                f"DPSGD trains on pooled rows: only the curator can draw the noise, and no message "
+                f"is added up. Got release={self.release}. Use Release({self.release.mechanism}), "
+                "or FedAvg for parties that keep their rows."
+            )
         check_positive(
             epochs=self.epochs,
             expected_batch=self.expected_batch,

@@ -195,6 +195,9 @@ class FedAvg:
                 "weights=ByExamples() without a bound: one client could weigh more than any noise "
                 "covers. Use ByExamples(bound=...) or Uniform()."
             )
+        if not self.weights.uniform and self.local.with_scale(1.0) is not None:
+            why = "with noised local steps: a weight tells how many rows a client holds"
+            raise UnsoundReleaseError(f"weights={self.weights} {why}. Use Uniform().")
 
     def with_local(self, local: LocalSteps) -> "FedAvg":
         """The same rounds with other local steps."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from privtrain.aggregation.finish import ARGMAX
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.statement import ADD_REMOVE, InputPrivacy, Unit
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
@@ -148,6 +148,12 @@ class PATE:
             raise UnsupportedError(
                 f"PATE releases winners only: give Release(..., finish=ARGMAX), not "
                 f"finish={self.release.finish}."
+            )
+        mechanism = self.release.mechanism
+        # A changed row replaces a vote; a bound on norms counts it as one that is added.
+        if mechanism.sensitivity(ADD_REMOVE) != mechanism.sensitivity(REPLACE_ONE):
+            raise UnsoundReleaseError(
+                f"{mechanism} bounds what a teacher says, not its vote. Use GNMax or LNMax."
             )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
