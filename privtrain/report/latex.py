@@ -1,8 +1,11 @@
 """A comparison as LaTeX tables for a paper."""
 
+import math
 from collections.abc import Sequence
+from string import ascii_lowercase
 
 from privtrain.core.result import Comparison
+from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.summary import Group, groups, observers, unique
 
@@ -53,12 +56,13 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", "accuracy", "gap", "attack AUC", "sent", "rounds", "time", "seeds"),
         [_result(group) for group in gathered],
     )
+    kinds = unique(kind for group in gathered for kind in map(_kind, _finite(group)))
     promises = _table(
-        "Formal ε promised to each observer, at the δ given, with unit and relation; "
-        "inf: nothing is promised, –: nothing is stated.",
+        "Formal ε promised to each observer; inf: nothing is promised, –: nothing is stated. "
+        + "; ".join(f"({_mark(kind, kinds)}) {kind}" for kind in kinds),
         "privtrain-promises",
         ("trainer", "ε asked", *columns),
-        [_promise(group, columns) for group in gathered if group.done],
+        [_promise(group, columns, kinds) for group in gathered if group.done],
     )
     return f"% Needs \\usepackage{{booktabs}}.\n{results}\n{promises}"
 
@@ -90,22 +94,37 @@ def bracketed(value: str, interval: str) -> str:
     return f"{value} [{interval}]" if interval else value
 
 
-def _promise(group: Group, columns: Sequence[str]) -> list[str]:
+def _finite(group: Group) -> list[Guarantee]:
+    return [g for g in group.guarantees if math.isfinite(g.epsilon) and not g.data_dependent]
+
+
+def _kind(guarantee: Guarantee) -> str:
+    """What a footnote says of an epsilon."""
+    relation = guarantee.relation.replace("_", "-")
+    return f"per {guarantee.unit}, {relation}, δ = {cells.number(guarantee.delta)}"
+
+
+def _mark(kind: str, kinds: Sequence[str]) -> str:
+    """The letter of a footnote; numbers where the alphabet ends."""
+    place = kinds.index(kind)
+    return ascii_lowercase[place] if place < len(ascii_lowercase) else str(place + 1)
+
+
+def _promise(group: Group, columns: Sequence[str], kinds: Sequence[str]) -> list[str]:
     return [
         group.label,
         cells.number(group.epsilon_asked),
-        *(_promised(group, name) for name in columns),
+        *(_promised(group, name, kinds) for name in columns),
     ]
 
 
-def _promised(group: Group, column: str) -> str:
-    found = [g for g in group.promised(column) if not g.data_dependent]
+def _promised(group: Group, column: str, kinds: Sequence[str]) -> str:
     texts = unique(
-        "inf"
-        if cells.number(g.epsilon) == "inf"
-        else f"{cells.number(g.epsilon)} ({g.unit}, {g.relation.replace('_', '-')}, "
-        f"{cells.number(g.delta)})"
-        for g in found
+        cells.number(g.epsilon)
+        if math.isinf(g.epsilon)
+        else f"{cells.number(g.epsilon)} ({_mark(_kind(g), kinds)})"
+        for g in group.promised(column)
+        if not g.data_dependent
     )
     return "; ".join(texts) or cells.MISSING
 

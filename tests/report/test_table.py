@@ -113,6 +113,9 @@ def test_latex_is_booktabs_with_a_line_for_each_group() -> None:
     assert promises.count("\\\\\n") == 12
     assert r"MPC & -- & 95.3\% [92.9--97.1] & $-$2.1" in results
     assert "PATE & 1 & failed" in results
+    assert "(a) per example, add-remove, $\\delta$ = 1e-5" in promises
+    assert "client & 1 & 0.99 (b) & 0.99 (b) & 22 (c) & 1.23 (b)" in promises
+    assert "PATE & 3 & 3 (d) & -- & inf & --" in promises
 
 
 def test_latex_escapes_names() -> None:
