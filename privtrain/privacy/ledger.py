@@ -9,7 +9,6 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +90,12 @@ def _identity(value: Any) -> str:
         return f"{{{', '.join(sorted(map(_identity, value)))}}}"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_identity, value))}]"
-    if isinstance(value, Enum) or not hasattr(value, "__dict__"):
+    # Events of dp_accounting are attrs classes, everything else here is a dataclass.
+    known = getattr(value, "__dataclass_fields__", None)
+    names = known or [attribute.name for attribute in getattr(value, "__attrs_attrs__", ())]
+    if not names:
         return repr(value)
-    fields = [f"{name}={_identity(held)}" for name, held in sorted(vars(value).items())]
-    return f"{type(value).__name__}({', '.join(fields)})"
+    return f"{type(value).__name__}{_identity([getattr(value, name) for name in names])}"
 
 
 @dataclass
