@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_non_negative, check_positive
 from privtrain.privacy.accounting import gaussian_event, laplace_event, non_private_event
 from privtrain.privacy.clipping import clip
-from privtrain.privacy.mechanism import State, to_tensor
+from privtrain.privacy.mechanism import State, check_whole, check_whole_noise, to_tensor
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,7 @@ class Laplace:
         Raises:
             UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
         """
-        if fraction != 1.0:
-            raise UnsupportedError(
-                f"Laplace noise cannot be split into parts (fraction={fraction}); use Gaussian."
-            )
+        check_whole(fraction)
         scale = self.clipping_norm * self.noise_multiplier
         return to_tensor(generator.laplace(0.0, scale, tuple(like.shape)), like), state
 
@@ -148,9 +144,14 @@ class Laplace:
 
         A sum of several Laplace noises hides at least what one of them hides: post-processing of
         the message that carries the changed contribution. So the charge is one of them.
+
+        Raises:
+            UnsupportedError: If less than one whole noise is hidden.
         """
-        hidden = exposure.hidden_variance > 0 and self.noise_multiplier > 0
-        return laplace_event(self.noise_multiplier) if hidden else non_private_event()
+        if exposure.hidden_variance <= 0 or self.noise_multiplier == 0:
+            return non_private_event()
+        check_whole_noise(self, exposure)
+        return laplace_event(self.noise_multiplier)
 
     def with_scale(self, scale: float) -> "Laplace":
         """The same mechanism with another noise multiplier."""

@@ -123,6 +123,24 @@ def l2_bound(mechanism: Mechanism) -> float:
     return float(bound)
 
 
+def check_whole(fraction: float) -> None:
+    """Raises `UnsupportedError` unless all of a noise is drawn whose parts are of another kind."""
+    if fraction != 1.0:
+        raise UnsupportedError(
+            f"Laplace noise cannot be split into parts (fraction={fraction}); use a Gaussian one."
+        )
+
+
+def check_whole_noise(mechanism: Mechanism, exposure: Exposure) -> None:
+    """Raises `UnsupportedError` where less than one noise is hidden, of which no law is known."""
+    # Variances are added up and divided again on the way, which costs some last digits.
+    if exposure.hidden_variance < 1 - 1e-9:
+        raise UnsupportedError(
+            f"{mechanism} cannot be split: {exposure.hidden_variance:.3g} of its variance is "
+            "hidden, and parts of Laplace noise are not Laplace. Use a Gaussian mechanism."
+        )
+
+
 def to_tensor(values: np.ndarray[Any, Any], like: Tensor) -> Tensor:
     """Drawn values in a tensor's type and on its device."""
     return torch.from_numpy(values).to(dtype=like.dtype, device=like.device)

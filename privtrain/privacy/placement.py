@@ -32,6 +32,13 @@ class Placement:
         check_count(honest_survivors=self.honest_survivors)
         # A study file writes the drawer as a plain string.
         object.__setattr__(self, "drawer", Drawer(self.drawer))
+        if self.split and self.drawer is not Drawer.PARTY:
+            raise ValueError("Expected split=True with drawer='party': only parties share a noise.")
+        if self.honest_survivors != 1 and not self.split:
+            raise ValueError(
+                f"Expected honest_survivors={self.honest_survivors} to be 1 without a split; "
+                "use SPLIT(honest_survivors=...)."
+            )
 
     @property
     def fraction(self) -> float:

@@ -17,7 +17,7 @@ from privtrain.core.statement import Relation
 from privtrain.core.validate import check_positive
 from privtrain.privacy.accounting import RdpCurve, non_private_event
 from privtrain.privacy.gnmax import DEFAULT_ORDERS, gnmax_rdp, lnmax_rdp
-from privtrain.privacy.mechanism import State, to_tensor
+from privtrain.privacy.mechanism import State, check_whole, check_whole_noise, to_tensor
 
 
 def one_vote(scores: Tensor) -> Tensor:
@@ -144,17 +144,23 @@ class LNMax:
     def noise(
         self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Laplace noise of scale b."""
-        if fraction != 1.0:
-            raise ValueError(
-                f"Expected fraction={fraction} to be 1: Laplace noise cannot be split."
-            )
+        """Independent Laplace noise of scale b.
+
+        Raises:
+            UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
+        """
+        check_whole(fraction)
         return to_tensor(generator.laplace(0.0, self.scale, tuple(like.shape)), like), state
 
     def event(self, exposure: Exposure, relation: Relation) -> object:
-        """The data-independent RDP curve of one answer: that of a (2 / b)-DP mechanism."""
+        """The data-independent RDP curve of one answer: that of a (2 / b)-DP mechanism.
+
+        Raises:
+            UnsupportedError: If less than one whole noise is hidden.
+        """
         if exposure.hidden_variance <= 0:
             return non_private_event()
+        check_whole_noise(self, exposure)
         orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
         pure = 2.0 / self.scale
         # Bun and Steinke 2016, Proposition 3.3: a pure epsilon gives RDP order x epsilon^2 / 2.
