@@ -17,7 +17,7 @@ from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload
-from privtrain.core.statement import ADD_REMOVE, Unit
+from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.privacy.mechanism import Exact, Mechanism
@@ -210,6 +210,11 @@ class Release:
                 observer, self.noise_at, parties=chosen.at_least(parties)
             )
             relation = chosen.relation(exposure, parties)
+            if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+                # A party takes its noise along: nobody leaves unseen, and where the number of
+                # parties varies, so does the noise, which shows who takes part.
+                relation = ZERO_OUT if relation is ADD_REMOVE else relation
+                exposure = replace(exposure, knows_sample=exposure.knows_sample or chosen.varies)
             event = self.mechanism.event(exposure, relation)
             corrupted = 1 if observer == PARTICIPANT else len(observer.corrupted)
             plan = PrivacyPlan(

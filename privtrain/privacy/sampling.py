@@ -30,6 +30,11 @@ class Sampling(Protocol):
         """How many take part in any case."""
         ...
 
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random."""
+        ...
+
     def relation(self, exposure: Exposure, population: int) -> Relation:
         """The relation under which an observer's guarantee is stated."""
         ...
@@ -54,6 +59,11 @@ class Everyone:
     def at_least(self, population: int) -> int:
         """The population."""
         return population
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random; it is not."""
+        return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
         """Replace-one for a reader of single messages; zero-out for a reader of the sum.
@@ -99,6 +109,11 @@ class FixedSize:
         """The stated size."""
         self._check(population)
         return self.size
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random; it is not."""
+        return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
         """Zero-out for a reader of sums over everybody, else replace-one."""
@@ -149,6 +164,11 @@ class Poisson:
     def at_least(self, population: int) -> int:
         """One: where the changed party does not take part, there is nothing to hide."""
         return 1
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random; it is, unless everybody does."""
+        return self.rate < 1
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
         """Replace-one for a reader of single messages, else add/remove or zero-out.
