@@ -1,0 +1,91 @@
+"""Benchmarks print exactly one JSON list of rows, and interleave what they measure."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEYS = ["work", "ours", "against", "ratio_median", "ratio_min", "ratio_max", "repeats"]
+KEYS += ["ours_ms", "against_ms"]
+
+
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("harness", ROOT / "benchmarks" / "harness.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sides_are_interleaved_and_their_order_alternates(harness: ModuleType) -> None:
+    calls: list[str] = []
+    row = harness.compare(
+        "sleep",
+        lambda: (calls.append("A"), time.sleep(0.004)),
+        lambda: (calls.append("B"), time.sleep(0.001)),
+        ours_name="long",
+        against_name="short",
+        repeats=5,
+        warmup=1,
+    )
+    assert "".join(calls) == "AB" + "AB" + "BA" + "AB" + "BA" + "AB"
+    assert list(row) == KEYS
+    assert row["repeats"] == 5
+    assert 1 < row["ratio_min"] <= row["ratio_median"] <= row["ratio_max"]
+    assert row["ours_ms"] > row["against_ms"]
+
+
+def test_too_few_repeats_are_refused(harness: ModuleType) -> None:
+    with pytest.raises(ValueError, match="repeats=4"):
+        harness.compare("x", lambda: None, lambda: None, ours_name="a", against_name="b", repeats=4)
+    with pytest.raises(ValueError):
+        harness.from_seconds("x", [1.0], [1.0, 2.0], ours_name="a", against_name="b")
+
+
+def test_results_name_no_host_and_no_path(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    row = harness.from_seconds("x", [1.0, 2.0], [2.0, 2.0], ours_name="a", against_name="b")
+    written = harness.save("example", [row], {"epsilon": 1.0}).read_text()
+    report = json.loads(written)
+    assert set(report) == {
+        "rows", "machine", "versions", "commit", "seed", "date", "epsilon"
+    }  # fmt: skip
+    assert report["rows"] == [row]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", report["date"])
+    import platform
+
+    assert platform.node() not in written
+    assert str(ROOT) not in written
+    assert "/home" not in written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gnmax", "accountants"])
+def test_a_quick_benchmark_prints_one_json_list(name: str) -> None:
+    before = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", "--quick", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert len(rows) >= 3
+    for row in rows:
+        assert list(row)[: len(KEYS)] == KEYS
+        assert row["repeats"] >= 5
+        assert 0 < row["ratio_min"] <= row["ratio_median"] <= row["ratio_max"]
+    assert time.monotonic() - before < 60
