@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from privtrain.core.observers import Observer
-from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
 
 UNPROTECTED = "unprotected."
 """Prefix of diagnostics that ride along in a simulation, such as a party's training loss.
@@ -74,7 +74,7 @@ class View:
         return tuple(sorted({entry.kind for entry in self.messages}))
 
 
-_ROLES = {"aggregator": (AGGREGATOR_NAME,), "public": (), "querier": ("querier",)}
+_COORDINATORS = (AGGREGATOR_NAME, CURATOR_NAME)
 
 
 @dataclass
@@ -102,14 +102,20 @@ class Transcript:
 
     def extend(self, entries: Iterable[Entry]) -> None:
         """Records messages that were counted elsewhere, as in another process."""
-        self.entries.extend(entries)
+        self.entries.extend(e for e in entries if not e.kind.startswith(UNPROTECTED))
 
     def knows(self, party: str, what: str) -> None:
         """Records setup material: something that a party knows without receiving it."""
         self.setups.append(Setup(party, what))
 
     def publish(self, kind: str, tensor: Tensor, *, sender: str, round: int) -> None:
-        """Records what everybody may read in the end. Publishing costs no bytes between parties."""
+        """Records what everybody may read in the end. Publishing costs no bytes between parties.
+
+        Raises:
+            ValueError: If it is a diagnostic, which must never be published.
+        """
+        if kind.startswith(UNPROTECTED):
+            raise ValueError(f"Expected kind={kind!r} to be no diagnostic: these stay unpublished.")
         payload = tensor.detach().clone() if self.keep_payloads else None
         self.entries.append(
             Entry(sender, PUBLIC_NAME, kind, tuple(tensor.shape), 0, round, payload)
@@ -119,19 +125,27 @@ class Transcript:
         """What an observer saw of the run.
 
         A coalition sees what its members see; everybody sees what was published. A participant
-        sees what the first party that received something saw.
+        sees what the first party that received something saw; the aggregator what the
+        coordinator of a star or the curator of pooled rows saw; the dealer what those saw who
+        have setup material.
         """
-        names = set(observer.corrupted) or set(_ROLES.get(observer.name, ()))
-        if observer.name == "participant" and not names:
-            names = set(self._first_participant())
+        names = set(observer.corrupted) or self._played_by(observer.name)
         messages = tuple(e for e in self.entries if e.receiver in names | {PUBLIC_NAME})
         setup = tuple(s for s in self.setups if s.party in names)
         own = tuple(f"the inputs and random choices of {name}" for name in sorted(names))
         return View(observer, own, setup, messages)
 
-    def _first_participant(self) -> tuple[str, ...]:
-        outside = {AGGREGATOR_NAME, PUBLIC_NAME}
-        return next(((e.receiver,) for e in self.entries if e.receiver not in outside), ())
+    def _played_by(self, role: str) -> set[str]:
+        """Names of the parties whose place an observer takes."""
+        if role == "participant":
+            outside = {*_COORDINATORS, PUBLIC_NAME}
+            return set([e.receiver for e in self.entries if e.receiver not in outside][:1])
+        if role == "aggregator":
+            seen = {name for e in self.entries for name in (e.sender, e.receiver)}
+            return seen.intersection(_COORDINATORS) or {AGGREGATOR_NAME}
+        if role == "dealer":
+            return {s.party for s in self.setups} or {"dealer"}
+        return {"querier"} if role == "querier" else set()
 
     @property
     def bytes_sent(self) -> int:
