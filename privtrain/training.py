@@ -1,16 +1,14 @@
 """Training: run one trainer, with its ledger, its checkpoints and its statement."""
 
-import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from privtrain.checkpoint import FileCheckpoint, identity_of
 from privtrain.core.cost import Cost
-from privtrain.core.errors import DataError, PrivtrainError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.errors import DataError, PrivacyError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.memory import peak_memory, reset_peak_memory
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Curve, History, Predictor, TrainResult
@@ -26,7 +24,7 @@ from privtrain.core.seeding import (
 from privtrain.core.statement import Budget, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
-from privtrain.core.transcript import Entry, Setup, Transcript
+from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_delta, check_finite
 from privtrain.privacy.calibration import calibrate_scale
 from privtrain.privacy.guarantees import guarantees
@@ -44,81 +42,6 @@ CAVEATS = (
 )
 WATCHED = 10
 """How often the model is looked at on validation rows."""
-
-
-@dataclass
-class FileCheckpoint:
-    """Keeps a run's state in a file, replaced as a whole; in memory where there is no folder.
-
-    Args:
-        run: Whose transcript and history are kept along.
-        path: The file, or None.
-        started: Seconds that earlier sittings of the run took.
-        attempt: How often the run was taken up again.
-    """
-
-    transcript: Transcript
-    history: History
-    path: Path | None
-    seconds_before: float = 0.0
-    attempt: int = 0
-    _started: float = field(default_factory=time.monotonic, repr=False)
-    _loaded: tuple[int, dict[str, Any]] | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            saved = torch.load(self.path, weights_only=True)
-        except Exception as error:  # torch raises whatever a broken file makes it raise
-            raise PrivtrainError(
-                f"The checkpoint {self.path} cannot be read: {error}. Delete its folder to start "
-                "again; what its journal spent stays spent for that data."
-            ) from error
-        self._loaded = (saved["done"], saved["state"])
-        self.seconds_before, self.attempt = saved["seconds"], saved["attempt"] + 1
-        self.transcript.entries.extend(Entry(*entry) for entry in saved["entries"])
-        self.transcript.setups.extend(Setup(*setup) for setup in saved["setups"])
-        self.history.unprotected.update(saved["unprotected"])
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the run took so far, earlier sittings included."""
-        return self.seconds_before + time.monotonic() - self._started
-
-    def save(self, done: int, state: Mapping[str, Any]) -> None:
-        """Keeps the state after a number of finished rounds.
-
-        Raises:
-            PrivtrainError: If the file cannot be written.
-        """
-        if self.path is None:
-            return
-        document = {
-            "done": done,
-            "state": dict(state),
-            "seconds": self.seconds,
-            "attempt": self.attempt,
-            "entries": [
-                (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
-                for e in self.transcript.entries
-            ],
-            "setups": [(s.party, s.what) for s in self.transcript.setups],
-            "unprotected": self.history.unprotected,
-        }
-        fresh = self.path.with_suffix(".new")
-        try:
-            torch.save(document, fresh)
-            fresh.replace(self.path)
-        except (OSError, RuntimeError) as error:
-            raise PrivtrainError(
-                f"Cannot write the checkpoint {self.path}: {error}. Free disk space or choose "
-                "another folder; the last checkpoint is still there, so the run can be resumed."
-            ) from error
-
-    def load(self) -> tuple[int, dict[str, Any]] | None:
-        """The last state and the number of rounds it stands after, or None at the start."""
-        return self._loaded
 
 
 def default_runtimes() -> Runtimes:
@@ -147,6 +70,8 @@ def check_data(data: FederatedData) -> None:
                     f"The party {party!r} holds no rows. Leave it out, or use another partition."
                 )
             check_finite(**{f"train[{party}]": rows.inputs})
+            if rows.targets is not None:
+                check_finite(**{f"train[{party}].targets": rows.targets})
 
 
 def _population(plan: PrivacyPlan, data: FederatedData) -> int:
@@ -157,16 +82,52 @@ def _population(plan: PrivacyPlan, data: FederatedData) -> int:
     return len(data.pooled()) if len(data.parties) <= 10_000 else len(data.parties)
 
 
-def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> None:
+def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> bool:
     """Refuses a delta that would make a guarantee empty.
+
+    Returns:
+        Whether anything is promised to anybody.
 
     Raises:
         UnsoundReleaseError: If delta is at least one over the number of protected units.
     """
     check_delta(delta)
-    for plan in plans:
-        if epsilon_of(plan, 1, delta) < float("inf"):
-            check_delta_below(delta, _population(plan, data), str(plan.unit))
+    promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
+    for plan in promising:
+        check_delta_below(delta, _population(plan, data), str(plan.unit))
+    return bool(promising)
+
+
+def open_ledger(
+    plans: tuple[PrivacyPlan, ...],
+    *,
+    promises: bool,
+    budget: Budget | None,
+    delta: float,
+    folder: Path | None,
+) -> JournalLedger:
+    """The ledger of a run.
+
+    Where nothing is promised there is no journal: an interrupted round follows from public seeds
+    alone, so that repeating it releases nothing new, and the checkpoint keeps the count.
+
+    Raises:
+        PrivacyError: If the folder's journal is another plan's.
+        BudgetExceededError: If not one release fits the budget.
+    """
+    journal = None if folder is None else folder / "journal.jsonl"
+    if journal is not None and journal.exists() and not promises:
+        raise PrivacyError(
+            f"The privacy journal {journal} belongs to another plan: this trainer promises "
+            "nothing. Choose another folder."
+        )
+    return JournalLedger(
+        plans,
+        budget=budget,
+        delta=delta,
+        journal=journal if promises else None,
+        block=max(1, max((plan.count for plan in plans), default=1) // 20),
+    )
 
 
 def fit(
@@ -214,26 +175,31 @@ def fit(
     """
     where = runtimes or default_runtimes()
     delta = budget.delta if budget is not None else delta
-    kind = entropy or (SEEDED if where.star is None or not where.star.real else EntropyKind.SYSTEM)
+    real = where.star is not None and where.star.real
+    kind = EntropyKind(entropy or (EntropyKind.SYSTEM if real else SEEDED))
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     check_device(device)
     check_data(data)
     plans = trainer.plan(data, where)
-    check_plans(plans, data, delta)
+    promises = check_plans(plans, data, delta)
     home = None if folder is None else Path(folder)
     if home is not None:
         home.mkdir(parents=True, exist_ok=True)
+    ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
-    checkpoint = FileCheckpoint(transcript, history, None if home is None else home / "state.pt")
-    ledger = JournalLedger(
-        plans,
-        budget=budget,
-        delta=delta,
-        journal=None if home is None else home / "journal.jsonl",
-        block=max(1, max((plan.count for plan in plans), default=1) // 20),
+    checkpoint = FileCheckpoint(
+        transcript,
+        history,
+        None if home is None else home / "state.pt",
+        identity_of(trainer, task, data.name, data.digest, len(data.parties), seed, kind),
+        lambda: ledger.spent,
     )
-    source = SeededEntropy(seed, checkpoint.attempt) if kind is SEEDED else SystemEntropy()
+    if not promises and checkpoint.spent_before:
+        ledger.spend(checkpoint.spent_before)
+        ledger.use(checkpoint.spent_before)
+    # A resumed run draws fresh noise: whatever drew noise before was spent before.
+    source = SeededEntropy(seed, attempt=ledger.spent) if kind is SEEDED else SystemEntropy()
     with ExitStack() as stack:
         run = Run(
             runtimes=where,
@@ -376,33 +342,41 @@ def calibrate(
     """
     where = runtimes or default_runtimes()
 
-    def plan_at(scale: float) -> PrivacyPlan:
+    def plans_at(scale: float) -> list[PrivacyPlan]:
         noisier = trainer.with_noise(scale)
         if noisier is None:
             raise UnsupportedError(
                 f"{trainer.token} draws no noise, so no noise can be calibrated. Give it a "
                 "mechanism such as Gaussian first."
             )
-        plans = [plan for plan in noisier.plan(data, where) if plan.observer == observer]
-        if not plans:
-            raise ValueError(
-                f"Expected observer={observer.name!r} to be one that {trainer.token} "
-                "makes a statement about."
-            )
-        return plans[0]
+        return [plan for plan in noisier.plan(data, where) if plan.observer == observer]
 
-    sample = plan_at(1.0)
-    if epsilon_of(sample, 1, delta) == float("inf"):
+    samples = plans_at(1.0)
+    if not samples:
+        raise ValueError(
+            f"Expected observer={observer.name!r} to be one that {trainer.token} "
+            "makes a statement about."
+        )
+    # Where noise is drawn twice, in the silos and on their sum, only one of the two is scaled.
+    scaled = [
+        number
+        for number, (plan, other) in enumerate(zip(samples, plans_at(2.0), strict=True))
+        if plan.event != other.event
+    ]
+    if not scaled:
         raise UnsoundReleaseError(
             f"No noise of {trainer.token} protects from the {observer}: it knows the noise or "
             "reads what is sent. Let the parties draw the noise, or use a secure aggregation."
         )
-    scale = calibrate_scale(
-        lambda value: plan_at(value).event,
-        epsilon=epsilon,
-        delta=delta,
-        relation=sample.relation,
-        count=sample.count,
+    scale = max(
+        calibrate_scale(
+            lambda value, number=number: plans_at(value)[number].event,  # type: ignore[misc]
+            epsilon=epsilon,
+            delta=delta,
+            relation=samples[number].relation,
+            count=samples[number].count,
+        )
+        for number in scaled
     )
     calibrated = trainer.with_noise(scale)
     return trainer if calibrated is None else calibrated

@@ -10,7 +10,7 @@ FLOORS = [
     {"runtimes"},
     {"mpc", "attacks"},
     {"aggregation"},
-    {"release"},
+    {"release", "checkpoint"},
     {"steps"},
     {"trainers", "report"},
     {"training", "auditing"},
