@@ -3,19 +3,13 @@
 Names that flwr does not publish are used in this file alone; flwr is pinned for that reason.
 """
 
-import gc
 import importlib.util
 import itertools
-import json
 import logging
-import os
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -34,6 +28,7 @@ from privtrain.runtimes.flower_client import (
     quiet_import,
 )
 from privtrain.runtimes.flower_star import FlowerStar
+from privtrain.runtimes.surroundings import silence, temporary_folder, variables
 
 with quiet_import():
     from flwr.app import Context, Message, RecordDict
@@ -41,7 +36,11 @@ with quiet_import():
     from flwr.common.constant import SUPERLINK_NODE_ID
     from flwr.proto.task_pb2 import Task
     from flwr.server.superlink.fleet.vce.metrics import VceMetrics
-    from flwr.server.superlink.fleet.vce.vce_api import _register_nodes, start_vce
+    from flwr.server.superlink.fleet.vce.vce_api import (
+        _register_node_info_stores,
+        _register_nodes,
+        run_api,
+    )
     from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
     from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
     from flwr.serverapp import Grid
@@ -55,6 +54,12 @@ with quiet_import():
 _RUN_ID = 1
 _POLL_SECONDS = 0.01
 _PATIENCE_SECONDS = 10.0
+_CHANGED_BY_RAY = (
+    "PYTHONBREAKPOINT",
+    "PYTHONPATH",
+    "RAY_CLIENT_MODE",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
+)
 _LONGEST_RAY_FOLDER = 40
 """Ray's sockets live below its folder, and the path of a socket may have 107 characters."""
 
@@ -186,50 +191,6 @@ class FlowerGrid:
         yield FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
 
 
-@contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables of the environment, which workers inherit, and puts everything back.
-
-    PYTHONPATH too: Flower's simulation extends it and leaves it so.
-    """
-    before = {name: os.environ.get(name) for name in (*values, "PYTHONPATH")}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps Flower's log from the screen: what goes wrong reaches the caller as an error.
-
-    Ray leaves open files and ended processes to the garbage collector, which would warn of them.
-    """
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        try:
-            yield
-        finally:
-            gc.collect()
-            logger.setLevel(before)
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="pt-"))
-    try:
-        yield path
-    finally:
-        # Processes that are just ending may still write their logs.
-        shutil.rmtree(path, ignore_errors=True)
-
-
 @lru_cache(maxsize=1)
 def _site_in(file: Path) -> Site:
     """The site of this worker, read once in its life."""
@@ -247,54 +208,82 @@ class _Simulation:
     """
 
     timeout_seconds: float
-    failure: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
+    _failure: BaseException | None = None
+    _backend: Any = None
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @contextmanager
     def running(
-        self, app: ClientApp, parties: tuple[str, ...], backend: Mapping[str, Any]
+        self, app: ClientApp, parties: tuple[str, ...], settings: dict[str, Any]
     ) -> Iterator[tuple[Grid, dict[str, int]]]:
         """Runs the simulation, with one node a party.
 
         Args:
             app: The client of every party.
             parties: Names of the parties.
-            backend: Settings of Flower's Ray back end.
+            settings: Of Flower's Ray back end.
 
         Yields:
             Flower's Grid, and the number of each party's node.
         """
         states, run = _link_state()
         nodes = _register_nodes(len(parties), states)
-        arguments = {
-            "backend_name": "ray",
-            "backend_config_json_stream": json.dumps(backend),
-            "app_dir": "",
-            "is_app": False,
-            "f_stop": self._stop,
-            "run": run,
-            "metrics": VceMetrics(),
-            "client_app": app,
-            "state_factory": states,
-            "existing_nodes_mapping": nodes,
-        }
-        thread = threading.Thread(target=self._run, kwargs=arguments, name="flower-simulation")
-        thread.start()
         grid = InMemoryGrid(states)
         grid.set_run(run)
+        simulate = partial(
+            run_api,
+            app_fn=lambda: app,
+            backend_fn=partial(self._start_ray, settings),
+            nodes_mapping=nodes,
+            state_factory=states,
+            node_info_stores=_register_node_info_stores(nodes, run),
+            f_stop=self._stop,
+            metrics=VceMetrics(),
+        )
+        thread = threading.Thread(target=self._run, args=(simulate,), name="flower-simulation")
+        thread.start()
         try:
             yield grid, {parties[partition]: node for node, partition in nodes.items()}
         finally:
-            processes = _processes_of_ray()
-            self._stop.set()
-            _end(thread, processes)
+            self._end(thread)
 
-    def _run(self, **arguments: Any) -> None:
+    def _run(self, simulate: Callable[[], None]) -> None:
         try:
-            start_vce(**arguments)
+            simulate()
         # Nobody above this thread could catch it; it is raised where replies are awaited.
         except BaseException as error:
-            self.failure = error
+            self._failure = error
+
+    def _start_ray(self, settings: dict[str, Any]) -> Any:
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+        from ray._private import worker
+
+        self._backend = RayBackend(settings)
+        node = worker._global_node
+        started: Any = [] if node is None else node.all_processes.values()
+        self._processes = [info.process for infos in started for info in infos]
+        return self._backend
+
+    def _end(self, thread: threading.Thread) -> None:
+        self._stop.set()
+        thread.join(_PATIENCE_SECONDS)
+        while thread.is_alive():
+            self._kill_workers_that_hang()
+            thread.join(1.0)
+        # Ray kills what it started, but does not wait until it is gone.
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE_SECONDS)
+            process.kill()
+            process.wait()
+
+    def _kill_workers_that_hang(self) -> None:
+        import ray
+
+        pool = None if self._backend is None else self._backend.pool
+        for actor in () if pool is None else tuple(pool._future_to_actor.values()):
+            ray.kill(actor)
 
     def exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:
         """Sends messages and gathers the replies that come in time.
@@ -308,39 +297,14 @@ class _Simulation:
         deadline = time.monotonic() + self.timeout_seconds
         replies: list[Message] = []
         while waiting and time.monotonic() < deadline:
-            if self.failure is not None:
-                raise ProtocolError(
-                    f"Flower's simulation ended: {self.failure!r}"
-                ) from self.failure
+            if self._failure is not None:
+                what = f"Flower's simulation ended: {self._failure.__cause__ or self._failure!r}"
+                raise ProtocolError(what) from self._failure
             arrived = list(grid.pull_messages(waiting))
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived
             time.sleep(_POLL_SECONDS if waiting else 0)
         return replies
-
-
-def _processes_of_ray() -> list[subprocess.Popen[bytes]]:
-    """What Ray started here; it kills them in the end, but does not wait until they are gone."""
-    from ray._private import worker
-
-    node = worker._global_node
-    started: Any = [] if node is None else node.all_processes.values()
-    return [info.process for infos in started for info in infos]
-
-
-def _end(thread: threading.Thread, processes: list[subprocess.Popen[bytes]]) -> None:
-    """Waits for the simulation to end; where a client hangs, its worker is killed first."""
-    thread.join(_PATIENCE_SECONDS)
-    if thread.is_alive():
-        import ray
-
-        ray.shutdown()
-        thread.join()
-    for process in processes:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_PATIENCE_SECONDS)
-        process.kill()
-        process.wait()
 
 
 def _link_state() -> tuple[LinkStateFactory, Run]:
@@ -404,7 +368,11 @@ class FlowerRay:
                 "Flower's simulation needs Ray: pip install 'flwr[simulation]>=1.41,<1.42'."
             )
         simulation = _Simulation(self.timeout_seconds)
-        with _folder() as folder, _silence(), _variables(_quiet(folder)):
+        with (
+            silence("flwr"),
+            temporary_folder() as folder,
+            variables(_quiet(folder), *_CHANGED_BY_RAY),
+        ):
             file = folder / "site"
             torch.save(_site_of(setting), file, pickle_module=cloudpickle)
             app = client_app(partial(_site_in, file))
