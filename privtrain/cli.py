@@ -1,5 +1,6 @@
 """The command line: compare, fit, report, party."""
 
+import io
 import json
 import shutil
 import sys
@@ -149,6 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 where everything succeeded, 1 where some row failed, 2 on wrong
         arguments, 130 where the user stopped it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Tables hold characters such as a Greek epsilon; a terminal without them shows "?".
+            stream.reconfigure(errors="replace")
     command = tyro.cli(
         Command,  # type: ignore[arg-type]  # tyro takes unions, its annotation does not say so
         prog="privtrain",

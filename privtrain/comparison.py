@@ -25,7 +25,7 @@ from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_positive
-from privtrain.report.files import plain_comparison, read_comparison
+from privtrain.report.files import load, plain_comparison
 from privtrain.report.html import comparison_fragment
 from privtrain.report.progress import progress_bar
 from privtrain.report.table import comparison_text
@@ -178,7 +178,7 @@ def load_row(folder: Path) -> Row | None:
     path = folder / "row.json"
     if not path.exists():
         return None
-    return read_comparison(json.loads(path.read_text())).rows[0]
+    return load(path).rows[0]
 
 
 def _run(cell: Cell, shared: Conditions, folder: Path | None, description: str) -> Row:

@@ -311,6 +311,8 @@ def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy
 
 def protected_by(entry: InputPrivacy) -> str:
     """What keeps a reader from reading more, in a few words."""
+    if entry.adversary == "untrusted":
+        return "reads releases only; see what is promised to it"
     if entry.security == "none":
         words = ["nothing" if entry.honest else f"nothing: {entry.reader} is {entry.adversary}"]
     else:
