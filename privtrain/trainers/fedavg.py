@@ -1,13 +1,12 @@
 """Federated averaging (McMahan et al. 2017, Algorithm 1), plain or differentially private."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import ProtocolError, UnsoundReleaseError
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
     ModelPredictor,
     float_buffers,
@@ -20,13 +19,15 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams
 from privtrain.core.statement import InputPrivacy, Unit
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
-from privtrain.privacy.sampling import Everyone, Sampling
+from privtrain.privacy.placement import Drawer
+from privtrain.privacy.sampling import Everyone, Poisson, Sampling
 from privtrain.release import Release
-from privtrain.steps.plain import LocalSteps, PlainSteps, set_gradient
+from privtrain.steps.plain import LocalSteps, PlainSteps
+from privtrain.steps.server import Server, ServerOptimizer
 
 WEIGHT = "weight"
 
@@ -86,10 +87,6 @@ class ByExamples:
         return float(rows) if self.bound is None else min(rows, self.bound) / self.bound
 
 
-ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
-
-
 def values(model: nn.Module, *, buffers: bool) -> list[Tensor]:
     """What clients and server exchange: trainable parameters and, where asked, float buffers."""
     return [*trainable(model), *(float_buffers(model) if buffers else [])]
@@ -100,9 +97,10 @@ def training_mode(model: nn.Module, *, statistics: bool) -> nn.Module:
 
     Args:
         model: The model.
-        statistics: Whether batch normalisation follows the batches. Under a bound it must not: its
-            running statistics would leave the client without noise, or be spoiled by it. It
-            then normalises with its public initial statistics, in training as in prediction.
+        statistics: Whether layers with running statistics, such as batch normalisation, follow
+            the batches. Under a bound they must not: their statistics would leave the client
+            without noise, or be spoiled by it. They then normalise with their public initial
+            statistics, in training as in prediction.
 
     Returns:
         The model.
@@ -110,7 +108,7 @@ def training_mode(model: nn.Module, *, statistics: bool) -> nn.Module:
     model.train()
     if not statistics:
         for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            if getattr(layer, "track_running_stats", False):
                 layer.eval()
     return model
 
@@ -151,12 +149,20 @@ class ClientStep:
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
     def _model(self, party: PartyRun, *, statistics: bool) -> nn.Module:
-        """The worker's model, to be overwritten; making a new one each time is slower."""
+        """The worker's model, to be overwritten; making a new one each time is slower.
+
+        What is not exchanged, such as frozen layers, starts as it does at the server, and no
+        buffer carries anything from one client to the next.
+        """
         key = ("fedavg", self.task.model)
         if party.scratch.get("key") != key:
-            model = initial_model(self.task, party.seeds["scratch", 0, ""]).to(party.device)
-            party.scratch.update(key=key, model=model)
+            start = party.seeds["initialisation", 0, ""]
+            model = initial_model(self.task, start).to(party.device)
+            buffers = [buffer.clone() for buffer in model.buffers()]
+            party.scratch.update(key=key, model=model, buffers=buffers)
         held: nn.Module = party.scratch["model"]
+        for buffer, initial in zip(held.buffers(), party.scratch["buffers"], strict=True):
+            buffer.copy_(initial)
         return training_mode(held, statistics=statistics)
 
 
@@ -174,7 +180,8 @@ class FedAvg:
             None takes the average itself.
 
     Raises:
-        UnsoundReleaseError: If noise is asked for and weights have no bound.
+        UnsoundReleaseError: If noise is asked for and weights have no bound, or parties draw it
+            and a round may be empty.
 
     Source: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629); with noise McMahan et al. 2018,
     Algorithm 1 (arXiv:1710.06963), with a fixed denominator.
@@ -198,6 +205,18 @@ class FedAvg:
         if not self.weights.uniform and self.local.with_scale(1.0) is not None:
             why = "with noised local steps: a weight tells how many rows a client holds"
             raise UnsoundReleaseError(f"weights={self.weights} {why}. Use Uniform().")
+
+        if (
+            self.release.mechanism.noisy
+            and self.release.noise_at.drawer is Drawer.PARTY
+            and isinstance(self.sampling, Poisson)
+            and self.sampling.rate < 1
+        ):
+            raise UnsoundReleaseError(
+                f"noise_at={self.release.noise_at} with sampling={self.sampling}: who was not "
+                "drawn adds no noise, so the amount of noise tells who took part, and a round that "
+                "nobody was drawn for is not noised at all. Use FixedSize or AT_AGGREGATOR."
+            )
 
     def with_local(self, local: LocalSteps) -> "FedAvg":
         """The same rounds with other local steps."""
@@ -243,7 +262,15 @@ class FedAvg:
 
         Returns:
             The model after the last round that was paid for.
+
+        Raises:
+            UnsupportedError: If parties hold columns.
+            ProtocolError: If an update without a bound is not finite.
         """
+        if data.split is not ROWS:
+            raise UnsupportedError(
+                "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
+            )
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         server = Server(
             values(model, buffers=not self.release.bounding),
@@ -329,70 +356,3 @@ def _not_finite(replies: dict[str, Payload], round: int) -> str:
         f"Round {round}: the update of {who} is not finite. Lower the learning rate, check the "
         "rows for extreme values, or clip updates with Release(Gaussian(clipping_norm, 0.0))."
     )
-
-
-class Server:
-    """The server's side: the global model and, where there is one, its optimizer.
-
-    Args:
-        tensors: What is exchanged; written in place.
-        parameters: The trainable ones among them, which come first.
-        optimizer: Makes the server's optimizer, or None.
-    """
-
-    def __init__(
-        self,
-        tensors: list[Tensor],
-        parameters: list[nn.Parameter],
-        optimizer: ServerOptimizer | None,
-    ) -> None:
-        self._tensors = tensors
-        self._parameters = parameters
-        self._optimizer = None if optimizer is None else optimizer(parameters)
-
-    def vector(self) -> Tensor:
-        """The global model as a new vector, shape `(values,)`."""
-        return to_vector(self._tensors)
-
-    def step(self, average: Tensor | None, *, change: bool) -> None:
-        """Takes the average of a round, float64, shape `(values,)`; None changes nothing.
-
-        Args:
-            average: The average of what clients sent.
-            change: Whether they sent changes rather than models.
-        """
-        if average is None:
-            return
-        if self._optimizer is None:
-            start = self.vector().double() if change else torch.zeros_like(average)
-            load_vector(self._tensors, start + average)
-            return
-        trained = sum(parameter.numel() for parameter in self._parameters)
-        set_gradient(self._parameters, -average[:trained])
-        self._optimizer.step()
-        buffers = self._tensors[len(self._parameters) :]
-        load_vector(buffers, to_vector(buffers) + average[trained:])
-
-    def save(self, done: int, run: Run) -> None:
-        """Leaves what a resumed run needs."""
-        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
-        state: dict[str, Any] = {
-            "model": self.vector(),
-            "optimizer": optimizer,
-            "parties": run.star.states(),
-            "memory": run.memory,
-        }
-        run.checkpoint.save(done, state)
-
-    def resume(self, run: Run) -> int:
-        """Takes up what an interrupted run left; returns how many rounds were done."""
-        saved = run.checkpoint.load()
-        if saved is None:
-            return 0
-        done, state = saved
-        load_vector(self._tensors, state["model"])
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-        run.star.restore(state["parties"])
-        run.memory.update(state["memory"])
-        return done

@@ -1,0 +1,81 @@
+"""The server's side of federated rounds: the global model, and how a round's average moves it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.parameters import load_vector, to_vector
+from privtrain.core.trainer import Run
+from privtrain.steps.plain import set_gradient
+
+ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
+
+
+class Server:
+    """The server's side: the global model and, where there is one, its optimizer.
+
+    Args:
+        tensors: What is exchanged; written in place.
+        parameters: The trainable ones among them, which come first.
+        optimizer: Makes the server's optimizer, or None.
+    """
+
+    def __init__(
+        self,
+        tensors: list[Tensor],
+        parameters: list[nn.Parameter],
+        optimizer: ServerOptimizer | None,
+    ) -> None:
+        self._tensors = tensors
+        self._parameters = parameters
+        self._optimizer = None if optimizer is None else optimizer(parameters)
+
+    def vector(self) -> Tensor:
+        """The global model as a new vector, shape `(values,)`."""
+        return to_vector(self._tensors)
+
+    def step(self, average: Tensor | None, *, change: bool) -> None:
+        """Takes the average of a round, float64, shape `(values,)`; None changes nothing.
+
+        Args:
+            average: The average of what clients sent.
+            change: Whether they sent changes rather than models.
+        """
+        if average is None:
+            return
+        if self._optimizer is None:
+            start = self.vector().double() if change else torch.zeros_like(average)
+            load_vector(self._tensors, start + average)
+            return
+        trained = sum(parameter.numel() for parameter in self._parameters)
+        set_gradient(self._parameters, -average[:trained])
+        self._optimizer.step()
+        buffers = self._tensors[len(self._parameters) :]
+        load_vector(buffers, to_vector(buffers) + average[trained:])
+
+    def save(self, done: int, run: Run) -> None:
+        """Leaves what a resumed run needs."""
+        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        state: dict[str, Any] = {
+            "model": self.vector(),
+            "optimizer": optimizer,
+            "parties": run.star.states(),
+            "memory": run.memory,
+        }
+        run.checkpoint.save(done, state)
+
+    def resume(self, run: Run) -> int:
+        """Takes up what an interrupted run left; returns how many rounds were done."""
+        saved = run.checkpoint.load()
+        if saved is None:
+            return 0
+        done, state = saved
+        load_vector(self._tensors, state["model"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        run.star.restore(state["parties"])
+        run.memory.update(state["memory"])
+        return done
