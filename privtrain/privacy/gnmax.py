@@ -61,7 +61,7 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
     check_positive(sigma=sigma)
     grid = check_orders(orders)
     log_q = gnmax_log_q(votes, sigma)[:, np.newaxis]
-    rdp = np.broadcast_to(grid / sigma**2, (log_q.shape[0], grid.size)).copy()
+    rdp = np.tile(grid / sigma**2, (log_q.shape[0], 1))
     settled = np.isneginf(log_q[:, 0])
     rdp[settled] = 0.0
 
@@ -79,9 +79,13 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
     log_p = _log1mexp(log_q)
     log_a = log_p - _log1mexp((log_q + epsilon2[rows]) * (1 - 1 / mu2))
     log_b = epsilon1[rows] - log_q / (mu1 - 1)
-    dependent = np.logaddexp(log_p + (grid - 1) * log_a, log_q + (grid - 1) * log_b) / (grid - 1)
-    dependent = np.where(grid <= mu1, np.maximum(dependent, 0.0), np.inf)
-    rdp[rows] = np.minimum(rdp[rows], dependent)
+    moments = grid - 1
+    dependent = np.logaddexp(log_p + moments * log_a, log_q + moments * log_b)
+    dependent /= moments
+    np.maximum(dependent, 0.0, out=dependent)
+    # Theorem 6 holds for orders up to mu1.
+    np.copyto(dependent, np.inf, where=grid > mu1)
+    rdp[rows] = np.minimum(dependent, grid / sigma**2, out=dependent)
     return rdp
 
 
@@ -111,7 +115,7 @@ def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:
     log_q = lnmax_log_q(votes, scale)[:, np.newaxis]
     pure = 2.0 / scale
     independent = np.minimum(pure, grid * pure**2 / 2)
-    rdp = np.broadcast_to(independent, (log_q.shape[0], grid.size)).copy()
+    rdp = np.tile(independent, (log_q.shape[0], 1))
 
     # Theorem 3 asks for q < (e^pure - 1) / (e^(2 pure) - 1), which is 1 / (e^pure + 1).
     rows = np.flatnonzero(log_q[:, 0] < -np.logaddexp(pure, 0.0))
@@ -119,8 +123,10 @@ def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:
     log_p = _log1mexp(log_q)
     moments = grid - 1
     stays = log_p + moments * (log_p - _log1mexp(log_q + pure))
-    dependent = np.logaddexp(stays, log_q + moments * pure) / moments
-    rdp[rows] = np.minimum(rdp[rows], np.maximum(dependent, 0.0))
+    dependent = np.logaddexp(stays, log_q + moments * pure)
+    dependent /= moments
+    np.maximum(dependent, 0.0, out=dependent)
+    rdp[rows] = np.minimum(dependent, independent, out=dependent)
     return rdp
 
 
