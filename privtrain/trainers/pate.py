@@ -24,6 +24,7 @@ from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.privacy.placement import Drawer
+from privtrain.privacy.renyi import RdpCurve
 from privtrain.privacy.votes import GNMax
 from privtrain.release import Release
 from privtrain.steps.plain import PlainSteps
@@ -45,22 +46,31 @@ def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
     Returns:
         Teacher numbers, shape `(rows,)`.
     """
-    inputs = rows.inputs.cpu().contiguous().numpy()
-    labels = rows.labels.cpu().contiguous().numpy()
-    key = f"privtrain/teachers/{seed}".encode()[:64]
-    numbers = [
-        int.from_bytes(
-            hashlib.blake2b(x.tobytes() + y.tobytes(), key=key, digest_size=8).digest(), "little"
-        )
-        % teachers
-        for x, y in zip(inputs, labels, strict=True)
-    ]
+    numbers = [number % teachers for number in _numbers(rows, "teachers", seed)]
     return torch.tensor(numbers, dtype=torch.long)
 
 
+def _numbers(rows: Rows, purpose: str, seed: int) -> list[int]:
+    """A number for each row that follows from its contents, the purpose and the seed alone."""
+    inputs = rows.inputs.cpu().contiguous().numpy()
+    labels = rows.labels.cpu().contiguous().numpy()
+    key = f"privtrain/{purpose}/{seed}".encode()[:64]
+    return [
+        int.from_bytes(
+            hashlib.blake2b(x.tobytes() + y.tobytes(), key=key, digest_size=16).digest(), "little"
+        )
+        for x, y in zip(inputs, labels, strict=True)
+    ]
+
+
 def without_public_part(party: str, rows: Rows, given: int, seeds: Seeds) -> tuple[Rows, Rows]:
-    """Splits a party's rows into those it gives up to the public, and those its teachers keep."""
-    order = torch.randperm(len(rows), generator=seeds["public part", 0, party].torch())
+    """Splits a party's rows into those it gives up to the public, and those its teachers keep.
+
+    The rows with the smallest numbers are given up. A row that is kept has no say in which ones
+    these are: removing it takes it from its teacher and changes nothing else.
+    """
+    numbers = _numbers(rows, f"public/{party}", seeds.seed)
+    order = torch.tensor(sorted(range(len(rows)), key=numbers.__getitem__), dtype=torch.long)
     return rows.take(order[:given]), rows.take(order[given:].sort().values)
 
 
@@ -120,6 +130,15 @@ class Vote:
         return message
 
 
+def _kept(run: Run) -> dict[str, tuple[list[float], list[float]]]:
+    """The data-dependent charges as plain values for a checkpoint."""
+    return {
+        name: (list(curve.orders), list(curve.rdp))
+        for name, curve in run.realised.items()
+        if isinstance(curve, RdpCurve)
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class PATE:
     """Teachers on disjoint rows vote on public queries; a student learns the noised winners.
@@ -158,6 +177,7 @@ class PATE:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         """One noisy vote a query."""
+        self.hosted(data.parties)  # an ensemble that cannot be must not be paid for
         plans = self.release.plans(
             unit=Unit.EXAMPLE,
             count=self.queries,
@@ -211,25 +231,39 @@ class PATE:
         """
         if data.split is not ROWS:
             raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
-        public, given = self._public(data, run)
-        order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
-        asked = public[order[: self.queries]]
-        answered = 0
-        while answered < len(asked) and run.spend():
-            answered += 1
-        asked = asked[:answered]
-        labels = self._ask(task, data, run, asked, given)
+        given = self._given(data)
+        if given:
+            self._tell_of_split(data, given, run)
+        saved = run.checkpoint.load()
+        if saved is None:
+            asked, labels = self._answered(task, data, given, run)
+            run.checkpoint.save(1, {"asked": asked, "labels": labels, "realised": _kept(run)})
+        else:
+            # Answers were paid for and are public: a resumed run asks nothing twice.
+            asked, labels = saved[1]["asked"], saved[1]["labels"]
+            for name, (orders, rdp) in saved[1]["realised"].items():
+                run.realised[name] = RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
         run.progress(1, 2)
         student = self._student(task, Rows(asked, labels), run)
         run.progress(2, 2)
         return student
 
-    def _public(self, data: FederatedData, run: Run) -> tuple[Tensor, int]:
-        """Inputs that may be asked about, and how many rows each party gave up for them."""
+    def _answered(
+        self, task: Task, data: FederatedData, given: int, run: Run
+    ) -> tuple[Tensor, Tensor]:
+        """The queries that the ledger has room for, and their answers."""
+        public = self._public(data, given, run)
+        order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
+        asked = public[order[: self.queries]]
+        answered = 0
+        while answered < len(asked) and run.spend():
+            answered += 1
+        return asked[:answered], self._ask(task, data, run, asked[:answered], given)
+
+    def _given(self, data: FederatedData) -> int:
+        """How many rows each party has to give up, so that there is something to ask about."""
         if data.public is not None:
-            if len(data.public) < self.queries:
-                run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
-            return data.public.inputs, 0
+            return 0
         given = -(-self.queries // len(data.parties))
         smallest = min(len(data.train[party]) for party in data.parties)
         if given >= smallest:
@@ -238,7 +272,9 @@ class PATE:
                 f"of each of {len(data.parties)} parties, the smallest of which holds {smallest}. "
                 "Ask fewer queries, or give data with public rows."
             )
-        replies = run.map(GivePublic(given), {party: {} for party in data.parties}, round=0)
+        return given
+
+    def _tell_of_split(self, data: FederatedData, given: int, run: Run) -> None:
         run.notes.append(
             f"the data has no public part: {given} rows of each party were taken from the "
             "training rows and from the teachers, and are not protected"
@@ -248,7 +284,15 @@ class PATE:
             for party in data.parties
         ]
         run.members = concatenate(kept)
-        return torch.cat([reply["public inputs"] for reply in replies.values()]), given
+
+    def _public(self, data: FederatedData, given: int, run: Run) -> Tensor:
+        """Inputs that may be asked about."""
+        if data.public is not None:
+            if len(data.public) < self.queries:
+                run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
+            return data.public.inputs
+        replies = run.map(GivePublic(given), {party: {} for party in data.parties}, round=0)
+        return torch.cat([reply["public inputs"] for reply in replies.values()])
 
     def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, given: int) -> Tensor:
         """The noised winners of the votes on each query, shape `(queries,)`."""
@@ -269,8 +313,10 @@ class PATE:
         if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
             return
         realised = getattr(self.release.mechanism, "realised", None)
+        if realised is None:
+            return
         counts = self.release.aggregation(messages, run, kind="votes").value
-        if realised is not None and isinstance(counts, Tensor):
+        if isinstance(counts, Tensor):
             run.realised[PUBLIC.name] = realised(counts)
 
     def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
