@@ -143,4 +143,5 @@ def check_whole_noise(mechanism: Mechanism, exposure: Exposure) -> None:
 
 def to_tensor(values: np.ndarray[Any, Any], like: Tensor) -> Tensor:
     """Drawn values in a tensor's type and on its device."""
-    return torch.from_numpy(values).to(dtype=like.dtype, device=like.device)
+    # numpy turns a drawn array without dimensions into a number.
+    return torch.from_numpy(np.asarray(values)).to(dtype=like.dtype, device=like.device)
