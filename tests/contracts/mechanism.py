@@ -1,0 +1,126 @@
+"""What every mechanism promises, and the statistics that catch broken ones."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from privtrain.core.observers import Exposure
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
+from privtrain.privacy.accounting import evaluate
+from privtrain.privacy.mechanism import Mechanism
+
+RELATIONS = (ADD_REMOVE, REPLACE_ONE, ZERO_OUT)
+PUBLIC_SUM = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
+ALL_KNOWN = Exposure(single_messages=True, knows_sample=True, noise_known=1.0)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def drawn(mechanism: Mechanism, like: Tensor, seed: int = 0, fraction: float = 1.0) -> Tensor:
+    noise, _ = mechanism.noise(like, mechanism.init(like), generator(seed), fraction=fraction)
+    return noise
+
+
+def is_a_frozen_value(mechanism: Mechanism) -> None:
+    copy = pickle.loads(pickle.dumps(mechanism))
+    assert copy == mechanism
+    assert hash(copy) == hash(mechanism)
+    assert type(mechanism).__name__ in repr(mechanism)
+    with pytest.raises(FrozenInstanceError):
+        mechanism.anything = 1  # type: ignore[attr-defined] # that is what is tested
+
+
+def noise_is_like_what_is_noised(mechanism: Mechanism) -> None:
+    for shape in ((), (3,), (2, 5), (0,), (1, 2, 3)):
+        for dtype in (torch.float32, torch.float64):
+            like = torch.full(shape, 7.0, dtype=dtype)
+            noise = drawn(mechanism, like)
+            assert (noise.shape, noise.dtype, noise.device) == (like.shape, dtype, like.device)
+            assert bool(torch.isfinite(noise).all())
+            assert torch.equal(like, torch.full(shape, 7.0, dtype=dtype))
+
+
+def noise_follows_the_generator_alone(mechanism: Mechanism) -> None:
+    like = torch.zeros(50)
+    assert torch.equal(drawn(mechanism, like, 1), drawn(mechanism, torch.ones(50), 1))
+    assert torch.equal(drawn(mechanism, like, 1), drawn(mechanism, like, 2)) != mechanism.noisy
+
+
+def noise_is_never_reused(mechanism: Mechanism) -> None:
+    """Two draws from one generator differ: reused noise would cancel."""
+    like, source = torch.zeros(50), generator()
+    first, state = mechanism.noise(like, mechanism.init(like), source)
+    second, _ = mechanism.noise(like, state, source)
+    assert torch.equal(first, second) != mechanism.noisy
+
+
+def noise_leaves_the_global_generators_alone(mechanism: Mechanism) -> None:
+    before, numbers = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr] # the legacy state is a tuple
+    drawn(mechanism, torch.zeros(10))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numbers  # type: ignore[index, union-attr] # as above
+
+
+def bounding_twice_changes_nothing(mechanism: Mechanism) -> None:
+    contribution = torch.linspace(-3, 4, 12).view(3, 4)
+    once = mechanism.bound(contribution)
+    assert once.shape == contribution.shape
+    assert torch.equal(mechanism.bound(once), once)
+    assert torch.equal(contribution, torch.linspace(-3, 4, 12).view(3, 4))
+
+
+def nothing_is_promised_where_all_noise_is_known(mechanism: Mechanism) -> None:
+    for relation in RELATIONS:
+        event = mechanism.event(ALL_KNOWN, relation)
+        assert evaluate(event, 1e-5, relation).epsilon == float("inf")
+
+
+def something_is_promised_exactly_where_noise_is_drawn(mechanism: Mechanism) -> None:
+    for relation in (ADD_REMOVE, ZERO_OUT):
+        found = evaluate(mechanism.event(PUBLIC_SUM, relation), 1e-5, relation).epsilon
+        assert (found < float("inf")) == mechanism.noisy
+        assert found > 0
+
+
+def a_larger_scale_promises_more(mechanism: Mechanism) -> None:
+    scaled = [mechanism.with_scale(scale) for scale in (1.0, 2.0, 8.0)]
+    if not mechanism.noisy:
+        assert scaled == [None] * 3 or all(m is not None and m.noisy for m in scaled)
+        return
+    epsilons = []
+    for one in scaled:
+        assert one is not None
+        assert type(one) is type(mechanism)
+        assert one.sensitivity(ADD_REMOVE) == mechanism.sensitivity(ADD_REMOVE)
+        epsilons.append(evaluate(one.event(PUBLIC_SUM, ZERO_OUT), 1e-5, ZERO_OUT).epsilon)
+    assert epsilons[0] > epsilons[1] > epsilons[2] > 0
+
+
+def noise_that_is_noisy_has_a_bound(mechanism: Mechanism) -> None:
+    if mechanism.noisy:
+        for relation in RELATIONS:
+            found = mechanism.sensitivity(relation)
+            assert found is not None
+            assert 0 < found < float("inf")
+        assert mechanism.theorem
+
+
+CHECKS: tuple[Callable[[Mechanism], None], ...] = (
+    is_a_frozen_value,
+    noise_is_like_what_is_noised,
+    noise_follows_the_generator_alone,
+    noise_is_never_reused,
+    noise_leaves_the_global_generators_alone,
+    bounding_twice_changes_nothing,
+    nothing_is_promised_where_all_noise_is_known,
+    something_is_promised_exactly_where_noise_is_drawn,
+    a_larger_scale_promises_more,
+    noise_that_is_noisy_has_a_bound,
+)
