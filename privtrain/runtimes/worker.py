@@ -16,9 +16,12 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from privtrain.runtimes.frames import FrameWriter, Kind, pack_beat, read_frame
+
+if TYPE_CHECKING:
+    from privtrain.core.errors import PrivtrainError
 
 CHILD_FLAG = "--child"
 _PR_SET_PDEATHSIG = 1
@@ -59,7 +62,7 @@ class Failure:
 
     text: str
     lost_contact: bool
-    error: Exception | None
+    error: "PrivtrainError | None"
     trace: str
 
 
@@ -79,8 +82,8 @@ def main(beat: str) -> int:
     try:
         body = _run(source, progress)
         kind = Kind.RESULT
-    # Whatever a program raises must reach the parent, named.
-    except Exception as error:
+    # Whatever a program raises must reach the parent, named; sys.exit would leave without a word.
+    except (Exception, SystemExit) as error:
         kind, body = Kind.FAILURE, pickle.dumps(_failure(error))
     out.write(kind, body)
     sys.stderr.flush()
@@ -162,7 +165,7 @@ def _expect(source: BinaryIO, kind: Kind) -> bytes:
     return frame[1]
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(error: Exception | SystemExit) -> Failure:
     from privtrain.core.errors import PartyLostError, PrivtrainError
 
     text = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,130 @@
+"""Programs for real processes; each can misbehave at a chosen party."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.runtime import MeshParty, Payload
+from privtrain.core.transcript import Entry, Setup
+
+
+def connect(party: MeshParty) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method="env://",
+        rank=party.rank,
+        world_size=len(party.names),
+        timeout=timedelta(seconds=float(os.environ["PRIVTRAIN_TIMEOUT"])),
+    )
+
+
+@dataclass(frozen=True)
+class AddUp:
+    """All parties add up their numbers."""
+
+    def __call__(self, party: MeshParty) -> Payload:
+        print(f"{party.name} prints")
+        connect(party)
+        total = party.inputs["number"].clone()
+        for done in range(3):
+            party.report(done + 1, 3)
+            time.sleep(0.2)
+        dist.all_reduce(total)
+        party.entries.append(Entry(party.name, "somebody", "number", (1,), 8, 0))
+        party.setups.append(Setup(party.name, "its number"))
+        threads = torch.tensor(torch.get_num_threads())
+        return {"total": total, "threads": threads, "pid": torch.tensor(os.getpid())}
+
+
+@dataclass(frozen=True)
+class Misbehave:
+    """One party does something else, the others wait for it."""
+
+    culprit: str
+    deed: Callable[[], None]
+
+    def __call__(self, party: MeshParty) -> Payload:
+        connect(party)
+        number = torch.ones(4)
+        dist.all_reduce(number)
+        if party.name == self.culprit:
+            self.deed()
+        dist.all_reduce(number)
+        return {"number": number}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def abort() -> None:
+    os.abort()
+
+
+def send_another_count() -> None:
+    dist.all_reduce(torch.ones(400_000))
+
+
+def fail() -> None:
+    raise ZeroDivisionError("one over nothing")
+
+
+def refuse() -> None:
+    raise UnsupportedError("this needs a package that is missing")
+
+
+def leave() -> None:
+    sys.exit(3)
+
+
+def sleep() -> None:
+    time.sleep(600)
+
+
+@dataclass(frozen=True)
+class StartGrandchild:
+    """Starts another process, notes its number and fails."""
+
+    note: str
+
+    def __call__(self, party: MeshParty) -> Payload:
+        child = subprocess.Popen(["sleep", "600"])
+        Path(f"{self.note}-{party.rank}").write_text(str(child.pid))
+        raise ValueError("failed after starting another process")
+
+
+@dataclass(frozen=True)
+class EndEarly:
+    """The first party returns at once, the others wait for it."""
+
+    def __call__(self, party: MeshParty) -> Payload:
+        connect(party)
+        if party.rank > 0:
+            dist.all_reduce(torch.ones(1))
+        return {}
+
+
+@dataclass(frozen=True)
+class NoteAndSleep:
+    """Notes the process's number and sleeps."""
+
+    note: str
+
+    def __call__(self, party: MeshParty) -> Payload:
+        Path(f"{self.note}-{party.rank}").write_text(str(os.getpid()))
+        time.sleep(600)
+        return {}
