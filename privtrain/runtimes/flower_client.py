@@ -51,6 +51,9 @@ with quiet_import():
 TAKE_STEP = "train.step"
 SET_STATE = "train.restore"
 TELL_STATE = "query.state"
+KEEPS_STATE = "keeps-state"
+"""Stands in the reply of a party that has something to ask for when a checkpoint is written."""
+
 _ORDER, _TENSORS = "order", "tensors"
 _STEPS_KEPT = 8
 _RAISED = 2
@@ -186,6 +189,8 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     reply = take_step(site.step(order), to_payload(content), party_run)
     packed = Packer()(reply)
     context.state = Packer()(party_run.state)
+    if party_run.state:
+        packed[KEEPS_STATE] = ConfigRecord()
     return packed
 
 

@@ -7,6 +7,7 @@ from privtrain.core.errors import PartyLostError
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Payload, Setting, Step
 from privtrain.runtimes.flower_client import (
+    KEEPS_STATE,
     SET_STATE,
     TAKE_STEP,
     TELL_STATE,
@@ -37,7 +38,7 @@ class FlowerStar:
     node_of: Callable[[str], int]
     create: Callable[[RecordDict, str, int, str], Message]
     send: Callable[[list[Message]], Iterable[Message]]
-    _reached: dict[str, None] = field(default_factory=dict, repr=False)
+    _keeping: dict[str, None] = field(default_factory=dict, repr=False)
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
@@ -72,7 +73,6 @@ class FlowerStar:
             self.create(content, what, self.node_of(party), str(round))
             for party, content in contents.items()
         ]
-        self._reached.update(dict.fromkeys(contents))
         answers = {answer.metadata.src_node_id: answer for answer in self.send(messages)}
         return {party: self._read(party, answers, round) for party in contents}
 
@@ -82,16 +82,19 @@ class FlowerStar:
             raise PartyLostError(f"{party} did not reply in round {round}.", party)
         if answer.has_error():
             raise raised_at(party, round, answer.error)
+        if KEEPS_STATE in answer.content:
+            self._keeping[party] = None
         return to_payload(answer.content)
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round, asked of those that took part."""
-        questions = {party: RecordDict() for party in self._reached}
+        """What each party keeps from round to round, asked of those that keep something."""
+        questions = {party: RecordDict() for party in self._keeping}
         answers = self._exchange(TELL_STATE, questions, -1)
         return {party: state for party, state in answers.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
         """Gives the parties back what they kept; those that are not named keep nothing."""
         check_known(states, self.setting.data.train)
-        kept = {party: states.get(party, {}) for party in {**self._reached, **states}}
+        kept = {party: states.get(party, {}) for party in {**self._keeping, **states}}
+        self._keeping = dict.fromkeys(states)
         self._exchange(SET_STATE, {party: Packer()(state) for party, state in kept.items()}, -1)
