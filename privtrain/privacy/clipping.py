@@ -69,6 +69,8 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
         Factors in [0, 1], shape `(contributions,)`. Zero for a non-finite norm, one for a zero one.
     """
     check_positive(clipping_norm=clipping_norm)
-    # In float64, since float32 rounds a tiny clipping norm to zero.
-    factors = (clipping_norm / norms.double().clamp_min(clipping_norm)).to(norms.dtype)
+    # In float64, since float32 rounds a tiny clipping norm to zero; a tensor over a tensor, since
+    # torch divides a number by multiplying with a rounded reciprocal.
+    bound = torch.tensor(clipping_norm, dtype=torch.float64, device=norms.device)
+    factors = (bound / norms.double().clamp_min(clipping_norm)).to(norms.dtype)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
