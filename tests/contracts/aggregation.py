@@ -15,7 +15,7 @@ from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import History
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import PartyRun, Payload, Runtimes, Star
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
@@ -63,7 +63,7 @@ def a_run(seed: int = 0, ledger: Ledger | None = None) -> Run:
     )
 
 
-def _no_star() -> None:
+def _no_star() -> Star:
     raise AssertionError("these tests have no parties to talk to")
 
 
