@@ -1,0 +1,271 @@
+"""Follows the pages on extending: takes their files from the page, runs them, and checks them."""
+
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestCentroid
+
+import privtrain as pt
+from privtrain.attacks.attack import target_for
+from privtrain.core.observers import Exposure
+from privtrain.core.result import Target
+from privtrain.core.runtime import PartyRun
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.statement import Unit
+from privtrain.core.task import FederatedData, Rows, Task
+from tests.docs.pages import DOCS, examples, run
+from tests.statistics import assert_power, std_is
+
+PAGES = ("trainer", "mechanism", "attack")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def module_of(page: str, folder: Path) -> ModuleType:
+    path = DOCS / "extending" / f"{page}.md"
+    (file,) = [block for block in examples(path) if block.file is not None]
+    run(path, [file], folder)
+    return importlib.import_module(str(file.file).removesuffix(".py"))
+
+
+def party_of(train: dict[str, Any]) -> PartyRun:
+    return PartyRun(
+        party="party-0", round=0, train=train, state={}, seeds=Seeds(0), entropy=SeededEntropy(0)
+    )
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Task, FederatedData]:
+    return pt.data.digits(parties=10, seed=0)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_has_one_file_and_uses_it(page: str) -> None:
+    blocks = examples(DOCS / "extending" / f"{page}.md")
+    assert [block.file is not None for block in blocks] == [True, False]
+    assert all(block.mark == "" for block in blocks)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
+    path = DOCS / "extending" / f"{page}.md"
+    made = run(path, examples(path), folder)
+    if page == "trainer":
+        comparison = made["comparison"]
+        assert isinstance(comparison, pt.Comparison)
+        assert [row.error for row in comparison.rows] == [None] * 4
+        assert [row.met for row in comparison.rows] == [None, True, True, True]
+        assert all(row.accuracy is not None and row.accuracy > 0.5 for row in comparison.rows)
+        assert all(row.leakage for row in comparison.rows)
+
+
+# The trainer
+
+
+# Some pixels are always dark, which scikit-learn warns of.
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_:UserWarning")
+def test_trainer_without_noise_is_nearest_centroid(
+    folder: Path, digits: tuple[Task, FederatedData]
+) -> None:
+    task, data = digits
+    trainer = module_of("trainer", folder).ClassMeans(classes=10, release=pt.Release())
+    result = pt.fit(trainer, task, data)
+    pooled = data.pooled()
+    oracle = NearestCentroid().fit(pooled.inputs.double().numpy(), pooled.labels.numpy())
+    expected = oracle.predict(data.test.inputs.double().numpy())
+    assert np.array_equal(result.predictor(data.test.inputs).argmax(dim=1).numpy(), expected)
+    assert math.isinf(result.statement.epsilon())
+
+
+def test_trainer_spends_what_it_planned_and_promises_less_to_the_aggregator(
+    folder: Path, digits: tuple[Task, FederatedData]
+) -> None:
+    task, data = digits
+    release = pt.Release(pt.Gaussian(5.0, 2.0), pt.AT_PARTY)
+    result = pt.fit(
+        module_of("trainer", folder).ClassMeans(classes=10, release=release), task, data
+    )
+    assert {g.releases for g in result.statement.guarantees} == {1}
+    public, aggregator = (result.statement.epsilon(name) for name in ("public", "aggregator"))
+    assert 0 < public < aggregator < math.inf
+    assert result.transcript.bytes_sent == 10 * 650 * 4
+
+
+def test_one_row_moves_what_leaves_by_at_most_the_sensitivity(
+    folder: Path, digits: tuple[Task, FederatedData]
+) -> None:
+    module = module_of("trainer", folder)
+    rows = digits[1].train["party-0"]
+    wild = Rows(rows.inputs * torch.logspace(-3, 12, len(rows)).unsqueeze(1), rows.labels)
+    step = module.GiveSums(10, pt.Release(pt.Gaussian(5.0, 1.0)))
+
+    def message(kept: Rows) -> torch.Tensor:
+        return step({}, party_of({"party-0": kept}))["class sums"].double()
+
+    whole = message(wild)
+    distances = []
+    for row in range(0, len(wild), 9):
+        others = torch.arange(len(wild)) != row
+        distances.append(float((whole - message(wild.take(others.nonzero().squeeze(1)))).norm()))
+    bound = step.release.mechanism.sensitivity(pt.ZERO_OUT)
+    assert 0.99 * bound <= max(distances) <= bound * (1 + 1e-4)  # sums are float32 here
+
+
+# The mechanism
+
+
+@pytest.fixture
+def one_round() -> tuple[Task, FederatedData]:
+    return pt.data.digits(parties=100, model=pt.data.LogisticRegression(64, 10), seed=0)
+
+
+def released(mechanism: Any, one_round: tuple[Task, FederatedData]) -> tuple[torch.Tensor, Any]:
+    """The model that one round of federated averaging publishes, and the planned event."""
+    task, data = one_round
+    fedavg = pt.FedAvg(rounds=1, release=pt.Release(mechanism))
+    result = pt.fit(fedavg, task, data, keep_payloads=True)
+    (public,) = [p for p in fedavg.plan(data, pt.Runtimes()) if p.observer == pt.PUBLIC]
+    published = result.transcript.entries[-1].payload
+    assert published is not None
+    return published.double(), public.event
+
+
+def test_mechanism_draws_the_noise_that_its_event_claims(
+    folder: Path, one_round: tuple[Task, FederatedData]
+) -> None:
+    kind = module_of("mechanism", folder).CoordinateGaussian
+    mechanism = kind(0.02, values=650, noise_multiplier=1.5)
+    noised, event = released(mechanism, one_round)
+    exact, _ = released(mechanism.with_scale(0.0), one_round)
+    noise = (noised - exact) * 100  # the sum over clients was divided by their number
+    claimed = event.noise_multiplier * mechanism.sensitivity(pt.ZERO_OUT)
+    assert_power(std_is, noise.numpy(), claimed)
+
+
+def test_mechanism_with_one_coordinate_is_the_gaussian(folder: Path) -> None:
+    kind = module_of("mechanism", folder).CoordinateGaussian
+    seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.36, variance=0.5)
+    for relation in (pt.ZERO_OUT, pt.REPLACE_ONE):
+        mine = kind(0.7, values=1, noise_multiplier=1.0)
+        other = pt.Gaussian(0.7, 1.0)
+        assert mine.event(seen, relation) == other.event(seen, relation)
+        assert mine.sensitivity(relation) == other.sensitivity(relation)
+    value = pt.epsilon(
+        kind(0.7, 1, 1.0).event(
+            Exposure(single_messages=False, knows_sample=False, noise_known=0.0), pt.ZERO_OUT
+        ),
+        1e-5,
+        relation=pt.ZERO_OUT,
+    )
+    assert value == pytest.approx(4.377, abs=5e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_mechanism_bounds_whatever_comes(folder: Path, dtype: torch.dtype) -> None:
+    mechanism = module_of("mechanism", folder).CoordinateGaussian(0.1, 4, 1.0)
+    for values in ([1e4, -1e4, 1e4, 1e4], [0.0, 0.0, 0.0, 0.0], [1e-7, 0.1, -0.05, 0.2]):
+        bounded = mechanism.bound(torch.tensor(values, dtype=dtype)).double()
+        assert float(bounded.norm()) <= mechanism.sensitivity(pt.ZERO_OUT)
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        assert not mechanism.bound(torch.tensor([broken, 1.0, 1.0, 1.0], dtype=dtype)).any()
+    with pytest.raises(ValueError, match="values=4"):
+        mechanism.bound(torch.zeros(5, dtype=dtype))
+
+
+def test_mechanism_splits_among_parties(folder: Path) -> None:
+    mechanism = module_of("mechanism", folder).CoordinateGaussian(0.01, 20_000, 1.0)
+    release = pt.Release(mechanism, pt.SPLIT(honest_survivors=4))
+    message = release.leave([torch.zeros(20_000)], party_of({"party-0": None}))["update"]
+    assert_power(std_is, message.numpy(), mechanism.norm / 2)
+    plans = release.plans(
+        unit=Unit.CLIENT, count=1, parties=4, observers=(pt.PUBLIC, pt.AGGREGATOR)
+    )
+    assert [plan.event.noise_multiplier for plan in plans] == pytest.approx([1.0, 0.5])
+
+
+def test_mechanism_is_refused_where_gradients_are_clipped_in_l2(folder: Path) -> None:
+    mechanism = module_of("mechanism", folder).CoordinateGaussian(0.01, 650, 1.0)
+    with pytest.raises(pt.UnsupportedError, match="L2"):
+        pt.DPSGD(release=pt.Release(mechanism))
+
+
+# The attack
+
+
+def target_of(result: pt.TrainResult, task: Task, members: Rows, others: Rows) -> Target:
+    return target_for(
+        pt.AGGREGATOR,
+        transcript=result.transcript,
+        predictor=result.predictor,
+        task=task,
+        members=members,
+        non_members=others,
+    )
+
+
+def test_attack_finds_what_is_there_and_nothing_else(folder: Path) -> None:
+    attack = module_of("attack", folder).RowSpan()
+    task, data = pt.data.digits(parties=100, seed=0)
+    result = pt.fit(pt.FedAvg(rounds=2), task, data, keep_payloads=True)
+    found = pt.audit(result, attack, task, data)
+    assert found.intervals["auc"][0] > 0.95
+    # Two halves of the test rows, neither of which was trained on.
+    halves = torch.arange(len(data.test)) % 2 == 0
+    members, others = (data.test.take(half.nonzero().squeeze(1)) for half in (halves, ~halves))
+    nothing = attack.run(target_of(result, task, members, others), seed=0)
+    low, high = nothing.intervals["auc"]
+    assert low < 0.5 < high
+
+
+def test_attack_shows_who_is_protected_by_whose_noise(folder: Path) -> None:
+    attack = module_of("attack", folder).RowSpan(bounded=True)
+    task, data = pt.data.digits(parties=100, seed=0)
+    lows, highs, promised = [], [], []
+    for placement in (pt.AT_AGGREGATOR, pt.AT_PARTY):
+        fedavg = pt.FedAvg(rounds=2, release=pt.Release(pt.Gaussian(1.0, 1.0), placement))
+        result = pt.fit(fedavg, task, data, keep_payloads=True)
+        low, high = pt.audit(result, attack, task, data).intervals["auc"]
+        lows.append(low)
+        highs.append(high)
+        promised.append(result.statement.epsilon("aggregator"))
+    assert math.isinf(promised[0])
+    assert lows[0] > 0.95
+    assert promised[1] < math.inf
+    assert lows[1] < 0.5 < highs[1]
+
+
+def test_attack_needs_payloads_and_its_own_view(
+    folder: Path, digits: tuple[Task, FederatedData]
+) -> None:
+    attack = module_of("attack", folder).RowSpan()
+    task, data = digits
+    result = pt.fit(pt.FedAvg(rounds=2), task, data)
+    with pytest.raises(ValueError, match="keep_payloads"):
+        pt.audit(result, attack, task, data)
+    target = target_for(
+        pt.PUBLIC,
+        transcript=result.transcript,
+        predictor=result.predictor,
+        task=task,
+        members=data.pooled(),
+        non_members=data.test,
+    )
+    with pytest.raises(ValueError, match="aggregator"):
+        attack.run(target, seed=0)
