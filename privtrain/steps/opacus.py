@@ -43,6 +43,10 @@ class GradientEngine(Protocol):
         """The sum over a batch of gradients, each clipped to an L2 norm."""
         ...
 
+    def close(self) -> None:
+        """Takes the engine off the model, which is then as it was before."""
+        ...
+
 
 def empty_sum(model: nn.Module) -> ClippedSum:
     """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
@@ -164,6 +168,19 @@ def _attach(kind: str, model: nn.Module) -> Any:
         raise UnsupportedError(f"Opacus cannot take this model: {error}") from error
 
 
+def _detach(hooks: Any, model: nn.Module) -> None:
+    """Takes Opacus off a model: with its hooks, a copy of the model cannot be trained."""
+    hooks.remove_hooks()
+    for parameter in model.parameters():
+        for name in ("grad_sample", "_forward_counter", "_current_grad_sample", "_norm_sample"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
+    for layer in model.modules():
+        for name in ("activations", "max_batch_len"):
+            if name in layer.__dict__:
+                delattr(layer, name)
+
+
 class _Quiet:
     """Hides the one warning that torch gives for hooks on a first layer's inputs."""
 
@@ -220,6 +237,10 @@ class Hooks:
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         return ClippedSum(torch.cat(sums), norms, losses.detach())
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        _detach(self._hooks, self.model)
 
     def _check_once(
         self, parameters: list[nn.Parameter], gradients: list[Tensor], norms: Tensor
@@ -305,6 +326,10 @@ class Ghost:
         value = to_vector(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
         self._clear()
         return ClippedSum(value, norms, losses.detach())
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        _detach(self._hooks, self.model)
 
     def _clear(self) -> None:
         for parameter in trainable(self.model):

@@ -142,6 +142,7 @@ class DPSGD:
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
                 run.checkpoint.save(step + 1, self._state(model, optimizer, run))
+        engine.close()
         run.transcript.publish(
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
         )
