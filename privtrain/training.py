@@ -284,7 +284,8 @@ def _result(
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
-        caveats=CAVEATS,
+        # What a trainer's engine does not protect from, where it has one.
+        caveats=(*CAVEATS, *getattr(trainer, "caveats", ())),
     )
     cost = Cost(
         bytes_sent=run.transcript.bytes_sent,
