@@ -1,0 +1,270 @@
+"""Private steps: public figures, Poisson batches, noise of the right size."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.runtime import PartyRun
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.privacy.gaussian import Gaussian, Laplace
+from privtrain.privacy.mechanism import Exact
+from privtrain.privacy.sampling import Poisson
+from privtrain.steps.opacus import Opacus
+from privtrain.steps.private import DPSteps, diagnostics, plan_batches, poisson_batch
+from tests.statistics import ALARM, assert_power, mean_is_zero, normal_with_std, std_is
+from tests.steps.loops import clipped, example_gradients, in_float64, mlp, rows_for
+
+
+class Linear:
+    """Makes a linear model in float64 that starts at zero."""
+
+    def __call__(self) -> nn.Module:
+        layer = nn.Linear(40, 25, dtype=torch.float64)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+
+def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
+    """A loss without any gradient: what moves the model is noise alone."""
+    return 0.0 * logits.sum(dim=1)
+
+
+SILENT = Task(model=Linear(), loss=no_signal)
+
+
+def a_party(rows: Rows, *, round: int = 0, name: str = "a", seed: int = 0) -> PartyRun:
+    return PartyRun(
+        party=name,
+        round=round,
+        train={name: rows},
+        state={},
+        seeds=Seeds(seed),
+        entropy=SeededEntropy(seed),
+    )
+
+
+def empty_rows(count: int = 8) -> Rows:
+    return Rows(torch.zeros(count, 40, dtype=torch.float64), torch.zeros(count, dtype=torch.long))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+class Locked(Mapping[str, Rows]):
+    """Parties whose rows nobody may look at."""
+
+    def __getitem__(self, party: str) -> Rows:
+        raise AssertionError(f"somebody looked at the rows of {party}")
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(("a", "b"))
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_public_figures_are_taken_as_they_are() -> None:
+    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=1000)
+    found = plan_batches(data, epochs=3, sampling_rate=None, expected_batch=50.0)
+    assert (found.sampling.rate, found.sampling.expected_size, found.steps) == (0.05, 50.0, 60)
+    assert found.sampling.size_is_public is False
+    given = FederatedData(train=Locked(), test=empty_rows())
+    found = plan_batches(given, epochs=2, sampling_rate=0.1, expected_batch=33.0)
+    assert (found.sampling.rate, found.sampling.expected_size, found.steps) == (0.1, 33.0, 20)
+    assert not any("rows" in text for text in found.assumptions)
+
+
+def test_a_counted_number_of_rows_is_an_assumption_under_zero_out() -> None:
+    data = FederatedData(train={"a": empty_rows(30), "b": empty_rows(10)}, test=empty_rows())
+    found = plan_batches(data, epochs=1, sampling_rate=None, expected_batch=10.0)
+    assert found.sampling.rate == 0.25
+    assert any("40, is public" in text for text in found.assumptions)
+    plans = DPSteps(Gaussian(1.0, 1.0)).plans(data, 3)
+    assert {plan.relation for plan in plans} == {ZERO_OUT}
+    declared = FederatedData(train=data.train, test=empty_rows(), public_rows=50)
+    assert {p.relation for p in DPSteps(Gaussian(1.0, 1.0)).plans(declared, 3)} == {ADD_REMOVE}
+
+
+def test_a_rate_or_a_batch_is_needed() -> None:
+    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=10)
+    with pytest.raises(ValueError, match="sampling_rate=None"):
+        plan_batches(data, epochs=1, sampling_rate=None, expected_batch=None)
+
+
+def test_batches_are_poisson() -> None:
+    rows = Rows(torch.arange(200, dtype=torch.float64).unsqueeze(1), torch.zeros(200))
+    source = SeededEntropy(9)
+    drawn = 2_000
+    counts, taken = [], np.zeros(200)
+    together = 0
+    for step in range(drawn):
+        batch = poisson_batch(rows, Poisson(0.1), source["sample", step, ""].numpy())
+        index = batch.inputs[:, 0].long().numpy()
+        counts.append(len(batch))
+        taken[index] += 1
+        together += {3, 4} <= set(index.tolist())
+
+    def binomial_with(rate: float) -> bool:
+        """Sizes of batches follow Binomial(200, rate): mean, and variance of its own."""
+        mean, variance = 200 * rate, 200 * rate * (1 - rate)
+        bound = stats.norm.ppf(1 - ALARM / 4)
+        spread = (drawn - 1) * np.var(counts, ddof=1) / variance
+        low, high = stats.chi2.ppf([ALARM / 4, 1 - ALARM / 4], drawn - 1)
+        centred = abs(np.mean(counts) - mean) <= bound * math.sqrt(variance / drawn)
+        return bool(centred and low <= spread <= high)
+
+    assert binomial_with(0.1)
+    assert not binomial_with(0.1 * 2 / 3)
+    assert not binomial_with(0.1 * 3 / 2)
+    each = ALARM / 200
+    assert min(stats.binomtest(int(n), drawn, 0.1).pvalue for n in taken) > each
+    assert stats.binomtest(together, drawn, 0.01).pvalue > ALARM  # independent coins
+
+
+def test_an_empty_batch_is_drawn_now_and_then() -> None:
+    source = SeededEntropy(1)
+    sizes = [
+        len(poisson_batch(empty_rows(5), Poisson(0.1), source["s", i, ""].numpy()))
+        for i in range(50)
+    ]
+    assert 0 in sizes
+
+
+def moved(steps: DPSteps, party: PartyRun) -> Tensor:
+    """What one round moved a model that feels noise alone, over the learning rate."""
+    model = Linear()()
+    steps(model.train(), SILENT, party)
+    return -weights(model) / steps.learning_rate
+
+
+@pytest.mark.parametrize("batch", [1.0, 6.0])
+def test_the_noise_of_a_step_has_the_stated_size(batch: float) -> None:
+    steps = DPSteps(Gaussian(0.5, 3.0), sampling_rate=1.0, expected_batch=batch, learning_rate=0.1)
+    samples = moved(steps, a_party(empty_rows()))
+    assert_power(std_is, samples, 0.5 * 3.0 / batch)
+    assert_power(normal_with_std, samples, 0.5 * 3.0 / batch)
+    assert mean_is_zero(samples, 1.5 / batch)
+
+
+def test_steps_of_a_round_draw_noise_of_their_own() -> None:
+    steps = DPSteps(Gaussian(1.0, 2.0), sampling_rate=0.25, expected_batch=1.0)  # four steps
+    samples = moved(steps, a_party(empty_rows()))
+    assert_power(std_is, samples, 2.0 * math.sqrt(4))
+
+
+def test_no_noise_is_used_twice() -> None:
+    steps = DPSteps(Gaussian(1.0, 1.0), sampling_rate=1.0, expected_batch=1.0)
+    found = [
+        moved(steps, a_party(empty_rows(), round=round, name=name, seed=seed))
+        for round in (0, 1)
+        for name in ("a", "b")
+        for seed in (0, 1)
+    ]
+    table = torch.stack(found)
+    correlation = torch.corrcoef(table) - torch.eye(len(found))
+    assert float(correlation.abs().max()) < 0.2  # 1,025 coordinates: six standard errors
+    assert torch.equal(found[0], moved(steps, a_party(empty_rows())))
+
+
+def test_without_noise_steps_equal_a_loop_over_examples() -> None:
+    rows = rows_for(mlp, count=20)
+    steps = DPSteps(
+        Gaussian(0.4, 0.0), epochs=1.5, sampling_rate=0.25, expected_batch=5.0, learning_rate=0.3
+    )
+    model = in_float64(mlp)
+    steps(model.train(), Task(model=mlp), a_party(rows, round=3))
+    twin = in_float64(mlp)
+    for step in range(6):
+        coins = SeededEntropy(0)[f"sample/{step}", 3, "a"].numpy().random(20)
+        batch = rows.take(torch.from_numpy(np.flatnonzero(coins < 0.25)))
+        total = torch.zeros_like(weights(twin))
+        if len(batch):
+            total = clipped(example_gradients(twin, batch), 0.4).sum(dim=0)
+        start = 0
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                part = total[start : start + parameter.numel()].view_as(parameter)
+                parameter -= 0.3 * part / 5.0
+                start += parameter.numel()
+    torch.testing.assert_close(weights(model), weights(twin), rtol=1e-10, atol=1e-12)
+    assert not torch.equal(weights(model), weights(in_float64(mlp)))
+
+
+def test_a_party_without_rows_still_noises() -> None:
+    steps = DPSteps(Gaussian(1.0, 1.0), sampling_rate=1.0, expected_batch=1.0)
+    assert bool(moved(steps, a_party(empty_rows(0))).any())
+
+
+@pytest.mark.parametrize("epochs", [1.0, 0.5, 2.2])
+def test_the_plan_is_the_composition_of_poisson_gaussians(epochs: float) -> None:
+    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=100)
+    steps = DPSteps(Gaussian(2.0, 1.3), epochs=epochs, sampling_rate=0.2)
+    plans = steps.plans(data, 4)
+    assert [plan.observer.name for plan in plans] == ["public", "participant", "aggregator"]
+    by_hand = repeated(poisson_sampled(0.2, gaussian_event(1.3)), 4 * math.ceil(epochs / 0.2))
+    for plan in plans:
+        assert (plan.unit, plan.count) == (Unit.EXAMPLE, 4)
+        found = epsilon(repeated(plan.event, plan.count), 1e-5, relation=plan.relation)
+        assert found == pytest.approx(epsilon(by_hand, 1e-5), rel=1e-9)
+
+
+def test_as_many_steps_are_made_as_are_planned() -> None:
+    class Counting(SeededEntropy):
+        def __getitem__(self, name):  # type: ignore[no-untyped-def]
+            names.append(name)
+            return super().__getitem__(name)
+
+    names: list[tuple[str, int, str]] = []
+    party = a_party(empty_rows())
+    party.entropy = Counting(0)
+    steps = DPSteps(Gaussian(1.0, 1.0), epochs=0.9, sampling_rate=0.2, expected_batch=1.0)
+    moved(steps, party)
+    assert len(names) == len(set(names)) == 2 * 5  # a sample and a noise for each step
+
+
+def test_settled_figures_do_not_depend_on_a_silos_own_rows() -> None:
+    data = FederatedData(
+        train={"a": empty_rows(90), "b": empty_rows(10)}, test=empty_rows(), public_rows=100
+    )
+    settled = DPSteps(Gaussian(1.0, 1.0), sampling_rate=0.2).settled(data)
+    assert settled.expected_batch == pytest.approx(10.0)
+
+
+def test_diagnostics_of_an_empty_batch_are_empty() -> None:
+    engine = Opacus().engine(in_float64(mlp), nn.CrossEntropyLoss(reduction="none"))
+    rows = rows_for(mlp)
+    assert diagnostics(engine.clipped_sum(rows.take(torch.zeros(0).long()), 1.0), 1.0) == {}
+    seen = diagnostics(engine.clipped_sum(rows, 1e-9), 1e-9)
+    assert seen["fraction_clipped"] == 1.0
+    assert math.isfinite(seen["training_loss"])
+
+
+@pytest.mark.parametrize("mechanism", [Exact(), Laplace(1.0, 1.0)])
+def test_mechanisms_that_do_not_clip_in_l2_are_refused(mechanism: object) -> None:
+    with pytest.raises(UnsupportedError, match="Gaussian"):
+        DPSteps(mechanism)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0.0}, {"sampling_rate": 0.0}, {"sampling_rate": 1.1}, {"learning_rate": 0}]
+)
+def test_settings_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DPSteps(Gaussian(1.0, 1.0), **wrong)  # type: ignore[arg-type]
+
+
+def test_noise_is_scaled() -> None:
+    scaled = DPSteps(Gaussian(2.0, 1.0)).with_scale(4.0)
+    assert scaled is not None
+    assert scaled.mechanism == Gaussian(2.0, 4.0)
