@@ -1,0 +1,243 @@
+import math
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.parameters import initial_model, to_vector
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import Seeds
+from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
+from privtrain.core.transcript import Transcript
+from privtrain.core.validate import check_finite
+from privtrain.mpc.crypten import CAVEATS
+from privtrain.mpc.sharing import LARGEST
+from privtrain.privacy.gaussian import Gaussian
+from privtrain.release import Release
+from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.processes import Processes
+from privtrain.steps.plain import batches
+from privtrain.trainers.mpc_sgd import MPCSGD
+from privtrain.training import fit
+
+RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
+FEATURES, CLASSES, ROWS_EACH = 12, 4, 30
+
+
+def logistic() -> nn.Module:
+    return nn.Linear(FEATURES, CLASSES)
+
+
+def binary() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 2, bias=False))
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(FEATURES, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU()),
+        nn.Linear(8, CLASSES),
+    )
+
+
+def table(classes: int = CLASSES) -> Rows:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(3 * ROWS_EACH, FEATURES, generator=generator)
+    truth = torch.randn(FEATURES, classes, generator=generator)
+    return Rows(inputs, (inputs @ truth).argmax(1))
+
+
+def by_rows(classes: int = CLASSES) -> FederatedData:
+    rows = table(classes)
+    parts = torch.arange(len(rows)).split(ROWS_EACH)
+    train = {f"party-{number}": rows.take(part) for number, part in enumerate(parts)}
+    return FederatedData(train=train, test=rows)
+
+
+def by_columns() -> FederatedData:
+    rows = table()
+    train = {
+        "bank": Rows(rows.inputs[:, :5]),
+        "shop": Rows(rows.inputs[:, 5:], rows.targets),
+    }
+    return FederatedData(train=train, test=rows, split=COLUMNS, label_holder="shop")
+
+
+def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
+    """The same steps by a plain loop in float64."""
+    seeds = Seeds(seed)
+    model = initial_model(task, seeds["initialisation", 0, ""]).double()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=trainer.learning_rate, momentum=trainer.momentum
+    )
+    for epoch in range(trainer.epochs):
+        order = seeds["order", epoch, CURATOR_NAME].torch()
+        for index in batches(len(rows), trainer.batch_size, 1, order):
+            chosen = torch.arange(len(rows)) if index is None else index
+            optimizer.zero_grad()
+            logits = model(rows.inputs[chosen].double())
+            nn.functional.cross_entropy(logits, rows.labels[chosen]).backward()
+            optimizer.step()
+    return to_vector(model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "data", "settings"),
+    [
+        (logistic, by_rows(), {"computing_parties": 2}),
+        (logistic, by_columns(), {"computing_parties": 3}),
+        (binary, by_rows(2), {"computing_parties": 2, "batch_size": None, "epochs": 6}),
+        (perceptron, by_rows(), {"computing_parties": 3, "learning_rate": 0.8}),
+        (perceptron, by_columns(), {"computing_parties": 2, "momentum": 0.9}),
+    ],
+)
+def test_weights_equal_those_of_plaintext(
+    model: type[nn.Module], data: FederatedData, settings: dict[str, float]
+) -> None:
+    values = {"epochs": 2, "batch_size": 20, "learning_rate": 0.25} | settings
+    trainer = MPCSGD(**values)  # type: ignore[arg-type]  # a mixed dict of settings
+    task = Task(model=model)
+    result = fit(trainer, task, data, runtimes=RUNTIMES, seed=5)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    plain = plain_weights(trainer, task, data.pooled(), 5)
+    start = to_vector(initial_model(task, Seeds(5)["initialisation", 0, ""]).parameters())
+    assert float((plain - start).abs().max()) > 0.1  # training moved them far
+    assert float((trained - plain).abs().max()) < 0.01
+    check_transcript(result.transcript, trainer, data)
+    assert math.isinf(result.statement.epsilon())
+    assert set(CAVEATS) <= set(result.statement.caveats)
+    assert result.cost.peak_memory_bytes > 0
+    assert result.cost.rounds > 50
+
+
+def check_transcript(transcript: Transcript, trainer: MPCSGD, data: FederatedData) -> None:
+    """Who sent what to whom: shares only, until the one opening."""
+    computing = set(trainer.computing_names)
+    for party in data.parties:
+        sent = [entry for entry in transcript.entries if entry.sender == party]
+        assert {entry.receiver for entry in sent} == computing
+        assert {entry.kind for entry in sent} == {"input share"}
+        held = data.train[party]
+        labels = (
+            0 if held.targets is None else len(held) * (CLASSES if held.targets.max() > 1 else 2)
+        )
+        each = 8 * (held.inputs.numel() + labels)
+        assert sum(entry.bytes for entry in sent) == each * len(computing)
+    opened = [entry for entry in transcript.entries if entry.kind == "weight share"]
+    rounds = {entry.round for entry in opened}
+    assert rounds == {max(e.round for e in transcript.entries if e.receiver != "public")}
+    among = [entry for entry in transcript.entries if entry.sender in computing]
+    assert {entry.kind for entry in among} == {
+        "public key",
+        "masked share",
+        "weight share",
+        "model",
+    }
+    setups = {(setup.party, "triple" in setup.what) for setup in transcript.setups}
+    assert setups == {(trainer.computing_names[0], True)}
+
+
+def test_a_short_run_in_two_real_processes() -> None:
+    trainer = MPCSGD(epochs=1, batch_size=None, learning_rate=0.5)
+    task, data = Task(model=partial(nn.Linear, FEATURES, CLASSES)), by_rows()
+    result = fit(trainer, task, data, runtimes=RUNTIMES)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    plain = plain_weights(trainer, task, data.pooled(), 0)
+    assert float((trained - plain).abs().max()) < 0.002
+
+
+def fails(data: FederatedData, model: type[nn.Module] = logistic) -> None:  # type: ignore[assignment]
+    fit(MPCSGD(epochs=1), Task(model=model), data, runtimes=RUNTIMES)
+
+
+def broken(inputs: Tensor, targets: Tensor | None) -> FederatedData:
+    good = by_rows()
+    return replace(good, train={**good.train, "party-1": Rows(inputs, targets)})
+
+
+def test_rows_that_cannot_be_shared_are_refused_before_any_process_starts() -> None:
+    x, y = torch.zeros(2, FEATURES), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="party-1"):
+        fails(broken(x[:0], y[:0]))
+    for bad in (float("nan"), float("inf"), LARGEST, -1e30):
+        with pytest.raises(ValueError, match="party-1"):
+            fails(broken(torch.full_like(x, bad), y))
+    with pytest.raises(DataError, match="labels of party-1"):
+        fails(broken(x, y + CLASSES))
+    with pytest.raises(DataError, match="party-1"):
+        fails(broken(x, y.float()))
+    with pytest.raises(DataError):
+        fails(broken(x[:, 1:], y))
+    check_finite(x=x)
+
+
+def test_data_that_does_not_fit_the_model_is_refused() -> None:
+    with pytest.raises(DataError, match="12 features, the model takes 5"):
+        fails(by_rows(), lambda: nn.Linear(5, CLASSES))  # type: ignore[arg-type]
+    columns = by_columns()
+    with pytest.raises(DataError, match="label"):
+        fails(replace(columns, label_holder="bank"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, CLASSES)), "Tanh"),
+        (nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)), "BatchNorm"),
+        (nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU()), "must end in nn.Linear"),
+        (nn.Sequential(nn.Linear(FEATURES, 4), nn.Flatten(), nn.Linear(4, 4)), "Flatten"),
+        (nn.ReLU(), "must end in nn.Linear"),
+    ],
+)
+def test_layers_that_cannot_be_trained_on_shares_are_named(model: nn.Module, name: str) -> None:
+    with pytest.raises(UnsupportedError, match=name):
+        fails(by_rows(), lambda: model)  # type: ignore[arg-type]
+
+
+def test_another_loss_is_refused() -> None:
+    task = Task(model=logistic, loss=lambda logits, targets: logits.sum(1))
+    with pytest.raises(UnsupportedError, match="cross_entropy"):
+        fit(MPCSGD(), task, by_rows(), runtimes=RUNTIMES)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"computing_parties": 1},
+        {"computing_parties": 4},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(bad: dict[str, float]) -> None:
+    name, value = next(iter(bad.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        MPCSGD(**bad)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_noise_on_shares_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="Gaussian"):
+        MPCSGD(release=Release(Gaussian(1.0, 1.0)))
+
+
+def test_a_mesh_is_needed() -> None:
+    with pytest.raises(UnsupportedError, match="mesh=Processes"):
+        fit(MPCSGD(), Task(model=logistic), by_rows(), runtimes=Runtimes(star=InProcess()))
+
+
+def test_is_a_frozen_value_that_draws_no_noise() -> None:
+    trainer = MPCSGD(computing_parties=3)
+    assert pickle.loads(pickle.dumps(trainer)) == trainer
+    assert trainer.with_noise(1.0) is None  # type: ignore[func-returns-value]
+    readers = [one.reader for one in trainer.input_privacy(by_rows(), RUNTIMES)]
+    assert readers[:3] == list(trainer.computing_names)
+    observers = {plan.observer.name for plan in trainer.plan(by_rows(), RUNTIMES)}
+    assert {"public", "participant"} <= observers
