@@ -102,7 +102,7 @@ def rows(quick: bool) -> list[Row]:
     """One row for each runtime; Ray's only in a full run, since it takes its time to start."""
     task, data = digits(parties=10, seed=SEED, validation_fraction=0.0)
     loop = plain_loop(task, data)
-    repeats, rounds = (7, 20) if quick else (21, 40)
+    repeats, rounds = (15, 10) if quick else (41, 20)
     measured = [
         measure(through(star, task, data), loop, star.name, rounds=rounds, repeats=repeats)
         for star in (InProcess(), FlowerGrid())

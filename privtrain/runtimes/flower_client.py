@@ -188,7 +188,7 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     )
     reply = take_step(site.step(order), to_payload(content), party_run)
     packed = Packer()(reply)
-    context.state = Packer()(party_run.state)
+    context.state = Packer()(party_run.state) if party_run.state else RecordDict()
     if party_run.state:
         packed[KEEPS_STATE] = ConfigRecord()
     return packed
