@@ -93,7 +93,7 @@ def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
         (logistic, by_rows(), {"computing_parties": 2}),
         (logistic, by_columns(), {"computing_parties": 3}),
         (binary, by_rows(2), {"computing_parties": 2, "batch_size": None, "epochs": 6}),
-        (perceptron, by_rows(), {"computing_parties": 3, "learning_rate": 0.8}),
+        (perceptron, by_rows(), {"computing_parties": 3, "learning_rate": 0.6}),
         (perceptron, by_columns(), {"computing_parties": 2, "momentum": 0.9}),
     ],
 )
