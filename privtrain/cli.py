@@ -14,7 +14,7 @@ import tyro
 
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison
-from privtrain.core.runtime import Runtimes
+from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, check_delta, check_positive
 from privtrain.party import PartyArgs, run_party
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
             # Tables hold characters such as a Greek epsilon; a terminal without them shows "?".
             stream.reconfigure(errors="replace")
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]  # tyro takes unions, its annotation does not say so
+        Command,
         prog="privtrain",
         description="Train one model under several privacy techniques and compare what each "
         "promises, costs and leaks.",
@@ -184,7 +184,11 @@ def _runtimes(name: str) -> Runtimes:
     from privtrain.runtimes.in_process import InProcess
     from privtrain.runtimes.processes import Processes
 
-    stars = {"flower-grid": FlowerGrid, "in-process": InProcess, "flower-ray": FlowerRay}
+    stars: dict[str, Callable[[], StarRuntime]] = {
+        "flower-grid": FlowerGrid,
+        "in-process": InProcess,
+        "flower-ray": FlowerRay,
+    }
     if name not in stars:
         raise ValueError(f"Expected runtime={name!r} to be one of {', '.join(stars)}.")
     return Runtimes(star=stars[name](), mesh=Processes())
