@@ -164,7 +164,7 @@ class Release:
                 "this sum itself, so nobody would draw it. Use noise_at=AT_AGGREGATOR."
             )
         covered = self.mechanism.sensitivity(ADD_REMOVE)
-        if covered is None or given.bound > covered:
+        if covered is None or not given.bound <= covered:  # a NaN must fail, too
             raise UnsoundReleaseError(
                 f"The contributions of this sum are bounded by {given.bound:g}, but "
                 f"{self.mechanism} covers {covered}. Clip to the mechanism's own bound."
