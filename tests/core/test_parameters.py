@@ -1,0 +1,113 @@
+import pytest
+import torch
+from torch import nn
+
+from privtrain.core.parameters import (
+    ModelPredictor,
+    float_buffers,
+    initial_model,
+    load_vector,
+    to_vector,
+    trainable,
+)
+from privtrain.core.seeding import Seeds
+from privtrain.core.task import Task
+
+
+def make() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+def test_a_model_as_one_vector_and_back() -> None:
+    model = make()
+    vector = to_vector(trainable(model))
+    assert vector.shape == (3 * 4 + 4 + 4 + 4 + 4 * 2 + 2,)
+    other = make()
+    load_vector(trainable(other), vector)
+    assert all(torch.equal(a, b) for a, b in zip(trainable(model), trainable(other), strict=True))
+    assert torch.equal(to_vector(trainable(other)), vector)
+
+
+def test_neither_direction_shares_memory() -> None:
+    """With torch's own vector_to_parameters, local training would change the global model."""
+    model = make()
+    vector = to_vector(trainable(model))
+    kept = vector.clone()
+    load_vector(trainable(model), vector)
+    with torch.no_grad():
+        for parameter in trainable(model):
+            parameter.add_(1.0)
+    assert torch.equal(vector, kept)
+    vector.zero_()
+    assert bool(to_vector(trainable(model)).any())
+    assert not to_vector(trainable(model)).requires_grad
+    # A single tensor could be passed through without a copy.
+    alone = nn.Parameter(torch.ones(2))
+    to_vector([alone]).zero_()
+    assert alone.tolist() == [1.0, 1.0]
+
+
+def test_parameters_stay_leaves_with_their_optimizer() -> None:
+    model = make()
+    before = trainable(model)
+    load_vector(before, torch.zeros(34))
+    assert all(parameter.is_leaf and parameter.requires_grad for parameter in before)
+    assert all(a is b for a, b in zip(before, trainable(model), strict=True))
+
+
+@pytest.mark.parametrize("size", [0, 33, 35])
+def test_another_size_is_refused_and_writes_nothing(size: int) -> None:
+    model = make()
+    before = to_vector(trainable(model))
+    assert before.numel() == 34
+    with pytest.raises(ValueError, match=rf"vector\.numel\(\)={size} to be 34"):
+        load_vector(trainable(model), torch.zeros(size))
+    assert torch.equal(to_vector(trainable(model)), before)
+
+
+def test_frozen_and_shared_parameters() -> None:
+    model = make()
+    model[0].requires_grad_(False)
+    assert len(to_vector(trainable(model))) == 34 - 16
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    assert len(to_vector(trainable(tied))) == 16 + 4 + 4
+
+
+def test_buffers_are_the_floating_point_ones() -> None:
+    assert [tuple(buffer.shape) for buffer in float_buffers(make())] == [(4,), (4,)]
+    assert to_vector([]).shape == (0,)
+    load_vector([], torch.zeros(0))
+
+
+def test_types_are_converted_to_the_models() -> None:
+    model = nn.Linear(2, 1)
+    load_vector(trainable(model), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert model.weight.dtype == torch.float32
+    assert model.bias.item() == 3.0
+
+
+def test_models_start_from_their_stream_alone() -> None:
+    task = Task(model=make)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = to_vector(trainable(initial_model(task, Seeds(0)["initialisation", 0, ""])))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = to_vector(trainable(initial_model(task, Seeds(0)["initialisation", 0, ""])))
+    other = to_vector(trainable(initial_model(task, Seeds(1)["initialisation", 0, ""])))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_predictors_answer_without_dropout_gradients_or_batch_statistics() -> None:
+    model = make().train()
+    predictor = ModelPredictor(model)
+    inputs = torch.randn(5, 3)
+    first = predictor(inputs)
+    assert first.shape == (5, 2)
+    assert not first.requires_grad
+    assert torch.equal(first, predictor(inputs))
+    assert torch.allclose(first[:1], predictor(inputs[:1]))
+    assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type] # a buffer
+    assert ModelPredictor(nn.Identity())(inputs).equal(inputs)

@@ -1,0 +1,132 @@
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from privtrain.core.cost import Cost
+from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    ZERO_OUT,
+    Budget,
+    Guarantee,
+    InputPrivacy,
+    PrivacyStatement,
+    Unit,
+    to_json_text,
+    to_plain,
+)
+
+GUARANTEE = Guarantee(
+    observer="public",
+    unit=Unit.CLIENT,
+    relation=ZERO_OUT,
+    epsilon=2.345678,
+    delta=1e-5,
+    accountant="pld",
+    cross_check=2.5,
+    theorem="Gaussian mechanism",
+    assumptions=("the sample is secret",),
+    releases=7,
+)
+NOTHING = replace(GUARANTEE, observer="aggregator", epsilon=math.inf, cross_check=None)
+STATEMENT = PrivacyStatement(
+    guarantees=(GUARANTEE, NOTHING),
+    input_privacy=(InputPrivacy(reader="aggregator", reads="every update"),),
+    caveats=("floating point",),
+)
+
+
+def refuse(constant: str) -> float:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_a_statement_is_json_that_any_reader_takes() -> None:
+    plain = json.loads(to_json_text(STATEMENT), parse_constant=refuse)
+    assert plain == STATEMENT.to_json()
+    public, aggregator = plain["guarantees"]
+    assert public == {
+        "observer": "public",
+        "unit": "client",
+        "relation": "zero_out",
+        "epsilon": 2.345678,
+        "delta": 1e-5,
+        "accountant": "pld",
+        "cross_check": 2.5,
+        "theorem": "Gaussian mechanism",
+        "assumptions": ["the sample is secret"],
+        "data_dependent": False,
+        "releases": 7,
+    }
+    assert (aggregator["epsilon"], aggregator["cross_check"]) == ("inf", None)
+    assert plain["input_privacy"][0]["adversary"] == "trusted"
+    assert plain["caveats"] == ["floating point"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
+        ({1: (math.inf, {"b", "a"})}, {"1": ["inf", ["a", "b"]]}),
+        (Unit.EXAMPLE, "example"),
+        ([ADD_REMOVE, None, True, 3, "x"], ["add_remove", None, True, 3, "x"]),
+        (frozenset({2, 1}), [1, 2]),
+    ],
+)
+def test_plain_values(value: object, expected: object) -> None:
+    assert to_plain(value) == expected
+    assert json.loads(json.dumps(to_plain(value), allow_nan=False)) == expected
+
+
+def test_a_cost_is_json_too() -> None:
+    cost = Cost(
+        bytes_sent=10,
+        rounds=2,
+        seconds=math.inf,
+        peak_memory_bytes=5,
+        bytes_sent_by_party={"a": 10},
+    )
+    plain = json.loads(to_json_text(cost), parse_constant=refuse)
+    assert plain["seconds"] == "inf"
+    assert plain["bytes_sent_by_party"] == {"a": 10}
+
+
+def test_the_smallest_formal_epsilon_is_the_answer() -> None:
+    private = replace(GUARANTEE, epsilon=0.5, data_dependent=True)
+    other = replace(GUARANTEE, epsilon=2.0, relation=REPLACE_ONE)
+    made = PrivacyStatement(guarantees=(GUARANTEE, private, other, NOTHING))
+    assert made.epsilon() == 2.0
+    assert made.epsilon("aggregator") == math.inf
+    assert made.epsilon("nobody spoken of") == math.inf
+    assert PrivacyStatement(guarantees=(private,)).epsilon() == math.inf
+
+
+def test_printing() -> None:
+    assert str(GUARANTEE) == "(2.346, 1e-05)-DP to the public, per client, zero-out"
+    assert str(NOTHING).startswith("(inf, 1e-05)-DP to the aggregator")
+    assert str(replace(GUARANTEE, data_dependent=True)).endswith("zero-out, data-dependent")
+    assert str(STATEMENT).splitlines()[2:] == [
+        "aggregator reads every update (trusted, none)",
+        "floating point",
+    ]
+
+
+def test_statements_are_frozen_values() -> None:
+    assert pickle.loads(pickle.dumps(STATEMENT)) == STATEMENT
+    assert hash(STATEMENT) == hash(pickle.loads(pickle.dumps(STATEMENT)))
+
+
+def test_budgets() -> None:
+    assert Budget(3.0) == Budget(epsilon=3.0, delta=1e-5, observer=PUBLIC)
+    assert Budget(3.0, observer=AGGREGATOR).observer == AGGREGATOR
+    for epsilon in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="epsilon="):
+            Budget(epsilon)
+    for delta in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="delta="):
+            Budget(1.0, delta)

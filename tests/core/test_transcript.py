@@ -1,0 +1,161 @@
+import pickle
+
+import pytest
+import torch
+
+from privtrain.core.observers import (
+    AGGREGATOR,
+    DEALER,
+    PARTICIPANT,
+    PUBLIC,
+    QUERIER,
+    Observer,
+    coalition,
+)
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
+from privtrain.core.transcript import UNPROTECTED, Entry, Setup, Transcript
+
+
+def a_star(keep: bool = False) -> Transcript:
+    """Two rounds of a star with two clients, then the published model."""
+    made = Transcript(keep_payloads=keep)
+    for round in range(2):
+        for client in ("client-0", "client-1"):
+            made.send(AGGREGATOR_NAME, client, "model", torch.zeros(10), round=round)
+            made.send(client, AGGREGATOR_NAME, "update", torch.zeros(10), round=round)
+    made.publish("model", torch.zeros(10), sender=AGGREGATOR_NAME, round=2)
+    return made
+
+
+def received(transcript: Transcript, observer: Observer) -> list[tuple[str, str, str]]:
+    return [(e.sender, e.receiver, e.kind) for e in transcript.view(observer).messages]
+
+
+PUBLISHED = (AGGREGATOR_NAME, PUBLIC_NAME, "model")
+
+
+def test_the_public_sees_only_what_is_published() -> None:
+    view = a_star().view(PUBLIC)
+    assert received(a_star(), PUBLIC) == [PUBLISHED]
+    assert (view.own, view.setup, view.kinds) == ((), (), ("model",))
+
+
+def test_the_aggregator_sees_every_update_and_no_model_that_it_sent() -> None:
+    view = a_star().view(AGGREGATOR)
+    assert view.kinds == ("model", "update")
+    updates = [e for e in view.messages if e.kind == "update"]
+    assert len(updates) == 4
+    assert all(e.receiver in {AGGREGATOR_NAME, PUBLIC_NAME} for e in view.messages)
+    assert view.own == ("the inputs and random choices of aggregator",)
+
+
+def test_a_participant_sees_the_models_of_its_rounds_and_nobody_elses_update() -> None:
+    view = a_star().view(PARTICIPANT)
+    assert view.own == ("the inputs and random choices of client-0",)
+    assert received(a_star(), PARTICIPANT) == [
+        (AGGREGATOR_NAME, "client-0", "model"),
+        (AGGREGATOR_NAME, "client-0", "model"),
+        PUBLISHED,
+    ]
+
+
+def test_a_coalition_sees_what_its_members_see() -> None:
+    both = a_star().view(coalition({"client-0", "client-1"}))
+    assert both.kinds == ("model",)
+    assert len(both.messages) == 5
+    inside = a_star().view(coalition({"client-0", AGGREGATOR_NAME}))
+    assert inside.kinds == ("model", "update")
+    assert len(inside.messages) == 2 + 4 + 1
+    assert len(inside.own) == 2
+
+
+def test_the_curator_of_pooled_rows_is_the_aggregator_and_no_participant() -> None:
+    made = Transcript()
+    for party in ("hospital-0", "hospital-1"):
+        made.send(party, CURATOR_NAME, "rows", torch.zeros(5, 2), round=0)
+    made.publish("model", torch.zeros(3), sender=CURATOR_NAME, round=1)
+    view = made.view(AGGREGATOR)
+    assert view.kinds == ("model", "rows")
+    assert view.own == ("the inputs and random choices of curator",)
+    assert made.view(PARTICIPANT).kinds == ("model",)
+    assert made.view(PUBLIC).kinds == ("model",)
+
+
+def test_setup_material_is_in_the_view_of_who_has_it_alone() -> None:
+    made = Transcript()
+    for rank in range(3):
+        for other in range(3):
+            if rank != other:
+                made.send(
+                    f"computing-{rank}", f"computing-{other}", "share", torch.zeros(4), round=0
+                )
+    made.knows("computing-0", "every triple")
+    dealt = (Setup("computing-0", "every triple"),)
+    dealer = made.view(DEALER)
+    assert dealer.setup == dealt
+    # Who deals as one of the parties also reads what that party is sent.
+    assert {e.receiver for e in dealer.messages} == {"computing-0"}
+    assert made.view(coalition({"computing-0"})).setup == dealt
+    for observer in (PUBLIC, AGGREGATOR, QUERIER, coalition({"computing-1", "computing-2"})):
+        assert made.view(observer).setup == ()
+
+
+def test_nobody_who_was_not_there_sees_anything_unpublished() -> None:
+    for observer in (DEALER, QUERIER, coalition({"client-9"}), Observer("somebody")):
+        assert received(a_star(), observer) == [PUBLISHED]
+    assert Transcript().view(PARTICIPANT).messages == ()
+
+
+def test_bytes_and_rounds_are_those_between_parties() -> None:
+    made = a_star()
+    made.send("client-0", AGGREGATOR_NAME, "votes", torch.zeros(3, dtype=torch.float64), round=7)
+    made.send("client-0", AGGREGATOR_NAME, "flag", torch.zeros((), dtype=torch.bool), round=7)
+    made.send("client-1", AGGREGATOR_NAME, "nothing", torch.zeros(0), round=7)
+    assert made.bytes_sent == 8 * 40 + 24 + 1
+    assert made.bytes_sent_by_party == {AGGREGATOR_NAME: 160, "client-0": 105, "client-1": 80}
+    assert sum(made.bytes_sent_by_party.values()) == made.bytes_sent
+    assert list(made.bytes_sent_by_party) == sorted(made.bytes_sent_by_party)
+    assert made.rounds == 3  # publishing is no round
+    assert made.kinds_received_by(AGGREGATOR_NAME) == ("flag", "nothing", "update", "votes")
+    assert Transcript().rounds == Transcript().bytes_sent == 0
+
+
+def test_entries_say_what_was_sent_in_order() -> None:
+    entries = a_star().entries
+    assert entries[0] == Entry(AGGREGATOR_NAME, "client-0", "model", (10,), 40, 0)
+    assert [e.round for e in entries] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert entries[-1].bytes == 0
+
+
+def test_diagnostics_are_never_recorded() -> None:
+    made = Transcript()
+    kind = UNPROTECTED + "training_loss"
+    made.send("client-0", AGGREGATOR_NAME, kind, torch.zeros(1), round=0)
+    made.extend([Entry("client-0", AGGREGATOR_NAME, kind, (1,), 4, 0)])
+    with pytest.raises(ValueError, match=r"kind='unprotected\.training_loss'"):
+        made.publish(kind, torch.zeros(1), sender=AGGREGATOR_NAME, round=0)
+    assert made.entries == []
+    made.extend([Entry("client-0", AGGREGATOR_NAME, "update", (1,), 4, 0)])
+    assert len(made.entries) == 1
+
+
+def test_payloads_are_kept_on_request_only_and_as_copies() -> None:
+    assert all(entry.payload is None for entry in a_star().entries)
+    made = Transcript(keep_payloads=True)
+    tensor = torch.ones(2, requires_grad=True)
+    made.send("client-0", AGGREGATOR_NAME, "update", tensor, round=0)
+    made.publish("model", tensor, sender=AGGREGATOR_NAME, round=0)
+    with torch.no_grad():
+        tensor += 1
+    for entry in made.entries:
+        assert entry.payload is not None
+        assert entry.payload.tolist() == [1.0, 1.0]
+        assert not entry.payload.requires_grad
+        assert "tensor" not in repr(entry)
+
+
+def test_transcripts_pickle() -> None:
+    made = a_star(keep=True)
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy.entries == made.entries
+    assert copy.view(AGGREGATOR) == made.view(AGGREGATOR)
