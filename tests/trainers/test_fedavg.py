@@ -1,0 +1,522 @@
+"""Federated averaging against loops written out, and what never leaves a client."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.parameters import initial_model
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import PartyRun
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
+from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
+from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.privacy.gaussian import Gaussian, Laplace
+from privtrain.privacy.placement import AT_PARTY, SPLIT
+from privtrain.privacy.sampling import FixedSize, Poisson
+from privtrain.release import Release
+from privtrain.steps.plain import PlainSteps
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.fedavg import ByExamples, ClientStep, FedAvg, Uniform
+from privtrain.training import fit
+from tests.statistics import assert_power, independent, mean_is_zero, std_is
+from tests.trainers.federations import (
+    STAR,
+    TASK,
+    a_federation,
+    a_task,
+    module,
+    some_rows,
+    vector,
+)
+
+LOCAL = PlainSteps(epochs=2, batch_size=5, learning_rate=0.2)
+
+
+def run(trainer: FedAvg, data: FederatedData, task: Task = TASK, seed: int = 0) -> TrainResult:
+    return fit(trainer, task, data, runtimes=STAR, seed=seed, delta=1e-5, keep_payloads=True)
+
+
+def start(task: Task = TASK, seed: int = 0) -> nn.Module:
+    return initial_model(task, Seeds(seed)["initialisation", 0, ""])
+
+
+def set_vector(model: nn.Module, values: Tensor) -> None:
+    nn.utils.vector_to_parameters(values.clone(), model.parameters())
+
+
+def local_training(model: nn.Module, rows: Rows, round: int, party: str) -> Tensor:
+    """What a client does, written out; returns its model."""
+    twin = start()
+    set_vector(twin, vector(model))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.2)
+    order = Seeds(0)["order", round, party].torch()
+    for _ in range(2):
+        for index in torch.randperm(len(rows), generator=order).split(5):
+            optimizer.zero_grad()
+            losses = TASK.loss(twin(rows.inputs[index]), rows.labels[index])
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return vector(twin)
+
+
+# -------------------------------------------------------------------------- plain averaging
+
+
+@pytest.mark.parametrize("weights", [Uniform(), ByExamples()])
+def test_rounds_equal_a_loop_written_out(weights: Uniform | ByExamples) -> None:
+    data = a_federation(12, 7, 20)
+    model = start()
+    for round in range(3):
+        locals_ = [local_training(model, data.train[p], round, p) for p in data.parties]
+        counts = [len(data.train[p]) if isinstance(weights, ByExamples) else 1 for p in data.train]
+        total = sum((n * w for n, w in zip(counts, locals_, strict=True)), torch.zeros(()))
+        set_vector(model, total / sum(counts))
+    found = vector(module(run(FedAvg(rounds=3, local=LOCAL, weights=weights), data)))
+    torch.testing.assert_close(found, vector(model), rtol=1e-12, atol=1e-14)
+
+
+def test_weights_make_a_difference() -> None:
+    data = a_federation(12, 7, 40)
+    found = [
+        vector(module(run(FedAvg(rounds=2, local=LOCAL, weights=weights), data)))
+        for weights in (Uniform(), ByExamples(), ByExamples(bound=10))
+    ]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_clients_move_away_from_the_global_model_and_do_not_move_it() -> None:
+    result = run(FedAvg(rounds=2, local=LOCAL), a_federation(12, 7))
+    by_kind: dict[tuple[str, int], list[Tensor]] = {}
+    for entry in result.transcript.entries:
+        assert entry.payload is not None
+        by_kind.setdefault((entry.kind, entry.round), []).append(entry.payload)
+    for round in range(2):
+        sent, updates = by_kind["model", round], by_kind["update", round]
+        assert torch.equal(sent[0], sent[1]), "the first client moved the global model"
+        assert all(bool((update != sent[0]).any()) for update in updates)
+        assert not torch.equal(updates[0], updates[1])
+    assert torch.equal(by_kind["model", 0][0], vector(start()))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["Adam", functools.partial(torch.optim.SGD, momentum=0.9)],
+    ids=["adam", "momentum"],
+)
+def test_any_optimizer_improves_locally(optimizer: object) -> None:
+    local = PlainSteps(epochs=2, batch_size=5, learning_rate=0.02, optimizer=optimizer)  # type: ignore[arg-type]
+    data = a_federation(30, 30)
+    found = run(FedAvg(rounds=10, local=local), data)
+    right = found.predictor(data.test.inputs).argmax(dim=1) == data.test.labels
+    assert float(right.double().mean()) > 0.5
+
+
+def test_adam_on_the_server_steps_on_the_mean_change() -> None:
+    data = a_federation(12, 7, 20)
+    adam = functools.partial(torch.optim.Adam, lr=0.05)
+    found = run(FedAvg(rounds=2, local=LOCAL, server_optimizer=adam), data)
+    model = start()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for round in range(2):
+        before = vector(model)
+        changes = [local_training(model, data.train[p], round, p) - before for p in data.parties]
+        mean = torch.stack(changes).mean(dim=0)
+        first = 0
+        for parameter in model.parameters():
+            part = mean[first : first + parameter.numel()]
+            parameter.grad = -part.view_as(parameter)
+            first += parameter.numel()
+        optimizer.step()
+    torch.testing.assert_close(vector(module(found)), vector(model), rtol=1e-9, atol=1e-12)
+
+
+# ------------------------------------------------------- frozen layers, buffers and dropout
+
+
+class Frozen:
+    """Makes a model whose first layer is frozen as it was drawn."""
+
+    def __call__(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+        for parameter in model[0].parameters():
+            parameter.requires_grad_(False)
+        return model
+
+
+def test_frozen_layers_stay_and_are_the_same_everywhere() -> None:
+    task, data = a_task(Frozen()), a_federation(17)
+    local = PlainSteps(batch_size=None, learning_rate=0.3)
+    found = module(run(FedAvg(rounds=3, local=local), data, task))
+    model, rows = start(task), data.train["p0"]
+    drawn = model[0].weight.clone()  # type: ignore[index,union-attr]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        task.loss(model(rows.inputs), rows.labels).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert torch.equal(found[0].weight, drawn)  # type: ignore[index,union-attr]
+    assert torch.equal(vector(found), vector(model))
+
+
+class Normalised:
+    """Makes a model with batch normalisation."""
+
+    def __call__(self) -> nn.Module:
+        layers = [nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)]
+        return nn.Sequential(*layers).double()
+
+
+def statistics(model: nn.Module) -> Tensor:
+    layer = model[1]  # type: ignore[index]
+    return torch.cat([layer.running_mean, layer.running_var])
+
+
+def test_exact_statistics_are_averaged() -> None:
+    task, data = a_task(Normalised()), a_federation(12, 18)
+    local = PlainSteps(batch_size=None, learning_rate=0.1)
+    result = run(FedAvg(rounds=1, local=local), data, task)
+    expected = []
+    for party in data.parties:
+        model = start(task).train()
+        model(data.train[party].inputs)
+        expected.append(statistics(model))
+    torch.testing.assert_close(
+        statistics(module(result)), torch.stack(expected).mean(dim=0), rtol=1e-12, atol=1e-14
+    )
+    size = vector(start(task)).numel()
+    updates = [e for e in result.transcript.entries if e.kind == "update"]
+    assert {e.shape for e in updates} == {(size + 12,)}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_under_a_bound_statistics_neither_leave_nor_change(noise: float) -> None:
+    task, data = a_task(Normalised()), a_federation(12, 18)
+    trainer = FedAvg(rounds=3, local=LOCAL, release=Release(Gaussian(1.0, noise)))
+    result = run(trainer, data, task)
+    assert torch.equal(statistics(module(result)), statistics(start(task)))
+    size = vector(start(task)).numel()
+    assert {e.shape for e in result.transcript.entries} == {(size,)}
+
+
+class Counts(nn.Module):
+    """Remembers in a buffer how often it was called, and adds it to its answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3, dtype=torch.float64)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        out: Tensor = self.layer(x * float(self.calls))
+        return out
+
+
+def test_buffers_carry_nothing_from_one_client_to_the_next() -> None:
+    rows = some_rows(5)
+    data = FederatedData(train={"a": rows, "b": rows, "c": rows}, test=rows)
+    local = PlainSteps(batch_size=None, learning_rate=0.1)
+    result = run(FedAvg(rounds=1, local=local), data, a_task(Counts))
+    updates = [e.payload for e in result.transcript.entries if e.kind == "update"]
+    assert updates[0] is not None
+    assert all(torch.equal(updates[0], other) for other in updates if other is not None)
+
+
+def test_dropout_repeats_bit_for_bit() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+
+    data = a_federation(12, 9)
+    one, two, other = (
+        vector(module(run(FedAvg(rounds=2, local=LOCAL), data, a_task(make), seed=seed)))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+# --------------------------------------------------------------------------------- cohorts
+
+
+def senders(result: TrainResult) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for entry in result.transcript.entries:
+        if entry.kind == "update":
+            found.setdefault(entry.round, []).append(entry.sender)
+    return found
+
+
+@pytest.mark.parametrize("release", [Release(), Release(Gaussian(1.0, 1.0))])
+def test_fixed_cohorts_have_their_size_and_differ(release: Release) -> None:
+    data = a_federation(*[4] * 10)
+    local = PlainSteps(batch_size=None)
+    trainer = FedAvg(rounds=8, sampling=FixedSize(3), local=local, release=release)
+    found = senders(run(trainer, data))
+    assert {len(cohort) for cohort in found.values()} == {3}
+    assert len({tuple(cohort) for cohort in found.values()}) > 1
+
+
+def test_a_cohort_under_noise_does_not_follow_from_the_public_seed() -> None:
+    """Amplification holds for those who do not know who was drawn."""
+    data = a_federation(*[4] * 12)
+    local = PlainSteps(batch_size=None)
+    trainer = FedAvg(
+        rounds=6, sampling=Poisson(0.5), local=local, release=Release(Gaussian(1.0, 1.0))
+    )
+    public = {
+        round: [
+            f"p{i}"
+            for i in Poisson(0.5).choose(12, Seeds(0)["cohort", round, "aggregator"].numpy())
+        ]
+        for round in range(6)
+    }
+    assert senders(run(trainer, data)) != {r: names for r, names in public.items() if names}
+
+
+def test_an_empty_cohort_changes_nothing_without_noise_and_is_noised_with_it() -> None:
+    data = a_federation(6, 6)
+    rare = Poisson(1e-9)
+    still = run(FedAvg(rounds=2, sampling=rare, local=LOCAL), data)
+    assert senders(still) == {}
+    assert torch.equal(vector(module(still)), vector(start()))
+    noisy = FedAvg(rounds=2, sampling=rare, local=LOCAL, release=Release(Gaussian(1.0, 1.0)))
+    noised = run(noisy, data)
+    assert senders(noised) == {}
+    assert bool((vector(module(noised)) != vector(start())).all())
+    assert noised.statement.guarantees[0].releases == 2
+
+
+def test_a_cohort_larger_than_the_federation_is_refused() -> None:
+    with pytest.raises(ValueError, match="size=5"):
+        run(FedAvg(rounds=1, sampling=FixedSize(5)), a_federation(4, 4))
+
+
+# ----------------------------------------------------------------------------------- noise
+
+
+class Wide:
+    """Makes a linear model that starts at zero, large enough for statistics."""
+
+    def __call__(self) -> nn.Module:
+        layer = nn.Linear(5, 400, dtype=torch.float64)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+
+def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
+    return 0.0 * logits.sum(dim=1)
+
+
+SILENT = Task(model=Wide(), loss=no_signal)
+C, Z = 0.5, 2.0
+
+
+@pytest.mark.parametrize(
+    ("release", "sampling", "std"),
+    [
+        (Release(Gaussian(C, Z)), None, C * Z / 6),
+        (Release(Gaussian(C, Z)), FixedSize(3), C * Z / 3),
+        (Release(Gaussian(C, Z)), Poisson(0.5), C * Z / 3),
+        (Release(Gaussian(C, Z), AT_PARTY), None, C * Z * math.sqrt(6) / 6),
+        (Release(Gaussian(C, Z), AT_PARTY), FixedSize(3), C * Z * math.sqrt(3) / 3),
+        (Release(Gaussian(C, Z), SPLIT(honest_survivors=6)), None, C * Z / 6),
+        (Release(Gaussian(C, Z), SPLIT(honest_survivors=3)), None, C * Z * math.sqrt(2) / 6),
+    ],
+    ids=["central", "fixed", "poisson", "local", "local-fixed", "split", "split-3"],
+)
+def test_the_noise_of_a_round_has_the_stated_size(
+    release: Release, sampling: FixedSize | Poisson | None, std: float
+) -> None:
+    trainer = FedAvg(rounds=1, local=LOCAL, release=release)
+    if sampling is not None:
+        trainer = FedAvg(rounds=1, local=LOCAL, release=release, sampling=sampling)
+    samples = vector(module(run(trainer, a_federation(*[4] * 6), SILENT)))
+    assert_power(std_is, samples, std)
+    assert mean_is_zero(samples, std)
+
+
+def test_rounds_draw_noise_of_their_own() -> None:
+    trainer = FedAvg(rounds=2, local=LOCAL, release=Release(Gaussian(C, Z)))
+    entries = run(trainer, a_federation(4, 4), SILENT).transcript.entries
+    models = [e.payload for e in entries if e.kind == "model" and e.receiver in ("p0", "public")]
+    assert models[1] is not None
+    assert models[2] is not None
+    first, second = models[1], models[2] - models[1]
+    assert independent(first, second)
+    assert not independent(first, first)
+
+
+def test_every_silo_noises_before_its_update_leaves() -> None:
+    local = DPSteps(Gaussian(C, Z), sampling_rate=1.0, expected_batch=4.0, learning_rate=0.1)
+    result = run(FedAvg(rounds=1, local=local), a_federation(*[4] * 3), SILENT)
+    updates = [e.payload for e in result.transcript.entries if e.kind == "update"]
+    assert len(updates) == 3
+    for update in updates:
+        assert update is not None
+        assert_power(std_is, update, 0.1 * C * Z / 4)
+    assert independent(updates[0], updates[1])  # type: ignore[arg-type]
+
+
+def test_clipping_bounds_what_every_client_sends() -> None:
+    local = PlainSteps(epochs=5, batch_size=4, learning_rate=5.0)
+    result = run(
+        FedAvg(rounds=2, local=local, release=Release(Gaussian(0.1, 0.5))), a_federation(9, 9)
+    )
+    updates = [e.payload for e in result.transcript.entries if e.kind == "update"]
+    norms = [float(update.norm()) for update in updates if update is not None]
+    assert len(norms) == 4
+    assert max(norms) == pytest.approx(0.1, rel=1e-9)
+    assert max(norms) <= 0.1
+    loose = run(FedAvg(rounds=1, local=local), a_federation(9, 9))
+    start_, sent = (
+        vector(start()),
+        [e.payload for e in loose.transcript.entries if e.kind == "update"],
+    )
+    assert all(float((model - start_).norm()) > 0.2 for model in sent if model is not None)
+
+
+@pytest.mark.parametrize("weights", [Uniform(), ByExamples(bound=8)])
+def test_one_clients_data_moves_the_sum_by_at_most_the_sensitivity(
+    weights: Uniform | ByExamples,
+) -> None:
+    release = Release(Gaussian(0.3, 1.0))
+    step = ClientStep(TASK, LOCAL, release, weights, True)
+
+    def update(rows: Rows) -> Tensor:
+        party = PartyRun(
+            party="a",
+            round=0,
+            train={"a": rows},
+            state={},
+            seeds=Seeds(0),
+            entropy=SeededEntropy(0),
+        )
+        return step({"model": vector(start())}, party)["update"]
+
+    huge = Rows(1e6 * some_rows(3, 30).inputs, some_rows(3, 30).labels)
+    found = [update(rows) for rows in (some_rows(1), some_rows(2, 3), huge)]
+    for one in found:
+        assert float(one.norm()) <= 0.3
+        for other in found:
+            assert float((one - other).norm()) <= 0.6
+
+
+# -------------------------------------------------------------------------- plans and refusals
+
+
+def test_plans_state_relations_and_amplification() -> None:
+    data = a_federation(*[4] * 10)
+    gaussian = Release(Gaussian(1.0, 1.0))
+
+    def of(trainer: FedAvg) -> dict[str, tuple[object, float]]:
+        return {
+            p.observer.name: (
+                p.relation,
+                epsilon(repeated(p.event, p.count), 1e-5, relation=p.relation)
+                if p.relation is not REPLACE_ONE
+                else math.nan,
+            )
+            for p in trainer.plan(data, STAR)
+        }
+
+    everyone = of(FedAvg(rounds=3, release=gaussian))
+    assert everyone["public"][0] is ZERO_OUT
+    assert everyone["public"][1] == pytest.approx(epsilon(repeated(gaussian_event(1.0), 3), 1e-5))
+    poisson = of(FedAvg(rounds=3, release=gaussian, sampling=Poisson(0.2, expected_size=2.0)))
+    assert poisson["public"][0] is ADD_REMOVE
+    sampled = repeated(poisson_sampled(0.2, gaussian_event(1.0)), 3)
+    assert poisson["public"][1] == pytest.approx(epsilon(sampled, 1e-5))
+    assert poisson["aggregator"][0] is REPLACE_ONE
+    fixed = of(FedAvg(rounds=3, release=gaussian, sampling=FixedSize(2)))
+    assert fixed["public"][0] is REPLACE_ONE
+
+
+def test_silos_are_stated_per_example_and_clients_per_client() -> None:
+    data = a_federation(8, 8, public_rows=16)
+    both = FedAvg(
+        rounds=2, local=DPSteps(Gaussian(1.0, 1.0)), release=Release(Gaussian(1.0, 1.0))
+    ).plan(data, STAR)
+    assert [(p.unit, p.observer.name) for p in both] == [
+        (unit, name)
+        for unit in (Unit.EXAMPLE, Unit.CLIENT)
+        for name in ("public", "participant", "aggregator")
+    ]
+    only = FedAvg(rounds=2, local=DPSteps(Gaussian(1.0, 1.0))).plan(data, STAR)
+    assert {p.unit for p in only} == {Unit.EXAMPLE}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FedAvg(release=Release(Gaussian(1.0, 1.0)), weights=ByExamples()),
+        lambda: FedAvg(local=DPSteps(Gaussian(1.0, 1.0)), weights=ByExamples()),
+        lambda: FedAvg(local=DPSteps(Gaussian(1.0, 1.0)), weights=ByExamples(bound=5)),
+        lambda: FedAvg(release=Release(Gaussian(1.0, 1.0), AT_PARTY), sampling=Poisson(0.5)),
+        lambda: FedAvg(release=Release(Laplace(1.0, 1.0), AT_PARTY), sampling=Poisson(0.5)),
+        lambda: FedAvg(
+            release=Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=2)), sampling=Poisson(0.5)
+        ),
+    ],
+)
+def test_what_no_noise_covers_is_refused_with_the_way_out(make: Callable[[], FedAvg]) -> None:
+    with pytest.raises(UnsoundReleaseError, match="Use"):
+        make()
+
+
+def test_columns_are_refused() -> None:
+    data = FederatedData(train={"a": some_rows(1)}, test=some_rows(2), split=COLUMNS)
+    with pytest.raises(UnsupportedError, match="MPCSGD"):
+        run(FedAvg(rounds=1), data)
+
+
+def broken_federation() -> FederatedData:
+    """The third party's rows are finite, but its gradients are not."""
+    data = a_federation(6, 6, 6)
+    rows = data.train["p2"]
+    huge = Rows(torch.full_like(rows.inputs, 1e300), rows.labels)
+    return FederatedData(train={**data.train, "p2": huge}, test=data.test)
+
+
+def test_a_broken_update_without_a_bound_is_an_error_that_names_the_client() -> None:
+    with pytest.raises(ProtocolError, match=r"Round 0: the update of p2 is not finite"):
+        run(FedAvg(rounds=2, local=LOCAL), broken_federation())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_a_broken_update_with_a_bound_counts_as_zero_and_is_counted(noise: float) -> None:
+    trainer = FedAvg(rounds=1, local=LOCAL, release=Release(Gaussian(100.0, noise)))
+    broken = run(trainer, broken_federation())
+    assert bool(torch.isfinite(vector(module(broken))).all())
+    assert broken.history.unprotected["non_finite"] == [(1, 1.0)]
+    assert not any("non_finite" in entry.kind for entry in broken.transcript.entries)
+    if noise:
+        return
+    two = a_federation(6, 6)
+    changes = [local_training(start(), two.train[p], 0, p) - vector(start()) for p in two.parties]
+    expected = vector(start()) + torch.stack(changes).sum(dim=0) / 3
+    torch.testing.assert_close(vector(module(broken)), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="rounds=0"):
+        FedAvg(rounds=0)
+    with pytest.raises(ValueError, match="bound=0"):
+        ByExamples(bound=0)
+
+
+def test_who_reads_what() -> None:
+    data = a_federation(4, 4)
+    plain = FedAvg().input_privacy(data, STAR)
+    assert any(item.reader == AGGREGATOR_NAME and "update" in item.reads for item in plain)
+    silos = FedAvg(local=DPSteps(Gaussian(1.0, 1.0))).input_privacy(data, STAR)
+    assert any("noised update" in item.reads for item in silos)

@@ -1,0 +1,117 @@
+"""Pooled SGD against a plain loop, and against federated averaging with one client."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import BudgetExceededError
+from privtrain.core.parameters import initial_model
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.seeding import Seeds
+from privtrain.core.statement import Budget
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.steps.plain import PlainSteps
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.sgd import SGD
+from privtrain.training import fit
+from tests.trainers.federations import STAR, TASK, a_federation, module, vector
+
+
+def plain_loop(task: Task, rows: Rows, steps: int, learning_rate: float) -> Tensor:
+    """Full-batch gradient descent, written out without an optimizer."""
+    model = initial_model(task, Seeds(0)["initialisation", 0, ""])
+    parameters = list(model.parameters())
+    for _ in range(steps):
+        losses = task.loss(model(rows.inputs), rows.labels)
+        gradients = torch.autograd.grad(losses.mean(), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-learning_rate)
+    return vector(model)
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_one_client_with_full_batches_is_sgd_to_the_bit(rounds: int) -> None:
+    data = a_federation(17)
+    sgd = fit(SGD(epochs=rounds, batch_size=None, learning_rate=0.3), TASK, data, runtimes=STAR)
+    local = PlainSteps(epochs=1, batch_size=None, learning_rate=0.3)
+    fedavg = fit(FedAvg(rounds=rounds, local=local), TASK, data, runtimes=STAR)
+    written_out = plain_loop(TASK, data.train["p0"], rounds, 0.3)
+    assert torch.equal(vector(module(sgd)), written_out)
+    assert torch.equal(vector(module(fedavg)), written_out)
+
+
+def test_minibatches_equal_a_plain_loop_to_the_bit() -> None:
+    data = a_federation(9, 14)
+    momentum = functools.partial(torch.optim.SGD, momentum=0.9)
+    found = fit(SGD(epochs=3, batch_size=5, optimizer=momentum), TASK, data, runtimes=STAR)
+    model = initial_model(TASK, Seeds(0)["initialisation", 0, ""])
+    rows, optimizer = data.pooled(), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(3):
+        order = torch.randperm(23, generator=Seeds(0)["order", epoch, CURATOR_NAME].torch())
+        for index in order.split(5):
+            optimizer.zero_grad()
+            losses = TASK.loss(model(rows.inputs[index]), rows.labels[index])
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert torch.equal(vector(module(found)), vector(model))
+
+
+def test_dropout_repeats_bit_for_bit() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+
+    data = a_federation(9, 14)
+    found = [
+        vector(module(fit(SGD(epochs=2), Task(model=make), data, runtimes=STAR, seed=seed)))
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_batch_normalisation_keeps_its_statistics_and_predicts_with_them() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
+
+    found = fit(SGD(epochs=2, batch_size=8), Task(model=make), a_federation(32), runtimes=STAR)
+    layer = module(found)[1]  # type: ignore[index]
+    assert float(layer.running_mean.abs().sum()) > 0
+    one = torch.ones(1, 5, dtype=torch.float64)
+    both = found.predictor(torch.cat([one, -one]))
+    torch.testing.assert_close(found.predictor(one), both[:1], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_is_promised() -> None:
+    found = fit(SGD(epochs=1), TASK, a_federation(8, 8), runtimes=STAR)
+    assert {g.epsilon for g in found.statement.guarantees} == {math.inf}
+    assert found.history.epsilon == []
+    with pytest.raises(BudgetExceededError, match="noise"):
+        fit(SGD(epochs=1), TASK, a_federation(8), runtimes=STAR, budget=Budget(8.0))
+
+
+def test_a_single_party_sends_nothing() -> None:
+    found = fit(SGD(epochs=1), TASK, a_federation(8), runtimes=STAR)
+    assert found.cost.bytes_sent == 0
+    pooled = fit(SGD(epochs=1), TASK, a_federation(8, 4), runtimes=STAR)
+    assert pooled.cost.bytes_sent == 12 * (5 * 8 + 8)
+
+
+def test_columns_are_pooled_side_by_side() -> None:
+    from privtrain.data.datasets import breast_cancer
+    from privtrain.data.partition import ByColumn
+
+    task, data = breast_cancer(parties=3, partition=ByColumn())
+    assert isinstance(data, FederatedData)
+    found = fit(SGD(epochs=10, learning_rate=0.5), task, data, runtimes=STAR)
+    right = found.predictor(data.test.inputs).argmax(dim=1) == data.test.labels
+    assert float(right.double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}])
+def test_settings_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SGD(**wrong)  # type: ignore[arg-type]
