@@ -21,7 +21,7 @@ from privtrain.core.seeding import (
     Seeds,
     SystemEntropy,
 )
-from privtrain.core.statement import Budget, PrivacyStatement, Unit
+from privtrain.core.statement import Budget, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
@@ -35,8 +35,8 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes import Processes
 
 SIMULATED = "simulated: void if the seed is known"
+FLOAT_NOISE = "noise is drawn in floating point: for research use"
 CAVEATS = (
-    "noise is drawn in floating point: for research use",
     "timing and sizes of messages are not hidden",
     "settings chosen by looking at results are not counted",
 )
@@ -284,8 +284,7 @@ def _result(
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
-        # What a trainer's engine does not protect from, where it has one.
-        caveats=(*CAVEATS, *getattr(trainer, "caveats", ())),
+        caveats=_caveats(trainer, made),
     )
     cost = Cost(
         bytes_sent=run.transcript.bytes_sent,
@@ -304,6 +303,13 @@ def _result(
         notes=tuple(run.notes),
         members=run.members,
     )
+
+
+def _caveats(trainer: Trainer, made: tuple[Guarantee, ...]) -> tuple[str, ...]:
+    """What the figures leave out, and what a trainer's engine does not protect from."""
+    noisy = any(math.isfinite(guarantee.epsilon) for guarantee in made)
+    noise = (FLOAT_NOISE,) if noisy else ()
+    return (*noise, *CAVEATS, *getattr(trainer, "caveats", ()))
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
