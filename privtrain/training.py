@@ -1,5 +1,6 @@
 """Training: run one trainer, with its ledger, its checkpoints and its statement."""
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
