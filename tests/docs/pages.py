@@ -16,7 +16,7 @@ class Example:
 
     Args:
         code: What the block holds.
-        mark: What the comment in the line before says: "slow", "not run", or nothing.
+        mark: What the comment in the line before says: "not run", or nothing.
     """
 
     code: str

@@ -63,7 +63,9 @@ def test_every_page_has_one_file_and_uses_it(page: str) -> None:
     assert all(block.mark == "" for block in blocks)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param("trainer", marks=pytest.mark.slow), "mechanism", "attack"]
+)
 def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
     path = DOCS / "extending" / f"{page}.md"
     made = run(path, examples(path), folder)
