@@ -1,5 +1,6 @@
 import pytest
 
+from privtrain.aggregation import shared
 from privtrain.aggregation.aggregation import Aggregation, sum_exposure
 from privtrain.aggregation.plain import PlainSum
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
@@ -14,7 +15,9 @@ from tests.contracts.aggregation import (
 )
 
 
-@pytest.mark.parametrize("aggregation", [PlainSum(), MaskedSum(), SharedSum(), Median()])
+@pytest.mark.parametrize(
+    "aggregation", [PlainSum(), MaskedSum(), SharedSum(), Median(), shared.SharedSum()], ids=repr
+)
 def test_contract(aggregation: Aggregation) -> None:
     check_aggregation(aggregation)
 

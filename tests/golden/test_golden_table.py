@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from privtrain.aggregation.shared import SharedSum
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Relation, Unit
@@ -17,7 +18,7 @@ from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.ledger import epsilon_of
 from privtrain.privacy.placement import AT_PARTY, SPLIT
 from privtrain.release import Release
-from tests.contracts.aggregation import MaskedSum, SharedSum
+from tests.contracts.aggregation import MaskedSum
 
 DELTA = 1e-5
 CLIENTS = party_names("client", 100)

@@ -1,0 +1,183 @@
+"""The public face: sorted, complete, documented, and fast to import."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import privtrain
+
+ROOT = Path(privtrain.__file__).parent
+TREE = ast.parse((ROOT / "__init__.py").read_text())
+HEAVY = (
+    "cloudpickle",
+    "crypten",
+    "dp_accounting",
+    "flwr",
+    "grpc",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "opacus",
+    "pandas",
+    "ray",
+    "rich",
+    "scipy",
+    "sklearn",
+    "torch",
+    "tyro",
+)
+
+
+def ruffs_key(name: str) -> tuple[int, list[tuple[int, str | int]]]:
+    """How ruff (RUF022) sorts: constants, classes, the rest; each in natural order."""
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return kind, [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+
+
+def type_checked_imports() -> dict[str, str]:
+    """Public name to the module it comes from, as type checkers see it."""
+    block = next(
+        node
+        for node in TREE.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    found = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname is None
+            assert node.module is not None
+            found[alias.name] = node.module
+    return found
+
+
+def lazy_homes() -> dict[str, str]:
+    homes: dict[str, str] = vars(privtrain)["_HOMES"]
+    found: dict[str, str] = {}
+    for home, names in homes.items():
+        for name in names.split():
+            assert name not in found, f"{name} has two homes"
+            found[name] = f"privtrain.{home}"
+    return found
+
+
+def test_all_is_sorted_and_has_no_name_twice() -> None:
+    names = privtrain.__all__
+    assert len(set(names)) == len(names)
+    assert list(names) == sorted(names, key=ruffs_key)
+
+
+def test_ruff_agrees() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "RUF022"]
+    done = subprocess.run(
+        [*command, str(ROOT / "__init__.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_lists_of_names_agree() -> None:
+    homes = lazy_homes()
+    assert set(homes) | {"data"} == set(privtrain.__all__)
+    assert type_checked_imports() == homes | {"data": "privtrain"}
+    assert list(vars(privtrain)["_HOMES"]) == sorted(vars(privtrain)["_HOMES"])
+
+
+@pytest.mark.parametrize("name", privtrain.__all__)
+def test_every_name_resolves_to_what_is_defined_at_its_home(name: str) -> None:
+    value = getattr(privtrain, name)
+    if name == "data":
+        assert isinstance(value, ModuleType)
+        return
+    home = import_module(lazy_homes()[name])
+    assert value is getattr(home, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        defined = value.__module__ == home.__name__ or name in getattr(home, "__all__", ())
+        assert defined, f"{name} is neither defined there nor in the module's own __all__"
+        assert value.__name__ == name
+
+
+@pytest.mark.parametrize("name", privtrain.__all__)
+def test_every_name_is_documented(name: str) -> None:
+    value = getattr(privtrain, name)
+    if not (inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value)):
+        home = lazy_homes()[name]
+        assert documented_constant(Path(import_module(home).__file__ or ""), name), name
+        return
+    text = (value.__doc__ or "").strip()
+    first = text.splitlines()[0] if text else ""
+    assert first.endswith((".", ":")), f"{name} has no summary: {first!r}"
+    assert not first.startswith(f"{name}("), f"{name} has only the docstring that Python makes"
+
+
+def documented_constant(path: Path, name: str) -> bool:
+    """Whether a constant is followed by a string that says what it is."""
+    body = ast.parse(path.read_text()).body
+    for node, after in pairwise(body):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    return False
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.name)
+def test_every_public_class_and_function_has_a_docstring(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    missing = []
+    nodes: list[tuple[str, ast.AST]] = [("", node) for node in tree.body]
+    while nodes:
+        owner, node = nodes.pop()
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            missing.append(f"{owner}{node.name}")
+        if isinstance(node, ast.ClassDef):
+            nodes += [(f"{node.name}.", inner) for inner in node.body]
+    assert missing == []
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"'privtrain' has no attribute 'GaussianMechanism'"):
+        privtrain.GaussianMechanism  # noqa: B018 - looking it up is the test
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(dir(privtrain)) == set(privtrain.__all__)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    """Seconds depend on the machine; what is loaded does not."""
+    program = (
+        "import sys; before = set(sys.modules); import privtrain; import json; "
+        "print(json.dumps(sorted({m.split('.')[0] for m in set(sys.modules) - before})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    loaded = set(done.stdout.replace('"', "").strip("[]\n").split(", "))
+    assert "privtrain" in loaded
+    assert loaded.isdisjoint(HEAVY), loaded & set(HEAVY)
+
+
+def test_looking_at_a_name_of_the_ground_floor_loads_no_framework() -> None:
+    program = (
+        "import sys, privtrain as pt; pt.BudgetExceededError; pt.PUBLIC; "
+        "print([m for m in ('flwr', 'opacus', 'crypten', 'ray', 'matplotlib', 'sklearn', "
+        "'dp_accounting') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"
