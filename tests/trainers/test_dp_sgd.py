@@ -1,0 +1,364 @@
+"""DP-SGD: a loop over examples as oracle, public figures, noise of the right size."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.aggregation.finish import ARGMAX
+from privtrain.core.errors import (
+    BudgetExceededError,
+    PrivacyError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
+from privtrain.core.parameters import initial_model
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.result import TrainResult
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Budget
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.privacy.gaussian import Gaussian, Laplace
+from privtrain.privacy.mechanism import Exact
+from privtrain.privacy.placement import AT_PARTY
+from privtrain.release import Release
+from privtrain.steps.opacus import Opacus
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.training import fit
+from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
+from tests.steps.loops import clipped, example_gradients
+from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
+
+
+def run(trainer: DPSGD, data: FederatedData, task: Task = TASK, **options: object) -> TrainResult:
+    return fit(trainer, task, data, runtimes=STAR, **{"delta": 1e-5, **options})  # type: ignore[arg-type]
+
+
+def start(task: Task = TASK, seed: int = 0) -> nn.Module:
+    return initial_model(task, Seeds(seed)["initialisation", 0, ""])
+
+
+# ---------------------------------------------------------------------- against plain loops
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_without_noise_training_equals_a_loop_over_examples(mode: str) -> None:
+    data = a_federation(30, 10)
+    trainer = DPSGD(
+        epochs=2,
+        expected_batch=7.0,
+        sampling_rate=0.25,
+        learning_rate=0.3,
+        release=Release(Gaussian(0.4, 0.0)),
+        gradients=Opacus(mode),
+    )
+    found = vector(module(run(trainer, data)))
+    model, rows = start(), data.pooled()
+    sizes = []
+    for step in range(8):
+        coins = SeededEntropy(0)["sample", step, CURATOR_NAME].numpy().random(40)
+        batch = rows.take(torch.from_numpy((coins < 0.25).nonzero()[0]))
+        sizes.append(len(batch))
+        total = clipped(example_gradients(model, batch), 0.4).sum(dim=0)
+        first = 0
+        with torch.no_grad():
+            for parameter in model.parameters():
+                part = total[first : first + parameter.numel()].view_as(parameter)
+                parameter -= 0.3 * part / 7.0
+                first += parameter.numel()
+    assert len(set(sizes)) > 2, "batches of Poisson sampling differ in size"
+    torch.testing.assert_close(found, vector(model), rtol=1e-9, atol=1e-12)
+
+
+class Wide:
+    """Makes a linear model that starts at zero, large enough for statistics."""
+
+    def __call__(self) -> nn.Module:
+        layer = nn.Linear(5, 400, dtype=torch.float64)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+
+def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
+    return 0.0 * logits.sum(dim=1)
+
+
+SILENT = Task(model=Wide(), loss=no_signal)
+
+
+def one_step(mechanism: object, data: FederatedData, task: Task = SILENT, seed: int = 0) -> Tensor:
+    """The noised sum of gradients of one step, read from the trained model."""
+    trainer = DPSGD(
+        epochs=1,
+        sampling_rate=1.0,
+        expected_batch=10.0,
+        learning_rate=0.5,
+        release=Release(mechanism),  # type: ignore[arg-type]
+    )
+    return -vector(module(run(trainer, data, task, seed=seed))) * 10.0 / 0.5
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A Gaussian whose noise is not what its event says."""
+
+    inner: Gaussian
+    factor: float
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def noise(self, like: Tensor, *args: object, **options: object) -> tuple[Tensor, object]:
+        value, state = self.inner.noise(like, *args, **options)  # type: ignore[arg-type]
+        return value * self.factor, state
+
+
+def test_the_noise_of_a_step_has_the_stated_size() -> None:
+    samples = one_step(Gaussian(0.7, 1.5), a_federation(10))
+    assert_power(std_is, samples, 0.7 * 1.5)
+    assert_power(normal_with_std, samples, 0.7 * 1.5)
+    assert mean_is_zero(samples, 0.7 * 1.5)
+
+
+@pytest.mark.parametrize("factor", [0.0, 2 / 3, 1.5])
+def test_a_broken_twin_is_caught_by_its_statistics(factor: float) -> None:
+    samples = one_step(Broken(Gaussian(0.7, 1.5), factor), a_federation(10))
+    assert not std_is(samples, 0.7 * 1.5)
+
+
+def test_steps_draw_noise_of_their_own() -> None:
+    trainer = DPSGD(
+        epochs=4,
+        sampling_rate=1.0,
+        expected_batch=1.0,
+        learning_rate=1.0,
+        release=Release(Gaussian(0.5, 2.0)),
+    )
+    samples = vector(module(run(trainer, a_federation(6), SILENT)))
+    assert_power(std_is, samples, 1.0 * math.sqrt(4))  # the same noise four times would give 4
+
+
+def test_a_row_moves_the_clipped_sum_by_at_most_the_sensitivity_and_an_unclipped_one_by_more() -> (
+    None
+):
+    """Two data sets that differ in one row, the same noise: what is left is the row's share."""
+    rows = some_rows(3, 20)
+    loud = Rows(
+        torch.cat([rows.inputs, 1e3 * rows.inputs[:1]]),
+        torch.cat([rows.labels, rows.labels[:1] * 0]),
+    )
+    one, other = (
+        FederatedData(train={"a": held}, test=rows, public_rows=20) for held in (rows, loud)
+    )
+    for mechanism in (Gaussian(0.3, 1.0), Gaussian(0.3, 0.0)):
+        moved = one_step(mechanism, other, TASK) - one_step(mechanism, one, TASK)
+        assert 0.1 < float(moved.norm()) <= 0.3 * (1 + 1e-9)
+    unclipped = one_step(Gaussian(1e9, 0.0), other, TASK) - one_step(Gaussian(1e9, 0.0), one, TASK)
+    assert float(unclipped.norm()) > 3.0
+
+
+def test_one_infinite_example_changes_nothing_else() -> None:
+    rows = some_rows(3, 12)
+    task = replace(TASK, loss=lambda logits, targets: _inf_at(logits, targets))
+    with_it = Rows(
+        torch.cat([rows.inputs, torch.full((1, 5), 7e5)]), torch.cat([rows.labels, rows.labels[:1]])
+    )
+    one, other = (FederatedData(train={"a": held}, test=rows) for held in (rows, with_it))
+    expected, found = (one_step(Gaussian(0.3, 1.0), data, task) for data in (one, other))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def _inf_at(logits: Tensor, targets: Tensor) -> Tensor:
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    huge = logits.abs().amax(dim=1) > 1e4
+    return torch.where(huge, torch.exp(logits.abs().amax(dim=1)), losses)
+
+
+# ------------------------------------------------------------------------------- public figures
+
+
+@pytest.mark.parametrize(
+    ("trainer", "public_rows"),
+    [
+        (DPSGD(epochs=3, expected_batch=8.0), 40),
+        (DPSGD(epochs=3, expected_batch=8.0, sampling_rate=0.2), None),
+        (DPSGD(epochs=3, expected_batch=8.0, sampling_rate=0.2), 40),
+    ],
+)
+def test_nothing_is_scaled_by_the_private_number_of_rows(
+    trainer: DPSGD, public_rows: int | None
+) -> None:
+    rows = some_rows(3, 41)
+    data = [
+        FederatedData(
+            train={"a": rows.take(torch.arange(count))}, test=rows, public_rows=public_rows
+        )
+        for count in (40, 41)
+    ]
+    one, other = (trainer.batches(held) for held in data)
+    assert one == other
+    assert (one.sampling.rate, one.sampling.expected_size, one.steps) == (0.2, 8.0, 15)
+    assert trainer.plan(data[0], STAR) == trainer.plan(data[1], STAR)
+    assert {p.relation for p in trainer.plan(data[0], STAR) if p.observer.name == "public"} == {
+        ADD_REMOVE
+    }
+    results = [run(trainer, held) for held in data]
+    assert results[0].statement == results[1].statement
+
+
+def test_a_counted_number_of_rows_is_said_to_be_public() -> None:
+    trainer = DPSGD(epochs=2, expected_batch=10.0)
+    (public, _) = trainer.plan(a_federation(30, 10), STAR)
+    assert public.relation is ZERO_OUT
+    assert any("40, is public" in text for text in public.assumptions)
+
+
+def test_the_statement_is_that_of_poisson_gaussians() -> None:
+    trainer = DPSGD(epochs=2, expected_batch=8.0, release=Release(Gaussian(3.0, 1.2)))
+    data = a_federation(40, public_rows=40)
+    by_hand = epsilon(repeated(poisson_sampled(0.2, gaussian_event(1.2)), 10), 1e-5)
+    found = run(trainer, data)
+    assert found.statement.epsilon() == pytest.approx(by_hand, rel=1e-9)
+    assert found.statement.epsilon("aggregator") == math.inf
+    assert found.history.epsilon[-1] == (10, pytest.approx(by_hand, rel=1e-9))
+    values = [value for _, value in found.history.epsilon]
+    assert values == sorted(values)
+
+
+def test_batches_and_noise_follow_from_entropy_not_from_the_public_seed() -> None:
+    """Whoever knows data order and initialisation must not know the sample."""
+    data = a_federation(40)
+    trainer = DPSGD(epochs=2, sampling_rate=0.2)
+    drawn: list[tuple[str, int, str]] = []
+
+    class Watched(Seeds):
+        def __getitem__(self, name):  # type: ignore[no-untyped-def]
+            drawn.append(name)
+            return super().__getitem__(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("privtrain.training.Seeds", Watched)
+        run(trainer, data)
+    assert {name for name, _, _ in drawn} == {"initialisation", "dropout"}
+
+
+# ------------------------------------------------------------------------------------ budgets
+
+
+def test_a_budget_halts_and_keeps_what_was_trained() -> None:
+    trainer = DPSGD(epochs=5, expected_batch=8.0)
+    data = a_federation(40, public_rows=40)
+    whole = run(trainer, data).statement.epsilon()
+    budget = Budget(whole / 2)
+    found = run(trainer, data, budget=budget)
+    assert found.halted is not None
+    assert "budget" in found.halted
+    assert 0 < found.statement.epsilon() <= budget.epsilon
+    public = found.statement.guarantees[0]
+    assert 1 <= public.releases < 25
+    (plan, _) = trainer.plan(data, STAR)
+    more = epsilon(repeated(plan.event, public.releases + 1), 1e-5, relation=plan.relation)
+    assert more > budget.epsilon, "another release would have fitted"
+    # It is the model of the same run, stopped there.
+    short = replace(trainer, epochs=public.releases * 0.2)
+    assert torch.equal(vector(module(found)), vector(module(run(short, data))))
+    assert not torch.equal(vector(module(found)), vector(start()))
+
+
+def test_a_budget_that_is_not_reached_changes_nothing() -> None:
+    data = a_federation(40, public_rows=40)
+    trainer = DPSGD(epochs=1, expected_batch=8.0)
+    found = run(trainer, data, budget=Budget(50.0))
+    assert found.halted is None
+    assert torch.equal(vector(module(found)), vector(module(run(trainer, data))))
+
+
+def test_a_budget_in_which_nothing_fits_is_an_error() -> None:
+    with pytest.raises(BudgetExceededError, match="Not one release fits"):
+        run(DPSGD(epochs=1), a_federation(40), budget=Budget(1e-3))
+
+
+def test_a_budget_to_the_curator_is_an_error() -> None:
+    from privtrain.core.observers import AGGREGATOR
+
+    with pytest.raises(BudgetExceededError, match="inf"):
+        run(DPSGD(epochs=1), a_federation(40), budget=Budget(5.0, observer=AGGREGATOR))
+
+
+# ----------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("layer", "way_out"),
+    [
+        (lambda: nn.BatchNorm1d(5), "GroupNorm"),
+        (lambda: nn.InstanceNorm1d(5, track_running_stats=True), "track_running_stats=False"),
+    ],
+)
+def test_layers_that_mix_or_remember_examples_are_refused(
+    layer: Callable[[], nn.Module], way_out: str
+) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(layer(), nn.Linear(5, 3)).double()
+
+    with pytest.raises(UnsupportedError, match=way_out):
+        run(DPSGD(epochs=1), a_federation(20), Task(model=make))
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        Release(),
+        Release(Exact()),
+        Release(Laplace(1.0, 1.0)),
+        Release(Gaussian(1.0, 1.0), AT_PARTY),
+        Release(Gaussian(1.0, 1.0), finish=ARGMAX),
+    ],
+    ids=str,
+)
+def test_releases_that_cannot_protect_gradients_are_refused(release: Release) -> None:
+    with pytest.raises((UnsupportedError, UnsoundReleaseError)):
+        DPSGD(release=release)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0.0},
+        {"expected_batch": 0.0},
+        {"sampling_rate": 0.0},
+        {"sampling_rate": 1.5},
+        {"learning_rate": math.nan},
+    ],
+)
+def test_settings_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DPSGD(**wrong)  # type: ignore[arg-type]
+
+
+def test_delta_has_to_be_below_one_over_the_rows() -> None:
+    with pytest.raises(PrivacyError, match="1 / 40"):
+        run(DPSGD(epochs=1), a_federation(40), delta=0.03)
+
+
+def test_dropout_repeats_bit_for_bit() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+
+    data, task = a_federation(40), Task(model=make)
+    found = [vector(module(run(DPSGD(epochs=2), data, task, seed=seed))) for seed in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_the_trained_model_is_free_of_hooks() -> None:
+    model = module(run(DPSGD(epochs=1), a_federation(20)))
+    assert not any(layer._forward_hooks or layer._backward_hooks for layer in model.modules())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.parameters())
