@@ -15,7 +15,8 @@ FLOORS = [
     {"trainers", "report"},
     {"training", "auditing"},
     {"comparison"},
-    {"party", "study"},
+    {"study"},
+    {"party"},
     {"cli"},
     {"__main__"},
 ]

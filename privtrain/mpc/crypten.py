@@ -292,11 +292,27 @@ class CrypTenSession:
         """This party's share of a value."""
         return self._crypten.mpc.MPCTensor.from_shares(share)
 
-    def own(self, values: Tensor, *, owner: int) -> Any:
-        """Shares a value that one party holds."""
-        integers = encode(values)
-        mine = self._zero_share(tuple(integers.shape))
-        return self.take(mine + integers if self._channel.rank == owner else mine)
+    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Any:
+        """Shares a value that one party holds: it adds it to its share of a random zero."""
+        mine = self._zero_share(shape)
+        if self._channel.rank != owner:
+            return self.take(mine)
+        if integers is None or tuple(integers.shape) != shape:
+            raise ValueError(f"Expected the owner to bring integers of shape {shape}.")
+        return self.take(mine + integers)
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        """Tells all parties something public."""
+        before, self._channel.kind = self._channel.kind, "announcement"
+        try:
+            heard: list[Tensor] = self._channel.all_gather(values)
+        finally:
+            self._channel.kind = before
+        return heard
+
+    def join(self, values: Sequence[Any], *, dim: int) -> Any:
+        """Shared values side by side along a dimension."""
+        return self.take(torch.cat([value.share for value in values], dim=dim))
 
     def public(self, values: Tensor) -> Any:
         """A value that everybody knows, as a shared one: rank 0's share is the value."""

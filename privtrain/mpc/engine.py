@@ -53,13 +53,29 @@ class Session(Protocol):
         """
         ...
 
-    def own(self, values: Tensor, *, owner: int) -> Shared:
-        """Shares a value that one party holds.
+    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Shared:
+        """Shares a value that one party holds, without sending anything.
 
         Args:
-            values: The values at the owner; zeros of the same shape at the others.
-            owner: Rank of the party that holds them.
+            integers: At the owner, the value as fixed-point integers; None at the others.
+            shape: Its shape, which everybody knows.
+            owner: Rank of the party that holds it.
         """
+        ...
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        """Tells all parties something public, such as how many rows this party has.
+
+        Args:
+            values: int64, the same shape at every party.
+
+        Returns:
+            What each party announced, by rank.
+        """
+        ...
+
+    def join(self, values: Sequence[Shared], *, dim: int) -> Shared:
+        """Shared values side by side along a dimension."""
         ...
 
     def public(self, values: Tensor) -> Shared:

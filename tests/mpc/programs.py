@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from privtrain.core.runtime import MeshParty, Payload
 from privtrain.mpc.crypten import CrypTen
+from privtrain.mpc.engine import Session, Shared
 from privtrain.mpc.layers import Descent, SharedLayer, step, translate
+from privtrain.mpc.sharing import encode
 
 
-def one_of(values: Tensor, party: MeshParty, owner: int = 0) -> Tensor:
-    return values if party.rank == owner else torch.zeros_like(values)
+def held_by(owner: int, values: Tensor, session: Session, party: MeshParty) -> Shared:
+    integers = encode(values) if party.rank == owner else None
+    return session.own(integers, tuple(values.shape), owner)
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Functions:
         y = torch.randn(10, 6, dtype=torch.float64, generator=generator)
         ties = torch.tensor([1.0, 3.0, 2.0, 3.0, -5.0])
         with self.engine.open(party) as session:
-            left = session.own(one_of(x, party), owner=0)
-            right = session.own(one_of(y, party, 1), owner=1)
+            left = held_by(0, x, session, party)
+            right = held_by(1, y, session, party)
             values = {
                 "matmul": (left.matmul(right), x @ y),
                 "softmax": (session.softmax(left), torch.softmax(x, 1)),
@@ -79,9 +82,9 @@ class Gradients:
             for number in range(self.steps):
                 model, inputs, targets = example(number)
                 layers: list[SharedLayer] = [layer.open(session) for layer in translate(model)]
-                x = session.own(one_of(inputs, party), owner=0)
+                x = held_by(0, inputs, session, party)
                 hot = nn.functional.one_hot(targets, 5).double()
-                y = session.own(one_of(hot, party, 1), owner=1)
+                y = held_by(1, hot, session, party)
                 step(session, layers, x, y, Descent(1.0 / len(inputs), 0.0))
                 weights = [weight for layer in layers for weight in layer.weights()]
                 after = session.reveal(weights, kind="test")

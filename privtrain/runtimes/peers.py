@@ -1,0 +1,269 @@
+"""A mesh of parties on several hosts without a parent: each watches the others.
+
+Parties beat and report failures through a key-value store that rank 0 hosts. Whoever notices that
+another party is gone ends its own process with an error that names it; a thread does it, since the
+main thread may be blocked in the network for good.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+from privtrain.core.errors import PartyLostError, PrivtrainError
+
+Result = TypeVar("Result")
+
+_SILENCE = 0.7
+"""Fraction of the timeout after which a silent party counts as frozen; the rest is for ending."""
+
+FAILED = 1
+"""Exit code of a process whose run was ended by another party."""
+
+
+@dataclass
+class Peers:
+    """The other parties, watched while a program runs.
+
+    Args:
+        rank: Own number.
+        names: Names of all parties, by rank.
+        host: Host of the store.
+        port: Port of the store.
+        hosts_store: Whether this process hosts the store.
+        timeout: Seconds within which a lost party ends the run.
+    """
+
+    rank: int
+    names: tuple[str, ...]
+    host: str
+    port: int
+    hosts_store: bool
+    timeout: float
+    _store: Any = field(default=None, init=False, repr=False)
+    _server: Any = field(default=None, init=False, repr=False)
+    _beats: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
+    _done: set[int] = field(default_factory=set, init=False)
+    _failures: dict[int, str] = field(default_factory=dict, init=False)
+    _polled: float = field(default=0.0, init=False)
+    _store_error: str = field(default="", init=False)
+    _closing: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+
+    @property
+    def beat(self) -> float:
+        """Seconds between two heartbeats."""
+        return min(0.5, self.timeout / 20)
+
+    @property
+    def _others(self) -> list[int]:
+        return [rank for rank in range(len(self.names)) if rank != self.rank]
+
+    def __enter__(self) -> "Peers":
+        """Meets the other parties, and starts to watch them.
+
+        Raises:
+            PartyLostError: If one does not come within the timeout.
+        """
+        self._meet()
+        self._point_engine_here()
+        now = time.monotonic()
+        self._polled = now
+        self._beats = dict.fromkeys(self._others, (-1, now))
+        for target in (self._keep_beating, self._keep_watch):
+            threading.Thread(target=target, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tells the others how it ended; the store's host stays until they know."""
+        try:
+            if error is None:
+                self._set(f"done/{self.rank}", "")
+            else:
+                self._accuse(error)
+            if self.hosts_store:
+                self._wait_for_others(time.monotonic() + min(5.0, self.timeout / 4))
+        except RuntimeError:  # the store went with its host; nobody is left to tell
+            pass
+        self._closing.set()
+
+    def run(self, program: Callable[[], Result]) -> Result:
+        """Runs the program; where it only lost contact, finds out with whom.
+
+        Raises:
+            PartyLostError: Naming the party that is gone.
+        """
+        try:
+            return program()
+        except PartyLostError as error:
+            raise self._culprit(str(error)) from error
+
+    def _meet(self) -> None:
+        # torch.distributed does not list its stores among its names.
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+        wait = timedelta(seconds=self.timeout)
+        try:
+            if self.hosts_store:
+                self._server = TCPStore(
+                    self.host,
+                    self.port,
+                    is_master=True,
+                    timeout=wait,
+                    wait_for_workers=False,
+                    master_listen_fd=self._listen(),
+                )
+            client = TCPStore(self.host, self.port, is_master=False, timeout=wait)
+            self._store = PrefixStore("privtrain", client)
+            self._set(f"here/{self.rank}", "")
+        except RuntimeError as error:
+            raise PartyLostError(
+                f"{self.names[0]} cannot be reached at {self.host}:{self.port}: "
+                f"{str(error).splitlines()[0]}",
+                self.names[0],
+            ) from error
+        for rank in self._others:
+            try:
+                self._store.wait([f"here/{rank}"], wait)
+            except RuntimeError as error:
+                name = self.names[rank]
+                text = f"{name} did not come within {self.timeout:g} s."
+                raise PartyLostError(text, name) from error
+
+    def _listen(self) -> int:
+        """The store's listening socket, on the named interface only."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((self.host, self.port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            raise ValueError(
+                f"Expected rendezvous=tcp://{self.host}:{self.port} to be a free port of this "
+                f"host: {error.strerror}."
+            ) from error
+        return listener.detach()
+
+    def _point_engine_here(self) -> None:
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(len(self.names)),
+            MASTER_ADDR=self.host,
+            MASTER_PORT=str(self.port),
+            RENDEZVOUS="env://",
+            DISTRIBUTED_BACKEND="gloo",
+            TORCHELASTIC_USE_AGENT_STORE="True",  # the store is open already
+            PRIVTRAIN_TIMEOUT=str(self.timeout),
+        )
+
+    def _set(self, key: str, value: str) -> None:
+        self._store.set(key, value)
+
+    def _get(self, key: str) -> str | None:
+        if not self._store.check([key]):
+            return None
+        value: bytes = self._store.get(key)
+        return value.decode()
+
+    def _accuse(self, error: BaseException) -> None:
+        """Tells the others who failed: the one that is lost, else this party itself."""
+        lost = error.party if isinstance(error, PartyLostError) else ""
+        rank = self.names.index(lost) if lost in self.names else self.rank
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        self._set(f"failure/{rank}", line)
+
+    def _keep_beating(self) -> None:
+        """Beats and looks at the others' beats; blocks where the store's host is frozen."""
+        count = 0
+        while not self._closing.is_set():
+            try:
+                self._set(f"beat/{self.rank}", str(count))
+                for rank in self._others:
+                    self._look_at(rank)
+            except RuntimeError as error:
+                self._store_error = str(error).splitlines()[0]
+                return
+            count += 1
+            self._polled = time.monotonic()
+            time.sleep(self.beat)
+
+    def _look_at(self, rank: int) -> None:
+        if self._get(f"done/{rank}") is not None:
+            self._done.add(rank)
+        failure = self._get(f"failure/{rank}")
+        if failure is not None:
+            self._failures[rank] = failure
+            self._set(f"heard/{self.rank}/{rank}", "")
+        beat = self._get(f"beat/{rank}")
+        if beat is not None and int(beat) != self._beats[rank][0]:
+            self._beats[rank] = (int(beat), time.monotonic())
+
+    def _lost(self, silence: float) -> PrivtrainError | None:
+        """Who is gone: who said so, or who has been silent for longer than `silence` seconds."""
+        now = time.monotonic()
+        for rank, text in self._failures.items():
+            return PartyLostError(f"{self.names[rank]} failed: {text}", self.names[rank])
+        if self._done >= set(self._others):
+            return None
+        host = self.names[0]
+        if self._store_error:
+            return PartyLostError(
+                f"{host}, which hosts the rendezvous, is gone: {self._store_error}", host
+            )
+        if now - self._polled > silence + 2 * self.beat:
+            text = f"{host}, which hosts the rendezvous, froze: it has not answered for "
+            return PartyLostError(f"{text}{now - self._polled:.1f} s.", host)
+        ages = {
+            rank: now - seen for rank, (_, seen) in self._beats.items() if rank not in self._done
+        }
+        rank, age = max(ages.items(), key=lambda item: item[1])
+        if age <= silence:
+            return None
+        name = self.names[rank]
+        return PartyLostError(f"{name} died or froze: no sign of life for {age:.1f} s.", name)
+
+    def _keep_watch(self) -> None:
+        while not self._closing.wait(self.beat):
+            error = self._lost(_SILENCE * self.timeout)
+            if error is not None:
+                # The main thread may first tell it better, if it is not blocked.
+                if self._closing.wait(4 * self.beat):
+                    return
+                print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                os._exit(FAILED)
+
+    def _culprit(self, said: str) -> PrivtrainError:
+        """After contact was lost: who it was, found by a much shorter silence."""
+        end = time.monotonic() + _SILENCE * self.timeout
+        while time.monotonic() < end:
+            error = self._lost(6 * self.beat)
+            if error is not None:
+                return error
+            time.sleep(self.beat / 2)
+        return PartyLostError(f"contact was lost, but every party still beats: {said}")
+
+    def _wait_for_others(self, end: float) -> None:
+        while time.monotonic() < end and self._store_error == "":
+            known = [
+                rank
+                for rank in self._others
+                if rank in self._done
+                or rank in self._failures
+                or self._get(f"heard/{rank}/{self.rank}") is not None
+                or time.monotonic() - self._beats[rank][1] > 6 * self.beat
+            ]
+            if len(known) == len(self._others):
+                return
+            time.sleep(self.beat / 2)
