@@ -1,0 +1,353 @@
+"""PATE: disjoint teachers, labels only, and a charge for each answer."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from privtrain.aggregation.finish import ARGMAX, IDENTITY
+from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.statement import ADD_REMOVE, Budget
+from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
+from privtrain.privacy.gaussian import Gaussian
+from privtrain.privacy.mechanism import Exact
+from privtrain.privacy.votes import GNMax, LNMax
+from privtrain.release import Release
+from privtrain.steps.plain import PlainSteps
+from privtrain.trainers.pate import PATE, Vote, teacher_of_rows, without_public_part
+from privtrain.training import fit
+from tests.statistics import ALARM
+from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
+
+QUICK = PlainSteps(epochs=3, learning_rate=0.2)
+
+
+def a_pate(**options: object) -> PATE:
+    return PATE(
+        **{  # type: ignore[arg-type]
+            "teachers": 6,
+            "queries": 12,
+            "release": Release(GNMax(2.0), finish=ARGMAX),
+            "steps": QUICK,
+            "student": QUICK,
+            **options,
+        }
+    )
+
+
+def run(trainer: PATE, data: FederatedData, task: Task = TASK, **options: object) -> TrainResult:
+    return fit(trainer, task, data, runtimes=STAR, keep_payloads=True, **options)  # type: ignore[arg-type]
+
+
+def with_public(data: FederatedData, count: int = 40) -> FederatedData:
+    return replace(data, public=Rows(some_rows(77, count).inputs))
+
+
+def groups(rows: Rows, teachers: int, seed: int, given_up: int = 0) -> list[list[bytes]]:
+    """What each teacher trains on, row by row in its order."""
+    _, kept = without_public_part("p", rows, given_up, Seeds(seed))
+    number = teacher_of_rows(kept, teachers, seed).tolist()
+    found: list[list[bytes]] = [[] for _ in range(teachers)]
+    for teacher, row, label in zip(number, kept.inputs, kept.labels, strict=True):
+        found[teacher].append(row.numpy().tobytes() + bytes([int(label)]))
+    return found
+
+
+# -------------------------------------------------------------------------- disjoint teachers
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    count=st.integers(2, 40),
+    place=st.integers(0, 39),
+    teachers=st.integers(1, 9),
+    seed=st.integers(0, 50),
+    given_up=st.integers(0, 5),
+    twice=st.booleans(),
+)
+def test_removing_a_row_changes_what_one_teacher_trains_on(
+    count: int, place: int, teachers: int, seed: int, given_up: int, twice: bool
+) -> None:
+    """For every row that is protected: not for those that were given to the public."""
+    rows = some_rows(seed, count)
+    if twice:  # the row also occurs a second time
+        rows = concatenate([rows, rows.take(torch.tensor([place % count]))])
+    given_up = min(given_up, count - 2)
+    rest = rows.take(torch.tensor([i for i in range(len(rows)) if i != place % count]))
+    public, _ = without_public_part("p", rows, given_up, Seeds(seed))
+    public_of_rest, _ = without_public_part("p", rest, given_up, Seeds(seed))
+    if not torch.equal(public.inputs, public_of_rest.inputs):
+        gone = rows.inputs[place % count]
+        assert any(torch.equal(gone, row) for row in public.inputs)
+        return
+    pairs = zip(
+        groups(rows, teachers, seed, given_up), groups(rest, teachers, seed, given_up), strict=True
+    )
+    changed = [(sorted(more), sorted(less)) for more, less in pairs if sorted(more) != sorted(less)]
+    assert len(changed) == 1
+    assert len(changed[0][0]) == len(changed[0][1]) + 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 40), teachers=st.integers(1, 9), given_up=st.integers(0, 40))
+def test_every_row_has_one_teacher_or_is_public(count: int, teachers: int, given_up: int) -> None:
+    rows = some_rows(3, count)
+    public, kept = without_public_part("p", rows, min(given_up, count), Seeds(1))
+    assert len(public) == min(given_up, count)
+    everything = torch.cat([public.inputs, kept.inputs])
+    assert sorted(everything.tolist()) == sorted(rows.inputs.tolist())
+    number = teacher_of_rows(kept, teachers, 1)
+    assert len(number) == len(kept)
+    assert all(0 <= n < teachers for n in number.tolist())
+
+
+def test_teachers_get_about_equally_many_rows() -> None:
+    number = teacher_of_rows(some_rows(1, 4_000), 8, 5)
+    assert stats.chisquare(number.bincount(minlength=8).numpy()).pvalue > ALARM
+    assert not torch.equal(number, teacher_of_rows(some_rows(1, 4_000), 8, 6))
+
+
+def votes_of(rows: Rows, teachers: int = 5, queries: int = 20, given_up: int = 0) -> Tensor:
+    """The counts that a party sends."""
+    release = Release(GNMax(1.0), finish=ARGMAX)
+    vote = Vote(TASK, QUICK, release, {"p": teachers}, given_up, 3)
+    party = PartyRun(
+        party="p", round=1, train={"p": rows}, state={}, seeds=Seeds(3), entropy=SeededEntropy(3)
+    )
+    return vote({"queries": some_rows(50, queries).inputs}, party)["votes"]
+
+
+@pytest.mark.parametrize("given_up", [0, 4])
+def test_a_row_moves_at_most_one_vote_of_each_query(given_up: int) -> None:
+    rows = some_rows(9, 40)
+    whole = votes_of(rows, given_up=given_up)
+    moved = 0
+    for place in range(0, 40, 4):
+        rest = rows.take(torch.tensor([i for i in range(40) if i != place]))
+        public, _ = without_public_part("p", rows, given_up, Seeds(3))
+        if any(torch.equal(rows.inputs[place], row) for row in public.inputs):
+            continue
+        difference = whole - votes_of(rest, given_up=given_up)
+        assert float(difference.abs().sum(dim=1).max()) <= 2.0
+        assert float(difference.norm(dim=1).max()) <= math.sqrt(2.0) + 1e-12
+        moved += int(difference.abs().sum() > 0)
+    assert moved > 0, "no row moved any vote, which proves nothing"
+
+
+def test_every_teacher_votes_once_on_every_query() -> None:
+    counts = votes_of(some_rows(9, 40))
+    assert torch.equal(counts.sum(dim=1), torch.full((20,), 5.0, dtype=torch.float64))
+    assert torch.equal(counts, counts.round())
+
+
+def test_a_teacher_without_rows_votes_too() -> None:
+    counts = votes_of(some_rows(9, 2), teachers=9)
+    assert torch.equal(counts.sum(dim=1), torch.full((20,), 9.0, dtype=torch.float64))
+
+
+# ------------------------------------------------------------------------------ what is released
+
+
+def test_only_winners_leave_the_aggregator() -> None:
+    result = run(a_pate(), with_public(a_federation(20, 20)))
+    entries = result.transcript.entries
+    assert {e.kind for e in entries if e.sender == AGGREGATOR_NAME} == {"queries", "labels"}
+    labels = [e.payload for e in entries if e.kind == "labels"]
+    assert len(labels) == 1
+    assert labels[0] is not None
+    assert labels[0].shape == (12,)
+    assert labels[0].dtype == torch.int64
+    published = [e.kind for e in entries if e.receiver == PUBLIC_NAME]
+    assert published == ["labels", "model"]
+
+
+def test_the_student_learns_from_queries_and_winners_alone() -> None:
+    data = with_public(a_federation(20, 20))
+    result = run(a_pate(), data)
+    by_kind = {e.kind: e.payload for e in result.transcript.entries}
+    asked, labels = by_kind["queries"], by_kind["labels"]
+    assert asked is not None
+    assert labels is not None
+    assert data.public is not None
+    assert all(any(torch.equal(row, p) for p in data.public.inputs) for row in asked)
+    from privtrain.core.parameters import initial_model
+
+    model = initial_model(TASK, Seeds(0)["initialisation", 0, ""]).train()
+    own = PartyRun(
+        party="student",
+        round=0,
+        train={"student": Rows(asked, labels)},
+        state={},
+        seeds=Seeds(0),
+        entropy=SeededEntropy(0),
+    )
+    QUICK(model, TASK, own)
+    assert torch.equal(vector(module(result)), vector(model))
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(3.0), LNMax(3.0)])
+def test_winners_are_those_of_counts_with_noise_of_the_stated_size(
+    mechanism: GNMax | LNMax,
+) -> None:
+    """Two classes, one vote ahead: the better one wins as often as the noise allows."""
+    release = Release(mechanism, finish=ARGMAX)
+    queries = 4_000
+    message: Payload = {"votes": torch.tensor([[3.0, 0.0]]).repeat(queries, 1).double()}
+    run_ = _a_run(queries)
+    winners = release.arrive([message], run_, round=1, kind="votes", releases=queries)
+    wins = int((winners == 0).sum())
+
+    def rate(scale: float) -> float:
+        if isinstance(mechanism, GNMax):
+            return float(stats.norm.cdf(3.0 / (scale * math.sqrt(2.0))))
+        t = 3.0 / scale  # difference of two Laplace variables
+        return 1 - 0.5 * math.exp(-t) * (1 + t / 2)
+
+    assert stats.binomtest(wins, queries, rate(3.0)).pvalue > ALARM
+    for factor in (2 / 3, 3 / 2):
+        assert stats.binomtest(wins, queries, rate(3.0 * factor)).pvalue < ALARM
+
+
+def _a_run(releases: int):  # type: ignore[no-untyped-def]
+    from tests.steps.test_pooling import a_run
+
+    run_ = a_run()
+
+    class Paid:
+        spent = releases
+
+        def spend(self, count: int = 1) -> bool:
+            return True
+
+        def use(self, count: int = 1) -> None:
+            return
+
+    run_.ledger = Paid()
+    return run_
+
+
+# ------------------------------------------------------------------------------ the public part
+
+
+def test_a_split_that_had_to_be_made_is_stated_and_its_rows_are_in_no_teacher() -> None:
+    data = a_federation(20, 20)
+    result = run(a_pate(), data)
+    assert any("6 rows of each party" in note for note in result.notes)
+    assert result.members is not None
+    assert len(result.members) == 28
+    public = [e.payload for e in result.transcript.entries if e.kind == "public inputs"]
+    assert [len(rows) for rows in public if rows is not None] == [6, 6]
+    given_up = torch.cat([rows for rows in public if rows is not None])
+    together = torch.cat([given_up, result.members.inputs])
+    assert sorted(together.tolist()) == sorted(data.pooled().inputs.tolist())
+
+
+def test_a_public_part_is_used_and_costs_no_training_rows() -> None:
+    result = run(a_pate(), with_public(a_federation(20, 20)))
+    assert result.members is None
+    assert not result.notes
+
+
+def test_fewer_public_rows_than_queries_are_said_and_charged_as_asked() -> None:
+    result = run(a_pate(queries=30), with_public(a_federation(20, 20), count=9))
+    assert any("only 9 public rows" in note for note in result.notes)
+    assert result.statement.guarantees[0].releases == 9
+
+
+def test_queries_that_would_take_all_rows_are_refused_with_the_way_out() -> None:
+    with pytest.raises(DataError, match="Ask fewer queries"):
+        run(a_pate(queries=40), a_federation(20, 20))
+
+
+# ------------------------------------------------------------------------------------ the charge
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(4.0), LNMax(4.0)])
+def test_the_data_dependent_charge_is_private_and_never_the_larger(
+    mechanism: GNMax | LNMax,
+) -> None:
+    trainer = a_pate(release=Release(mechanism, finish=ARGMAX))
+    result = run(trainer, with_public(a_federation(20, 20)))
+    public = [g for g in result.statement.guarantees if g.observer == "public"]
+    assert [g.data_dependent for g in public] == [False, True]
+    assert public[1].epsilon <= public[0].epsilon
+    assert result.statement.epsilon() == public[0].epsilon
+    assert any("itself private" in text for text in public[1].assumptions)
+    assert {g.relation for g in public} == {ADD_REMOVE}
+    assert public[0].releases == 12
+
+
+def test_a_budget_answers_as_many_queries_as_fit() -> None:
+    data = with_public(a_federation(20, 20))
+    whole = run(a_pate(), data).statement.epsilon()
+    result = run(a_pate(), data, budget=Budget(0.6 * whole))
+    assert result.halted is not None
+    assert 1 <= result.statement.guarantees[0].releases < 12
+    assert result.statement.epsilon() <= 0.6 * whole
+
+
+# ------------------------------------------------------------------------------ odd data, refusals
+
+
+def test_one_class_only() -> None:
+    rows = some_rows(4, 24)
+    single = Rows(rows.inputs, torch.zeros(24, dtype=torch.long))
+    data = with_public(FederatedData(train={"a": single}, test=rows))
+    result = run(
+        a_pate(release=Release(GNMax(0.1), finish=ARGMAX), steps=PlainSteps(epochs=30)), data
+    )
+    labels = next(e.payload for e in result.transcript.entries if e.kind == "labels")
+    assert labels is not None
+    assert not labels.any()
+
+
+def test_more_teachers_than_rows() -> None:
+    result = run(a_pate(teachers=50), with_public(a_federation(5, 5)))
+    assert bool(torch.isfinite(vector(module(result))).all())
+
+
+def test_fewer_teachers_than_parties_are_refused_before_anything_is_paid() -> None:
+    with pytest.raises(ValueError, match="teachers=2"):
+        a_pate(teachers=2).plan(a_federation(4, 4, 4), STAR)
+
+
+def test_teachers_are_spread_evenly() -> None:
+    assert a_pate(teachers=8).hosted(("a", "b", "c")) == {"a": 3, "b": 3, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("release", "error"),
+    [
+        (Release(GNMax(1.0), finish=IDENTITY), UnsupportedError),
+        (Release(Gaussian(1.0, 1.0), finish=ARGMAX), UnsoundReleaseError),
+    ],
+)
+def test_other_releases_are_refused(release: Release, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        PATE(release=release)
+
+
+def test_exact_votes_promise_nothing() -> None:
+    result = run(a_pate(release=Release(Exact(), finish=ARGMAX)), with_public(a_federation(20, 20)))
+    assert result.statement.epsilon() == math.inf
+
+
+def test_columns_are_refused() -> None:
+    data = FederatedData(train={"a": some_rows(1)}, test=some_rows(2), split=COLUMNS)
+    with pytest.raises(UnsupportedError, match="columns"):
+        run(a_pate(), data)
+
+
+@pytest.mark.parametrize("wrong", [{"teachers": 0}, {"queries": 0}])
+def test_settings_are_checked(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        a_pate(**wrong)
