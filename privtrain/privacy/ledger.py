@@ -120,6 +120,7 @@ class JournalLedger:
     _used: int = field(default=0, init=False)
     _written: int = field(default=0, init=False)
     _begun: bool = field(default=False, init=False, repr=False)
+    _size: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_count(block=self.block)
@@ -184,27 +185,42 @@ class JournalLedger:
         if self.journal is None:
             return
         lines = [line] if self._begun else [self._first_line, line]
+        # The line break comes first: a line that a crash cut off must not swallow the next.
+        text = "".join("\n" + json.dumps(item) for item in lines).encode()
+        self._check_alone(self.journal)
         try:
             self.journal.parent.mkdir(parents=True, exist_ok=True)
-            with self.journal.open("a", encoding="utf-8") as file:
-                # The line break comes first: a line that a crash cut off must not swallow the next.
-                file.writelines("\n" + json.dumps(item) for item in lines)
+            with self.journal.open("ab") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             if not self._begun:
                 _sync_folder(self.journal.parent)
         except OSError as error:
+            self._size = _size_of(self.journal)
             raise PrivacyError(
                 f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
                 "free disk space or choose another folder, then resume."
             ) from error
         self._begun = True
+        self._size += len(text)
+
+    def _check_alone(self, journal: Path) -> None:
+        """Refuses a journal that somebody else changed: two runs would spend one plan twice."""
+        found = _size_of(journal)
+        if found != self._size:
+            raise PrivacyError(
+                f"The privacy journal {journal} was changed by somebody else ({found} bytes, "
+                f"{self._size} expected). Nothing was released; let one run at a time use a "
+                "folder, then resume."
+            )
 
     @property
     def _first_line(self) -> dict[str, int | str]:
         return {"plan": digest_of(self.plans, self.delta)}
 
     def _resume(self, journal: Path) -> None:
+        self._size = _size_of(journal)
         text = _text(journal)
         if ("\n" + json.dumps(self._first_line)).startswith(text):
             return  # a crash cut off the very first write, before anything was spent
@@ -229,6 +245,13 @@ def _text(journal: Path) -> str:
             f"Cannot read the privacy journal {journal}: {error}. What it spent is unknown, so "
             "nothing may be released; make it readable or choose another folder."
         ) from error
+
+
+def _size_of(journal: Path) -> int:
+    try:
+        return journal.stat().st_size
+    except OSError:
+        return 0
 
 
 def _read(text: str) -> list[dict[str, int | str]]:

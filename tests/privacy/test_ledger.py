@@ -257,6 +257,26 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert a_ledger(tmp_path).spent == 2
 
 
+def test_two_runs_do_not_spend_one_plan_twice(tmp_path: Path) -> None:
+    first, second = a_ledger(tmp_path), a_ledger(tmp_path)
+    assert first.spend(4)
+    with pytest.raises(PrivacyError, match=r"changed by somebody else.*one run at a time"):
+        second.spend()
+    assert second.spent == 0
+    with pytest.raises(BudgetExceededError):
+        second.use()
+    assert first.spend()
+    assert a_ledger(tmp_path).spent == 5
+
+
+def test_a_journal_that_vanished_is_not_begun_anew(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path)
+    assert ledger.spend(4)
+    journal_of(tmp_path).unlink()
+    with pytest.raises(PrivacyError, match="changed by somebody else"):
+        ledger.spend()
+
+
 # ----------------------------------------------------------------------------- another plan
 
 
