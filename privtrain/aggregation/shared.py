@@ -13,7 +13,7 @@ from torch import Tensor
 from privtrain.aggregation.aggregation import Aggregate, sum_exposure
 from privtrain.aggregation.finish import Argmax, Finish, Identity, Threshold
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
-from privtrain.core.observers import Exposure, Observer
+from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import MeshParty, PartyRun, Payload
 from privtrain.core.statement import InputPrivacy
@@ -98,9 +98,19 @@ class SharedSum:
         return Aggregate(SharedTotal(self.engine, held, run))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
-        """Nobody reads single messages, and noise drawn on shares is known to nobody."""
+        """Nobody reads single messages, and noise drawn on shares is known to nobody.
+
+        But for a coalition of all computing parties, whose shares add up to every message. Any of
+        them knows who sent shares, and so the sample.
+        """
+        inside = observer.corrupted & set(self.computing_names)
+        others = observer.corrupted - inside
         return sum_exposure(
-            observer, noise_at, parties=parties, reads_messages=False, knows_noise=False
+            coalition(others | {AGGREGATOR_NAME}) if inside else observer,
+            noise_at,
+            parties=parties,
+            reads_messages=len(inside) == self.computing_parties,
+            knows_noise=False,
         )
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:

@@ -16,7 +16,8 @@ from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.privacy.accounting import evaluate
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.ledger import epsilon_of
-from privtrain.privacy.placement import AT_PARTY, SPLIT
+from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.privacy.sampling import FixedSize
 from privtrain.release import Release
 from tests.contracts.aggregation import MaskedSum
 
@@ -183,3 +184,25 @@ def test_replace_one_by_the_other_accountant() -> None:
         unit=Unit.CLIENT, count=1, parties=100, observers=(AGGREGATOR,)
     )
     assert evaluate(plan.event, DELTA, plan.relation).cross_check == pytest.approx(10.726, abs=5e-4)
+
+
+@pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY, EVERY_PARTY])
+def test_all_computing_parties_together_read_every_message(noise_at: Placement) -> None:
+    """Their shares add up: to them the shared sum is a plain one."""
+    shared = SharedSum(computing_parties=3)
+    names = frozenset(shared.computing_names)
+    release, plain = Release(GAUSSIAN, noise_at, shared), Release(GAUSSIAN, noise_at)
+    for others in (frozenset[str](), frozenset(CLIENTS[:30])):
+        together, aggregator = coalition(names | others), coalition(others | {AGGREGATOR_NAME})
+        assert shared.exposure(together, noise_at, parties=100) == plain.aggregation.exposure(
+            aggregator, noise_at, parties=100
+        )
+    some = coalition(names - {shared.computing_names[0]})
+    seen = shared.exposure(some, noise_at, parties=100)
+    assert seen.knows_sample
+    assert not seen.single_messages
+    assert seen.hidden_variance == pytest.approx(100.0 if noise_at == AT_PARTY else 1.0)
+    (plan,) = release.plans(
+        unit=Unit.CLIENT, count=1, parties=100, observers=(some,), sampling=FixedSize(10)
+    )
+    assert type(plan.event).__name__ == "GaussianDpEvent"  # no amplification: the sample is known
