@@ -231,10 +231,8 @@ def _tell(
 
     load_vector(trainable(model), weights)
     sent = sum(entry.bytes for entry in party.entries)
-    engine, epochs = trainer.engine.name, trainer.epochs
-    print(
-        f"{party.name}: trained {epochs} epochs on {engine}'s shares with {len(party.names)} parties"
-    )
+    parties, engine = len(party.names), trainer.engine.name
+    print(f"{party.name}: trained {trainer.epochs} epochs with {parties} parties on {engine}")
     print(f"{party.name}: sent {sent} bytes in {len({e.round for e in party.entries})} rounds")
     if test is not None:
         logits = ModelPredictor(model)(test.inputs)
