@@ -24,7 +24,9 @@ def pool(data: FederatedData, run: Run) -> Rows:
         All training rows on the run's device.
     """
     rows = data.pooled()
-    if len(data.parties) > 1:
+    # The curator of a resumed run has the rows already.
+    sent = any(entry.receiver == CURATOR_NAME for entry in run.transcript.entries)
+    if len(data.parties) > 1 and not sent:
         for party in data.parties:
             held = data.train[party]
             run.transcript.send(party, CURATOR_NAME, "rows", held.inputs, round=0)
