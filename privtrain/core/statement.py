@@ -118,12 +118,15 @@ class PrivacyStatement:
     def epsilon(self, observer: str = "public") -> float:
         """The smallest formal epsilon to an observer; infinity where nothing is promised.
 
-        A data-dependent epsilon is itself private and never the answer.
+        Where several units are protected, such as clients and their examples, the answer is that
+        of the worst protected one. A data-dependent epsilon is itself private and never the
+        answer.
         """
-        formal = [
-            g.epsilon for g in self.guarantees if g.observer == observer and not g.data_dependent
-        ]
-        return min(formal, default=math.inf)
+        best: dict[Unit, float] = {}
+        for g in self.guarantees:
+            if g.observer == observer and not g.data_dependent:
+                best[g.unit] = min(g.epsilon, best.get(g.unit, math.inf))
+        return max(best.values(), default=math.inf)
 
     def to_json(self) -> dict[str, Any]:
         """The statement as plain values; infinity becomes the string "inf"."""

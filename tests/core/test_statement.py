@@ -106,6 +106,12 @@ def test_the_smallest_formal_epsilon_is_the_answer() -> None:
     assert PrivacyStatement(guarantees=(private,)).epsilon() == math.inf
 
 
+def test_of_several_units_the_worst_protected_one_is_the_answer() -> None:
+    examples = replace(GUARANTEE, unit=Unit.EXAMPLE, epsilon=0.5)
+    assert PrivacyStatement(guarantees=(GUARANTEE, examples)).epsilon() == GUARANTEE.epsilon
+    assert PrivacyStatement(guarantees=(examples,)).epsilon() == 0.5
+
+
 def test_printing() -> None:
     assert str(GUARANTEE) == "(2.346, 1e-05)-DP to the public, per client, zero-out"
     assert str(NOTHING).startswith("(inf, 1e-05)-DP to the aggregator")
