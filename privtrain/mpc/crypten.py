@@ -280,13 +280,13 @@ class CrypTenSession:
 
     def __init__(self, crypten: Any, channel: Channel) -> None:
         self._crypten = crypten
-        self._channel = channel
+        self.channel = channel
         crypten.CrypTensor.set_grad_enabled(False)
 
     @property
     def counted_bytes(self) -> int:
         """Bytes that CrypTen's own counter saw this party send and receive."""
-        return int(self._channel.inner.comm_bytes)
+        return int(self.channel.inner.comm_bytes)
 
     def take(self, share: Tensor) -> Any:
         """This party's share of a value."""
@@ -295,7 +295,7 @@ class CrypTenSession:
     def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Any:
         """Shares a value that one party holds: it adds it to its share of a random zero."""
         mine = self._zero_share(shape)
-        if self._channel.rank != owner:
+        if self.channel.rank != owner:
             return self.take(mine)
         if integers is None or tuple(integers.shape) != shape:
             raise ValueError(f"Expected the owner to bring integers of shape {shape}.")
@@ -303,11 +303,11 @@ class CrypTenSession:
 
     def announce(self, values: Tensor) -> list[Tensor]:
         """Tells all parties something public."""
-        before, self._channel.kind = self._channel.kind, "announcement"
+        before, self.channel.kind = self.channel.kind, "announcement"
         try:
-            heard: list[Tensor] = self._channel.all_gather(values)
+            heard: list[Tensor] = self.channel.all_gather(values)
         finally:
-            self._channel.kind = before
+            self.channel.kind = before
         return heard
 
     def join(self, values: Sequence[Any], *, dim: int) -> Any:
@@ -317,7 +317,7 @@ class CrypTenSession:
     def public(self, values: Tensor) -> Any:
         """A value that everybody knows, as a shared one: rank 0's share is the value."""
         integers = encode(values, name="public values")
-        return self.take(integers if self._channel.rank == 0 else torch.zeros_like(integers))
+        return self.take(integers if self.channel.rank == 0 else torch.zeros_like(integers))
 
     def scale(self, shared: Any, factor: float) -> Any:
         """A shared value times a public number; the number keeps 16 significant bits."""
@@ -345,12 +345,12 @@ class CrypTenSession:
 
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         """Opens values to all parties, in one message."""
-        before, self._channel.kind = self._channel.kind, kind
+        before, self.channel.kind = self.channel.kind, kind
         try:
             shares = [value.share for value in values]
-            opened = self._channel.all_reduce(shares, batched=True)
+            opened = self.channel.all_reduce(shares, batched=True)
         finally:
-            self._channel.kind = before
+            self.channel.kind = before
         return [
             integers.to(torch.float64) / float(value.encoder.scale)
             for integers, value in zip(opened, values, strict=True)
