@@ -22,6 +22,12 @@ from privtrain.party import PartyArgs, run_party
 TrainerName = Literal["sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate"]
 RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
 
+Word = Annotated[str | None, tyro.conf.arg(metavar="WORD", help_behavior_hint="")]
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Real = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+"""What may be left out, shown without its technical default."""
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
 
@@ -32,15 +38,15 @@ class DataArgs:
 
     data: str = "digits"
     """digits, breast_cancer, mnist, adult, or a .csv or .npz file."""
-    label: str | None = None
+    label: Word = None
     """Column with the class, for a .csv file (default: y)."""
-    directory: Path | None = None
+    directory: Place = None
     """Where the files of mnist or adult lie (default: the environment variable PRIVTRAIN_DATA)."""
-    parties: int | None = None
+    parties: Number = None
     """How many parties hold the training rows (default: 10)."""
-    partition: str | None = None
+    partition: Word = None
     """iid, dirichlet:0.5, shards:2, quantity:1.5 or columns:0 (default: iid)."""
-    model: str | None = None
+    model: Word = None
     """my_model.py:make, a function without arguments that returns an nn.Module."""
 
     def options(self) -> dict[str, Any]:
@@ -62,7 +68,7 @@ class RunArgs:
     """Where tensors are computed: cpu, cuda, cuda:1, ..."""
     threads: int = 1
     """Threads of torch; results are the same to the bit on every runtime with one."""
-    out: Path | None = None
+    out: Place = None
     """Folder for the results (default: runs/DATA-TIME)."""
     force: bool = False
     """Overwrite results that are already in the folder."""
@@ -78,7 +84,7 @@ class Compare:
     --epsilon 1 3 8 --seeds 3 --out runs/digits
     """
 
-    study: tyro.conf.Positional[Path | None] = None
+    study: tyro.conf.Positional[Place] = None
     """A study file, instead of the arguments on data and trainers. Every run writes one."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
     trainers: tuple[TrainerName, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
@@ -108,7 +114,7 @@ class Fit:
     trainer: TrainerName = "dp_sgd"
     """How to train, with default settings."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
-    epsilon: float | None = None
+    epsilon: Real = None
     """Choose the least noise for this epsilon, if the trainer draws noise."""
     delta: float = 1e-5
     """Delta of every guarantee."""
@@ -160,7 +166,11 @@ def main(arguments: list[str] | None = None) -> int:
         description="Train one model under several privacy techniques and compare what each "
         "promises, costs and leaks.",
         args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
     )
     try:
         return _HANDLERS[type(command)](command)
