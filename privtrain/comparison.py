@@ -16,7 +16,8 @@ from typing import Any
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.auditing import audit
-from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.checkpoint import identity_of
+from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
@@ -127,6 +128,7 @@ def compare(
 
     Raises:
         ValueError: If there are no trainers, or an epsilon is not positive.
+        DataError: If the folder holds rows of other data, another task, delta or attack.
     """
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
@@ -144,6 +146,8 @@ def compare(
         entropy=entropy,
         device=device,
     )
+    if home is not None:
+        claim(home, conditions)
     planned = list(cells(trainers, chosen, epsilons))
     rows = []
     for number, cell in enumerate(planned, start=1):
@@ -162,6 +166,34 @@ def compare(
         as_text=comparison_text,
         as_html=comparison_fragment,
     )
+
+
+def claim(folder: Path, conditions: Conditions) -> None:
+    """Marks a folder as this comparison's, so that it never takes up rows of another one.
+
+    Raises:
+        DataError: If the folder is another comparison's.
+    """
+    held = conditions.data
+    # More parties than this are loaded one by one when they are sampled, not to be looked at.
+    parties = held.parties if len(held.parties) <= 10_000 else ()
+    layout = hashlib.sha256(repr(held.parties[:10_000]).encode())
+    for rows in (held.train[party] for party in parties):
+        layout.update(rows.inputs.flatten(1)[:, :1].contiguous().cpu().numpy().tobytes())
+        layout.update(str(rows.inputs.shape).encode())
+    mine = identity_of(
+        conditions.task,
+        (held.name, held.digest, layout.hexdigest()),
+        (conditions.attacks, conditions.delta, conditions.entropy),
+    )
+    mark = folder / "comparison.id"
+    if mark.exists() and mark.read_text() != mine:
+        raise DataError(
+            f"The folder {folder} holds rows of another data set, partition, task, delta or "
+            "attack. Choose another folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(mine)
 
 
 def save_row(row: Row, folder: Path) -> None:
