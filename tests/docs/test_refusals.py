@@ -55,3 +55,48 @@ def test_running_statistics_are_refused_under_example_level_noise(trainer: Train
         pt.fit(trainer, replace(task, model=normalised_by_running_statistics), data)
     result = pt.fit(trainer, replace(task, model=normalised_within_examples), data)
     assert result.statement.epsilon() < float("inf")
+
+
+def test_noise_at_parties_refuses_poisson_samples_of_clients() -> None:
+    release = pt.Release(pt.Gaussian(1.0, 1.0), pt.AT_PARTY)
+    with pytest.raises(pt.UnsoundReleaseError, match="Poisson"):
+        pt.FedAvg(release=release, sampling=pt.Poisson(0.5))
+    pt.FedAvg(release=release, sampling=pt.FixedSize(5))
+
+
+def test_kept_payloads_are_refused_where_entropy_is_secret() -> None:
+    task, data = pt.data.digits(parties=2)
+    with pytest.raises(pt.UnsupportedError, match="keep_payloads"):
+        pt.fit(pt.SGD(epochs=1), task, data, entropy=pt.SYSTEM, keep_payloads=True)
+
+
+def test_delta_that_a_random_row_in_the_clear_would_meet_is_refused() -> None:
+    task, data = pt.data.digits(parties=2)
+    with pytest.raises(pt.UnsoundReleaseError, match="in the clear"):
+        pt.fit(pt.DPSGD(epochs=0.1), task, data, delta=1e-3)
+
+
+def test_laplace_noise_is_not_split() -> None:
+    task, data = pt.data.digits(parties=2)
+    release = pt.Release(pt.Laplace(1.0, 1.0), pt.SPLIT(honest_survivors=2))
+    with pytest.raises(pt.UnsupportedError):
+        pt.fit(pt.FedAvg(rounds=1, release=release), task, data)
+
+
+def test_losses_that_average_and_layers_that_mix_are_refused() -> None:
+    task, data = pt.data.digits(parties=2)
+    with pytest.raises(ValueError, match="one value for each example"):
+        pt.fit(pt.DPSGD(epochs=0.1), replace(task, loss=nn.functional.cross_entropy), data)
+    with pytest.raises(pt.UnsupportedError, match="GroupNorm"):
+        pt.fit(pt.DPSGD(epochs=0.1), replace(task, model=normalised_over_the_batch), data)
+
+
+def normalised_over_the_batch() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def test_noise_on_shares_is_refused_before_anything_is_opened() -> None:
+    task, data = pt.data.digits(parties=2)
+    release = pt.Release(pt.Gaussian(1.0, 1.0), aggregation=pt.SharedSum())
+    with pytest.raises(pt.UnsupportedError, match="on shares"):
+        pt.fit(pt.FedAvg(rounds=1, release=release), task, data)
