@@ -190,18 +190,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _runtimes(name: str) -> Runtimes:
-    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
-    from privtrain.runtimes.in_process import InProcess
     from privtrain.runtimes.processes import Processes
+
+    return Runtimes(star=_star(name), mesh=Processes())
+
+
+def _star(name: str) -> StarRuntime:
+    if name == "in-process":
+        from privtrain.runtimes.in_process import InProcess
+
+        return InProcess()
+    # Flower takes a second to import, so only who asks for it waits.
+    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
 
     stars: dict[str, Callable[[], StarRuntime]] = {
         "flower-grid": FlowerGrid,
-        "in-process": InProcess,
         "flower-ray": FlowerRay,
     }
     if name not in stars:
-        raise ValueError(f"Expected runtime={name!r} to be one of {', '.join(stars)}.")
-    return Runtimes(star=stars[name](), mesh=Processes())
+        raise ValueError(f"Expected runtime={name!r} to be one of in-process, {', '.join(stars)}.")
+    return stars[name]()
 
 
 def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
@@ -241,6 +249,7 @@ def compare_command(args: Compare) -> int:
     from privtrain.comparison import compare, failed
     from privtrain.report.files import plain_comparison, save
     from privtrain.study import Study, make_attack, read_study, write_study
+    from privtrain.training import check_device
 
     check_count(seeds=args.seeds, threads=args.run.threads)
     check_delta(args.delta)
@@ -262,6 +271,7 @@ def compare_command(args: Compare) -> int:
             device=args.run.device,
         )
     )
+    check_device(study.device)
     torch.set_num_threads(args.run.threads)
     trainers = study.make_trainers()
     task, data = _load(study.data, dict(study.data_options), study.model)

@@ -30,7 +30,9 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.html import comparison_fragment
 from privtrain.report.progress import progress_bar
 from privtrain.report.table import comparison_text
-from privtrain.training import calibrate, default_runtimes, fit
+from privtrain.runtimes.flower import FlowerGrid
+from privtrain.runtimes.processes import Processes
+from privtrain.training import calibrate, fit
 
 PACKAGES = ("torch", "numpy", "flwr", "opacus", "crypten", "dp-accounting", "scikit-learn")
 
@@ -115,7 +117,8 @@ def compare(
         seeds: Public seeds; each gives a row.
         epsilons: What is asked of trainers that draw noise, which are calibrated for each of
             them; empty for the noise they have.
-        runtimes: Where parties run; None for this process, and real processes for a mesh.
+        runtimes: Where parties run; None for Flower's grid in this process, and real processes
+            for a mesh.
         delta: Delta of every guarantee.
         entropy: `SEEDED` or `SYSTEM`; see `fit`.
         device: Where tensors are computed.
@@ -135,7 +138,7 @@ def compare(
     for epsilon in epsilons:
         check_positive(epsilon=epsilon)
     chosen = list(seeds)
-    where = runtimes or default_runtimes()
+    where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
     home = None if folder is None else Path(folder)
     conditions = Conditions(
         task=task,

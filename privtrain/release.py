@@ -76,9 +76,10 @@ class Release:
         Raises:
             ValueError: If there is no contribution.
         """
-        bounded, broken = [], 0
+        bounded, broken, bounding = [], 0, self.bounding
         for contribution in contributions:
-            broken += not bool(torch.isfinite(contribution).all())
+            if bounding:
+                broken += not bool(torch.isfinite(contribution).all())
             bounded.append(self.mechanism.bound(contribution))
         if not bounded:
             raise ValueError(
@@ -89,7 +90,7 @@ class Release:
         if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
             total = total + self._own_noise(total, party, kind)
         message = self.aggregation.seal(total, party, kind=kind)
-        if self.bounding and broken:
+        if broken:
             message[NON_FINITE] = torch.tensor(float(broken))
         return message
 

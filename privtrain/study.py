@@ -69,7 +69,8 @@ def to_table(value: Any) -> Any:
         value: A frozen dataclass out of the known kinds, a constant, number, string or sequence.
 
     Returns:
-        Tables, lists, strings and numbers; None stays None and is left out of tables.
+        Tables, lists, strings and numbers. TOML has no None: it is left out where it is the
+        default, and else written "none".
 
     Raises:
         UnsupportedError: If a value cannot be named in a file, such as a function.
@@ -82,13 +83,14 @@ def to_table(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_table(item) for item in value]
     if type(value) in (*_KINDS.values(), *TRAINERS.values()):
+        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         fields = {
-            item.name: to_table(getattr(value, item.name))
+            item.name: "none" if given[item.name] is None else to_table(given[item.name])
             for item in dataclasses.fields(value)
-            if item.init
+            if item.init and not (given[item.name] is None and item.default is None)
         }
         kind = {} if type(value) in TRAINERS.values() else {"kind": type(value).__name__}
-        return kind | {name: item for name, item in fields.items() if item is not None}
+        return kind | fields
     raise UnsupportedError(f"A study file cannot hold {value!r}: it has no name there.")
 
 
@@ -118,12 +120,7 @@ def _construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
             raise ValueError(
                 f"{kind.__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}."
             )
-    return kind(**_with_none(kind, settings))
-
-
-def _with_none(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as given; "none" stands for None, which TOML cannot write."""
-    return {name: None if value == "none" else value for name, value in settings.items()}
+    return kind(**{name: None if value == "none" else value for name, value in settings.items()})
 
 
 def make_trainer(token: str, settings: Mapping[str, Any] | None = None) -> Trainer:

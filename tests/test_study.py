@@ -24,10 +24,10 @@ TRAINED = [
     pt.FedAvg(
         sampling=pt.FixedSize(3),
         local=pt.DPSteps(pt.Gaussian(1.0, 1.1), epochs=2.0),
-        weights=pt.ByExamples(bound=100),
     ),
+    pt.FedAvg(weights=pt.ByExamples(bound=100)),
     pt.FedAvg(
-        sampling=pt.Poisson(0.5),
+        sampling=pt.FixedSize(5),
         release=pt.Release(pt.Gaussian(1.0, 1.0), pt.SPLIT(honest_survivors=5)),
     ),
     pt.PATE(release=pt.Release(pt.LNMax(5.0), finish=pt.ARGMAX)),
@@ -35,7 +35,7 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("trainer", TRAINED, ids=lambda trainer: trainer.token)
+@pytest.mark.parametrize("trainer", TRAINED, ids=[t.token for t in TRAINED])
 def test_trainers_come_back_from_a_file(trainer: pt.SGD, tmp_path: Path) -> None:
     table = to_table(trainer)
     study = Study(trainers={"it": {"trainer": trainer.token, **table}}, epsilons=(1.0,))

@@ -158,12 +158,11 @@ class PlainSteps:
         rows = party.rows.to(party.device)
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
         order = party.seeds["order", party.round, party.party].torch()
-        total, count = torch.zeros((), device=party.device), 0
+        losses = []
         with global_generator(party.seeds["dropout", party.round, party.party]):
             for index in batches(len(rows), self.batch_size, self.epochs, order):
-                total += descend(model, optimizer, task.loss, rows, index)
-                count += 1
-        return {"training_loss": (total / max(count, 1)).cpu()}
+                losses.append(descend(model, optimizer, task.loss, rows, index))
+        return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def settled(self, data: FederatedData) -> "PlainSteps":
         """The steps themselves: there is nothing to fill in."""

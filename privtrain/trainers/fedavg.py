@@ -134,13 +134,12 @@ class ClientStep:
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         """One round at one client."""
         exact = not self.release.bounding
-        model = self._model(party, statistics=exact)
-        tensors = values(model, buffers=exact)
+        model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
         seen = self.local(model, self.task, party)
         trained = to_vector(tensors).cpu()
         contribution = trained - payload["model"] if self.delta else trained
-        weight = self.weights.weight(len(party.rows))
+        weight = 1.0 if self.weights.uniform else self.weights.weight(len(party.rows))
         if not self.weights.uniform:
             contribution = contribution * weight
         message = self.release.leave([contribution], party)
@@ -148,22 +147,24 @@ class ClientStep:
             message[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
-    def _model(self, party: PartyRun, *, statistics: bool) -> nn.Module:
+    def _model(self, party: PartyRun, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
         """The worker's model, to be overwritten; making a new one each time is slower.
 
         What is not exchanged, such as frozen layers, starts as it does at the server, and no
         buffer carries anything from one client to the next.
         """
-        key = ("fedavg", self.task.model)
+        key = ("fedavg", self.task.model, statistics)
         if party.scratch.get("key") != key:
             start = party.seeds["initialisation", 0, ""]
             model = initial_model(self.task, start).to(party.device)
             buffers = [buffer.clone() for buffer in model.buffers()]
-            party.scratch.update(key=key, model=model, buffers=buffers)
+            exchanged = values(model, buffers=statistics)
+            party.scratch.update(key=key, model=model, buffers=buffers, exchanged=exchanged)
         held: nn.Module = party.scratch["model"]
-        for buffer, initial in zip(held.buffers(), party.scratch["buffers"], strict=True):
-            buffer.copy_(initial)
-        return training_mode(held, statistics=statistics)
+        if party.scratch["buffers"]:
+            for buffer, initial in zip(held.buffers(), party.scratch["buffers"], strict=True):
+                buffer.copy_(initial)
+        return training_mode(held, statistics=statistics), party.scratch["exchanged"]
 
 
 @dataclass(frozen=True, kw_only=True)
