@@ -119,7 +119,8 @@ class Opacus:
 
     Args:
         mode: "hooks" materialises every example's gradient; "ghost" computes norms first and
-            the clipped sum in a second backward pass, with less memory for wide layers.
+            the clipped sum in a second backward pass, with less memory for wide layers. It
+            refuses linear layers over sequences, whose norms it would underestimate.
     """
 
     mode: str = "hooks"
@@ -179,6 +180,15 @@ def _detach(hooks: Any, model: nn.Module) -> None:
         for name in ("activations", "max_batch_len"):
             if name in layer.__dict__:
                 delattr(layer, name)
+
+
+def _refuse_sequences(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    if given[0].dim() != 2:
+        raise UnsupportedError(
+            f"A linear layer was given inputs of shape {tuple(given[0].shape)}: ghost clipping "
+            "finds the norms of sequences by differences that cancel, so that contributions "
+            "could exceed the clipping norm many times. Use Opacus(mode='hooks')."
+        )
 
 
 class _Quiet:
@@ -302,9 +312,15 @@ class Ghost:
     loss: Loss
     _hooks: Any = field(init=False, repr=False)
     _checked: bool = field(default=False, init=False, repr=False)
+    _guards: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._hooks = _attach("ghost", self.model)
+        self._guards = [
+            layer.register_forward_pre_hook(_refuse_sequences)
+            for layer in self.model.modules()
+            if isinstance(layer, nn.Linear)
+        ]
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm; see `Hooks`."""
@@ -330,6 +346,8 @@ class Ghost:
     def close(self) -> None:
         """Takes the hooks off the model."""
         _detach(self._hooks, self.model)
+        for guard in self._guards:
+            guard.remove()
 
     def _clear(self) -> None:
         for parameter in trainable(self.model):

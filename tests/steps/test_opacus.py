@@ -208,6 +208,28 @@ def test_a_loss_that_averages_is_refused(mode: str) -> None:
         engine.clipped_sum(rows_for(mlp), C)
 
 
+def difference_of_two(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits[:, 0] - logits[:, 1]).sum(dim=1)
+
+
+def nearly_constant_sequences(seed: int) -> Rows:
+    """Two steps that nearly cancel in the gradient, but not in the sums that ghost forms."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = 1e4 * torch.randn(1, 1, 6, generator=generator).repeat(1, 2, 1)
+    return Rows(inputs + torch.randn(1, 2, 6, generator=generator), torch.zeros(1))
+
+
+def test_sequences_that_cancel_stay_within_the_bound() -> None:
+    model = nn.Sequential(nn.Linear(6, 4, bias=False))
+    engine = Opacus("hooks").engine(model, difference_of_two)
+    for seed in range(50):
+        found = engine.clipped_sum(nearly_constant_sequences(seed), C)
+        assert float(found.value.double().norm()) <= C * (1 + 1e-6)
+    ghost = Opacus("ghost").engine(nn.Sequential(nn.Linear(6, 4)), difference_of_two)
+    with pytest.raises(UnsupportedError, match="mode='hooks'"):
+        ghost.clipped_sum(nearly_constant_sequences(0), C)
+
+
 def test_a_model_is_prepared_once() -> None:
     model = in_float64(mlp)
     opacus = Opacus()
