@@ -112,8 +112,18 @@ CASES = (
 )
 
 
+SLOW = {"sgd-adam", "dp_sgd-ghost", "fedavg-weights-dp", "fedavg-split-dp", "pate-laplace"}
+"""Cases that differ little from another one, left to the full suite."""
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] if case.name in SLOW else [], id=case.name)
+        for case in CASES
+    ],
+)
 def test_it_keeps_the_promises_of_a_trainer(case: Case, check: Callable[[Case], None]) -> None:
     check(case)
 
