@@ -356,6 +356,11 @@ class Ghost:
     def _norms(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Losses and gradient norms of each example; leaves the summed gradient behind."""
         self._clear()
+        for parameter in trainable(self.model):
+            # A parameter that this batch does not reach has no norm, not that of an earlier one.
+            parameter._norm_sample = rows.inputs.new_zeros(  # type: ignore[attr-defined]
+                len(rows), dtype=parameter.dtype
+            )
         try:
             losses = _one_loss_each(self.model, self.loss, rows)
         except NotImplementedError as error:

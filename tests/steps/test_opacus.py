@@ -208,6 +208,28 @@ def test_a_loss_that_averages_is_refused(mode: str) -> None:
         engine.clipped_sum(rows_for(mlp), C)
 
 
+class Branches(nn.Module):
+    """A layer that some batches do not reach, and one that none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.large, self.never = (nn.Linear(6, 3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.always(x)
+        return out + self.large(x) if len(x) > 4 else out
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_that_a_batch_does_not_reach(mode: str) -> None:
+    rows, few = rows_for(Branches), rows_for(Branches, count=3)
+    engine = Opacus(mode).engine(in_float64(Branches), cross_entropy)
+    engine.clipped_sum(rows, C)
+    found = engine.clipped_sum(few, C).value
+    expected = clipped(example_gradients(in_float64(Branches), few), C).sum(dim=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def difference_of_two(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits[:, 0] - logits[:, 1]).sum(dim=1)
 
