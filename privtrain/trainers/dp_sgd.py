@@ -126,6 +126,7 @@ class DPSGD:
         start, every = self._resume(model, optimizer, run), max(1, batches.steps // 20)
         for step in range(start, batches.steps):
             if not run.spend():
+                run.checkpoint.save(step, self._state(model, optimizer, run))
                 break
             draw = run.entropy["sample", step, CURATOR_NAME].numpy()
             batch = poisson_batch(rows, batches.sampling, draw)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,6 +271,16 @@ def test_a_budget_halts_and_keeps_what_was_trained() -> None:
     short = replace(trainer, epochs=public.releases * 0.2)
     assert torch.equal(vector(module(found)), vector(module(run(short, data))))
     assert not torch.equal(vector(module(found)), vector(start()))
+
+
+def test_a_halted_run_can_be_opened_again(tmp_path: Path) -> None:
+    trainer, data = DPSGD(epochs=5, expected_batch=8.0), a_federation(40, public_rows=40)
+    budget = Budget(0.5 * run(trainer, data).statement.epsilon())
+    one, again = (run(trainer, data, budget=budget, folder=tmp_path) for _ in range(2))
+    assert one.halted is not None
+    assert again.halted is not None
+    assert torch.equal(vector(module(one)), vector(module(again)))
+    assert one.statement == again.statement
 
 
 def test_a_budget_that_is_not_reached_changes_nothing() -> None:
