@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from privtrain.core.seeding import Entropy, Seeds
+from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.transcript import Entry, Setup, Transcript
 
@@ -25,7 +25,7 @@ class PartyRun:
         train: Party to rows; a party reads its own only.
         state: What the party keeps from round to round; the runtime stores it.
         seeds: Streams for data order and initialisation.
-        entropy: Streams for noise, shares and masks.
+        entropy: Streams for noise, shares and masks; a step gets each of them once.
         device: Where tensors are computed.
         scratch: A cache of the worker that runs the step, such as a model to overwrite. It may
             vanish at any time and must not change results.
@@ -36,9 +36,13 @@ class PartyRun:
     train: Mapping[str, Rows] = field(repr=False)
     state: Payload
     seeds: Seeds
-    entropy: Entropy
+    entropy: Entropy | OnceOnly
     device: str = "cpu"
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.entropy, OnceOnly):
+            self.entropy = OnceOnly(self.entropy)
 
     @property
     def rows(self) -> Rows:

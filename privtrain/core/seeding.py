@@ -143,14 +143,20 @@ class OnceOnly:
 
 @contextmanager
 def global_generator(stream: Stream) -> Iterator[None]:
-    """Lets torch's global generator start from a stream, and puts it back afterwards.
+    """Lets torch's global generators start from a stream, and puts them back afterwards.
 
-    Layers initialise themselves and drop units with the global generator, and there is no way to
-    hand them another one.
+    Layers initialise themselves and drop units with the global generators, and there is no way to
+    hand them others.
     """
     before = torch.get_rng_state()
+    on_devices = torch.cuda.is_available()
+    devices_before = torch.cuda.get_rng_state_all() if on_devices else []
     torch.set_rng_state(stream.torch().get_state())
+    if on_devices:
+        torch.cuda.manual_seed_all(stream.torch().initial_seed())
     try:
         yield
     finally:
         torch.set_rng_state(before)
+        if on_devices:
+            torch.cuda.set_rng_state_all(devices_before)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 def _check(description: str, holds: Callable[[float], bool], values: dict[str, float]) -> None:
     for name, value in values.items():
         # `not (x > 0)` and not `x <= 0`: a NaN must fail too.
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
             raise ValueError(f"Expected {name}={value!r} {description}.")
 
 
@@ -28,7 +29,7 @@ def check_count(minimum: int = 1, /, **values: int) -> None:
     """Raises `ValueError` unless every value is a whole number that is at least `minimum`."""
     _check(
         f"to be a whole number >= {minimum}",
-        lambda value: isinstance(value, int) and value >= minimum,
+        lambda value: isinstance(value, Integral) and value >= minimum,
         dict(values),
     )
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from privtrain.aggregation.finish import IDENTITY
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
     ModelPredictor,
@@ -198,6 +199,11 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
+        if self.release.finish != IDENTITY:
+            raise UnsupportedError(
+                f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "
+                "something else. Use finish=IDENTITY."
+            )
         if self.release.mechanism.noisy and not self.weights.bounded:
             raise UnsoundReleaseError(
                 "weights=ByExamples() without a bound: one client could weigh more than any noise "
