@@ -255,7 +255,8 @@ def _watcher(data: FederatedData, history: History) -> Any:
 
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
-        if rows is None or len(rows) == 0 or not (done % every == 0 or done == total):
+        looked = done % every == 0 or done == total
+        if rows is None or rows.targets is None or len(rows) == 0 or not looked:
             return
         correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
         history.record(done, validation_accuracy=float(correct.double().mean()))
@@ -310,7 +311,9 @@ def _caveats(trainer: Trainer, made: tuple[Guarantee, ...]) -> tuple[str, ...]:
     """What the figures leave out, and what a trainer's engine does not protect from."""
     noisy = any(math.isfinite(guarantee.epsilon) for guarantee in made)
     noise = (FLOAT_NOISE,) if noisy else ()
-    return (*noise, *CAVEATS, *getattr(trainer, "caveats", ()))
+    aggregation = getattr(getattr(trainer, "release", None), "aggregation", None)
+    engine = (*getattr(trainer, "caveats", ()), *getattr(aggregation, "caveats", ()))
+    return (*noise, *CAVEATS, *dict.fromkeys(engine))
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:

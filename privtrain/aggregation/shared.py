@@ -60,6 +60,11 @@ class SharedSum:
         """Names of the computing parties, by rank."""
         return party_names("computing", self.computing_parties)
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the statement must say of the engine."""
+        return self.engine.caveats
+
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
         """At the party: one share a computing party, of fixed-point numbers.
 
