@@ -62,12 +62,12 @@ def _arm(deed: signal.Signals) -> None:
     """Strikes in the middle of the protocol: at the fortieth call of the channel."""
     from privtrain.mpc.channel import Channel
 
-    agree, calls = Channel._agree, [0]
+    stage, calls = Channel._stage, [0]
 
-    def counted(self: Channel, operation: str, tensors: object) -> None:
+    def counted(self: Channel, operation: str, tensors: object) -> str:
         calls[0] += 1
         if calls[0] == 40:
             os.kill(os.getpid(), deed)
-        agree(self, operation, tensors)
+        return stage(self, operation, tensors)
 
-    Channel._agree = counted  # type: ignore[method-assign]  # only in this process
+    Channel._stage = counted  # type: ignore[method-assign]  # only in this process

@@ -1,9 +1,10 @@
 """The channel of a secret-shared computation: checks shapes before each send, records each message.
 
-Wraps a communicator with CrypTen's interface. Before each call, the parties compare a digest of
-16 bytes (of the call's number, operation, types and shapes) and only where it differs the words
-themselves. These are protocol headers: no tensor bytes, not in the transcript, and they cost one
-small exchange a call.
+Wraps a communicator with CrypTen's interface. In each call, the parties compare a digest of 16
+bytes (of the call's number, operation, types and shapes) and only where it differs the words
+themselves. A small tensor shares a frame of fixed size with its digest, so that the check costs no
+exchange of its own; before a large one goes a frame with the digest alone. Digests and padding are
+protocol headers: no tensor bytes, not in the transcript.
 """
 
 import hashlib
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.transcript import Entry
+
+FRAME = 4096
+"""Elements that fit into a frame beside the digests. All frames have one size, since gloo aborts
+the process where two parties bring different numbers of elements."""
 
 HEADER_BYTES = 128
 _DIGEST_BYTES = 16
@@ -55,18 +60,64 @@ def odd_one_out(lines: Sequence[bytes]) -> int | None:
     return next(rank for rank, line in enumerate(lines) if line != usual)
 
 
+class DifferError(Exception):
+    """The digests of a frame differ; every party sees it, and they go on to compare the words."""
+
+
+@dataclass
+class Framed:
+    """Stands in for torch.distributed where a communicator calls its all-reduce.
+
+    Args:
+        inner: torch.distributed.
+        count: How many parties there are.
+        rank: Own rank.
+        staged: Digest of the call that is about to be made; None to make it unchecked.
+    """
+
+    inner: Any
+    count: int
+    rank: int
+    staged: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def all_reduce(self, tensor: Tensor, **options: Any) -> Any:
+        """Reduces a tensor in place, in a frame with everybody's digest where it fits.
+
+        Raises:
+            DifferError: If a party staged another digest; the tensor is unchanged then.
+        """
+        mine, self.staged = self.staged, None
+        if mine is None:
+            return self.inner.all_reduce(tensor, **options)
+        # One slot a party, zero elsewhere: a sum and an exclusive or both show every digest.
+        digests = self.count * len(mine)
+        frame = torch.zeros(digests + FRAME, dtype=torch.int64)
+        frame[:digests].view(self.count, -1)[self.rank] = mine
+        fits = tensor.numel() <= FRAME and tensor.dtype == torch.int64
+        if fits:
+            frame[digests : digests + tensor.numel()] = tensor.reshape(-1)
+        self.inner.all_reduce(frame, **options)
+        if not bool((frame[:digests].view(self.count, -1) == mine).all()):
+            raise DifferError
+        if not fits:
+            return self.inner.all_reduce(tensor, **options)
+        tensor.copy_(frame[digests : digests + tensor.numel()].view(tensor.shape))
+        return None
+
+
 @dataclass
 class Wire:
     """How headers travel: plain collectives of torch.distributed.
 
     Args:
-        total: The sum over all ranks of digests, modulo 2^64.
         gather: Gives every rank's header, by rank.
         send: Sends a header to a rank.
         recv: Receives a header from a rank.
     """
 
-    total: Callable[[Tensor], Tensor]
     gather: Callable[[Tensor], list[Tensor]]
     send: Callable[[Tensor, int], None]
     recv: Callable[[Tensor, int], None]
@@ -85,6 +136,7 @@ class Channel:
         names: Names of the parties, by rank.
         rank: Own rank.
         entries: Where sent messages are recorded.
+        framed: What the communicator reduces through.
         kind: What messages are called in the transcript.
         checks: Whether shapes are compared; off only to measure what that costs.
     """
@@ -94,6 +146,7 @@ class Channel:
     names: tuple[str, ...]
     rank: int
     entries: list[Entry]
+    framed: Framed
     kind: str = "masked share"
     checks: bool = True
     round: int = field(default=0, init=False)
@@ -105,8 +158,14 @@ class Channel:
 
     def all_reduce(self, input: Any, *args: Any, **options: Any) -> Any:
         """Sum over all parties, at every party."""
-        self._agree("all_reduce", input)
+        text = self._stage("all_reduce", input)
         self._record(input, [self._next])
+        try:
+            return self._all_reduce(input, *args, **options)
+        except DifferError:
+            raise self._differ(text) from None
+
+    def _all_reduce(self, input: Any, *args: Any, **options: Any) -> Any:
         if options.pop("batched", False):
             return self._all_reduce_together(input, *args, **options)
         return self._call("all_reduce", input, *args, **options)
@@ -207,21 +266,36 @@ class Channel:
         except RuntimeError as error:  # gloo's only error; CrypTen would catch it and try again
             raise PartyLostError(f"lost contact in {name}: {error}") from error
 
-    def _agree(self, operation: str, tensors: Any) -> None:
+    def _stage(self, operation: str, tensors: Any) -> str:
+        """Lets the next all-reduce carry a digest of what this party is about to do."""
         if not self.checks:
-            return
+            return ""
         # Counts collectives only: a party that takes no part in a send between two others must
         # still agree on the number.
         self._agreed += 1
         text = f"call {self._agreed}: {operation} {describe(tensors)}"
-        mine = digest(text)
+        self.framed.staged = digest(text)
+        return text
+
+    def _agree(self, operation: str, tensors: Any) -> None:
+        """Compares digests in a frame of their own, before an operation that has none."""
+        if not self.checks:
+            return
+        text = self._stage(operation, tensors)
         try:
-            same = bool((self.wire.total(mine.clone()) == mine * len(self.names)).all())
-            lines = [] if same else self.wire.gather(header(text))
+            self.framed.all_reduce(torch.zeros(0, dtype=torch.int64))
         except RuntimeError as error:
             raise PartyLostError(f"lost contact before call {self._agreed}: {error}") from error
-        if not same:
-            raise _disagreement(self.names, lines)
+        except DifferError:
+            raise self._differ(text) from None
+
+    def _differ(self, text: str) -> ProtocolError | PartyLostError:
+        """After digests differed: everybody's words, and who is the odd one."""
+        try:
+            lines = self.wire.gather(header(text))
+        except RuntimeError as error:
+            return PartyLostError(f"lost contact after call {self._agreed}: {error}")
+        return _disagreement(self.names, lines)
 
     def _announce(self, tensor: Tensor, dst: int) -> None:
         if self.checks:

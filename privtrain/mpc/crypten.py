@@ -27,7 +27,7 @@ from privtrain.core.runtime import MeshParty
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.transcript import Setup
 from privtrain.core.validate import check_member
-from privtrain.mpc.channel import Channel, Wire
+from privtrain.mpc.channel import Channel, Framed, Wire
 from privtrain.mpc.functions import champion, softmax
 from privtrain.mpc.keystream import KeyAgreement, Keystream
 from privtrain.mpc.sharing import PRECISION_BITS, encode
@@ -140,7 +140,9 @@ class CrypTen:
                 party.setups.append(Setup(party.name, what))
             yield CrypTenSession(crypten, channel)
         finally:
-            crypten.communicator.DistributedCommunicator.instance = None
+            communicator_class = crypten.communicator.DistributedCommunicator
+            communicator_class.instance = None
+            sys.modules[communicator_class.__module__].dist = dist  # type: ignore[attr-defined]
             dist.destroy_process_group()
 
 
@@ -185,8 +187,17 @@ def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
     inner.set_name(party.name)
     inner.reset_communication_stats()
     _configure(crypten)
+    framed = Framed(dist, len(ranks), party.rank)
+    # What CrypTen's communicator calls; its own counting stays around it.
+    sys.modules[communicator_class.__module__].dist = framed  # type: ignore[attr-defined]
     channel = Channel(
-        inner, _wire(len(ranks)), party.names, party.rank, party.entries, checks=checks
+        inner,
+        _wire(len(ranks)),
+        party.names,
+        party.rank,
+        party.entries,
+        framed,
+        checks=checks,
     )
     communicator_class.instance = channel
     return channel
@@ -206,10 +217,6 @@ def _configure(crypten: Any) -> None:
 
 
 def _wire(count: int) -> Wire:
-    def total(digest: Tensor) -> Tensor:
-        dist.all_reduce(digest)
-        return digest
-
     def gather(line: Tensor) -> list[Tensor]:
         lines = [torch.empty_like(line) for _ in range(count)]
         dist.all_gather(lines, line)
@@ -221,7 +228,7 @@ def _wire(count: int) -> Wire:
     def recv(line: Tensor, rank: int) -> None:
         dist.recv(line, rank)
 
-    return Wire(total, gather, send, recv)
+    return Wire(gather, send, recv)
 
 
 def _agree_on_keys(crypten: Any, channel: Channel) -> None:

@@ -44,7 +44,7 @@ class MPCSGD:
     """
 
     epochs: int = 3
-    batch_size: int | None = 128
+    batch_size: int | None = 64
     learning_rate: float = 0.5
     momentum: float = 0.0
     computing_parties: int = 2

@@ -7,7 +7,40 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.transcript import Entry
-from privtrain.mpc.channel import Channel, Wire, describe, digest, header, header_text, odd_one_out
+from privtrain.mpc.channel import (
+    FRAME,
+    Channel,
+    DifferError,
+    Framed,
+    Wire,
+    describe,
+    digest,
+    header,
+    header_text,
+    odd_one_out,
+)
+
+
+@dataclass
+class TwoParties:
+    """torch.distributed between this party and one that brings a fixed frame or tensor."""
+
+    other: dict[int, Tensor]
+    sizes: list[int] = field(default_factory=list)
+
+    def all_reduce(self, tensor: Tensor, **_: Any) -> None:
+        self.sizes.append(tensor.numel())
+        tensor += self.other[tensor.numel()]
+
+    def get_rank(self) -> int:
+        return 7
+
+
+def frame_of(text: str, values: Tensor) -> Tensor:
+    frame = torch.zeros(4 + FRAME, dtype=torch.int64)
+    frame[2:4] = digest(text)
+    frame[4 : 4 + values.numel()] = values
+    return frame
 
 
 @dataclass
@@ -18,11 +51,21 @@ class Peer:
     called: list[str] = field(default_factory=list)
     broken: bool = False
 
+    def __post_init__(self) -> None:
+        frame = frame_of(self.says, torch.full((6,), 10))
+        self.framed = Framed(TwoParties({4 + FRAME: frame}), 2, 0)
+
     def all_reduce(self, tensor: Tensor, **_: Any) -> Tensor:
-        self.called.append("all_reduce")
         if self.broken:
             raise RuntimeError("Connection closed by peer")
-        return tensor * 2
+        result = tensor.clone()
+        self.framed.all_reduce(result)
+        self.called.append("all_reduce")
+        return result
+
+    def gather(self, tensor: Tensor, dst: int) -> list[Tensor]:
+        self.called.append("gather")
+        return [tensor, tensor]
 
     def isend(self, tensor: Tensor, dst: int) -> None:
         self.called.append("isend")
@@ -33,10 +76,7 @@ class Peer:
     def get_rank(self) -> int:
         return 0
 
-    def total(self, mine: Tensor) -> Tensor:
-        return mine + digest(self.says)
-
-    def gather(self, mine: Tensor) -> list[Tensor]:
+    def lines(self, mine: Tensor) -> list[Tensor]:
         return [mine, header(self.says)]
 
     def recv(self, line: Tensor, rank: int) -> None:
@@ -44,11 +84,12 @@ class Peer:
 
     @property
     def wire(self) -> Wire:
-        return Wire(self.total, self.gather, lambda line, rank: None, self.recv)
+        return Wire(self.lines, lambda line, rank: None, self.recv)
 
 
 def channel(peer: Peer, entries: list[Entry] | None = None) -> Channel:
-    return Channel(peer, peer.wire, ("left", "right"), 0, [] if entries is None else entries)
+    kept = [] if entries is None else entries
+    return Channel(peer, peer.wire, ("left", "right"), 0, kept, peer.framed)
 
 
 def test_equal_shapes_pass_and_are_recorded() -> None:
@@ -56,7 +97,7 @@ def test_equal_shapes_pass_and_are_recorded() -> None:
     peer = Peer("call 1: all_reduce int64(2, 3)")
     result = channel(peer, entries).all_reduce(torch.ones(2, 3, dtype=torch.int64))
     assert peer.called == ["all_reduce"]
-    assert float(result.sum()) == 12
+    assert result.tolist() == [[11] * 3] * 2
     assert entries == [Entry("left", "right", "masked share", (2, 3), 48, 0)]
 
 
@@ -70,7 +111,7 @@ def test_equal_shapes_pass_and_are_recorded() -> None:
         "call 1: gather at 0 int64(2, 3)",
     ],
 )
-def test_another_shape_type_number_or_operation_is_refused_before_sending(says: str) -> None:
+def test_another_shape_type_number_or_operation_is_refused(says: str) -> None:
     peer = Peer(says)
     with pytest.raises(ProtocolError, match="right differs") as caught:
         channel(peer).all_reduce(torch.ones(2, 3, dtype=torch.int64))
@@ -82,9 +123,9 @@ def test_several_tensors_travel_as_one_message_and_as_an_entry_each() -> None:
     entries: list[Entry] = []
     peer = Peer("call 1: all_reduce int64(2,) int64(1, 3)")
     tensors = [torch.tensor([1, 2]), torch.tensor([[3, 4, 5]])]
-    doubled = channel(peer, entries).all_reduce(tensors, batched=True)
+    sums = channel(peer, entries).all_reduce(tensors, batched=True)
     assert peer.called == ["all_reduce"]
-    assert [part.tolist() for part in doubled] == [[2, 4], [[6, 8, 10]]]
+    assert [part.tolist() for part in sums] == [[11, 12], [[13, 14, 15]]]
     assert [entry.shape for entry in entries] == [(2,), (1, 3)]
     assert {entry.round for entry in entries} == {0}
 
@@ -131,3 +172,43 @@ def test_the_culprit_is_the_odd_one() -> None:
     assert odd_one_out([b"b", b"a", b"a"]) == 0
     assert odd_one_out([b"a", b"a", b"b"]) == 2
     assert odd_one_out([b"a", b"b"]) == 1
+
+
+def test_a_small_tensor_travels_in_one_frame_with_its_digest() -> None:
+    peer = TwoParties({4 + FRAME: frame_of("same", torch.tensor([10, 20]))})
+    framed = Framed(peer, 2, 0, digest("same"))
+    tensor = torch.tensor([[1], [2]])
+    framed.all_reduce(tensor)
+    assert tensor.tolist() == [[11], [22]]
+    assert peer.sizes == [4 + FRAME]
+    assert framed.get_rank() == 7
+
+
+def test_a_large_tensor_follows_a_frame_with_the_digest_alone() -> None:
+    large = torch.ones(FRAME + 1, dtype=torch.int64)
+    peer = TwoParties({4 + FRAME: frame_of("same", large[:0]), FRAME + 1: large})
+    framed = Framed(peer, 2, 0, digest("same"))
+    tensor = large.clone()
+    framed.all_reduce(tensor)
+    assert peer.sizes == [4 + FRAME, FRAME + 1]
+    assert bool((tensor == 2).all())
+
+
+@pytest.mark.parametrize("size", [2, FRAME + 1])
+def test_another_digest_is_noticed_before_a_large_tensor_is_sent(size: int) -> None:
+    peer = TwoParties({4 + FRAME: frame_of("other", torch.tensor([10, 20]))})
+    tensor = torch.ones(size, dtype=torch.int64)
+    with pytest.raises(DifferError):
+        Framed(peer, 2, 0, digest("same")).all_reduce(tensor)
+    assert bool((tensor == 1).all())
+    assert peer.sizes == [4 + FRAME]
+
+
+def test_an_operation_without_a_frame_is_checked_in_one_before() -> None:
+    peer = Peer("call 1: gather at 0 int64(1,)")
+    side = channel(peer)
+    side.gather(torch.tensor([1]), 0)
+    assert peer.called == ["gather"]
+    with pytest.raises(ProtocolError, match="right differs"):
+        side.gather(torch.tensor([1]), 0)  # this is call 2, the peer still says call 1
+    assert peer.called == ["gather"]
