@@ -404,6 +404,12 @@ def test_looking_at_validation_rows_changes_nothing() -> None:
         assert torch.equal(vector(module(one)), vector(module(other)))
 
 
+def test_validation_rows_without_labels_are_not_looked_at() -> None:
+    unlabelled = replace(DATA, validation=Rows(some_rows(9).inputs))
+    result = fit(SGD(epochs=1), TASK, unlabelled, runtimes=STAR)
+    assert "validation_accuracy" not in result.history.unprotected
+
+
 def test_notes_on_the_data_reach_the_result() -> None:
     noted = replace(DATA, notes=("categories were read from private rows",))
     assert fit(SGD(epochs=1), TASK, noted, runtimes=STAR).notes == noted.notes
