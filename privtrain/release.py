@@ -74,8 +74,15 @@ class Release:
             The message that leaves.
 
         Raises:
+            UnsupportedError: If the release has noise and the aggregation adds exact values only.
             ValueError: If there is no contribution.
         """
+        # Before anything leaves: rounding to fixed point after the noise is not what was proved.
+        if self.mechanism.noisy and getattr(self.aggregation, "exact_only", False):
+            raise UnsupportedError(
+                f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
+                "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
+            )
         bounded, broken, bounding = [], 0, self.bounding
         for contribution in contributions:
             if bounding:

@@ -65,6 +65,11 @@ class SharedSum:
         """What the statement must say of the engine."""
         return self.engine.caveats
 
+    @property
+    def exact_only(self) -> bool:
+        """Whether a release with noise is refused; it is, until noise is drawn on shares."""
+        return True
+
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
         """At the party: one share a computing party, of fixed-point numbers.
 

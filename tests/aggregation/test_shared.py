@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,10 +11,11 @@ from privtrain.aggregation.shared import SharedSum, share_kind
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Payload, Runtimes
+from privtrain.core.statement import Unit
 from privtrain.core.trainer import Run
 from privtrain.mpc.sharing import LARGEST
 from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.placement import AT_AGGREGATOR
+from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, Placement
 from privtrain.release import Release
 from privtrain.runtimes.processes import Processes
 from tests.contracts.aggregation import (
@@ -134,9 +135,11 @@ def test_refuses_what_it_cannot_add() -> None:
         total.open(IDENTITY)
 
 
-def test_noise_on_shares_is_refused_while_its_statement_is_known() -> None:
-    release = Release(Gaussian(1.0, 1.0), aggregation=SharedSum())
-    run = a_run()
-    messages = [release.leave([torch.ones(2)], replace(a_party(), party="client-0"))]
+@pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY])
+def test_noise_on_shares_is_refused_while_its_statement_is_known(noise_at: Placement) -> None:
+    release = Release(Gaussian(1.0, 1.0), noise_at, aggregation=SharedSum())
     with pytest.raises(UnsupportedError, match="on shares"):
-        release.arrive(messages, run, round=0)
+        release.leave([torch.ones(2)], a_party())
+    double = Release(Gaussian(1.0, 1.0), noise_at, aggregation=Double())
+    plans = (one.plans(unit=Unit.CLIENT, count=1, parties=100) for one in (release, double))
+    assert next(plans) == next(plans)
