@@ -7,6 +7,7 @@ from torch import nn
 
 import privtrain as pt
 from privtrain.core.trainer import Trainer
+from privtrain.privacy.placement import Placement
 
 
 def normalised_by_running_statistics() -> nn.Module:
@@ -22,9 +23,9 @@ def normalised_within_examples() -> nn.Module:
 @pytest.mark.parametrize(
     "placement", [pt.AT_PARTY, pt.SPLIT(honest_survivors=2)], ids=["at party", "split"]
 )
-def test_pooled_dp_sgd_refuses_noise_that_nobody_would_draw(placement: object) -> None:
+def test_pooled_dp_sgd_refuses_noise_that_nobody_would_draw(placement: Placement) -> None:
     with pytest.raises(pt.UnsoundReleaseError, match="pooled"):
-        pt.DPSGD(release=pt.Release(pt.Gaussian(1.0, 1.0), placement))  # type: ignore[arg-type]
+        pt.DPSGD(release=pt.Release(pt.Gaussian(1.0, 1.0), placement))
 
 
 def test_pate_refuses_mechanisms_that_bound_no_vote() -> None:
@@ -95,8 +96,11 @@ def normalised_over_the_batch() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
 
 
-def test_noise_on_shares_is_refused_before_anything_is_opened() -> None:
+@pytest.mark.parametrize(
+    "placement", [pt.AT_AGGREGATOR, pt.AT_PARTY, pt.SPLIT(honest_survivors=2)], ids=str
+)
+def test_noise_over_sums_on_shares_is_refused(placement: Placement) -> None:
     task, data = pt.data.digits(parties=2)
-    release = pt.Release(pt.Gaussian(1.0, 1.0), aggregation=pt.SharedSum())
+    release = pt.Release(pt.Gaussian(1.0, 1.0), placement, pt.SharedSum())
     with pytest.raises(pt.UnsupportedError, match="on shares"):
         pt.fit(pt.FedAvg(rounds=1, release=release), task, data)
