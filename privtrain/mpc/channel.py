@@ -252,12 +252,13 @@ class Channel:
         return [rank for rank in range(len(self.names)) if rank != self.rank]
 
     def _record(self, tensors: Any, receivers: list[int], *, advance: bool = True) -> None:
-        for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
-            for receiver in receivers:
-                size = tensor.element_size() * tensor.nelement()
-                shape = tuple(tensor.shape)
-                sender, to = self.names[self.rank], self.names[receiver]
-                self.entries.append(Entry(sender, to, self.kind, shape, size, self.round))
+        """One entry a receiver; several tensors are one message, joined end to end."""
+        parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        size = sum(part.element_size() * part.nelement() for part in parts)
+        shape = tuple(parts[0].shape) if len(parts) == 1 else (sum(p.nelement() for p in parts),)
+        for receiver in receivers:
+            sender, to = self.names[self.rank], self.names[receiver]
+            self.entries.append(Entry(sender, to, self.kind, shape, size, self.round))
         self.round += advance
 
     def _call(self, name: str, *args: Any, **options: Any) -> Any:

@@ -38,6 +38,9 @@ def test_everything_a_session_computes(parties: int) -> None:
     assert sum(entry.bytes for entry in entries) * 2 == counted > 0
     rounds = {entry.round for entry in entries}
     assert rounds == set(range(len(rounds)))
+    # One entry for each call, sender and receiver.
+    calls = [(entry.sender, entry.receiver, entry.round) for entry in entries]
+    assert len(calls) == len(set(calls))
     # The dealer's knowledge is in its view although nothing was sent.
     assert "Beaver triple" in replies[names[0]].setups[0].what
     assert all(not replies[name].setups for name in names[1:])
