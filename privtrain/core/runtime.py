@@ -15,6 +15,10 @@ Payload = dict[str, Tensor]
 """What is sent: tensors by kind. Numbers travel as tensors without dimensions."""
 
 
+ROWS_AT_HAND = 64
+"""Of how many parties a worker keeps the rows that it loaded."""
+
+
 @dataclass
 class PartyRun:
     """A party's side of a run: what a step may use.
@@ -46,8 +50,13 @@ class PartyRun:
 
     @property
     def rows(self) -> Rows:
-        """The party's own rows."""
-        return self.train[self.party]
+        """The party's own rows; the worker keeps those of a few parties at hand."""
+        held: dict[str, Rows] = self.scratch.setdefault("rows", {})
+        if self.party not in held:
+            if len(held) >= ROWS_AT_HAND:
+                held.clear()
+            held[self.party] = self.train[self.party]
+        return held[self.party]
 
 
 Step = Callable[[Payload, PartyRun], Payload]

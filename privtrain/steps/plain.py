@@ -61,16 +61,53 @@ def batches(
     Yields:
         Indices, shape `(batch,)`; None stands for all rows as they are.
     """
-    cuts = list(range(batch_size, rows, batch_size)) if batch_size else []
     for _ in range(epochs):
-        if not cuts:
+        if batch_size is None or batch_size >= rows:
             yield None
         else:
-            yield from torch.randperm(rows, generator=generator).tensor_split(cuts)
+            yield from batches_of(torch.randperm(rows, generator=generator), batch_size)
+
+
+def batches_of(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """An order, shape `(rows,)`, in parts of a batch each; the last one may be smaller."""
+    return order.tensor_split(tuple(range(batch_size, len(order), batch_size)))
+
+
+SHUFFLED_AT_ONCE = 1 << 22
+"""Inputs with at most so many values are shuffled as a whole, which takes a copy of them."""
+
+
+def row_batches(
+    rows: Rows, batch_size: int | None, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of the batches of some epochs, in the orders of `batches`.
+
+    Args:
+        rows: The rows, on the model's device.
+        batch_size: Rows in a batch; None for all, in their own order.
+        epochs: How many epochs.
+        generator: Where the orders come from.
+
+    Yields:
+        Inputs `(batch, ...)` and targets `(batch, ...)`.
+    """
+    size = len(rows) if batch_size is None else batch_size
+    small = rows.inputs.numel() <= SHUFFLED_AT_ONCE
+    for _ in range(epochs):
+        order = None if size >= len(rows) else torch.randperm(len(rows), generator=generator)
+        if order is None:
+            yield rows.inputs, rows.labels
+        elif small:
+            # One gather for the epoch, and batches that are views of it.
+            inputs, labels = rows.inputs[order], rows.labels[order]
+            yield from zip(batches_of(inputs, size), batches_of(labels, size), strict=True)
+        else:
+            for index in batches_of(order, size):
+                yield rows.inputs[index], rows.labels[index]
 
 
 def descend(
-    model: nn.Module, optimizer: Optimizer, loss: Loss, rows: Rows, index: Tensor | None
+    model: nn.Module, optimizer: Optimizer, loss: Loss, inputs: Tensor, targets: Tensor
 ) -> Tensor:
     """One step on the mean loss of a batch.
 
@@ -78,15 +115,16 @@ def descend(
         model: The model, in training mode.
         optimizer: Steps its parameters.
         loss: Loss of each example.
-        rows: Rows on the model's device.
-        index: Which of them, shape `(batch,)`; None for all.
+        inputs: Shape `(batch, ...)`, on the model's device.
+        targets: Shape `(batch, ...)`, on the model's device.
 
     Returns:
         The mean loss before the step, detached.
     """
-    inputs = rows.inputs if index is None else rows.inputs[index]
-    targets = rows.labels if index is None else rows.labels[index]
-    optimizer.zero_grad()
+    # As `optimizer.zero_grad()`, without its profiling, which costs a tenth of a small step.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
     value = loss(model(inputs), targets).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
@@ -160,8 +198,8 @@ class PlainSteps:
         order = party.seeds["order", party.round, party.party].torch()
         losses = []
         with global_generator(party.seeds["dropout", party.round, party.party]):
-            for index in batches(len(rows), self.batch_size, self.epochs, order):
-                losses.append(descend(model, optimizer, task.loss, rows, index))
+            for batch in row_batches(rows, self.batch_size, self.epochs, order):
+                losses.append(descend(model, optimizer, task.loss, *batch))
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def settled(self, data: FederatedData) -> "PlainSteps":

@@ -121,7 +121,7 @@ class Vote:
             rows = kept.take((teacher == number).nonzero().squeeze(1))
             model = initial_model(self.task, party.seeds["teacher", 0, name]).to(party.device)
             if len(rows) > 0:
-                own = replace(party, party=name, train={name: rows})
+                own = replace(party, party=name, train={name: rows}, scratch={})
                 losses.append(self.steps(model.train(), self.task, own)["training_loss"])
             votes.append(ModelPredictor(model)(queries).cpu())
         message = self.release.leave(votes, party, kind="votes")

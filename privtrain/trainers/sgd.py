@@ -15,7 +15,7 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_positive
 from privtrain.release import Release
-from privtrain.steps.plain import OptimizerFactory, batches, descend, make_optimizer
+from privtrain.steps.plain import OptimizerFactory, descend, make_optimizer, row_batches
 from privtrain.steps.pooling import CURATOR_READS, pool
 
 
@@ -75,8 +75,8 @@ class SGD:
             total, count = torch.zeros((), device=run.device), 0
             order = run.seeds["order", epoch, CURATOR_NAME].torch()
             with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
-                for index in batches(len(rows), self.batch_size, 1, order):
-                    total += descend(model, optimizer, task.loss, rows, index)
+                for batch in row_batches(rows, self.batch_size, 1, order):
+                    total += descend(model, optimizer, task.loss, *batch)
                     count += 1
             run.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
             run.watch(epoch + 1, self.epochs, ModelPredictor(model))

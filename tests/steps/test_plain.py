@@ -139,7 +139,9 @@ def test_frozen_parameters_stay() -> None:
 
 def test_descend_steps_on_the_mean_loss() -> None:
     rows, model = some_rows(), a_model()
-    loss = descend(model, torch.optim.SGD(model.parameters(), lr=1.0), TASK.loss, rows, None)
+    loss = descend(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), TASK.loss, rows.inputs, rows.labels
+    )
     twin = a_model()
     expected = nn.functional.cross_entropy(twin(rows.inputs), rows.labels)
     expected.backward()  # type: ignore[no-untyped-call]
