@@ -16,7 +16,7 @@ Who learns what:
                 first one deals the random triples, and is trusted not to use them against the
                 others. The final model is opened, with no promise about what it gives away.
 
-Settings were chosen on validation records. The comparison takes under a minute on two cores.
+Settings were chosen on validation records. The comparison takes about a minute on two cores.
 """
 
 from dataclasses import dataclass, replace

@@ -18,7 +18,7 @@ they agree, it tells less: the data-dependent epsilon is smaller, but it is comp
 and is itself private. It is printed because this is a simulation on public data; do not publish it.
 
 Digits come with the package. MNIST is read from its four files: --data mnist --directory DIR, or
-the environment variable PRIVTRAIN_DATA. Settings were chosen on validation images.
+the environment variable PRIVTRAIN_DATA. PATE's settings were chosen on validation images.
 """
 
 from dataclasses import dataclass, replace
