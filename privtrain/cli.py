@@ -19,7 +19,6 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, check_delta, check_positive
 from privtrain.party import PartyArgs, run_party
 
-TrainerName = Literal["sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate"]
 RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
 
 Word = Annotated[str | None, tyro.conf.arg(metavar="WORD", help_behavior_hint="")]
@@ -87,7 +86,7 @@ class Compare:
     study: tyro.conf.Positional[Place] = None
     """A study file, instead of the arguments on data and trainers. Every run writes one."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
-    trainers: tuple[TrainerName, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
+    trainers: tuple[str, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
     """What is compared, each with its default settings; a study file can set them."""
     epsilon: tuple[float, ...] = (3.0,)
     """What is asked of trainers that draw noise; several give a curve."""
@@ -95,7 +94,7 @@ class Compare:
     """Delta of every guarantee."""
     seeds: int = 1
     """How many seeds: 0, 1, 2, ..."""
-    attacks: tuple[Literal["loss_threshold"], ...] = ("loss_threshold",)
+    attacks: tuple[str, ...] = ("loss_threshold",)
     """What is tried on each model."""
     runtime: RuntimeName = "flower-grid"
     """Where the rounds of a federation run. MPC always runs in processes of its own."""
@@ -111,8 +110,8 @@ class Fit:
     Example: privtrain fit --trainer dp_sgd --data digits --epsilon 3 --out runs/model
     """
 
-    trainer: TrainerName = "dp_sgd"
-    """How to train, with default settings."""
+    trainer: str = "dp_sgd"
+    """sgd, fedavg, dp_sgd, mpc_sgd or pate, with default settings."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
     epsilon: Real = None
     """Choose the least noise for this epsilon, if the trainer draws noise."""
@@ -274,6 +273,7 @@ def compare_command(args: Compare) -> int:
     check_device(study.device)
     torch.set_num_threads(args.run.threads)
     trainers = study.make_trainers()
+    attacks = [make_attack(token) for token in study.attacks]
     task, data = _load(study.data, dict(study.data_options), study.model)
     folder = _folder(args.run, study.data)
     _claim(folder, force=args.run.force, resume=args.resume)
@@ -282,7 +282,7 @@ def compare_command(args: Compare) -> int:
         trainers,
         task,
         data,
-        attacks=[make_attack(token) for token in study.attacks],
+        attacks=attacks,
         seeds=range(study.seeds),
         epsilons=study.epsilons,
         runtimes=_runtimes(study.runtime),

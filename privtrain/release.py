@@ -151,8 +151,7 @@ class Release:
                 if self._aggregator_draws:
                     raise UnsupportedError(
                         f"{self.mechanism} would have to draw its noise on shares, which "
-                        f"{self.aggregation} does not do yet. Let the parties draw it (AT_PARTY, "
-                        "SPLIT), or use Exact()."
+                        f"{self.aggregation} does not do yet. Use PlainSum(), or Exact()."
                     )
                 return value.open(self.finish)
             aggregate = value

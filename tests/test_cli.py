@@ -90,6 +90,11 @@ def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixt
     ("words", "message"),
     [
         (["compare", "--data", "digit"], "Expected data='digit'"),
+        (
+            ["compare", "--trainers", "dpsgd"],
+            "Expected trainer='dpsgd' to be one of dp_sgd, fedavg",
+        ),
+        (["compare", "--attacks", "none"], "Expected attack='none'"),
         (["compare", "--epsilon", "-1"], "Expected epsilon=-1.0 > 0"),
         (["compare", "--seeds", "0"], "Expected seeds=0"),
         (["compare", "--delta", "2"], "Expected delta=2.0"),
@@ -108,7 +113,7 @@ def test_bad_arguments_give_exit_code_2(
 
 def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["compare", "--trainers", "dpsgd"])
+        main(["compare", "--trainer-names", "dpsgd"])
     assert exit_.value.code == MISUSED
 
 

@@ -242,10 +242,18 @@ def test_rounds_kinds_parties_and_seeds_have_noise_of_their_own() -> None:
 
 def test_system_entropy_never_repeats() -> None:
     local = Release(Gaussian(1.0, 1.0), AT_PARTY)
-    party = a_party(entropy=SystemEntropy())
-    assert party.entropy.kind is SYSTEM
-    first = local.leave([WIDE], party)["update"]
-    assert not torch.equal(first, local.leave([WIDE], party)["update"])
+    first, second = (a_party(entropy=SystemEntropy()) for _ in range(2))
+    assert first.entropy.kind is SYSTEM
+    drawn = local.leave([WIDE], first)["update"]
+    assert not torch.equal(drawn, local.leave([WIDE], second)["update"])
+
+
+def test_a_party_gets_each_noise_once() -> None:
+    local = Release(Gaussian(1.0, 1.0), AT_PARTY)
+    party = a_party()
+    local.leave([WIDE], party)
+    with pytest.raises(RuntimeError, match="twice"):
+        local.leave([WIDE], party)
 
 
 def test_the_aggregator_never_draws_the_same_noise_twice() -> None:

@@ -1,8 +1,9 @@
 """Noisy-max mechanisms on vote counts: GNMax and LNMax.
 
-One changed example changes at most one teacher, and one teacher moves one vote from a class to
-another: a *replacement*, of L2 sensitivity sqrt(2) and L1 sensitivity 2, under whichever relation
-the examples are counted. The curves below already contain it; no further factor applies.
+One changed teacher moves one vote from a class to another: a *replacement*, of L2 sensitivity
+sqrt(2) and L1 sensitivity 2. The curves below already contain it; no further factor applies. That
+one changed example changes at most one teacher is up to who assigns rows to teachers, and under
+which relation it does: PATE states add/remove.
 """
 
 import math

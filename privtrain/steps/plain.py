@@ -65,45 +65,21 @@ def batches(
         if batch_size is None or batch_size >= rows:
             yield None
         else:
-            yield from batches_of(torch.randperm(rows, generator=generator), batch_size)
-
-
-def batches_of(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """An order, shape `(rows,)`, in parts of a batch each; the last one may be smaller."""
-    return order.tensor_split(tuple(range(batch_size, len(order), batch_size)))
-
-
-SHUFFLED_AT_ONCE = 1 << 22
-"""Inputs with at most so many values are shuffled as a whole, which takes a copy of them."""
+            cuts = tuple(range(batch_size, rows, batch_size))
+            yield from torch.randperm(rows, generator=generator).tensor_split(cuts)
 
 
 def row_batches(
     rows: Rows, batch_size: int | None, epochs: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets of the batches of some epochs, in the orders of `batches`.
-
-    Args:
-        rows: The rows, on the model's device.
-        batch_size: Rows in a batch; None for all, in their own order.
-        epochs: How many epochs.
-        generator: Where the orders come from.
+    """Inputs and targets of the batches of some epochs; see `batches`.
 
     Yields:
-        Inputs `(batch, ...)` and targets `(batch, ...)`.
+        Inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
     """
-    size = len(rows) if batch_size is None else batch_size
-    small = rows.inputs.numel() <= SHUFFLED_AT_ONCE
-    for _ in range(epochs):
-        order = None if size >= len(rows) else torch.randperm(len(rows), generator=generator)
-        if order is None:
-            yield rows.inputs, rows.labels
-        elif small:
-            # One gather for the epoch, and batches that are views of it.
-            inputs, labels = rows.inputs[order], rows.labels[order]
-            yield from zip(batches_of(inputs, size), batches_of(labels, size), strict=True)
-        else:
-            for index in batches_of(order, size):
-                yield rows.inputs[index], rows.labels[index]
+    inputs, targets = rows.inputs, rows.labels
+    for index in batches(len(rows), batch_size, epochs, generator):
+        yield (inputs, targets) if index is None else (inputs[index], targets[index])
 
 
 def descend(

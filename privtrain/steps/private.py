@@ -127,7 +127,7 @@ class DPSteps:
     epochs: float = 1.0
     sampling_rate: float = 0.25
     expected_batch: float | None = None
-    learning_rate: float = 0.2
+    learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
     gradients: Opacus = Opacus()
 

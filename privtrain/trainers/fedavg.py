@@ -191,7 +191,7 @@ class FedAvg:
 
     rounds: int = 30
     sampling: Sampling = Everyone()
-    local: LocalSteps = PlainSteps()
+    local: LocalSteps = PlainSteps(epochs=2, learning_rate=0.2)
     release: Release = Release()
     weights: Weights = Uniform()
     server_optimizer: ServerOptimizer | None = None

@@ -155,9 +155,9 @@ class PATE:
     """
 
     teachers: int = 100
-    queries: int = 100
+    queries: int = 150
     release: Release = Release(GNMax(sigma=10.0), finish=ARGMAX)
-    steps: PlainSteps = PlainSteps(epochs=40, learning_rate=0.2)
+    steps: PlainSteps = PlainSteps(epochs=40, learning_rate=0.5)
     student: PlainSteps = PlainSteps(epochs=60, learning_rate=0.1)
     token: ClassVar[str] = "pate"
 
