@@ -13,17 +13,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:
 	@echo "make demo    train on embedded data in five ways, print the table, write a report"
-	@echo "make test    ruff, mypy and the whole test suite (about 20 minutes on two cores)"
+	@echo "make test    ruff, mypy, documentation and the whole test suite (about a quarter of an hour)"
 	@echo "make quick   the same without slow tests (about two minutes)"
 	@echo "make docs    the documentation as pages, in site/"
 
 # The environment is made anew only when what it is made of has changed.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "privtrain needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "privtrain needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV): a few minutes, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	# CrypTen depends on a retired package name and cannot be installed with its dependencies.
+	@# CrypTen depends on a retired package name and cannot be installed with its dependencies.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps crypten
 	touch $@
 
