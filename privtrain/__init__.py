@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from privtrain.runtimes.flower import FlowerGrid, FlowerRay
     from privtrain.runtimes.in_process import InProcess
     from privtrain.runtimes.processes import Processes
+    from privtrain.steps.bookkeeping import BookKeeping
     from privtrain.steps.opacus import Opacus
     from privtrain.steps.plain import PlainSteps
     from privtrain.steps.private import DPSteps
@@ -104,6 +105,7 @@ _HOMES = {
     "runtimes.flower": "FlowerGrid FlowerRay",
     "runtimes.in_process": "InProcess",
     "runtimes.processes": "Processes",
+    "steps.bookkeeping": "BookKeeping",
     "steps.opacus": "Opacus",
     "steps.plain": "PlainSteps",
     "steps.private": "DPSteps",
@@ -138,6 +140,7 @@ __all__ = [
     "SPLIT",
     "SYSTEM",
     "ZERO_OUT",
+    "BookKeeping",
     "Budget",
     "BudgetExceededError",
     "ByExamples",

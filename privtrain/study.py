@@ -28,6 +28,7 @@ from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, Placement
 from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
 from privtrain.privacy.votes import GNMax, LNMax
 from privtrain.release import Release
+from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
@@ -51,7 +52,7 @@ _KINDS: Mapping[str, type[Any]] = {
         *(Exact, Gaussian, Laplace, GNMax, LNMax),
         *(Release, PlainSum, SharedSum, Threshold, Placement),
         *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
-        *(PlainSteps, DPSteps, Opacus, CrypTen),
+        *(PlainSteps, DPSteps, BookKeeping, Opacus, CrypTen),
     )
 }
 _CONSTANTS: Mapping[str, Any] = {

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,44 +14,7 @@ from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_member
 from privtrain.privacy.clipping import clip_factors
-
-
-@dataclass(frozen=True)
-class ClippedSum:
-    """The sum of clipped per-example gradients, with diagnostics of the simulation.
-
-    Args:
-        value: Shape `(parameters,)`.
-        norms: Gradient norms before clipping, shape `(batch,)`; unprotected.
-        losses: Losses, shape `(batch,)`; unprotected.
-    """
-
-    value: Tensor
-    norms: Tensor
-    losses: Tensor
-
-    @property
-    def non_finite(self) -> int:
-        """How many examples had no finite gradient, and counted as zero."""
-        return int((~torch.isfinite(self.norms)).sum())
-
-
-class GradientEngine(Protocol):
-    """A way to compute the clipped sum of per-example gradients of one model."""
-
-    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
-        """The sum over a batch of gradients, each clipped to an L2 norm."""
-        ...
-
-    def close(self) -> None:
-        """Takes the engine off the model, which is then as it was before."""
-        ...
-
-
-def empty_sum(model: nn.Module) -> ClippedSum:
-    """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
-    zero = torch.zeros_like(to_vector(trainable(model)))
-    return ClippedSum(zero, zero[:0], zero[:0])
+from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
 
 
 def check_model(model: nn.Module) -> None:
@@ -85,16 +48,6 @@ def check_model(model: nn.Module) -> None:
                 f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
                 f"batch_first=True and {heads} heads. Use batch_first=False or one head."
             )
-
-
-def _one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
-    losses = loss(model(rows.inputs), rows.labels)
-    if losses.shape != (len(rows),):
-        raise ValueError(
-            f"Expected the task's loss to return one value for each example, of shape "
-            f"({len(rows)},); it returned shape {tuple(losses.shape)}. Do not average in it."
-        )
-    return losses
 
 
 def _check_booked(whole: Tensor, booked: Tensor, scale: float) -> None:
@@ -214,6 +167,7 @@ class Hooks:
 
     model: nn.Module
     loss: Loss
+    notes: tuple[str, ...] = field(default=(), init=False)
     _hooks: Any = field(init=False, repr=False)
     _checked: bool = field(default=False, init=False, repr=False)
 
@@ -236,7 +190,7 @@ class Hooks:
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         with _Quiet():
-            losses = _one_loss_each(self.model, self.loss, rows)
+            losses = one_loss_each(self.model, self.loss, rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [_per_example(parameter, len(rows)) for parameter in parameters]
         squares = torch.stack([g.double().pow(2).sum(dim=1) for g in gradients])
@@ -310,6 +264,7 @@ class Ghost:
 
     model: nn.Module
     loss: Loss
+    notes: tuple[str, ...] = field(default=(), init=False)
     _hooks: Any = field(init=False, repr=False)
     _checked: bool = field(default=False, init=False, repr=False)
     _guards: list[Any] = field(default_factory=list, init=False, repr=False)
@@ -362,7 +317,7 @@ class Ghost:
                 len(rows), dtype=parameter.dtype
             )
         try:
-            losses = _one_loss_each(self.model, self.loss, rows)
+            losses = one_loss_each(self.model, self.loss, rows)
         except NotImplementedError as error:
             raise UnsupportedError(f"{error}; use Opacus(mode='hooks').") from error
         losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
@@ -394,5 +349,5 @@ class Ghost:
         # model has to draw the same again.
         index = torch.where(finite, torch.arange(len(rows), device=good.device), good[0])
         with _replayed(start, rows.inputs.device):
-            again = _one_loss_each(self.model, self.loss, rows.take(index))
+            again = one_loss_each(self.model, self.loss, rows.take(index))
             (factors * again).sum().backward()  # type: ignore[no-untyped-call]

@@ -19,7 +19,8 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.accounting import repeated
 from privtrain.privacy.mechanism import Mechanism, l2_bound
 from privtrain.privacy.sampling import Poisson
-from privtrain.steps.opacus import ClippedSum, Opacus
+from privtrain.steps.gradients import ClippedSum, Gradients
+from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 
 SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
@@ -118,7 +119,7 @@ class DPSteps:
             times the public number of rows for each party.
         learning_rate: Learning rate; positive.
         optimizer: Name of a class in `torch.optim`, or a factory. It starts anew in each round.
-        gradients: What computes per-example gradients.
+        gradients: What computes per-example gradients, as `BookKeeping()` or `Opacus()`.
 
     Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133), run by each party.
     """
@@ -129,7 +130,7 @@ class DPSteps:
     expected_batch: float | None = None
     learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
-    gradients: Opacus = Opacus()
+    gradients: Gradients = Opacus()
 
     def __post_init__(self) -> None:
         l2_bound(self.mechanism)

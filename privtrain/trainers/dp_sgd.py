@@ -19,6 +19,7 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import l2_bound
 from privtrain.release import Release
+from privtrain.steps.gradients import Gradients
 from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 from privtrain.steps.pooling import CURATOR_READS, pool
@@ -44,7 +45,7 @@ class DPSGD:
         learning_rate: Learning rate; positive.
         optimizer: Name of a class in `torch.optim`, or a factory.
         release: How gradients are clipped and noised; the mechanism clips in L2 norm.
-        gradients: What computes per-example gradients.
+        gradients: What computes per-example gradients, as `BookKeeping()` or `Opacus()`.
 
     Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133).
     """
@@ -55,7 +56,7 @@ class DPSGD:
     learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
     release: Release = Release(Gaussian(1.0, 1.0))
-    gradients: Opacus = Opacus()
+    gradients: Gradients = Opacus()
     token: ClassVar[str] = "dp_sgd"
 
     def __post_init__(self) -> None:
@@ -143,6 +144,7 @@ class DPSGD:
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
                 run.checkpoint.save(step + 1, self._state(model, optimizer, run))
+        run.notes.extend(engine.notes)
         engine.close()
         run.transcript.publish(
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps

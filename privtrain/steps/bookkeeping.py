@@ -1,0 +1,284 @@
+"""Clipped sums of per-example gradients at nearly the price of one gradient.
+
+Bu et al. 2023 (arXiv:2210.00038): one forward pass; one backward pass for the gradients of the
+layers' outputs alone; each example's norm from activations and output gradients; then the sum of
+clipped gradients from the same tensors. No gradient of a parameter is formed before it is weighted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from privtrain.core.parameters import trainable
+from privtrain.core.task import Loss, Rows
+from privtrain.core.validate import check_count
+from privtrain.privacy.clipping import clip_factors
+from privtrain.steps.bookkeeping_checks import (
+    UnbookedError,
+    Use,
+    buffers_of,
+    check_apart,
+    check_buffers,
+    check_inputs,
+    check_uses,
+    reached,
+    refuse_layers,
+)
+from privtrain.steps.bookkeeping_fallback import PerExample, total_norms
+from privtrain.steps.bookkeeping_layers import formula_of
+from privtrain.steps.bookkeeping_parts import Part, together
+from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
+
+_TRIAL = 16
+"""Examples of the first batch on which the books are held against autograd."""
+
+
+@dataclass(frozen=True)
+class BookKeeping:
+    """Per-example gradients from the books of the layers, without forming them.
+
+    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm, InstanceNorm and RMSNorm are booked. A
+    model with a parameter that is used anywhere else is trained by `torch.func`, and the result
+    says so.
+
+    Args:
+        micro_batch: Examples to work on at a time, which bounds the memory and changes no sum;
+            None for the whole batch.
+
+    Source: Bu et al. 2023 (arXiv:2210.00038).
+    """
+
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None:
+            check_count(micro_batch=self.micro_batch)
+
+    def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """Prepares a model.
+
+        Args:
+            model: The model; it is put into training mode. Hooks are on it only within a sum.
+            loss: Loss of each example, `(batch,)`.
+
+        Returns:
+            The engine for this model.
+
+        Raises:
+            UnsupportedError: If a layer mixes examples, or keeps what it saw.
+        """
+        refuse_layers(model)
+        model.train()
+        return Books(model, loss, self.micro_batch)
+
+    def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """The engine of a model that may have been prepared before, so that it is tried once."""
+        prepared = getattr(model, "_privtrain_engine", None)
+        if prepared is None or prepared[0] != self:
+            prepared = (self, self.engine(model, loss))
+            object.__setattr__(model, "_privtrain_engine", prepared)
+        engine: GradientEngine = prepared[1]
+        return engine
+
+
+@dataclass
+class Books:
+    """The engine of one model.
+
+    Args:
+        model: The model.
+        loss: Loss of each example.
+        micro_batch: Examples to work on at a time, or None.
+    """
+
+    model: nn.Module
+    loss: Loss
+    micro_batch: int | None = None
+    notes: tuple[str, ...] = field(default=(), init=False)
+    _tried: bool = field(default=False, init=False, repr=False)
+    _other: PerExample | None = field(default=None, init=False, repr=False)
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm.
+
+        Args:
+            rows: The batch, on the model's device; may be empty.
+            clipping_norm: Upper bound on each gradient's L2 norm; positive.
+
+        Returns:
+            The sum; an example without a finite gradient counts as zero. Its norms are upper
+            bounds, with room for rounding.
+
+        Raises:
+            UnsupportedError: If examples are mixed, or the model cannot be taken one by one.
+        """
+        if len(rows) == 0:
+            return empty_sum(self.model)
+        if self._other is None:
+            try:
+                self._try_out(rows)
+                return self._in_pieces(rows, clipping_norm)
+            except UnbookedError as reason:
+                self._other = PerExample(self.model, self.loss)
+                self.notes = (f"gradients by torch.func, which is slower: {reason}",)
+        return self._other.clipped_sum(rows, clipping_norm)
+
+    def close(self) -> None:
+        """Nothing is left on the model between sums."""
+
+    def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        size = self.micro_batch or len(rows)
+        if size >= len(rows):
+            return self._sum(rows, clipping_norm)
+        index = torch.arange(len(rows), device=rows.inputs.device)
+        pieces = [self._sum(rows.take(piece), clipping_norm) for piece in torch.split(index, size)]
+        return ClippedSum(
+            torch.stack([piece.value for piece in pieces]).sum(dim=0),
+            torch.cat([piece.norms for piece in pieces]),
+            torch.cat([piece.losses for piece in pieces]),
+        )
+
+    def _sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        losses, uses = self._forward(rows)
+        parts = self._backward(losses, uses)
+        norms, value = self._norms(parts, len(rows)), empty_sum(self.model).value
+        factors = clip_factors(norms, clipping_norm)
+        if bool((factors == 0).any()):
+            # Zero times infinity is not zero: broken examples leave before anything is added.
+            kept = factors.nonzero().squeeze(1)
+            factors = factors[kept]
+            parts = {name: part.take(kept) for name, part in parts.items()}
+        self._add(value, parts, factors)
+        return ClippedSum(value, norms, losses.detach())
+
+    def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
+        """Losses, and the uses of layers that they depend on."""
+        with _books(self.model) as uses:
+            losses = one_loss_each(self.model, self.loss, rows)
+        if not losses.requires_grad:
+            return losses, []
+        seen, found = reached(losses)
+        uses = [use for use in uses if use.edge.node in seen]
+        check_uses(self.model, uses, found)
+        check_inputs(uses, len(rows))
+        return losses, uses
+
+    def _backward(
+        self, losses: Tensor, uses: list[Use], keep_graph: bool = False
+    ) -> dict[int, Part]:
+        """Parts of the gradients by the `id` of their parameter."""
+        if not uses:
+            return {}
+        edges = [use.edge for use in uses]
+        gradients = list(torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph))
+        found: dict[int, list[Part]] = {}
+        parameters = {id(parameter): parameter for parameter in trainable(self.model)}
+        with torch.no_grad():
+            while uses:  # tensors are let go as soon as their part is formed
+                use, gradient = uses.pop(), gradients.pop()
+                for name, part in _parts(use, gradient).items():
+                    parameter = use.layer._parameters.get(name)
+                    if id(parameter) in parameters:
+                        found.setdefault(id(parameter), []).append(part)
+            rows = len(losses)
+            return {key: together(parts, rows, parameters[key]) for key, parts in found.items()}
+
+    @torch.no_grad()
+    def _norms(self, parts: dict[int, Part], rows: int) -> Tensor:
+        """Upper bounds of the norms, `(batch,)`, float64."""
+        if not parts:
+            return torch.zeros(rows, dtype=torch.float64)
+        squares = [part.squares() for part in parts.values()]
+        errors = [part.error() for part in parts.values()]
+        return total_norms(squares, errors, next(self.model.parameters()).dtype)
+
+    @torch.no_grad()
+    def _add(self, value: Tensor, parts: dict[int, Part], factors: Tensor) -> None:
+        start = 0
+        for parameter in trainable(self.model):
+            part, size = parts.get(id(parameter)), parameter.numel()
+            if part is not None and len(factors) > 0:
+                part.add(value[start : start + size].view_as(parameter), factors)
+            start += size
+
+    def _try_out(self, rows: Rows) -> None:
+        """Holds the books against autograd, on a few rows of the first batch.
+
+        Raises:
+            UnbookedError: If the sums of gradients differ.
+            UnsupportedError: If examples are mixed, or a buffer is written to.
+        """
+        if self._tried:
+            return
+        few = rows.take(torch.arange(min(len(rows), _TRIAL), device=rows.inputs.device))
+        inputs = few.inputs.detach()
+        inputs.requires_grad_(inputs.is_floating_point())
+        before = buffers_of(self.model)
+        devices = [inputs.device] if inputs.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            # A copy, since a model may write to what it is given.
+            losses, uses = self._forward(Rows(inputs.clone(), few.targets))
+        check_buffers(before, self.model)
+        if not uses:
+            return
+        ends = [use.edge for use in uses] + ([inputs] if inputs.requires_grad else [])
+        check_apart(losses, ends)
+        self._compare(losses, uses)
+        self._tried = len(few) > 1 and bool(torch.isfinite(losses).all())
+
+    def _compare(self, losses: Tensor, uses: list[Use]) -> None:
+        parameters = trainable(self.model)
+        whole = torch.autograd.grad(
+            losses.sum(), parameters, retain_graph=True, materialize_grads=True
+        )
+        parts = self._backward(losses, uses, keep_graph=True)
+        booked = empty_sum(self.model).value
+        norms = self._norms(parts, len(losses))
+        self._add(booked, parts, torch.ones_like(norms))
+        distance = booked - torch.cat([gradient.reshape(-1) for gradient in whole])
+        if float(torch.linalg.vector_norm(distance)) > 1e-3 * float(norms.sum()):
+            raise UnbookedError("the layers account for another gradient than the whole model has")
+
+
+def _parts(use: Use, gradient: Tensor) -> dict[str, Part]:
+    formula = formula_of(use.layer)
+    if formula is None:
+        raise UnbookedError(f"the layer {use.name!r} changed while it was used")
+    return formula[0](use.layer, use.inputs, gradient)
+
+
+@contextmanager
+def _books(model: nn.Module) -> Iterator[list[Use]]:
+    """Books the calls of layers while a model runs forward; its hooks are gone afterwards."""
+    uses: list[Use] = []
+    hooks = []
+    for name, layer in model.named_modules():
+        formula = formula_of(layer)
+        if formula is None or not any(
+            p is not None and p.requires_grad for p in layer._parameters.values()
+        ):
+            continue
+        # First of all hooks: another one may put something else in the place of the output.
+        hooks.append(layer.register_forward_hook(_booker(uses, name, formula[1]), prepend=True))
+    try:
+        yield uses
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _booker(uses: list[Use], name: str, dimensions: int) -> Any:
+    def book(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if len(given) != 1 or not output.requires_grad:
+            return
+        inputs = given[0].detach()
+        if dimensions in (0, inputs.dim()):
+            edge = get_gradient_edge(output)
+            uses.append(Use(name, layer, inputs, inputs._version, edge))
+
+    return book

@@ -1,0 +1,94 @@
+"""Clipped sums for models that cannot be booked: one gradient for each example, by torch.func."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Loss, Rows
+from privtrain.privacy.clipping import clip_factors
+from privtrain.steps.bookkeeping_parts import Formed, unit
+from privtrain.steps.gradients import ClippedSum, empty_sum
+
+_VALUES = 2**23
+"""Values of per-example gradients that are held at a time: 32 MB in float32."""
+
+
+def total_norms(squares: list[Tensor], errors: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Upper bounds of the norms over all parameters, with room for rounding the factors.
+
+    Args:
+        squares: Squared norms of each parameter's gradients, `(batch,)`, float64.
+        errors: What rounding may add to each, `(batch,)`, float64.
+        dtype: Type in which gradients are weighted.
+    """
+    bounds = [square.sqrt() + error for square, error in zip(squares, errors, strict=True)]
+    return torch.stack(bounds).square().sum(dim=0).sqrt() * (1 + 8 * unit(dtype))
+
+
+@dataclass
+class PerExample:
+    """Forms every example's gradient by `torch.func`, a few examples at a time.
+
+    Args:
+        model: The model.
+        loss: Loss of each example.
+    """
+
+    model: nn.Module
+    loss: Loss
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm.
+
+        Args:
+            rows: The batch, on the model's device; may be empty.
+            clipping_norm: Upper bound on each gradient's L2 norm; positive.
+
+        Returns:
+            The sum; an example without a finite gradient counts as zero.
+        """
+        if len(rows) == 0:
+            return empty_sum(self.model)
+        total = empty_sum(self.model).value
+        size = max(1, _VALUES // max(1, total.numel()))
+        norms, losses = [], []
+        for index in torch.split(torch.arange(len(rows), device=rows.inputs.device), size):
+            gradients, values = self._gradients(rows.take(index))
+            parts = [Formed(gradient) for gradient in gradients]
+            squares, errors = [p.squares() for p in parts], [p.error() for p in parts]
+            norms.append(total_norms(squares, errors, total.dtype))
+            losses.append(values)
+            self._add(total, gradients, clip_factors(norms[-1], clipping_norm))
+        return ClippedSum(total, torch.cat(norms), torch.cat(losses))
+
+    def close(self) -> None:
+        """Nothing was put on the model."""
+
+    def _add(self, total: Tensor, gradients: list[Tensor], factors: Tensor) -> None:
+        kept = factors > 0
+        flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        total.addmv_(flat[kept].t(), factors[kept].to(total.dtype))
+
+    def _gradients(self, rows: Rows) -> tuple[list[Tensor], Tensor]:
+        """Gradients of each parameter, `(batch, ...)`, and the losses, `(batch,)`."""
+        given = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        one: Callable[..., Any] = torch.func.grad(self._one, has_aux=True)
+        each = torch.func.vmap(one, in_dims=(None, 0, 0), randomness="different")
+        try:
+            gradients, losses = each(given, rows.inputs, rows.labels)
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedError(
+                "This model has parameters that are used outside of the layers that can be "
+                f"booked, and torch.func cannot take it one example at a time either: {error}. "
+                "Use layers for all parameters, or Opacus(mode='hooks')."
+            ) from error
+        return [gradients[name] for name in given], losses
+
+    def _one(self, given: dict[str, Tensor], row: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        logits = torch.func.functional_call(self.model, given, (row.unsqueeze(0),))
+        losses = self.loss(logits, label.unsqueeze(0))
+        return losses.sum(), losses.detach().sum()

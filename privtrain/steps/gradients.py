@@ -1,0 +1,76 @@
+"""Clipped sums of per-example gradients: what every way to compute them offers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.task import Loss, Rows
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The sum of clipped per-example gradients, with diagnostics of the simulation.
+
+    Args:
+        value: Shape `(parameters,)`.
+        norms: Gradient norms before clipping, shape `(batch,)`; unprotected.
+        losses: Losses, shape `(batch,)`; unprotected.
+    """
+
+    value: Tensor
+    norms: Tensor
+    losses: Tensor
+
+    @property
+    def non_finite(self) -> int:
+        """How many examples had no finite gradient, and counted as zero."""
+        return int((~torch.isfinite(self.norms)).sum())
+
+
+class GradientEngine(Protocol):
+    """A way to compute the clipped sum of per-example gradients of one model."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of a result should know of how gradients were computed."""
+        ...
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm."""
+        ...
+
+    def close(self) -> None:
+        """Takes the engine off the model, which is then as it was before."""
+        ...
+
+
+class Gradients(Protocol):
+    """A setting: what computes per-example gradients, such as `BookKeeping()` or `Opacus()`."""
+
+    def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """Prepares a model; the engine is closed when it is no longer needed."""
+        ...
+
+    def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
+        """The engine of a model that may have been prepared before."""
+        ...
+
+
+def empty_sum(model: nn.Module) -> ClippedSum:
+    """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
+    zero = torch.zeros_like(to_vector(trainable(model)))
+    return ClippedSum(zero, zero[:0], zero[:0])
+
+
+def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
+    """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
+    losses = loss(model(rows.inputs), rows.labels)
+    if losses.shape != (len(rows),):
+        raise ValueError(
+            f"Expected the task's loss to return one value for each example, of shape "
+            f"({len(rows)},); it returned shape {tuple(losses.shape)}. Do not average in it."
+        )
+    return losses
