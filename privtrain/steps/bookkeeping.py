@@ -31,7 +31,7 @@ from privtrain.steps.bookkeeping_checks import (
 )
 from privtrain.steps.bookkeeping_fallback import PerExample, total_norms
 from privtrain.steps.bookkeeping_layers import formula_of
-from privtrain.steps.bookkeeping_parts import Part, together
+from privtrain.steps.bookkeeping_parts import Part, Room, together
 from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
 
 _TRIAL = 16
@@ -178,24 +178,26 @@ class Books:
         gradients = list(torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph))
         found: dict[int, list[Part]] = {}
         parameters = {id(parameter): parameter for parameter in trainable(self.model)}
+        room = Room(_room(uses, gradients))
         with torch.no_grad():
             while uses:  # tensors are let go as soon as their part is formed
                 use, gradient = uses.pop(), gradients.pop()
-                for name, part in _parts(use, gradient).items():
+                for name, part in _parts(use, gradient, room).items():
                     parameter = use.layer._parameters.get(name)
                     if id(parameter) in parameters:
                         found.setdefault(id(parameter), []).append(part)
             rows = len(losses)
-            return {key: together(parts, rows, parameters[key]) for key, parts in found.items()}
+            return {
+                key: together(parts, rows, parameters[key], room) for key, parts in found.items()
+            }
 
     @torch.no_grad()
     def _norms(self, parts: dict[int, Part], rows: int) -> Tensor:
         """Upper bounds of the norms, `(batch,)`, float64."""
         if not parts:
             return torch.zeros(rows, dtype=torch.float64)
-        squares = [part.squares() for part in parts.values()]
-        errors = [part.error() for part in parts.values()]
-        return total_norms(squares, errors, next(self.model.parameters()).dtype)
+        measured = [part.measure() for part in parts.values()]
+        return total_norms(measured, next(self.model.parameters()).dtype)
 
     @torch.no_grad()
     def _add(self, value: Tensor, parts: dict[int, Part], factors: Tensor) -> None:
@@ -245,11 +247,17 @@ class Books:
             raise UnbookedError("the layers account for another gradient than the whole model has")
 
 
-def _parts(use: Use, gradient: Tensor) -> dict[str, Part]:
+def _room(uses: list[Use], gradients: list[Tensor]) -> float:
+    """Values for each example that are held anyway, half as many again."""
+    held = [use.inputs[0].numel() + g[0].numel() for use, g in zip(uses, gradients, strict=True)]
+    return 1.5 * sum(held)
+
+
+def _parts(use: Use, gradient: Tensor, room: Room) -> dict[str, Part]:
     formula = formula_of(use.layer)
     if formula is None:
         raise UnbookedError(f"the layer {use.name!r} changed while it was used")
-    return formula[0](use.layer, use.inputs, gradient)
+    return formula[0](use.layer, use.inputs, gradient, room)
 
 
 @contextmanager

@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows
 from privtrain.privacy.clipping import clip_factors
-from privtrain.steps.bookkeeping_parts import Formed, unit
+from privtrain.steps.bookkeeping_parts import Formed, Measure, unit
 from privtrain.steps.gradients import ClippedSum, empty_sum
 
 _VALUES = 2**23
 """Values of per-example gradients that are held at a time: 32 MB in float32."""
 
 
-def total_norms(squares: list[Tensor], errors: list[Tensor], dtype: torch.dtype) -> Tensor:
+def total_norms(measured: list[Measure], dtype: torch.dtype) -> Tensor:
     """Upper bounds of the norms over all parameters, with room for rounding the factors.
 
     Args:
-        squares: Squared norms of each parameter's gradients, `(batch,)`, float64.
-        errors: What rounding may add to each, `(batch,)`, float64.
+        measured: Squared norms of each parameter's gradients, and what rounding may add to them.
         dtype: Type in which gradients are weighted.
     """
-    bounds = [square.sqrt() + error for square, error in zip(squares, errors, strict=True)]
-    return torch.stack(bounds).square().sum(dim=0).sqrt() * (1 + 8 * unit(dtype))
+    bounds = [
+        square if error is None else (square.sqrt() + error).square() for square, error in measured
+    ]
+    return torch.stack(bounds).sum(dim=0).sqrt() * (1 + 8 * unit(dtype))
 
 
 @dataclass
@@ -58,9 +59,8 @@ class PerExample:
         norms, losses = [], []
         for index in torch.split(torch.arange(len(rows), device=rows.inputs.device), size):
             gradients, values = self._gradients(rows.take(index))
-            parts = [Formed(gradient) for gradient in gradients]
-            squares, errors = [p.squares() for p in parts], [p.error() for p in parts]
-            norms.append(total_norms(squares, errors, total.dtype))
+            measured = [Formed(gradient).measure() for gradient in gradients]
+            norms.append(total_norms(measured, total.dtype))
             losses.append(values)
             self._add(total, gradients, clip_factors(norms[-1], clipping_norm))
         return ClippedSum(total, torch.cat(norms), torch.cat(losses))

@@ -12,30 +12,31 @@ from torch.nn import functional
 from privtrain.steps.bookkeeping_parts import (
     Formed,
     Lookups,
+    Measure,
     Part,
+    Room,
     Single,
     chunk_rows,
-    outer_squares,
+    over_chunks,
     over_time,
-    rounding,
 )
 
 Parts = dict[str, Part]
 """Name of a parameter of one layer, "weight" or "bias", to its part."""
 
 
-def linear(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def linear(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.Linear`: inputs `(batch, ..., in)`, gradient `(batch, ..., out)`."""
     if gradient.dim() == 2:
         return {"weight": Single(inputs, gradient), "bias": Formed(gradient)}
     outputs = gradient.flatten(1, -2)
     parts: Parts = {"bias": Formed(outputs.sum(dim=1))}
     if layer.weight.requires_grad:
-        parts["weight"] = over_time(inputs.flatten(1, -2), outputs)
+        parts["weight"] = over_time(inputs.flatten(1, -2), outputs, room)
     return parts
 
 
-def embedding(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def embedding(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.Embedding`: inputs `(batch, ...)`, gradient `(batch, ..., width)`."""
     rows, width = len(inputs), gradient.shape[-1]
     tokens = inputs.reshape(rows, -1)
@@ -50,21 +51,21 @@ def embedding(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     return {"weight": Lookups(rows, owner, token, sums, layer.num_embeddings)}
 
 
-def convolution(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def convolution(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.Conv1d` and `nn.Conv2d`: inputs `(batch, channels, ...)`."""
     parts: Parts = {"bias": Formed(gradient.flatten(2).sum(dim=2))}
     if layer.weight.requires_grad:
-        parts["weight"] = Windows(Geometry.of(layer), inputs, gradient).cheaper()
+        parts["weight"] = Windows(Geometry.of(layer), inputs, gradient).cheaper(room)
     return parts
 
 
-def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.LayerNorm`: gradient `(batch, ..., *normalized_shape)`."""
     normal = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
     return _scaled(normal, gradient, len(layer.normalized_shape))
 
 
-def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.RMSNorm`: gradient `(batch, ..., *normalized_shape)`."""
     normal = functional.rms_norm(inputs, layer.normalized_shape, eps=layer.eps)
     return _scaled(normal, gradient, len(layer.normalized_shape))
@@ -78,12 +79,12 @@ def _scaled(normal: Tensor, gradient: Tensor, dimensions: int) -> Parts:
     return {"weight": Formed(summed(normal * gradient)), "bias": Formed(summed(gradient))}
 
 
-def group_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def group_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.GroupNorm`: gradient `(batch, channels, ...)`."""
     return _by_channel(functional.group_norm(inputs, layer.num_groups, eps=layer.eps), gradient)
 
 
-def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
     """`nn.InstanceNorm1d` and so on, without running statistics."""
     return _by_channel(functional.instance_norm(inputs, eps=layer.eps), gradient)
 
@@ -164,21 +165,22 @@ class Windows:
     inputs: Tensor
     outputs: Tensor
 
-    def cheaper(self) -> Part:
-        """These gradients, formed at once where they take no more room than the activations."""
-        room = self.inputs[0].numel() + self.outputs[0].numel()
-        small = math.prod(self.geometry.shape) <= room
-        return Formed(self._formed(0, len(self.inputs))) if small else self
+    def cheaper(self, room: Room) -> Part:
+        """These gradients, formed at once where there is room and it pays."""
+        positions, channels = self.outputs[0, 0].numel(), self.outputs.shape[1]
+        work = positions * (channels + self.geometry.groups * math.prod(self.geometry.shape[1:]))
+        if room.take(math.prod(self.geometry.shape), work):
+            return Formed(self._formed(0, len(self.inputs)))
+        return self
 
-    def squares(self) -> Tensor:
-        """Squared norms, by the cheaper form; groups of channels do not meet."""
-        found = [outer_squares(a, b) for a, b in self._chunks(0, len(self.inputs))]
-        return self._over_groups(torch.cat(found))
+    def measure(self) -> Measure:
+        """Squared norms by the cheaper form, and what two orders of summation may differ by.
 
-    def error(self) -> Tensor:
-        """What two different orders of summation over positions may differ by."""
-        found = [rounding(a, b) for a, b in self._chunks(0, len(self.inputs))]
-        return self._over_groups(torch.cat(found))
+        Groups of channels do not meet.
+        """
+        squares, errors = over_chunks(self._chunks(0, len(self.inputs)))
+        shape = (len(self.inputs), self.geometry.groups)
+        return squares.reshape(shape).sum(dim=1), errors.reshape(shape).sum(dim=1)
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -208,9 +210,6 @@ class Windows:
         """The part of some examples."""
         return Windows(self.geometry, self.inputs[index], self.outputs[index])
 
-    def _over_groups(self, values: Tensor) -> Tensor:
-        return values.reshape(len(self.inputs), -1).sum(dim=1)
-
     def _formed(self, start: int, stop: int) -> Tensor:
         """Gradients `(examples, out, in / groups x kernel)`."""
         height, size = self.geometry.shape[0], math.prod(self.geometry.shape[1:])
@@ -239,7 +238,7 @@ def _planes(values: Tensor) -> Tensor:
     return values if values.dim() == 4 else values.unsqueeze(2)
 
 
-Formula = Callable[[Any, Tensor, Tensor], Parts]
+Formula = Callable[[Any, Tensor, Tensor, Room], Parts]
 
 _FORMULAS: Mapping[type[nn.Module], tuple[Formula, int]] = {
     nn.Linear: (linear, 0),

@@ -16,15 +16,15 @@ CHUNK = 2**18
 """Values that are worked on at a time: what fits into a processor's cache."""
 
 
+Measure = tuple[Tensor, Tensor | None]
+"""Squared norms, never below the true ones, and errors or None for none: `(batch,)`, float64."""
+
+
 class Part(Protocol):
     """The gradients of each example of a batch with respect to one use of one parameter."""
 
-    def squares(self) -> Tensor:
-        """Squared norms, never below the true ones, shape `(batch,)`, float64."""
-        ...
-
-    def error(self) -> Tensor:
-        """How far what `add` forms may lie from what was measured, shape `(batch,)`, float64."""
+    def measure(self) -> Measure:
+        """Squared norms, and how far what `add` forms may lie from what was measured."""
         ...
 
     def each(self, start: int, stop: int) -> Tensor:
@@ -56,6 +56,11 @@ def row_norms(values: Tensor) -> Tensor:
     return norms * (1 + (length / 2 + 4) * unit(values.dtype)) + math.sqrt(length * info.tiny)
 
 
+def formed_squares(gradients: Tensor) -> Tensor:
+    """Upper bounds of the squared norms of gradients, `(batch, ...)`, shape `(batch,)`."""
+    return row_norms(gradients).square().reshape(len(gradients), -1).sum(dim=1)
+
+
 def _weights(values: Tensor, factors: Tensor) -> Tensor:
     """Factors in the type of values, `(batch, 1, ...)`."""
     return factors.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
@@ -71,13 +76,9 @@ class Formed:
 
     gradients: Tensor
 
-    def squares(self) -> Tensor:
-        """Squared norms."""
-        return row_norms(self.gradients).square().reshape(len(self.gradients), -1).sum(dim=1)
-
-    def error(self) -> Tensor:
-        """None: the measured values are those that are added."""
-        return torch.zeros(len(self.gradients), dtype=torch.float64, device=self.gradients.device)
+    def measure(self) -> Measure:
+        """Squared norms; without an error, since the measured values are those that are added."""
+        return formed_squares(self.gradients), None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -105,13 +106,12 @@ class Single:
     inputs: Tensor
     outputs: Tensor
 
-    def squares(self) -> Tensor:
-        """The norm of an outer product is the product of the norms."""
-        return (row_norms(self.inputs) * row_norms(self.outputs)).square()
+    def measure(self) -> Measure:
+        """The norm of an outer product is the product of the norms.
 
-    def error(self) -> Tensor:
-        """None beyond the slack of every factor: nothing is added up within an example."""
-        return torch.zeros(len(self.inputs), dtype=torch.float64, device=self.inputs.device)
+        There is no error beyond the slack of every factor: nothing is added up within an example.
+        """
+        return (row_norms(self.inputs) * row_norms(self.outputs)).square(), None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -140,13 +140,9 @@ class Sequence:
     inputs: Tensor
     outputs: Tensor
 
-    def squares(self) -> Tensor:
-        """Squared norms, by the cheaper form."""
-        return torch.cat([outer_squares(a, b) for a, b in self._chunks()])
-
-    def error(self) -> Tensor:
-        """What two different orders of summation over time may differ by."""
-        return torch.cat([rounding(a, b) for a, b in self._chunks()])
+    def measure(self) -> Measure:
+        """Squared norms by the cheaper form, and what two orders of summation may differ by."""
+        return over_chunks(self._chunks())
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -186,16 +182,11 @@ class Lookups:
     gradients: Tensor
     table: int
 
-    def squares(self) -> Tensor:
-        """Squared norms; different rows of the table do not meet."""
+    def measure(self) -> Measure:
+        """Squared norms, without an error; different rows of the table do not meet."""
         squares = row_norms(self.gradients).square()
-        return torch.zeros(self.size, dtype=torch.float64, device=squares.device).index_add_(
-            0, self.owners, squares
-        )
-
-    def error(self) -> Tensor:
-        """None: the measured values are those that are added."""
-        return torch.zeros(self.size, dtype=torch.float64, device=self.gradients.device)
+        zero = torch.zeros(self.size, dtype=torch.float64, device=squares.device)
+        return zero.index_add_(0, self.owners, squares), None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -235,18 +226,20 @@ class Several:
     size: int
     parameter: Tensor
 
-    def squares(self) -> Tensor:
-        """Squared norms of the sums, which are formed for a few examples at a time."""
+    def measure(self) -> Measure:
+        """Squared norms of the sums, which are formed for a few examples at a time.
+
+        The error holds the parts' own, and what rounding their sum may add.
+        """
         rows, found = chunk_rows(self.parameter.numel()), []
         for start in range(0, self.size, rows):
-            found.append(Formed(self.each(start, min(start + rows, self.size))).squares())
-        return torch.cat(found)
-
-    def error(self) -> Tensor:
-        """The parts' own errors, and what rounding their sum may add."""
-        magnitudes = torch.stack([part.squares().sqrt() for part in self.parts]).sum(dim=0)
-        errors = torch.stack([part.error() for part in self.parts]).sum(dim=0)
-        return errors + 2 * len(self.parts) * unit(self.parameter.dtype) * magnitudes
+            found.append(formed_squares(self.each(start, min(start + rows, self.size))))
+        measured = [part.measure() for part in self.parts]
+        magnitudes = torch.stack([squares.sqrt() for squares, _ in measured]).sum(dim=0)
+        error = 2 * len(self.parts) * unit(self.parameter.dtype) * magnitudes
+        for _, own in measured:
+            error = error if own is None else error + own
+        return torch.cat(found), error
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -265,13 +258,37 @@ class Several:
         return Several(tuple(part.take(index) for part in self.parts), len(index), self.parameter)
 
 
-def together(parts: list[Part], size: int, parameter: Tensor) -> Part:
+@dataclass
+class Room:
+    """How many values of each example's gradients may still be formed and kept.
+
+    Args:
+        values: How many; no more than a model's activations take anyway.
+    """
+
+    values: float
+
+    def take(self, values: int, work: int) -> bool:
+        """Whether gradients are formed: they fit, and are not much dearer than measuring them.
+
+        Args:
+            values: How many values an example's gradient has.
+            work: How many values it is made of.
+        """
+        if values > min(self.values, 2 * work):
+            return False
+        self.values -= values
+        return True
+
+
+def together(parts: list[Part], size: int, parameter: Tensor, room: Room) -> Part:
     """All uses of one parameter as one part; uses of linear layers are strung along time.
 
     Args:
         parts: The uses; at least one.
         size: How many examples there are.
         parameter: The parameter.
+        room: How much may be formed.
     """
     if len(parts) == 1:
         return parts[0]
@@ -282,20 +299,21 @@ def together(parts: list[Part], size: int, parameter: Tensor) -> Part:
         torch.cat([use if use.dim() == 3 else use.unsqueeze(1) for use in uses], dim=1)
         for uses in zip(*pairs, strict=True)
     )
-    return over_time(inputs, outputs)
+    return over_time(inputs, outputs, room)
 
 
-def over_time(inputs: Tensor, outputs: Tensor) -> Part:
-    """The weight of a linear layer: formed where that takes no more room than what it is made of.
+def over_time(inputs: Tensor, outputs: Tensor, room: Room) -> Part:
+    """The weight of a linear layer over time.
 
     Args:
         inputs: Activations, shape `(batch, time, in)`.
         outputs: Output gradients, shape `(batch, time, out)`.
+        room: How much may be formed.
     """
     if inputs.shape[1] == 1:
         return Single(inputs[:, 0], outputs[:, 0])
     width, height = inputs.shape[2], outputs.shape[2]
-    if width * height <= inputs.shape[1] * (width + height):
+    if room.take(width * height, inputs.shape[1] * (width + height)):
         return Formed(torch.bmm(outputs.transpose(1, 2), inputs))
     return Sequence(inputs, outputs)
 
@@ -320,7 +338,7 @@ def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
     """
     time, width, height = inputs.shape[1], inputs.shape[2], outputs.shape[2]
     if 2 * time**2 >= width * height:
-        return Formed(torch.bmm(outputs.transpose(1, 2), inputs)).squares()
+        return formed_squares(torch.bmm(outputs.transpose(1, 2), inputs))
     a, b = inputs.double(), outputs.double()
     products = torch.bmm(a, a.transpose(1, 2)).mul_(torch.bmm(b, b.transpose(1, 2)))
     squares = products.sum(dim=(1, 2))
@@ -330,8 +348,17 @@ def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
     squares = squares.clamp_min(0) + lost
     if bool(doubtful.any()):
         few = torch.bmm(outputs[doubtful].transpose(1, 2), inputs[doubtful])
-        squares[doubtful] = Formed(few).squares()
+        squares[doubtful] = formed_squares(few)
     return squares
+
+
+def over_chunks(chunks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Squared norms and errors of sums over time of outer products, a few examples at a time."""
+    squares, errors = [], []
+    for inputs, outputs in chunks:
+        squares.append(outer_squares(inputs, outputs))
+        errors.append(rounding(inputs, outputs))
+    return torch.cat(squares), torch.cat(errors)
 
 
 def rounding(inputs: Tensor, outputs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 
 
@@ -61,7 +61,9 @@ class Gradients(Protocol):
 
 def empty_sum(model: nn.Module) -> ClippedSum:
     """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
-    zero = torch.zeros_like(to_vector(trainable(model)))
+    parameters = trainable(model)
+    like = parameters[0] if parameters else torch.zeros(0)
+    zero = like.new_zeros(sum(parameter.numel() for parameter in parameters))
     return ClippedSum(zero, zero[:0], zero[:0])
 
 

@@ -36,6 +36,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_norms_need_no_gradients_that_are_kept(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privtrain.steps.bookkeeping._room", lambda uses, gradients: 0.0)
+    found = books(case.make).clipped_sum(case.rows(), C)
+    equal(found, expected(case.make, case.rows()))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_equals_one_example_at_a_time(case: Case) -> None:
     rows = case.rows()
     gradients = example_gradients(in_float64(case.make), rows)
