@@ -309,7 +309,7 @@ def test_a_sealed_sum_is_finished_on_shares_and_never_without_its_noise() -> Non
         Release(Gaussian(1.0, 1.0), aggregation=SharedSum()),
         Release(GNMax(1.0), aggregation=SharedSum(), finish=ARGMAX),
     ):
-        with pytest.raises(UnsupportedError, match=r"on shares.*AT_PARTY"):
+        with pytest.raises(UnsupportedError, match="on shares"):
             release.arrive(messages, a_run(), round=0)
 
 
