@@ -31,7 +31,8 @@ from privtrain.steps.bookkeeping_checks import (
 )
 from privtrain.steps.bookkeeping_fallback import PerExample, total_norms
 from privtrain.steps.bookkeeping_layers import formula_of
-from privtrain.steps.bookkeeping_parts import Part, Room, together
+from privtrain.steps.bookkeeping_parts import Part, together
+from privtrain.steps.bookkeeping_room import Room, Workspace
 from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
 
 _TRIAL = 16
@@ -101,6 +102,7 @@ class Books:
     micro_batch: int | None = None
     notes: tuple[str, ...] = field(default=(), init=False)
     _tried: bool = field(default=False, init=False, repr=False)
+    _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _other: PerExample | None = field(default=None, init=False, repr=False)
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
@@ -129,7 +131,8 @@ class Books:
         return self._other.clipped_sum(rows, clipping_norm)
 
     def close(self) -> None:
-        """Nothing is left on the model between sums."""
+        """Lets memory go; nothing is left on the model between sums."""
+        self._workspace = Workspace()
 
     def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         size = self.micro_batch or len(rows)
@@ -178,7 +181,8 @@ class Books:
         gradients = list(torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph))
         found: dict[int, list[Part]] = {}
         parameters = {id(parameter): parameter for parameter in trainable(self.model)}
-        room = Room(_room(uses, gradients))
+        self._workspace.restart()
+        room = Room(_room(uses, gradients), self._workspace)
         with torch.no_grad():
             while uses:  # tensors are let go as soon as their part is formed
                 use, gradient = uses.pop(), gradients.pop()

@@ -14,12 +14,12 @@ from privtrain.steps.bookkeeping_parts import (
     Lookups,
     Measure,
     Part,
-    Room,
     Single,
     chunk_rows,
     over_chunks,
     over_time,
 )
+from privtrain.steps.bookkeeping_room import Room
 
 Parts = dict[str, Part]
 """Name of a parameter of one layer, "weight" or "bias", to its part."""
@@ -102,17 +102,15 @@ class Geometry:
     Args:
         shape: Shape of the weight, `(out, in / groups, height, width)`.
         stride: Steps, two numbers.
-        padding: Zeros at both ends, two numbers.
         dilation: Distances within the kernel, two numbers.
         groups: Groups of channels.
-        around: What is padded beforehand, as `functional.pad` wants it; empty for nothing.
+        around: What is padded beforehand, as `functional.pad` wants it.
         mode: How it is padded.
     """
 
     shape: tuple[int, ...]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
     around: tuple[int, ...]
     mode: str
@@ -121,34 +119,35 @@ class Geometry:
     def of(cls, layer: Any) -> "Geometry":
         """The geometry of an `nn.Conv1d` or `nn.Conv2d`."""
         lead = (1,) if layer.weight.dim() == 3 else ()
-        beforehand = layer.padding_mode != "zeros" or isinstance(layer.padding, str)
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        zeros = (0, 0) if beforehand else ((0,) * len(lead) + tuple(layer.padding))
         return cls(
             (*layer.weight.shape[:2], *lead, *layer.weight.shape[2:]),
             (*lead, *layer.stride),
-            zeros,
             (*lead, *layer.dilation),
             layer.groups,
-            tuple(layer._reversed_padding_repeated_twice) if beforehand else (),
-            mode,
+            tuple(layer._reversed_padding_repeated_twice),
+            "constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
 
     def padded(self, inputs: Tensor) -> Tensor:
-        """Inputs, `(batch, channels, height, width)`, with what is padded beforehand."""
+        """Padded inputs, `(batch, channels, height, width)`."""
         if any(self.around):
             inputs = functional.pad(inputs, self.around, mode=self.mode)
         return inputs if inputs.dim() == 4 else inputs.unsqueeze(2)
 
-    def windows(self, inputs: Tensor) -> Tensor:
-        """What each output looks at: `(batch x groups, outputs, in / groups x kernel)`."""
-        kernel = self.shape[2:]
-        if kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0):
-            columns = inputs.flatten(2)
-        else:
-            columns = functional.unfold(inputs, kernel, self.dilation, self.padding, self.stride)
-        size = self.shape[1] * kernel[0] * kernel[1]
-        return columns.reshape(len(inputs) * self.groups, size, -1).transpose(1, 2)
+    def windows(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What each output looks at: a view `(batch, channels, *kernel, *output)`.
+
+        Args:
+            inputs: Padded, `(batch, channels, height, width)`.
+            outputs: Shape `(batch, out, height, width)`.
+        """
+        batch, channel, *place = inputs.stride()
+        within = [step * apart for step, apart in zip(place, self.dilation, strict=True)]
+        between = [step * apart for step, apart in zip(place, self.stride, strict=True)]
+        shape = (*inputs.shape[:2], *self.shape[2:], *outputs.shape[2:])
+        return inputs.as_strided(
+            shape, (batch, channel, *within, *between), inputs.storage_offset()
+        )
 
 
 @dataclass(frozen=True)
@@ -169,9 +168,10 @@ class Windows:
         """These gradients, formed at once where there is room and it pays."""
         positions, channels = self.outputs[0, 0].numel(), self.outputs.shape[1]
         work = positions * (channels + self.geometry.groups * math.prod(self.geometry.shape[1:]))
-        if room.take(math.prod(self.geometry.shape), work):
-            return Formed(self._formed(0, len(self.inputs)))
-        return self
+        if not room.admits(math.prod(self.geometry.shape), work):
+            return self
+        formed = room.workspace.take(self.outputs, self._shape(len(self.inputs)))
+        return Formed(self._form(formed, 0))
 
     def measure(self) -> Measure:
         """Squared norms by the cheaper form, and what two orders of summation may differ by.
@@ -184,20 +184,20 @@ class Windows:
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
-        return self._formed(start, stop).reshape(stop - start, -1)
+        formed = self.outputs.new_empty(self._shape(stop - start))
+        return self._form(formed, start).reshape(stop - start, -1)
 
     def add(self, out: Tensor, factors: Tensor) -> None:
         """Adds the weighted sum, by the backward pass of the convolution itself."""
-        g = self.geometry
-        inputs, outputs = g.padded(self.inputs), _planes(self.outputs)
+        g, outputs = self.geometry, _planes(self.outputs)
         weighted = outputs * factors.to(outputs.dtype).reshape(-1, 1, 1, 1)
         _, weight, _ = torch.ops.aten.convolution_backward(
             weighted,
-            inputs,
+            g.padded(self.inputs),
             out.view(g.shape),
             None,
             g.stride,
-            g.padding,
+            (0, 0),
             g.dilation,
             False,
             (0, 0),
@@ -210,12 +210,13 @@ class Windows:
         """The part of some examples."""
         return Windows(self.geometry, self.inputs[index], self.outputs[index])
 
-    def _formed(self, start: int, stop: int) -> Tensor:
-        """Gradients `(examples, out, in / groups x kernel)`."""
-        height, size = self.geometry.shape[0], math.prod(self.geometry.shape[1:])
-        formed = self.outputs.new_empty(stop - start, height, size)
-        done = 0
-        for inputs, outputs in self._chunks(start, stop):
+    def _shape(self, rows: int) -> tuple[int, int, int]:
+        return rows, self.geometry.shape[0], math.prod(self.geometry.shape[1:])
+
+    def _form(self, formed: Tensor, start: int) -> Tensor:
+        """Writes gradients of some examples, `(examples, out, in / groups x kernel)`."""
+        done, size = 0, formed.shape[2]
+        for inputs, outputs in self._chunks(start, start + len(formed)):
             rows = len(inputs) // self.geometry.groups
             target = formed[done : done + rows].view(len(inputs), -1, size)
             torch.bmm(outputs.transpose(1, 2), inputs, out=target)
@@ -223,15 +224,24 @@ class Windows:
         return formed
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows and output gradients, `(examples x groups, positions, ...)`."""
+        """Windows and output gradients, `(examples x groups, positions, ...)`.
+
+        Windows are void as soon as the next ones are asked for.
+        """
+        groups, size = self.geometry.groups, math.prod(self.geometry.shape[1:])
         positions = self.outputs[0, 0].numel()
-        each = positions * (self.outputs.shape[1] + math.prod(self.geometry.shape[1:]))
-        rows = chunk_rows(each * self.geometry.groups)
-        for first in range(start, stop, rows):
-            chosen = slice(first, min(first + rows, stop))
-            inputs = self.geometry.windows(self.geometry.padded(self.inputs[chosen]))
-            outputs = self.outputs[chosen].reshape(len(inputs), -1, positions)
-            yield inputs, outputs.transpose(1, 2)
+        most = chunk_rows(positions * (self.outputs.shape[1] + groups * size))
+        buffer = self.inputs.new_empty(min(most, stop - start) * groups * size * positions)
+        for first in range(start, stop, most):
+            chosen = slice(first, min(first + most, stop))
+            outputs = _planes(self.outputs[chosen])
+            view = self.geometry.windows(self.geometry.padded(self.inputs[chosen]), outputs)
+            columns = buffer[: view.numel()]
+            columns.view(view.shape).copy_(view)
+            yield (
+                columns.view(-1, size, positions).transpose(1, 2),
+                outputs.reshape(len(outputs) * groups, -1, positions).transpose(1, 2),
+            )
 
 
 def _planes(values: Tensor) -> Tensor:

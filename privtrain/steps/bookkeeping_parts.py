@@ -12,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 2**18
+from privtrain.steps.bookkeeping_room import Room
+
+CHUNK = 2**19
 """Values that are worked on at a time: what fits into a processor's cache."""
 
 
@@ -258,29 +260,6 @@ class Several:
         return Several(tuple(part.take(index) for part in self.parts), len(index), self.parameter)
 
 
-@dataclass
-class Room:
-    """How many values of each example's gradients may still be formed and kept.
-
-    Args:
-        values: How many; no more than a model's activations take anyway.
-    """
-
-    values: float
-
-    def take(self, values: int, work: int) -> bool:
-        """Whether gradients are formed: they fit, and are not much dearer than measuring them.
-
-        Args:
-            values: How many values an example's gradient has.
-            work: How many values it is made of.
-        """
-        if values > min(self.values, 2 * work):
-            return False
-        self.values -= values
-        return True
-
-
 def together(parts: list[Part], size: int, parameter: Tensor, room: Room) -> Part:
     """All uses of one parameter as one part; uses of linear layers are strung along time.
 
@@ -313,8 +292,9 @@ def over_time(inputs: Tensor, outputs: Tensor, room: Room) -> Part:
     if inputs.shape[1] == 1:
         return Single(inputs[:, 0], outputs[:, 0])
     width, height = inputs.shape[2], outputs.shape[2]
-    if room.take(width * height, inputs.shape[1] * (width + height)):
-        return Formed(torch.bmm(outputs.transpose(1, 2), inputs))
+    if room.admits(width * height, inputs.shape[1] * (width + height)):
+        formed = room.workspace.take(inputs, (len(inputs), height, width))
+        return Formed(torch.bmm(outputs.transpose(1, 2), inputs, out=formed))
     return Sequence(inputs, outputs)
 
 
