@@ -21,7 +21,7 @@ PAGES = sorted(
     )
 )
 WITH_EXAMPLES = [page for page in PAGES if examples(page)]
-ALL = sorted({*DOCS.rglob("*.md"), CHECKOUT / "CONTRIBUTING.md"})
+ALL = sorted({*DOCS.rglob("*.md"), CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "README.md"})
 MARKS = {"", "not run"}
 SLOW = {"index.md", "concepts.md", "fedavg.md"}
 
