@@ -17,7 +17,7 @@ from privtrain.core.observers import Exposure
 from privtrain.core.statement import Relation
 from privtrain.core.validate import check_positive
 from privtrain.privacy.accounting import RdpCurve, non_private_event
-from privtrain.privacy.gnmax import DEFAULT_ORDERS, gnmax_rdp, lnmax_rdp
+from privtrain.privacy.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
 from privtrain.privacy.mechanism import State, check_whole, check_whole_noise, to_tensor
 
 
@@ -96,9 +96,7 @@ class GNMax:
         Returns:
             The sum over queries, at the default orders.
         """
-        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
-        rdp = gnmax_rdp(counts.double().cpu().numpy(), self.sigma, orders).sum(axis=0)
-        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+        return gnmax_curve(counts.double().cpu().numpy(), self.sigma)
 
     def with_scale(self, scale: float) -> "GNMax":
         """The same mechanism with another sigma."""
@@ -177,9 +175,7 @@ class LNMax:
         Returns:
             The sum over queries, at the default orders.
         """
-        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
-        rdp = lnmax_rdp(counts.double().cpu().numpy(), self.scale, orders).sum(axis=0)
-        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+        return lnmax_curve(counts.double().cpu().numpy(), self.scale)
 
     def with_scale(self, scale: float) -> "LNMax":
         """The same mechanism with another scale."""
