@@ -101,9 +101,13 @@ class Books:
     loss: Loss
     micro_batch: int | None = None
     notes: tuple[str, ...] = field(default=(), init=False)
+    _layers: list[tuple[str, nn.Module, int]] = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _other: PerExample | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._layers = _bookable(self.model)
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -161,7 +165,7 @@ class Books:
 
     def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
         """Losses, and the uses of layers that they depend on."""
-        with _books(self.model) as uses:
+        with _books(self._layers) as uses:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
             return losses, []
@@ -264,19 +268,25 @@ def _parts(use: Use, gradient: Tensor, room: Room) -> dict[str, Part]:
     return formula[0](use.layer, use.inputs, gradient, room)
 
 
+def _bookable(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
+    """Layers with parameters of their own, and how many dimensions their inputs must have."""
+    found = []
+    for name, layer in model.named_modules():
+        formula = formula_of(layer)
+        if formula is not None and any(p is not None for p in layer._parameters.values()):
+            found.append((name, layer, formula[1]))
+    return found
+
+
 @contextmanager
-def _books(model: nn.Module) -> Iterator[list[Use]]:
+def _books(layers: list[tuple[str, nn.Module, int]]) -> Iterator[list[Use]]:
     """Books the calls of layers while a model runs forward; its hooks are gone afterwards."""
     uses: list[Use] = []
     hooks = []
-    for name, layer in model.named_modules():
-        formula = formula_of(layer)
-        if formula is None or not any(
-            p is not None and p.requires_grad for p in layer._parameters.values()
-        ):
-            continue
+    for name, layer, dimensions in layers:
         # First of all hooks: another one may put something else in the place of the output.
-        hooks.append(layer.register_forward_hook(_booker(uses, name, formula[1]), prepend=True))
+        book = _booker(uses, name, dimensions)
+        hooks.append(layer.register_forward_hook(book, prepend=True))
     try:
         yield uses
     finally:
@@ -286,7 +296,8 @@ def _books(model: nn.Module) -> Iterator[list[Use]]:
 
 def _booker(uses: list[Use], name: str, dimensions: int) -> Any:
     def book(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        if len(given) != 1 or not output.requires_grad:
+        trained = any(p is not None and p.requires_grad for p in layer._parameters.values())
+        if not trained or len(given) != 1 or not output.requires_grad:
             return
         inputs = given[0].detach()
         if dimensions in (0, inputs.dim()):

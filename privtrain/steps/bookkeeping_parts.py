@@ -74,13 +74,15 @@ class Formed:
 
     Args:
         gradients: Shape `(batch, ...)`.
+        squares: Their squared norms, where they were measured as they were formed.
     """
 
     gradients: Tensor
+    squares: Tensor | None = None
 
     def measure(self) -> Measure:
         """Squared norms; without an error, since the measured values are those that are added."""
-        return formed_squares(self.gradients), None
+        return formed_squares(self.gradients) if self.squares is None else self.squares, None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -294,7 +296,12 @@ def over_time(inputs: Tensor, outputs: Tensor, room: Room) -> Part:
     width, height = inputs.shape[2], outputs.shape[2]
     if room.admits(width * height, inputs.shape[1] * (width + height)):
         formed = room.workspace.take(inputs, (len(inputs), height, width))
-        return Formed(torch.bmm(outputs.transpose(1, 2), inputs, out=formed))
+        rows, squares = chunk_rows(width * height), []
+        for start in range(0, len(inputs), rows):
+            chosen = slice(start, start + rows)
+            torch.bmm(outputs[chosen].transpose(1, 2), inputs[chosen], out=formed[chosen])
+            squares.append(formed_squares(formed[chosen]))  # while the cache holds them
+        return Formed(formed, torch.cat(squares))
     return Sequence(inputs, outputs)
 
 
