@@ -16,7 +16,7 @@ from typing import Any
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.auditing import audit
-from privtrain.checkpoint import identity_of
+from privtrain.checkpoint import identity_of, layout_of
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Predictor, Row, TrainResult
@@ -178,15 +178,9 @@ def claim(folder: Path, conditions: Conditions) -> None:
         DataError: If the folder is another comparison's.
     """
     held = conditions.data
-    # More parties than this are loaded one by one when they are sampled, not to be looked at.
-    parties = held.parties if len(held.parties) <= 10_000 else ()
-    layout = hashlib.sha256(repr(held.parties[:10_000]).encode())
-    for rows in (held.train[party] for party in parties):
-        layout.update(rows.inputs.flatten(1)[:, :1].contiguous().cpu().numpy().tobytes())
-        layout.update(str(rows.inputs.shape).encode())
     mine = identity_of(
         conditions.task,
-        (held.name, held.digest, layout.hexdigest()),
+        (held.name, held.digest, layout_of(held)),
         (conditions.attacks, conditions.delta, conditions.entropy),
     )
     mark = folder / "comparison.id"

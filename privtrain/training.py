@@ -1,6 +1,5 @@
 """Training: run one trainer, with its ledger, its checkpoints and its statement."""
 
-import hashlib
 import math
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from privtrain.checkpoint import FileCheckpoint, identity_of
+from privtrain.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, identity_of, layout_of
 from privtrain.core.cost import Cost
 from privtrain.core.errors import DataError, PrivacyError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.memory import peak_memory, reset_peak_memory
@@ -42,9 +41,6 @@ CAVEATS = (
     "timing and sizes of messages are not hidden",
     "settings chosen by looking at results are not counted",
 )
-CHECKED_BEFOREHAND = 10_000
-"""More parties than this are loaded when they are sampled, not all before training."""
-
 WATCHED = 10
 """How often the model is looked at on validation rows."""
 
@@ -67,7 +63,7 @@ def check_data(data: FederatedData) -> None:
         raise DataError("Expected data.test to hold rows; there are none to measure accuracy on.")
     check_finite(test=data.test.inputs)
     # More parties than this are loaded one by one when they are sampled, and checked by loss.
-    if len(data.parties) <= CHECKED_BEFOREHAND:
+    if len(data.parties) <= LOADED_BEFOREHAND:
         for party in data.parties:
             rows = data.train[party]
             if len(rows) == 0:
@@ -84,7 +80,7 @@ def _population(plan: PrivacyPlan, data: FederatedData) -> int:
         return len(data.parties)
     if data.public_rows is not None:
         return data.public_rows
-    return len(data.pooled()) if len(data.parties) <= CHECKED_BEFOREHAND else len(data.parties)
+    return len(data.pooled()) if len(data.parties) <= LOADED_BEFOREHAND else len(data.parties)
 
 
 def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> bool:
@@ -197,7 +193,7 @@ def fit(
         transcript,
         history,
         None if home is None else home / "state.pt",
-        identity_of(trainer, task, data.name, data.digest, _layout(data), seed, kind),
+        identity_of(trainer, task, data.name, data.digest, layout_of(data), seed, kind),
         lambda: ledger.spent,
     )
     if not promises and checkpoint.spent_before:
@@ -225,14 +221,6 @@ def fit(
         seconds = checkpoint.seconds
     ledger.close()
     return _result(trainer, data, where, plans, run, predictor, seconds, delta)
-
-
-def _layout(data: FederatedData) -> str:
-    """What identifies who holds which rows, for as many parties as are loaded beforehand."""
-    found = hashlib.sha256(repr(len(data.parties)).encode())
-    for party in data.parties[:CHECKED_BEFOREHAND]:
-        found.update(f"{party} {float(data.train[party].inputs.double().sum())}".encode())
-    return found.hexdigest()
 
 
 def check_device(device: str) -> None:
