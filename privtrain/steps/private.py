@@ -19,8 +19,8 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.accounting import repeated
 from privtrain.privacy.mechanism import Mechanism, l2_bound
 from privtrain.privacy.sampling import Poisson
+from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import ClippedSum, Gradients
-from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 
 SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
@@ -130,7 +130,7 @@ class DPSteps:
     expected_batch: float | None = None
     learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
-    gradients: Gradients = Opacus()
+    gradients: Gradients = BookKeeping()
 
     def __post_init__(self) -> None:
         l2_bound(self.mechanism)

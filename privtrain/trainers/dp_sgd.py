@@ -19,8 +19,8 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import l2_bound
 from privtrain.release import Release
+from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import Gradients
-from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 from privtrain.steps.pooling import CURATOR_READS, pool
 from privtrain.steps.private import (
@@ -56,7 +56,7 @@ class DPSGD:
     learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
     release: Release = Release(Gaussian(1.0, 1.0))
-    gradients: Gradients = Opacus()
+    gradients: Gradients = BookKeeping()
     token: ClassVar[str] = "dp_sgd"
 
     def __post_init__(self) -> None:

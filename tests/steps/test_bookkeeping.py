@@ -36,9 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_norms_need_no_gradients_that_are_kept(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_norms_need_no_gradients_that_are_kept(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("privtrain.steps.bookkeeping._room", lambda uses, gradients: 0.0)
     found = books(case.make).clipped_sum(case.rows(), C)
     equal(found, expected(case.make, case.rows()))
