@@ -29,6 +29,7 @@ def test_compare_prints_a_table_and_says_where_the_report_lies(
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_without_force(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +51,7 @@ def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert printed == json.loads((tmp_path / "run" / "comparison.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_saved_study_repeats_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +66,7 @@ def test_the_saved_study_repeats_the_run(
     assert (first / "study.toml").read_text() == (second / "study.toml").read_text()
 
 
+@pytest.mark.slow
 def test_own_data_and_own_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, model = tmp_path / "own.csv", tmp_path / "own_model_cli.py"
     lines = [f"{i % 7 / 7},{i % 5 / 5},{int(i % 7 > 3)}" for i in range(200)]

@@ -176,6 +176,7 @@ def test_noise_is_fresh_in_every_sitting_even_before_the_first_checkpoint(tmp_pa
     assert len(set(seen)) == 3
 
 
+@pytest.mark.slow
 def test_dp_sgd_keeps_what_an_unfinished_block_reserved(tmp_path: Path) -> None:
     trainer = DPSGD(epochs=20, expected_batch=9.0)  # 80 steps in blocks of 4
     with pytest.raises(KeyboardInterrupt):
@@ -425,6 +426,7 @@ def test_progress_ends_at_its_total() -> None:
 # ---------------------------------------------------------------------------------- calibration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [3.0, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "trainer",

@@ -49,6 +49,7 @@ def test_names_cannot_be_cut_in_two_ways() -> None:
     assert len(keys) == 5
 
 
+@pytest.mark.slow
 def test_a_stream_is_the_same_in_every_process() -> None:
     program = (
         "from privtrain.core.seeding import Seeds, SeededEntropy\n"

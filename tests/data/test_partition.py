@@ -111,6 +111,7 @@ def dirichlet_deviation(drawn: float, expected: float) -> float:
     return float((squares.mean() - variance) / (squares.std() / np.sqrt(classes)))
 
 
+@pytest.mark.slow
 def test_dirichlet_has_the_stated_concentration() -> None:
     # |z| < 4 is a false alarm once in 16,000 seeds; the same test notices a factor of 3/2.
     assert abs(dirichlet_deviation(0.5, 0.5)) < 4

@@ -99,6 +99,7 @@ def sampled_gaussian_epsilon(rate: float, noise_multiplier: float, delta: float)
     return max(solve_epsilon(remove, delta), solve_epsilon(add, delta))
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(noise=st.floats(0.5, 50), count=st.integers(1, 20), log_delta=st.floats(-18, -5))
 def test_pld_is_the_exact_gaussian_from_above(noise: float, count: int, log_delta: float) -> None:
@@ -111,6 +112,7 @@ def test_pld_is_the_exact_gaussian_from_above(noise: float, count: int, log_delt
     assert twice - 1e-9 <= replaced <= twice * 1.01 + 1e-3
 
 
+@pytest.mark.slow
 def test_losses_near_the_end_of_exp() -> None:
     """Here dp_accounting divides by a number below the smallest normal float."""
     for noise, count in ((0.3, 24), (0.3, 27), (0.0265, 1)):
@@ -119,6 +121,7 @@ def test_losses_near_the_end_of_exp() -> None:
         assert exact - 1e-9 <= value <= 1.002 * exact
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(rate=st.floats(0.001, 0.9), noise=st.floats(0.4, 20), log_delta=st.floats(-16, -6))
 def test_pld_is_the_exact_sampled_gaussian_from_above(
@@ -130,6 +133,7 @@ def test_pld_is_the_exact_sampled_gaussian_from_above(
     assert exact - 1e-9 <= value <= exact * 1.02 + 2e-3
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(noise=st.floats(1.0, 30), rate=st.sampled_from([0.01, 0.1]), count=st.integers(1, 300))
 def test_composition_and_less_noise_never_lower_epsilon(
@@ -149,6 +153,7 @@ def test_composition_and_less_noise_never_lower_epsilon(
         assert epsilon(louder, DELTA, accountant=accountant) <= value + slack
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(noise=st.floats(1.0, 30), rate=st.floats(0.001, 0.5), count=st.integers(1, 500))
 def test_rdp_is_never_below_the_optimistic_value(noise: float, rate: float, count: int) -> None:

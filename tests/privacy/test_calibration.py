@@ -94,6 +94,7 @@ def test_fixed_size_samples(target: float) -> None:
     assert_tight(fixed, target, REPLACE_ONE, 100)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=10,
     deadline=None,

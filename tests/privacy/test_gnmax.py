@@ -122,6 +122,7 @@ def test_both_equal_the_formulas_as_printed(scale: float) -> None:
     agree(lnmax_rdp(CASES, scale, ORDERS), lnmax_oracle(CASES, scale, ORDERS))
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(votes=VOTES, scale=SCALES)
 def test_any_votes_equal_the_formulas_as_printed(votes: Array, scale: float) -> None:

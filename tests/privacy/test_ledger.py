@@ -331,6 +331,7 @@ def test_curves_and_samples_of_other_noise_are_other_plans() -> None:
 EXPOSED = Release().aggregation.exposure(PUBLIC, Release().noise_at, parties=1)
 
 
+@pytest.mark.slow
 def test_a_plan_has_one_digest_in_every_process() -> None:
     """The order of a set of strings follows the process's hash seed."""
     program = (
@@ -407,6 +408,7 @@ def test_a_full_disk_releases_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 # ------------------------------------------------------------------------------------- budgets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1.0, 3.0])
 @pytest.mark.parametrize("epsilon", [2.0, 5.0, 8.0])
 def test_a_budget_becomes_the_largest_count_that_fits(noise: float, epsilon: float) -> None:

@@ -132,6 +132,7 @@ def test_more_labels_than_colours_differ_by_dashes() -> None:
     assert len({(style.colour, style.dash) for style in found.values()}) == 20
 
 
+@pytest.mark.slow
 def test_drawing_loads_late_and_changes_no_global_state() -> None:
     script = (
         "import sys; from tests.report import examples; import privtrain.report.files;"

@@ -79,6 +79,7 @@ def test_a_run_is_not_overwritten_without_force(copy: Path) -> None:
     assert names(copy) == FILES
 
 
+@pytest.mark.slow
 def test_same_comparison_same_bytes(saved: Path, tmp_path: Path) -> None:
     again = files.save(examples.realistic(), tmp_path)
     for name in FILES:
