@@ -42,7 +42,7 @@ class Room:
     """How many values of each example's gradients may still be formed and kept.
 
     Args:
-        values: How many; no more than a model's activations take anyway.
+        values: How many; the engine sets it by what activations take anyway.
         workspace: Where they are kept.
     """
 

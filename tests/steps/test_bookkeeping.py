@@ -204,6 +204,16 @@ def test_nothing_is_left_on_the_model() -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("name", ["cnn", "over time", "attention", "recurrent"])
+def test_batches_of_changing_size_share_their_memory(name: str) -> None:
+    case = CASES[name]
+    engine = books(case.make)
+    for count in (3, 9, 1, 20, 4):
+        rows = case.rows(count, seed=count)
+        equal(engine.clipped_sum(rows, C), expected(case.make, rows))
+    equal(copy.deepcopy(engine).clipped_sum(rows, C), expected(case.make, rows))
+
+
 def test_a_model_is_prepared_once() -> None:
     model = in_float64(mlp)
     first = BookKeeping().engine_once(model, cross_entropy)
