@@ -102,6 +102,29 @@ class InputPrivacy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrivacyCurves:
+    """One guarantee at every delta, and as errors of whoever tests which neighbour was used.
+
+    Args:
+        observer: Name of the observer it is given to.
+        unit: Whose contribution is hidden.
+        relation: Which data sets are neighbours.
+        epsilon_by_delta: Points `(delta, epsilon)`; each of them holds.
+        trade_off: Points `(false positive rate, false negative rate)`, both in 0..1: no test with
+            that rate of false positives has fewer false negatives.
+        mu: The mu of the Gaussian trade-off through the same epsilon at the guarantee's delta: a
+            summary, never a bound. None where there is none.
+    """
+
+    observer: str
+    unit: Unit
+    relation: Relation
+    epsilon_by_delta: tuple[tuple[float, float], ...]
+    trade_off: tuple[tuple[float, float], ...]
+    mu: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrivacyStatement:
     """Everything a run promises: a list of guarantees, and who reads what.
 
@@ -109,11 +132,13 @@ class PrivacyStatement:
         guarantees: Output privacy, one or more for each observer.
         input_privacy: Input privacy, one for each reader.
         caveats: What the figures leave out.
+        curves: Guarantees to the public over all deltas, where anything is promised to it.
     """
 
     guarantees: tuple[Guarantee, ...]
     input_privacy: tuple[InputPrivacy, ...] = ()
     caveats: tuple[str, ...] = ()
+    curves: tuple[PrivacyCurves, ...] = ()
 
     def epsilon(self, observer: str = "public") -> float:
         """The smallest formal epsilon to an observer; infinity where nothing is promised.

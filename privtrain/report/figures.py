@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from privtrain.core.result import Comparison, Curve, Row
+from privtrain.core.statement import PrivacyCurves
 from privtrain.report import cells
 from privtrain.report.drawing import (
     INK,
+    LINES,
     Style,
     add_legend,
     add_title,
@@ -194,6 +196,79 @@ def epsilon_over_rounds(comparison: Comparison) -> str | None:
         plain_log(axes.xaxis, cells.count, (1.0, 2.0, 5.0) if max(ends) < 200 else (1.0,))
     add_legend(axes)
     return to_svg(figure, "epsilon", "Formal epsilon to the public over rounds")
+
+
+def epsilon_by_delta(comparison: Comparison) -> str | None:
+    """The whole curve epsilon(delta) to the public, for the first finished seed of each run.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run promises the public anything.
+    """
+    drawn = _with_curves(comparison)
+    if not drawn:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    figure, (axes,) = new_figure(7.2, 3.3)
+    for group, found in drawn:
+        shade = _shade(group, [g for g, _ in drawn])
+        _line(axes, found.epsilon_by_delta, style[group.label], _with_mu(group, found), shade)
+        _mark_stated(axes, group, found, style[group.label])
+    axes.set_xscale("log")
+    axes.set_xlabel("δ (log scale)")
+    axes.set_ylabel("formal ε to the public")
+    axes.set_ylim(bottom=0)
+    plain_log(axes.xaxis, lambda value: f"{value:.0e}")
+    add_legend(axes)
+    return to_svg(figure, "deltas", "Formal epsilon to the public at every delta")
+
+
+def trade_off(comparison: Comparison) -> str | None:
+    """What errors a test must make that tells neighbours apart, for the first finished seeds.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        SVG, or None where no run promises the public anything.
+    """
+    drawn = _with_curves(comparison)
+    if not drawn:
+        return None
+    style = styles(row.label for row in comparison.rows)
+    figure, (axes,) = new_figure(6.2, 3.6)
+    axes.plot([0, 1], [1, 0], color=LINES, linewidth=1, linestyle=":", label="perfect privacy")
+    for group, found in drawn:
+        shade = _shade(group, [g for g, _ in drawn])
+        _line(axes, found.trade_off, style[group.label], group.name, shade)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("smallest false negative rate")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    add_legend(axes)
+    return to_svg(figure, "tradeoff", "Smallest errors of a test that tells neighbours apart")
+
+
+def _with_curves(comparison: Comparison) -> list[tuple[Group, PrivacyCurves]]:
+    """Groups whose first finished seed has curves; data of worse seeds lie in the JSON file."""
+    found = []
+    for group in groups(comparison):
+        statements = [row.statement for row in group.done[:1] if row.statement is not None]
+        found += [(group, statement.curves[0]) for statement in statements if statement.curves]
+    return found
+
+
+def _with_mu(group: Group, found: PrivacyCurves) -> str:
+    return group.name if found.mu is None else f"{group.name} (μ ≈ {cells.number(found.mu)})"
+
+
+def _mark_stated(axes: Any, group: Group, found: PrivacyCurves, style: Style) -> None:
+    """A point at the delta and epsilon that the table states."""
+    stated = group.headline
+    if stated is not None and math.isfinite(stated.epsilon) and stated.observer == found.observer:
+        axes.plot([stated.delta], [stated.epsilon], color=style.colour, marker=style.marker, ms=5)
 
 
 def _shade(group: Group, drawn: Sequence[Group]) -> float:

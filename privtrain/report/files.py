@@ -14,6 +14,7 @@ from privtrain.core.result import Comparison, Curve, History, Leakage, Row
 from privtrain.core.statement import (
     Guarantee,
     InputPrivacy,
+    PrivacyCurves,
     PrivacyStatement,
     Relation,
     Unit,
@@ -204,7 +205,19 @@ def _statement(plain: Mapping[str, Any]) -> PrivacyStatement:
         guarantees=tuple(_guarantee(guarantee) for guarantee in plain["guarantees"]),
         input_privacy=tuple(InputPrivacy(**entry) for entry in plain["input_privacy"]),
         caveats=tuple(plain["caveats"]),
+        curves=tuple(_curves(entry) for entry in plain.get("curves", ())),
     )
+
+
+def _curves(plain: Mapping[str, Any]) -> PrivacyCurves:
+    changed = {
+        "unit": Unit(plain["unit"]),
+        "relation": Relation(plain["relation"]),
+        "epsilon_by_delta": tuple(_pair(point) for point in plain["epsilon_by_delta"]),
+        "trade_off": tuple(_pair(point) for point in plain["trade_off"]),
+        "mu": _number(plain["mu"]),
+    }
+    return PrivacyCurves(**{**plain, **changed})
 
 
 def _guarantee(plain: Mapping[str, Any]) -> Guarantee:

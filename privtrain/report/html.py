@@ -39,6 +39,8 @@ def comparison_html(comparison: Comparison) -> str:
         "accuracy": figures.accuracy_against_epsilon(comparison),
         "cost": figures.cost_bars(comparison),
         "epsilon": figures.epsilon_over_rounds(comparison),
+        "deltas": figures.epsilon_by_delta(comparison),
+        "trade_off": figures.trade_off(comparison),
         "curves": figures.learning_curves(comparison),
     }
     # Our own SVG; names in it were escaped when it was written.

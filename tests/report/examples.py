@@ -12,6 +12,7 @@ from privtrain.core.statement import (
     ZERO_OUT,
     Guarantee,
     InputPrivacy,
+    PrivacyCurves,
     PrivacyStatement,
     Relation,
     Unit,
@@ -42,6 +43,22 @@ def guarantee(
         assumptions=("the sample is secret",) if finite else (),
         data_dependent=data_dependent,
         releases=400 if finite else 0,
+    )
+
+
+def curves(epsilon: float) -> PrivacyCurves:
+    """Made-up curves of about the right shape, through (1e-5, epsilon)."""
+    return PrivacyCurves(
+        observer="public",
+        unit=Unit.EXAMPLE,
+        relation=ADD_REMOVE,
+        epsilon_by_delta=tuple(
+            (10.0**-power, epsilon * math.sqrt(power / 5)) for power in range(2, 11)
+        ),
+        trade_off=tuple(
+            (part / 20, max(0.0, 1 - math.exp(epsilon / 4) * part / 20)) for part in range(21)
+        ),
+        mu=epsilon / 4,
     )
 
 
@@ -112,6 +129,7 @@ def dp_sgd(seed: int, epsilon: float) -> Row:
             guarantees=(guarantee("public", spent), guarantee("participant", spent)),
             input_privacy=(InputPrivacy(reader="curator", reads="all rows"),),
             caveats=(SIMULATED, "float noise: research use", "tuning not counted"),
+            curves=(curves(spent),),
         ),
         cost=Cost(bytes_sent=0, rounds=0, seconds=6.1, peak_memory_bytes=520_000_000),
         leakage=(leakage(0.509),),
@@ -322,6 +340,7 @@ def hostile() -> Comparison:
                     guarantees=(guarantee("public", 2.0), guarantee(bad, 3.0)),
                     input_privacy=(InputPrivacy(reader=bad, reads=bad),),
                     caveats=(bad,),
+                    curves=(curves(2.0),),
                 ),
                 cost=Cost(bytes_sent=1, rounds=1, seconds=1.0, peak_memory_bytes=1),
                 leakage=(Leakage(attack=bad, observer=bad, metrics={bad: 0.5}),),

@@ -17,6 +17,8 @@ ALL: tuple[Draw, ...] = (
     figures.accuracy_against_epsilon,
     figures.cost_bars,
     figures.epsilon_over_rounds,
+    figures.epsilon_by_delta,
+    figures.trade_off,
     figures.learning_curves,
 )
 FAILED = Comparison(rows=(Row(trainer="sgd", label="a", seed=0, error="ValueError: no"),), card={})
@@ -103,6 +105,23 @@ def test_learning_curves_are_marked_unprotected() -> None:
     found = words(realistic(figures.learning_curves))
     assert figures.UNPROTECTED in found
     assert {"training loss", "fraction clipped"} <= set(found)
+
+
+def test_curves_over_deltas_name_mu_as_about() -> None:
+    found = words(realistic(figures.epsilon_by_delta))
+    assert "DP-SGD, ε 3 (μ ≈ 0.746)" in found
+    assert "1e-05" in found
+
+
+def test_the_trade_off_is_held_against_perfect_privacy() -> None:
+    found = words(realistic(figures.trade_off))
+    assert {"perfect privacy", "DP-SGD, ε 8"} <= set(found)
+
+
+def test_without_a_promise_there_are_no_curves() -> None:
+    only = Comparison(rows=(examples.sgd(0),), card={})
+    assert figures.epsilon_by_delta(only) is None
+    assert figures.trade_off(only) is None
 
 
 def test_a_diverged_curve_can_be_drawn() -> None:

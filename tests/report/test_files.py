@@ -59,7 +59,7 @@ def test_schema(saved: Path) -> None:
         "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",
         "statement", "cost", "leakage", "history", "halted", "notes", "met",
     }  # fmt: skip
-    assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats"}
+    assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats", "curves"}
     assert set(row["cost"]) == {
         "bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes",
     }  # fmt: skip

@@ -77,7 +77,7 @@ def test_links_inside_the_page_lead_somewhere(page: Page) -> None:
 
 
 def test_all_sections_are_there(page: Page) -> None:
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 6
     for words in (
         "36 runs of 6 trainers, 4 failed",
         "asked 1, spent 1.31",
