@@ -142,11 +142,8 @@ def _settled(dp: Any, rdp: Array, leaf: Event, orders: Array) -> Array:
 @lru_cache(maxsize=4096)
 def pld_epsilon(dp: Any, terms: Terms, delta: float, relation: Relation) -> float:
     """Epsilon by privacy loss distributions: an upper bound whatever the grid."""
-    reader = dp.pld.PLDAccountant(_relation(dp, relation), grid_step(dp, terms, relation))
     try:
-        for leaf, count in terms:
-            reader.compose(leaf, count)
-        value = _invert(reader, delta)
+        value = _invert(_composed(dp, terms, relation), delta)
     except OverflowError:  # losses beyond the range of exp: epsilon is in the millions
         value = math.inf
     if not math.isfinite(value):
@@ -156,6 +153,15 @@ def pld_epsilon(dp: Any, terms: Terms, delta: float, relation: Relation) -> floa
             "delta, or more noise."
         )
     return max(0.0, value)
+
+
+@lru_cache(maxsize=1)
+def _composed(dp: Any, terms: Terms, relation: Relation) -> Any:
+    """The last composition stays: a curve asks it for one epsilon after the other."""
+    reader = dp.pld.PLDAccountant(_relation(dp, relation), grid_step(dp, terms, relation))
+    for leaf, count in terms:
+        reader.compose(leaf, count)
+    return reader
 
 
 def _invert(reader: Any, delta: float) -> float:
