@@ -28,7 +28,7 @@ from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_delta, check_finite
 from privtrain.privacy.calibration import calibrate_scale
-from privtrain.privacy.guarantees import guarantees
+from privtrain.privacy.guarantees import guarantees, public_curves
 from privtrain.privacy.ledger import JournalLedger, epsilon_of
 from privtrain.privacy.sampling import check_delta_below
 from privtrain.report.progress import Report, progress_bar
@@ -287,6 +287,7 @@ def _result(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
         caveats=_caveats(trainer, made),
+        curves=public_curves(plans, spent=run.ledger.spent, delta=delta),
     )
     cost = Cost(
         bytes_sent=run.transcript.bytes_sent,

@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from privtrain.core.statement import Guarantee
+from privtrain.core.observers import PUBLIC
+from privtrain.core.statement import Guarantee, PrivacyCurves
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.privacy.accounting import evaluate, repeated
+from privtrain.privacy.curves import epsilon_curve, gaussian_mu, trade_off
 
 PRIVATE_NUMBER = "computed from the votes: this number is itself private"
 
@@ -38,6 +40,39 @@ def guarantees(
         if event is not None and not math.isinf(made[-1].epsilon):
             private = (*assumptions, PRIVATE_NUMBER)
             made.append(_guarantee(plan, event, spent, delta, private, data_dependent=True))
+    return tuple(made)
+
+
+def public_curves(
+    plans: tuple[PrivacyPlan, ...], *, spent: int, delta: float
+) -> tuple[PrivacyCurves, ...]:
+    """What is promised to the public at every delta, after the releases that were spent.
+
+    Args:
+        plans: What each observer was planned to see.
+        spent: How many releases were spent.
+        delta: The delta at which a Gaussian summary is taken.
+
+    Returns:
+        One a plan that promises the public anything.
+    """
+    made = []
+    for plan in plans:
+        if plan.observer != PUBLIC:
+            continue
+        event = repeated(plan.event, spent)
+        bound = evaluate(event, delta, plan.relation).epsilon
+        if not 0 < bound < math.inf:
+            continue
+        curves = PrivacyCurves(
+            observer=plan.observer.name,
+            unit=plan.unit,
+            relation=plan.relation,
+            epsilon_by_delta=epsilon_curve(event, relation=plan.relation),
+            trade_off=trade_off(event, plan.relation),
+            mu=gaussian_mu(bound, delta),
+        )
+        made.append(curves)
     return tuple(made)
 
 

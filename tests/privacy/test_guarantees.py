@@ -9,7 +9,7 @@ from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.privacy.accounting import epsilon, evaluate, fixed_size_sampled, gaussian_event
 from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.guarantees import PRIVATE_NUMBER, guarantees
+from privtrain.privacy.guarantees import PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.privacy.placement import AT_PARTY
 from privtrain.privacy.votes import GNMax
 from privtrain.release import Release
@@ -96,3 +96,18 @@ def test_equals_the_accountant_asked_directly(observer: object) -> None:
         asked.cross_check,
     )
     assert plan.relation is not ADD_REMOVE
+
+
+def test_the_public_promise_has_its_curves_through_the_stated_pair() -> None:
+    (made,) = public_curves(PLANS, spent=4, delta=1e-5)
+    (stated, *_) = guarantees(PLANS, spent=4, delta=1e-5)
+    assert (made.observer, made.unit, made.relation) == ("public", Unit.CLIENT, ZERO_OUT)
+    assert dict(made.epsilon_by_delta)[1e-5] == stated.epsilon
+    assert made.mu == pytest.approx(1.0, rel=1e-3)
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_without_releases_or_a_promise_there_are_no_curves() -> None:
+    assert public_curves(PLANS, spent=0, delta=1e-5) == ()
+    exact = Release().plans(unit=Unit.CLIENT, count=3, parties=5)
+    assert public_curves(exact, spent=3, delta=1e-5) == ()
