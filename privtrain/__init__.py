@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from privtrain.core.transcript import Transcript
     from privtrain.mpc.crypten import CrypTen
     from privtrain.privacy.accounting import RdpCurve, epsilon
+    from privtrain.privacy.filter import RdpFilter
     from privtrain.privacy.gaussian import Gaussian, Laplace
     from privtrain.privacy.mechanism import Exact
     from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT
@@ -95,6 +96,7 @@ _HOMES = {
     "core.transcript": "Transcript",
     "mpc.crypten": "CrypTen",
     "privacy.accounting": "RdpCurve epsilon",
+    "privacy.filter": "RdpFilter",
     "privacy.gaussian": "Gaussian Laplace",
     "privacy.mechanism": "Exact",
     "privacy.placement": "AT_AGGREGATOR AT_PARTY SPLIT",
@@ -175,6 +177,7 @@ __all__ = [
     "Processes",
     "ProtocolError",
     "RdpCurve",
+    "RdpFilter",
     "Release",
     "Rows",
     "Runtimes",
