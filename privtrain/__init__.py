@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from privtrain.privacy.mechanism import Exact
     from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT
     from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
+    from privtrain.privacy.selection import RandomTrials
     from privtrain.privacy.votes import GNMax, LNMax
     from privtrain.release import Release
     from privtrain.report.files import load, save
@@ -101,6 +102,7 @@ _HOMES = {
     "privacy.mechanism": "Exact",
     "privacy.placement": "AT_AGGREGATOR AT_PARTY SPLIT",
     "privacy.sampling": "Everyone FixedSize Poisson",
+    "privacy.selection": "RandomTrials",
     "privacy.votes": "GNMax LNMax",
     "release": "Release",
     "report.files": "load save",
@@ -176,6 +178,7 @@ __all__ = [
     "PrivtrainError",
     "Processes",
     "ProtocolError",
+    "RandomTrials",
     "RdpCurve",
     "RdpFilter",
     "Release",
