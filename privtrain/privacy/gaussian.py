@@ -13,6 +13,7 @@ from privtrain.core.validate import check_non_negative, check_positive
 from privtrain.privacy.accounting import gaussian_event, laplace_event, non_private_event
 from privtrain.privacy.clipping import clip
 from privtrain.privacy.mechanism import State, check_whole, check_whole_noise, to_tensor
+from privtrain.privacy.normals import standard_normals
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Gaussian:
     ) -> tuple[Tensor, State]:
         """Independent Gaussian noise of variance `fraction` x standard deviation squared."""
         scale = self.standard_deviation * math.sqrt(fraction)
-        return to_tensor(generator.standard_normal(tuple(like.shape)) * scale, like), state
+        return standard_normals(like, generator).mul_(scale), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """A Gaussian whose noise is what the observer cannot subtract.
