@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT
     from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
     from privtrain.privacy.selection import RandomTrials
+    from privtrain.privacy.study_ledger import StudyLedger
     from privtrain.privacy.votes import GNMax, LNMax
     from privtrain.release import Release
     from privtrain.report.files import load, save
@@ -103,6 +104,7 @@ _HOMES = {
     "privacy.placement": "AT_AGGREGATOR AT_PARTY SPLIT",
     "privacy.sampling": "Everyone FixedSize Poisson",
     "privacy.selection": "RandomTrials",
+    "privacy.study_ledger": "StudyLedger",
     "privacy.votes": "GNMax LNMax",
     "release": "Release",
     "report.files": "load save",
@@ -185,6 +187,7 @@ __all__ = [
     "Rows",
     "Runtimes",
     "SharedSum",
+    "StudyLedger",
     "TamperedShareError",
     "Task",
     "Threshold",

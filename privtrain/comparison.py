@@ -26,6 +26,7 @@ from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_positive
+from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.report.files import load, plain_comparison
 from privtrain.report.html import comparison_fragment
 from privtrain.report.progress import progress_bar
@@ -73,6 +74,7 @@ class Conditions:
     delta: float
     entropy: EntropyKind | None
     device: str
+    study_ledger: StudyLedger | None = None
 
 
 def cells(
@@ -104,6 +106,7 @@ def compare(
     device: str = "cpu",
     folder: str | Path | None = None,
     study: Mapping[str, Any] | None = None,
+    study_ledger: StudyLedger | None = None,
 ) -> Comparison:
     """Trains the same model on the same data in several ways, and attacks each of them.
 
@@ -125,6 +128,7 @@ def compare(
         folder: Where finished rows and checkpoints are kept, so that a comparison that was
             interrupted goes on; None keeps everything in memory.
         study: The study file that repeats the comparison, for its card.
+        study_ledger: Adds up all rows' fits; a fit beyond its budget shows that in its row.
 
     Returns:
         One row a trainer, seed and asked epsilon, and the run card.
@@ -148,6 +152,7 @@ def compare(
         delta=delta,
         entropy=entropy,
         device=device,
+        study_ledger=study_ledger,
     )
     if home is not None:
         claim(home, conditions)
@@ -229,6 +234,7 @@ def _run(cell: Cell, shared: Conditions, folder: Path | None, description: str) 
                 device=shared.device,
                 folder=folder,
                 progress=progress,
+                study_ledger=shared.study_ledger,
             )
         leakage = tuple(
             audit(result, attack, shared.task, shared.data, seed=cell.seed)

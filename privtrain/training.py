@@ -31,16 +31,15 @@ from privtrain.privacy.calibration import calibrate_scale
 from privtrain.privacy.guarantees import guarantees, public_curves
 from privtrain.privacy.ledger import JournalLedger, epsilon_of
 from privtrain.privacy.sampling import check_delta_below
+from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.report.progress import Report, progress_bar
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes import Processes
 
 SIMULATED = "simulated: void if the seed is known"
 FLOAT_NOISE = "noise is drawn in floating point: for research use"
-CAVEATS = (
-    "timing and sizes of messages are not hidden",
-    "settings chosen by looking at results are not counted",
-)
+TUNING_NOT_COUNTED = "tuning not counted: settings chosen by looking at results are not counted"
+CAVEATS = ("timing and sizes of messages are not hidden", TUNING_NOT_COUNTED)
 WATCHED = 10
 """How often the model is looked at on validation rows."""
 
@@ -145,6 +144,7 @@ def fit(
     folder: str | Path | None = None,
     progress: Report | None = None,
     keep_payloads: bool = False,
+    study_ledger: StudyLedger | None = None,
 ) -> TrainResult:
     """Trains one model under one technique, and states what it cost and what it promises.
 
@@ -164,12 +164,13 @@ def fit(
             None keeps both in memory.
         progress: Called as `progress(done, total)`; None shows a bar on a terminal.
         keep_payloads: Whether the transcript keeps the tensors themselves; seeded entropy only.
+        study_ledger: Adds up all fits on the same rows; the whole plan is paid there beforehand.
 
     Returns:
         The predictor, the statement, the cost, the history and the transcript.
 
     Raises:
-        BudgetExceededError: If not one release fits the budget.
+        BudgetExceededError: If not one release fits the budget, or the plan not the study's.
         UnsoundReleaseError: If a promise could not be kept.
         PartyLostError: If a party dies or freezes.
         DataError: If the data cannot be trained on.
@@ -188,6 +189,8 @@ def fit(
     if home is not None:
         home.mkdir(parents=True, exist_ok=True)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
+    if study_ledger is not None:
+        study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
     checkpoint = FileCheckpoint(
         transcript,

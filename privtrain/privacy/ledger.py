@@ -187,17 +187,11 @@ class JournalLedger:
         lines = [line] if self._begun else [self._first_line, line]
         # The line break comes first: a line that a crash cut off must not swallow the next.
         text = "".join("\n" + json.dumps(item) for item in lines).encode()
-        self._check_alone(self.journal)
+        check_alone(self.journal, self._size)
         try:
-            self.journal.parent.mkdir(parents=True, exist_ok=True)
-            with self.journal.open("ab") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if not self._begun:
-                _sync_folder(self.journal.parent)
+            append_synced(self.journal, text, first=not self._begun)
         except OSError as error:
-            self._size = _size_of(self.journal)
+            self._size = size_of(self.journal)
             raise PrivacyError(
                 f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
                 "free disk space or choose another folder, then resume."
@@ -205,26 +199,16 @@ class JournalLedger:
         self._begun = True
         self._size += len(text)
 
-    def _check_alone(self, journal: Path) -> None:
-        """Refuses a journal that somebody else changed: two runs would spend one plan twice."""
-        found = _size_of(journal)
-        if found != self._size:
-            raise PrivacyError(
-                f"The privacy journal {journal} was changed by somebody else ({found} bytes, "
-                f"{self._size} expected). Nothing was released; let one run at a time use a "
-                "folder, then resume."
-            )
-
     @property
     def _first_line(self) -> dict[str, int | str]:
         return {"plan": digest_of(self.plans, self.delta)}
 
     def _resume(self, journal: Path) -> None:
-        self._size = _size_of(journal)
-        text = _text(journal)
+        self._size = size_of(journal)
+        text = text_of(journal)
         if ("\n" + json.dumps(self._first_line)).startswith(text):
             return  # a crash cut off the very first write, before anything was spent
-        lines = _read(text)
+        lines = lines_of(text)
         self._begun = True
         if not lines or lines[0].get("plan") != digest_of(self.plans, self.delta):
             raise PrivacyError(
@@ -236,7 +220,51 @@ class JournalLedger:
         self._spent = self._used = self._written
 
 
-def _text(journal: Path) -> str:
+def check_alone(journal: Path, size: int) -> None:
+    """Refuses a journal that somebody else changed: two runs would spend one plan twice.
+
+    Args:
+        journal: The file.
+        size: How many bytes its reader left in it.
+
+    Raises:
+        PrivacyError: If there are more, or fewer.
+    """
+    found = size_of(journal)
+    if found != size:
+        raise PrivacyError(
+            f"The privacy journal {journal} was changed by somebody else ({found} bytes, "
+            f"{size} expected). Nothing was released; let one run at a time use a "
+            "folder, then resume."
+        )
+
+
+def append_synced(journal: Path, text: bytes, *, first: bool) -> None:
+    """Adds text to a journal; it is on the disk when this returns.
+
+    Args:
+        journal: The file.
+        text: What is added.
+        first: Whether the file may be new, so that its name has to be kept, too.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("ab") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if first:
+        _sync_folder(journal.parent)
+
+
+def text_of(journal: Path) -> str:
+    """What a journal holds.
+
+    Raises:
+        PrivacyError: If it cannot be read.
+    """
     try:
         # Bytes that are no text are a line that a crash cut off; such a line reserved nothing.
         return journal.read_text(encoding="utf-8", errors="replace")
@@ -247,14 +275,15 @@ def _text(journal: Path) -> str:
         ) from error
 
 
-def _size_of(journal: Path) -> int:
+def size_of(journal: Path) -> int:
+    """How many bytes a journal has; 0 where there is none."""
     try:
         return journal.stat().st_size
     except OSError:
         return 0
 
 
-def _read(text: str) -> list[dict[str, int | str]]:
+def lines_of(text: str) -> list[dict[str, int | str]]:
     """A journal's lines; a line that was cut off by a crash reserved nothing."""
     lines = []
     for line in text.splitlines():
