@@ -1,0 +1,51 @@
+"""Reproductions: recipes train, noise is the papers', and a finished run is not lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reproductions import central_dp
+from reproductions.central_dp import RECIPES, Args, Job, classic_sigma
+from tests.data.conftest import data_directory
+
+__all__ = ["data_directory"]
+
+
+@pytest.mark.parametrize(("name", "published"), [("cnn", 1.23)])
+def test_the_classic_noise_is_the_published_one(name: str, published: float) -> None:
+    """Tramer and Boneh 2021: batch 512, 4,680 steps, epsilon 2.992 at 1.23."""
+    assert classic_sigma(RECIPES[name], 60_000, 2.992) == pytest.approx(published, abs=5e-3)
+
+
+def test_the_most_wanted_runs_come_first() -> None:
+    found = list(central_dp.jobs(Args()))
+    assert {job.epsilon for job in found[:15]} == {3.0}
+    assert len(found) == len(set(found)) == 3 * (3 * (2 + 2 + 1)) + 3
+
+
+def test_finished_runs_are_kept_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(central_dp, "RESULTS", tmp_path / "results" / "central_dp.json")
+    args = Args(only=("cnn",), epsilons=(3.0,), seeds=2)
+    first, *others = central_dp.missing(args)
+    figures = {"sigma": 1.2, "epsilon_pld": 2.9, "epsilon_rdp": 3.1, "seconds": 5.0}
+    central_dp.write({**vars(first), **figures, "accuracy": 0.975})
+    assert central_dp.missing(args) == others
+    central_dp.write({**vars(first), **figures, "accuracy": 0.985, "seed": 1})
+    assert len(json.loads(central_dp.RESULTS.read_text())["rows"]) == 2
+    shown = central_dp.table(central_dp.read())
+    assert "| cnn | 3 | pld | 1.200 | 2.900 | 3.100 | 98.00 (97.50–98.50) | 2 | 5 |" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("cnn", 0.7), ("scatternet", 0.9), ("adult", 0.8)])
+def test_two_hundred_steps_of_each_recipe(name: str, least: float, data_directory: Path) -> None:
+    """Well above chance, which is 0.1 for digits; the full recipes take minutes."""
+    job = Job(recipe=name, epsilon=8.0, accounting="pld", seed=0)
+    row = central_dp.trained(job, Args(directory=data_directory, smoke=True))
+    assert row["steps"] == 200
+    assert row["rows"] == 4096
+    assert float(str(row["accuracy"])) > least
+    assert 0 < float(str(row["epsilon_pld"])) < float(str(row["epsilon_rdp"]))
