@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from privtrain.runtimes.flower import FlowerGrid, FlowerRay
     from privtrain.runtimes.in_process import InProcess
     from privtrain.runtimes.processes import Processes
+    from privtrain.steps.batches import FixedSizeBatches, PoissonBatches, ShuffledEpochs
     from privtrain.steps.bookkeeping import BookKeeping
     from privtrain.steps.opacus import Opacus
     from privtrain.steps.plain import PlainSteps
@@ -111,6 +112,7 @@ _HOMES = {
     "runtimes.flower": "FlowerGrid FlowerRay",
     "runtimes.in_process": "InProcess",
     "runtimes.processes": "Processes",
+    "steps.batches": "FixedSizeBatches PoissonBatches ShuffledEpochs",
     "steps.bookkeeping": "BookKeeping",
     "steps.opacus": "Opacus",
     "steps.plain": "PlainSteps",
@@ -159,6 +161,7 @@ __all__ = [
     "FedAvg",
     "FederatedData",
     "FixedSize",
+    "FixedSizeBatches",
     "FlowerGrid",
     "FlowerRay",
     "GNMax",
@@ -175,6 +178,7 @@ __all__ = [
     "PlainSteps",
     "PlainSum",
     "Poisson",
+    "PoissonBatches",
     "PrivacyError",
     "PrivacyStatement",
     "PrivtrainError",
@@ -187,6 +191,7 @@ __all__ = [
     "Rows",
     "Runtimes",
     "SharedSum",
+    "ShuffledEpochs",
     "StudyLedger",
     "TamperedShareError",
     "Task",

@@ -130,7 +130,8 @@ class Release:
             run: The run, whose ledger was paid before.
             round: Communication round, from 0.
             kind: What the messages are called in the transcript.
-            releases: How many releases this is, such as one a query.
+            releases: How many releases this is, such as one a query; 0 for a further part of the
+                release under way, no two parts of which are about the same unit.
 
         Returns:
             What is released.

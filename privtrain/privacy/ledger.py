@@ -165,10 +165,10 @@ class JournalLedger:
 
         Raises:
             BudgetExceededError: If they were not paid for.
-            ValueError: If the count is not at least 1.
+            ValueError: If the count is negative. Zero is a further part of the last release.
         """
-        check_count(count=count)
-        if self._used + count > self._spent:
+        check_count(0, count=count)
+        if self._used + count > self._spent or self._used + count == 0:
             raise BudgetExceededError(
                 f"A release was about to be made that was not paid for ({self._used} of "
                 f"{self._spent} paid releases are made). Call run.spend() before it."

@@ -185,6 +185,42 @@ class Poisson:
         return event if exposure.knows_sample else poisson_sampled(self.rate, event)
 
 
+@dataclass(frozen=True)
+class Shuffled:
+    """Everybody takes part once, in a random order.
+
+    Args:
+        replace_one: Whether the guarantee is for replacing one, instead of zeroing one out.
+    """
+
+    replace_one: bool = False
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """All numbers in a random order, which has no effect on the guarantee."""
+        return [int(number) for number in generator.permutation(population)]
+
+    def expected(self, population: int) -> float:
+        """The population."""
+        return float(population)
+
+    def at_least(self, population: int) -> int:
+        """The population."""
+        return population
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random; it is not."""
+        return False
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """Zero-out or replace-one: how many there are is public, so nobody can be added unseen."""
+        return REPLACE_ONE if self.replace_one or exposure.single_messages else ZERO_OUT
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """The event as it is."""
+        return event
+
+
 def check_delta_below(delta: float, population: int | None, unit: str) -> None:
     """Refuses a delta under which publishing one unit in the clear would count as private.
 

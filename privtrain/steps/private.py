@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,85 +12,16 @@ from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.statement import Unit
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.accounting import repeated
 from privtrain.privacy.mechanism import Mechanism, l2_bound
 from privtrain.privacy.sampling import Poisson
+from privtrain.steps.batches import Batches, plan_batches, poisson_batch
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import ClippedSum, Gradients
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
-
-SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Poisson batches, and the public figures that follow from them.
-
-    Args:
-        sampling: Each example's probability, and the public expected size of a batch.
-        steps: How many batches.
-        assumptions: What the figures assume to be public.
-    """
-
-    sampling: Poisson
-    steps: int
-    assumptions: tuple[str, ...]
-
-
-def plan_batches(
-    data: FederatedData,
-    *,
-    epochs: float,
-    sampling_rate: float | None,
-    expected_batch: float | None,
-    parties: int = 1,
-) -> Batches:
-    """Settles sampling rate, expected batch and number of steps without looking at private counts.
-
-    What is given is used as it is. What is missing follows from the data's declared public number
-    of rows; only where there is none are the rows counted, which the guarantee then names as an
-    assumption, and it is stated under zero-out instead of add/remove.
-
-    Args:
-        data: Who holds which rows.
-        epochs: Expected number of passes over the rows; positive.
-        sampling_rate: Each example's probability, or None.
-        expected_batch: The number by which noised sums are divided, or None.
-        parties: Among how many the rows are spread evenly; 1 where they are pooled.
-
-    Returns:
-        The batches.
-
-    Raises:
-        ValueError: If neither rate nor batch is given.
-    """
-    if sampling_rate is None and expected_batch is None:
-        raise ValueError(
-            "Expected sampling_rate=None or expected_batch=None to be given; both are missing."
-        )
-    counted = None
-    if sampling_rate is None or expected_batch is None:
-        declared = data.public_rows
-        counted = None if declared else sum(len(data.train[party]) for party in data.parties)
-        rows = max(1.0, (declared or counted or 1) / parties)
-        if sampling_rate is None:
-            sampling_rate = min(1.0, (expected_batch or 1.0) / rows)
-        expected_batch = expected_batch or sampling_rate * rows
-    assumptions = [SAMPLED_IN_SECRET]
-    if counted is not None:
-        assumptions.append(f"the number of training rows, {counted}, is public")
-    steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
-    sampling = Poisson(sampling_rate, expected_batch, size_is_public=counted is not None)
-    return Batches(sampling, steps, tuple(assumptions))
-
-
-def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
-    """The rows that an independent coin each picks; may be none."""
-    chosen = sampling.choose(len(rows), generator)
-    return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
 
 
 def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
@@ -148,7 +78,7 @@ class DPSteps:
 
     def settled(self, data: FederatedData) -> "DPSteps":
         """The same steps with every public figure filled in, for parties to use."""
-        return replace(self, expected_batch=self._batches(data).sampling.expected_size)
+        return replace(self, expected_batch=self._batches(data).sampling.expected(0))
 
     def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
         """Improves the model in place.

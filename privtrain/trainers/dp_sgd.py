@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from privtrain.aggregation.aggregation import BoundedSum
-from privtrain.core.errors import UnsoundReleaseError
+from privtrain.core.errors import DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import CURATOR_NAME
@@ -19,16 +19,12 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import l2_bound
 from privtrain.release import Release
+from privtrain.steps.batches import Batches, BatchSampling, PoissonBatches
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import Gradients
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 from privtrain.steps.pooling import CURATOR_READS, pool
-from privtrain.steps.private import (
-    Batches,
-    diagnostics,
-    plan_batches,
-    poisson_batch,
-)
+from privtrain.steps.private import diagnostics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +38,8 @@ class DPSGD:
         expected_batch: Public number by which noised sums are divided; positive.
         sampling_rate: Each example's probability of being in a batch, in (0, 1]; None for the
             expected batch over the data's public number of rows.
+        sampling: How batches are drawn: `PoissonBatches()`, `FixedSizeBatches()` or
+            `ShuffledEpochs()`.
         learning_rate: Learning rate; positive.
         optimizer: Name of a class in `torch.optim`, or a factory.
         release: How gradients are clipped and noised; the mechanism clips in L2 norm.
@@ -53,6 +51,7 @@ class DPSGD:
     epochs: float = 20.0
     expected_batch: float = 64.0
     sampling_rate: float | None = None
+    sampling: BatchSampling = PoissonBatches()
     learning_rate: float = 0.5
     optimizer: str | OptimizerFactory = "SGD"
     release: Release = Release(Gaussian(1.0, 1.0))
@@ -76,8 +75,8 @@ class DPSGD:
             check_probability(sampling_rate=self.sampling_rate)
 
     def batches(self, data: FederatedData) -> Batches:
-        """Sampling rate, expected batch and number of steps, from public figures."""
-        return plan_batches(
+        """How batches are drawn and how many there are, from public figures."""
+        return self.sampling.batches(
             data,
             epochs=self.epochs,
             sampling_rate=self.sampling_rate,
@@ -85,12 +84,12 @@ class DPSGD:
         )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        """One noised gradient a step."""
+        """One noised gradient a draw: a step, or an epoch whose batches share no row."""
         batches = self.batches(data)
         return self.release.plans(
             unit=Unit.EXAMPLE,
-            count=batches.steps,
-            parties=1,
+            count=batches.draws,
+            parties=batches.population,
             sampling=batches.sampling,
             observers=(PUBLIC, AGGREGATOR),
             assumptions=batches.assumptions,
@@ -117,28 +116,40 @@ class DPSGD:
             The model after the last step that was paid for.
 
         Raises:
+            DataError: If the curator does not hold as many rows as were planned with.
             UnsupportedError: If a layer has no per-example gradients.
         """
         rows, batches = pool(data, run), self.batches(data)
+        if batches.population not in (1, len(rows)):
+            raise DataError(
+                f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
+                f"what {self.sampling} promises depends on their number."
+            )
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
-        start, every = self._resume(model, optimizer, run), max(1, batches.steps // 20)
+        start, shown, drawn = self._resume(model, optimizer, run), 0, list[int]()
         for step in range(start, batches.steps):
-            if not run.spend():
-                run.checkpoint.save(step, self._state(model, optimizer, run))
-                break
-            draw = run.entropy["sample", step, CURATOR_NAME].numpy()
-            batch = poisson_batch(rows, batches.sampling, draw)
+            if batches.opens(step):
+                if not run.spend():
+                    run.checkpoint.save(step, self._state(model, optimizer, run))
+                    break
+                draw = run.entropy["sample", step, CURATOR_NAME].numpy()
+                drawn = batches.sampling.choose(len(rows), draw)
+            batch = batches.batch(rows, drawn, step)
             with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
                 clipped = engine.clipped_sum(batch, l2_bound(self.release.mechanism))
             bounded = BoundedSum(clipped.value, l2_bound(self.release.mechanism))
-            noised = self.release.arrive(bounded, run, round=step, kind="gradient")
+            paid = int(batches.opens(step))
+            noised = self.release.arrive(bounded, run, round=step, kind="gradient", releases=paid)
             set_gradient(parameters, noised / self.expected_batch)
             optimizer.step()
             run.progress(step + 1, batches.steps)
-            if (step + 1) % every == 0 or step + 1 == batches.steps:
+            # What was paid for is done as a whole, so a run is resumed between draws only.
+            due = (step + 1) * 20 // batches.steps > shown
+            if batches.closes(step) and (due or step + 1 == batches.steps):
+                shown = (step + 1) * 20 // batches.steps
                 seen = diagnostics(clipped, bounded.bound)
                 run.history.record(step + 1, **seen)
                 run.watch(step + 1, batches.steps, ModelPredictor(model))

@@ -18,8 +18,9 @@ from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sample
 from privtrain.privacy.gaussian import Gaussian, Laplace
 from privtrain.privacy.mechanism import Exact
 from privtrain.privacy.sampling import Poisson
+from privtrain.steps.batches import plan_batches, poisson_batch
 from privtrain.steps.opacus import Opacus
-from privtrain.steps.private import DPSteps, diagnostics, plan_batches, poisson_batch
+from privtrain.steps.private import DPSteps, diagnostics
 from tests.statistics import ALARM, assert_power, mean_is_zero, normal_with_std, std_is
 from tests.steps.loops import clipped, example_gradients, in_float64, mlp, rows_for
 

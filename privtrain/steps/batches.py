@@ -1,0 +1,250 @@
+"""How batches are drawn from pooled rows, and which figures that makes public."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import FederatedData, Rows
+from privtrain.privacy.sampling import FixedSize, Poisson, Sampling, Shuffled
+
+SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How batches are drawn, and the public figures that follow.
+
+    Args:
+        sampling: Which rows a draw takes, and what that adds to a guarantee.
+        steps: How many batches.
+        assumptions: What the figures assume to be public.
+        per_draw: How many batches a draw is cut into. They share no row, so that together they
+            cost what one of them costs (parallel composition, McSherry 2009, theorem 4).
+        population: How many rows there are where that is public, else 1.
+    """
+
+    sampling: Sampling
+    steps: int
+    assumptions: tuple[str, ...]
+    per_draw: int = 1
+    population: int = 1
+
+    @property
+    def draws(self) -> int:
+        """How often is drawn: as many releases are paid for."""
+        return -(-self.steps // self.per_draw)
+
+    def opens(self, step: int) -> bool:
+        """Whether a step is the first of a draw."""
+        return step % self.per_draw == 0
+
+    def closes(self, step: int) -> bool:
+        """Whether a step is the last of a draw, after which a run can be resumed."""
+        return (step + 1) % self.per_draw == 0 or step + 1 == self.steps
+
+    def batch(self, rows: Rows, drawn: list[int], step: int) -> Rows:
+        """The rows of a step, out of its draw; may be none."""
+        size = -(-len(drawn) // self.per_draw)
+        first = step % self.per_draw * size
+        chosen = drawn[first : first + size]
+        return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
+
+
+def plan_batches(
+    data: FederatedData,
+    *,
+    epochs: float,
+    sampling_rate: float | None,
+    expected_batch: float | None,
+    parties: int = 1,
+) -> Batches:
+    """Settles sampling rate, expected batch and number of steps without looking at private counts.
+
+    What is given is used as it is. What is missing follows from the data's declared public number
+    of rows; only where there is none are the rows counted, which the guarantee then names as an
+    assumption, and it is stated under zero-out instead of add/remove.
+
+    Args:
+        data: Who holds which rows.
+        epochs: Expected number of passes over the rows; positive.
+        sampling_rate: Each example's probability, or None.
+        expected_batch: The number by which noised sums are divided, or None.
+        parties: Among how many the rows are spread evenly; 1 where they are pooled.
+
+    Returns:
+        The batches.
+
+    Raises:
+        ValueError: If neither rate nor batch is given.
+    """
+    if sampling_rate is None and expected_batch is None:
+        raise ValueError(
+            "Expected sampling_rate=None or expected_batch=None to be given; both are missing."
+        )
+    found = None
+    if sampling_rate is None or expected_batch is None:
+        declared = data.public_rows
+        found = None if declared else sum(len(data.train[party]) for party in data.parties)
+        rows = max(1.0, (declared or found or 1) / parties)
+        if sampling_rate is None:
+            sampling_rate = min(1.0, (expected_batch or 1.0) / rows)
+        expected_batch = expected_batch or sampling_rate * rows
+    assumptions = [SAMPLED_IN_SECRET]
+    if found is not None:
+        assumptions.append(counted(found))
+    steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
+    sampling = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
+    return Batches(sampling, steps, tuple(assumptions))
+
+
+def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
+    """The rows that an independent coin each picks; may be none."""
+    chosen = sampling.choose(len(rows), generator)
+    return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
+
+
+class BatchSampling(Protocol):
+    """How DP-SGD on pooled rows draws its batches."""
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Settles how is drawn, and how many steps there are.
+
+        Args:
+            data: Who holds which rows.
+            epochs: Expected number of passes over the rows; positive.
+            sampling_rate: Each row's probability, or None.
+            expected_batch: The public number by which noised sums are divided.
+
+        Returns:
+            The batches.
+
+        Raises:
+            ValueError: If the figures do not fit.
+            UnsupportedError: If the sampling has no use for one of them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PoissonBatches:
+    """Every row takes part in every batch independently; batches vary in size and may be empty.
+
+    Source: Abadi et al. 2016 (arXiv:1607.00133).
+    """
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Poisson batches; see `plan_batches`."""
+        return plan_batches(
+            data, epochs=epochs, sampling_rate=sampling_rate, expected_batch=expected_batch
+        )
+
+
+@dataclass(frozen=True)
+class FixedSizeBatches:
+    """Every batch has exactly the expected size, drawn without replacement.
+
+    The guarantee is for replacing one row by another, where a sum moves by twice the clipping
+    norm, and accounted by RDP: it costs more than twice what Poisson batches cost under
+    add/remove. The number of rows is public.
+
+    Source: Wang, Balle and Kasiviswanathan 2019 (arXiv:1808.00087).
+    """
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Batches of `expected_batch` rows.
+
+        Raises:
+            ValueError: If that is no whole number, or more than there are rows.
+            UnsupportedError: If a sampling rate is given.
+        """
+        rows, size = _public_figures(self, data, sampling_rate, expected_batch)
+        steps = max(1, math.ceil(epochs * rows / size - 1e-9))
+        assumptions = (SAMPLED_IN_SECRET, counted(rows))
+        return Batches(FixedSize(size), steps, assumptions, population=rows)
+
+
+@dataclass(frozen=True)
+class ShuffledEpochs:
+    """Each epoch cuts a new random order of all rows into batches of nearly the expected size.
+
+    Nothing is amplified: the batches of an epoch share no row, so an epoch costs one Gaussian, and
+    E epochs cost E. The number of rows is public, so a row can be zeroed out or replaced, not
+    added.
+
+    Args:
+        replace_one: Whether the guarantee is for replacing one row by another, with twice the
+            sensitivity, instead of zeroing its contribution out.
+
+    Source: parallel composition, McSherry 2009, theorem 4; Chua et al. 2024 on why shuffled
+    batches must not be accounted as Poisson batches (arXiv:2403.17673).
+    """
+
+    replace_one: bool = False
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Batches that are paid for an epoch at a time.
+
+        Raises:
+            ValueError: If `expected_batch` is no whole number, or more than there are rows.
+            UnsupportedError: If a sampling rate is given.
+        """
+        rows, size = _public_figures(self, data, sampling_rate, expected_batch)
+        cut = -(-rows // size)
+        steps = max(1, math.ceil(epochs * cut - 1e-9))
+        sampling = Shuffled(replace_one=self.replace_one)
+        return Batches(sampling, steps, (counted(rows),), per_draw=cut, population=rows)
+
+
+def counted(rows: int) -> str:
+    """The assumption that the number of rows is public."""
+    return f"the number of training rows, {rows}, is public"
+
+
+def _public_figures(
+    sampling: BatchSampling, data: FederatedData, rate: float | None, expected_batch: float
+) -> tuple[int, int]:
+    """The number of rows and of those in a batch."""
+    if rate is not None:
+        raise UnsupportedError(
+            f"{sampling} has no use for sampling_rate={rate!r}: its batches follow from "
+            "expected_batch. Leave it out, or use PoissonBatches()."
+        )
+    rows = len(data.pooled())
+    if expected_batch != int(expected_batch) or not 1 <= expected_batch <= max(1, rows):
+        raise ValueError(
+            f"Expected expected_batch={expected_batch!r} to be a whole number in 1..{rows}, the "
+            f"number of rows: {sampling} draws batches of that size."
+        )
+    return max(1, rows), int(expected_batch)
