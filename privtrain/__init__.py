@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from privtrain.trainers.pate import PATE
     from privtrain.trainers.sgd import SGD
     from privtrain.training import calibrate, fit
+    from privtrain.tuning import PrivateRows, PublicRows, Tuned, tune
 
 _HOMES = {
     "aggregation.finish": "ARGMAX IDENTITY Threshold",
@@ -123,6 +124,7 @@ _HOMES = {
     "trainers.pate": "PATE",
     "trainers.sgd": "SGD",
     "training": "calibrate fit",
+    "tuning": "PrivateRows PublicRows Tuned tune",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -181,9 +183,11 @@ __all__ = [
     "PoissonBatches",
     "PrivacyError",
     "PrivacyStatement",
+    "PrivateRows",
     "PrivtrainError",
     "Processes",
     "ProtocolError",
+    "PublicRows",
     "RandomTrials",
     "RdpCurve",
     "RdpFilter",
@@ -198,6 +202,7 @@ __all__ = [
     "Threshold",
     "TrainResult",
     "Transcript",
+    "Tuned",
     "Uniform",
     "UnsoundReleaseError",
     "UnsupportedError",
@@ -210,6 +215,7 @@ __all__ = [
     "fit",
     "load",
     "save",
+    "tune",
 ]
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"steps"},
     {"trainers", "report"},
     {"training", "auditing"},
-    {"comparison"},
+    {"comparison", "tuning"},
     {"study"},
     {"party"},
     {"cli"},
