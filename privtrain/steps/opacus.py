@@ -71,7 +71,8 @@ class Opacus:
     """Per-example gradients by Opacus.
 
     Args:
-        mode: "hooks" materialises every example's gradient; "ghost" computes norms first and
+        mode: "hooks" materialises every example's gradient, by a formula for each kind of
+            layer; "functorch" does so by torch.func; "ghost" computes norms first and
             the clipped sum in a second backward pass, with less memory for wide layers. It
             refuses linear layers over sequences, whose norms it would underestimate.
     """
@@ -79,7 +80,7 @@ class Opacus:
     mode: str = "hooks"
 
     def __post_init__(self) -> None:
-        check_member(("hooks", "ghost"), mode=self.mode)
+        check_member(("hooks", "ghost", "functorch"), mode=self.mode)
 
     def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
         """Prepares a model.
@@ -96,7 +97,9 @@ class Opacus:
         """
         check_model(model)
         model.train()
-        return Ghost(model, loss) if self.mode == "ghost" else Hooks(model, loss)
+        if self.mode == "ghost":
+            return Ghost(model, loss)
+        return Hooks(model, loss, functorch=self.mode == "functorch")
 
     def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
         """The engine of a model that may have been prepared before; hooks are not added twice."""
@@ -115,9 +118,11 @@ def _attach(kind: str, model: nn.Module) -> Any:
         GradSampleHooksFastGradientClipping,
     )
 
-    factory = GradSampleHooks if kind == "hooks" else GradSampleHooksFastGradientClipping
     try:
-        return factory(model, loss_reduction="sum")
+        if kind == "ghost":
+            return GradSampleHooksFastGradientClipping(model, loss_reduction="sum")
+        functorch = kind == "functorch"
+        return GradSampleHooks(model, loss_reduction="sum", force_functorch=functorch)
     except NotImplementedError as error:
         raise UnsupportedError(f"Opacus cannot take this model: {error}") from error
 
@@ -130,7 +135,7 @@ def _detach(hooks: Any, model: nn.Module) -> None:
             if hasattr(parameter, name):
                 delattr(parameter, name)
     for layer in model.modules():
-        for name in ("activations", "max_batch_len"):
+        for name in ("activations", "max_batch_len", "ft_compute_sample_grad"):
             if name in layer.__dict__:
                 delattr(layer, name)
 
@@ -163,16 +168,18 @@ class Hooks:
     Args:
         model: The model.
         loss: Loss of each example.
+        functorch: Whether every layer's gradients are computed by torch.func.
     """
 
     model: nn.Module
     loss: Loss
+    functorch: bool = False
     notes: tuple[str, ...] = field(default=(), init=False)
     _hooks: Any = field(init=False, repr=False)
     _checked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._hooks = _attach("hooks", self.model)
+        self._hooks = _attach("functorch" if self.functorch else "hooks", self.model)
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.

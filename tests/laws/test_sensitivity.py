@@ -31,7 +31,7 @@ def rows(seed: int, count: int, scale: float) -> Rows:
 
 ENGINES = {
     (mode, name): Opacus(mode).engine(in_float64(make).float(), cross_entropy)
-    for mode in ("hooks", "ghost")
+    for mode in ("hooks", "ghost", "functorch")
     for name, make in (("mlp", mlp), ("layer_norm", layer_norm))
 }
 

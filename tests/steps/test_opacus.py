@@ -27,7 +27,7 @@ from tests.steps.loops import (
     rows_for,
 )
 
-MODES = ("hooks", "ghost")
+MODES = ("hooks", "ghost", "functorch")
 C = 0.4
 
 

@@ -46,7 +46,7 @@ def start(task: Task = TASK, seed: int = 0) -> nn.Module:
 # ---------------------------------------------------------------------- against plain loops
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("mode", ["hooks", "ghost", "functorch"])
 def test_without_noise_training_equals_a_loop_over_examples(mode: str) -> None:
     data = a_federation(30, 10)
     trainer = DPSGD(
