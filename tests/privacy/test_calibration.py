@@ -1,6 +1,8 @@
 """Calibrated scales meet their target, and nothing much smaller does."""
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -166,3 +168,32 @@ def test_what_nobody_can_read_raises() -> None:
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         calibrate_scale(gaussian_event, **{"epsilon": 1.0, "delta": DELTA, **wrong})
+
+
+_LISTED = """
+import resource
+from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.privacy.calibration import calibrate_scale
+
+for target in (0.01, 0.1, 1.0, 10.0, 100.0, 500.0, 1000.0):
+    for rate, steps in ((512 / 60_000, 4_680), (1.0, 20)):
+        def event(scale):
+            return repeated(poisson_sampled(rate, gaussian_event(scale)), steps)
+        scale = calibrate_scale(event, epsilon=target, delta=1e-6)
+        print(target, epsilon(event(scale), 1e-6))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_extreme_targets_stay_below_a_gigabyte() -> None:
+    """In a process of its own; another accountant took all memory of a machine at epsilon 500."""
+    found = subprocess.run(
+        [sys.executable, "-c", _LISTED], capture_output=True, text=True, check=True
+    )
+    *pairs, peak = found.stdout.splitlines()
+    assert len(pairs) == 14
+    for pair in pairs:
+        target, spent = map(float, pair.split())
+        assert 0.98 * target <= spent <= target
+    assert float(peak) < 1000
