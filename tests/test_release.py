@@ -160,13 +160,17 @@ def test_an_unpaid_release_does_not_come_through() -> None:
         release.arrive(messages, run, round=1)
 
 
-@pytest.mark.parametrize("releases", [0, -1])
-def test_no_release_counts_as_none(releases: int) -> None:
+def test_a_further_part_needs_a_release_under_way_and_none_counts_backwards() -> None:
     release = Release(Gaussian(1.0, 1.0))
     run = a_run(ledger=JournalLedger(release.plans(unit=Unit.CLIENT, count=5, parties=1)))
     assert run.spend(3)
+    messages = [release.leave([torch.ones(2)], a_party())]
     with pytest.raises(ValueError, match="count="):
-        release.arrive([{"update": torch.ones(2)}], run, round=0, releases=releases)
+        release.arrive(messages, run, round=0, releases=-1)
+    with pytest.raises(BudgetExceededError, match="not paid for"):
+        release.arrive(messages, run, round=0, releases=0)
+    release.arrive(messages, run, round=0)
+    release.arrive(messages, run, round=1, releases=0)
 
 
 def test_several_answers_are_several_releases() -> None:

@@ -22,6 +22,8 @@ Result = TypeVar("Result")
 
 _SILENCE = 0.7
 """Fraction of the timeout after which a silent party counts as frozen; the rest is for ending."""
+_ENDING = 0.2
+"""Fraction of the timeout for which the end waits for a thread that is blocked in the network."""
 
 FAILED = 1
 """Exit code of a process whose run was ended by another party."""
@@ -54,6 +56,7 @@ class Peers:
     _polled: float = field(default=0.0, init=False)
     _store_error: str = field(default="", init=False)
     _closing: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    _threads: list[threading.Thread] = field(default_factory=list, init=False, repr=False)
 
     @property
     def beat(self) -> float:
@@ -76,7 +79,9 @@ class Peers:
         self._polled = now
         self._beats = dict.fromkeys(self._others, (-1, now))
         for target in (self._keep_beating, self._keep_watch):
-            threading.Thread(target=target, daemon=True).start()
+            thread = threading.Thread(target=target, daemon=True)
+            thread.start()
+            self._threads.append(thread)
         return self
 
     def __exit__(
@@ -96,6 +101,9 @@ class Peers:
         except RuntimeError:  # the store went with its host; nobody is left to tell
             pass
         self._closing.set()
+        # A thread inside the store while the interpreter ends would abort the process.
+        for thread in self._threads:
+            thread.join(timeout=_ENDING * self.timeout)
 
     def run(self, program: Callable[[], Result]) -> Result:
         """Runs the program; where it only lost contact, finds out with whom.
@@ -197,7 +205,7 @@ class Peers:
                 return
             count += 1
             self._polled = time.monotonic()
-            time.sleep(self.beat)
+            self._closing.wait(self.beat)
 
     def _look_at(self, rank: int) -> None:
         if self._get(f"done/{rank}") is not None:

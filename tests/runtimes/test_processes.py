@@ -161,7 +161,9 @@ def test_what_a_party_started_is_ended_too(tmp_path: Path) -> None:
 
 
 PARENT = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from privtrain.runtimes.processes import Processes
 from tests.runtimes.programs import NoteAndSleep
 Processes(timeout=60).spmd(NoteAndSleep(sys.argv[1]), {"a": {}, "b": {}})
