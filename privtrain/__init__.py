@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from privtrain.core.transcript import Transcript
     from privtrain.mpc.crypten import CrypTen
     from privtrain.privacy.accounting import RdpCurve, epsilon
+    from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
     from privtrain.privacy.filter import RdpFilter
     from privtrain.privacy.gaussian import Gaussian, Laplace
     from privtrain.privacy.mechanism import Exact
@@ -100,6 +101,7 @@ _HOMES = {
     "core.transcript": "Transcript",
     "mpc.crypten": "CrypTen",
     "privacy.accounting": "RdpCurve epsilon",
+    "privacy.clipping": "AutomaticClipping FlatClipping PerLayerClipping",
     "privacy.filter": "RdpFilter",
     "privacy.gaussian": "Gaussian Laplace",
     "privacy.mechanism": "Exact",
@@ -150,6 +152,7 @@ __all__ = [
     "SPLIT",
     "SYSTEM",
     "ZERO_OUT",
+    "AutomaticClipping",
     "BookKeeping",
     "Budget",
     "BudgetExceededError",
@@ -164,6 +167,7 @@ __all__ = [
     "FederatedData",
     "FixedSize",
     "FixedSizeBatches",
+    "FlatClipping",
     "FlowerGrid",
     "FlowerRay",
     "GNMax",
@@ -177,6 +181,7 @@ __all__ = [
     "Observer",
     "Opacus",
     "PartyLostError",
+    "PerLayerClipping",
     "PlainSteps",
     "PlainSum",
     "Poisson",

@@ -22,6 +22,7 @@ from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten import CrypTen
+from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
 from privtrain.privacy.gaussian import Gaussian, Laplace
 from privtrain.privacy.mechanism import Exact
 from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, Placement
@@ -54,6 +55,7 @@ _KINDS: Mapping[str, type[Any]] = {
         *(Release, PlainSum, SharedSum, Threshold, Placement),
         *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
         *(PoissonBatches, FixedSizeBatches, ShuffledEpochs),
+        *(FlatClipping, PerLayerClipping, AutomaticClipping),
         *(PlainSteps, DPSteps, BookKeeping, Opacus, CrypTen),
     )
 }

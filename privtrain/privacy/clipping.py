@@ -1,6 +1,9 @@
-"""Bounding one contribution: flat L2 and L1 clipping."""
+"""Bounding one contribution: L2 and L1 clipping, as a whole or layer by layer."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,3 +77,141 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
     bound = torch.tensor(clipping_norm, dtype=torch.float64, device=norms.device)
     factors = (bound / norms.double().clamp_min(clipping_norm)).to(norms.dtype)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+class Clipping(Protocol):
+    """How the bound on a contribution is shared out among the layers of a model.
+
+    Whatever the style, a contribution's L2 norm stays at or below the clipping norm, so that the
+    sensitivity of a sum does not depend on it.
+    """
+
+    def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
+        """The group that each parameter is measured and weighted with, counted from zero."""
+        ...
+
+    def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
+        """Factors in [0, 1] of the groups of each contribution, to be multiplied by `scale`.
+
+        Args:
+            norms: Upper bounds of the groups' L2 norms, shape `(groups, contributions)`, float64.
+            clipping_norm: Upper bound on the L2 norm of a whole contribution; positive.
+        """
+        ...
+
+    def scale(self, clipping_norm: float) -> float:
+        """What the weighted sum is multiplied by."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlatClipping:
+    """One factor for a whole contribution: the clipping norm over its norm, at most 1.
+
+    Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133).
+    """
+
+    def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
+        """All parameters are one group."""
+        return (0,) * len(parameters)
+
+    def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
+        """The clipping norm over the norm, at most 1; shape `(1, contributions)`."""
+        return clip_factors(norms, clipping_norm)
+
+    def scale(self, clipping_norm: float) -> float:
+        """Nothing is left to be multiplied."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class PerLayerClipping:
+    """Each layer's gradient is clipped to a bound of its own.
+
+    The squares of the bounds add up to the square of the clipping norm, C. A parameter that
+    several layers share is clipped with the first of them.
+
+    Args:
+        weights: A positive number for each layer with trained parameters, in the model's order;
+            the layer's bound is C times its weight over the L2 norm of all weights. Empty for
+            equal bounds, C over the square root of the number of layers.
+
+    Source: McMahan et al. 2018, section 3.2 (arXiv:1710.06963).
+    """
+
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for place, weight in enumerate(self.weights):
+            check_positive(**{f"weights[{place}]": weight})
+
+    def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
+        """The parameters of one layer are one group.
+
+        Raises:
+            ValueError: If the number of weights is not that of layers.
+        """
+        layers: dict[str, int] = {}
+        found = tuple(
+            layers.setdefault(name.rpartition(".")[0], len(layers)) for name in parameters
+        )
+        if self.weights and len(self.weights) != len(layers):
+            raise ValueError(
+                f"Expected weights={self.weights} to hold {len(layers)} numbers, one for each of "
+                f"the layers with trained parameters: {', '.join(layers)}."
+            )
+        return found
+
+    def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
+        """Each layer's own factors, shape `(layers, contributions)`."""
+        weights = self.weights or (1.0,) * len(norms)
+        # A little less, so that the bounds' own rounding does not add up to more than C.
+        unit = clipping_norm / math.hypot(*weights) * (1 - 1e-14)
+        return torch.stack([clip_factors(n, w * unit) for n, w in zip(norms, weights, strict=True)])
+
+    def scale(self, clipping_norm: float) -> float:
+        """Nothing is left to be multiplied."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class AutomaticClipping:
+    """Every contribution is normalised: its factor is C / (norm + gamma), AUTO-S.
+
+    Small gradients grow, so the clipping norm only scales the learning rate.
+
+    Args:
+        gamma: What keeps small gradients apart from large ones, in the unit of the norms; at
+            least 1e-6, below which rounding could matter.
+
+    Source: Bu et al. 2022, section 4 (arXiv:2206.07136).
+    """
+
+    gamma: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_positive(gamma=self.gamma)
+        if self.gamma < 1e-6:
+            raise ValueError(f"Expected gamma={self.gamma!r} >= 1e-6.")
+
+    def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
+        """All parameters are one group."""
+        return (0,) * len(parameters)
+
+    def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
+        """Shape `(1, contributions)`; gamma / (norm + gamma), so that no product overflows."""
+        factors = self.gamma / (norms.double() + self.gamma)
+        return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+    def scale(self, clipping_norm: float) -> float:
+        """C / gamma.
+
+        Raises:
+            ValueError: If that is beyond what float32 can multiply by.
+        """
+        check_positive(clipping_norm=clipping_norm)
+        if clipping_norm / self.gamma > 1e30:
+            raise ValueError(
+                f"Expected clipping_norm={clipping_norm!r} <= 1e30 x gamma={self.gamma!r}."
+            )
+        return clipping_norm / self.gamma

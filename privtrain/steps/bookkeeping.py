@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
-from privtrain.privacy.clipping import clip_factors
+from privtrain.privacy.clipping import Clipping, FlatClipping
 from privtrain.steps.bookkeeping_checks import (
     UnbookedError,
     Use,
@@ -29,7 +29,7 @@ from privtrain.steps.bookkeeping_checks import (
     reached,
     refuse_layers,
 )
-from privtrain.steps.bookkeeping_fallback import PerExample, total_norms
+from privtrain.steps.bookkeeping_fallback import PerExample, group_norms, groups_of, total
 from privtrain.steps.bookkeeping_layers import formula_of
 from privtrain.steps.bookkeeping_parts import Part, together
 from privtrain.steps.bookkeeping_room import Room, Workspace
@@ -50,11 +50,14 @@ class BookKeeping:
     Args:
         micro_batch: Examples to work on at a time, which bounds the memory and changes no sum;
             None for the whole batch.
+        clipping: How the clipping norm is shared out among layers: `FlatClipping()`,
+            `PerLayerClipping()` or `AutomaticClipping()`. The bound on the whole is the same.
 
     Source: Bu et al. 2023 (arXiv:2210.00038).
     """
 
     micro_batch: int | None = None
+    clipping: Clipping = FlatClipping()
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None:
@@ -75,7 +78,7 @@ class BookKeeping:
         """
         refuse_layers(model)
         model.train()
-        return Books(model, loss, self.micro_batch)
+        return Books(model, loss, self.micro_batch, self.clipping)
 
     def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
         """The engine of a model that may have been prepared before, so that it is tried once."""
@@ -95,19 +98,23 @@ class Books:
         model: The model.
         loss: Loss of each example.
         micro_batch: Examples to work on at a time, or None.
+        clipping: How the clipping norm is shared out among layers.
     """
 
     model: nn.Module
     loss: Loss
     micro_batch: int | None = None
+    clipping: Clipping = FlatClipping()
     notes: tuple[str, ...] = field(default=(), init=False)
     _layers: list[tuple[str, nn.Module, int]] = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _other: PerExample | None = field(default=None, init=False, repr=False)
+    _groups: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._layers = _bookable(self.model)
+        self._groups = groups_of(self.model, self.clipping)  # wrong settings show at once
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -130,7 +137,7 @@ class Books:
                 self._try_out(rows)
                 return self._in_pieces(rows, clipping_norm)
             except UnbookedError as reason:
-                self._other = PerExample(self.model, self.loss)
+                self._other = PerExample(self.model, self.loss, self.clipping)
                 self.notes = (f"gradients by torch.func, which is slower: {reason}",)
         return self._other.clipped_sum(rows, clipping_norm)
 
@@ -154,17 +161,20 @@ class Books:
         losses, uses = self._forward(rows)
         parts = self._backward(losses, uses)
         norms, value = self._norms(parts, len(rows)), empty_sum(self.model).value
-        factors = clip_factors(norms, clipping_norm)
+        factors = self.clipping.factors(norms, clipping_norm)
         if bool((factors == 0).any()):
             # Zero times infinity is not zero: broken examples leave before anything is added.
-            kept = factors.nonzero().squeeze(1)
-            factors = factors[kept]
+            kept = (factors != 0).all(dim=0).nonzero().squeeze(1)
+            factors = factors[:, kept]
             parts = {name: part.take(kept) for name, part in parts.items()}
         self._add(value, parts, factors)
-        return ClippedSum(value, norms, losses.detach())
+        scale = self.clipping.scale(clipping_norm)
+        value = value if scale == 1 else value.mul_(scale)
+        return ClippedSum(value, total(norms), losses.detach())
 
     def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
         """Losses, and the uses of layers that they depend on."""
+        self._groups = groups_of(self.model, self.clipping)  # parameters may have been replaced
         with _books(self._layers) as uses:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
@@ -201,19 +211,21 @@ class Books:
 
     @torch.no_grad()
     def _norms(self, parts: dict[int, Part], rows: int) -> Tensor:
-        """Upper bounds of the norms, `(batch,)`, float64."""
+        """Upper bounds of the norms of each group, `(groups, batch)`, float64."""
+        count = max(self._groups.values(), default=0) + 1
         if not parts:
-            return torch.zeros(rows, dtype=torch.float64)
-        measured = [part.measure() for part in parts.values()]
-        return total_norms(measured, next(self.model.parameters()).dtype)
+            return torch.zeros(count, rows, dtype=torch.float64)
+        measured = [(self._groups[key], part.measure()) for key, part in parts.items()]
+        return group_norms(measured, count, next(self.model.parameters()).dtype)
 
     @torch.no_grad()
     def _add(self, value: Tensor, parts: dict[int, Part], factors: Tensor) -> None:
         start = 0
         for parameter in trainable(self.model):
             part, size = parts.get(id(parameter)), parameter.numel()
-            if part is not None and len(factors) > 0:
-                part.add(value[start : start + size].view_as(parameter), factors)
+            if part is not None and factors.shape[1] > 0:
+                own = factors[self._groups[id(parameter)]]
+                part.add(value[start : start + size].view_as(parameter), own)
             start += size
 
     def _try_out(self, rows: Rows) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows
-from privtrain.privacy.clipping import clip_factors
+from privtrain.privacy.clipping import Clipping, FlatClipping
 from privtrain.steps.bookkeeping_parts import Formed, Measure, unit
 from privtrain.steps.gradients import ClippedSum, empty_sum
 
@@ -17,17 +17,34 @@ _VALUES = 2**23
 """Values of per-example gradients that are held at a time: 32 MB in float32."""
 
 
-def total_norms(measured: list[Measure], dtype: torch.dtype) -> Tensor:
-    """Upper bounds of the norms over all parameters, with room for rounding the factors.
+def groups_of(model: nn.Module, clipping: Clipping) -> dict[int, int]:
+    """The group of each trained parameter, by the parameter's `id`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = clipping.groups([name for name, _ in named])
+    return {id(p): group for (_, p), group in zip(named, groups, strict=True)}
+
+
+def group_norms(measured: list[tuple[int, Measure]], groups: int, dtype: torch.dtype) -> Tensor:
+    """Upper bounds of the norms over groups of parameters, with room for rounding the factors.
 
     Args:
-        measured: Squared norms of each parameter's gradients, and what rounding may add to them.
+        measured: Of each parameter its group, the squared norms of its gradients, and what
+            rounding may add to them.
+        groups: How many groups there are.
         dtype: Type in which gradients are weighted.
+
+    Returns:
+        Shape `(groups, batch)`, float64; zero for a group of which nothing was measured.
     """
-    bounds = [
-        square if error is None else (square.sqrt() + error).square() for square, error in measured
-    ]
-    return torch.stack(bounds).sum(dim=0).sqrt() * (1 + 8 * unit(dtype))
+    squares = measured[0][1][0].new_zeros(groups, len(measured[0][1][0]))
+    for group, (square, error) in measured:
+        squares[group] += square if error is None else (square.sqrt() + error).square()
+    return squares.sqrt_() * (1 + 8 * unit(dtype))
+
+
+def total(norms: Tensor) -> Tensor:
+    """Norms of whole gradients from those of their groups, `(batch,)`."""
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(norms, dim=0)
 
 
 @dataclass
@@ -37,10 +54,12 @@ class PerExample:
     Args:
         model: The model.
         loss: Loss of each example.
+        clipping: How the clipping norm is shared out among layers.
     """
 
     model: nn.Module
     loss: Loss
+    clipping: Clipping = FlatClipping()
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -54,24 +73,33 @@ class PerExample:
         """
         if len(rows) == 0:
             return empty_sum(self.model)
-        total = empty_sum(self.model).value
-        size = max(1, _VALUES // max(1, total.numel()))
+        value = empty_sum(self.model).value
+        groups = list(groups_of(self.model, self.clipping).values())
+        size = max(1, _VALUES // max(1, value.numel()))
         norms, losses = [], []
         for index in torch.split(torch.arange(len(rows), device=rows.inputs.device), size):
-            gradients, values = self._gradients(rows.take(index))
-            measured = [Formed(gradient).measure() for gradient in gradients]
-            norms.append(total_norms(measured, total.dtype))
-            losses.append(values)
-            self._add(total, gradients, clip_factors(norms[-1], clipping_norm))
-        return ClippedSum(total, torch.cat(norms), torch.cat(losses))
+            gradients, found = self._gradients(rows.take(index))
+            measured = [(g, Formed(x).measure()) for g, x in zip(groups, gradients, strict=True)]
+            of_groups = group_norms(measured, max(groups) + 1, value.dtype)
+            factors = self.clipping.factors(of_groups, clipping_norm)
+            self._add(value, gradients, factors[groups])
+            norms.append(total(of_groups))
+            losses.append(found)
+        value *= self.clipping.scale(clipping_norm)
+        return ClippedSum(value, torch.cat(norms), torch.cat(losses))
 
     def close(self) -> None:
         """Nothing was put on the model."""
 
-    def _add(self, total: Tensor, gradients: list[Tensor], factors: Tensor) -> None:
-        kept = factors > 0
-        flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
-        total.addmv_(flat[kept].t(), factors[kept].to(total.dtype))
+    def _add(self, value: Tensor, gradients: list[Tensor], factors: Tensor) -> None:
+        """Adds what is weighted by each parameter's factors, `(parameters, batch)`."""
+        kept = (factors != 0).all(dim=0)
+        start = 0
+        for gradient, own in zip(gradients, factors, strict=True):
+            flat = gradient.flatten(1)[kept]
+            end = start + flat.shape[1]
+            value[start:end].addmv_(flat.t(), own[kept].to(value.dtype))
+            start = end
 
     def _gradients(self, rows: Rows) -> tuple[list[Tensor], Tensor]:
         """Gradients of each parameter, `(batch, ...)`, and the losses, `(batch,)`."""
