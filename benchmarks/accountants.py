@@ -3,8 +3,10 @@
     python benchmarks/accountants.py [--quick] [--json]
 
 Ours is the PLD accountant, which the library asks by default; it stands against the RDP accountant,
-which cross-checks it. Results are not taken from a cache. The epsilons stand beside the times:
-`classic` is RDP as papers before 2020 converted it.
+which cross-checks it. Calibration, from a target to the noise multiplier, stands against one
+evaluation of the noise that it finds; beside it the largest memory of the process so far. Results
+are not taken from a cache. The epsilons stand beside the times: `classic` is RDP as papers before
+2020 converted it.
 """
 
 import sys
@@ -16,7 +18,9 @@ from harness import Row, compare, main
 # The files of this folder run as scripts from a checkout that need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from privtrain.core.memory import peak_memory
 from privtrain.privacy import accountants, accounting
+from privtrain.privacy.calibration import calibrate_scale
 
 DELTA = 1e-5
 
@@ -30,6 +34,10 @@ PLANS = (
     ("Tramer-Boneh 2021, B 1024", 1024 / 50_000, 1.54, 1_440),
 )
 """Name, sampling rate, noise multiplier, steps."""
+
+
+TARGETS = (0.01, 0.1, 0.5, 1.0, 3.0, 8.0, 30.0, 100.0, 300.0, 1000.0)
+"""Epsilons to which the Tramer-Boneh plan at batch 512 is calibrated."""
 
 
 def forget() -> None:
@@ -55,13 +63,40 @@ def row(name: str, event: Any, repeats: int) -> Row:
     return {**measured, **{f"epsilon_{key}": round(value, 4) for key, value in epsilons.items()}}
 
 
+def calibration(target: float, repeats: int) -> Row:
+    """One target: time of the whole search, and of one evaluation of what it finds."""
+    _, rate, _, steps = PLANS[4]
+
+    def step(scale: float) -> Any:
+        return accounting.poisson_sampled(rate, accounting.gaussian_event(scale))
+
+    def search() -> float:
+        forget()
+        return calibrate_scale(step, epsilon=target, delta=DELTA, count=steps)
+
+    scale = search()
+    event = accounting.repeated(step(scale), steps)
+
+    def evaluation() -> float:
+        forget()
+        return accounting.epsilon(event, DELTA)
+
+    name = f"calibrate to epsilon {target:g}"
+    sides: dict[str, Any] = {"ours_name": "calibration", "against_name": "one evaluation"}
+    measured = compare(name, search, evaluation, repeats=repeats, **sides)
+    memory = round(peak_memory() / 1e6)
+    found = {"noise_multiplier": round(scale, 4), "epsilon_pld": round(evaluation(), 4)}
+    return {**measured, **found, "peak_memory_mb": memory}
+
+
 def rows(quick: bool) -> list[Row]:
     """One row a plan."""
     measured = []
     for name, rate, noise_multiplier, steps in PLANS:
         step = accounting.poisson_sampled(rate, accounting.gaussian_event(noise_multiplier))
         measured.append(row(name, accounting.repeated(step, steps), repeats=5 if quick else 15))
-    return measured
+    targets = TARGETS[::3] if quick else TARGETS
+    return [*measured, *(calibration(target, repeats=5) for target in targets)]
 
 
 if __name__ == "__main__":

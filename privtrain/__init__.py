@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from privtrain.core.task import COLUMNS, ROWS, FederatedData, Rows, Task
     from privtrain.core.transcript import Transcript
     from privtrain.mpc.crypten import CrypTen
-    from privtrain.privacy.accounting import RdpCurve, epsilon
+    from privtrain.privacy.accounting import RdpCurve, epsilon, epsilon_bracket, group_epsilon
     from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
     from privtrain.privacy.filter import RdpFilter
     from privtrain.privacy.gaussian import Gaussian, Laplace
@@ -70,7 +70,12 @@ if TYPE_CHECKING:
     from privtrain.runtimes.flower import FlowerGrid, FlowerRay
     from privtrain.runtimes.in_process import InProcess
     from privtrain.runtimes.processes import Processes
-    from privtrain.steps.batches import FixedSizeBatches, PoissonBatches, ShuffledEpochs
+    from privtrain.steps.batches import (
+        FixedSizeBatches,
+        PoissonBatches,
+        ShuffledEpochs,
+        TruncatedPoissonBatches,
+    )
     from privtrain.steps.bookkeeping import BookKeeping
     from privtrain.steps.opacus import Opacus
     from privtrain.steps.plain import PlainSteps
@@ -100,7 +105,7 @@ _HOMES = {
     "core.task": "COLUMNS FederatedData ROWS Rows Task",
     "core.transcript": "Transcript",
     "mpc.crypten": "CrypTen",
-    "privacy.accounting": "RdpCurve epsilon",
+    "privacy.accounting": "RdpCurve epsilon epsilon_bracket group_epsilon",
     "privacy.clipping": "AutomaticClipping FlatClipping PerLayerClipping",
     "privacy.filter": "RdpFilter",
     "privacy.gaussian": "Gaussian Laplace",
@@ -115,7 +120,7 @@ _HOMES = {
     "runtimes.flower": "FlowerGrid FlowerRay",
     "runtimes.in_process": "InProcess",
     "runtimes.processes": "Processes",
-    "steps.batches": "FixedSizeBatches PoissonBatches ShuffledEpochs",
+    "steps.batches": "FixedSizeBatches PoissonBatches ShuffledEpochs TruncatedPoissonBatches",
     "steps.bookkeeping": "BookKeeping",
     "steps.opacus": "Opacus",
     "steps.plain": "PlainSteps",
@@ -207,6 +212,7 @@ __all__ = [
     "Threshold",
     "TrainResult",
     "Transcript",
+    "TruncatedPoissonBatches",
     "Tuned",
     "Uniform",
     "UnsoundReleaseError",
@@ -217,7 +223,9 @@ __all__ = [
     "compare",
     "data",
     "epsilon",
+    "epsilon_bracket",
     "fit",
+    "group_epsilon",
     "load",
     "save",
     "tune",

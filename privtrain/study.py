@@ -29,7 +29,12 @@ from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, Placement
 from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
 from privtrain.privacy.votes import GNMax, LNMax
 from privtrain.release import Release
-from privtrain.steps.batches import FixedSizeBatches, PoissonBatches, ShuffledEpochs
+from privtrain.steps.batches import (
+    FixedSizeBatches,
+    PoissonBatches,
+    ShuffledEpochs,
+    TruncatedPoissonBatches,
+)
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import PlainSteps
@@ -54,7 +59,7 @@ _KINDS: Mapping[str, type[Any]] = {
         *(Exact, Gaussian, Laplace, GNMax, LNMax),
         *(Release, PlainSum, SharedSum, Threshold, Placement),
         *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
-        *(PoissonBatches, FixedSizeBatches, ShuffledEpochs),
+        *(PoissonBatches, TruncatedPoissonBatches, FixedSizeBatches, ShuffledEpochs),
         *(FlatClipping, PerLayerClipping, AutomaticClipping),
         *(PlainSteps, DPSteps, BookKeeping, Opacus, CrypTen),
     )

@@ -77,6 +77,9 @@ def check_data(data: FederatedData) -> None:
 def _population(plan: PrivacyPlan, data: FederatedData) -> int:
     if plan.unit is Unit.CLIENT:
         return len(data.parties)
+    if plan.unit is Unit.USER:
+        users = data.pooled().users
+        return 1 if users is None else len(set(users.tolist()))
     if data.public_rows is not None:
         return data.public_rows
     return len(data.pooled()) if len(data.parties) <= LOADED_BEFOREHAND else len(data.parties)

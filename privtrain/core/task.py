@@ -32,12 +32,19 @@ class Rows:
         inputs: Shape `(rows, ...)`; floating point.
         targets: Shape `(rows,)` or `(rows, ...)`; class indices or values. None where the holder
             has no labels.
+        users: Whose row each is, shape `(rows,)`, int64; None where rows belong to nobody.
     """
 
     inputs: Tensor
     targets: Tensor | None = None
+    users: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.users is not None and self.users.shape != (len(self.inputs),):
+            raise DataError(
+                f"Expected users of shape {tuple(self.users.shape)} to have the shape "
+                f"({len(self.inputs)},): one user a row."
+            )
         if self.targets is not None and len(self.inputs) != len(self.targets):
             raise DataError(
                 f"Expected inputs with {len(self.inputs)} rows and targets with "
@@ -61,29 +68,36 @@ class Rows:
     def take(self, index: Tensor) -> "Rows":
         """The rows at an index, shape `(chosen,)`."""
         targets = None if self.targets is None else self.targets[index]
-        return Rows(self.inputs[index], targets)
+        users = None if self.users is None else self.users[index]
+        return Rows(self.inputs[index], targets, users)
 
     def to(self, device: str) -> "Rows":
         """The same rows on a device."""
         targets = None if self.targets is None else self.targets.to(device)
-        return Rows(self.inputs.to(device), targets)
+        users = None if self.users is None else self.users.to(device)
+        return Rows(self.inputs.to(device), targets, users)
 
 
 def concatenate(parts: list[Rows]) -> Rows:
     """Several data sets as one, in their order.
 
     Args:
-        parts: At least one data set; all with targets or all without.
+        parts: At least one data set; all with targets or all without, and so with users.
 
     Returns:
         All rows.
     """
-    targets = [part.targets for part in parts]
-    present = [target for target in targets if target is not None]
     return Rows(
         torch.cat([part.inputs for part in parts]),
-        torch.cat(present) if len(present) == len(parts) else None,
+        _together([part.targets for part in parts]),
+        _together([part.users for part in parts]),
     )
+
+
+def _together(columns: list[Tensor | None]) -> Tensor | None:
+    """One column of all parts, where every part has it."""
+    present = [column for column in columns if column is not None]
+    return torch.cat(present) if len(present) == len(columns) else None
 
 
 @dataclass(frozen=True, kw_only=True)

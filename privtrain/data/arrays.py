@@ -1,7 +1,9 @@
 """Own data in memory: checked, scaled by public constants, cut and shared."""
 
+import hashlib
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -50,6 +52,7 @@ def from_arrays(
     classes: int | None = None,
     model: Model | None = None,
     public_rows: int | None = None,
+    users: ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
     name: str = "arrays",
 ) -> tuple[Task, FederatedData]:
@@ -75,6 +78,7 @@ def from_arrays(
         model: Makes the model; else one is chosen by the shapes.
         public_rows: A public figure of how many training rows there are, for sampling rates.
             Without it the number counts as private.
+        users: Whose row each is, numbers or words, shape `(rows,)`, where users are protected.
         dtype: `torch.float32` or `torch.float64`.
         name: What the data set is called.
 
@@ -95,6 +99,8 @@ def from_arrays(
     if public_rows is not None:
         check_count(public_rows=public_rows)
     rows = _rows(inputs, targets, scale, dtype, ("inputs", "targets"))
+    if users is not None:
+        rows = replace(rows, users=to_users(users))
     test_rows = None
     if test is not None:
         test_rows = _rows(*test, scale, dtype, ("test[0]", "test[1]"))
@@ -225,6 +231,31 @@ def to_targets(array: Array, name: str) -> Tensor:
             f"Map the classes first: numpy.unique({name}, return_inverse=True)[1]."
         )
     return result
+
+
+def to_users(users: ArrayLike) -> Tensor:
+    """Users as numbers, each of which follows from that user's own name alone.
+
+    Args:
+        users: Numbers or words, shape `(rows,)`.
+
+    Returns:
+        Type int64, shape `(rows,)`.
+
+    Raises:
+        DataError: If the shape is another.
+    """
+    values = np.asarray(users)
+    if values.ndim != 1 or values.dtype.kind not in "biuUSO":
+        raise DataError(
+            f"Expected users of shape {values.shape} and type {values.dtype} to have the shape "
+            "(rows,) and to hold whole numbers or words."
+        )
+    # Not their place in a list: who joins would change the numbers of others.
+    names, index = np.unique(values.astype(str), return_inverse=True)
+    digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names.tolist()]
+    numbers = np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
+    return torch.from_numpy(numbers[index])
 
 
 def _tensor(array: Array, name: str) -> Tensor:

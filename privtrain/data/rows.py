@@ -66,11 +66,7 @@ class RowSlices:
     def __call__(self, party: str) -> Rows:
         """The rows of a party."""
         start, stop = self._bounds[party]
-        targets = self._rows.targets
-        return Rows(
-            self._rows.inputs[start:stop].clone(),
-            None if targets is None else targets[start:stop].clone(),
-        )
+        return self._rows.take(torch.arange(start, stop))
 
 
 class ColumnSlices:

@@ -28,6 +28,7 @@ def from_csv(
     categories: Mapping[str, Sequence[str]] | None = None,
     classes: Sequence[str] | None = None,
     drop: Sequence[str] = (),
+    user: str | None = None,
     delimiter: str = ",",
     **options: Any,
 ) -> tuple[Task, FederatedData]:
@@ -45,6 +46,8 @@ def from_csv(
         classes: What may stand in the label column, in the order of the class numbers, as public
             knowledge; else what occurs, sorted.
         drop: Columns to leave out.
+        user: Name of the column that says whose row it is, where users are protected; it is no
+            feature.
         delimiter: What stands between two values.
         options: What `from_arrays` takes, but for `scale` and `classes`.
 
@@ -57,14 +60,17 @@ def from_csv(
     path = Path(path)
     table = read_table(path, delimiter)
     ranges, categories = dict(ranges or {}), dict(categories or {})
-    table.check_names(label=[label], ranges=ranges, categories=categories, drop=drop)
-    used = [name for name in table.columns if name != label and name not in drop]
+    owner = [] if user is None else [user]
+    table.check_names(label=[label], ranges=ranges, categories=categories, drop=drop, user=owner)
+    used = [name for name in table.columns if name not in (label, *owner, *drop)]
     if not used:
         raise DataError(f"{path} holds no column beside {label!r} that could be learned from.")
     notes: list[str] = []
     blocks = [_block(table, name, ranges.get(name), categories.get(name), notes) for name in used]
     targets, count = _targets(table, label, classes, notes)
     given = {"name": path.stem, **options, "classes": count}
+    if user is not None:
+        given["users"] = list(table.columns[user])
     task, data = from_arrays(np.concatenate(blocks, axis=1), targets, **given)
     return task, replace(data, notes=tuple(notes))
 

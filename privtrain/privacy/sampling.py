@@ -12,7 +12,12 @@ from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.validate import check_count, check_positive, check_probability
-from privtrain.privacy.accounting import fixed_size_sampled, poisson_sampled
+from privtrain.privacy.events import (
+    fixed_size_sampled,
+    of_group,
+    poisson_sampled,
+    truncated_poisson_sampled,
+)
 
 
 class Sampling(Protocol):
@@ -183,6 +188,97 @@ class Poisson:
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
         """Poisson sampling, for an observer who does not know the sample."""
         return event if exposure.knows_sample else poisson_sampled(self.rate, event)
+
+
+@dataclass(frozen=True)
+class TruncatedPoisson:
+    """Like Poisson, but where more than a largest number take part, a random choice of them does.
+
+    How many there are is public.
+
+    Args:
+        rate: Probability of taking part before the cut, in (0, 1].
+        largest: How many take part at most; at least 1.
+    """
+
+    rate: float
+    largest: int
+
+    def __post_init__(self) -> None:
+        check_probability(rate=self.rate)
+        check_count(largest=self.largest)
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """An independent coin for every number, then a random order that is cut off."""
+        drawn = np.flatnonzero(generator.random(population) < self.rate)
+        if len(drawn) > self.largest:
+            drawn = np.sort(generator.permutation(drawn)[: self.largest])
+        return [int(number) for number in drawn]
+
+    def expected(self, population: int) -> float:
+        """The public number by which a noised sum is divided."""
+        return min(float(self.largest), self.rate * population)
+
+    def at_least(self, population: int) -> int:
+        """One: where the changed party does not take part, there is nothing to hide."""
+        return 1
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many take part is itself random."""
+        return self.rate < 1
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """Zero-out: the number there are decides how often samples are cut."""
+        return REPLACE_ONE if exposure.single_messages else ZERO_OUT
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """Amplified for who knows nothing of the sample; the cut tells members about others."""
+        if exposure.knows_sample or exposure.single_messages or corrupted > 0:
+            return event
+        return truncated_poisson_sampled(population, self.rate, self.largest, event)
+
+
+@dataclass(frozen=True)
+class ByUser:
+    """Samples of rows, charged for all rows of one user together.
+
+    Args:
+        rows: How rows are drawn; each of them independently.
+        rows_per_user: How many rows a user has at most; at least 1.
+    """
+
+    rows: Poisson
+    rows_per_user: int
+
+    def __post_init__(self) -> None:
+        check_count(rows_per_user=self.rows_per_user)
+
+    def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+        """Rows, not users."""
+        return self.rows.choose(population, generator)
+
+    def expected(self, population: int) -> float:
+        """The public number by which a noised sum is divided."""
+        return self.rows.expected(population)
+
+    def at_least(self, population: int) -> int:
+        """As for rows."""
+        return self.rows.at_least(population)
+
+    @property
+    def varies(self) -> bool:
+        """Whether how many rows take part is itself random."""
+        return self.rows.varies
+
+    def relation(self, exposure: Exposure, population: int) -> Relation:
+        """As for rows: a user's rows are added together, or zeroed out together."""
+        return self.rows.relation(exposure, population)
+
+    def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
+        """What a draw of rows shows of as many as a user may have."""
+        of_rows = self.rows.amplified(event, exposure, population, corrupted)
+        return of_group(of_rows, self.rows_per_user)
 
 
 @dataclass(frozen=True)

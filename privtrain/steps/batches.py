@@ -7,9 +7,19 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.seeding import Streams
+from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows
-from privtrain.privacy.sampling import FixedSize, Poisson, Sampling, Shuffled
+from privtrain.core.validate import check_count
+from privtrain.privacy.sampling import (
+    ByUser,
+    FixedSize,
+    Poisson,
+    Sampling,
+    Shuffled,
+    TruncatedPoisson,
+)
 
 SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
 
@@ -25,6 +35,7 @@ class Batches:
         per_draw: How many batches a draw is cut into. They share no row, so that together they
             cost what one of them costs (parallel composition, McSherry 2009, theorem 4).
         population: How many rows there are where that is public, else 1.
+        rows_per_user: How many rows of one user are kept; None where rows are protected one by one.
     """
 
     sampling: Sampling
@@ -32,6 +43,18 @@ class Batches:
     assumptions: tuple[str, ...]
     per_draw: int = 1
     population: int = 1
+    rows_per_user: int | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """Whose contribution is bounded."""
+        return Unit.EXAMPLE if self.rows_per_user is None else Unit.USER
+
+    def kept(self, rows: Rows, seeds: Streams) -> Rows:
+        """The rows that may take part: all, or at most so many of each user."""
+        if self.rows_per_user is None:
+            return rows
+        return rows.take(some_of_each_user(rows, self.rows_per_user, seeds).to(rows.inputs.device))
 
     @property
     def draws(self) -> int:
@@ -54,6 +77,53 @@ class Batches:
         return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
 
 
+def users_of(rows: Rows) -> torch.Tensor:
+    """Whose row each is, shape `(rows,)`.
+
+    Raises:
+        DataError: If that is not known.
+    """
+    if rows.users is None:
+        raise DataError(
+            "rows_per_user protects users, but these rows do not say whose they are. Give "
+            "from_arrays(users=...) or from_csv(user=...), or leave rows_per_user out."
+        )
+    return rows.users
+
+
+def some_of_each_user(rows: Rows, most: int, seeds: Streams) -> torch.Tensor:
+    """Which rows are kept so that no user has more than a number of them.
+
+    A user's choice follows from the user, how many rows the user has and a public seed, neither
+    from values nor from other users: who joins or leaves changes nobody else's rows.
+
+    Args:
+        rows: All rows, with their users.
+        most: How many rows of a user are kept at most; at least 1.
+        seeds: The run's public streams.
+
+    Returns:
+        Numbers of the kept rows, rising.
+    """
+    users = users_of(rows).cpu().numpy()
+    order = np.argsort(users, kind="stable")
+    names, starts = np.unique(users[order], return_index=True)
+    kept = []
+    for name, own in zip(names, np.split(order, starts[1:]), strict=True):
+        if len(own) > most:
+            generator = seeds["rows of a user", 0, str(name)].numpy()
+            own = generator.permutation(own)[:most]
+        kept.append(own)
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+def _count(data: FederatedData, rows_per_user: int | None) -> int:
+    if rows_per_user is None:
+        return sum(len(data.train[party]) for party in data.parties)
+    _, each = np.unique(users_of(data.pooled()).cpu().numpy(), return_counts=True)
+    return int(np.minimum(each, rows_per_user).sum())
+
+
 def plan_batches(
     data: FederatedData,
     *,
@@ -61,6 +131,7 @@ def plan_batches(
     sampling_rate: float | None,
     expected_batch: float | None,
     parties: int = 1,
+    rows_per_user: int | None = None,
 ) -> Batches:
     """Settles sampling rate, expected batch and number of steps without looking at private counts.
 
@@ -74,6 +145,7 @@ def plan_batches(
         sampling_rate: Each example's probability, or None.
         expected_batch: The number by which noised sums are divided, or None.
         parties: Among how many the rows are spread evenly; 1 where they are pooled.
+        rows_per_user: How many rows of a user are kept, where users are protected.
 
     Returns:
         The batches.
@@ -88,7 +160,7 @@ def plan_batches(
     found = None
     if sampling_rate is None or expected_batch is None:
         declared = data.public_rows
-        found = None if declared else sum(len(data.train[party]) for party in data.parties)
+        found = None if declared else _count(data, rows_per_user)
         rows = max(1.0, (declared or found or 1) / parties)
         if sampling_rate is None:
             sampling_rate = min(1.0, (expected_batch or 1.0) / rows)
@@ -97,8 +169,9 @@ def plan_batches(
     if found is not None:
         assumptions.append(counted(found))
     steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
-    sampling = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
-    return Batches(sampling, steps, tuple(assumptions))
+    poisson = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
+    sampling = poisson if rows_per_user is None else ByUser(poisson, rows_per_user)
+    return Batches(sampling, steps, tuple(assumptions), rows_per_user=rows_per_user)
 
 
 def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
@@ -140,8 +213,20 @@ class BatchSampling(Protocol):
 class PoissonBatches:
     """Every row takes part in every batch independently; batches vary in size and may be empty.
 
-    Source: Abadi et al. 2016 (arXiv:1607.00133).
+    Args:
+        rows_per_user: None to protect single rows. A number to protect users with all their rows:
+            at most so many rows of each are kept, chosen without looking at them, and the charge
+            is for how many of them a batch may hold.
+
+    Source: Abadi et al. 2016 (arXiv:1607.00133); for users Charles et al. 2024, example-level
+    sampling (arXiv:2407.07737), accounted by Choquette-Choo et al. 2023 (arXiv:2310.15526).
     """
+
+    rows_per_user: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows_per_user is not None:
+            check_count(rows_per_user=self.rows_per_user)
 
     def batches(
         self,
@@ -152,9 +237,50 @@ class PoissonBatches:
         expected_batch: float,
     ) -> Batches:
         """Poisson batches; see `plan_batches`."""
+        if self.rows_per_user is not None:
+            users_of(data.pooled())
         return plan_batches(
-            data, epochs=epochs, sampling_rate=sampling_rate, expected_batch=expected_batch
+            data,
+            epochs=epochs,
+            sampling_rate=sampling_rate,
+            expected_batch=expected_batch,
+            rows_per_user=self.rows_per_user,
         )
+
+
+@dataclass(frozen=True)
+class TruncatedPoissonBatches:
+    """Poisson batches of at most so many rows: a random choice where more are drawn.
+
+    Memory is bounded whatever is drawn. The number of rows is public, so the guarantee is for
+    zeroing a row out; it costs a little more than Poisson batches, and much more where many
+    batches are cut.
+
+    Args:
+        largest: How many rows a batch has at most; at least 1.
+
+    Source: arXiv:2508.15089; proved again in docs/decisions/014-truncated-samples.md.
+    """
+
+    largest: int
+
+    def __post_init__(self) -> None:
+        check_count(largest=self.largest)
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Batches of `expected_batch` rows before the cut."""
+        rows = max(1, len(data.pooled()))
+        rate = min(1.0, expected_batch / rows) if sampling_rate is None else sampling_rate
+        steps = max(1, math.ceil(epochs / rate - 1e-9))
+        sampling = TruncatedPoisson(rate, self.largest)
+        return Batches(sampling, steps, (SAMPLED_IN_SECRET, counted(rows)), population=rows)
 
 
 @dataclass(frozen=True)

@@ -32,4 +32,6 @@ def pool(data: FederatedData, run: Run) -> Rows:
             run.transcript.send(party, CURATOR_NAME, "rows", held.inputs, round=0)
             if held.targets is not None:
                 run.transcript.send(party, CURATOR_NAME, "labels", held.targets, round=0)
+            if held.users is not None:
+                run.transcript.send(party, CURATOR_NAME, "users", held.users, round=0)
     return rows.to(run.device)

@@ -12,7 +12,7 @@ from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, 
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import global_generator
-from privtrain.core.statement import InputPrivacy, Unit
+from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_positive, check_probability
@@ -38,8 +38,8 @@ class DPSGD:
         expected_batch: Public number by which noised sums are divided; positive.
         sampling_rate: Each example's probability of being in a batch, in (0, 1]; None for the
             expected batch over the data's public number of rows.
-        sampling: How batches are drawn: `PoissonBatches()`, `FixedSizeBatches()` or
-            `ShuffledEpochs()`.
+        sampling: How batches are drawn: `PoissonBatches()`, which can also protect users,
+            `TruncatedPoissonBatches()`, `FixedSizeBatches()` or `ShuffledEpochs()`.
         learning_rate: Learning rate; positive.
         optimizer: Name of a class in `torch.optim`, or a factory.
         release: How gradients are clipped and noised; the mechanism clips in L2 norm.
@@ -87,7 +87,7 @@ class DPSGD:
         """One noised gradient a draw: a step, or an epoch whose batches share no row."""
         batches = self.batches(data)
         return self.release.plans(
-            unit=Unit.EXAMPLE,
+            unit=batches.unit,
             count=batches.draws,
             parties=batches.population,
             sampling=batches.sampling,
@@ -125,6 +125,7 @@ class DPSGD:
                 f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
                 f"what {self.sampling} promises depends on their number."
             )
+        rows = batches.kept(rows, run.seeds)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)

@@ -442,4 +442,4 @@ def test_only_one_file_imports_dp_accounting() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "dp_accounting" for name in names):
                 importers.add(path.name)
-    assert importers == {"accounting.py"}
+    assert importers == {"events.py"}
