@@ -42,7 +42,7 @@ TARGETS = (0.01, 0.1, 0.5, 1.0, 3.0, 8.0, 30.0, 100.0, 300.0, 1000.0)
 
 def forget() -> None:
     """Empties the caches, so that each timing computes."""
-    for cached in (accountants.pld_epsilon, accountants.leaf_rdp):
+    for cached in (accountants.pld_epsilon, accountants._composed, accountants.leaf_rdp):
         cached.cache_clear()
 
 

@@ -242,6 +242,7 @@ _FARTHEST_EPSILON = 1e9
 _STEP = 1e-3
 _STEP_PER_DEVIATION = 0.4
 _GRID_POINTS = 5e5
+_SEARCHED_POINTS = 1e4
 _TAIL = 1e-15
 
 
@@ -250,10 +251,10 @@ def grid_step(dp: Any, terms: Terms, relation: Relation) -> float:
 
     0.001 as a rule. Finer where a single loss deviates less than that: rounding to a grid adds up
     to step^2 / 4 to the variance of each loss, here at most 4% (and 2% to epsilon). Coarser where
-    the losses reach so far that the grid would fill the memory. No choice makes the answer too
-    small.
+    the losses reach so far that the grid would fill the memory, and for mixtures, where each point
+    is searched for, as far as the first rule lets it. No choice makes the answer too small.
     """
-    variance, parts, reach = 0.0, 0, 0.0
+    variance, parts, reach, usual = 0.0, 0, 0.0, _STEP
     total = np.zeros(len(ORDERS))
     for leaf, count in terms:
         scaled, once = _as_scaled(dp, leaf, relation)
@@ -262,9 +263,12 @@ def grid_step(dp: Any, terms: Terms, relation: Relation) -> float:
         variance += float(rdp[ORDERS.index(2.0)])
         parts += 1 if once else count
         reach = max(reach, _reach(scaled, count if once else 1))
+        if isinstance(leaf, dp.dp_event.MixtureOfGaussiansDpEvent):
+            widest = dp.GaussianDpEvent(leaf.standard_deviation / max(leaf.sensitivities))
+            usual = max(usual, _reach(widest, 1) / _SEARCHED_POINTS)
     reach += rdp_to_epsilon(total, ORDERS, _TAIL, "improved")
     fine = _STEP_PER_DEVIATION * math.sqrt(variance / parts)
-    return max(min(_STEP, fine), reach / _GRID_POINTS)
+    return max(min(usual, fine), reach / _GRID_POINTS)
 
 
 def _as_scaled(dp: Any, leaf: Event, relation: Relation) -> tuple[Event, bool]:

@@ -211,7 +211,9 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     present = [value for value in found if value is not None]
     if not present or len(present) < len(found):
         return None
-    return Spread(math.fsum(present) / len(present), min(present), max(present))
+    low, high = min(present), max(present)
+    # Rounding can put the mean of equal values beside them.
+    return Spread(min(max(math.fsum(present) / len(present), low), high), low, high)
 
 
 def hull(intervals: list[Interval | None]) -> Interval | None:

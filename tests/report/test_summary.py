@@ -35,6 +35,14 @@ def test_accuracy_is_a_mean_and_its_interval_a_hull() -> None:
     assert group.accuracy_interval == pytest.approx((0.951, 0.991))
 
 
+def test_the_mean_of_equal_accuracies_lies_among_them() -> None:
+    for value in (0.8534488, 0.1, 0.7, 1 / 3):
+        rows = [replace(examples.sgd(seed), accuracy=value) for seed in range(3)]
+        (group,) = summary.groups(compared(*rows))
+        assert group.accuracy is not None
+        assert group.accuracy.low == group.accuracy.mean == group.accuracy.high == value
+
+
 def test_the_gap_is_taken_seed_by_seed() -> None:
     pooled = [examples.sgd(seed) for seed in range(2)]
     other = [replace(examples.fedavg(seed), accuracy=0.9 + 0.01 * seed) for seed in range(2)]
