@@ -107,7 +107,34 @@ def trade_off(
     Raises:
         UnsupportedError: If no accountant can read the event under the relation.
     """
-    pairs = epsilon_curve(event, _WIDE, relation)
+    return from_pairs(wide_pairs(event, relation), false_positives=false_positives)
+
+
+def wide_pairs(event: Event, relation: Relation = ADD_REMOVE) -> tuple[tuple[float, float], ...]:
+    """Epsilon at deltas from 1e-10 to nearly 1: what a trade-off function is drawn from.
+
+    Args:
+        event: Everything that was released.
+        relation: Which data sets are neighbours.
+
+    Returns:
+        Pairs `(delta, epsilon)` by ascending delta; see `epsilon_curve`.
+    """
+    return epsilon_curve(event, _WIDE, relation)
+
+
+def from_pairs(
+    pairs: Pairs, *, false_positives: ArrayLike | None = None
+) -> tuple[tuple[float, float], ...]:
+    """A lower bound of the trade-off function of what keeps all of some pairs.
+
+    Args:
+        pairs: Pairs `(delta, epsilon)` that are promised.
+        false_positives: As in `trade_off`.
+
+    Returns:
+        Points `(false positive rate, smallest false negative rate)`; see `smallest_miss`.
+    """
     ends = np.logspace(-4, math.log10(0.05), 20)
     grid = np.concatenate([[0.0], ends, np.linspace(0.075, 1.0, 38)])
     rates = grid if false_positives is None else np.asarray(false_positives, dtype=np.float64)
@@ -159,3 +186,26 @@ def gaussian_mu(bound: float, delta: float) -> float | None:
         return math.log(max(gaussian_delta(bound, math.exp(log_mu)), 1e-300)) - math.log(delta)
 
     return math.exp(brentq(excess, math.log(1e-6), math.log(1e6), xtol=1e-12))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """The epsilon of mu-Gaussian differential privacy at a delta.
+
+    Args:
+        mu: Sensitivity over standard deviation; positive.
+        delta: In (0, 1).
+
+    Returns:
+        Epsilon; 0 where delta alone is enough.
+
+    Source: Balle and Wang 2018, Theorem 8 (arXiv:1805.06530).
+    """
+    from scipy.optimize import brentq
+
+    check_delta(delta)
+    if gaussian_delta(0.0, mu) <= delta:
+        return 0.0
+    high = 1.0
+    while gaussian_delta(high, mu) > delta:
+        high *= 2
+    return float(brentq(lambda bound: gaussian_delta(bound, mu) - delta, 0.0, high, xtol=1e-12))
