@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from privtrain.aggregation.plain import PlainSum
     from privtrain.aggregation.shared import SharedSum
     from privtrain.attacks.membership import LossThreshold
+    from privtrain.attacks.one_run import OneRun
     from privtrain.auditing import audit
     from privtrain.comparison import compare
     from privtrain.core.errors import (
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         Guarantee,
         PrivacyStatement,
     )
-    from privtrain.core.task import COLUMNS, ROWS, FederatedData, Rows, Task
+    from privtrain.core.task import COLUMNS, ROWS, Canaries, FederatedData, Rows, Task
     from privtrain.core.transcript import Transcript
     from privtrain.mpc.crypten import CrypTen
     from privtrain.privacy.accounting import RdpCurve, epsilon, epsilon_bracket, group_epsilon
@@ -93,6 +94,7 @@ _HOMES = {
     "aggregation.plain": "PlainSum",
     "aggregation.shared": "SharedSum",
     "attacks.membership": "LossThreshold",
+    "attacks.one_run": "OneRun",
     "auditing": "audit",
     "comparison": "compare",
     "core.errors": "BudgetExceededError DataError PartyLostError PrivacyError PrivtrainError "
@@ -102,7 +104,7 @@ _HOMES = {
     "core.runtime": "Runtimes",
     "core.seeding": "SEEDED SYSTEM",
     "core.statement": "ADD_REMOVE Budget Guarantee PrivacyStatement REPLACE_ONE ZERO_OUT",
-    "core.task": "COLUMNS FederatedData ROWS Rows Task",
+    "core.task": "COLUMNS Canaries FederatedData ROWS Rows Task",
     "core.transcript": "Transcript",
     "mpc.crypten": "CrypTen",
     "privacy.accounting": "RdpCurve epsilon epsilon_bracket group_epsilon",
@@ -162,6 +164,7 @@ __all__ = [
     "Budget",
     "BudgetExceededError",
     "ByExamples",
+    "Canaries",
     "Comparison",
     "CrypTen",
     "DPSteps",
@@ -184,6 +187,7 @@ __all__ = [
     "Leakage",
     "LossThreshold",
     "Observer",
+    "OneRun",
     "Opacus",
     "PartyLostError",
     "PerLayerClipping",

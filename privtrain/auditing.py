@@ -14,7 +14,8 @@ def audit(
         result: What training gave.
         attack: The attack; it sees its own observer's view and nothing else.
         task: What was learned.
-        data: The rows: training rows are members, test rows are not.
+        data: The rows: training rows are members, test rows are not. Canaries that were planted
+            in them are handed on.
         seed: Public seed of the attack's own choices.
 
     Returns:
@@ -27,5 +28,7 @@ def audit(
         task=task,
         members=data.pooled() if result.members is None else result.members,
         non_members=data.test,
+        canaries=data.canaries,
+        promised=result.statement.curves,
     )
     return attack.run(target, seed=seed)

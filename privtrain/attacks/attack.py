@@ -5,7 +5,8 @@ from typing import Protocol
 
 from privtrain.core.observers import Observer
 from privtrain.core.result import Leakage, Predictor, Target
-from privtrain.core.task import Rows, Task
+from privtrain.core.statement import PrivacyCurves
+from privtrain.core.task import Canaries, Rows, Task
 from privtrain.core.transcript import Transcript
 
 
@@ -44,6 +45,8 @@ def target_for(
     members: Rows,
     non_members: Rows,
     retrain: Callable[[Rows, int], Predictor] | None = None,
+    canaries: Canaries | None = None,
+    promised: tuple[PrivacyCurves, ...] = (),
 ) -> Target:
     """What an observer may use for an attack: the transcript is cut down to its view.
 
@@ -55,6 +58,8 @@ def target_for(
         members: Rows that were trained on.
         non_members: Rows that were not, from the same distribution.
         retrain: Trains a shadow predictor on other rows from a seed.
+        canaries: The canaries of a one-run audit, where some were planted.
+        promised: What the run promises, as curves; only those to the observer are handed on.
 
     Returns:
         A target that holds no message which the observer did not receive.
@@ -66,6 +71,8 @@ def target_for(
         members=members,
         non_members=non_members,
         retrain=retrain,
+        canaries=canaries,
+        promised=tuple(curves for curves in promised if curves.observer == observer.name),
     )
 
 

@@ -63,11 +63,13 @@ class LossThreshold:
         check_target(target, self.observer)
         count = min(len(target.members), len(target.non_members), self.limit)
         losses = [
-            _losses(target.predictor, target.task, _draw(rows, count, seed, side), self.batch_size)
+            row_losses(
+                target.predictor, target.task, _draw(rows, count, seed, side), self.batch_size
+            )
             for side, rows in (("members", target.members), ("non_members", target.non_members))
         ]
         unscored = sum(int(torch.isnan(loss).sum()) for loss in losses)
-        inside, outside = (_to_scores(loss) for loss in losses)
+        inside, outside = (to_scores(loss) for loss in losses)
         metrics, intervals = _metrics(inside, outside)
         return Leakage(
             attack=self.name,
@@ -87,8 +89,21 @@ def _draw(rows: Rows, count: int, seed: int, side: str) -> Rows:
 
 
 @torch.no_grad()
-def _losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) -> Tensor:
-    """The loss on each row in float64, shape `(rows,)`."""
+def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) -> Tensor:
+    """The loss of a predictor on each row.
+
+    Args:
+        predictor: What is asked.
+        task: Whose loss is taken.
+        rows: Inputs and targets.
+        batch_size: How many rows the predictor is asked at once.
+
+    Returns:
+        Losses in float64, shape `(rows,)`.
+
+    Raises:
+        ValueError: If the loss does not give one value a row.
+    """
     found = []
     for start in range(0, len(rows), batch_size):
         logits = predictor(rows.inputs[start : start + batch_size])
@@ -112,7 +127,7 @@ def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
         return task.loss(logits, targets)
 
 
-def _to_scores(losses: Tensor) -> Scores:
+def to_scores(losses: Tensor) -> Scores:
     """Minus the loss; a loss that is not a number gets the worst score."""
     largest = torch.finfo(losses.dtype).max
     scores: Scores = (-losses).nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf).numpy()

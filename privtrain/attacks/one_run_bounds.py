@@ -115,7 +115,8 @@ def ceiling(*, canaries: int, guesses: int, delta: float, confidence: float = 0.
         confidence: In [0, 1).
 
     Returns:
-        The largest possible lower bound on epsilon. About log(guesses / -log(confidence)).
+        The largest possible lower bound on epsilon. About
+        log(guesses / -log(1 - confidence)) while delta is far below 1 / canaries.
     """
     return epsilon_bound(
         canaries=canaries, guesses=guesses, correct=guesses, delta=delta, confidence=confidence

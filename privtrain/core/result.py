@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from privtrain.core.cost import Cost
-from privtrain.core.statement import PrivacyStatement
-from privtrain.core.task import Rows, Task
+from privtrain.core.statement import PrivacyCurves, PrivacyStatement
+from privtrain.core.task import Canaries, Rows, Task
 from privtrain.core.transcript import Transcript, View
 
 
@@ -79,6 +79,9 @@ class Target:
         members: Rows that were trained on.
         non_members: Rows that were not.
         retrain: Trains a shadow predictor on other rows from a seed, where that is possible.
+        canaries: The canaries of a one-run audit, where some were planted. An attack guesses
+            their coins before it looks at them.
+        promised: What was promised to the attack's observer, as curves.
     """
 
     view: View
@@ -87,6 +90,8 @@ class Target:
     members: Rows
     non_members: Rows
     retrain: Callable[[Rows, int], Predictor] | None = None
+    canaries: Canaries | None = None
+    promised: tuple[PrivacyCurves, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,8 @@ class PrivacyCurves:
             that rate of false positives has fewer false negatives.
         mu: The mu of the Gaussian trade-off through the same epsilon at the guarantee's delta: a
             summary, never a bound. None where there is none.
+        promised: Points `(delta, epsilon)` at deltas up to nearly 1, each of which holds; the
+            trade-off is drawn from them, and an audit tests them all at once.
     """
 
     observer: str
@@ -122,6 +124,7 @@ class PrivacyCurves:
     epsilon_by_delta: tuple[tuple[float, float], ...]
     trade_off: tuple[tuple[float, float], ...]
     mu: float | None = None
+    promised: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

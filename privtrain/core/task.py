@@ -101,6 +101,34 @@ def _together(columns: list[Tensor | None]) -> Tensor | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canaries:
+    """Rows that an audit may have planted: each is in the training rows or not, by its own coin.
+
+    Args:
+        rows: All canaries, planted or not.
+        included: Whether each of them was planted, boolean, shape `(canaries,)`.
+
+    Raises:
+        DataError: If there are not as many coins as rows, or the rows have no targets.
+    """
+
+    rows: Rows
+    included: Tensor
+
+    def __post_init__(self) -> None:
+        if self.included.shape != (len(self.rows),) or self.included.dtype != torch.bool:
+            raise DataError(
+                f"Expected included of shape {tuple(self.included.shape)} and type "
+                f"{self.included.dtype} to hold one boolean for each of {len(self.rows)} rows."
+            )
+        if self.rows.targets is None:
+            raise DataError("Expected canaries with targets; these have none.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """Rows that belong to several parties, and rows for testing that belong to nobody.
 
@@ -116,6 +144,7 @@ class FederatedData:
         name: What the data set is called.
         digest: SHA-256 of the rows, for the run card.
         notes: What the reader should know, such as that categories were read from private rows.
+        canaries: What `pt.data.with_canaries` planted. Read by `audit` alone, never by training.
     """
 
     train: Mapping[str, Rows]
@@ -128,6 +157,7 @@ class FederatedData:
     name: str = "data"
     digest: str = ""
     notes: tuple[str, ...] = ()
+    canaries: Canaries | None = None
 
     @property
     def parties(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from privtrain.data.arrays import from_arrays, from_npz
+    from privtrain.data.canaries import mislabelled_rows, noise_rows, with_canaries
     from privtrain.data.datasets import adult, breast_cancer, digits, mnist
     from privtrain.data.loading import load, names
     from privtrain.data.models import CNN, MLP, LogisticRegression
@@ -38,9 +39,12 @@ __all__ = [
     "from_csv",
     "from_npz",
     "load",
+    "mislabelled_rows",
     "mnist",
     "names",
+    "noise_rows",
     "parse_partition",
+    "with_canaries",
 ]
 
 _MODULES = {
@@ -61,9 +65,12 @@ _MODULES = {
     "from_csv": "tables",
     "from_npz": "arrays",
     "load": "loading",
+    "mislabelled_rows": "canaries",
     "mnist": "datasets",
     "names": "loading",
+    "noise_rows": "canaries",
     "parse_partition": "partition",
+    "with_canaries": "canaries",
 }
 
 

@@ -8,7 +8,7 @@ from privtrain.core.observers import PUBLIC
 from privtrain.core.statement import Guarantee, PrivacyCurves
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.privacy.accounting import evaluate, repeated
-from privtrain.privacy.curves import epsilon_curve, gaussian_mu, trade_off
+from privtrain.privacy.curves import DELTAS, from_pairs, gaussian_mu, wide_pairs
 
 PRIVATE_NUMBER = "computed from the votes: this number is itself private"
 
@@ -64,13 +64,15 @@ def public_curves(
         bound = evaluate(event, delta, plan.relation).epsilon
         if not 0 < bound < math.inf:
             continue
+        promised = wide_pairs(event, plan.relation)
         curves = PrivacyCurves(
             observer=plan.observer.name,
             unit=plan.unit,
             relation=plan.relation,
-            epsilon_by_delta=epsilon_curve(event, relation=plan.relation),
-            trade_off=trade_off(event, plan.relation),
+            epsilon_by_delta=tuple(pair for pair in promised if pair[0] in DELTAS),
+            trade_off=from_pairs(promised),
             mu=gaussian_mu(bound, delta),
+            promised=promised,
         )
         made.append(curves)
     return tuple(made)

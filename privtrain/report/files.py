@@ -216,6 +216,7 @@ def _curves(plain: Mapping[str, Any]) -> PrivacyCurves:
         "epsilon_by_delta": tuple(_pair(point) for point in plain["epsilon_by_delta"]),
         "trade_off": tuple(_pair(point) for point in plain["trade_off"]),
         "mu": _number(plain["mu"]),
+        "promised": tuple(_pair(point) for point in plain.get("promised", ())),
     }
     return PrivacyCurves(**{**plain, **changed})
 

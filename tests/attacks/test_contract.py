@@ -9,15 +9,21 @@ from torch import nn
 
 from privtrain.attacks.attack import Attack, check_target, target_for
 from privtrain.attacks.membership import LossThreshold
+from privtrain.attacks.one_run import OneRun
 from privtrain.core.observers import Observer
 from privtrain.core.parameters import ModelPredictor
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Target
 from privtrain.core.statement import to_json_text
-from privtrain.core.task import Rows, Task
+from privtrain.core.task import Canaries, Rows, Task
 from privtrain.core.transcript import Transcript
 
-ATTACKS: tuple[Attack, ...] = (LossThreshold(), LossThreshold(limit=20, batch_size=3))
+ATTACKS: tuple[Attack, ...] = (
+    LossThreshold(),
+    LossThreshold(limit=20, batch_size=3),
+    OneRun(guesses=10),
+    OneRun(guesses=40, batch_size=3),
+)
 
 
 def rows(seed: int) -> Rows:
@@ -37,6 +43,7 @@ def target(observer: Observer) -> Target:
     return target_for(
         observer, transcript=transcript, predictor=ModelPredictor(model),
         task=Task(model=lambda: nn.Linear(8, 3)), members=rows(1), non_members=rows(2),
+        canaries=Canaries(rows=rows(3), included=torch.arange(40) % 2 == 0),
     )  # fmt: skip
 
 
