@@ -12,10 +12,12 @@ from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, 
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import Leakage, Target
 from privtrain.core.task import Rows
+from privtrain.data.canaries import noise_rows, with_canaries
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.votes import GNMax
 from privtrain.release import Release
 from privtrain.steps.plain import PlainSteps
+from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
@@ -79,6 +81,21 @@ def test_rows_that_became_public_are_no_members() -> None:
     assert len(target.members) == 30
     assert result.members is not None
     assert torch.equal(target.members.inputs, result.members.inputs)
+    planted = with_canaries(DATA, noise_rows(DATA, 8))
+    audit(result, attack, TASK, planted)
+    assert attack.seen[1][0].canaries is None, "a canary may have become public"
+
+
+def test_canaries_and_the_curves_promised_to_the_observer_are_handed_on() -> None:
+    planted = replace(with_canaries(DATA, noise_rows(DATA, 8)), public_rows=40)
+    trainer = DPSGD(epochs=1, expected_batch=8)
+    result = fit(trainer, TASK, planted, runtimes=STAR)
+    public, aggregator = Looking(), Looking(AGGREGATOR)
+    audit(result, public, TASK, planted)
+    audit(result, aggregator, TASK, planted)
+    assert public.seen[0][0].canaries is planted.canaries
+    assert public.seen[0][0].promised == result.statement.curves != ()
+    assert aggregator.seen[0][0].promised == ()
 
 
 def test_memorised_labels_leak_and_noise_hides_them() -> None:

@@ -74,7 +74,8 @@ class OneRun:
         if canaries is None:
             raise ValueError(
                 "Expected data with canaries; plant some with pt.data.with_canaries, train on "
-                "that data, and hand the same data to audit."
+                "that data, and hand the same data to audit. A trainer that makes some of its "
+                "training rows public does not protect all canaries: give the data public rows."
             )
         if self.guesses > len(canaries):
             raise ValueError(

@@ -15,7 +15,16 @@ from tests.docs.pages import CHECKOUT, DOCS, examples, run
 PAGES = sorted(
     page
     for page in (
-        *(DOCS / name for name in ("index.md", "concepts.md", "threat_model.md", "sharp_edges.md")),
+        *(
+            DOCS / name
+            for name in (
+                "index.md",
+                "concepts.md",
+                "threat_model.md",
+                "sharp_edges.md",
+                "attacks.md",
+            )
+        ),
         *(DOCS / "trainers" / f"{name}.md" for name in ("sgd", "dp_sgd", "fedavg", "pate")),
         *(DOCS / "decisions").glob("*.md"),
     )
@@ -23,7 +32,7 @@ PAGES = sorted(
 WITH_EXAMPLES = [page for page in PAGES if examples(page)]
 ALL = sorted({*DOCS.rglob("*.md"), CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "README.md"})
 MARKS = {"", "not run"}
-SLOW = {"index.md", "concepts.md", "fedavg.md"}
+SLOW = {"attacks.md", "index.md", "concepts.md", "fedavg.md"}
 
 
 def name_of(page: Path) -> str:

@@ -170,8 +170,8 @@ def clipping_of_the_mean(seed: int, broken: bool) -> Verdict:
 
 
 def wrong_sampling_rate(seed: int, broken: bool) -> Verdict:
-    settings = {"epochs": 10.0, "sampling_rate": 1.0, "expected_batch": 1.0, "learning_rate": 1.0}
-    release = Release(Gaussian(1.0, 1.0))
+    settings = {"epochs": 40.0, "sampling_rate": 1.0, "expected_batch": 1.0, "learning_rate": 1.0}
+    release = Release(Gaussian(1.0, 2.0))
     if broken:
         return trained(Misstated(**settings, release=release, told=0.05), seed)  # type: ignore[arg-type]
     return trained(DPSGD(**settings, release=release), seed)  # type: ignore[arg-type]
