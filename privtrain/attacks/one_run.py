@@ -85,13 +85,20 @@ class OneRun:
         correct = right_guesses(to_scores(losses), canaries, self.guesses, seed=seed)
         inside = int(canaries.included.sum())
         promised = _fitting(target.promised)
+        metrics = self._metrics(len(canaries), correct, promised)
         return Leakage(
             attack=self.name,
             observer=self.observer.name,
-            metrics=self._metrics(len(canaries), correct, promised),
+            metrics=metrics,
             members=inside,
             non_members=len(canaries) - inside,
-            notes=self._notes(len(canaries), int(torch.isnan(losses).sum()), promised),
+            notes=(
+                "this attack only, not evidence of safety",
+                f"{correct} of {self.guesses} guesses right: epsilon at least "
+                f"{metrics['epsilon_lower_bound']:.3g}; all right would show the ceiling, "
+                f"{metrics['ceiling']:.3g}",
+                *self._notes(int(torch.isnan(losses).sum()), promised),
+            ),
         )
 
     def _metrics(
@@ -129,14 +136,10 @@ class OneRun:
             "gaussian_family_epsilon": gaussian,
         }
 
-    def _notes(
-        self, canaries: int, unscored: int, promised: PrivacyCurves | None
-    ) -> tuple[str, ...]:
+    def _notes(self, unscored: int, promised: PrivacyCurves | None) -> tuple[str, ...]:
         notes = [
-            "this attack only, not evidence of safety",
             f"epsilon_lower_bound holds with confidence {self.confidence:.6g} at delta "
-            f"{self.delta:g}, per example, add-remove; {canaries:,} canaries and "
-            f"{self.guesses:,} guesses cannot show more than the ceiling",
+            f"{self.delta:g}, per example, add-remove; compare it with such guarantees only",
             "gaussian_family_epsilon supposes a Gaussian trade-off curve: not a lower bound of "
             "other runs, and not to be compared with a stated epsilon",
         ]
