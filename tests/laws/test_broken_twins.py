@@ -2,13 +2,13 @@
 
 Five faults. Each is caught by a one-run audit where it has the power, at confidence 1 - 1e-4, else
 by the mechanism's statistics, as said at each test. "Power" is how many of 100 other seeds caught
-the twin; 100 of 100 means a probability of at least 0.955 at 99% confidence. Of 100 audits of the
-sound twin none was caught. `python -m tests.laws.test_broken_twins` counts again.
+the twin; 100 of 100 means a probability of at least 0.955 at 99% confidence. Of 100 audits of each
+sound twin none raised an alarm. `python -m tests.laws.test_broken_twins` counts again.
 
 | fault | caught by | power |
 |---|---|---|
 | no noise | lower bound above the stated epsilon | 100 of 100 |
-| half the noise | stated curve rejected (100,000 canaries) | POWER_HALF |
+| half the noise | stated curve rejected (100,000 canaries) | 100 of 100 |
 | | noise statistics (chi-square, 1,000 draws) | 1 - 1e-9 and more |
 | clipping after the sum: of the mean | lower bound above the stated epsilon | 100 of 100 |
 | clipping after the sum: of the sum | measured sensitivity; no audit has power | 1 |
