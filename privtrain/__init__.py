@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from privtrain.core.transcript import Transcript
     from privtrain.mpc.crypten import CrypTen
     from privtrain.privacy.accounting import RdpCurve, epsilon, epsilon_bracket, group_epsilon
+    from privtrain.privacy.banded import BandedMatrix
     from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
     from privtrain.privacy.filter import RdpFilter
     from privtrain.privacy.gaussian import Gaussian, Laplace
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
         TruncatedPoissonBatches,
     )
     from privtrain.steps.bookkeeping import BookKeeping
+    from privtrain.steps.cyclic import CyclicPoisson, FixedOrder
     from privtrain.steps.opacus import Opacus
     from privtrain.steps.plain import PlainSteps
     from privtrain.steps.private import DPSteps
@@ -108,6 +110,7 @@ _HOMES = {
     "core.transcript": "Transcript",
     "mpc.crypten": "CrypTen",
     "privacy.accounting": "RdpCurve epsilon epsilon_bracket group_epsilon",
+    "privacy.banded": "BandedMatrix",
     "privacy.clipping": "AutomaticClipping FlatClipping PerLayerClipping",
     "privacy.filter": "RdpFilter",
     "privacy.gaussian": "Gaussian Laplace",
@@ -124,6 +127,7 @@ _HOMES = {
     "runtimes.processes": "Processes",
     "steps.batches": "FixedSizeBatches PoissonBatches ShuffledEpochs TruncatedPoissonBatches",
     "steps.bookkeeping": "BookKeeping",
+    "steps.cyclic": "CyclicPoisson FixedOrder",
     "steps.opacus": "Opacus",
     "steps.plain": "PlainSteps",
     "steps.private": "DPSteps",
@@ -160,6 +164,7 @@ __all__ = [
     "SYSTEM",
     "ZERO_OUT",
     "AutomaticClipping",
+    "BandedMatrix",
     "BookKeeping",
     "Budget",
     "BudgetExceededError",
@@ -167,12 +172,14 @@ __all__ = [
     "Canaries",
     "Comparison",
     "CrypTen",
+    "CyclicPoisson",
     "DPSteps",
     "DataError",
     "Everyone",
     "Exact",
     "FedAvg",
     "FederatedData",
+    "FixedOrder",
     "FixedSize",
     "FixedSizeBatches",
     "FlatClipping",

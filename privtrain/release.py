@@ -21,6 +21,7 @@ from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.privacy.mechanism import Exact, Mechanism
+from privtrain.privacy.participation import check_separation
 from privtrain.privacy.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.privacy.sampling import Everyone, Sampling
 
@@ -210,8 +211,13 @@ class Release:
 
         Returns:
             One plan an observer.
+
+        Raises:
+            UnsoundReleaseError: If noise is correlated over more steps than lie between two
+                contributions of a unit.
         """
         chosen = sampling or Everyone()
+        check_separation(self.mechanism, chosen)
         plans = []
         for observer in observers:
             exposure = self.aggregation.exposure(

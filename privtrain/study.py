@@ -22,6 +22,7 @@ from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten import CrypTen
+from privtrain.privacy.banded import BandedMatrix
 from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
 from privtrain.privacy.gaussian import Gaussian, Laplace
 from privtrain.privacy.mechanism import Exact
@@ -36,6 +37,7 @@ from privtrain.steps.batches import (
     TruncatedPoissonBatches,
 )
 from privtrain.steps.bookkeeping import BookKeeping
+from privtrain.steps.cyclic import CyclicPoisson, FixedOrder
 from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
@@ -56,10 +58,11 @@ ATTACKS: Mapping[str, type[Any]] = {"loss_threshold": LossThreshold}
 _KINDS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        *(Exact, Gaussian, Laplace, GNMax, LNMax),
+        *(Exact, Gaussian, Laplace, BandedMatrix, GNMax, LNMax),
         *(Release, PlainSum, SharedSum, Threshold, Placement),
         *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
         *(PoissonBatches, TruncatedPoissonBatches, FixedSizeBatches, ShuffledEpochs),
+        *(CyclicPoisson, FixedOrder),
         *(FlatClipping, PerLayerClipping, AutomaticClipping),
         *(PlainSteps, DPSteps, BookKeeping, Opacus, CrypTen),
     )

@@ -1,17 +1,19 @@
 """How batches are drawn from pooled rows, and which figures that makes public."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.seeding import Streams
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.validate import check_count
+from privtrain.privacy.participation import Schedule, enforced
 from privtrain.privacy.sampling import (
     ByUser,
     FixedSize,
@@ -20,6 +22,7 @@ from privtrain.privacy.sampling import (
     Shuffled,
     TruncatedPoisson,
 )
+from privtrain.steps.users import count_kept, some_of_each_user, users_of
 
 SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
 
@@ -36,6 +39,8 @@ class Batches:
             cost what one of them costs (parallel composition, McSherry 2009, theorem 4).
         population: How many rows there are where that is public, else 1.
         rows_per_user: How many rows of one user are kept; None where rows are protected one by one.
+        schedule: Draws the batches of the one draw that a run then is, where a row takes part in
+            several of them; None where they are parts of one sample.
     """
 
     sampling: Sampling
@@ -43,6 +48,7 @@ class Batches:
     assumptions: tuple[str, ...]
     per_draw: int = 1
     population: int = 1
+    schedule: Schedule | None = None
     rows_per_user: int | None = None
 
     @property
@@ -69,59 +75,23 @@ class Batches:
         """Whether a step is the last of a draw, after which a run can be resumed."""
         return (step + 1) % self.per_draw == 0 or step + 1 == self.steps
 
-    def batch(self, rows: Rows, drawn: list[int], step: int) -> Rows:
-        """The rows of a step, out of its draw; may be none."""
+    def parts(self, population: int, generator: np.random.Generator) -> Iterator[list[int]]:
+        """The batches of one draw, in order, each as numbers of rows; may be none.
+
+        Args:
+            population: How many rows there are.
+            generator: Where they are drawn from, as they are asked for.
+
+        Raises:
+            UnsoundReleaseError: If a schedule breaks what it promises.
+        """
+        if self.schedule is not None:
+            yield from enforced(self.schedule, population, generator)
+            return
+        drawn = self.sampling.choose(population, generator)
         size = -(-len(drawn) // self.per_draw)
-        first = step % self.per_draw * size
-        chosen = drawn[first : first + size]
-        return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
-
-
-def users_of(rows: Rows) -> torch.Tensor:
-    """Whose row each is, shape `(rows,)`.
-
-    Raises:
-        DataError: If that is not known.
-    """
-    if rows.users is None:
-        raise DataError(
-            "rows_per_user protects users, but these rows do not say whose they are. Give "
-            "from_arrays(users=...) or from_csv(user=...), or leave rows_per_user out."
-        )
-    return rows.users
-
-
-def some_of_each_user(rows: Rows, most: int, seeds: Streams) -> torch.Tensor:
-    """Which rows are kept so that no user has more than a number of them.
-
-    A user's choice follows from the user, how many rows the user has and a public seed, neither
-    from values nor from other users: who joins or leaves changes nobody else's rows.
-
-    Args:
-        rows: All rows, with their users.
-        most: How many rows of a user are kept at most; at least 1.
-        seeds: The run's public streams.
-
-    Returns:
-        Numbers of the kept rows, rising.
-    """
-    users = users_of(rows).cpu().numpy()
-    order = np.argsort(users, kind="stable")
-    names, starts = np.unique(users[order], return_index=True)
-    kept = []
-    for name, own in zip(names, np.split(order, starts[1:]), strict=True):
-        if len(own) > most:
-            generator = seeds["rows of a user", 0, str(name)].numpy()
-            own = generator.permutation(own)[:most]
-        kept.append(own)
-    return torch.from_numpy(np.sort(np.concatenate(kept)))
-
-
-def _count(data: FederatedData, rows_per_user: int | None) -> int:
-    if rows_per_user is None:
-        return sum(len(data.train[party]) for party in data.parties)
-    _, each = np.unique(users_of(data.pooled()).cpu().numpy(), return_counts=True)
-    return int(np.minimum(each, rows_per_user).sum())
+        for part in range(self.per_draw):
+            yield drawn[part * size : (part + 1) * size]
 
 
 def plan_batches(
@@ -133,6 +103,30 @@ def plan_batches(
     parties: int = 1,
     rows_per_user: int | None = None,
 ) -> Batches:
+    """Poisson batches of public figures; see `poisson_figures`."""
+    sampling, steps, assumptions = poisson_figures(
+        data,
+        epochs=epochs,
+        sampling_rate=sampling_rate,
+        expected_batch=expected_batch,
+        parties=parties,
+        rows_per_user=rows_per_user,
+    )
+    if rows_per_user is None:
+        return Batches(sampling, steps, assumptions)
+    by_user = ByUser(sampling, rows_per_user)
+    return Batches(by_user, steps, assumptions, rows_per_user=rows_per_user)
+
+
+def poisson_figures(
+    data: FederatedData,
+    *,
+    epochs: float,
+    sampling_rate: float | None,
+    expected_batch: float | None,
+    parties: int = 1,
+    rows_per_user: int | None = None,
+) -> tuple[Poisson, int, tuple[str, ...]]:
     """Settles sampling rate, expected batch and number of steps without looking at private counts.
 
     What is given is used as it is. What is missing follows from the data's declared public number
@@ -148,7 +142,7 @@ def plan_batches(
         rows_per_user: How many rows of a user are kept, where users are protected.
 
     Returns:
-        The batches.
+        The sampling of a step, the number of steps, and what is assumed to be public.
 
     Raises:
         ValueError: If neither rate nor batch is given.
@@ -160,7 +154,7 @@ def plan_batches(
     found = None
     if sampling_rate is None or expected_batch is None:
         declared = data.public_rows
-        found = None if declared else _count(data, rows_per_user)
+        found = None if declared else count_kept(data, rows_per_user)
         rows = max(1.0, (declared or found or 1) / parties)
         if sampling_rate is None:
             sampling_rate = min(1.0, (expected_batch or 1.0) / rows)
@@ -169,15 +163,18 @@ def plan_batches(
     if found is not None:
         assumptions.append(counted(found))
     steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
-    poisson = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
-    sampling = poisson if rows_per_user is None else ByUser(poisson, rows_per_user)
-    return Batches(sampling, steps, tuple(assumptions), rows_per_user=rows_per_user)
+    sampling = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
+    return sampling, steps, tuple(assumptions)
+
+
+def taken(rows: Rows, chosen: list[int]) -> Rows:
+    """The rows with these numbers, in their order; may be none."""
+    return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
 
 
 def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
     """The rows that an independent coin each picks; may be none."""
-    chosen = sampling.choose(len(rows), generator)
-    return rows.take(torch.tensor(chosen, dtype=torch.long, device=rows.inputs.device))
+    return taken(rows, sampling.choose(len(rows), generator))
 
 
 class BatchSampling(Protocol):
@@ -308,7 +305,7 @@ class FixedSizeBatches:
             ValueError: If that is no whole number, or more than there are rows.
             UnsupportedError: If a sampling rate is given.
         """
-        rows, size = _public_figures(self, data, sampling_rate, expected_batch)
+        rows, size = public_figures(self, data, sampling_rate, expected_batch)
         steps = max(1, math.ceil(epochs * rows / size - 1e-9))
         assumptions = (SAMPLED_IN_SECRET, counted(rows))
         return Batches(FixedSize(size), steps, assumptions, population=rows)
@@ -346,7 +343,7 @@ class ShuffledEpochs:
             ValueError: If `expected_batch` is no whole number, or more than there are rows.
             UnsupportedError: If a sampling rate is given.
         """
-        rows, size = _public_figures(self, data, sampling_rate, expected_batch)
+        rows, size = public_figures(self, data, sampling_rate, expected_batch)
         cut = -(-rows // size)
         steps = max(1, math.ceil(epochs * cut - 1e-9))
         sampling = Shuffled(replace_one=self.replace_one)
@@ -358,10 +355,15 @@ def counted(rows: int) -> str:
     return f"the number of training rows, {rows}, is public"
 
 
-def _public_figures(
+def public_figures(
     sampling: BatchSampling, data: FederatedData, rate: float | None, expected_batch: float
 ) -> tuple[int, int]:
-    """The number of rows and of those in a batch."""
+    """The number of rows and of those in a batch, where the number of rows is public.
+
+    Raises:
+        ValueError: If `expected_batch` is no whole number, or more than there are rows.
+        UnsupportedError: If a sampling rate is given.
+    """
     if rate is not None:
         raise UnsupportedError(
             f"{sampling} has no use for sampling_rate={rate!r}: its batches follow from "

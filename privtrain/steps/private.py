@@ -17,8 +17,9 @@ from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.accounting import repeated
 from privtrain.privacy.mechanism import Mechanism, l2_bound
+from privtrain.privacy.participation import check_separation
 from privtrain.privacy.sampling import Poisson
-from privtrain.steps.batches import Batches, plan_batches, poisson_batch
+from privtrain.steps.batches import Batches, PoissonBatches, plan_batches, poisson_batch
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import ClippedSum, Gradients
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
@@ -64,6 +65,8 @@ class DPSteps:
 
     def __post_init__(self) -> None:
         l2_bound(self.mechanism)
+        # Poisson batches: a row may be in the next one, too.
+        check_separation(self.mechanism, PoissonBatches())
         check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
         check_probability(sampling_rate=self.sampling_rate)
 

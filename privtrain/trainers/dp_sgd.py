@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from privtrain.aggregation.aggregation import BoundedSum
-from privtrain.core.errors import DataError, UnsoundReleaseError
+from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import CURATOR_NAME
@@ -19,12 +19,15 @@ from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import l2_bound
 from privtrain.release import Release
-from privtrain.steps.batches import Batches, BatchSampling, PoissonBatches
+from privtrain.steps.batches import Batches, BatchSampling, PoissonBatches, taken
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import Gradients
 from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
 from privtrain.steps.pooling import CURATOR_READS, pool
 from privtrain.steps.private import diagnostics
+
+SHOWN = 20
+"""How often the run is looked at, and how often at most it is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class DPSGD:
         sampling_rate: Each example's probability of being in a batch, in (0, 1]; None for the
             expected batch over the data's public number of rows.
         sampling: How batches are drawn: `PoissonBatches()`, which can also protect users,
-            `TruncatedPoissonBatches()`, `FixedSizeBatches()` or `ShuffledEpochs()`.
+            `TruncatedPoissonBatches()`, `FixedSizeBatches()` or `ShuffledEpochs()`; for noise that
+            is correlated over steps `CyclicPoisson(groups)` or `FixedOrder()`.
         learning_rate: Learning rate; positive.
         optimizer: Name of a class in `torch.optim`, or a factory.
         release: How gradients are clipped and noised; the mechanism clips in L2 norm.
@@ -84,7 +88,7 @@ class DPSGD:
         )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        """One noised gradient a draw: a step, or an epoch whose batches share no row."""
+        """One release a draw: a step, an epoch whose batches share no row, or the whole run."""
         batches = self.batches(data)
         return self.release.plans(
             unit=batches.unit,
@@ -118,6 +122,7 @@ class DPSGD:
         Raises:
             DataError: If the curator does not hold as many rows as were planned with.
             UnsupportedError: If a layer has no per-example gradients.
+            BudgetExceededError: If a run that is one release was interrupted in this folder.
         """
         rows, batches = pool(data, run), self.batches(data)
         if batches.population not in (1, len(rows)):
@@ -130,15 +135,17 @@ class DPSGD:
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
-        start, shown, drawn = self._resume(model, optimizer, run), 0, list[int]()
+        start = self._resume(model, optimizer, run)
+        kept, parts = start * SHOWN // batches.steps, iter(list[list[int]]())
         for step in range(start, batches.steps):
             if batches.opens(step):
                 if not run.spend():
+                    _check_begun(batches)
                     run.checkpoint.save(step, self._state(model, optimizer, run))
                     break
                 draw = run.entropy["sample", step, CURATOR_NAME].numpy()
-                drawn = batches.sampling.choose(len(rows), draw)
-            batch = batches.batch(rows, drawn, step)
+                parts = batches.parts(len(rows), draw)
+            batch = taken(rows, next(parts))
             with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
                 clipped = engine.clipped_sum(batch, l2_bound(self.release.mechanism))
             bounded = BoundedSum(clipped.value, l2_bound(self.release.mechanism))
@@ -147,14 +154,14 @@ class DPSGD:
             set_gradient(parameters, noised / self.expected_batch)
             optimizer.step()
             run.progress(step + 1, batches.steps)
-            # What was paid for is done as a whole, so a run is resumed between draws only.
-            due = (step + 1) * 20 // batches.steps > shown
-            if batches.closes(step) and (due or step + 1 == batches.steps):
-                shown = (step + 1) * 20 // batches.steps
-                seen = diagnostics(clipped, bounded.bound)
-                run.history.record(step + 1, **seen)
+            part = (step + 1) * SHOWN // batches.steps
+            if part > step * SHOWN // batches.steps:
+                run.history.record(step + 1, **diagnostics(clipped, bounded.bound))
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
+            # What was paid for is done as a whole, so a run is resumed between draws only.
+            if batches.closes(step) and part > kept:
+                kept = part
                 run.checkpoint.save(step + 1, self._state(model, optimizer, run))
         run.notes.extend(engine.notes)
         engine.close()
@@ -181,3 +188,13 @@ class DPSGD:
         optimizer.load_state_dict(state["optimizer"])
         run.memory.update(state["memory"])
         return done
+
+
+def _check_begun(batches: Batches) -> None:
+    """Refuses to go on with a run that is one release: it was paid for, and nothing was kept."""
+    if batches.draws == 1:
+        raise BudgetExceededError(
+            f"This run was interrupted in this folder. Its {batches.steps} steps are one release, "
+            "which stays spent, and noise that is correlated over steps cannot be taken up in the "
+            "middle. Choose another folder to train anew: that is charged as a whole run again."
+        )

@@ -24,6 +24,7 @@ from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
+from privtrain.privacy.participation import check_separation
 from privtrain.privacy.placement import Drawer
 from privtrain.privacy.sampling import Everyone, Poisson, Sampling
 from privtrain.release import Release
@@ -199,6 +200,7 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
+        check_separation(self.release.mechanism, self.sampling)
         if self.release.finish != IDENTITY:
             raise UnsupportedError(
                 f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "

@@ -28,6 +28,7 @@ from privtrain.steps.batches import (
     FixedSizeBatches,
     PoissonBatches,
     ShuffledEpochs,
+    taken,
 )
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.trainers.dp_sgd import DPSGD
@@ -171,10 +172,11 @@ def test_twice_in_an_epoch_is_one_gaussian_too_few() -> None:
     drawn = Poisson(0.5).choose(41, np.random.default_rng(0))
     again = Poisson(0.5).choose(41, np.random.default_rng(1))
     assert set(drawn) & set(again)
-    order = Shuffled().choose(41, np.random.default_rng(0))
     batches = Batches(Shuffled(), 6, (), per_draw=6, population=41)
     rows = DATA.pooled()
-    parts = [rows_of([batches.batch(rows, order, step).inputs]) for step in range(6)]
+    drawn_in = list(batches.parts(41, np.random.default_rng(0)))
+    assert len(drawn_in) == 6
+    parts = [rows_of([taken(rows, chosen).inputs]) for chosen in drawn_in]
     for number, part in enumerate(parts):
         for other in parts[number + 1 :]:
             assert not {tuple(row) for row in part} & {tuple(row) for row in other}

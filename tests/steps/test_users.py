@@ -23,8 +23,9 @@ from privtrain.privacy.accounting import (
 )
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.release import Release
-from privtrain.steps.batches import PoissonBatches, some_of_each_user
+from privtrain.steps.batches import PoissonBatches
 from privtrain.steps.bookkeeping import BookKeeping
+from privtrain.steps.users import some_of_each_user
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.training import calibrate, fit
 from tests.trainers.federations import STAR
