@@ -9,11 +9,13 @@ import torch
 
 from privtrain.aggregation.finish import ARGMAX
 from privtrain.data.datasets import breast_cancer, digits
+from privtrain.privacy.banded import BandedMatrix
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.placement import AT_PARTY, SPLIT
 from privtrain.privacy.sampling import FixedSize, Poisson
 from privtrain.privacy.votes import GNMax, LNMax
 from privtrain.release import Release
+from privtrain.steps.cyclic import CyclicPoisson
 from privtrain.steps.opacus import Opacus
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
@@ -47,6 +49,16 @@ CASES = (
     a_case("sgd-adam", SGD(epochs=5, learning_rate=0.05, optimizer="Adam"), 0.9, private=False),
     a_case("dp_sgd", DPSGD(epochs=8, learning_rate=2.0), 0.85),
     a_case("dp_sgd-ghost", DPSGD(epochs=8, learning_rate=2.0, gradients=Opacus("ghost")), 0.85),
+    a_case(
+        "dp_sgd-banded",
+        DPSGD(
+            epochs=8,
+            learning_rate=2.0,
+            sampling=CyclicPoisson(4),
+            release=Release(BandedMatrix(1.0, 1.0, bands=4, steps=50)),
+        ),
+        0.85,
+    ),
     a_case("fedavg", FedAvg(rounds=6, local=PLAIN), 0.9, private=False),
     a_case(
         "fedavg-server",
