@@ -33,6 +33,7 @@ from privtrain.steps.bookkeeping_fallback import PerExample, group_norms, groups
 from privtrain.steps.bookkeeping_layers import formula_of
 from privtrain.steps.bookkeeping_parts import Part, together
 from privtrain.steps.bookkeeping_room import Room, Workspace
+from privtrain.steps.bookkeeping_unrolled import Unrolled, unrolled
 from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
 
 _TRIAL = 16
@@ -43,9 +44,9 @@ _TRIAL = 16
 class BookKeeping:
     """Per-example gradients from the books of the layers, without forming them.
 
-    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm, InstanceNorm and RMSNorm are booked. A
-    model with a parameter that is used anywhere else is trained by `torch.func`, and the result
-    says so.
+    Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and, step by
+    step, LSTM are booked. A model with a parameter that is used anywhere else is trained by
+    `torch.func`, and the result says so.
 
     Args:
         micro_batch: Examples to work on at a time, which bounds the memory and changes no sum;
@@ -107,13 +108,16 @@ class Books:
     clipping: Clipping = FlatClipping()
     notes: tuple[str, ...] = field(default=(), init=False)
     _layers: list[tuple[str, nn.Module, int]] = field(init=False, repr=False)
+    _unrolled: list[Unrolled] = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _other: PerExample | None = field(default=None, init=False, repr=False)
     _groups: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._unrolled = list(unrolled(self.model))
         self._layers = _bookable(self.model)
+        self._layers += [(*part, 0) for one in self._unrolled for part in one.parts]
         self._groups = groups_of(self.model, self.clipping)  # wrong settings show at once
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
@@ -175,7 +179,7 @@ class Books:
     def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
         """Losses, and the uses of layers that they depend on."""
         self._groups = groups_of(self.model, self.clipping)  # parameters may have been replaced
-        with _books(self._layers) as uses:
+        with _books(self._layers, self._unrolled) as uses:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
             return losses, []
@@ -291,7 +295,7 @@ def _bookable(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
 
 
 @contextmanager
-def _books(layers: list[tuple[str, nn.Module, int]]) -> Iterator[list[Use]]:
+def _books(layers: list[tuple[str, nn.Module, int]], lstms: list[Unrolled]) -> Iterator[list[Use]]:
     """Books the calls of layers while a model runs forward; its hooks are gone afterwards."""
     uses: list[Use] = []
     hooks = []
@@ -299,9 +303,14 @@ def _books(layers: list[tuple[str, nn.Module, int]]) -> Iterator[list[Use]]:
         # First of all hooks: another one may put something else in the place of the output.
         book = _booker(uses, name, dimensions)
         hooks.append(layer.register_forward_hook(book, prepend=True))
+    for one in lstms:
+        one.share()
+        one.layer.forward = one  # type: ignore[assignment]
     try:
         yield uses
     finally:
+        for one in lstms:
+            del one.layer.forward
         for hook in hooks:
             hook.remove()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.steps.bookkeeping_unrolled import can_be_unrolled
 from privtrain.steps.opacus import check_model
 
 
@@ -58,7 +59,8 @@ def refuse_layers(model: nn.Module) -> None:
                 "which no noise protects. Use max_norm=None."
             )
         foreign = type(layer).__module__.startswith("opacus.")
-        if foreign or isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+        recurrent = isinstance(layer, nn.RNNBase) and not can_be_unrolled(layer)
+        if foreign or recurrent or isinstance(layer, nn.MultiheadAttention):
             check_model(model)
 
 

@@ -163,7 +163,7 @@ def test_models_that_write_to_buffers_are_refused() -> None:
         (nn.BatchNorm1d(8, affine=False, track_running_stats=False), "GroupNorm"),
         (nn.InstanceNorm1d(8, track_running_stats=True), "track_running_stats=False"),
         (nn.Embedding(8, 8, max_norm=1.0), "max_norm=None"),
-        (nn.LSTM(8, 8), "DPLSTM"),
+        (nn.LSTM(8, 8, proj_size=4), "DPLSTM"),
         (nn.MultiheadAttention(8, 2), "DPMultiheadAttention"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
