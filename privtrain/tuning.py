@@ -42,6 +42,7 @@ from privtrain.privacy.guarantees import guarantees, public_curves
 from privtrain.privacy.ledger import JournalLedger
 from privtrain.privacy.selection import THEOREMS, RandomTrials, costliest
 from privtrain.privacy.study_ledger import StudyLedger
+from privtrain.report.progress import progress_bar
 from privtrain.training import (
     SIMULATED,
     TUNING_NOT_COUNTED,
@@ -251,19 +252,21 @@ def tune(
     source = OnceOnly(SeededEntropy(seed) if kind is SEEDED else SystemEntropy())
     count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)
     best: _Trial | None = None
-    for number in range(count):
-        place = int(source["settings", number, "tuner"].numpy().integers(len(labels)))
-        options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
-        result = fit(
-            *(trainers[labels[place]], task, data),
-            seed=_seed_of(seed, number),
-            entropy=kind,
-            progress=lambda done, total: None,
-            **options,
-        )
-        value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
-        if best is None or value > best.score:
-            best = _Trial(label=labels[place], score=value, result=result)
+    # No figures: how many trials there are stays secret, also on a screen.
+    with progress_bar("tuning"):
+        for number in range(count):
+            place = int(source["settings", number, "tuner"].numpy().integers(len(labels)))
+            options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
+            result = fit(
+                *(trainers[labels[place]], task, data),
+                seed=_seed_of(seed, number),
+                entropy=kind,
+                progress=lambda done, total: None,
+                **options,
+            )
+            value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
+            if best is None or value > best.score:
+                best = _Trial(label=labels[place], score=value, result=result)
     if best is None:
         raise PrivacyError(
             f"No trial was drawn, which {drawn} does with probability {math.exp(-drawn.mean):.2g}. "
