@@ -1,8 +1,8 @@
 """A census office predicts incomes and asks what privacy costs: the price of epsilon on Adult.
 
 Who holds what: the office holds one record a person, with age, education, work and whether the
-income is above 50,000 dollars a year (Adult, 30,162 training records without missing values or
-32,561 with them, and test records that are read once, at the end).
+income is above 50,000 dollars a year (Adult: 29,305 training records, a tenth kept apart for
+validation, and 16,281 test records that are read once, at the end).
 
 Who learns what:
   pooled   the office reads every record, and the model promises nothing to anybody.
