@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from privtrain.core.words import Words
+
 Name = tuple[str, int, str]
 """What a stream is called: its purpose, the round, the party."""
 
@@ -45,6 +47,10 @@ class Stream:
     def numpy(self) -> np.random.Generator:
         """A counter-based generator with a 128-bit key: for noise, the same on every device."""
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.key[:16], "little")))
+
+    def words(self) -> Words:
+        """Words from AES-256 under the whole key: for noise that has to withstand an attacker."""
+        return Words(self.key)
 
     def torch(self) -> torch.Generator:
         """A generator of torch's own: for data order and initialisation, never for secrets."""

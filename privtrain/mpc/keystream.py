@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
-KEY_BYTES = 32
+from privtrain.core.words import KEY_BYTES, Words
 
 
 class Keystream:
@@ -24,11 +24,8 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
-        key = os.urandom(KEY_BYTES) if key is None else key
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"Expected len(key)={len(key)} to be {KEY_BYTES}.")
         # A key serves one stream only, so the counter may start at zero.
-        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        self._words = Words(os.urandom(KEY_BYTES) if key is None else key)
 
     def integers(self, shape: Sequence[int]) -> Tensor:
         """The next uniform integers of the ring.
@@ -39,12 +36,8 @@ class Keystream:
         Returns:
             int64, uniform over all 2^64 values.
         """
-        size = prod(shape) * 8
-        if size == 0:
-            return torch.zeros(tuple(shape), dtype=torch.int64)
-        filled = bytearray(size + 15)
-        self._stream.update_into(bytes(size), filled)
-        return torch.frombuffer(filled, dtype=torch.int64, count=size // 8).view(tuple(shape))
+        words = self._words.take(prod(shape)).view(np.int64)
+        return torch.from_numpy(words).view(tuple(shape))
 
 
 class KeyAgreement:
