@@ -20,7 +20,7 @@ from privtrain.core.runtime import PartyRun, Payload
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
-from privtrain.privacy.mechanism import Exact, Mechanism
+from privtrain.privacy.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
 from privtrain.privacy.participation import check_separation
 from privtrain.privacy.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.privacy.sampling import Everyone, Sampling
@@ -42,6 +42,7 @@ class Release:
     Raises:
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
+        UnsupportedError: If secure noise is to be split: sums of its parts have no known law.
     """
 
     mechanism: Mechanism = Exact()
@@ -54,6 +55,11 @@ class Release:
             raise UnsoundReleaseError(
                 f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "
                 "contribution can move its result by more than the bound. Use PlainSum()."
+            )
+        if is_secure(self.mechanism) and self.noise_at.split:
+            raise UnsupportedError(
+                f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
+                "is none. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
             )
 
     @property
@@ -96,23 +102,22 @@ class Release:
             )
         total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
         if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
-            total = total + self._own_noise(total, party, kind)
+            total = self._with_own_noise(total, party, kind)
         message = self.aggregation.seal(total, party, kind=kind)
         if broken:
             message[NON_FINITE] = torch.tensor(float(broken))
         return message
 
-    def _own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
+    def _with_own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
         stream = party.entropy[f"noise/{kind}", party.round, party.party]
-        noise, after = self.mechanism.noise(
-            total, self.mechanism.init(total), stream.numpy(), fraction=self.noise_at.fraction
-        )
+        state, fraction = self.mechanism.init(total), self.noise_at.fraction
+        released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
         if after is not None:
             raise UnsupportedError(
                 f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
                 "let the aggregator draw it (noise_at=AT_AGGREGATOR)."
             )
-        return noise
+        return released
 
     def arrive(
         self,
@@ -186,8 +191,8 @@ class Release:
         if kind not in run.memory:
             run.memory[kind] = self.mechanism.init(aggregate)
         state = run.memory[kind]
-        noise, run.memory[kind] = self.mechanism.noise(aggregate, state, stream.numpy())
-        return aggregate + noise
+        released, run.memory[kind] = noised(self.mechanism, aggregate, state, stream)
+        return released
 
     def plans(
         self,
@@ -238,7 +243,8 @@ class Release:
                 event=chosen.amplified(event, exposure, parties, corrupted),
                 count=count,
                 theorem=self.mechanism.theorem,
-                assumptions=assumptions,
+                assumptions=(*assumptions, *assumptions_of(self.mechanism)),
+                float_noise=not is_secure(self.mechanism),
             )
             plans.append(plan)
         return tuple(plans)

@@ -37,7 +37,7 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes import Processes
 
 SIMULATED = "simulated: void if the seed is known"
-FLOAT_NOISE = "noise is drawn in floating point: for research use"
+FLOAT_NOISE = "float noise: research use"
 TUNING_NOT_COUNTED = "tuning not counted: settings chosen by looking at results are not counted"
 CAVEATS = ("timing and sizes of messages are not hidden", TUNING_NOT_COUNTED)
 WATCHED = 10
@@ -292,7 +292,7 @@ def _result(
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
-        caveats=_caveats(trainer, made),
+        caveats=_caveats(trainer, plans, made),
         curves=public_curves(plans, spent=run.ledger.spent, delta=delta),
     )
     cost = Cost(
@@ -314,10 +314,12 @@ def _result(
     )
 
 
-def _caveats(trainer: Trainer, made: tuple[Guarantee, ...]) -> tuple[str, ...]:
+def _caveats(
+    trainer: Trainer, plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...]
+) -> tuple[str, ...]:
     """What the figures leave out, and what a trainer's engine does not protect from."""
     noisy = any(math.isfinite(guarantee.epsilon) for guarantee in made)
-    noise = (FLOAT_NOISE,) if noisy else ()
+    noise = (FLOAT_NOISE,) if noisy and any(plan.float_noise for plan in plans) else ()
     aggregation = getattr(getattr(trainer, "release", None), "aggregation", None)
     engine = (*getattr(trainer, "caveats", ()), *getattr(aggregation, "caveats", ()))
     return (*noise, *CAVEATS, *dict.fromkeys(engine))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from privtrain.core.errors import DataError, PrivacyError, UnsoundReleaseError
+from privtrain.core.errors import DataError, PrivacyError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import PUBLIC, Exposure
 from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
@@ -40,6 +40,7 @@ from privtrain.privacy.accounting import (
 from privtrain.privacy.gaussian import Gaussian, Laplace
 from privtrain.privacy.guarantees import guarantees, public_curves
 from privtrain.privacy.ledger import JournalLedger
+from privtrain.privacy.mechanism import is_secure
 from privtrain.privacy.selection import THEOREMS, RandomTrials, costliest
 from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.report.progress import progress_bar
@@ -122,6 +123,7 @@ class PrivateRows:
 
     Raises:
         UnsoundReleaseError: If there is no noise.
+        UnsupportedError: If the noise is secure.
         ValueError: If the clipping norm is not 1.
     """
 
@@ -134,6 +136,11 @@ class PrivateRows:
                 f"A score on private rows needs noise, and mechanism={self.mechanism!r} draws "
                 "none: choosing by it is a release. Use Gaussian(1.0, noise_multiplier) or "
                 "PublicRows."
+            )
+        if is_secure(self.mechanism):
+            raise UnsupportedError(
+                f"{self.mechanism}: the distance of secure noise from what is charged has no "
+                "theorem under a selection. Use secure=False."
             )
         if self.mechanism.clipping_norm != 1.0:
             raise ValueError(

@@ -26,6 +26,7 @@ class PrivacyPlan:
         count: How many releases are planned.
         theorem: What the guarantee rests on, with its source.
         assumptions: What has to hold for it.
+        float_noise: Whether noise, where there is any, is drawn in floating point.
     """
 
     observer: Observer
@@ -35,6 +36,7 @@ class PrivacyPlan:
     count: int
     theorem: str = ""
     assumptions: tuple[str, ...] = ()
+    float_noise: bool = True
 
 
 class Ledger(Protocol):

@@ -29,6 +29,9 @@ Terms: TypeAlias = tuple[tuple[Event, int], ...]
 
 Accountant = Literal["pld", "rdp"]
 
+ACCOUNTANTS: tuple[Accountant, ...] = ("pld", "rdp")
+"""Both readers, the tight one first."""
+
 # Orders of the RDP accountant where no curve brings its own. The large ones serve small epsilons.
 ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -60,6 +63,22 @@ def reads(dp: Any, accountant: Accountant, leaf: Event, relation: Relation) -> b
         return bool(reader.supports(leaf))
     reader = dp.rdp.RdpAccountant([2.0], _relation(dp, relation))
     return _for_rdp(dp, leaf, relation) is not None and bool(reader.supports(leaf))
+
+
+def unreadable(dp: Any, accountant: Accountant, leaf: Event, relation: Relation) -> str:
+    """Why one release cannot be read, and who could read it under which relation."""
+    names = {known: known.value.replace("_", "-") for known in Relation}
+    possible = [
+        f"accountant={other!r} under {names[under]}"
+        for under in sorted(Relation, key=lambda under: under != relation)
+        for other in ACCOUNTANTS
+        if reads(dp, other, leaf, under)
+    ]
+    way_out = f"Possible: {'; '.join(possible)}." if possible else "No accountant here can."
+    return (
+        f"The {accountant.upper()} accountant cannot read {leaf!r} under "
+        f"{names[relation]} neighbours. {way_out}"
+    )
 
 
 def _for_rdp(dp: Any, leaf: Event, relation: Relation) -> Event | None:

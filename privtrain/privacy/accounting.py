@@ -23,6 +23,7 @@ from privtrain.core.validate import (
     check_member,
 )
 from privtrain.privacy.accountants import (
+    ACCOUNTANTS,
     Accountant,
     Event,
     leaf_rdp,
@@ -30,7 +31,9 @@ from privtrain.privacy.accountants import (
     pld_lower,
     rdp_epsilon,
     reads,
+    unreadable,
 )
+from privtrain.privacy.approximate import Approximate, exact_part
 from privtrain.privacy.events import (
     composed,
     dp,
@@ -49,6 +52,7 @@ from privtrain.privacy.renyi import CONVERSIONS, Conversion, RdpCurve
 
 __all__ = [
     "Accountant",
+    "Approximate",
     "Conversion",
     "Evaluation",
     "Event",
@@ -71,8 +75,6 @@ __all__ = [
     "supports",
     "truncated_poisson_sampled",
 ]
-
-ACCOUNTANTS: tuple[Accountant, ...] = ("pld", "rdp")
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,13 @@ def epsilon(
     check_member(ACCOUNTANTS, accountant=accountant)
     check_member(CONVERSIONS, conversion=conversion)
     relation = Relation(relation)
+    if isinstance(event, Approximate):
+
+        def exact(rest: float) -> float:
+            options: Any = {"accountant": accountant, "conversion": conversion}
+            return epsilon(event.event, rest, relation=relation, **options)
+
+        return event.epsilon(delta, exact)
     terms = terms_of(event)
     if not terms:
         return 0.0
@@ -132,7 +141,7 @@ def epsilon(
         return math.inf
     for leaf in terms:
         if not reads(dp(), accountant, leaf, relation):
-            raise UnsupportedError(_unsupported(accountant, leaf, relation))
+            raise UnsupportedError(unreadable(dp(), accountant, leaf, relation))
     key = tuple(terms.items())
     if accountant == "pld":
         return pld_epsilon(dp(), key, delta, relation)
@@ -154,8 +163,11 @@ def epsilon_bracket(
         the second is what `epsilon` returns.
 
     Raises:
-        UnsupportedError: If the PLD accountant cannot read the event under the relation.
+        UnsupportedError: If the PLD accountant cannot read the event under the relation, or the
+            event is approximate.
     """
+    if isinstance(event, Approximate):
+        raise UnsupportedError(f"There is no lower bound for {event!r}; `epsilon` bounds it above.")
     high = epsilon(event, delta, relation=relation)
     if high == 0 or math.isinf(high):
         return high, high
@@ -211,7 +223,8 @@ def group_epsilon(event: Event, size: int, delta: float, relation: Relation = AD
 
 def supports(event: Event, relation: Relation, accountant: Accountant) -> bool:
     """Whether an accountant can read an event under a relation."""
-    return all(reads(dp(), accountant, leaf, Relation(relation)) for leaf in terms_of(event))
+    leaves = terms_of(exact_part(event))
+    return all(reads(dp(), accountant, leaf, Relation(relation)) for leaf in leaves)
 
 
 def best_accountant(event: Event, relation: Relation = ADD_REMOVE) -> Accountant:
@@ -230,8 +243,9 @@ def best_accountant(event: Event, relation: Relation = ADD_REMOVE) -> Accountant
     for accountant in ACCOUNTANTS:
         if supports(event, relation, accountant):
             return accountant
-    culprit = next(e for e in terms_of(event) if not reads(dp(), "rdp", e, Relation(relation)))
-    raise UnsupportedError(_unsupported("rdp", culprit, Relation(relation)))
+    leaves = terms_of(exact_part(event))
+    culprit = next(e for e in leaves if not reads(dp(), "rdp", e, Relation(relation)))
+    raise UnsupportedError(unreadable(dp(), "rdp", culprit, Relation(relation)))
 
 
 def evaluate(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> Evaluation:
@@ -250,7 +264,7 @@ def evaluate(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> Eva
     """
     best = best_accountant(event, relation)
     value = epsilon(event, delta, relation=relation, accountant=best)
-    if not terms_of(event) or math.isinf(value):
+    if not terms_of(exact_part(event)) or math.isinf(value):
         return Evaluation(value, "none", None)
     other: Accountant = "rdp" if best == "pld" else "pld"
     if not supports(event, relation, other):
@@ -270,30 +284,19 @@ def rdp_curve(event: Event, orders: Iterable[float], relation: Relation = ADD_RE
         The curve at these orders.
 
     Raises:
-        UnsupportedError: If the RDP accountant cannot read the event under the relation.
+        UnsupportedError: If the RDP accountant cannot read the event under the relation, or
+            the event is approximate: no Rényi divergence says anything of a distance.
         ValueError: If the event holds a curve at other orders.
     """
+    if isinstance(event, Approximate):
+        raise UnsupportedError(
+            f"A Rényi curve cannot hold the distance {event.distance:.3g} of {event!r}, which "
+            "belongs to delta. Compose such releases by `epsilon`, or use secure=False."
+        )
     grid = tuple(float(order) for order in orders)
     total = np.zeros(len(grid))
     for leaf, count in terms_of(event).items():
         if not reads(dp(), "rdp", leaf, Relation(relation)):
-            raise UnsupportedError(_unsupported("rdp", leaf, Relation(relation)))
+            raise UnsupportedError(unreadable(dp(), "rdp", leaf, Relation(relation)))
         total += count * leaf_rdp(dp(), leaf, grid, Relation(relation))
     return RdpCurve(grid, tuple(total.tolist()))
-
-
-_RELATION_NAMES = {relation: relation.value.replace("_", "-") for relation in Relation}
-
-
-def _unsupported(accountant: Accountant, leaf: Event, relation: Relation) -> str:
-    possible = [
-        f"accountant={other!r} under {_RELATION_NAMES[under]}"
-        for under in sorted(Relation, key=lambda under: under != relation)
-        for other in ACCOUNTANTS
-        if reads(dp(), other, leaf, under)
-    ]
-    way_out = f"Possible: {'; '.join(possible)}." if possible else "No accountant here can."
-    return (
-        f"The {accountant.upper()} accountant cannot read {leaf!r} under "
-        f"{_RELATION_NAMES[relation]} neighbours. {way_out}"
-    )

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from privtrain.core.errors import PrivacyError, UnsupportedError
-from privtrain.privacy.accounting import Event, RdpCurve
+from privtrain.privacy.accounting import Approximate, Event, RdpCurve
 
 
 def event_to_plain(event: Event) -> Any:
     """An event as what JSON can hold: its kind and its fields.
 
     Args:
-        event: An event of dp_accounting, or an `RdpCurve`.
+        event: An event of dp_accounting, an `RdpCurve`, or an `Approximate`.
 
     Raises:
         UnsupportedError: If it holds something that no file can.
@@ -23,6 +23,8 @@ def event_to_plain(event: Event) -> Any:
         return [event_to_plain(part) for part in event]
     if isinstance(event, RdpCurve):
         return {"kind": "RdpCurve", "fields": [list(event.orders), list(event.rdp)]}
+    if isinstance(event, Approximate):
+        return {"kind": "Approximate", "fields": [event_to_plain(event.event), event.distance]}
     fields = getattr(event, "__attrs_attrs__", None)
     if fields is None or type(event) is not getattr(_events(), type(event).__name__, None):
         raise UnsupportedError(
@@ -47,6 +49,8 @@ def event_from_plain(plain: Any) -> Event:
     try:
         if kind == "RdpCurve":
             return RdpCurve(*values)
+        if kind == "Approximate":
+            return Approximate(*values)
         made = getattr(_events(), str(kind))
         # Nothing but events: a journal names no other class.
         if not issubclass(made, _events().DpEvent):

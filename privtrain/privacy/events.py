@@ -13,6 +13,7 @@ from typing import Any
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.validate import check_count, check_non_negative, check_probability
 from privtrain.privacy.accountants import Event
+from privtrain.privacy.approximate import Approximate, exact_part, total_distance
 from privtrain.privacy.renyi import RdpCurve
 
 
@@ -85,6 +86,8 @@ def poisson_sampled(rate: float, event: Event) -> Event:
         UnsupportedError: If the event holds an `RdpCurve`.
     """
     check_probability(rate=rate)
+    if isinstance(event, Approximate):
+        return event.map(lambda exact: poisson_sampled(rate, exact))
     if rate == 1 or _is_trivial(event):
         return event
     return dp().PoissonSampledDpEvent(float(rate), _inside_sample(event))
@@ -109,6 +112,8 @@ def fixed_size_sampled(source_size: int, sample_size: int, event: Event) -> Even
     """
     check_count(sample_size=sample_size)
     check_count(sample_size, source_size=source_size)
+    if isinstance(event, Approximate):
+        return event.map(lambda exact: fixed_size_sampled(source_size, sample_size, exact))
     if _is_trivial(event):
         return event
     return dp().SampledWithoutReplacementDpEvent(source_size, sample_size, _inside_sample(event))
@@ -136,6 +141,8 @@ def truncated_poisson_sampled(source_size: int, rate: float, largest: int, event
     """
     check_count(source_size=source_size, largest=largest)
     check_probability(rate=rate)
+    if isinstance(event, Approximate):
+        return event.map(lambda exact: truncated_poisson_sampled(source_size, rate, largest, exact))
     if _is_trivial(event):
         return event
     inner = _inside_sample(event)
@@ -171,6 +178,8 @@ def of_group(event: Event, size: int) -> Event:
     check_count(size=size)
     if size == 1:
         return event
+    if isinstance(event, Approximate):
+        return event.map(lambda exact: of_group(exact, size))
     parts = [repeated(_leaf_of_group(leaf, size), n) for leaf, n in terms_of(event).items()]
     return composed(parts)
 
@@ -209,6 +218,8 @@ def repeated(event: Event, count: int) -> Event:
         The event; a curve stays a curve.
     """
     check_count(0, count=count)
+    if isinstance(event, Approximate):
+        return Approximate(repeated(event.event, count), count * event.distance)
     if isinstance(event, RdpCurve):
         return event.repeated(count)
     if count == 0:
@@ -229,6 +240,8 @@ def composed(events: Iterable[Event]) -> Event:
         ValueError: If curves have different orders.
     """
     parts = tuple(events)
+    if any(isinstance(part, Approximate) for part in parts):
+        return Approximate(composed(map(exact_part, parts)), total_distance(parts))
     if parts and all(isinstance(part, RdpCurve) for part in parts):
         return sum(parts[1:], start=parts[0])
     if len(parts) == 1:

@@ -7,11 +7,24 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_non_negative, check_positive
-from privtrain.privacy.accounting import gaussian_event, laplace_event, non_private_event
+from privtrain.privacy.accounting import (
+    Approximate,
+    gaussian_event,
+    laplace_event,
+    non_private_event,
+)
 from privtrain.privacy.clipping import clip
+from privtrain.privacy.discrete import (
+    ASSUMPTION,
+    RELEASE_DISTANCE,
+    add_discrete,
+    charged_multiplier,
+)
 from privtrain.privacy.mechanism import State, check_whole, check_whole_noise, to_tensor
 from privtrain.privacy.normals import standard_normals
 
@@ -24,16 +37,30 @@ class Gaussian:
         clipping_norm: Upper bound on a contribution's L2 norm; positive.
         noise_multiplier: Standard deviation of the noise divided by the clipping norm; at least
             zero. Zero clips but promises nothing.
+        secure: Whether sums are quantised and noised by the discrete Gaussian, sampled exactly
+            from AES-256, so that no gap between floats tells anything. Otherwise noise is drawn
+            in floating point, for research use.
 
-    Source: Dwork and Roth 2014, Appendix A; Abadi et al. 2016 (arXiv:1607.00133).
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Dwork and Roth 2014, Appendix A; Abadi et al. 2016 (arXiv:1607.00133); Canonne, Kamath
+    and Steinke 2020 (arXiv:2004.00010) for secure noise.
     """
 
     clipping_norm: float
     noise_multiplier: float
+    secure: bool = False
 
     def __post_init__(self) -> None:
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
+        # Its grid is 2^-44 of it, and has to be a normal number.
+        if self.secure and self.noisy and not 1e-280 < self.standard_deviation < 1e280:
+            raise ValueError(
+                f"Expected clipping_norm x noise_multiplier={self.standard_deviation:g} to lie in "
+                "(1e-280, 1e280) with secure=True."
+            )
 
     @property
     def noisy(self) -> bool:
@@ -43,7 +70,15 @@ class Gaussian:
     @property
     def theorem(self) -> str:
         """What the guarantee rests on."""
-        return "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
+        plain = "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
+        if not self.secure:
+            return plain
+        return f"{plain}; exact discrete noise on quantised sums (Canonne et al. 2020), in delta"
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What has to hold for the guarantee."""
+        return (ASSUMPTION,) if self.secure and self.noisy else ()
 
     @property
     def standard_deviation(self) -> float:
@@ -70,22 +105,67 @@ class Gaussian:
     def noise(
         self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Gaussian noise of variance `fraction` x standard deviation squared."""
+        """Independent Gaussian noise of variance `fraction` x standard deviation squared.
+
+        Raises:
+            UnsupportedError: If the noise is secure: it is added to integers, by `add`.
+        """
+        if self.secure:
+            raise UnsupportedError(
+                f"{self} draws no noise apart from the sum that it is added to. Use "
+                "privtrain.privacy.mechanism.noised, or secure=False."
+            )
         scale = self.standard_deviation * math.sqrt(fraction)
         return standard_normals(like, generator).mul_(scale), state
+
+    def add(
+        self, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """The aggregate, quantised, with secure noise; same shape, type and device.
+
+        Raises:
+            UnsupportedError: If a part of the noise is asked for: a sum of discrete Gaussians
+                is none.
+            UnsoundReleaseError: If there are more values than are charged for.
+        """
+        check_whole_discrete(self, fraction)
+        if not self.noisy:
+            return aggregate, state
+        return add_discrete(aggregate, self.standard_deviation, stream), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """A Gaussian whose noise is what the observer cannot subtract.
 
         The noise multiplier is std / clipping_norm; how a relation changes the sensitivity is the
-        business of `privtrain.privacy.accounting.epsilon`.
+        business of `privtrain.privacy.accounting.epsilon`. Secure noise is charged at the
+        sensitivity of the quantised sum, with its distance from the rounded continuous Gaussian.
+        Several secure noises are charged as one: the rest is post-processing of the message that
+        carries the changed contribution.
+
+        Raises:
+            UnsupportedError: If less than one whole secure noise is hidden.
         """
+        if self.secure and self.noisy and exposure.hidden_variance > 0:
+            check_whole_discrete(self, exposure.hidden_variance)
+            charged = gaussian_event(charged_multiplier(self.noise_multiplier))
+            return Approximate(charged, RELEASE_DISTANCE)
         hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
         return gaussian_event(hidden) if hidden > 0 else non_private_event()
 
     def with_scale(self, scale: float) -> "Gaussian":
         """The same mechanism with another noise multiplier."""
         return replace(self, noise_multiplier=scale)
+
+
+def check_whole_discrete(mechanism: Gaussian, fraction: float) -> None:
+    """Raises `UnsupportedError` where less than one whole secure noise is drawn or hidden."""
+    # Variances are added up and divided again on the way, which costs some last digits.
+    if fraction < 1 - 1e-9:
+        raise UnsupportedError(
+            f"{mechanism} cannot be split: {fraction:.3g} of its variance is not a discrete "
+            "Gaussian whose sums have a known law. Use noise_at=AT_PARTY or AT_AGGREGATOR, or "
+            "secure=False."
+        )
 
 
 @dataclass(frozen=True)

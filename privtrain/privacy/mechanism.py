@@ -13,6 +13,7 @@ from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import Relation
 from privtrain.privacy.accounting import non_private_event
 
@@ -106,6 +107,44 @@ class Exact:
     def with_scale(self, scale: float) -> None:
         """None: there is no noise to scale."""
         return
+
+
+def is_secure(mechanism: Mechanism) -> bool:
+    """Whether a mechanism's noise is discrete, exact, and added to quantised sums.
+
+    Such a mechanism has `secure=True` and `add(aggregate, state, stream, fraction=...)`, which
+    gives the noised aggregate and the next state: the noise alone would not be what was proved.
+    """
+    return bool(getattr(mechanism, "secure", False))
+
+
+def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
+    """What has to hold for a mechanism's guarantee; nothing, unless it says so."""
+    return tuple(getattr(mechanism, "assumptions", ()))
+
+
+def noised(
+    mechanism: Mechanism, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
+) -> tuple[Tensor, State]:
+    """An aggregate with a mechanism's noise, and the mechanism's next state.
+
+    Args:
+        mechanism: Draws the noise.
+        aggregate: A sum of bounded contributions.
+        state: The state after the last release.
+        stream: Where the noise comes from; it serves nothing else.
+        fraction: Fraction of the mechanism's variance to draw, in (0, 1].
+
+    Returns:
+        Same shape as the aggregate, and the state.
+    """
+    if is_secure(mechanism):
+        added: tuple[Tensor, State] = mechanism.add(  # type: ignore[attr-defined] # see is_secure
+            aggregate, state, stream, fraction=fraction
+        )
+        return added
+    noise, after = mechanism.noise(aggregate, state, stream.numpy(), fraction=fraction)
+    return aggregate + noise, after
 
 
 def l2_bound(mechanism: Mechanism) -> float:

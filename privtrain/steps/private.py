@@ -16,7 +16,13 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.accounting import repeated
-from privtrain.privacy.mechanism import Mechanism, l2_bound
+from privtrain.privacy.mechanism import (
+    Mechanism,
+    assumptions_of,
+    is_secure,
+    l2_bound,
+    noised,
+)
 from privtrain.privacy.participation import check_separation
 from privtrain.privacy.sampling import Poisson
 from privtrain.steps.batches import Batches, PoissonBatches, plan_batches, poisson_batch
@@ -107,8 +113,8 @@ class DPSteps:
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
                 clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
-                noise, state = self.mechanism.noise(clipped.value, state, stream.numpy())
-                set_gradient(parameters, (clipped.value + noise) / sampling.expected(0))
+                value, state = noised(self.mechanism, clipped.value, state, stream)
+                set_gradient(parameters, value / sampling.expected(0))
                 optimizer.step()
                 seen |= diagnostics(clipped, bound)
         return {name: torch.tensor(value) for name, value in seen.items()}
@@ -131,7 +137,8 @@ class DPSteps:
                 event=event,
                 count=rounds,
                 theorem=f"{self.mechanism.theorem}, Poisson sampling of examples in each silo",
-                assumptions=batches.assumptions,
+                assumptions=(*batches.assumptions, *assumptions_of(self.mechanism)),
+                float_noise=not is_secure(self.mechanism),
             )
             for observer in (PUBLIC, PARTICIPANT, AGGREGATOR)
         )

@@ -1,0 +1,86 @@
+"""Releases that are only near the ones that an accountant can read.
+
+The distance is part of the event, so that nothing which reads events can leave it out: it is
+charged to delta, or the reader refuses.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.validate import check_non_negative
+
+_PAD = 1e-9
+_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """A release whose outputs are near those of another one, on every data set.
+
+    Args:
+        event: The other one.
+        distance: Upper bound on the total variation distance between the outputs of the two, all
+            draws of all releases in the event together; at least zero.
+    """
+
+    event: Any
+    distance: float
+
+    def __post_init__(self) -> None:
+        check_non_negative(distance=self.distance)
+        if isinstance(self.event, Approximate):
+            raise ValueError(f"Expected event={self.event!r} not to be approximate itself.")
+
+    def map(self, change: Callable[[Any], Any]) -> "Approximate":
+        """The same distance from something else, such as the same release about a sample."""
+        return replace(self, event=change(self.event))
+
+    def epsilon(self, delta: float, exact: Callable[[float], float]) -> float:
+        """The epsilon at a delta, of which (1 + e^epsilon) x distance is for the distance.
+
+        If the other release is (epsilon, delta')-DP, this one is (epsilon, delta' + (1 + e^epsilon)
+        distance)-DP: each of the two neighbours' outputs is replaced once.
+
+        Args:
+            delta: In (0, 1).
+            exact: The other release's epsilon as a function of its delta.
+
+        Returns:
+            An epsilon whose own delta was evaluated to be at most the given one.
+
+        Raises:
+            UnsupportedError: If the distance takes up all of delta.
+
+        Source: Canonne, Kamath and Steinke 2020, on approximate sampling (arXiv:2004.00010).
+        """
+        bound = exact(delta)
+        for _ in range(_TRIES):
+            if not np.isfinite(bound):
+                return bound
+            with np.errstate(over="ignore"):
+                rest = delta - float(1 + np.exp(bound)) * self.distance
+            if rest <= 0:
+                break
+            found = exact(rest)
+            if found <= bound:
+                return bound
+            bound = found * (1 + _PAD) + _PAD
+        raise UnsupportedError(
+            f"delta={delta!r} leaves no room for the distance {self.distance:.3g} between the noise "
+            f"that is drawn and the noise that is charged at epsilon={bound:.4g}. Use more noise, "
+            "a larger delta, fewer releases, or secure=False."
+        )
+
+
+def exact_part(event: Any) -> Any:
+    """The event that accountants read; it says nothing of the distance."""
+    return event.event if isinstance(event, Approximate) else event
+
+
+def total_distance(events: tuple[Any, ...]) -> float:
+    """Distance of several releases from what accountants read, all together."""
+    return float(sum(event.distance for event in events if isinstance(event, Approximate)))
