@@ -139,8 +139,7 @@ class PrivateRows:
             )
         if is_secure(self.mechanism):
             raise UnsupportedError(
-                f"{self.mechanism}: the distance of secure noise from what is charged has no "
-                "theorem under a selection. Use secure=False."
+                f"{self.mechanism} has no theorem under a selection yet. Use secure=False."
             )
         if self.mechanism.clipping_norm != 1.0:
             raise ValueError(

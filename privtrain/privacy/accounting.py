@@ -13,6 +13,7 @@ The RDP accountant (Rényi) is looser, fast, and the only one for fixed-size sam
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -128,12 +129,8 @@ def epsilon(
     check_member(CONVERSIONS, conversion=conversion)
     relation = Relation(relation)
     if isinstance(event, Approximate):
-
-        def exact(rest: float) -> float:
-            options: Any = {"accountant": accountant, "conversion": conversion}
-            return epsilon(event.event, rest, relation=relation, **options)
-
-        return event.epsilon(delta, exact)
+        options: Any = {"relation": relation, "accountant": accountant, "conversion": conversion}
+        return event.epsilon(delta, lambda rest: epsilon(event.event, rest, **options))
     terms = terms_of(event)
     if not terms:
         return 0.0
@@ -289,10 +286,7 @@ def rdp_curve(event: Event, orders: Iterable[float], relation: Relation = ADD_RE
         ValueError: If the event holds a curve at other orders.
     """
     if isinstance(event, Approximate):
-        raise UnsupportedError(
-            f"A Rényi curve cannot hold the distance {event.distance:.3g} of {event!r}, which "
-            "belongs to delta. Compose such releases by `epsilon`, or use secure=False."
-        )
+        raise UnsupportedError(event.no_curve)
     grid = tuple(float(order) for order in orders)
     total = np.zeros(len(grid))
     for leaf, count in terms_of(event).items():

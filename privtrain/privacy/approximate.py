@@ -39,6 +39,14 @@ class Approximate:
         """The same distance from something else, such as the same release about a sample."""
         return replace(self, event=change(self.event))
 
+    @property
+    def no_curve(self) -> str:
+        """Why there is no Rényi curve of this event."""
+        return (
+            f"A Rényi curve cannot hold the distance {self.distance:.3g} of {self!r}, which "
+            "belongs to delta. Compose such releases by `epsilon`, or use secure=False."
+        )
+
     def epsilon(self, delta: float, exact: Callable[[float], float]) -> float:
         """The epsilon at a delta, of which (1 + e^epsilon) x distance is for the distance.
 
@@ -70,9 +78,9 @@ class Approximate:
                 return bound
             bound = found * (1 + _PAD) + _PAD
         raise UnsupportedError(
-            f"delta={delta!r} leaves no room for the distance {self.distance:.3g} between the noise "
-            f"that is drawn and the noise that is charged at epsilon={bound:.4g}. Use more noise, "
-            "a larger delta, fewer releases, or secure=False."
+            f"delta={delta!r} leaves no room for the distance {self.distance:.3g} between the "
+            f"noise that is drawn and the noise that is charged at epsilon={bound:.4g}. Use more "
+            "noise, a larger delta, fewer releases, or secure=False."
         )
 
 

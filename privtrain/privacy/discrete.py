@@ -123,7 +123,8 @@ def quantised(values: np.ndarray[Any, np.dtype[np.float64]], grid: float) -> Int
     """
     with np.errstate(over="ignore", invalid="ignore"):
         steps = np.rint(np.asarray(values, dtype=np.float64) / grid)
-    return np.clip(np.nan_to_num(steps, nan=0.0), -_LIMIT, _LIMIT).astype(np.int64)
+    clamped: Integers = np.clip(np.nan_to_num(steps, nan=0.0), -_LIMIT, _LIMIT).astype(np.int64)
+    return clamped
 
 
 def discrete_gaussian(count: int, words: WordSource, bits: int = BITS) -> Integers:
@@ -161,10 +162,12 @@ def _proposed(count: int, words: WordSource, bits: int) -> Integers:
     strips = strips_of(first >> np.uint64(32), words)
     places = second & np.uint64(2**inner - 1)
     kept = _accepted(first & np.uint64(2**32 - 1), Heights.of(strips, places, inner), words)
-    values = ((strips << np.uint64(inner)) + places).astype(np.int64)
+    values: Integers = ((strips << np.uint64(inner)) + places).astype(np.int64)
     negative = (second >> np.uint64(63)).astype(bool)
     kept &= ~(negative & (values == 0))  # zero has one sign
-    return np.where(negative, -values, values)[kept]
+    values[negative] *= -1
+    accepted: Integers = values[kept]
+    return accepted
 
 
 # Strips, by inversion
@@ -227,7 +230,8 @@ def strips_of(prefixes: Unsigned, words: WordSource) -> Unsigned:
         found[open_ones] = place
         for index in open_ones[ends_here].tolist():
             found[index] = _strip_exactly(int(prefixes[index]), words)
-    return found.astype(np.uint64)
+    strips: Unsigned = found.astype(np.uint64)
+    return strips
 
 
 def _strip_exactly(prefix: int, words: WordSource) -> int:
@@ -300,8 +304,9 @@ class Heights:
 
     def take(self, index: Any) -> "Heights":
         """Those of some proposals."""
-        given = (self.low, self.high, self.strips, self.places)
-        return Heights(*(values[index] for values in given), self.inner)
+        return Heights(
+            self.low[index], self.high[index], self.strips[index], self.places[index], self.inner
+        )
 
 
 def _shifted(values: Unsigned, right: int) -> Unsigned:

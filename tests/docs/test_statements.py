@@ -17,13 +17,22 @@ def test_limits_of_the_engine_are_printed_wherever_it_computes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "noisy"),
-    [(pt.SGD(epochs=1), False), (pt.DPSGD(epochs=0.1), True)],
-    ids=["sgd", "dp"],
+    ("trainer", "in_floats"),
+    [
+        (pt.SGD(epochs=1), False),
+        (pt.DPSGD(epochs=0.1), True),
+        (pt.DPSGD(epochs=0.1, release=pt.Release(pt.Gaussian(1.0, 1.0, secure=True))), False),
+        (pt.FedAvg(rounds=1, release=pt.Release(pt.Gaussian(1.0, 1.0, secure=True))), False),
+        (pt.FedAvg(rounds=1, local=pt.DPSteps(pt.Gaussian(1.0, 1.0))), True),
+        (pt.FedAvg(rounds=1, local=pt.DPSteps(pt.Gaussian(1.0, 1.0, secure=True))), False),
+    ],
+    ids=["sgd", "dp", "dp secure", "clients secure", "silos", "silos secure"],
 )
-def test_general_caveats_are_printed(trainer: pt.SGD | pt.DPSGD, noisy: bool) -> None:
+def test_general_caveats_are_printed(
+    trainer: pt.SGD | pt.DPSGD | pt.FedAvg, in_floats: bool
+) -> None:
     task, data = pt.data.digits(parties=2, seed=0)
     caveats = " ".join(pt.fit(trainer, task, data).statement.caveats)
     assert "timing and sizes" in caveats
     assert "not counted" in caveats
-    assert ("floating point" in caveats) == noisy
+    assert ("float noise: research use" in caveats) == in_floats

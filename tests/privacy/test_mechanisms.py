@@ -32,6 +32,9 @@ MECHANISMS: tuple[Mechanism, ...] = (
     Gaussian(1.0, 1.0),
     Gaussian(0.1, 2.5),
     Gaussian(2.0, 0.0),
+    Gaussian(1.0, 1.0, secure=True),
+    Gaussian(0.1, 2.5, secure=True),
+    Gaussian(2.0, 0.0, secure=True),
     Laplace(1.0, 1.0),
     Laplace(0.5, 3.0),
     GNMax(sigma=4.0),
@@ -40,6 +43,8 @@ MECHANISMS: tuple[Mechanism, ...] = (
 LAWS: tuple[tuple[Mechanism, float, tuple[Check, ...]], ...] = (
     (Gaussian(0.5, 3.0), 1.5, (std_is, normal_with_std)),
     (Gaussian(4.0, 0.25), 1.0, (std_is, normal_with_std)),
+    (Gaussian(0.5, 3.0, secure=True), 1.5, (std_is, normal_with_std)),
+    (Gaussian(4.0, 0.25, secure=True), 1.0, (std_is, normal_with_std)),
     (GNMax(sigma=7.0), 7.0, (std_is, normal_with_std)),
     (Laplace(0.5, 3.0), 1.5, (laplace_scale_is,)),
     (LNMax(scale=7.0), 7.0, (laplace_scale_is,)),
