@@ -114,7 +114,7 @@ def epsilon(
 
     Returns:
         Epsilon in nats: zero where nothing was released, infinity where something was
-        released without protection.
+        released without protection, or the distance of an `Approximate` takes up all of delta.
 
     Raises:
         ValueError: If an argument is out of its range.

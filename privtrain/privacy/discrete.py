@@ -20,8 +20,8 @@ from privtrain.core.seeding import Stream
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Unsigned = np.ndarray[Any, np.dtype[np.uint64]]
 
-BITS = 44
-"""The standard deviation is 2^44 steps of the grid, for any noise multiplier."""
+BITS = 48
+"""The standard deviation is 2^48 steps of the grid, for any noise multiplier."""
 
 LARGEST_DIMENSION = 2**26
 """Values in one release, at most: what is charged holds for all smaller ones."""
@@ -29,8 +29,8 @@ LARGEST_DIMENSION = 2**26
 FLOAT_ERROR = 2.0**-10
 """What rounding may add to the sensitivity of a floating-point sum, in clipping norms."""
 
-_LIMIT = 2.0**61
-_LIMIT_ROUNDING = 1 + 2 * 2.0 ** (61 - 53)
+_LIMIT = 2.0**62
+_LIMIT_ROUNDING = 1 + 2 * 2.0 ** (62 - 53)
 _ROUNDING = math.sqrt(LARGEST_DIMENSION) * _LIMIT_ROUNDING * 2.0**-BITS
 
 ASSUMPTION = (
@@ -56,7 +56,7 @@ def charged_multiplier(noise_multiplier: float) -> float:
     """Noise multiplier of the continuous Gaussian that the quantised release is charged as.
 
     The standard deviation over the sensitivity C + float error + rounding of both sums to the
-    grid, whose step is the standard deviation / 2^44.
+    grid, whose step is the standard deviation / 2^48.
 
     Args:
         noise_multiplier: Standard deviation / clipping norm; positive.
@@ -109,7 +109,7 @@ def add_discrete(aggregate: Tensor, standard_deviation: float, stream: Stream) -
 
 
 def quantised(values: np.ndarray[Any, np.dtype[np.float64]], grid: float) -> Integers:
-    """Values in steps of a grid, clamped to 2^61 steps so that no sum with noise overflows.
+    """Values in steps of a grid, clamped to 2^62 steps so that no sum with noise overflows.
 
     There is no error for large or broken values, since whether it occurs would tell something.
     A sum of finite bounded contributions is finite; were one not a number, it counts as zero.
@@ -119,7 +119,7 @@ def quantised(values: np.ndarray[Any, np.dtype[np.float64]], grid: float) -> Int
         grid: The step; positive.
 
     Returns:
-        int64, same shape, within 2^8 + 1/2 steps of the clamped quotient.
+        int64, same shape, within 2^9 + 1/2 steps of the clamped quotient.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         steps = np.rint(np.asarray(values, dtype=np.float64) / grid)
@@ -138,7 +138,7 @@ def discrete_gaussian(count: int, words: WordSource, bits: int = BITS) -> Intege
     Args:
         count: How many.
         words: Where the bits come from.
-        bits: s = 2^bits; from 4 to 44.
+        bits: s = 2^bits; from 4 to 48.
 
     Returns:
         int64, shape `(count,)`; magnitudes below 2^(bits + 4).

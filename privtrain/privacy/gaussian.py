@@ -55,7 +55,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
-        # Its grid is 2^-44 of it, and has to be a normal number.
+        # Its grid is 2^-48 of it, and has to be a normal number.
         if self.secure and self.noisy and not 1e-280 < self.standard_deviation < 1e280:
             raise ValueError(
                 f"Expected clipping_norm x noise_multiplier={self.standard_deviation:g} to lie in "
