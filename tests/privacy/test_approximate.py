@@ -62,7 +62,7 @@ def test_the_epsilon_is_the_one_of_the_formula() -> None:
     assert charged <= DELTA
     closer = found * (1 - 1e-3)
     assert gaussian_delta(closer, 1.0) + (1 + math.exp(closer)) * FAR > DELTA
-    assert found > epsilon(ONE, DELTA) * 1.01, "dropping the distance would be seen"
+    assert found > epsilon(ONE, DELTA) * 1.005, "dropping the distance would be seen"
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
@@ -108,7 +108,7 @@ def test_one_inside_an_event_of_the_package_is_refused_not_ignored() -> None:
         lambda: evaluate(hidden, DELTA),
         lambda: rdp_curve(hidden, [2.0]),
     ):
-        with pytest.raises((ValueError, UnsupportedError)):
+        with pytest.raises(ValueError, match="accounting event"):
             read()
 
 
@@ -176,7 +176,7 @@ def test_a_study_charges_it_and_its_journal_keeps_it(tmp_path: Path) -> None:
     for _ in range(2):
         plain.spend((a_plan(once, 2),), data, name="it")
         near.spend((a_plan(Approximate(once, FAR), 2),), data, name="it")
-    assert plain.epsilon * 1.01 < near.epsilon < math.inf
+    assert plain.epsilon * 1.005 < near.epsilon < math.inf
     again = StudyLedger(data, journal=tmp_path / "journal.jsonl")
     assert again.epsilon == near.epsilon
     event = repeated(poisson_sampled(0.1, NEAR), 3)

@@ -166,6 +166,5 @@ def test_a_study_file_keeps_it(tmp_path: Path) -> None:
 
     table = to_table(SECURE)
     assert from_table(table) == SECURE
-    assert from_table(
-        {"kind": "Gaussian", **{k: v for k, v in table.items() if k != "secure"}}
-    ) == (pt.Gaussian(1.0, 1.0))
+    plain = {key: value for key, value in table.items() if key != "secure"}
+    assert from_table(plain) == pt.Gaussian(1.0, 2.0)

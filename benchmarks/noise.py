@@ -1,0 +1,83 @@
+"""The price of secure noise: discrete and exact from AES-256, against floats from Philox.
+
+    python benchmarks/noise.py [--quick] [--json]
+
+Both sides noise a float32 sum as `Release` does: ours quantises it and adds integers, the other
+one adds normals by Box and Muller's transform. Sums of 26,010 and 235,146 values belong to the CNN
+and the MLP of benchmarks/per_example.py, whose whole steps are measured, too. Before anything is
+timed, both noises are held against their standard deviation.
+"""
+
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Row, compare, main
+from per_example import LEARNING_RATE, WORKS, C, Work, Z
+
+# The files of this folder run as scripts from a checkout that need not be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from privtrain.core.parameters import trainable
+from privtrain.core.seeding import SeededEntropy
+from privtrain.core.task import cross_entropy
+from privtrain.privacy.gaussian import Gaussian
+from privtrain.privacy.mechanism import noised
+from privtrain.steps.bookkeeping import BookKeeping
+from privtrain.steps.plain import set_gradient
+
+SIZES = {"26,010 values": 26_010, "235,146 values": 235_146, "1,000,000 values": 1_000_000}
+ENTROPY = SeededEntropy(0)
+
+
+def noising(size: int, *, secure: bool) -> Callable[[], object]:
+    """Noises one sum, each time from a stream of its own."""
+    mechanism, total, rounds = Gaussian(C, Z, secure=secure), torch.zeros(size), count()
+    return lambda: noised(mechanism, total, None, ENTROPY["noise", next(rounds), ""])[0]
+
+
+def step(work: Work, *, secure: bool) -> Callable[[], object]:
+    """A step of `DPSGD(gradients=BookKeeping())`."""
+    model, rows, mechanism = work.model(), work.rows(), Gaussian(C, Z, secure=secure)
+    engine, parameters = BookKeeping().engine(model, cross_entropy), trainable(model)
+    optimizer, rounds = torch.optim.SGD(parameters, LEARNING_RATE), count()
+
+    def one() -> None:
+        value = engine.clipped_sum(rows, C).value
+        released, _ = noised(mechanism, value, None, ENTROPY["noise", next(rounds), ""])
+        set_gradient(parameters, released / work.batch)
+        optimizer.step()
+
+    return one
+
+
+def check() -> None:
+    """Stops the benchmark where a noise has another standard deviation than it should."""
+    for secure in (False, True):
+        drawn = noising(1_000_000, secure=secure)()
+        found = float(np.std(np.asarray(drawn, dtype=np.float64)))
+        if not abs(found / (C * Z) - 1) < 5e-3:
+            raise SystemExit(f"Expected the noise's standard deviation {found} to be {C * Z}.")
+
+
+def rows(quick: bool) -> list[Row]:
+    """Noise alone, then whole steps."""
+    check()
+    names = {"ours_name": "secure", "against_name": "float"}
+    repeats = 5 if quick else 41
+    made = []
+    for work, size in SIZES.items():
+        sides = (noising(size, secure=secure) for secure in (True, False))
+        made.append(compare(f"noise, {work}", *sides, repeats=repeats, warmup=3, **names))
+    for name in ("cnn-26k", "mlp-235k"):
+        sides = (step(WORKS[name], secure=secure) for secure in (True, False))
+        few = 5 if quick else 15
+        made.append(compare(f"step, {name}", *sides, repeats=few, warmup=2, **names))
+    return made
+
+
+if __name__ == "__main__":
+    main(rows)
