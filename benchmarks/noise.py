@@ -66,16 +66,35 @@ def check() -> None:
 def rows(quick: bool) -> list[Row]:
     """Noise alone, then whole steps."""
     check()
-    names = {"ours_name": "secure", "against_name": "float"}
     repeats = 5 if quick else 41
     made = []
     for work, size in SIZES.items():
-        sides = (noising(size, secure=secure) for secure in (True, False))
-        made.append(compare(f"noise, {work}", *sides, repeats=repeats, warmup=3, **names))
+        ours, floats = (noising(size, secure=secure) for secure in (True, False))
+        made.append(
+            compare(
+                f"noise, {work}",
+                ours,
+                floats,
+                ours_name="secure",
+                against_name="float",
+                repeats=repeats,
+                warmup=3,
+            )
+        )
     for name in ("cnn-26k", "mlp-235k"):
-        sides = (step(WORKS[name], secure=secure) for secure in (True, False))
+        ours, floats = (step(WORKS[name], secure=secure) for secure in (True, False))
         few = 5 if quick else 15
-        made.append(compare(f"step, {name}", *sides, repeats=few, warmup=2, **names))
+        made.append(
+            compare(
+                f"step, {name}",
+                ours,
+                floats,
+                ours_name="secure",
+                against_name="float",
+                repeats=few,
+                warmup=2,
+            )
+        )
     return made
 
 

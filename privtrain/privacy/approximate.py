@@ -79,6 +79,11 @@ def exact_part(event: Any) -> Any:
     return event.event if isinstance(event, Approximate) else event
 
 
+def holds_distance(event: Any) -> bool:
+    """Whether an `Approximate` was put inside an event, where a reader might not see it."""
+    return isinstance(getattr(event, "event", None), Approximate)
+
+
 def total_distance(events: tuple[Any, ...]) -> float:
     """Distance of several releases from what accountants read, all together."""
     return float(sum(event.distance for event in events if isinstance(event, Approximate)))

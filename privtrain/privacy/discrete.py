@@ -26,7 +26,7 @@ BITS = 48
 LARGEST_DIMENSION = 2**26
 """Values in one release, at most: what is charged holds for all smaller ones."""
 
-FLOAT_ERROR = 2.0**-10
+FLOAT_ERROR = 2.0**-8
 """What rounding may add to the sensitivity of a floating-point sum, in clipping norms."""
 
 _LIMIT = 2.0**62
@@ -34,7 +34,7 @@ _LIMIT_ROUNDING = 1 + 2 * 2.0 ** (62 - 53)
 _ROUNDING = math.sqrt(LARGEST_DIMENSION) * _LIMIT_ROUNDING * 2.0**-BITS
 
 ASSUMPTION = (
-    "one contribution more or less moves a floating-point sum by at most 1 + 2^-10 clipping norms: "
+    "one contribution more or less moves a floating-point sum by at most 1 + 2^-8 clipping norms: "
     "rounding of sums is allowed for, not proved"
 )
 """What has to hold for the guarantee of secure noise."""
@@ -163,10 +163,11 @@ def _proposed(count: int, words: WordSource, bits: int) -> Integers:
     places = second & np.uint64(2**inner - 1)
     kept = _accepted(first & np.uint64(2**32 - 1), Heights.of(strips, places, inner), words)
     values: Integers = ((strips << np.uint64(inner)) + places).astype(np.int64)
-    negative = (second >> np.uint64(63)).astype(bool)
-    kept &= ~(negative & (values == 0))  # zero has one sign
-    values[negative] *= -1
-    accepted: Integers = values[kept]
+    sign = second.view(np.int64) >> 63  # 0 or -1, of a bit that no place uses
+    zeros = values == 0
+    if zeros.any():
+        kept &= ~zeros | (sign == 0)  # zero has one sign
+    accepted: Integers = ((values ^ sign) - sign)[kept]
     return accepted
 
 
@@ -300,6 +301,8 @@ class Heights:
             parts: At least 1.
         """
         divisor, half = np.uint64(parts), np.uint64(32)
+        if parts == 1:
+            return self.low >> half, self.high >> half
         return (self.low // divisor) >> half, (self.high // divisor) >> half
 
     def take(self, index: Any) -> "Heights":

@@ -230,7 +230,7 @@ def test_secure_noise_costs_a_little_more_and_never_less(
 
 
 def test_secure_noise_at_the_size_of_mnist() -> None:
-    """26,010 weights, 4,680 steps: the charge holds for 2^26, and costs 0.2%."""
+    """26,010 weights, 4,680 steps: the charge holds for 2^26, and costs 0.7%."""
     plain, secure = (
         epsilon(
             repeated(
@@ -243,7 +243,7 @@ def test_secure_noise_at_the_size_of_mnist() -> None:
         )
         for kind in (False, True)
     )
-    assert plain < secure < plain * 1.005
+    assert plain < secure < plain * 1.01
 
 
 def test_several_secure_noises_are_charged_as_one_and_less_than_one_is_refused() -> None:
