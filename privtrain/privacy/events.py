@@ -13,7 +13,7 @@ from typing import Any
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.validate import check_count, check_non_negative, check_probability
 from privtrain.privacy.accountants import Event
-from privtrain.privacy.approximate import Approximate, exact_part, total_distance
+from privtrain.privacy.approximate import Approximate, exact_part, holds_distance, total_distance
 from privtrain.privacy.renyi import RdpCurve
 
 
@@ -286,7 +286,7 @@ def _leaves(event: Event, count: int) -> Iterator[tuple[Event, int]]:
             yield from _leaves(part, count)
     elif getattr(getattr(event, "event", event), "noise_multiplier", None) == 0:
         yield dp().NonPrivateDpEvent(), count
-    elif isinstance(event, (dp().DpEvent, RdpCurve)):
+    elif isinstance(event, (dp().DpEvent, RdpCurve)) and not holds_distance(event):
         yield event, count
     else:
         raise ValueError(f"Expected event={event!r} to be an accounting event or an RdpCurve.")
