@@ -15,11 +15,13 @@ from privtrain.auditing import audit
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.data.canaries import mislabelled_rows, with_canaries
 from privtrain.data.datasets import digits
+from privtrain.privacy.banded import BandedMatrix
 from privtrain.privacy.gaussian import Gaussian, Laplace
 from privtrain.privacy.mechanism import Mechanism
 from privtrain.privacy.votes import GNMax, LNMax
 from privtrain.release import Release
 from privtrain.steps.bookkeeping import BookKeeping
+from privtrain.steps.cyclic import CyclicPoisson
 from privtrain.steps.gradients import Gradients
 from privtrain.steps.opacus import Opacus
 from privtrain.trainers.dp_sgd import DPSGD
@@ -46,6 +48,8 @@ CASES = [
     Case(Gaussian(1.0, 3.0), 0.2, count=9),
     Case(Gaussian(1.0, 1.0), 0.2, sampling_rate=0.2, count=20),
     Case(Gaussian(1.0, 0.5), 0.5, sampling_rate=0.5, count=2),
+    Case(Gaussian(1.0, 0.5, secure=True), 1.5),
+    Case(Gaussian(1.0, 1.0, secure=True), 0.2, sampling_rate=0.2, count=20),
     Case(Laplace(1.0, 0.5), 1.0),
     Case(Laplace(2.0, 2.0), 0.05),
     Case(GNMax(1.0), 1.0, votes=True),
@@ -89,6 +93,25 @@ def test_training_keeps_its_epsilon_and_its_curve(
     (promise, *_) = result.statement.guarantees
     assert (promise.unit, promise.relation) == ("example", ADD_REMOVE)
     assert promise.releases == steps
+    attack = OneRun(guesses=200, delta=dirac.DELTA, confidence=dirac.CONFIDENCE)
+    found = dict(audit(result, attack, task, data).metrics)
+    assert 0.2 < dirac.metric(found, "epsilon_lower_bound") <= promise.epsilon
+    assert dirac.metric(found, "f_dp_rejected") == 0.0
+
+
+@pytest.mark.parametrize(("noise_multiplier", "groups", "steps"), [(1.5, 4, 8), (1.0, 2, 6)])
+def test_correlated_noise_keeps_its_epsilon_and_its_curve(
+    noise_multiplier: float, groups: int, steps: int
+) -> None:
+    task, data = dirac.planted(600, seed=6)
+    trainer = DPSGD(
+        epochs=0.25 * steps, sampling_rate=0.25, expected_batch=1.0, learning_rate=1.0,
+        release=Release(BandedMatrix(1.0, noise_multiplier, groups, steps)),
+        sampling=CyclicPoisson(groups),
+    )  # fmt: skip
+    result = fit(trainer, task, data, runtimes=STAR, delta=dirac.DELTA)
+    (promise, *_) = result.statement.guarantees
+    assert promise.relation == ADD_REMOVE
     attack = OneRun(guesses=200, delta=dirac.DELTA, confidence=dirac.CONFIDENCE)
     found = dict(audit(result, attack, task, data).metrics)
     assert 0.2 < dirac.metric(found, "epsilon_lower_bound") <= promise.epsilon
