@@ -26,6 +26,7 @@ TRAINED = [
         local=pt.DPSteps(pt.Gaussian(1.0, 1.1), epochs=2.0),
     ),
     pt.FedAvg(weights=pt.ByExamples(bound=100)),
+    pt.FedAvg(release=pt.Release(pt.Gaussian(1.0, 2.0, secure=True), pt.AT_PARTY)),
     pt.FedAvg(
         sampling=pt.FixedSize(5),
         release=pt.Release(pt.Gaussian(1.0, 1.0), pt.SPLIT(honest_survivors=5)),

@@ -120,17 +120,28 @@ class Silent(Gaussian):
         return torch.zeros_like(like), state
 
 
-def test_the_clipped_sum_stays_below_its_epsilon() -> None:
-    mechanism = Gaussian(1.0, 1.0)
+class SilentSecure(Gaussian):
+    """The broken twin of secure noise: it quantises, and draws none."""
+
+    def add(
+        self, aggregate: Tensor, state: object, stream: object, *, fraction: float = 1.0
+    ) -> tuple[Tensor, object]:
+        return aggregate, state
+
+
+@pytest.mark.parametrize(("secure", "epsilon"), [(False, 4.377), (True, 4.397)])
+def test_the_clipped_sum_stays_below_its_epsilon(secure: bool, epsilon: float) -> None:
+    mechanism = Gaussian(1.0, 1.0, secure=secure)
     bound = audited(mechanism, sums(1.0))
     assert 1.2 < bound <= stated(mechanism)
-    assert stated(mechanism) == pytest.approx(4.377, abs=1e-3)
+    assert stated(mechanism) == pytest.approx(epsilon, abs=1e-3)
 
 
 def test_a_sum_without_its_noise_is_caught() -> None:
     # At a threshold between 0 and 1 nothing but noise could be mistaken.
-    without, with_canary = (released(Silent(1.0, 1.0), total, 0) for total in sums(1.0))
-    assert bound_of(with_canary > 0.5, without > 0.5) > stated(Silent(1.0, 1.0))
+    for broken in (Silent(1.0, 1.0), SilentSecure(1.0, 1.0, secure=True)):
+        without, with_canary = (released(broken, total, 0) for total in sums(1.0))
+        assert bound_of(with_canary > 0.5, without > 0.5) > stated(broken)
 
 
 def test_a_sum_that_was_not_clipped_is_caught() -> None:

@@ -244,6 +244,7 @@ def test_secure_noise_at_the_size_of_mnist() -> None:
         for kind in (False, True)
     )
     assert plain < secure < plain * 1.01
+    assert secure == pytest.approx(3.0216, abs=1e-3)  # as decision 013 states
 
 
 def test_several_secure_noises_are_charged_as_one_and_less_than_one_is_refused() -> None:

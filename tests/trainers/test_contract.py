@@ -48,6 +48,11 @@ CASES = (
     a_case("sgd", SGD(epochs=10, learning_rate=0.5), 0.9, private=False),
     a_case("sgd-adam", SGD(epochs=5, learning_rate=0.05, optimizer="Adam"), 0.9, private=False),
     a_case("dp_sgd", DPSGD(epochs=8, learning_rate=2.0), 0.85),
+    a_case(
+        "dp_sgd-secure",
+        DPSGD(epochs=8, learning_rate=2.0, release=Release(Gaussian(1.0, 1.0, secure=True))),
+        0.85,
+    ),
     a_case("dp_sgd-ghost", DPSGD(epochs=8, learning_rate=2.0, gradients=Opacus("ghost")), 0.85),
     a_case(
         "dp_sgd-banded",

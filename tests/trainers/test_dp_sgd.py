@@ -121,8 +121,9 @@ class Broken:
         return value * self.factor, state
 
 
-def test_the_noise_of_a_step_has_the_stated_size() -> None:
-    samples = one_step(Gaussian(0.7, 1.5), a_federation(10))
+@pytest.mark.parametrize("secure", [False, True])
+def test_the_noise_of_a_step_has_the_stated_size(secure: bool) -> None:
+    samples = one_step(Gaussian(0.7, 1.5, secure=secure), a_federation(10))
     assert_power(std_is, samples, 0.7 * 1.5)
     assert_power(normal_with_std, samples, 0.7 * 1.5)
     assert mean_is_zero(samples, 0.7 * 1.5)
