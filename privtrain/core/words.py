@@ -27,7 +27,6 @@ class Words:
         if len(key) != KEY_BYTES:
             raise ValueError(f"Expected len(key)={len(key)} to be {KEY_BYTES}.")
         self._stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
-        self._zeros = b""
 
     def take(self, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """The next words.
@@ -39,8 +38,6 @@ class Words:
             uint64, shape `(count,)`; the same on every machine.
         """
         size = 8 * count
-        if len(self._zeros) < size:
-            self._zeros = bytes(size)
         filled = bytearray(size + 15)
-        self._stream.update_into(memoryview(self._zeros)[:size], filled)
+        self._stream.update_into(bytes(size), filled)
         return np.frombuffer(filled, dtype="<u8", count=count).astype(np.uint64, copy=False)

@@ -64,7 +64,7 @@ def public_curves(
         bound = evaluate(event, delta, plan.relation).epsilon
         if not 0 < bound < math.inf:
             continue
-        promised = wide_pairs(event, plan.relation)
+        promised = _finite(wide_pairs(event, plan.relation))
         curves = PrivacyCurves(
             observer=plan.observer.name,
             unit=plan.unit,
@@ -76,6 +76,11 @@ def public_curves(
         )
         made.append(curves)
     return tuple(made)
+
+
+def _finite(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """Without deltas at which nothing is promised, such as those that a distance takes up."""
+    return tuple((delta, epsilon) for delta, epsilon in pairs if math.isfinite(epsilon))
 
 
 def _guarantee(
