@@ -59,7 +59,7 @@ class Approximate:
             An epsilon whose own delta was evaluated to be at most the given one; infinity where
             the distance takes up all of delta, so that nothing is promised at it.
 
-        Source: Canonne, Kamath and Steinke 2020, on approximate sampling (arXiv:2004.00010).
+        Source: the triangle inequality, written out in docs/decisions/013-secure-noise.md.
         """
         bound = exact(delta)
         for _ in range(_TRIES):
