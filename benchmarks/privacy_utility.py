@@ -60,8 +60,11 @@ def works(quick: bool) -> list[Work]:
     found = [digits(quick)]
     given = os.environ.get("PRIVTRAIN_DATA")
     directory = Path(given) if given else ROOT.parent / "shared" / "data"
-    if not quick and (directory / "adult" / "adult.data").exists():
-        found.append(adult(directory / "adult"))
+    if not quick:
+        try:
+            found.append(adult(directory))
+        except pt.DataError as error:
+            print(f"Without Adult: {error}", file=sys.stderr)
     return found
 
 
