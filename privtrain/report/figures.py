@@ -63,7 +63,7 @@ def accuracy_against_epsilon(comparison: Comparison) -> str | None:
         mine = sorted((group for group in private if group.label == label), key=_epsilon)
         _points(axes, mine, style[label], with_unit=len(units) > 1)
     _epsilon_axis(axes, [_epsilon(group) for group in private])
-    axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.3g}%")
+    axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.4g}%")
     axes.set_ylabel("accuracy on the test rows")
     add_legend(axes)
     return to_svg(figure, "accuracy", "Accuracy against the formal epsilon to the public")
