@@ -14,7 +14,7 @@ pays a composition of Gaussians, each sampled where the row's turn was.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_count, check_non_negative, check_positive
@@ -46,6 +47,11 @@ class BandedMatrix:
         bands: Over how many steps noise is correlated, the present one included; at least 1.
         steps: For how many steps the matrix is optimised; at least `bands`. The guarantee does
             not depend on it: a run of another length is as private, and less accurate.
+        secure: Refused: what is proved of discrete noise holds for independent draws.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+        UnsupportedError: For `secure=True`.
 
     Source: Choquette-Choo et al. 2023 (arXiv:2306.08153); Kairouz et al. 2021 (arXiv:2103.00039)
     for DP-FTRL.
@@ -55,8 +61,15 @@ class BandedMatrix:
     noise_multiplier: float
     bands: int
     steps: int
+    secure: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, secure: bool) -> None:
+        if secure:
+            raise UnsupportedError(
+                f"Expected secure={secure} to be False: noise that is correlated over steps is no "
+                "discrete Gaussian on a quantised sum. Use Gaussian(..., secure=True), whose "
+                "noises are independent."
+            )
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
         check_count(bands=self.bands)

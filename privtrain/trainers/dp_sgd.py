@@ -13,7 +13,7 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import global_generator
 from privtrain.core.statement import InputPrivacy
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
@@ -124,13 +124,8 @@ class DPSGD:
             UnsupportedError: If a layer has no per-example gradients.
             BudgetExceededError: If a run that is one release was interrupted in this folder.
         """
-        rows, batches = pool(data, run), self.batches(data)
-        if batches.population not in (1, len(rows)):
-            raise DataError(
-                f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
-                f"what {self.sampling} promises depends on their number."
-            )
-        rows = batches.kept(rows, run.seeds)
+        batches = self.batches(data)
+        rows = self._rows(data, batches, run)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)
@@ -146,17 +141,17 @@ class DPSGD:
                 draw = run.entropy["sample", step, CURATOR_NAME].numpy()
                 parts = batches.parts(len(rows), draw)
             batch = taken(rows, next(parts))
+            bound, paid = l2_bound(self.release.mechanism), int(batches.opens(step))
             with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
-                clipped = engine.clipped_sum(batch, l2_bound(self.release.mechanism))
-            bounded = BoundedSum(clipped.value, l2_bound(self.release.mechanism))
-            paid = int(batches.opens(step))
+                clipped = engine.clipped_sum(batch, bound)
+            bounded = BoundedSum(clipped.value, bound)
             noised = self.release.arrive(bounded, run, round=step, kind="gradient", releases=paid)
             set_gradient(parameters, noised / self.expected_batch)
             optimizer.step()
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
-                run.history.record(step + 1, **diagnostics(clipped, bounded.bound))
+                run.history.record(step + 1, **diagnostics(clipped, bound))
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
             # What was paid for is done as a whole, so a run is resumed between draws only.
@@ -169,6 +164,16 @@ class DPSGD:
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
         )
         return ModelPredictor(model)
+
+    def _rows(self, data: FederatedData, batches: Batches, run: Run) -> Rows:
+        """The rows that may take part, at the curator."""
+        rows = pool(data, run)
+        if batches.population not in (1, len(rows)):
+            raise DataError(
+                f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
+                f"what {self.sampling} promises depends on their number."
+            )
+        return batches.kept(rows, run.seeds)
 
     def _state(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run
@@ -195,6 +200,6 @@ def _check_begun(batches: Batches) -> None:
     if batches.draws == 1:
         raise BudgetExceededError(
             f"This run was interrupted in this folder. Its {batches.steps} steps are one release, "
-            "which stays spent, and noise that is correlated over steps cannot be taken up in the "
-            "middle. Choose another folder to train anew: that is charged as a whole run again."
+            "which stays spent and cannot be taken up in the middle. Choose another folder to "
+            "train anew: that is charged as a whole run again."
         )

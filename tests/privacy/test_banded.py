@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import binom
 from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE
 from privtrain.privacy.banded import BandedMatrix, optimise_bands, prefix_error
@@ -236,3 +237,9 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     settings = {"clipping_norm": 1.0, "noise_multiplier": 1.0, "bands": 5, "steps": 10, **wrong}
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BandedMatrix(**settings)
+
+
+def test_secure_noise_is_refused_since_it_is_independent() -> None:
+    with pytest.raises(UnsupportedError, match="secure=True"):
+        BandedMatrix(1.0, 1.0, 2, 10, secure=True)
+    assert not hasattr(BandedMatrix(1.0, 1.0, 2, 10).with_scale(2.0), "add")

@@ -17,6 +17,7 @@ from privtrain.privacy.accounting import (
     gaussian_event,
     poisson_sampled,
     repeated,
+    truncated_poisson_sampled,
 )
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.ledger import JournalLedger
@@ -28,11 +29,12 @@ from privtrain.steps.batches import (
     FixedSizeBatches,
     PoissonBatches,
     ShuffledEpochs,
+    TruncatedPoissonBatches,
     taken,
 )
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import fit
+from privtrain.training import calibrate, fit
 from tests.trainers.federations import STAR, TASK, a_federation
 
 DATA = a_federation(30, 11)
@@ -180,6 +182,23 @@ def test_twice_in_an_epoch_is_one_gaussian_too_few() -> None:
     for number, part in enumerate(parts):
         for other in parts[number + 1 :]:
             assert not {tuple(row) for row in part} & {tuple(row) for row in other}
+
+
+def test_truncated_batches_are_bounded_and_stated_as_such() -> None:
+    sampling = TruncatedPoissonBatches(9)
+    sizes = [len(batch) for batch in seen(sampling, epochs=20)]
+    assert max(sizes) == 9 and min(sizes) < 8 and len(sizes) == 103
+    plain = [len(batch) for batch in seen(PoissonBatches(), epochs=20)]
+    assert max(plain) > 9, "the bound must have something to cut"
+    found = public(sampling)
+    step = truncated_poisson_sampled(41, 8 / 41, 9, gaussian_event(1.0))
+    assert found.relation is ZERO_OUT and found.cross_check is None
+    assert found.epsilon == epsilon(repeated(step, 16), 1e-5, relation=ZERO_OUT)
+    poisson = repeated(poisson_sampled(8 / 41, gaussian_event(1.0)), 16)
+    assert found.epsilon > 1.05 * epsilon(poisson, 1e-5, relation=ZERO_OUT)
+    calibrated = calibrate(trainer(sampling), DATA, epsilon=3.0, delta=1e-5, runtimes=STAR)
+    result = fit(calibrated, TASK, DATA, runtimes=STAR, delta=1e-5)
+    assert 2.9 < result.statement.epsilon("public") <= 3.0
 
 
 def test_a_budget_halts_at_the_beginning_of_an_epoch() -> None:

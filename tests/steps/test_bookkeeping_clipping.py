@@ -30,6 +30,7 @@ from tests.steps.loops import (
     mlp,
     rows_for,
 )
+from tests.steps.test_bookkeeping_bounds import cancelling, difference_of_two
 
 MODELS: list[Make] = [mlp, cnn, group_norm, layer_norm, Shared, Tied, Outside]
 STYLES: list[Clipping] = [
@@ -135,6 +136,16 @@ def test_no_contribution_exceeds_the_bound_in_float32(
         for bound in (1e-3, C, 1e3):
             found = engine.clipped_sum(rows, bound).value.double().norm()
             assert 0 < float(found) <= bound * ROUNDING
+
+
+@pytest.mark.parametrize("style", STYLES, ids=str)
+@pytest.mark.parametrize("scale", [1e1, 1e4, 1e8])
+def test_sequences_that_cancel_stay_within_the_bound(scale: float, style: Clipping) -> None:
+    model = nn.Sequential(nn.Linear(40, 12), nn.Linear(12, 4, bias=False))
+    engine = BookKeeping(clipping=style).engine(model, difference_of_two)
+    for seed in range(10):
+        found = engine.clipped_sum(cancelling(seed, 4, 40, scale), C).value.double().norm()
+        assert 0 < float(found) <= C * ROUNDING
 
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
