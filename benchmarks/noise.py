@@ -1,4 +1,4 @@
-"""The price of secure noise: discrete and exact from AES-256, against floats from Philox.
+"""The price of secure noise: discrete and exact from AES-256, against floats.
 
     python benchmarks/noise.py [--quick] [--json]
 
@@ -27,7 +27,7 @@ from privtrain.core.task import cross_entropy
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import noised
 from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.plain import set_gradient
+from privtrain.steps.plain import GradientVector
 
 SIZES = {"26,010 values": 26_010, "235,146 values": 235_146, "1,000,000 values": 1_000_000}
 ENTROPY = SeededEntropy(0)
@@ -44,11 +44,12 @@ def step(work: Work, *, secure: bool) -> Callable[[], object]:
     model, rows, mechanism = work.model(), work.rows(), Gaussian(C, Z, secure=secure)
     engine, parameters = BookKeeping().engine(model, cross_entropy), trainable(model)
     optimizer, rounds = torch.optim.SGD(parameters, LEARNING_RATE), count()
+    gradient = GradientVector(parameters)
 
     def one() -> None:
         value = engine.clipped_sum(rows, C).value
         released, _ = noised(mechanism, value, None, ENTROPY["noise", next(rounds), ""])
-        set_gradient(parameters, released / work.batch)
+        gradient.set(released, work.batch)
         optimizer.step()
 
     return one

@@ -17,10 +17,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from harness import SEED, Report, Row, compare, main
 from torch import Tensor, nn
@@ -29,11 +29,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from privtrain.core.parameters import trainable
+from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.privacy.gaussian import Gaussian
+from privtrain.privacy.mechanism import noised
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.bookkeeping_fallback import PerExample
-from privtrain.steps.plain import descend, set_gradient
+from privtrain.steps.plain import GradientVector, descend
 
 C, Z, LEARNING_RATE = 1.0, 1.0, 1e-3
 Step = Callable[[], object]
@@ -183,13 +185,13 @@ def bookkeeping(work: Work) -> Step:
     """A step of `DPSGD(gradients=BookKeeping())`."""
     model, rows, mechanism = work.model(), work.rows(), Gaussian(C, Z)
     engine = BookKeeping().engine(model, cross_entropy)
-    parameters, generator = trainable(model), np.random.Generator(np.random.Philox(SEED))
-    optimizer = torch.optim.SGD(parameters, LEARNING_RATE)
+    parameters, entropy, rounds = trainable(model), SeededEntropy(SEED), count()
+    optimizer, gradient = torch.optim.SGD(parameters, LEARNING_RATE), GradientVector(parameters)
 
     def step() -> None:
         value = engine.clipped_sum(rows, C).value
-        noise, _ = mechanism.noise(value, None, generator)
-        set_gradient(parameters, (value + noise) / work.batch)
+        released, _ = noised(mechanism, value, None, entropy["noise", next(rounds), ""])
+        gradient.set(released, work.batch)
         optimizer.step()
 
     return step
@@ -285,7 +287,7 @@ def _row(name: str, work: Work, side: str, quick: bool) -> list[Row]:
     except (NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         REFUSED[f"{name} by {side}"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return []
-    count = {"sgd": 15, "sgd-fused": 15}.get(side, 5)
+    pairs = {"sgd": 15, "sgd-fused": 15}.get(side, 5)
     return [
         compare(
             name,
@@ -293,7 +295,7 @@ def _row(name: str, work: Work, side: str, quick: bool) -> list[Row]:
             other,
             ours_name="bookkeeping",
             against_name=side,
-            repeats=5 if quick else count,
+            repeats=5 if quick else pairs,
             warmup=2,
         )
     ]

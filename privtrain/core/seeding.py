@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,18 @@ SYSTEM = EntropyKind.SYSTEM
 """From the operating system, each party its own: for real processes and deployment."""
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Hands a key to a generator as it is; `Philox(key=...)` asks the system for entropy first."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
+        """The first bytes of the key."""
+        found = np.frombuffer(self._key, dtype=np.dtype(dtype).newbyteorder("<"), count=n_words)
+        return found.astype(dtype)
+
+
 @dataclass(frozen=True)
 class Stream:
     """A key of 32 bytes, from which generators start.
@@ -46,7 +58,8 @@ class Stream:
 
     def numpy(self) -> np.random.Generator:
         """A counter-based generator with a 128-bit key: for noise, the same on every device."""
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.key[:16], "little")))
+        source: Any = _Key(self.key)  # numpy's types know of its own kinds of seeds only
+        return np.random.Generator(np.random.Philox(source))
 
     def words(self) -> Words:
         """Words from AES-256 under the whole key: for noise that has to withstand an attacker."""

@@ -6,6 +6,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 KEY_BYTES = 32
+_ZEROS = memoryview(bytes(2**18))
 
 
 class Words:
@@ -38,6 +39,8 @@ class Words:
             uint64, shape `(count,)`; the same on every machine.
         """
         size = 8 * count
-        filled = bytearray(size + 15)
-        self._stream.update_into(bytes(size), filled)
-        return np.frombuffer(filled, dtype="<u8", count=count).astype(np.uint64, copy=False)
+        # The cipher wants room for one block more, less a byte.
+        filled = np.empty(size + 15, dtype=np.uint8)
+        for start in range(0, size, len(_ZEROS)):
+            self._stream.update_into(_ZEROS[: size - start], filled[start:].data)
+        return filled[:size].view("<u8").astype(np.uint64, copy=False)

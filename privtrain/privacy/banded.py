@@ -136,7 +136,7 @@ class BandedMatrix:
             The noise, and the state with it; the given state is left as it is.
         """
         scale = self.standard_deviation * math.sqrt(fraction)
-        drawn = standard_normals(like, generator).mul_(scale)
+        drawn = standard_normals(like, generator, scale)
         if state is None:
             return drawn, None
         first, *others = self.coefficients

@@ -73,10 +73,10 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
     """
     check_positive(clipping_norm=clipping_norm)
     # In float64, since float32 rounds a tiny clipping norm to zero; a tensor over a tensor, since
-    # torch divides a number by multiplying with a rounded reciprocal.
+    # torch divides a number by multiplying with a rounded reciprocal. Infinity gives zero.
     bound = torch.tensor(clipping_norm, dtype=torch.float64, device=norms.device)
-    factors = (bound / norms.double().clamp_min(clipping_norm)).to(norms.dtype)
-    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+    factors = bound / norms.double().clamp_min(clipping_norm)
+    return factors.nan_to_num_(nan=0.0).to(norms.dtype)
 
 
 class Clipping(Protocol):

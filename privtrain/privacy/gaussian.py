@@ -116,7 +116,7 @@ class Gaussian:
                 "privtrain.privacy.mechanism.noised, or secure=False."
             )
         scale = self.standard_deviation * math.sqrt(fraction)
-        return standard_normals(like, generator).mul_(scale), state
+        return standard_normals(like, generator, scale), state
 
     def add(
         self, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0

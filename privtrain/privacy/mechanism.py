@@ -51,6 +51,8 @@ class Mechanism(Protocol):
     ) -> tuple[Tensor, State]:
         """Noise of a tensor's shape, type and device, and the next state.
 
+        The noise is a new tensor: the caller adds to it what is noised.
+
         Args:
             like: What is noised.
             state: The state after the last release.
@@ -144,7 +146,7 @@ def noised(
         )
         return added
     noise, after = mechanism.noise(aggregate, state, stream.numpy(), fraction=fraction)
-    return aggregate + noise, after
+    return noise.add_(aggregate), after
 
 
 def l2_bound(mechanism: Mechanism) -> float:

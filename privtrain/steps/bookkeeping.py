@@ -29,11 +29,12 @@ from privtrain.steps.bookkeeping_checks import (
     reached,
     refuse_layers,
 )
-from privtrain.steps.bookkeeping_fallback import PerExample, group_norms, groups_of, total
+from privtrain.steps.bookkeeping_fallback import PerExample
 from privtrain.steps.bookkeeping_layers import formula_of
 from privtrain.steps.bookkeeping_parts import Part, together
-from privtrain.steps.bookkeeping_room import Room, Workspace
+from privtrain.steps.bookkeeping_sum import Slot, Weigh, slots_of, total, weighted_sum
 from privtrain.steps.bookkeeping_unrolled import Unrolled, unrolled
+from privtrain.steps.bookkeeping_workspace import Workspace
 from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
 
 _TRIAL = 16
@@ -112,13 +113,13 @@ class Books:
     _tried: bool = field(default=False, init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _other: PerExample | None = field(default=None, init=False, repr=False)
-    _groups: dict[int, int] = field(init=False, repr=False)
+    _slots: list[Slot] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._unrolled = list(unrolled(self.model))
         self._layers = _bookable(self.model)
         self._layers += [(*part, 0) for one in self._unrolled for part in one.parts]
-        self._groups = groups_of(self.model, self.clipping)  # wrong settings show at once
+        self._slots = slots_of(self.model, self.clipping)  # wrong settings show at once
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -164,28 +165,29 @@ class Books:
     def _sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         losses, uses = self._forward(rows)
         parts = self._backward(losses, uses)
-        norms, value = self._norms(parts, len(rows)), empty_sum(self.model).value
-        factors = self.clipping.factors(norms, clipping_norm)
-        if bool((factors == 0).any()):
-            # Zero times infinity is not zero: broken examples leave before anything is added.
-            kept = (factors != 0).all(dim=0).nonzero().squeeze(1)
-            factors = factors[:, kept]
-            parts = {name: part.take(kept) for name, part in parts.items()}
-        self._add(value, parts, factors)
+        value, norms = self._weighted(
+            parts, len(rows), lambda norms: self.clipping.factors(norms, clipping_norm)
+        )
         scale = self.clipping.scale(clipping_norm)
         value = value if scale == 1 else value.mul_(scale)
         return ClippedSum(value, total(norms), losses.detach())
 
+    def _weighted(self, parts: dict[int, Part], rows: int, weigh: Weigh) -> tuple[Tensor, Tensor]:
+        """The weighted sum, and norms of each group, `(groups, batch)`, float64."""
+        if not self._slots:
+            return empty_sum(self.model).value, torch.zeros(1, rows, dtype=torch.float64)
+        return weighted_sum(self._slots, parts, rows, weigh, self._workspace)
+
     def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
         """Losses, and the uses of layers that they depend on."""
-        self._groups = groups_of(self.model, self.clipping)  # parameters may have been replaced
+        self._slots = slots_of(self.model, self.clipping)  # parameters may have been replaced
         with _books(self._layers, self._unrolled) as uses:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
             return losses, []
         seen, found = reached(losses)
         uses = [use for use in uses if use.edge.node in seen]
-        check_uses(self.model, uses, found)
+        check_uses([(slot.name, slot.parameter) for slot in self._slots], uses, found)
         check_inputs(uses, len(rows))
         return losses, uses
 
@@ -196,41 +198,17 @@ class Books:
         if not uses:
             return {}
         edges = [use.edge for use in uses]
-        gradients = list(torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph))
+        gradients = torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph)
+        parameters = {id(slot.parameter): slot.parameter for slot in self._slots}
         found: dict[int, list[Part]] = {}
-        parameters = {id(parameter): parameter for parameter in trainable(self.model)}
-        self._workspace.restart()
-        room = Room(_room(uses, gradients), self._workspace)
         with torch.no_grad():
-            while uses:  # tensors are let go as soon as their part is formed
-                use, gradient = uses.pop(), gradients.pop()
-                for name, part in _parts(use, gradient, room).items():
+            for use, gradient in zip(uses, gradients, strict=True):
+                for name, part in _parts(use, gradient).items():
                     parameter = use.layer._parameters.get(name)
                     if id(parameter) in parameters:
                         found.setdefault(id(parameter), []).append(part)
             rows = len(losses)
-            return {
-                key: together(parts, rows, parameters[key], room) for key, parts in found.items()
-            }
-
-    @torch.no_grad()
-    def _norms(self, parts: dict[int, Part], rows: int) -> Tensor:
-        """Upper bounds of the norms of each group, `(groups, batch)`, float64."""
-        count = max(self._groups.values(), default=0) + 1
-        if not parts:
-            return torch.zeros(count, rows, dtype=torch.float64)
-        measured = [(self._groups[key], part.measure()) for key, part in parts.items()]
-        return group_norms(measured, count, next(self.model.parameters()).dtype)
-
-    @torch.no_grad()
-    def _add(self, value: Tensor, parts: dict[int, Part], factors: Tensor) -> None:
-        start = 0
-        for parameter in trainable(self.model):
-            part, size = parts.get(id(parameter)), parameter.numel()
-            if part is not None and factors.shape[1] > 0:
-                own = factors[self._groups[id(parameter)]]
-                part.add(value[start : start + size].view_as(parameter), own)
-            start += size
+            return {key: together(parts, rows, parameters[key]) for key, parts in found.items()}
 
     def _try_out(self, rows: Rows) -> None:
         """Holds the books against autograd, on a few rows of the first batch.
@@ -263,25 +241,17 @@ class Books:
             losses.sum(), parameters, retain_graph=True, materialize_grads=True
         )
         parts = self._backward(losses, uses, keep_graph=True)
-        booked = empty_sum(self.model).value
-        norms = self._norms(parts, len(losses))
-        self._add(booked, parts, torch.ones_like(norms))
+        booked, norms = self._weighted(parts, len(losses), torch.ones_like)
         distance = booked - torch.cat([gradient.reshape(-1) for gradient in whole])
         if float(torch.linalg.vector_norm(distance)) > 1e-3 * float(norms.sum()):
             raise UnbookedError("the layers account for another gradient than the whole model has")
 
 
-def _room(uses: list[Use], gradients: list[Tensor]) -> float:
-    """Values for each example that are held anyway, half as many again."""
-    held = [use.inputs[0].numel() + g[0].numel() for use, g in zip(uses, gradients, strict=True)]
-    return 1.5 * sum(held)
-
-
-def _parts(use: Use, gradient: Tensor, room: Room) -> dict[str, Part]:
+def _parts(use: Use, gradient: Tensor) -> dict[str, Part]:
     formula = formula_of(use.layer)
     if formula is None:
         raise UnbookedError(f"the layer {use.name!r} changed while it was used")
-    return formula[0](use.layer, use.inputs, gradient, room)
+    return formula[0](use.layer, use.inputs, gradient)
 
 
 def _bookable(model: nn.Module) -> list[tuple[str, nn.Module, int]]:

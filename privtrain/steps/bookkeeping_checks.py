@@ -1,6 +1,7 @@
 """What must hold for booked gradients to be those of the model."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,9 @@ def reached(losses: Tensor) -> tuple[set[Any], Counter[int]]:
     return seen, uses
 
 
-def check_uses(model: nn.Module, uses: list[Use], found: Counter[int]) -> None:
+def check_uses(
+    trained: Iterable[tuple[str, nn.Parameter]], uses: list[Use], found: Counter[int]
+) -> None:
     """Compares the uses of parameters that autograd knows with those that layers booked.
 
     Raises:
@@ -102,8 +105,8 @@ def check_uses(model: nn.Module, uses: list[Use], found: Counter[int]) -> None:
         for parameter in use.layer._parameters.values()
         if parameter is not None and parameter.requires_grad
     )
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and found[id(parameter)] != booked[id(parameter)]:
+    for name, parameter in trained:
+        if found[id(parameter)] != booked[id(parameter)]:
             raise UnbookedError(f"{name!r} is used outside of the layers that can be booked")
 
 

@@ -10,41 +10,13 @@ from torch import Tensor, nn
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows
 from privtrain.privacy.clipping import Clipping, FlatClipping
-from privtrain.steps.bookkeeping_parts import Formed, Measure, unit
+from privtrain.steps.bookkeeping_parts import Formed, Part
+from privtrain.steps.bookkeeping_sum import slots_of, total, weighted_sum
+from privtrain.steps.bookkeeping_workspace import Workspace
 from privtrain.steps.gradients import ClippedSum, empty_sum
 
 _VALUES = 2**23
 """Values of per-example gradients that are held at a time: 32 MB in float32."""
-
-
-def groups_of(model: nn.Module, clipping: Clipping) -> dict[int, int]:
-    """The group of each trained parameter, by the parameter's `id`."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = clipping.groups([name for name, _ in named])
-    return {id(p): group for (_, p), group in zip(named, groups, strict=True)}
-
-
-def group_norms(measured: list[tuple[int, Measure]], groups: int, dtype: torch.dtype) -> Tensor:
-    """Upper bounds of the norms over groups of parameters, with room for rounding the factors.
-
-    Args:
-        measured: Of each parameter its group, the squared norms of its gradients, and what
-            rounding may add to them.
-        groups: How many groups there are.
-        dtype: Type in which gradients are weighted.
-
-    Returns:
-        Shape `(groups, batch)`, float64; zero for a group of which nothing was measured.
-    """
-    squares = measured[0][1][0].new_zeros(groups, len(measured[0][1][0]))
-    for group, (square, error) in measured:
-        squares[group] += square if error is None else (square.sqrt() + error).square()
-    return squares.sqrt_() * (1 + 8 * unit(dtype))
-
-
-def total(norms: Tensor) -> Tensor:
-    """Norms of whole gradients from those of their groups, `(batch,)`."""
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(norms, dim=0)
 
 
 @dataclass
@@ -73,16 +45,23 @@ class PerExample:
         """
         if len(rows) == 0:
             return empty_sum(self.model)
-        value = empty_sum(self.model).value
-        groups = list(groups_of(self.model, self.clipping).values())
+        value, slots = empty_sum(self.model).value, slots_of(self.model, self.clipping)
         size = max(1, _VALUES // max(1, value.numel()))
         norms, losses = [], []
         for index in torch.split(torch.arange(len(rows), device=rows.inputs.device), size):
             gradients, found = self._gradients(rows.take(index))
-            measured = [(g, Formed(x).measure()) for g, x in zip(groups, gradients, strict=True)]
-            of_groups = group_norms(measured, max(groups) + 1, value.dtype)
-            factors = self.clipping.factors(of_groups, clipping_norm)
-            self._add(value, gradients, factors[groups])
+            parts: dict[int, Part] = {
+                id(slot.parameter): Formed(each)
+                for slot, each in zip(slots, gradients, strict=True)
+            }
+            added, of_groups = weighted_sum(
+                slots,
+                parts,
+                len(index),
+                lambda norms: self.clipping.factors(norms, clipping_norm),
+                Workspace(),
+            )
+            value += added
             norms.append(total(of_groups))
             losses.append(found)
         value *= self.clipping.scale(clipping_norm)
@@ -90,16 +69,6 @@ class PerExample:
 
     def close(self) -> None:
         """Nothing was put on the model."""
-
-    def _add(self, value: Tensor, gradients: list[Tensor], factors: Tensor) -> None:
-        """Adds what is weighted by each parameter's factors, `(parameters, batch)`."""
-        kept = (factors != 0).all(dim=0)
-        start = 0
-        for gradient, own in zip(gradients, factors, strict=True):
-            flat = gradient.flatten(1)[kept]
-            end = start + flat.shape[1]
-            value[start:end].addmv_(flat.t(), own[kept].to(value.dtype))
-            start = end
 
     def _gradients(self, rows: Rows) -> tuple[list[Tensor], Tensor]:
         """Gradients of each parameter, `(batch, ...)`, and the losses, `(batch,)`."""

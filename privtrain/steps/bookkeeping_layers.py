@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +16,33 @@ from privtrain.steps.bookkeeping_parts import (
     Part,
     Single,
     chunk_rows,
+    forming_pays,
     over_chunks,
     over_time,
+    shortened,
 )
-from privtrain.steps.bookkeeping_room import Room
+from privtrain.steps.bookkeeping_workspace import Workspace
 
 Parts = dict[str, Part]
 """Name of a parameter of one layer, "weight" or "bias", to its part."""
 
 
-def linear(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
+def linear(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     """`nn.Linear`: inputs `(batch, ..., in)`, gradient `(batch, ..., out)`."""
     if gradient.dim() == 2:
         return {"weight": Single(inputs, gradient), "bias": Formed(gradient)}
     outputs = gradient.flatten(1, -2)
-    parts: Parts = {"bias": Formed(outputs.sum(dim=1))}
-    if layer.weight.requires_grad:
-        parts["weight"] = over_time(inputs.flatten(1, -2), outputs, room)
+    parts: Parts = {"weight": over_time(inputs.flatten(1, -2), outputs)}
+    if _trained(layer.bias):
+        parts["bias"] = Formed(outputs.sum(dim=1))
     return parts
 
 
-def embedding(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
+def _trained(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def embedding(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     """`nn.Embedding`: inputs `(batch, ...)`, gradient `(batch, ..., width)`."""
     rows, width = len(inputs), gradient.shape[-1]
     tokens = inputs.reshape(rows, -1)
@@ -51,48 +57,83 @@ def embedding(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts
     return {"weight": Lookups(rows, owner, token, sums, layer.num_embeddings)}
 
 
-def convolution(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
+def convolution(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     """`nn.Conv1d` and `nn.Conv2d`: inputs `(batch, channels, ...)`."""
-    parts: Parts = {"bias": Formed(gradient.flatten(2).sum(dim=2))}
-    if layer.weight.requires_grad:
-        parts["weight"] = Windows(Geometry.of(layer), inputs, gradient).cheaper(room)
+    parts: Parts = {"weight": Windows(Geometry.of(layer), inputs, gradient)}
+    if _trained(layer.bias):
+        parts["bias"] = Formed(gradient.flatten(2).sum(dim=2))
     return parts
 
 
-def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
+def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     """`nn.LayerNorm`: gradient `(batch, ..., *normalized_shape)`."""
-    normal = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
-    return _scaled(normal, gradient, len(layer.normalized_shape))
+
+    def normal(some: Tensor) -> Tensor:
+        return functional.layer_norm(some, layer.normalized_shape, eps=layer.eps)
+
+    return _scaled(layer, normal, inputs, gradient, _between(layer, gradient))
 
 
-def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
+def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
     """`nn.RMSNorm`: gradient `(batch, ..., *normalized_shape)`."""
-    normal = functional.rms_norm(inputs, layer.normalized_shape, eps=layer.eps)
-    return _scaled(normal, gradient, len(layer.normalized_shape))
+
+    def normal(some: Tensor) -> Tensor:
+        return functional.rms_norm(some, layer.normalized_shape, eps=layer.eps)
+
+    return _scaled(layer, normal, inputs, gradient, _between(layer, gradient))
 
 
-def _scaled(normal: Tensor, gradient: Tensor, dimensions: int) -> Parts:
+def _between(layer: Any, gradient: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, gradient.dim() - len(layer.normalized_shape)))
+
+
+def group_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+    """`nn.GroupNorm`: gradient `(batch, channels, ...)`."""
+
+    def normal(some: Tensor) -> Tensor:
+        return functional.group_norm(some, layer.num_groups, eps=layer.eps)
+
+    return _scaled(layer, normal, inputs, gradient, tuple(range(2, gradient.dim())))
+
+
+def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+    """`nn.InstanceNorm1d` and so on, without running statistics."""
+
+    def normal(some: Tensor) -> Tensor:
+        return functional.instance_norm(some, eps=layer.eps)
+
+    return _scaled(layer, normal, inputs, gradient, tuple(range(2, gradient.dim())))
+
+
+def _scaled(
+    layer: Any,
+    normal: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    gradient: Tensor,
+    between: tuple[int, ...],
+) -> Parts:
+    """Weight and bias by which normalised inputs are scaled and moved.
+
+    Args:
+        layer: Whose parameters they are.
+        normal: Normalises inputs again, each example by itself.
+        inputs: Shape `(batch, ...)`.
+        gradient: The same shape.
+        between: Dimensions over which a parameter is shared.
+    """
+
     def summed(values: Tensor) -> Tensor:
-        between = tuple(range(1, values.dim() - dimensions))
         return values.sum(dim=between) if between else values
 
-    return {"weight": Formed(summed(normal * gradient)), "bias": Formed(summed(gradient))}
-
-
-def group_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
-    """`nn.GroupNorm`: gradient `(batch, channels, ...)`."""
-    return _by_channel(functional.group_norm(inputs, layer.num_groups, eps=layer.eps), gradient)
-
-
-def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor, room: Room) -> Parts:
-    """`nn.InstanceNorm1d` and so on, without running statistics."""
-    return _by_channel(functional.instance_norm(inputs, eps=layer.eps), gradient)
-
-
-def _by_channel(normal: Tensor, gradient: Tensor) -> Parts:
-    shape = (*gradient.shape[:2], -1)
-    weight = (normal * gradient).reshape(shape).sum(dim=2)
-    return {"weight": Formed(weight), "bias": Formed(gradient.reshape(shape).sum(dim=2))}
+    parts: Parts = {}
+    if _trained(layer.weight):
+        size = chunk_rows(inputs[0].numel())
+        pieces = zip(torch.split(inputs, size), torch.split(gradient, size), strict=True)
+        products = [summed(normal(some).mul_(factor)) for some, factor in pieces]
+        parts["weight"] = Formed(torch.cat(products))
+    if _trained(getattr(layer, "bias", None)):
+        parts["bias"] = Formed(summed(gradient))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -152,7 +193,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Windows:
-    """The weight of a convolution, measured a few examples at a time.
+    """The weight of a convolution.
 
     Args:
         geometry: How it walks over its input.
@@ -163,15 +204,25 @@ class Windows:
     geometry: Geometry
     inputs: Tensor
     outputs: Tensor
+    rows: ClassVar[tuple[Tensor, ...]] = ()
 
-    def cheaper(self, room: Room) -> Part:
-        """These gradients, formed at once where there is room and it pays."""
-        positions, channels = self.outputs[0, 0].numel(), self.outputs.shape[1]
-        work = positions * (channels + self.geometry.groups * math.prod(self.geometry.shape[1:]))
-        if not room.admits(math.prod(self.geometry.shape), work):
-            return self
-        formed = room.workspace.take(self.outputs, self._shape(len(self.inputs)))
-        return Formed(self._form(formed, 0))
+    @property
+    def values(self) -> int:
+        """How many values the gradient of one example has."""
+        return math.prod(self.geometry.shape)
+
+    @property
+    def forming(self) -> bool:
+        """Whether these gradients are better formed."""
+        out, *rest = self.geometry.shape
+        widths = out + self.geometry.groups * math.prod(rest)
+        return forming_pays(self.values, self.outputs[0, 0].numel(), widths)
+
+    def form(self, start: int, stop: int, workspace: Workspace) -> Formed:
+        """The gradients of some examples, measured while the cache holds them."""
+        formed = workspace.take(self._shape(stop - start))
+        pieces = [shortened(some.flatten(1)) for some in self._formed(formed, start)]
+        return Formed(formed, torch.cat(pieces))
 
     def measure(self) -> Measure:
         """Squared norms by the cheaper form, and what two orders of summation may differ by.
@@ -185,12 +236,14 @@ class Windows:
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
         formed = self.outputs.new_empty(self._shape(stop - start))
-        return self._form(formed, start).reshape(stop - start, -1)
+        for _ in self._formed(formed, start):
+            pass
+        return formed.reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sum, by the backward pass of the convolution itself."""
         g, outputs = self.geometry, _planes(self.outputs)
-        weighted = outputs * factors.to(outputs.dtype).reshape(-1, 1, 1, 1)
+        weighted = outputs * factors.view(-1, 1, 1, 1)
         _, weight, _ = torch.ops.aten.convolution_backward(
             weighted,
             g.padded(self.inputs),
@@ -204,7 +257,10 @@ class Windows:
             g.groups,
             (False, True, False),
         )
-        out.add_(weight.view_as(out))
+        if anew:
+            out.copy_(weight.flatten())
+        else:
+            out.add_(weight.flatten())
 
     def take(self, index: Tensor) -> "Windows":
         """The part of some examples."""
@@ -213,15 +269,19 @@ class Windows:
     def _shape(self, rows: int) -> tuple[int, int, int]:
         return rows, self.geometry.shape[0], math.prod(self.geometry.shape[1:])
 
-    def _form(self, formed: Tensor, start: int) -> Tensor:
-        """Writes gradients of some examples, `(examples, out, in / groups x kernel)`."""
+    def _formed(self, formed: Tensor, start: int) -> Iterator[Tensor]:
+        """Writes gradients of some examples, `(examples, out, in / groups x kernel)`.
+
+        Yields:
+            What was written last, while the cache holds it.
+        """
         done, size = 0, formed.shape[2]
         for inputs, outputs in self._chunks(start, start + len(formed)):
-            rows = len(inputs) // self.geometry.groups
-            target = formed[done : done + rows].view(len(inputs), -1, size)
+            piece = formed[done : done + len(inputs) // self.geometry.groups]
+            target = piece.view(len(inputs), -1, size)
             torch.bmm(outputs.transpose(1, 2), inputs, out=target)
-            done += rows
-        return formed
+            done += len(piece)
+            yield piece
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows and output gradients, `(examples x groups, positions, ...)`.
@@ -248,7 +308,7 @@ def _planes(values: Tensor) -> Tensor:
     return values if values.dim() == 4 else values.unsqueeze(2)
 
 
-Formula = Callable[[Any, Tensor, Tensor, Room], Parts]
+Formula = Callable[[Any, Tensor, Tensor], Parts]
 
 _FORMULAS: Mapping[type[nn.Module], tuple[Formula, int]] = {
     nn.Linear: (linear, 0),

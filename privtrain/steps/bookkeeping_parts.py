@@ -2,21 +2,34 @@
 
 A norm is an upper bound of what the weighted sum adds for an example, rounding included: where a
 gradient is formed once more for the sum, the norm grows by what two roundings can make of it.
+
+Sums over time of outer products are either formed, a few examples at a time, then measured and
+added as they are; or measured by Gram matrices and added by one matrix product, without being
+formed. Which is cheaper follows from their shape (`forming_pays`).
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from privtrain.steps.bookkeeping_room import Room
+from privtrain.steps.bookkeeping_workspace import Workspace
 
 CHUNK = 2**19
 """Values that are worked on at a time: what fits into a processor's cache."""
 
+PIECE = 256
+"""Values whose squares are added up in their own type: fewer is slower, more is less precise."""
+
+_LEVELS = 5
+"""How often squares are added up at most: enough for 128^4 x 256 values."""
+
+_FORMING = 0.2
+"""How dear Gram matrices in float64 are beside passing over a gradient, measured."""
 
 Measure = tuple[Tensor, Tensor | None]
 """Squared norms, never below the true ones, and errors or None for none: `(batch,)`, float64."""
@@ -24,6 +37,14 @@ Measure = tuple[Tensor, Tensor | None]
 
 class Part(Protocol):
     """The gradients of each example of a batch with respect to one use of one parameter."""
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Tensors `(batch, values)` whose row norms multiply to the norms of what `add` adds.
+
+        Empty where it takes more to measure them: see `measure`.
+        """
+        ...
 
     def measure(self) -> Measure:
         """Squared norms, and how far what `add` forms may lie from what was measured."""
@@ -33,8 +54,14 @@ class Part(Protocol):
         """The gradients of some examples, shape `(stop - start, parameters)`."""
         ...
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
-        """Adds the weighted sum over examples to a tensor of the parameter's shape."""
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
+        """Adds the weighted sum over examples.
+
+        Args:
+            out: What it is added to, shape `(parameters,)`.
+            factors: Weights of the examples, shape `(batch,)`, of the type of `out`.
+            anew: Whether `out` holds nothing yet, and is overwritten.
+        """
         ...
 
     def take(self, index: Tensor) -> "Part":
@@ -42,9 +69,16 @@ class Part(Protocol):
         ...
 
 
+@lru_cache
 def unit(dtype: torch.dtype) -> float:
     """The largest relative error of one rounding."""
     return torch.finfo(dtype).eps / 2
+
+
+@lru_cache
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest normal number: a square below it may vanish."""
+    return torch.finfo(dtype).tiny
 
 
 def row_norms(values: Tensor) -> Tensor:
@@ -53,19 +87,78 @@ def row_norms(values: Tensor) -> Tensor:
     Squares are added in the type of the values; n of them are off by a factor of at most
     1 + n x unit, and each may have vanished below the smallest number.
     """
-    length, info = values.shape[-1], torch.finfo(values.dtype)
+    length, dtype = values.shape[-1], values.dtype
     norms: Tensor = torch.linalg.vector_norm(values, dim=-1).double()
-    return norms * (1 + (length / 2 + 4) * unit(values.dtype)) + math.sqrt(length * info.tiny)
+    norms.mul_(1 + (length / 2 + 4) * unit(dtype))
+    return norms.add_(math.sqrt(length * _smallest(dtype)))
 
 
-def formed_squares(gradients: Tensor) -> Tensor:
-    """Upper bounds of the squared norms of gradients, `(batch, ...)`, shape `(batch,)`."""
-    return row_norms(gradients).square().reshape(len(gradients), -1).sum(dim=1)
+def shortened(values: Tensor) -> Tensor:
+    """Norms of pieces, whose rows have nearly the norms of the rows of values.
+
+    Args:
+        values: Shape `(batch, values)`.
+
+    Returns:
+        Shape `(batch, pieces)`; the values themselves where they are few.
+    """
+    length = values.shape[1]
+    if length <= PIECE:
+        return values
+    piece = _piece(length)
+    whole = length // piece * piece
+    pieces = values[:, :whole].reshape(len(values), whole // piece, piece)
+    norms: Tensor = torch.linalg.vector_norm(pieces, dim=-1)
+    if whole < length:
+        rest = torch.linalg.vector_norm(values[:, whole:], dim=-1, keepdim=True)
+        norms = torch.cat([norms, rest], dim=1)
+    return shortened(norms)
 
 
-def _weights(values: Tensor, factors: Tensor) -> Tensor:
-    """Factors in the type of values, `(batch, 1, ...)`."""
-    return factors.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+@lru_cache(maxsize=1024)
+def _piece(length: int) -> int:
+    """The longest piece that rows can be cut into evenly, if it is long enough."""
+    return next((n for n in range(PIECE, PIECE // 2, -1) if length % n == 0), PIECE)
+
+
+def squared_norms(parts: list[Part], values: int) -> Tensor:
+    """Upper bounds of the squared norms of the gradients of many parts.
+
+    What is small is bounded together: an operation on a few numbers costs as much as one on many.
+    Squares are added in the type of the values, a piece at a time, so each level is off by a
+    factor of at most 1 + PIECE x unit, and each square may have vanished below the smallest number.
+
+    Args:
+        parts: At least one; of the same examples.
+        values: How many values a gradient has at most.
+
+    Returns:
+        Shape `(parts, batch)`, float64.
+    """
+    given = [part.rows for part in parts]
+    tensors = {id(tensor): tensor for rows in given for tensor in rows}
+    place, bounds = {key: place for place, key in enumerate(tensors)}, list[Tensor]()
+    if tensors:
+        short = [shortened(tensor) for tensor in tensors.values()]
+        found = torch.stack([torch.linalg.vector_norm(one, dim=1) for one in short])
+        slack = 1 + _LEVELS * (PIECE / 2 + 4) * unit(found.dtype)
+        vanished = 2 * math.sqrt(values * _smallest(found.dtype))
+        bounds = list(found.double().mul_(slack).add_(vanished).square_().unbind(0))
+    squares = []
+    for part, rows in zip(parts, given, strict=True):
+        own = [bounds[place[id(tensor)]] for tensor in rows]
+        squares.append(math.prod(own[1:], start=own[0]) if own else with_error(*part.measure()))
+    return torch.stack(squares)
+
+
+def with_error(squares: Tensor, error: Tensor | None) -> Tensor:
+    """Squares of norms to which an error is added."""
+    return squares if error is None else (squares.sqrt() + error).square()
+
+
+def _weighted(values: Tensor, factors: Tensor) -> Tensor:
+    """Values `(batch, ...)`, multiplied by the factors of their examples."""
+    return values * factors.view(-1, *[1] * (values.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -74,24 +167,31 @@ class Formed:
 
     Args:
         gradients: Shape `(batch, ...)`.
-        squares: Their squared norms, where they were measured as they were formed.
+        pieces: Norms of their pieces, `(batch, pieces)`, where they were measured as they were
+            formed.
     """
 
     gradients: Tensor
-    squares: Tensor | None = None
+    pieces: Tensor | None = None
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """The gradients, or what has their norms."""
+        flat = self.gradients if self.gradients.dim() == 2 else self.gradients.flatten(1)
+        return (flat if self.pieces is None else self.pieces,)
 
     def measure(self) -> Measure:
         """Squared norms; without an error, since the measured values are those that are added."""
-        return formed_squares(self.gradients) if self.squares is None else self.squares, None
+        return squared_norms([self], self.gradients[0].numel())[0], None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
         return self.gradients[start:stop].reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sum."""
-        flat = self.gradients.reshape(len(factors), -1)
-        out.view(-1).addmv_(flat.t(), factors.to(flat.dtype))
+        flat = self.gradients if self.gradients.dim() == 2 else self.gradients.flatten(1)
+        out.addmv_(flat.t(), factors, beta=0 if anew else 1)
 
     def take(self, index: Tensor) -> "Formed":
         """The part of some examples."""
@@ -110,22 +210,28 @@ class Single:
     inputs: Tensor
     outputs: Tensor
 
-    def measure(self) -> Measure:
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
         """The norm of an outer product is the product of the norms.
 
         There is no error beyond the slack of every factor: nothing is added up within an example.
         """
-        return (row_norms(self.inputs) * row_norms(self.outputs)).square(), None
+        return self.inputs, self.outputs
+
+    def measure(self) -> Measure:
+        """Squared norms."""
+        return squared_norms([self], self.inputs.shape[1] * self.outputs.shape[1])[0], None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
         products = self.outputs[start:stop].unsqueeze(2) * self.inputs[start:stop].unsqueeze(1)
         return products.reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sum, as one matrix product."""
-        weighted = self.outputs * _weights(self.outputs, factors)
-        out.addmm_(weighted.t(), self.inputs)
+        weighted = _weighted(self.outputs, factors).t()
+        target = out.view(-1, self.inputs.shape[1])
+        target.addmm_(weighted, self.inputs, beta=0 if anew else 1)
 
     def take(self, index: Tensor) -> "Single":
         """The part of some examples."""
@@ -134,7 +240,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Sums over time of outer products, which are measured without being kept.
+    """Sums over time of outer products.
 
     Args:
         inputs: Activations, shape `(batch, time, in)`.
@@ -143,6 +249,7 @@ class Sequence:
 
     inputs: Tensor
     outputs: Tensor
+    rows: ClassVar[tuple[Tensor, ...]] = ()
 
     def measure(self) -> Measure:
         """Squared norms by the cheaper form, and what two orders of summation may differ by."""
@@ -153,10 +260,33 @@ class Sequence:
         products = torch.bmm(self.outputs[start:stop].transpose(1, 2), self.inputs[start:stop])
         return products.reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    @property
+    def values(self) -> int:
+        """How many values the gradient of one example has."""
+        return self.inputs.shape[2] * self.outputs.shape[2]
+
+    @property
+    def forming(self) -> bool:
+        """Whether these gradients are better formed."""
+        _, time, width = self.inputs.shape
+        return forming_pays(self.values, time, width + self.outputs.shape[2])
+
+    def form(self, start: int, stop: int, workspace: Workspace) -> Formed:
+        """The gradients of some examples, measured while the cache holds them."""
+        formed = workspace.take((stop - start, self.outputs.shape[2], self.inputs.shape[2]))
+        pieces = []
+        for some in torch.split(formed, chunk_rows(self.values)):
+            chosen = slice(start, start + len(some))
+            torch.bmm(self.outputs[chosen].transpose(1, 2), self.inputs[chosen], out=some)
+            pieces.append(shortened(some.flatten(1)))
+            start = chosen.stop
+        return Formed(formed, torch.cat(pieces))
+
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sum, as one matrix product over examples and time."""
-        weighted = (self.outputs * _weights(self.outputs, factors)).flatten(0, 1)
-        out.addmm_(weighted.t(), self.inputs.flatten(0, 1))
+        weighted = _weighted(self.outputs, factors).flatten(0, 1).t()
+        target = out.view(-1, self.inputs.shape[2])
+        target.addmm_(weighted, self.inputs.flatten(0, 1), beta=0 if anew else 1)
 
     def take(self, index: Tensor) -> "Sequence":
         """The part of some examples."""
@@ -185,10 +315,11 @@ class Lookups:
     tokens: Tensor
     gradients: Tensor
     table: int
+    rows: ClassVar[tuple[Tensor, ...]] = ()
 
     def measure(self) -> Measure:
         """Squared norms, without an error; different rows of the table do not meet."""
-        squares = row_norms(self.gradients).square()
+        squares = row_norms(self.gradients).square_()
         zero = torch.zeros(self.size, dtype=torch.float64, device=squares.device)
         return zero.index_add_(0, self.owners, squares), None
 
@@ -200,10 +331,10 @@ class Lookups:
         dense[self.owners[chosen] - start, self.tokens[chosen]] = self.gradients[chosen]
         return dense.reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sum."""
-        weights = _weights(self.gradients, factors[self.owners])
-        out.index_add_(0, self.tokens, self.gradients * weights)
+        target = (out.zero_() if anew else out).view(self.table, -1)
+        target.index_add_(0, self.tokens, _weighted(self.gradients, factors[self.owners]))
 
     def take(self, index: Tensor) -> "Lookups":
         """The part of some examples."""
@@ -229,6 +360,7 @@ class Several:
     parts: tuple[Part, ...]
     size: int
     parameter: Tensor
+    rows: ClassVar[tuple[Tensor, ...]] = ()
 
     def measure(self) -> Measure:
         """Squared norms of the sums, which are formed for a few examples at a time.
@@ -237,7 +369,7 @@ class Several:
         """
         rows, found = chunk_rows(self.parameter.numel()), []
         for start in range(0, self.size, rows):
-            found.append(formed_squares(self.each(start, min(start + rows, self.size))))
+            found.append(Formed(self.each(start, min(start + rows, self.size))).measure()[0])
         measured = [part.measure() for part in self.parts]
         magnitudes = torch.stack([squares.sqrt() for squares, _ in measured]).sum(dim=0)
         error = 2 * len(self.parts) * unit(self.parameter.dtype) * magnitudes
@@ -252,24 +384,24 @@ class Several:
             total = total + part.each(start, stop)
         return total
 
-    def add(self, out: Tensor, factors: Tensor) -> None:
+    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
         """Adds the weighted sums, one use after the other."""
         for part in self.parts:
-            part.add(out, factors)
+            part.add(out, factors, anew=anew)
+            anew = False
 
     def take(self, index: Tensor) -> "Several":
         """The part of some examples."""
         return Several(tuple(part.take(index) for part in self.parts), len(index), self.parameter)
 
 
-def together(parts: list[Part], size: int, parameter: Tensor, room: Room) -> Part:
+def together(parts: list[Part], size: int, parameter: Tensor) -> Part:
     """All uses of one parameter as one part; uses of linear layers are strung along time.
 
     Args:
         parts: The uses; at least one.
         size: How many examples there are.
         parameter: The parameter.
-        room: How much may be formed.
     """
     if len(parts) == 1:
         return parts[0]
@@ -280,29 +412,33 @@ def together(parts: list[Part], size: int, parameter: Tensor, room: Room) -> Par
         torch.cat([use if use.dim() == 3 else use.unsqueeze(1) for use in uses], dim=1)
         for uses in zip(*pairs, strict=True)
     )
-    return over_time(inputs, outputs, room)
+    return Sequence(inputs, outputs)
 
 
-def over_time(inputs: Tensor, outputs: Tensor, room: Room) -> Part:
+def over_time(inputs: Tensor, outputs: Tensor) -> Part:
     """The weight of a linear layer over time.
 
     Args:
         inputs: Activations, shape `(batch, time, in)`.
         outputs: Output gradients, shape `(batch, time, out)`.
-        room: How much may be formed.
     """
     if inputs.shape[1] == 1:
         return Single(inputs[:, 0], outputs[:, 0])
-    width, height = inputs.shape[2], outputs.shape[2]
-    if room.admits(width * height, inputs.shape[1] * (width + height)):
-        formed = room.workspace.take(inputs, (len(inputs), height, width))
-        rows, squares = chunk_rows(width * height), []
-        for start in range(0, len(inputs), rows):
-            chosen = slice(start, start + rows)
-            torch.bmm(outputs[chosen].transpose(1, 2), inputs[chosen], out=formed[chosen])
-            squares.append(formed_squares(formed[chosen]))  # while the cache holds them
-        return Formed(formed, torch.cat(squares))
     return Sequence(inputs, outputs)
+
+
+def forming_pays(values: int, time: int, widths: int) -> bool:
+    """Whether a sum over time of outer products is cheaper to form than to measure unformed.
+
+    Forming it takes the place of the matrix product at the end, so that only passing over its
+    values counts, against Gram matrices over time.
+
+    Args:
+        values: How many values it has.
+        time: How many outer products are added up.
+        widths: Length of both of their factors.
+    """
+    return values <= _FORMING * time**2 * widths
 
 
 def chunk_rows(values: int) -> int:
@@ -325,7 +461,7 @@ def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
     """
     time, width, height = inputs.shape[1], inputs.shape[2], outputs.shape[2]
     if 2 * time**2 >= width * height:
-        return formed_squares(torch.bmm(outputs.transpose(1, 2), inputs))
+        return Formed(torch.bmm(outputs.transpose(1, 2), inputs)).measure()[0]
     a, b = inputs.double(), outputs.double()
     products = torch.bmm(a, a.transpose(1, 2)).mul_(torch.bmm(b, b.transpose(1, 2)))
     squares = products.sum(dim=(1, 2))
@@ -335,7 +471,7 @@ def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
     squares = squares.clamp_min(0) + lost
     if bool(doubtful.any()):
         few = torch.bmm(outputs[doubtful].transpose(1, 2), inputs[doubtful])
-        squares[doubtful] = formed_squares(few)
+        squares[doubtful] = Formed(few).measure()[0]
     return squares
 
 

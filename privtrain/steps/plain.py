@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from privtrain.core.parameters import load_vector, trainable
+from privtrain.core.parameters import trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Loss, Rows, Task
@@ -108,12 +108,43 @@ def descend(
     return value.detach()
 
 
-def set_gradient(parameters: list[nn.Parameter], gradient: Tensor) -> None:
-    """Writes a vector, shape `(parameters,)`, into the parameters' gradients."""
-    gradients = [torch.empty_like(parameter) for parameter in parameters]
-    load_vector(gradients, gradient)
-    for parameter, value in zip(parameters, gradients, strict=True):
-        parameter.grad = value
+class GradientVector:
+    """One vector whose parts are the gradients of parameters.
+
+    Args:
+        parameters: The parameters, on one device.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sizes = [parameter.numel() for parameter in parameters]
+        like = parameters[0] if parameters else torch.zeros(0)
+        self._vector = torch.zeros(sum(self._sizes), dtype=like.dtype, device=like.device)
+        self._parts = [
+            part.view(parameter.shape)
+            for parameter, part in zip(
+                parameters, torch.split(self._vector, self._sizes), strict=True
+            )
+        ]
+
+    def set(self, gradient: Tensor, divisor: float = 1.0) -> None:
+        """Makes a vector over a number the parameters' gradients.
+
+        Args:
+            gradient: As many values as the parameters hold together, shape `(parameters,)`.
+            divisor: Not zero.
+
+        Raises:
+            ValueError: If the number of values differs.
+        """
+        if gradient.shape != self._vector.shape:
+            raise ValueError(
+                f"Expected gradient.shape={tuple(gradient.shape)} to be ({sum(self._sizes)},)."
+            )
+        torch.div(gradient, divisor, out=self._vector)
+        for parameter, part in zip(self._parameters, self._parts, strict=True):
+            if parameter.grad is not part:
+                parameter.grad = part.to(parameter.dtype)
 
 
 class LocalSteps(Protocol):

@@ -28,7 +28,7 @@ from privtrain.privacy.sampling import Poisson
 from privtrain.steps.batches import Batches, PoissonBatches, plan_batches, poisson_batch
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import ClippedSum, Gradients
-from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
+from privtrain.steps.plain import GradientVector, OptimizerFactory, make_optimizer
 
 
 def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
@@ -102,6 +102,7 @@ class DPSteps:
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
+        gradient = GradientVector(parameters)
         engine = self.gradients.engine_once(model, task.loss)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
@@ -114,7 +115,7 @@ class DPSteps:
                 clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
                 value, state = noised(self.mechanism, clipped.value, state, stream)
-                set_gradient(parameters, value / sampling.expected(0))
+                gradient.set(value, sampling.expected(0))
                 optimizer.step()
                 seen |= diagnostics(clipped, bound)
         return {name: torch.tensor(value) for name, value in seen.items()}

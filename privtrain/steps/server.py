@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.trainer import Run
-from privtrain.steps.plain import set_gradient
+from privtrain.steps.plain import GradientVector
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -31,6 +31,7 @@ class Server:
     ) -> None:
         self._tensors = tensors
         self._parameters = parameters
+        self._gradient = GradientVector(parameters)
         self._optimizer = None if optimizer is None else optimizer(parameters)
 
     def vector(self) -> Tensor:
@@ -51,7 +52,7 @@ class Server:
             load_vector(self._tensors, start + average)
             return
         trained = sum(parameter.numel() for parameter in self._parameters)
-        set_gradient(self._parameters, -average[:trained])
+        self._gradient.set(average[:trained], -1.0)
         self._optimizer.step()
         buffers = self._tensors[len(self._parameters) :]
         load_vector(buffers, to_vector(buffers) + average[trained:])

@@ -22,7 +22,7 @@ from privtrain.release import Release
 from privtrain.steps.batches import Batches, BatchSampling, PoissonBatches, taken
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import Gradients
-from privtrain.steps.plain import OptimizerFactory, make_optimizer, set_gradient
+from privtrain.steps.plain import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool
 from privtrain.steps.private import diagnostics
 
@@ -129,6 +129,7 @@ class DPSGD:
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)
+        gradient = GradientVector(parameters)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         start = self._resume(model, optimizer, run)
         kept, parts = start * SHOWN // batches.steps, iter(list[list[int]]())
@@ -146,7 +147,7 @@ class DPSGD:
                 clipped = engine.clipped_sum(batch, bound)
             bounded = BoundedSum(clipped.value, bound)
             noised = self.release.arrive(bounded, run, round=step, kind="gradient", releases=paid)
-            set_gradient(parameters, noised / self.expected_batch)
+            gradient.set(noised, self.expected_batch)
             optimizer.step()
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps

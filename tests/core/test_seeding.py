@@ -83,6 +83,8 @@ def test_numbers_of_different_streams_are_independent_normals() -> None:
 def test_a_stream_starts_equal_generators() -> None:
     stream = Seeds(1)["order", 0, ""]
     assert np.array_equal(stream.numpy().random(5), stream.numpy().random(5))
+    philox = np.random.Philox(key=int.from_bytes(stream.key[:16], "little"))
+    assert np.array_equal(stream.numpy().random(5), np.random.Generator(philox).random(5))
     first, second = (torch.rand(5, generator=stream.torch()) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, torch.rand(5, generator=Seeds(2)["order", 0, ""].torch()))

@@ -28,6 +28,12 @@ def test_cuts_change_nothing() -> None:
     assert np.array_equal(np.concatenate(parts), whole)
 
 
+def test_long_takes_are_the_words_that_follow() -> None:
+    long, cut = Words(KEY).take(100_003), Words(KEY)
+    parts = [cut.take(count) for count in (32_768, 32_767, 34_468)]
+    assert np.array_equal(np.concatenate(parts), long)
+
+
 def test_every_stream_has_words_of_its_own_and_they_are_uniform() -> None:
     first, second = (SeededEntropy(0)["noise", round, "a"].words() for round in (0, 1))
     one, two = first.take(20_000), second.take(20_000)

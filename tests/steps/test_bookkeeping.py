@@ -36,8 +36,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_norms_need_no_gradients_that_are_kept(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("privtrain.steps.bookkeeping._room", lambda uses, gradients: 0.0)
+@pytest.mark.parametrize("price", [0.0, 1e9], ids=["unformed", "formed"])
+@pytest.mark.parametrize("values", [1, 300])
+def test_forming_gradients_changes_nothing(
+    case: Case, price: float, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privtrain.steps.bookkeeping_parts._FORMING", price)
+    monkeypatch.setattr("privtrain.steps.bookkeeping_sum.FORMED_VALUES", values)
     found = books(case.make).clipped_sum(case.rows(), C)
     equal(found, expected(case.make, case.rows()))
 
@@ -64,7 +69,11 @@ def test_micro_batches_change_nothing(case: Case, size: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_broken_examples_add_nothing_and_harm_nobody(case: Case) -> None:
+@pytest.mark.parametrize("values", [2**21, 1, 300])
+def test_broken_examples_add_nothing_and_harm_nobody(
+    case: Case, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privtrain.steps.bookkeeping_sum.FORMED_VALUES", values)
     rows = case.rows(count=12)
     bad = rows.labels == rows.labels[0]
 

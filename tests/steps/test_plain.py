@@ -11,11 +11,11 @@ from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import Rows, Task
 from privtrain.data.models import MLP
 from privtrain.steps.plain import (
+    GradientVector,
     PlainSteps,
     batches,
     descend,
     make_optimizer,
-    set_gradient,
 )
 
 TASK = Task(model=MLP((5, 4, 3), torch.float64))
@@ -154,12 +154,34 @@ def test_a_gradient_is_copied_not_aliased() -> None:
     model = a_model()
     parameters = list(model.parameters())
     gradient = torch.arange(weights(model).numel(), dtype=torch.float64)
-    set_gradient(parameters, gradient)
+    vector = GradientVector(parameters)
+    vector.set(gradient, 2.0)
     gradient.zero_()
     assert parameters[-1].grad is not None
-    assert float(parameters[-1].grad[-1]) == weights(model).numel() - 1
-    with pytest.raises(ValueError, match="numel"):
-        set_gradient(parameters, torch.zeros(3))
+    assert float(parameters[-1].grad[-1]) == (weights(model).numel() - 1) / 2
+    with pytest.raises(ValueError, match=r"gradient.shape=\(3,\)"):
+        vector.set(torch.zeros(3))
+
+
+def test_gradients_come_back_when_an_optimizer_drops_them() -> None:
+    model = a_model()
+    vector = GradientVector(list(model.parameters()))
+    for value in (1.0, 2.0):
+        vector.set(torch.full((weights(model).numel(),), value, dtype=torch.float64))
+        assert all(bool((p.grad == value).all()) for p in model.parameters() if p.grad is not None)
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+
+
+def test_gradients_have_the_types_of_their_parameters() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    vector = GradientVector(list(model.parameters()))
+    for value in (1.0, 2.0):
+        vector.set(torch.full((12,), value, dtype=torch.float64))
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.dtype is parameter.dtype
+            assert float(parameter.grad.sum()) == value * parameter.numel()
 
 
 @pytest.mark.parametrize("name", ["Nonsense", "lr_scheduler", "Optimizer2"])
