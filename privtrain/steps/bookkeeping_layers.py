@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privtrain.steps.bookkeeping_norms import (
+    chunk_rows,
+    forming_pays,
+    over_chunks,
+    shortened,
+)
 from privtrain.steps.bookkeeping_parts import (
     Formed,
     Lookups,
     Measure,
     Part,
     Single,
-    chunk_rows,
-    forming_pays,
-    over_chunks,
     over_time,
-    shortened,
 )
 from privtrain.steps.bookkeeping_workspace import Workspace
 

@@ -11,25 +11,23 @@ formed. Which is cheaper follows from their shape (`forming_pays`).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from privtrain.steps.bookkeeping_norms import (
+    bounded_squares,
+    chunk_rows,
+    formed_squares,
+    forming_pays,
+    over_chunks,
+    row_norms,
+    shortened,
+    unit,
+    with_error,
+)
 from privtrain.steps.bookkeeping_workspace import Workspace
-
-CHUNK = 2**19
-"""Values that are worked on at a time: what fits into a processor's cache."""
-
-PIECE = 256
-"""Values whose squares are added up in their own type: fewer is slower, more is less precise."""
-
-_LEVELS = 5
-"""How often squares are added up at most: enough for 128^4 x 256 values."""
-
-_FORMING = 0.2
-"""How dear Gram matrices in float64 are beside passing over a gradient, measured."""
 
 Measure = tuple[Tensor, Tensor | None]
 """Squared norms, never below the true ones, and errors or None for none: `(batch,)`, float64."""
@@ -69,64 +67,10 @@ class Part(Protocol):
         ...
 
 
-@lru_cache
-def unit(dtype: torch.dtype) -> float:
-    """The largest relative error of one rounding."""
-    return torch.finfo(dtype).eps / 2
-
-
-@lru_cache
-def _smallest(dtype: torch.dtype) -> float:
-    """The smallest normal number: a square below it may vanish."""
-    return torch.finfo(dtype).tiny
-
-
-def row_norms(values: Tensor) -> Tensor:
-    """Upper bounds of the norms along the last dimension, float64.
-
-    Squares are added in the type of the values; n of them are off by a factor of at most
-    1 + n x unit, and each may have vanished below the smallest number.
-    """
-    length, dtype = values.shape[-1], values.dtype
-    norms: Tensor = torch.linalg.vector_norm(values, dim=-1).double()
-    norms.mul_(1 + (length / 2 + 4) * unit(dtype))
-    return norms.add_(math.sqrt(length * _smallest(dtype)))
-
-
-def shortened(values: Tensor) -> Tensor:
-    """Norms of pieces, whose rows have nearly the norms of the rows of values.
-
-    Args:
-        values: Shape `(batch, values)`.
-
-    Returns:
-        Shape `(batch, pieces)`; the values themselves where they are few.
-    """
-    length = values.shape[1]
-    if length <= PIECE:
-        return values
-    piece = _piece(length)
-    whole = length // piece * piece
-    pieces = values[:, :whole].reshape(len(values), whole // piece, piece)
-    norms: Tensor = torch.linalg.vector_norm(pieces, dim=-1)
-    if whole < length:
-        rest = torch.linalg.vector_norm(values[:, whole:], dim=-1, keepdim=True)
-        norms = torch.cat([norms, rest], dim=1)
-    return shortened(norms)
-
-
-@lru_cache(maxsize=1024)
-def _piece(length: int) -> int:
-    """The longest piece that rows can be cut into evenly, if it is long enough."""
-    return next((n for n in range(PIECE, PIECE // 2, -1) if length % n == 0), PIECE)
-
-
 def squared_norms(parts: list[Part], values: int) -> Tensor:
     """Upper bounds of the squared norms of the gradients of many parts.
 
     What is small is bounded together: an operation on a few numbers costs as much as one on many.
-    Squares are added in the type of the values, a piece at a time, so each level is off by a
-    factor of at most 1 + PIECE x unit, and each square may have vanished below the smallest number.
 
     Args:
         parts: At least one; of the same examples.
@@ -140,20 +84,12 @@ def squared_norms(parts: list[Part], values: int) -> Tensor:
     place, bounds = {key: place for place, key in enumerate(tensors)}, list[Tensor]()
     if tensors:
         short = [shortened(tensor) for tensor in tensors.values()]
-        found = torch.stack([torch.linalg.vector_norm(one, dim=1) for one in short])
-        slack = 1 + _LEVELS * (PIECE / 2 + 4) * unit(found.dtype)
-        vanished = 2 * math.sqrt(values * _smallest(found.dtype))
-        bounds = list(found.double().mul_(slack).add_(vanished).square_().unbind(0))
+        bounds = list(bounded_squares(short, values).unbind(0))
     squares = []
     for part, rows in zip(parts, given, strict=True):
         own = [bounds[place[id(tensor)]] for tensor in rows]
         squares.append(math.prod(own[1:], start=own[0]) if own else with_error(*part.measure()))
     return torch.stack(squares)
-
-
-def with_error(squares: Tensor, error: Tensor | None) -> Tensor:
-    """Squares of norms to which an error is added."""
-    return squares if error is None else (squares.sqrt() + error).square()
 
 
 def _weighted(values: Tensor, factors: Tensor) -> Tensor:
@@ -182,7 +118,7 @@ class Formed:
 
     def measure(self) -> Measure:
         """Squared norms; without an error, since the measured values are those that are added."""
-        return squared_norms([self], self.gradients[0].numel())[0], None
+        return formed_squares(self.gradients), None
 
     def each(self, start: int, stop: int) -> Tensor:
         """The gradients of some examples."""
@@ -369,7 +305,7 @@ class Several:
         """
         rows, found = chunk_rows(self.parameter.numel()), []
         for start in range(0, self.size, rows):
-            found.append(Formed(self.each(start, min(start + rows, self.size))).measure()[0])
+            found.append(formed_squares(self.each(start, min(start + rows, self.size))))
         measured = [part.measure() for part in self.parts]
         magnitudes = torch.stack([squares.sqrt() for squares, _ in measured]).sum(dim=0)
         error = 2 * len(self.parts) * unit(self.parameter.dtype) * magnitudes
@@ -425,80 +361,3 @@ def over_time(inputs: Tensor, outputs: Tensor) -> Part:
     if inputs.shape[1] == 1:
         return Single(inputs[:, 0], outputs[:, 0])
     return Sequence(inputs, outputs)
-
-
-def forming_pays(values: int, time: int, widths: int) -> bool:
-    """Whether a sum over time of outer products is cheaper to form than to measure unformed.
-
-    Forming it takes the place of the matrix product at the end, so that only passing over its
-    values counts, against Gram matrices over time.
-
-    Args:
-        values: How many values it has.
-        time: How many outer products are added up.
-        widths: Length of both of their factors.
-    """
-    return values <= _FORMING * time**2 * widths
-
-
-def chunk_rows(values: int) -> int:
-    """How many examples to work on at a time, if each takes so many values."""
-    return max(1, CHUNK // max(1, values))
-
-
-def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Squared norms of sums over time of outer products, by the cheaper form.
-
-    Gram matrices are formed in float64. What they may have lost by cancellation is added; where
-    that is more than a small part of the result, the gradient itself is formed and measured.
-
-    Args:
-        inputs: Activations, shape `(batch, time, in)`.
-        outputs: Output gradients, shape `(batch, time, out)`.
-
-    Returns:
-        Shape `(batch,)`, float64.
-    """
-    time, width, height = inputs.shape[1], inputs.shape[2], outputs.shape[2]
-    if 2 * time**2 >= width * height:
-        return Formed(torch.bmm(outputs.transpose(1, 2), inputs)).measure()[0]
-    a, b = inputs.double(), outputs.double()
-    products = torch.bmm(a, a.transpose(1, 2)).mul_(torch.bmm(b, b.transpose(1, 2)))
-    squares = products.sum(dim=(1, 2))
-    lost = (width + height + 32) * unit(torch.float64) * _magnitudes(a, b).square()
-    tolerance = 1e-10 if inputs.dtype is torch.float64 else 1e-5
-    doubtful = ~(lost <= tolerance * squares)
-    squares = squares.clamp_min(0) + lost
-    if bool(doubtful.any()):
-        few = torch.bmm(outputs[doubtful].transpose(1, 2), inputs[doubtful])
-        squares[doubtful] = Formed(few).measure()[0]
-    return squares
-
-
-def over_chunks(chunks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Squared norms and errors of sums over time of outer products, a few examples at a time."""
-    squares, errors = [], []
-    for inputs, outputs in chunks:
-        squares.append(outer_squares(inputs, outputs))
-        errors.append(rounding(inputs, outputs))
-    return torch.cat(squares), torch.cat(errors)
-
-
-def rounding(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """By how much two sums over time of outer products may differ, whatever their order.
-
-    Args:
-        inputs: Activations, shape `(batch, time, in)`.
-        outputs: Output gradients, shape `(batch, time, out)`.
-
-    Returns:
-        A bound on the L2 norm of the difference, shape `(batch,)`, float64.
-
-    Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.5.
-    """
-    return 2 * (inputs.shape[1] + 2) * unit(inputs.dtype) * _magnitudes(inputs, outputs)
-
-
-def _magnitudes(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """Sums over time of the norms of the outer products: what cancellation is measured against."""
-    return (row_norms(inputs) * row_norms(outputs)).sum(dim=1)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from privtrain.privacy.clipping import Clipping
 from privtrain.steps.bookkeeping_layers import Windows
-from privtrain.steps.bookkeeping_parts import Part, Sequence, squared_norms, unit
+from privtrain.steps.bookkeeping_norms import unit
+from privtrain.steps.bookkeeping_parts import Part, Sequence, squared_norms
 from privtrain.steps.bookkeeping_workspace import Workspace
 
 FORMED_VALUES = 2**21

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 def test_forming_gradients_changes_nothing(
     case: Case, price: float, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("privtrain.steps.bookkeeping_parts._FORMING", price)
+    monkeypatch.setattr("privtrain.steps.bookkeeping_norms._FORMING", price)
     monkeypatch.setattr("privtrain.steps.bookkeeping_sum.FORMED_VALUES", values)
     found = books(case.make).clipped_sum(case.rows(), C)
     equal(found, expected(case.make, case.rows()))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from privtrain.steps.bookkeeping_parts import Formed, Single, shortened, squared_norms
+from privtrain.steps.bookkeeping_norms import shortened
+from privtrain.steps.bookkeeping_parts import Formed, Single, squared_norms
 
 LENGTHS = [1, 255, 256, 257, 509, 784, 1009, 12_288, 65_537, 140_000]
 
@@ -39,3 +40,10 @@ def test_a_broken_value_breaks_its_own_row_only(broken: float) -> None:
     given[1, 1000] = broken
     found = squared_norms([Formed(given)], 1009)[0]
     assert torch.isfinite(found).tolist() == [True, False, True]
+
+
+def test_the_coarsest_type_decides_how_much_is_added() -> None:
+    given = values(784)
+    alone = squared_norms([Formed(given)], 784)
+    beside = squared_norms([Formed(given), Formed(given.double())], 784)
+    assert torch.equal(alone[0], beside[0])
