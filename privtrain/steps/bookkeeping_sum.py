@@ -13,7 +13,7 @@ from privtrain.steps.bookkeeping_norms import unit
 from privtrain.steps.bookkeeping_parts import Part, Sequence, squared_norms
 from privtrain.steps.bookkeeping_workspace import Workspace
 
-FORMED_VALUES = 2**21
+FORMED_VALUES = 2**22
 """Values of formed gradients that are held at a time, unless one example's are more."""
 
 Weigh = Callable[[Tensor], Tensor]

@@ -69,7 +69,7 @@ def test_micro_batches_change_nothing(case: Case, size: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-@pytest.mark.parametrize("values", [2**21, 1, 300])
+@pytest.mark.parametrize("values", [2**22, 1, 300])
 def test_broken_examples_add_nothing_and_harm_nobody(
     case: Case, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
