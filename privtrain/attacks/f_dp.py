@@ -22,8 +22,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privtrain.attacks.one_run_bounds import check_guesses
-from privtrain.core.validate import check_delta, check_fraction
+from privtrain.attacks.one_run_bounds import check_confidence, check_guesses
+from privtrain.core.validate import check_delta
 from privtrain.privacy.curves import Pairs, gaussian_epsilon
 
 Values = NDArray[np.float64]
@@ -163,7 +163,7 @@ def gaussian_epsilon_bound(
         guesses: How many of them were guessed; fixed beforehand.
         correct: How many guesses were right.
         delta: Where epsilon is read from the rejected function, in (0, 1).
-        confidence: In [0, 1).
+        confidence: In (0, 1).
 
     Returns:
         Epsilon; 0 where no Gaussian is rejected.
@@ -173,7 +173,7 @@ def gaussian_epsilon_bound(
     """
     check_guesses(canaries=canaries, guesses=guesses, correct=correct)
     check_delta(delta)
-    check_fraction(confidence=confidence)
+    check_confidence(confidence)
     low, high = 1e-4, 64.0
     tail = np.full(_POINTS, 1 - confidence)
     for number in range(_PASSES):

@@ -9,14 +9,14 @@ import torch
 from privtrain.attacks import f_dp
 from privtrain.attacks.attack import check_target
 from privtrain.attacks.membership import row_losses, to_scores
-from privtrain.attacks.one_run_bounds import check_guesses, epsilon_bound
+from privtrain.attacks.one_run_bounds import check_confidence, check_guesses, epsilon_bound
 from privtrain.attacks.scores import Scores
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Leakage, Target
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import ADD_REMOVE, PrivacyCurves, Unit
 from privtrain.core.task import Canaries
-from privtrain.core.validate import check_count, check_delta, check_fraction
+from privtrain.core.validate import check_count, check_delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class OneRun:
         check_count(2, guesses=self.guesses)
         check_count(batch_size=self.batch_size)
         check_delta(self.delta)
-        check_fraction(confidence=self.confidence)
+        check_confidence(self.confidence)
 
     def run(self, target: Target, *, seed: int) -> Leakage:
         """Guesses, counts the right guesses, and bounds what they prove.

@@ -14,6 +14,16 @@ from privtrain.core.validate import (
 )
 
 
+def check_confidence(confidence: float) -> None:
+    """Raises `ValueError` unless the confidence lies in (0, 1), also after rounding.
+
+    At confidence 0 every epsilon counts as refuted: there is no largest one.
+    """
+    check_fraction(confidence=confidence)
+    if 1 - confidence >= 1:
+        raise ValueError(f"Expected confidence={confidence!r} in (0, 1), such as 0.95.")
+
+
 def check_guesses(*, canaries: int, guesses: int, correct: int) -> None:
     """Raises `ValueError` unless 0 <= correct <= guesses <= canaries and 1 <= guesses."""
     check_count(canaries=canaries, guesses=guesses)
@@ -76,7 +86,7 @@ def epsilon_bound(
         guesses: How many of them were guessed; fixed beforehand.
         correct: How many guesses were right.
         delta: In (0, 1).
-        confidence: In [0, 1).
+        confidence: In (0, 1).
 
     Returns:
         The lower bound; 0 where the guesses prove nothing.
@@ -87,7 +97,7 @@ def epsilon_bound(
     Source: Steinke, Nasr and Jagielski 2023, Theorem 5.2 (arXiv:2305.08846).
     """
     check_delta(delta)
-    check_fraction(confidence=confidence)
+    check_confidence(confidence)
     alarm = 1 - confidence
 
     def refuted(epsilon: float) -> bool:
@@ -112,7 +122,7 @@ def ceiling(*, canaries: int, guesses: int, delta: float, confidence: float = 0.
         canaries: How many coins were flipped.
         guesses: How many of them were guessed.
         delta: In (0, 1).
-        confidence: In [0, 1).
+        confidence: In (0, 1).
 
     Returns:
         The largest possible lower bound on epsilon. About

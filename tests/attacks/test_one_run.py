@@ -112,6 +112,7 @@ def test_without_canaries_or_with_too_few_it_says_what_to_do() -> None:
         ({"guesses": 2.5}, "guesses=2.5"),
         ({"delta": 0.0}, "delta=0.0"),
         ({"confidence": 1.0}, "confidence=1.0"),
+        ({"confidence": 0.0}, "confidence=0.0"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

@@ -94,6 +94,8 @@ def test_many_canaries_at_a_large_delta_lower_the_ceiling() -> None:
         ({"correct": -1}, "correct=-1"),
         ({"delta": 0.0}, "delta=0.0"),
         ({"confidence": 1.0}, "confidence=1.0"),
+        ({"confidence": 0.0}, r"confidence=0.0 in \(0, 1\)"),
+        ({"confidence": 1e-17}, r"confidence=1e-17 in \(0, 1\)"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, float], match: str) -> None:
