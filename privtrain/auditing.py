@@ -3,6 +3,7 @@
 from privtrain.attacks.attack import Attack, target_for
 from privtrain.core.result import Leakage, TrainResult
 from privtrain.core.task import FederatedData, Task
+from privtrain.data.canaries import without_canaries
 
 
 def audit(
@@ -15,7 +16,7 @@ def audit(
         attack: The attack; it sees its own observer's view and nothing else.
         task: What was learned.
         data: The rows: training rows are members, test rows are not. Canaries that were planted
-            in them are handed on.
+            in them are handed on, and are no members: they are unlike the test rows.
         seed: Public seed of the attack's own choices.
 
     Returns:
@@ -26,7 +27,7 @@ def audit(
         transcript=result.transcript,
         predictor=result.predictor,
         task=task,
-        members=data.pooled() if result.members is None else result.members,
+        members=without_canaries(data) if result.members is None else result.members,
         non_members=data.test,
         # Where training made some of its rows public, canaries may be among them: not protected.
         canaries=data.canaries if result.members is None else None,

@@ -94,6 +94,8 @@ def test_canaries_and_the_curves_promised_to_the_observer_are_handed_on() -> Non
     audit(result, public, TASK, planted)
     audit(result, aggregator, TASK, planted)
     assert public.seen[0][0].canaries is planted.canaries
+    assert torch.equal(public.seen[0][0].members.inputs, DATA.pooled().inputs)
+    assert torch.equal(public.seen[0][0].members.labels, DATA.pooled().labels)
     assert public.seen[0][0].promised == result.statement.curves != ()
     assert aggregator.seen[0][0].promised == ()
 

@@ -82,6 +82,29 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
     )
 
 
+def without_canaries(data: FederatedData) -> Rows:
+    """All training rows but the planted canaries, in the order of parties.
+
+    Args:
+        data: Parties that hold rows, with or without canaries of `with_canaries`.
+
+    Returns:
+        The rows that were there before any canary was planted.
+    """
+    if data.canaries is None:
+        return data.pooled()
+    names = data.parties
+    holders = data.canaries.included.nonzero().flatten() % len(names)
+    planted = holders.bincount(minlength=len(names)).tolist()
+    parts = [data.train[name] for name in names]
+    return concatenate(
+        [
+            own.take(torch.arange(len(own) - canaries))
+            for own, canaries in zip(parts, planted, strict=True)
+        ]
+    )
+
+
 def _check_rows(data: FederatedData, rows: Rows) -> None:
     if len(rows) == 0:
         raise DataError("Expected rows to hold at least one canary; they hold none.")

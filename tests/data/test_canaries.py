@@ -8,7 +8,12 @@ import torch
 
 from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows
-from privtrain.data.canaries import mislabelled_rows, noise_rows, with_canaries
+from privtrain.data.canaries import (
+    mislabelled_rows,
+    noise_rows,
+    with_canaries,
+    without_canaries,
+)
 from tests.trainers.federations import a_federation
 
 DATA = replace(a_federation(30, 20, 10), public_rows=60, digest="d")
@@ -32,6 +37,15 @@ def test_included_canaries_are_in_the_training_rows_and_excluded_ones_are_not() 
         own = DATA.train[party]
         assert torch.equal(planted.train[party].inputs[: len(own)], own.inputs)
         assert torch.equal(planted.train[party].labels[: len(own)], own.labels)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_without_canaries_are_the_rows_that_were_there_before(count: int) -> None:
+    assert torch.equal(without_canaries(DATA).inputs, DATA.pooled().inputs)
+    for seed in range(3):
+        found = without_canaries(with_canaries(DATA, like_data(count), seed=seed))
+        assert torch.equal(found.inputs, DATA.pooled().inputs)
+        assert torch.equal(found.labels, DATA.pooled().labels)
 
 
 def test_public_figures_do_not_depend_on_the_coins() -> None:
