@@ -19,7 +19,7 @@ from privtrain.auditing import audit
 from privtrain.checkpoint import identity_of, layout_of
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
-from privtrain.core.result import Comparison, Predictor, Row, TrainResult
+from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind
 from privtrain.core.statement import to_plain
@@ -236,15 +236,29 @@ def _run(cell: Cell, shared: Conditions, folder: Path | None, description: str) 
                 progress=progress,
                 study_ledger=shared.study_ledger,
             )
-        leakage = tuple(
-            audit(result, attack, shared.task, shared.data, seed=cell.seed)
-            for attack in shared.attacks
-        )
+        leakage, refused = _attacked(result, shared, cell.seed)
         filled = _filled(empty, result, shared.task, shared.data)
-        return replace(filled, leakage=leakage, notes=(*notes, *filled.notes))
+        return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:
         return replace(empty, error=f"{type(error).__name__}: {error}")
+
+
+def _attacked(
+    result: TrainResult, shared: Conditions, seed: int
+) -> tuple[tuple[Leakage, ...], tuple[str, ...]]:
+    """What the attacks learned, and which of them do not apply to what was trained."""
+    found, refused = [], []
+    for attack in shared.attacks:
+        try:
+            found.append(audit(result, attack, shared.task, shared.data, seed=seed))
+        except ValueError as error:
+            # Canaries that a trainer may have made public are not protected by it, so there is
+            # nothing to audit; its other figures stand.
+            if result.members is None or shared.data.canaries is None:
+                raise
+            refused.append(f"{attack.name} was not run: {error}")
+    return tuple(found), tuple(refused)
 
 
 def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:

@@ -88,6 +88,20 @@ def test_a_failed_trainer_shows_its_error_and_the_others_finish() -> None:
     assert "the disk is on fire" in (comparison._repr_html_() or "")
 
 
+def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() -> None:
+    planted = pt.data.with_canaries(DATA, pt.data.mislabelled_rows(DATA, 40), seed=0)
+    few = pt.PATE(teachers=4, queries=10, release=pt.Release(pt.GNMax(1.0), finish=pt.ARGMAX))
+    attacks = [pt.LossThreshold(), pt.OneRun(guesses=20)]
+    trainers = {"PATE": few, "pooled": pt.SGD(epochs=1)}
+    votes, pooled = compare(trainers, TASK, planted, attacks=attacks, runtimes=HERE).rows
+    assert votes.error is None and votes.accuracy is not None
+    assert [leak.attack for leak in votes.leakage] == ["loss threshold"]
+    assert "one-run audit was not run: Expected data with canaries" in votes.notes[-1]
+    assert [leak.attack for leak in pooled.leakage] == ["loss threshold", "one-run audit"]
+    (none,) = compare({"p": pt.SGD(epochs=1)}, TASK, DATA, attacks=attacks, runtimes=HERE).rows
+    assert none.error is not None and "Expected data with canaries" in none.error
+
+
 def test_an_interrupt_is_no_row() -> None:
     with pytest.raises(KeyboardInterrupt):
         compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]
