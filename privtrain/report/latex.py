@@ -7,6 +7,7 @@ from string import ascii_lowercase
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
+from privtrain.report.audits import EXPLAINED, Audit, audits
 from privtrain.report.summary import Group, groups, observers, unique
 
 _ESCAPES = {
@@ -39,7 +40,7 @@ def escape(text: str) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""Two tables in booktabs style: results with costs, and promises.
+    r"""Tables in booktabs style: results with costs, promises, and audits where some were made.
 
     Args:
         comparison: What was compared.
@@ -64,7 +65,15 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", *columns),
         [_promise(group, columns, kinds) for group in gathered if group.done],
     )
-    return f"% Needs \\usepackage{{booktabs}}.\n{results}\n{promises}"
+    audited = [_audit(group, audit) for group in gathered for audit in audits(group)]
+    bounds = _table(
+        f"What audits prove, and the most that all right guesses would have proved. {EXPLAINED}",
+        "privtrain-audits",
+        ("trainer", "ε asked", "ε at least", "ceiling", "right guesses", "curve", "seeds"),
+        audited,
+    )
+    tables = [results, promises, *([bounds] if audited else [])]
+    return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
 
 
 def _result(group: Group) -> list[str]:
@@ -87,6 +96,18 @@ def _result(group: Group) -> list[str]:
         cells.duration(group.cost("seconds")),
         group.seeds,
     ]  # fmt: skip
+
+
+def _audit(group: Group, audit: Audit) -> list[str]:
+    return [
+        group.label,
+        cells.number(group.epsilon_asked),
+        bracketed(audit.at_least, audit.across),
+        audit.ceiling,
+        audit.right,
+        audit.curve,
+        group.seeds,
+    ]
 
 
 def bracketed(value: str, interval: str) -> str:

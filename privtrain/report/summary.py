@@ -9,6 +9,7 @@ from typing import TypeVar
 from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import Guarantee, InputPrivacy
 from privtrain.report.cells import Interval, number
+from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
 T = TypeVar("T")
 
@@ -20,34 +21,6 @@ SIMULATED = "simulated entropy"
 
 OBSERVERS = ("public", "participant", "aggregator", "coalition")
 """The order of columns; further observers follow in the order in which they appear."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Some values, one for each seed.
-
-    Args:
-        mean: Their mean.
-        low: The smallest.
-        high: The largest.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A metric of an attack over seeds.
-
-    Args:
-        value: The mean; None where it was not resolvable for some seed.
-        interval: Holds the 95% intervals of all seeds; None where there is none.
-    """
-
-    value: float | None
-    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -147,21 +120,27 @@ class Group:
                 first.setdefault((leakage.attack, leakage.observer), leakage)
         return tuple(first.values())
 
-    def measured(self, attack: Leakage, metric: str) -> Measured | None:
-        """A metric of an attack over the seeds; None where no row has it."""
-        found = [
+    def having(self, attack: Leakage, metric: str) -> tuple[Leakage, ...]:
+        """What an attack learned of each seed in which it has a metric."""
+        return tuple(
             leakage
             for row in self.done
             for leakage in row.leakage
             if (leakage.attack, leakage.observer) == (attack.attack, attack.observer)
             and metric in leakage.metrics
-        ]
-        if not found:
-            return None
-        over_seeds = spread(leakage.metrics[metric] for leakage in found)
-        return Measured(
-            None if over_seeds is None else over_seeds.mean,
-            hull([leakage.intervals.get(metric) for leakage in found]),
+        )
+
+    def measured(self, attack: Leakage, metric: str) -> Measured | None:
+        """A metric of an attack over the seeds; None where no row has it."""
+        found = self.having(attack, metric)
+        return (
+            over_seeds(
+                metric,
+                [leakage.metrics[metric] for leakage in found],
+                [leakage.intervals.get(metric) for leakage in found],
+            )
+            if found
+            else None
         )
 
     def strongest(self, metric: str) -> Measured | None:
@@ -203,25 +182,6 @@ def gap(row: Row, comparison: Comparison) -> float | None:
 def _mean_gap(rows: list[Row], gaps: dict[int, float | None]) -> float | None:
     found = spread(gaps[id(row)] for row in rows if row.error is None)
     return None if found is None else found.mean
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Values over the seeds; None where there are none, or where one is missing."""
-    found = list(values)
-    present = [value for value in found if value is not None]
-    if not present or len(present) < len(found):
-        return None
-    low, high = min(present), max(present)
-    # Rounding can put the mean of equal values beside them.
-    return Spread(min(max(math.fsum(present) / len(present), low), high), low, high)
-
-
-def hull(intervals: list[Interval | None]) -> Interval | None:
-    """The smallest interval that holds all; None where there are none, or one is missing."""
-    present = [interval for interval in intervals if interval is not None]
-    if not present or len(present) < len(intervals):
-        return None
-    return (min(low for low, _ in present), max(high for _, high in present))
 
 
 def unique(values: Iterable[T]) -> tuple[T, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
+from privtrain.report.audits import EXPLAINED, Audit, audits
 from privtrain.report.summary import (
     SIMULATED,
     Group,
@@ -27,8 +28,8 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
     """The comparison as tables: results, promises, costs, and who reads what.
 
     Figures are means over seeds; an interval holds the 95% intervals of all seeds. A guarantee
-    is that of the worst seed. What is missing is "–", what is not resolvable "n/r", infinity
-    "inf".
+    is that of the worst seed, a lower bound that of the seed which proves least. What is missing
+    is "–", what is not resolvable "n/r", infinity "inf".
 
     Args:
         comparison: What was compared.
@@ -41,6 +42,7 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
     parts = [
         _render("Results", _RESULTS, [_result(group) for group in gathered], width),
         _promises(gathered, width),
+        _audits(gathered, width),
         _render("Cost", _COSTS, [_cost(group) for group in gathered], width),
         _readers(gathered, width),
         _remarks(comparison, width),
@@ -50,7 +52,8 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
 
 _RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", "attack AUC", "remarks")
 _COSTS = ("trainer", "ε asked", "bytes sent", "busiest", "rounds", "time", "peak memory", "seeds")
-_WORDS = ("trainer", "remarks", "reader", "reads", "protected by")
+_AUDITS = ("trainer", "ε asked", "audit", "ε at least", "ceiling", "right", "curve", "seeds")
+_WORDS = ("trainer", "audit", "remarks", "reader", "reads", "protected by")
 """Columns of words: aligned left, and wrapped where the terminal is narrow."""
 
 
@@ -180,6 +183,25 @@ def promise_cell(group: Group, column: str) -> Cell:
             for g in formal
         )
     )
+
+
+def _audits(gathered: Sequence[Group], width: int) -> str:
+    rows = [_audit(group, audit) for group in gathered for audit in audits(group)]
+    title = "Audited: what right guesses prove of epsilon, and the most they could have proved"
+    return _render(title, _AUDITS, rows, width, EXPLAINED) if rows else ""
+
+
+def _audit(group: Group, audit: Audit) -> list[Cell]:
+    return [
+        _label(group),
+        cells.number(group.epsilon_asked),
+        audit.name,
+        stacked(audit.at_least, audit.across),
+        audit.ceiling,
+        audit.right,
+        audit.curve,
+        group.seeds,
+    ]
 
 
 def _readers(gathered: Sequence[Group], width: int) -> str:

@@ -1,0 +1,78 @@
+"""What audits prove, with the most that they could have proved beside it."""
+
+from dataclasses import dataclass
+
+from privtrain.core.result import Leakage
+from privtrain.report import cells
+from privtrain.report.summary import Group
+
+AT_LEAST, CEILING = "epsilon_lower_bound", "ceiling"
+"""The metrics of a bound, and of the bound that all right guesses would have shown."""
+
+EXPLAINED = (
+    "ε at least: a lower bound, of the seed that proves least, so that it holds at the confidence "
+    "and delta named in the remarks. Brackets reach to the seed that proves most. Curve: in how "
+    "many seeds the promised trade-off curve was rejected."
+)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit proves of a group of runs, as texts.
+
+    Args:
+        name: What the audit is called.
+        at_least: The lower bound on epsilon that holds for all seeds.
+        across: From the least bound of a seed to the largest; empty where they are equal.
+        ceiling: The bound that all right guesses would have shown.
+        right: How many guesses were right, as a mean, and how many there were.
+        curve: In how many seeds the promised curve was rejected; a dash where none was tested.
+    """
+
+    name: str
+    at_least: str
+    across: str
+    ceiling: str
+    right: str
+    curve: str
+
+
+def audits(group: Group) -> tuple[Audit, ...]:
+    """The attacks on a group that bound epsilon from below; none where no such attack was run."""
+    return tuple(
+        Audit(
+            name=attack.attack,
+            at_least=_value(group, attack, AT_LEAST),
+            across=_across(group, attack),
+            ceiling=_value(group, attack, CEILING),
+            right=_right(group, attack),
+            curve=_curve(group, attack),
+        )
+        for attack in group.attacks
+        if AT_LEAST in attack.metrics
+    )
+
+
+def _value(group: Group, attack: Leakage, metric: str) -> str:
+    found = group.measured(attack, metric)
+    return cells.number(None if found is None else found.value)
+
+
+def _across(group: Group, attack: Leakage) -> str:
+    found = group.measured(attack, AT_LEAST)
+    if found is None or found.interval is None:
+        return ""
+    return "–".join(map(cells.number, found.interval))
+
+
+def _right(group: Group, attack: Leakage) -> str:
+    right, tried = (group.measured(attack, name) for name in ("correct", "guesses"))
+    if right is None or tried is None or right.value is None or tried.value is None:
+        return cells.MISSING
+    return f"{cells.count(right.value)} of {cells.count(tried.value)}"
+
+
+def _curve(group: Group, attack: Leakage) -> str:
+    found = [one.metrics["f_dp_rejected"] for one in group.having(attack, "f_dp_rejected")]
+    tested = [value for value in found if value is not None]
+    return f"{sum(map(bool, tested))} of {len(tested)}" if tested else cells.MISSING
