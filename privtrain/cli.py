@@ -16,7 +16,7 @@ from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison
 from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.validate import check_count, check_delta, check_positive
+from privtrain.core.validate import check_count
 from privtrain.party import PartyArgs, run_party
 
 RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
@@ -95,7 +95,11 @@ class Compare:
     seeds: int = 1
     """How many seeds: 0, 1, 2, ..."""
     attacks: tuple[str, ...] = ("loss_threshold",)
-    """What is tried on each model."""
+    """What is tried on each model: loss_threshold, or one_run, which needs canaries."""
+    canaries: int = 0
+    """Plant so many rows with wrong labels, each by a coin, for one_run; they cost accuracy."""
+    secure: bool = False
+    """Draw Gaussian noise exactly, from AES, instead of as floats. Other noise stays as it is."""
     runtime: RuntimeName = "flower-grid"
     """Where the rounds of a federation run. MPC always runs in processes of its own."""
     resume: bool = False
@@ -117,6 +121,8 @@ class Fit:
     """Choose the least noise for this epsilon, if the trainer draws noise."""
     delta: float = 1e-5
     """Delta of every guarantee."""
+    secure: bool = False
+    """Draw Gaussian noise exactly, from AES, instead of as floats."""
     seed: int = 0
     """Public seed of data order and initialisation."""
     runtime: RuntimeName = "flower-grid"
@@ -247,13 +253,10 @@ def compare_command(args: Compare) -> int:
 
     from privtrain.comparison import compare, failed
     from privtrain.report.files import plain_comparison, save
-    from privtrain.study import Study, make_attack, read_study, write_study
+    from privtrain.study import Study, default_tables, read_study, write_study
     from privtrain.training import check_device
 
-    check_count(seeds=args.seeds, threads=args.run.threads)
-    check_delta(args.delta)
-    for epsilon in args.epsilon:
-        check_positive(epsilon=epsilon)
+    check_count(threads=args.run.threads)
     study = (
         read_study(args.study)
         if args.study is not None
@@ -261,20 +264,27 @@ def compare_command(args: Compare) -> int:
             data=args.where.data,
             data_options=args.where.options(),
             model=args.where.model,
-            trainers={name: {"trainer": name} for name in args.trainers},
+            trainers=default_tables(args.trainers, secure=args.secure),
             epsilons=args.epsilon,
             delta=args.delta,
             seeds=args.seeds,
             attacks=args.attacks,
+            canaries=args.canaries,
             runtime=args.runtime,
             device=args.run.device,
         )
     )
+    if args.study is not None and (args.secure or args.canaries):
+        raise ValueError(
+            f"Expected secure={args.secure} and canaries={args.canaries} to stand in the study "
+            f'file {args.study}: secure = true beside kind = "Gaussian", and canaries = 500.'
+        )
     check_device(study.device)
     torch.set_num_threads(args.run.threads)
     trainers = study.make_trainers()
-    attacks = [make_attack(token) for token in study.attacks]
+    attacks = study.make_attacks()
     task, data = _load(study.data, dict(study.data_options), study.model)
+    data = study.planted(data)
     folder = _folder(args.run, study.data)
     _claim(folder, force=args.run.force, resume=args.resume)
     write_study(study, folder / "study.toml")
@@ -317,12 +327,13 @@ def fit_command(args: Fit) -> int:
     from privtrain.comparison import accuracy_with_interval
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
-    from privtrain.study import make_trainer
+    from privtrain.study import default_tables, make_trainer
     from privtrain.training import calibrate, fit
 
     check_count(threads=args.run.threads)
     torch.set_num_threads(args.run.threads)
-    trainer = make_trainer(args.trainer)
+    (settings,) = default_tables((args.trainer,), secure=args.secure).values()
+    trainer = make_trainer(settings.pop("trainer"), settings)
     task, data = _load(args.where.data, args.where.options(), args.where.model)
     folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
     _claim(folder, force=args.run.force, resume=False)

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from privtrain.aggregation.plain import PlainSum
 from privtrain.aggregation.shared import SharedSum
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.membership import LossThreshold
+from privtrain.attacks.one_run import OneRun
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import check_member
+from privtrain.core.validate import check_count, check_delta, check_member, check_positive
+from privtrain.data.canaries import mislabelled_rows, with_canaries
 from privtrain.mpc.crypten import CrypTen
 from privtrain.privacy.banded import BandedMatrix
 from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
@@ -52,7 +55,7 @@ TRAINERS: Mapping[str, type[Any]] = {
 }
 """Token to trainer; a new trainer is entered here to be known on the command line."""
 
-ATTACKS: Mapping[str, type[Any]] = {"loss_threshold": LossThreshold}
+ATTACKS: Mapping[str, type[Any]] = {"loss_threshold": LossThreshold, "one_run": OneRun}
 """Token to attack."""
 
 _KINDS: Mapping[str, type[Any]] = {
@@ -148,11 +151,45 @@ def make_trainer(token: str, settings: Mapping[str, Any] | None = None) -> Train
     return trainer
 
 
-def make_attack(token: str) -> Attack:
-    """An attack by its token."""
+def make_attack(token: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """An attack by its token, with settings as a study file has them.
+
+    Raises:
+        ValueError: If there is no such attack or setting.
+    """
     check_member(ATTACKS, attack=token)
-    attack: Attack = ATTACKS[token]()
+    attack: Attack = _construct(ATTACKS[token], settings or {})
     return attack
+
+
+def default_tables(tokens: Sequence[str], *, secure: bool = False) -> dict[str, dict[str, Any]]:
+    """Trainers with their default settings, as a study has them.
+
+    Args:
+        tokens: Of the trainers.
+        secure: Whether all Gaussian noise is secure; other noise stays as it is.
+
+    Returns:
+        Token to token, called `trainer`, and settings.
+
+    Raises:
+        ValueError: If there is no such trainer, or none of them draws what shall be secure.
+    """
+    plain = {token: {"trainer": token, **to_table(make_trainer(token))} for token in tokens}
+    made = {token: _secured(table) for token, table in plain.items()} if secure else plain
+    if secure and made == plain:
+        raise ValueError(
+            f"Expected secure=True with a trainer that draws Gaussian noise; {', '.join(tokens)} "
+            "draw none. Add dp_sgd, or leave --secure out."
+        )
+    return made
+
+
+def _secured(table: Any) -> Any:
+    if not isinstance(table, Mapping):
+        return table
+    inner = {name: _secured(value) for name, value in table.items()}
+    return inner | {"secure": True} if table.get("kind") == Gaussian.__name__ else inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +205,14 @@ class Study:
         epsilons: What is asked of trainers that draw noise; empty for the noise they have.
         delta: Delta of every guarantee.
         seeds: How many seeds; they are 0, 1, 2, ...
-        attacks: Tokens of the attacks.
+        attacks: Tokens of the attacks, or tables of a token, called `attack`, and settings.
+        canaries: How many mislabelled rows are planted, each with probability 1/2, for attacks
+            that guess coins; 0 for none.
         runtime: Name of the star runtime.
         device: Where tensors are computed.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     data: str = "digits"
@@ -180,9 +222,17 @@ class Study:
     epsilons: tuple[float, ...] = ()
     delta: float = 1e-5
     seeds: int = 1
-    attacks: tuple[str, ...] = ("loss_threshold",)
+    attacks: tuple[str | Mapping[str, Any], ...] = ("loss_threshold",)
+    canaries: int = 0
     runtime: str = "flower-grid"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_count(seeds=self.seeds)
+        check_count(0, canaries=self.canaries)
+        check_delta(self.delta)
+        for epsilon in self.epsilons:
+            check_positive(epsilon=epsilon)
 
     def make_trainers(self) -> dict[str, Trainer]:
         """Label to trainer."""
@@ -192,8 +242,42 @@ class Study:
             made[label] = make_trainer(settings.get("trainer", label), plain)
         return made
 
+    def make_attacks(self) -> tuple[Attack, ...]:
+        """The attacks; where they bound epsilon at a delta, it is the study's unless they say.
+
+        Raises:
+            ValueError: If one guesses more coins than canaries are planted.
+        """
+        made = []
+        for entry in self.attacks:
+            given: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else dict(entry)
+            token = given.pop("attack", None)
+            check_member(ATTACKS, attack=token)
+            takes = {item.name for item in dataclasses.fields(ATTACKS[token])}
+            if "delta" in takes:
+                given.setdefault("delta", self.delta)
+            attack = make_attack(token, given)
+            guesses = getattr(attack, "guesses", 0)
+            if guesses > self.canaries:
+                raise ValueError(
+                    f"Expected canaries={self.canaries} >= {guesses}, the guesses of {token}. "
+                    "Plant so many with --canaries, or in the study file (canaries = 500)."
+                )
+            made.append(attack)
+        return tuple(made)
+
+    def planted(self, data: FederatedData) -> FederatedData:
+        """The data, with canaries where the study has some.
+
+        Raises:
+            ValueError: If there are more canaries than training rows.
+        """
+        if not self.canaries:
+            return data
+        return with_canaries(data, mislabelled_rows(data, self.canaries))
+
     def to_plain(self) -> dict[str, Any]:
-        """The study as tables, every setting of every trainer spelled out."""
+        """The study as tables, every setting of every trainer and attack spelled out."""
         full = {
             label: {"trainer": trainer.token, **to_table(trainer)}
             for label, trainer in self.make_trainers().items()
@@ -204,13 +288,24 @@ class Study:
             "epsilons": list(self.epsilons),
             "delta": self.delta,
             "seeds": self.seeds,
-            "attacks": list(self.attacks),
+            "attacks": [_attack_table(attack) for attack in self.make_attacks()],
+            "canaries": self.canaries,
             "runtime": self.runtime,
             "device": self.device,
             "data_options": dict(self.data_options),
             "trainers": full,
         }
         return {name: value for name, value in plain.items() if value is not None}
+
+
+def _attack_table(attack: Attack) -> dict[str, Any]:
+    (token,) = [token for token, kind in ATTACKS.items() if type(attack) is kind]
+    settings = {
+        item.name: to_table(getattr(attack, item.name))
+        for item in dataclasses.fields(ATTACKS[token])
+        if item.init
+    }
+    return {"attack": token, **settings}
 
 
 def write_study(study: Study, path: Path) -> None:
@@ -226,7 +321,7 @@ def read_study(path: Path) -> Study:
 
     Raises:
         DataError: If the file is missing or no TOML.
-        ValueError: If it has an entry that a study does not have.
+        ValueError: If it has an entry that a study does not have, or a wrong one.
     """
     try:
         table = tomllib.loads(path.read_text())
@@ -240,6 +335,8 @@ def read_study(path: Path) -> Study:
             raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
     for name in ("epsilons", "attacks"):
         if name in table:
+            if not isinstance(table[name], list):
+                raise ValueError(f"{path}: expected {name}={table[name]!r} to be a list.")
             table[name] = tuple(table[name])
     return Study(**table)
 

@@ -98,6 +98,10 @@ def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixt
             "Expected trainer='dpsgd' to be one of dp_sgd, fedavg",
         ),
         (["compare", "--attacks", "none"], "Expected attack='none'"),
+        (["compare", "--attacks", "one_run"], "Expected canaries=0 >= 100"),
+        (["compare", "--canaries", "-1"], "Expected canaries=-1"),
+        (["compare", "--trainers", "sgd", "--secure"], "Expected secure=True"),
+        (["fit", "--trainer", "pate", "--secure"], "Expected secure=True"),
         (["compare", "--epsilon", "-1"], "Expected epsilon=-1.0 > 0"),
         (["compare", "--seeds", "0"], "Expected seeds=0"),
         (["compare", "--delta", "2"], "Expected delta=2.0"),
@@ -112,6 +116,30 @@ def test_bad_arguments_give_exit_code_2(
     out = ["--out", str(tmp_path / "run")] if words[0] == "compare" else []
     assert main([*words, *out]) == MISUSED
     assert message in capsys.readouterr().err
+
+
+def test_canaries_are_planted_and_audited_and_noise_is_secure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--data", "breast_cancer", "--trainers", "dp_sgd", "--canaries", "120"]
+    words += ["--attacks", "one_run", "--secure", "--runtime", "in-process"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "ε at least" in shown and "ceiling" in shown
+    document = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    (row,) = document["rows"]
+    metrics, statement = row["leakage"][0]["metrics"], row["statement"]
+    assert metrics["guesses"] == 100 and metrics["epsilon_lower_bound"] <= metrics["ceiling"]
+    assert "float noise: research use" not in statement["caveats"]
+    assert document["study"]["canaries"] == 120
+    assert document["study"]["trainers"]["dp_sgd"]["release"]["mechanism"]["secure"] is True
+    again = ["compare", str(tmp_path / "run" / "study.toml"), "--out", str(tmp_path / "again")]
+    for option in (["--secure"], ["--canaries", "5"]):
+        assert main([*again, *option]) == MISUSED
+        assert "to stand in the study file" in capsys.readouterr().err
+    assert main(again) == 0
+    repeated = json.loads((tmp_path / "again" / "comparison.json").read_text())["rows"][0]
+    assert repeated["leakage"] == row["leakage"]
 
 
 def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,9 +173,10 @@ def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_fit_writes_model_and_statement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
-    words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer", "--epsilon", "2"]
+    words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer", "--epsilon", "2", "--secure"]
     assert main([*words, "--out", str(folder), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    assert "float noise: research use" not in printed["statement"]["caveats"]
     assert printed["statement"]["guarantees"][0]["epsilon"] <= 2
     assert (folder / "model.pt").exists() and (folder / "statement.json").exists()
 

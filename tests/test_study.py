@@ -10,6 +10,7 @@ import privtrain as pt
 from privtrain.study import (
     TRAINERS,
     Study,
+    default_tables,
     from_table,
     import_function,
     make_trainer,
@@ -66,6 +67,65 @@ def test_functions_cannot_be_written() -> None:
         to_table(pt.SGD(optimizer=factory))
 
 
+def test_attacks_come_back_with_the_settings_they_were_given(tmp_path: Path) -> None:
+    given = ("loss_threshold", {"attack": "one_run", "guesses": 40, "confidence": 0.9})
+    study = Study(attacks=given, canaries=50, delta=1e-6)
+    made = (pt.LossThreshold(), pt.OneRun(guesses=40, confidence=0.9, delta=1e-6))
+    assert study.make_attacks() == made
+    write_study(study, tmp_path / "study.toml")
+    again = read_study(tmp_path / "study.toml")
+    assert again.make_attacks() == made
+    assert again.canaries == 50
+    assert again.to_plain() == study.to_plain()
+    own = Study(attacks=({"attack": "one_run", "delta": 1e-9},), canaries=100)
+    assert own.make_attacks() == (pt.OneRun(delta=1e-9),)
+
+
+@pytest.mark.parametrize(
+    ("attack", "canaries", "match"),
+    [
+        ("one_run", 0, r"canaries=0 >= 100, the guesses of one_run.*--canaries"),
+        ({"attack": "one_run", "guesses": 51}, 50, "canaries=50 >= 51"),
+        ({"attack": "one_run", "guess": 5}, 50, "OneRun has no setting 'guess'; it has guesses"),
+        ({"guesses": 5}, 50, "attack=None to be one of loss_threshold, one_run"),
+    ],
+)
+def test_attacks_that_cannot_be_made_are_named(attack: object, canaries: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Study(attacks=(attack,), canaries=canaries).make_attacks()  # type: ignore[arg-type]
+
+
+def test_a_study_plants_its_canaries_and_the_same_ones_again() -> None:
+    _, data = pt.data.breast_cancer(parties=2, seed=0)
+    assert Study().planted(data) is data
+    first, again = (Study(canaries=60).planted(data) for _ in range(2))
+    assert first.canaries is not None and len(first.canaries) == 60
+    assert first.digest == again.digest != data.digest
+    with pytest.raises(ValueError, match="number of training rows"):
+        Study(canaries=100_000).planted(data)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"canaries": -1}, {"canaries": 2.5}, {"seeds": 0}, {"delta": 1.0}], ids=str
+)
+def test_numbers_of_a_study_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Study(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"epsilon=0\.0"):
+        Study(epsilons=(1.0, 0.0))
+
+
+def test_secure_noise_is_asked_for_by_settings() -> None:
+    tables = default_tables(("sgd", "dp_sgd", "pate"), secure=True)
+    made = Study(trainers=tables).make_trainers()
+    assert made["dp_sgd"] == pt.DPSGD(release=pt.Release(pt.Gaussian(1.0, 1.0, secure=True)))
+    assert (made["sgd"], made["pate"]) == (pt.SGD(), pt.PATE())
+    plain = Study(trainers=default_tables(("sgd", "dp_sgd"))).make_trainers()
+    assert plain == {"sgd": pt.SGD(), "dp_sgd": pt.DPSGD()}
+    with pytest.raises(ValueError, match="sgd, pate draw none"):
+        default_tables(("sgd", "pate"), secure=True)
+
+
 def test_broken_files_are_explained(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     with pytest.raises(pt.DataError, match="Cannot read the study file"):
@@ -75,6 +135,9 @@ def test_broken_files_are_explained(tmp_path: Path) -> None:
         read_study(path)
     path.write_text("dataset = 'digits'")
     with pytest.raises(ValueError, match="no entry 'dataset'"):
+        read_study(path)
+    path.write_text("attacks = 'one_run'")
+    with pytest.raises(ValueError, match="attacks='one_run' to be a list"):
         read_study(path)
 
 
