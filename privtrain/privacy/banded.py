@@ -181,7 +181,7 @@ def optimise_bands(steps: int, bands: int) -> tuple[float, ...]:
     """The banded Toeplitz matrix whose noise does least harm to sums over steps.
 
     It minimises `prefix_error` over columns that do not increase and stay positive; C^-1 is then
-    stable (Enestrom and Kakeya). A second or so for 2,000 steps; public, since it depends on its
+    stable (Enestrom and Kakeya). Seconds for 2,000 steps; public, since it depends on its
     arguments alone.
 
     Args:

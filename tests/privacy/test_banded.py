@@ -199,9 +199,9 @@ def test_all_bands_do_a_little_better_than_the_square_root() -> None:
 
 def test_more_bands_do_better_and_two_thousand_steps_take_seconds() -> None:
     optimise_bands.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()  # of a thread that may share its processor with others
     found = [optimise_bands(2000, bands) for bands in (1, 4, 32, 2000)]
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     errors = [prefix_error(column, 2000) for column in found]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.99 * prefix_error(tuple(root_of_sums(500)), 2000)
