@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from privtrain.attacks.attack import Attack
+from privtrain.attacks.attack import Attack, check_distinct
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.auditing import audit
 from privtrain.checkpoint import identity_of, layout_of
@@ -134,13 +134,14 @@ def compare(
         One row a trainer, seed and asked epsilon, and the run card.
 
     Raises:
-        ValueError: If there are no trainers, or an epsilon is not positive.
+        ValueError: If there are no trainers, an epsilon is not positive, or attacks share a name.
         DataError: If the folder holds rows of other data, another task, delta or attack.
     """
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
     for epsilon in epsilons:
         check_positive(epsilon=epsilon)
+    check_distinct(attacks)
     chosen = list(seeds)
     where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
     home = None if folder is None else Path(folder)

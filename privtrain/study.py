@@ -16,7 +16,7 @@ from typing import Any
 from privtrain.aggregation.finish import ARGMAX, IDENTITY, Threshold
 from privtrain.aggregation.plain import PlainSum
 from privtrain.aggregation.shared import SharedSum
-from privtrain.attacks.attack import Attack
+from privtrain.attacks.attack import Attack, check_distinct
 from privtrain.attacks.membership import LossThreshold
 from privtrain.attacks.one_run import OneRun
 from privtrain.core.errors import DataError, UnsupportedError
@@ -246,7 +246,7 @@ class Study:
         """The attacks; where they bound epsilon at a delta, it is the study's unless they say.
 
         Raises:
-            ValueError: If one guesses more coins than canaries are planted.
+            ValueError: If one guesses more coins than canaries are planted, or is there twice.
         """
         made = []
         for entry in self.attacks:
@@ -264,6 +264,7 @@ class Study:
                     "Plant so many with --canaries, or in the study file (canaries = 500)."
                 )
             made.append(attack)
+        check_distinct(made)
         return tuple(made)
 
     def planted(self, data: FederatedData) -> FederatedData:

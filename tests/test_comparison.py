@@ -102,6 +102,12 @@ def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() ->
     assert none.error is not None and "Expected data with canaries" in none.error
 
 
+def test_two_attacks_of_one_name_are_refused() -> None:
+    twice = [pt.OneRun(guesses=10), pt.LossThreshold(), pt.OneRun(guesses=20)]
+    with pytest.raises(ValueError, match=r"attacks=OneRun\(guesses=20.*'one-run audit'"):
+        compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, attacks=twice, runtimes=HERE)
+
+
 def test_an_interrupt_is_no_row() -> None:
     with pytest.raises(KeyboardInterrupt):
         compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]

@@ -77,6 +77,8 @@ def test_attacks_come_back_with_the_settings_they_were_given(tmp_path: Path) -> 
     assert again.make_attacks() == made
     assert again.canaries == 50
     assert again.to_plain() == study.to_plain()
+    with pytest.raises(ValueError, match="loss threshold"):
+        Study(attacks=("loss_threshold", "loss_threshold")).make_attacks()
     own = Study(attacks=({"attack": "one_run", "delta": 1e-9},), canaries=100)
     assert own.make_attacks() == (pt.OneRun(delta=1e-9),)
 

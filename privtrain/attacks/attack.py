@@ -1,6 +1,6 @@
 """What an attack is, and what it is allowed to read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from privtrain.core.observers import Observer
@@ -74,6 +74,23 @@ def target_for(
         canaries=canaries,
         promised=tuple(curves for curves in promised if curves.observer == observer.name),
     )
+
+
+def check_distinct(attacks: Iterable[Attack]) -> None:
+    """Refuses attacks that tables could not tell apart, such as audits with several guesses.
+
+    Raises:
+        ValueError: If two of them have the same name and observer.
+    """
+    seen: set[tuple[str, str]] = set()
+    for attack in attacks:
+        kind = (attack.name, attack.observer.name)
+        if kind in seen:
+            raise ValueError(
+                f"Expected attacks={attack} to be there once: another one is also called "
+                f"{attack.name!r}, and their figures would be mixed. Use audit(...) for the other."
+            )
+        seen.add(kind)
 
 
 def check_target(target: Target, observer: Observer) -> None:
