@@ -63,7 +63,8 @@ class OneRun:
         Returns:
             `epsilon_lower_bound` and its `ceiling`; `correct` of `guesses`; `f_dp_p_value` and
             `f_dp_rejected` (1 or 0), None where no curve is promised per example, add/remove;
-            `gaussian_family_epsilon`, which is no lower bound in general.
+            `gaussian_family_epsilon`, which is no lower bound in general; and the `confidence` and
+            `delta` of the bounds.
 
         Raises:
             ValueError: If the view is another observer's, no canaries were planted, or there
@@ -134,6 +135,8 @@ class OneRun:
             "f_dp_p_value": p_value,
             "f_dp_rejected": None if p_value is None else float(p_value <= 1 - self.confidence),
             "gaussian_family_epsilon": gaussian,
+            "confidence": self.confidence,
+            "delta": self.delta,
         }
 
     def _notes(self, unscored: int, promised: PrivacyCurves | None) -> tuple[str, ...]:

@@ -1,19 +1,14 @@
 """What audits prove, with the most that they could have proved beside it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from privtrain.core.result import Leakage
 from privtrain.report import cells
-from privtrain.report.summary import Group
+from privtrain.report.summary import Group, unique
 
 AT_LEAST, CEILING = "epsilon_lower_bound", "ceiling"
 """The metrics of a bound, and of the bound that all right guesses would have shown."""
-
-EXPLAINED = (
-    "ε at least: a lower bound, of the seed that proves least, so that it holds at the confidence "
-    "and delta named in the remarks. Brackets reach to the seed that proves most. Curve: in how "
-    "many seeds the promised trade-off curve was rejected."
-)
 
 
 @dataclass(frozen=True)
@@ -27,6 +22,7 @@ class Audit:
         ceiling: The bound that all right guesses would have shown.
         right: How many guesses were right, as a mean, and how many there were.
         curve: In how many seeds the promised curve was rejected; a dash where none was tested.
+        holds: At which confidence and delta the bound holds.
     """
 
     name: str
@@ -35,6 +31,7 @@ class Audit:
     ceiling: str
     right: str
     curve: str
+    holds: str
 
 
 def audits(group: Group) -> tuple[Audit, ...]:
@@ -47,9 +44,19 @@ def audits(group: Group) -> tuple[Audit, ...]:
             ceiling=_value(group, attack, CEILING),
             right=_right(group, attack),
             curve=_curve(group, attack),
+            holds=_holds(attack),
         )
         for attack in group.attacks
         if AT_LEAST in attack.metrics
+    )
+
+
+def explained(found: Iterable[Audit]) -> str:
+    """What a reader has to know of the figures of some audits."""
+    return (
+        "ε at least: a lower bound, of the seed that proves least, so that it holds "
+        f"{'; '.join(unique(audit.holds for audit in found))}; the range reaches to the seed that "
+        "proves most. Curve: in how many seeds the promised trade-off curve was rejected."
     )
 
 
@@ -76,3 +83,10 @@ def _curve(group: Group, attack: Leakage) -> str:
     found = [one.metrics["f_dp_rejected"] for one in group.having(attack, "f_dp_rejected")]
     tested = [value for value in found if value is not None]
     return f"{sum(map(bool, tested))} of {len(tested)}" if tested else cells.MISSING
+
+
+def _holds(attack: Leakage) -> str:
+    confidence, delta = (attack.metrics.get(name) for name in ("confidence", "delta"))
+    if confidence is None or delta is None:
+        return f"as {attack.attack} says"
+    return f"with confidence {100 * confidence:.6g}% at δ {cells.number(delta)}"

@@ -55,6 +55,13 @@ def rate(value: float | None) -> str:
     return NOT_RESOLVABLE if value is None else f"{value:.3f}".replace("-", "−")
 
 
+def metric(value: float | None) -> str:
+    """A figure of an attack: a rate with three decimals; what is tiny or large as a number."""
+    if value is None or value == 0 or 0.0005 <= abs(value) <= 1:
+        return rate(value)
+    return number(value, 4)
+
+
 def rate_interval(interval: Interval | None) -> str:
     """An interval of rates, such as "0.48–0.53", or "−0.02 to 0.11" where one is negative."""
     if interval is None:

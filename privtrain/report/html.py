@@ -144,7 +144,7 @@ _FILTERS = {
     "percent": cells.percent,
     "percent_interval": cells.percent_interval,
     "points": cells.points,
-    "rate": cells.rate,
+    "metric": cells.metric,
     "rate_interval": cells.rate_interval,
     "size": cells.size,
     "duration": cells.duration,

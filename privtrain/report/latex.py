@@ -7,7 +7,7 @@ from string import ascii_lowercase
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
-from privtrain.report.audits import EXPLAINED, Audit, audits
+from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.summary import Group, groups, observers, unique
 
 _ESCAPES = {
@@ -65,12 +65,13 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", *columns),
         [_promise(group, columns, kinds) for group in gathered if group.done],
     )
-    audited = [_audit(group, audit) for group in gathered for audit in audits(group)]
+    audited = [(group, audit) for group in gathered for audit in audits(group)]
     bounds = _table(
-        f"What audits prove, and the most that all right guesses would have proved. {EXPLAINED}",
+        "What audits prove, and the most that all right guesses would have proved. "
+        + explained(audit for _, audit in audited),
         "privtrain-audits",
         ("trainer", "ε asked", "ε at least", "ceiling", "right guesses", "curve", "seeds"),
-        audited,
+        [_audit(group, audit) for group, audit in audited],
     )
     tables = [results, promises, *([bounds] if audited else [])]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
-from privtrain.report.audits import EXPLAINED, Audit, audits
+from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.summary import (
     SIMULATED,
     Group,
@@ -186,9 +186,11 @@ def promise_cell(group: Group, column: str) -> Cell:
 
 
 def _audits(gathered: Sequence[Group], width: int) -> str:
-    rows = [_audit(group, audit) for group in gathered for audit in audits(group)]
+    found = [(group, audit) for group in gathered for audit in audits(group)]
+    rows = [_audit(group, audit) for group, audit in found]
+    note = explained(audit for _, audit in found)
     title = "Audited: what right guesses prove of epsilon, and the most they could have proved"
-    return _render(title, _AUDITS, rows, width, EXPLAINED) if rows else ""
+    return _render(title, _AUDITS, rows, width, note) if rows else ""
 
 
 def _audit(group: Group, audit: Audit) -> list[Cell]:

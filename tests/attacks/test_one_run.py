@@ -71,6 +71,7 @@ def test_figures_are_those_of_the_bounds() -> None:
     names = list(found.metrics)
     assert names.index("ceiling") == names.index("epsilon_lower_bound") + 1
     assert (found.members, found.non_members) == (20, 20)
+    assert (found.metrics["confidence"], found.metrics["delta"]) == (0.9, 1e-4)
     said = " ".join(found.notes)
     expected = f"{int(correct)} of 20 guesses right"
     for words in (expected, "ceiling", "confidence 0.9 at delta 0.0001", "per example, add-remove"):

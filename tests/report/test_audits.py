@@ -39,6 +39,8 @@ def audited(correct: int, p_value: float | None = 0.04) -> Leakage:
             "f_dp_p_value": p_value,
             "f_dp_rejected": None if p_value is None else float(p_value <= 0.05),
             "gaussian_family_epsilon": correct / 50,
+            "confidence": 0.95,
+            "delta": 1e-5,
         },
         members=100,
         non_members=100,
@@ -71,6 +73,7 @@ def test_one_seed_has_no_range_and_an_untested_curve_no_count() -> None:
     (group,) = groups(compared(audited(80, None)))
     (found,) = audits(group)
     assert (found.across, found.curve) == ("", "–")
+    assert found.holds == "with confidence 95% at δ 1e-5"
     (plain,) = groups(Comparison(rows=(examples.sgd(0),), card={}))
     assert audits(plain) == ()
 
@@ -121,9 +124,16 @@ def test_the_ceiling_stands_beside_the_bound_in_every_rendering(rendering: str) 
         assert f"{metrics['ceiling']:.3g}" == CEILING
     else:
         plain = re.sub(r"<[^>]*>", " ", text)
-        shown = CEILING if rendering != "html" else f"{ceiling(**AT, delta=1e-5):.3f}"
+        shown = CEILING if rendering != "html" else f"{ceiling(**AT, delta=1e-5):.4g}"
         assert re.search(rf"{bound:.3}\D.{{0,60}}{shown}", plain, re.DOTALL)
         assert f"{mean:.3}" not in plain
+
+
+def test_tables_say_at_which_confidence_and_delta_the_bound_holds() -> None:
+    comparison = compared(audited(70), audited(90))
+    assert "confidence 95% at δ 1e-5" in " ".join(comparison_text(comparison).split())
+    assert r"confidence 95\% at $\delta$ 1e-5" in to_latex(comparison)
+    assert "1e-05" in to_csv(comparison)
 
 
 def test_without_an_audit_no_table_speaks_of_one() -> None:

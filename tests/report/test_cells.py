@@ -40,6 +40,10 @@ def test_percent_points_and_rates() -> None:
     assert cells.points(None) == "–"
     assert cells.rate(None) == "n/r"
     assert cells.rate(-0.0214) == "−0.021"
+    for value, text in ((0.561, "0.561"), (0.0, "0.000"), (None, "n/r"), (-0.02, "−0.020")):
+        assert cells.metric(value) == text
+    for value, text in ((1e-5, "1e-5"), (100.0, "100"), (3.487, "3.487")):
+        assert cells.metric(value) == text
     assert cells.rate_interval((0.48, 0.53)) == "0.48–0.53"
     assert cells.rate_interval((-0.02, 0.11)) == "−0.02 to 0.11"
     assert cells.percent_interval((0.91, 0.966)) == "91.0–96.6"
