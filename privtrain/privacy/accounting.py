@@ -174,6 +174,9 @@ def epsilon_bracket(
 def group_epsilon(event: Event, size: int, delta: float, relation: Relation = ADD_REMOVE) -> float:
     """The epsilon that an event promises to a group of units that joins or leaves together.
 
+    Not for runs with correlated noise (`BandedMatrix`): their event counts the turns of one row,
+    and nothing is proved for rows whose turns fall between each other's.
+
     Args:
         event: Everything that was released; its sensitivity is that to one unit.
         size: How many units the group has at most; at least 1.
