@@ -1,5 +1,6 @@
 """Clipped sums of per-example gradients: what every way to compute them offers."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +27,7 @@ class ClippedSum:
 
     @property
     def non_finite(self) -> int:
-        """How many examples had no finite gradient, and counted as zero."""
+        """How many examples had no finite loss or gradient, and counted as zero."""
         return int((~torch.isfinite(self.norms)).sum())
 
 
@@ -65,6 +66,21 @@ def empty_sum(model: nn.Module) -> ClippedSum:
     like = parameters[0] if parameters else torch.zeros(0)
     zero = like.new_zeros(sum(parameter.numel() for parameter in parameters))
     return ClippedSum(zero, zero[:0], zero[:0])
+
+
+def counted(norms: Tensor, losses: Tensor) -> Tensor:
+    """Norms of examples, not a number where the loss is not finite: these count as zero.
+
+    A loss can be infinite and have a finite gradient.
+
+    Args:
+        norms: Shape `(..., batch)`.
+        losses: Shape `(batch,)`.
+
+    Returns:
+        Shape `(..., batch)`.
+    """
+    return norms.masked_fill(~torch.isfinite(losses.detach()), math.nan)
 
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:

@@ -18,6 +18,7 @@ from privtrain.privacy.clipping import clip_factors
 from privtrain.steps.gradients import (
     ClippedSum,
     GradientEngine,
+    counted,
     empty_sum,
     one_loss_each,
 )
@@ -204,7 +205,7 @@ class Hooks:
             losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [_per_example(parameter, len(rows)) for parameter in parameters]
         squares = torch.stack([g.double().pow(2).sum(dim=1) for g in gradients])
-        norms = squares.sum(dim=0).sqrt()
+        norms = counted(squares.sum(dim=0).sqrt(), losses)
         self._check_once(parameters, gradients, norms)
         factors = clip_factors(norms, clipping_norm)
         sums = [_weighted(gradient, factors) for gradient in gradients]
@@ -348,7 +349,7 @@ class Ghost:
         parameters = check_single_uses(self.model, losses)
         losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
         check_measured(parameters, unmeasured)
-        return losses, self._hooks.get_norm_sample().detach().double()
+        return losses, counted(self._hooks.get_norm_sample().detach().double(), losses)
 
     def _check_once(self, rows: Rows, finite: Tensor, start: RandomState) -> None:
         """Compares with autograd once, on one example, whose gradient has one norm."""

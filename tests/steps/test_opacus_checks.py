@@ -1,5 +1,7 @@
 """Models of which Opacus's per-example gradients would not be those of the examples."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,6 +101,25 @@ def test_gradients_whose_squares_vanish_are_no_reason_to_refuse(mode: str) -> No
     engine = Opacus(mode).engine(in_float64(mlp).float(), tiny)
     found = engine.clipped_sum(Rows(rows.inputs.float(), rows.labels), C).value
     assert 0 < float(found.double().norm()) < 1e-28
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_counts_as_zero_whatever_its_gradient(
+    value: float, mode: str
+) -> None:
+    rows = rows_for(mlp)
+    kept = rows.labels != 1
+    assert 0 < int(kept.sum()) < len(rows)
+
+    def shifted(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets) + torch.where(targets == 1, value, 0.0)
+
+    found = Opacus(mode).engine(in_float64(mlp), shifted).clipped_sum(rows, C)
+    good = rows.take(kept.nonzero().squeeze(1))
+    wanted = clipped(example_gradients(in_float64(mlp), good), C).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-12)
+    assert found.non_finite == len(rows) - len(good)
 
 
 class Padded(nn.Module):
