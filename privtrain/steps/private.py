@@ -42,6 +42,21 @@ def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
     }
 
 
+NOTE = "note/"
+"""What the names of written notes begin with, among the diagnostics of a party's steps."""
+
+
+def written(notes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Notes as tensors of bytes, to ride along with diagnostics."""
+    texts = [torch.tensor(list(note.encode()), dtype=torch.uint8) for note in notes]
+    return {f"{NOTE}{place}": text for place, text in enumerate(texts)}
+
+
+def read_note(text: Tensor) -> str:
+    """A note from its bytes."""
+    return bytes(text.tolist()).decode(errors="replace")
+
+
 @dataclass(frozen=True)
 class DPSteps:
     """DP-SGD inside a silo: every party noises its own gradients before its update leaves.
@@ -98,7 +113,8 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Training loss, fraction clipped and non-finite count, all unprotected.
+            Training loss, fraction clipped and non-finite count, all unprotected; and written notes
+            of how gradients were computed.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -118,7 +134,8 @@ class DPSteps:
                 gradient.set(value, sampling.expected(0))
                 optimizer.step()
                 seen |= diagnostics(clipped, bound)
-        return {name: torch.tensor(value) for name, value in seen.items()}
+        found = {name: torch.tensor(value) for name, value in seen.items()}
+        return found | written(engine.notes)
 
     def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
         """The same guarantee to everybody: the noise is drawn before anything leaves.

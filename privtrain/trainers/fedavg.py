@@ -29,6 +29,7 @@ from privtrain.privacy.placement import Drawer
 from privtrain.privacy.sampling import Everyone, Poisson, Sampling
 from privtrain.release import Release
 from privtrain.steps.plain import LocalSteps, PlainSteps
+from privtrain.steps.private import NOTE, read_note
 from privtrain.steps.server import Server, ServerOptimizer
 
 WEIGHT = "weight"
@@ -341,12 +342,18 @@ class FedAvg:
         return total / sum(weights)
 
     def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
-        names = sorted(
-            {k for reply in replies.values() for k in reply if k.startswith(UNPROTECTED)}
-        )
-        for name in names:
-            seen = [float(reply[name]) for reply in replies.values() if name in reply]
-            run.history.record(round + 1, **{name.removeprefix(UNPROTECTED): sum(seen) / len(seen)})
+        found: dict[str, list[Tensor]] = {}
+        for reply in replies.values():
+            for name in reply:
+                if name.startswith(UNPROTECTED):
+                    found.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
+        for name in sorted(found):
+            if name.startswith(NOTE):  # parties with one model say the same; once will do
+                notes = dict.fromkeys(read_note(text) for text in found[name])
+                run.notes.extend(note for note in notes if note not in run.notes)
+            else:
+                seen = [float(value) for value in found[name]]
+                run.history.record(round + 1, **{name: sum(seen) / len(seen)})
 
 
 def _protocol_part(reply: Payload) -> Payload:
