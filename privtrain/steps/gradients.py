@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 
@@ -66,6 +67,21 @@ def empty_sum(model: nn.Module) -> ClippedSum:
     like = parameters[0] if parameters else torch.zeros(0)
     zero = like.new_zeros(sum(parameter.numel() for parameter in parameters))
     return ClippedSum(zero, zero[:0], zero[:0])
+
+
+def check_precision(model: nn.Module) -> None:
+    """Refuses models in float16, whose smallest numbers round clipping factors up.
+
+    Raises:
+        UnsupportedError: With the parameter, and what to use in its place.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.float16 and parameter.requires_grad:
+            raise UnsupportedError(
+                f"The parameter {name!r} is of type float16, which rounds clipping factors below "
+                "6e-5 so coarsely that contributions exceed the clipping norm. Use "
+                "model.bfloat16(), or float32."
+            )
 
 
 def counted(norms: Tensor, losses: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from privtrain.privacy.clipping import clip_factors
 from privtrain.steps.gradients import (
     ClippedSum,
     GradientEngine,
+    check_precision,
     counted,
     empty_sum,
     one_loss_each,
@@ -96,6 +97,7 @@ class Opacus:
         Raises:
             UnsupportedError: If a layer has no per-example gradients.
         """
+        check_precision(model)
         check_model(model)
         check_modes(model, self.mode)
         model.train()
@@ -207,7 +209,7 @@ class Hooks:
         squares = torch.stack([g.double().pow(2).sum(dim=1) for g in gradients])
         norms = counted(squares.sum(dim=0).sqrt(), losses)
         self._check_once(parameters, gradients, norms)
-        factors = clip_factors(norms, clipping_norm)
+        factors = _factors(norms, clipping_norm, gradients[0].dtype)
         sums = [_weighted(gradient, factors) for gradient in gradients]
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
@@ -239,6 +241,11 @@ def _per_example(parameter: nn.Parameter, rows: int) -> Tensor:
     uses = sample if isinstance(sample, list) else [sample]
     flat: Tensor = torch.stack(uses).sum(dim=0) if len(uses) > 1 else uses[0]
     return flat.reshape(rows, -1)
+
+
+def _factors(norms: Tensor, clipping_norm: float, dtype: torch.dtype) -> Tensor:
+    """Clipping factors, with room for the rounding of gradients that are multiplied by them."""
+    return clip_factors(norms * (1 + 4 * torch.finfo(dtype).eps), clipping_norm)
 
 
 def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:
@@ -312,7 +319,7 @@ class Ghost:
             self._clear()
             finite = torch.isfinite(norms)
             self._check_once(rows, finite, start)
-            factors = clip_factors(norms, clipping_norm).to(losses.dtype)
+            factors = _factors(norms, clipping_norm, parameters[0].dtype).to(losses.dtype)
             self._hooks.disable_hooks()
             try:
                 self._second_pass(rows, losses, factors, finite, start)

@@ -164,3 +164,21 @@ def test_what_is_computed_once_for_all_examples_is_refused(count: int, mode: str
     engine = Opacus(mode).engine(in_float64(Places), cross_entropy)
     with pytest.raises(UnsupportedError, match=r"must count the examples|other examples"):
         engine.clipped_sum(Case(Places, (7, 6)).rows(count), C)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision_is_refused(mode: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"'0\.weight' is of type float16"):
+        Opacus(mode).engine(mlp().half(), cross_entropy)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rounding_of_factors_is_allowed_for(dtype: torch.dtype, mode: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(10):
+        engine = Opacus(mode).engine(in_float64(mlp, seed).to(dtype), cross_entropy)
+        for _ in range(4):
+            inputs = 100 * torch.randn(1, 6, generator=generator).to(dtype)
+            found = engine.clipped_sum(Rows(inputs, torch.zeros(1, dtype=torch.long)), 1e-3)
+            assert float(found.value.double().norm()) <= 1e-3
