@@ -5,6 +5,7 @@ layers' outputs alone; each example's norm from activations and output gradients
 clipped gradients from the same tensors. No gradient of a parameter is formed before it is weighted.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
@@ -25,7 +27,9 @@ from privtrain.steps.bookkeeping_checks import (
     check_apart,
     check_buffers,
     check_inputs,
+    check_kept,
     check_uses,
+    one_row_each,
     reached,
     refuse_layers,
 )
@@ -33,9 +37,15 @@ from privtrain.steps.bookkeeping_fallback import PerExample
 from privtrain.steps.bookkeeping_layers import formula_of
 from privtrain.steps.bookkeeping_parts import Part, together
 from privtrain.steps.bookkeeping_sum import Slot, Weigh, slots_of, total, weighted_sum
-from privtrain.steps.bookkeeping_unrolled import Unrolled, unrolled
+from privtrain.steps.bookkeeping_unrolled import Unrolled, taken_over, unrolled
 from privtrain.steps.bookkeeping_workspace import Workspace
-from privtrain.steps.gradients import ClippedSum, GradientEngine, empty_sum, one_loss_each
+from privtrain.steps.gradients import (
+    ClippedSum,
+    GradientEngine,
+    check_precision,
+    empty_sum,
+    one_loss_each,
+)
 
 _TRIAL = 16
 """Examples of the first batch on which the books are held against autograd."""
@@ -78,6 +88,7 @@ class BookKeeping:
         Raises:
             UnsupportedError: If a layer mixes examples, or keeps what it saw.
         """
+        check_precision(model)
         refuse_layers(model)
         model.train()
         return Books(model, loss, self.micro_batch, self.clipping)
@@ -142,7 +153,7 @@ class Books:
                 self._try_out(rows)
                 return self._in_pieces(rows, clipping_norm)
             except UnbookedError as reason:
-                self._other = PerExample(self.model, self.loss, self.clipping)
+                self._other = PerExample(self.model, self.loss, self.clipping, self._unrolled)
                 self.notes = (f"gradients by torch.func, which is slower: {reason}",)
         return self._other.clipped_sum(rows, clipping_norm)
 
@@ -166,30 +177,40 @@ class Books:
         losses, uses = self._forward(rows)
         parts = self._backward(losses, uses)
         value, norms = self._weighted(
-            parts, len(rows), lambda norms: self.clipping.factors(norms, clipping_norm)
+            parts, losses, lambda norms: self.clipping.factors(norms, clipping_norm)
         )
         scale = self.clipping.scale(clipping_norm)
         value = value if scale == 1 else value.mul_(scale)
         return ClippedSum(value, total(norms), losses.detach())
 
-    def _weighted(self, parts: dict[int, Part], rows: int, weigh: Weigh) -> tuple[Tensor, Tensor]:
+    @property
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(slot.name, slot.parameter) for slot in self._slots]
+
+    def _weighted(
+        self, parts: dict[int, Part], losses: Tensor, weigh: Weigh
+    ) -> tuple[Tensor, Tensor]:
         """The weighted sum, and norms of each group, `(groups, batch)`, float64."""
         if not self._slots:
-            return empty_sum(self.model).value, torch.zeros(1, rows, dtype=torch.float64)
-        return weighted_sum(self._slots, parts, rows, weigh, self._workspace)
+            return empty_sum(self.model).value, torch.zeros(1, len(losses), dtype=torch.float64)
+        return weighted_sum(self._slots, parts, losses, weigh, self._workspace)
 
     def _forward(self, rows: Rows) -> tuple[Tensor, list[Use]]:
         """Losses, and the uses of layers that they depend on."""
         self._slots = slots_of(self.model, self.clipping)  # parameters may have been replaced
+        losses, uses, found = self._watch(rows)
+        check_uses(self._trained, uses, found)
+        check_inputs(uses, len(rows))
+        return losses, uses
+
+    def _watch(self, rows: Rows) -> tuple[Tensor, list[Use], Counter[int]]:
+        """Losses, the uses they depend on, and how often they depend on each parameter."""
         with _books(self._layers, self._unrolled) as uses:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
-            return losses, []
+            return losses, [], Counter()
         seen, found = reached(losses)
-        uses = [use for use in uses if use.edge.node in seen]
-        check_uses([(slot.name, slot.parameter) for slot in self._slots], uses, found)
-        check_inputs(uses, len(rows))
-        return losses, uses
+        return losses, [use for use in uses if use.edge.node in seen], found
 
     def _backward(
         self, losses: Tensor, uses: list[Use], keep_graph: bool = False
@@ -219,21 +240,38 @@ class Books:
         """
         if self._tried:
             return
-        few = rows.take(torch.arange(min(len(rows), _TRIAL), device=rows.inputs.device))
+        count = min(len(rows), _TRIAL)
+        few = rows.take(torch.arange(count, device=rows.inputs.device))
+        try:
+            losses = self._try(few)
+        except UnsupportedError:
+            if count > 2:
+                # Where something else is as long as the batch, it is not with a row less.
+                self._try(few.take(torch.arange(count - 1, device=rows.inputs.device)))
+            raise
+        self._tried = count > 1 and bool(torch.isfinite(losses).all())
+
+    def _try(self, few: Rows) -> Tensor:
         inputs = few.inputs.detach()
         inputs.requires_grad_(inputs.is_floating_point())
         before = buffers_of(self.model)
         devices = [inputs.device] if inputs.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             # A copy, since a model may write to what it is given.
-            losses, uses = self._forward(Rows(inputs.clone(), few.targets))
+            losses, uses, found = self._watch(Rows(inputs.clone(), few.targets))
         check_buffers(before, self.model)
-        if not uses:
-            return
-        ends = [use.edge for use in uses] + ([inputs] if inputs.requires_grad else [])
-        check_apart(losses, ends)
-        self._compare(losses, uses)
-        self._tried = len(few) > 1 and bool(torch.isfinite(losses).all())
+        check_kept(uses)
+        ends = [inputs] if inputs.requires_grad else []
+        if all(one_row_each(use, len(few)) for use in uses):
+            ends += [use.edge for use in uses]
+        # Before the books are checked: what cannot be booked must be apart, too.
+        if losses.requires_grad and ends:
+            check_apart(losses, ends)
+        check_uses(self._trained, uses, found)
+        check_inputs(uses, len(few))
+        if uses:
+            self._compare(losses, uses)
+        return losses
 
     def _compare(self, losses: Tensor, uses: list[Use]) -> None:
         parameters = trainable(self.model)
@@ -241,7 +279,7 @@ class Books:
             losses.sum(), parameters, retain_graph=True, materialize_grads=True
         )
         parts = self._backward(losses, uses, keep_graph=True)
-        booked, norms = self._weighted(parts, len(losses), torch.ones_like)
+        booked, norms = self._weighted(parts, losses, torch.ones_like)
         distance = booked - torch.cat([gradient.reshape(-1) for gradient in whole])
         if float(torch.linalg.vector_norm(distance)) > 1e-3 * float(norms.sum()):
             raise UnbookedError("the layers account for another gradient than the whole model has")
@@ -273,14 +311,10 @@ def _books(layers: list[tuple[str, nn.Module, int]], lstms: list[Unrolled]) -> I
         # First of all hooks: another one may put something else in the place of the output.
         book = _booker(uses, name, dimensions)
         hooks.append(layer.register_forward_hook(book, prepend=True))
-    for one in lstms:
-        one.share()
-        one.layer.forward = one  # type: ignore[assignment]
     try:
-        yield uses
+        with taken_over(lstms):
+            yield uses
     finally:
-        for one in lstms:
-            del one.layer.forward
         for hook in hooks:
             hook.remove()
 

@@ -102,7 +102,7 @@ def check_uses(
     booked = Counter(
         id(parameter)
         for use in uses
-        for parameter in use.layer._parameters.values()
+        for parameter in map(use.layer._parameters.get, ("weight", "bias"))
         if parameter is not None and parameter.requires_grad
     )
     for name, parameter in trained:
@@ -110,24 +110,39 @@ def check_uses(
             raise UnbookedError(f"{name!r} is used outside of the layers that can be booked")
 
 
-def check_inputs(uses: list[Use], rows: int) -> None:
-    """Checks that what layers were given has one row for each example, and is still there.
+def check_kept(uses: list[Use]) -> None:
+    """Checks that what layers were given is still there.
 
     Raises:
-        UnsupportedError: If not.
+        UnsupportedError: If it was written to.
     """
     for use in uses:
-        if use.inputs.dim() == 0 or len(use.inputs) != rows:
-            raise UnsupportedError(
-                f"The layer {use.name!r} was given inputs of shape {tuple(use.inputs.shape)} for "
-                f"a batch of {rows}: the first dimension must count the examples. Do not fold "
-                "other dimensions into it; layers take inputs of shape (batch, time, features)."
-            )
         if use.inputs._version != use.version:
             raise UnsupportedError(
                 f"What the layer {use.name!r} was given was written to afterwards, so that its "
                 "gradient can no longer be found. Use no in-place operation there."
             )
+
+
+def check_inputs(uses: list[Use], rows: int) -> None:
+    """Checks that what layers were given has one row for each example, and is still there.
+
+    Raises:
+        UnbookedError: If its first dimension counts something else.
+        UnsupportedError: If it was written to.
+    """
+    check_kept(uses)
+    for use in uses:
+        if not one_row_each(use, rows):
+            raise UnbookedError(
+                f"the layer {use.name!r} was given inputs of shape {tuple(use.inputs.shape)} for a "
+                f"batch of {rows}, whose first dimension does not count the examples"
+            )
+
+
+def one_row_each(use: Use, rows: int) -> bool:
+    """Whether a layer was given one row for each example."""
+    return use.inputs.dim() > 0 and len(use.inputs) == rows
 
 
 def check_apart(losses: Tensor, ends: list[Any]) -> None:

@@ -1,6 +1,6 @@
 """Clipped sums for models that cannot be booked: one gradient for each example, by torch.func."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from privtrain.core.task import Loss, Rows
 from privtrain.privacy.clipping import Clipping, FlatClipping
 from privtrain.steps.bookkeeping_parts import Formed, Part
 from privtrain.steps.bookkeeping_sum import slots_of, total, weighted_sum
+from privtrain.steps.bookkeeping_unrolled import Unrolled, taken_over
 from privtrain.steps.bookkeeping_workspace import Workspace
 from privtrain.steps.gradients import ClippedSum, empty_sum
 
@@ -27,11 +28,13 @@ class PerExample:
         model: The model.
         loss: Loss of each example.
         clipping: How the clipping norm is shared out among layers.
+        lstms: The model's LSTMs, unrolled: `torch.func` cannot take torch's own.
     """
 
     model: nn.Module
     loss: Loss
     clipping: Clipping = FlatClipping()
+    lstms: Sequence[Unrolled] = ()
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -57,7 +60,7 @@ class PerExample:
             added, of_groups = weighted_sum(
                 slots,
                 parts,
-                len(index),
+                found,
                 lambda norms: self.clipping.factors(norms, clipping_norm),
                 Workspace(),
             )
@@ -76,7 +79,8 @@ class PerExample:
         one: Callable[..., Any] = torch.func.grad(self._one, has_aux=True)
         each = torch.func.vmap(one, in_dims=(None, 0, 0), randomness="different")
         try:
-            gradients, losses = each(given, rows.inputs, rows.labels)
+            with taken_over(self.lstms):
+                gradients, losses = each(given, rows.inputs, rows.labels)
         except (RuntimeError, NotImplementedError) as error:
             raise UnsupportedError(
                 "This model has parameters that are used outside of the layers that can be "

@@ -334,9 +334,15 @@ _FORMULAS: Mapping[type[nn.Module], tuple[Formula, int]] = {
 def formula_of(layer: nn.Module) -> tuple[Formula, int] | None:
     """How a layer is booked, or None: another forward pass or a parameter that is computed."""
     for kind, formula in _FORMULAS.items():
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
+        if isinstance(layer, kind) and not _overridden(layer, kind):
             return None if _unusual(layer) else formula
     return None
+
+
+def _overridden(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes something else than torch's own of its kind."""
+    names = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return any(n in vars(layer) or getattr(type(layer), n) is not getattr(kind, n) for n in names)
 
 
 def _unusual(layer: Any) -> bool:

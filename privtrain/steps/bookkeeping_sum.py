@@ -12,6 +12,7 @@ from privtrain.steps.bookkeeping_layers import Windows
 from privtrain.steps.bookkeeping_norms import unit
 from privtrain.steps.bookkeeping_parts import Part, Sequence, squared_norms
 from privtrain.steps.bookkeeping_workspace import Workspace
+from privtrain.steps.gradients import counted
 
 FORMED_VALUES = 2**22
 """Values of formed gradients that are held at a time, unless one example's are more."""
@@ -81,7 +82,7 @@ def total(norms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def weighted_sum(
-    slots: list[Slot], parts: dict[int, Part], rows: int, weigh: Weigh, workspace: Workspace
+    slots: list[Slot], parts: dict[int, Part], losses: Tensor, weigh: Weigh, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
     """Norms of per-example gradients, and their sum with weights that follow from the norms.
 
@@ -91,7 +92,8 @@ def weighted_sum(
     Args:
         slots: Where each parameter's gradient stands; at least one.
         parts: Parts of the gradients by the `id` of their parameter.
-        rows: How many examples there are; at least one.
+        losses: Of each example, shape `(rows,)`; at least one. One that is not finite is left out,
+            whatever its gradient.
         weigh: Gives the factors; an example with a factor of zero is left out.
         workspace: Where gradients are formed.
 
@@ -106,10 +108,12 @@ def weighted_sum(
     found = [(slot, parts[id(slot.parameter)]) for slot in slots if id(slot.parameter) in parts]
     passing = [(slot, part) for slot, part in found if _better_formed(part)]
     lasting: Found = [(slot, part) for slot, part in found if not _better_formed(part)]
+    rows = len(losses)
     if lasting:
         squares = group_squares(lasting, groups, value.numel())
     else:
         squares = torch.zeros(groups, rows, dtype=torch.float64, device=like.device)
+    squares = counted(squares, losses)
     room = sum(part.values for _, part in passing)
     each = max(1, FORMED_VALUES // room) if room else rows
     norms, factors = [], []

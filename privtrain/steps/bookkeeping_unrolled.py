@@ -4,7 +4,8 @@ torch's own LSTM hides its steps from autograd. While a batch is booked, its for
 over by linear layers that share its parameters; the model itself is not changed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
@@ -50,17 +51,19 @@ class Unrolled:
             if self.layer.bias:
                 linear._parameters["bias"] = self.layer._parameters[f"bias_{part}"]
 
-    def __call__(self, inputs: Any, state: State | None = None) -> tuple[Tensor, State]:
-        """What the LSTM returns for a batch of sequences.
+    def __call__(self, input: Any, hx: State | None = None) -> tuple[Tensor, State]:
+        """What the LSTM returns for a batch of sequences; arguments are named as it names them.
 
         Raises:
             UnsupportedError: If the sequences are packed, or there is no batch.
         """
+        inputs, state = input, hx
         if not isinstance(inputs, Tensor) or inputs.dim() != 3:
             raise UnsupportedError(
                 "An nn.LSTM was given packed sequences, or a single one. Give it inputs of shape "
                 "(batch, time, features), padded to one length."
             )
+        self.share()
         outputs = inputs if self.layer.batch_first else inputs.transpose(0, 1)
         ways, ends = 2 if self.layer.bidirectional else 1, list[State]()
         for number in range(self.layer.num_layers):
@@ -94,6 +97,19 @@ class Unrolled:
             hidden = let_out.sigmoid() * cell.tanh()
             outputs.append(hidden)
         return torch.stack(outputs[::-1] if backwards else outputs, dim=1), (hidden, cell)
+
+
+@contextmanager
+def taken_over(lstms: Iterable[Unrolled]) -> Iterator[None]:
+    """Lets unrolled layers stand for the LSTMs of a model."""
+    held = list(lstms)
+    for one in held:
+        one.layer.forward = one  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for one in held:
+            del one.layer.forward
 
 
 def unrolled(model: nn.Module) -> Iterator[Unrolled]:

@@ -123,3 +123,32 @@ def test_packed_sequences_are_refused() -> None:
     engine = BookKeeping().engine(Packs(batch_first=True).double(), cross_entropy)
     with pytest.raises(UnsupportedError, match="padded to one length"):
         engine.clipped_sum(rows(), C)
+
+
+class Words(nn.Module):
+    """A language model whose head is the table of its words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = nn.Embedding(11, 4), nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(1, len(x), 4, dtype=x.dtype)
+        hidden, _ = self.body(input=self.table(x.long()), hx=(zeros, zeros))
+        out: Tensor = nn.functional.linear(hidden, self.table.weight).mean(dim=1)
+        return out
+
+
+def test_an_lstm_beside_a_weight_that_is_not_booked() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = Words().double()
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(11, (6, 5), generator=generator).double()
+    tokens = Rows(inputs, torch.randint(11, (6,), generator=generator))
+    engine = BookKeeping().engine(whole, cross_entropy)
+    found = engine.clipped_sum(tokens, C)
+    assert len(engine.notes) == 1
+    wanted = clipped(example_gradients(whole, tokens), C).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-11)
+    assert "forward" not in vars(whole.body)

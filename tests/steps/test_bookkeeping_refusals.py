@@ -110,6 +110,44 @@ def test_models_that_mix_examples_are_refused(before: bool) -> None:
         books(lambda: Mixed(before)).clipped_sum(rows_for(mlp), C)
 
 
+class Added(nn.Module):
+    """Another model plus a parameter that no layer books."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.own = body, nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.own
+        return out
+
+
+def test_what_is_refused_is_refused_beside_a_parameter_that_is_not_booked() -> None:
+    """One example at a time nothing is mixed, so that another function would be trained."""
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        books(lambda: Added(Mixed(True))).clipped_sum(rows_for(mlp), C)
+    with pytest.raises(UnsupportedError, match=r"buffer 'body\.mean'"):
+        books(lambda: Added(Counting())).clipped_sum(rows_for(mlp), C)
+
+
+def test_losses_that_are_not_finite_count_as_zero() -> None:
+    rows = rows_for(mlp)
+
+    def shifted(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets) + torch.where(targets == 1, torch.inf, 0.0)
+
+    good = rows.take((rows.labels != 1).nonzero().squeeze(1))
+    for make in (mlp, lambda: Added(mlp())):
+        found = books(make, shifted).clipped_sum(rows, C)
+        equal(found, expected(make, good))
+        assert found.non_finite == len(rows) - len(good)
+
+
+def test_half_precision_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="float16"):
+        BookKeeping().engine(mlp().half(), cross_entropy)
+
+
 def test_losses_that_mix_examples_are_refused() -> None:
     def contrast(logits: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(logits @ logits.mT, torch.arange(len(logits)))
@@ -130,10 +168,30 @@ class TimeFirst(nn.Module):
         return out.mean(dim=0)
 
 
-@pytest.mark.parametrize(("time", "way_out"), [(5, "first dimension"), (7, "other examples")])
-def test_time_in_front_is_refused(time: int, way_out: str) -> None:
-    with pytest.raises(UnsupportedError, match=way_out):
-        books(TimeFirst).clipped_sum(Case(TimeFirst, (time, 6)).rows(), C)
+class Places(nn.Module):
+    """Adds what it learned of each place, looked up once for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.place = nn.Embedding(9, 4), nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        placed = self.table(x.long().abs() % 9) + self.place(torch.arange(x.shape[1]))
+        out: Tensor = self.head(torch.tanh(placed).mean(dim=1))
+        return out
+
+
+@pytest.mark.parametrize("count", [1, 5, 7, 20])
+@pytest.mark.parametrize(("make", "shape"), [(TimeFirst, (7, 6)), (Places, (7,))])
+def test_layers_that_do_not_see_one_row_each_are_taken_one_example_at_a_time(
+    make: Make, shape: tuple[int, ...], count: int
+) -> None:
+    rows = Case(make, shape, 9 if make is Places else 0).rows(count)
+    engine = books(make)
+    equal(engine.clipped_sum(rows, C), expected(make, rows))
+    assert len(engine.notes) == 1
+    assert "does not count the examples" in engine.notes[0]
 
 
 class Counting(nn.Module):
