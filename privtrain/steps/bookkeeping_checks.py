@@ -148,8 +148,8 @@ def one_row_each(use: Use, rows: int) -> bool:
 def check_apart(losses: Tensor, ends: list[Any]) -> None:
     """Looks whether the loss of one example depends on another example.
 
-    Two halves of the batch are compared, cut in two ways: the losses of one half must have no
-    gradient at the other.
+    The batch is cut into halves by each bit of the place, so that every pair is cut apart: the
+    losses of one half must have no gradient at the other.
 
     Args:
         losses: Shape `(batch,)`; their graph is kept.
@@ -159,7 +159,8 @@ def check_apart(losses: Tensor, ends: list[Any]) -> None:
         UnsupportedError: If examples are mixed.
     """
     place = torch.arange(len(losses), device=losses.device)
-    for chosen in (place % 2 == 0, place < (len(losses) + 1) // 2):
+    halves = [(place >> bit) % 2 == 0 for bit in range((len(losses) - 1).bit_length())]
+    for chosen in [*halves, *(~half for half in halves)]:
         gradients = torch.autograd.grad(
             losses[chosen].sum(), ends, retain_graph=True, allow_unused=True
         )

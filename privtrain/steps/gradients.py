@@ -1,6 +1,5 @@
 """Clipped sums of per-example gradients: what every way to compute them offers."""
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,7 +95,8 @@ def counted(norms: Tensor, losses: Tensor) -> Tensor:
     Returns:
         Shape `(..., batch)`.
     """
-    return norms.masked_fill(~torch.isfinite(losses.detach()), math.nan)
+    # Zero times what is not finite is not a number.
+    return norms.add(losses.detach(), alpha=0)
 
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:

@@ -156,6 +156,21 @@ def test_losses_that_mix_examples_are_refused() -> None:
         books(mlp, contrast).clipped_sum(rows_for(mlp), C)
 
 
+@pytest.mark.parametrize(
+    ("reader", "read"), [(0, 1), (1, 0), (2, 0), (4, 6), (6, 4), (0, 6), (6, 0), (3, 5)]
+)
+def test_one_example_that_looks_at_one_other_is_found(reader: int, read: int) -> None:
+    def peeking(logits: Tensor, targets: Tensor) -> Tensor:
+        losses = cross_entropy(logits, targets)
+        return (
+            losses
+            + (torch.arange(len(losses)) == reader) * logits[read % len(losses)].square().sum()
+        )
+
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        books(mlp, peeking).clipped_sum(rows_for(mlp), C)
+
+
 class TimeFirst(nn.Module):
     """Gives its layers inputs of shape (time, batch, features)."""
 
