@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, Relation
+from privtrain.privacy.convolution import self_composed
 from privtrain.privacy.renyi import Conversion, RdpCurve, rdp_to_epsilon
 
 Array = NDArray[np.float64]
@@ -184,10 +185,7 @@ def pld_lower(dp: Any, terms: Terms, delta: float, relation: Relation, high: flo
     # Rounding takes half a step from each loss: 1% of epsilon in all, where the memory allows it.
     wanted = 0.02 * high / sum(count for _, count in terms)
     step *= min(1.0, max(wanted / step, 1 / 20))
-    parts = [_rounded_down(dp, leaf, relation, step).self_compose(count) for leaf, count in terms]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.compose(part)
+    whole = _whole(dp, terms, relation, step, pessimistic=False)
     return max(0.0, _invert(_Reader(whole), delta))
 
 
@@ -204,19 +202,43 @@ class _Reader:
         return float(self.losses.get_delta_for_epsilon(bound))
 
 
-def _rounded_down(dp: Any, leaf: Event, relation: Relation, step: float) -> Any:
-    """One release's privacy losses, each rounded down to the grid."""
-    make = dp.pld.privacy_loss_distribution
-    how = {
-        "pessimistic_estimate": False,
+def _whole(dp: Any, terms: Terms, relation: Relation, step: float, *, pessimistic: bool) -> Any:
+    """The privacy losses of all releases, rounded up or down to one grid."""
+    parts = [_losses(dp, leaf, count, relation, step, pessimistic) for leaf, count in terms]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.compose(part)
+    return whole
+
+
+def _losses(
+    dp: Any, leaf: Event, count: int, relation: Relation, step: float, pessimistic: bool
+) -> Any:
+    """The privacy losses of one release that is made several times."""
+    how: dict[str, Any] = {
+        "pessimistic_estimate": pessimistic,
         "value_discretization_interval": step,
-        "use_connect_dots": False,  # it only rounds up
+        "use_connect_dots": pessimistic,  # it only rounds up
     }
+    if isinstance(leaf, dp.GaussianDpEvent):  # several are one of less noise
+        leaf, count = dp.GaussianDpEvent(leaf.noise_multiplier / math.sqrt(count)), 1
+    one = _losses_once(dp, leaf, relation, how)
+    if one is not None:
+        return self_composed(dp, one, count)
+    if not pessimistic:
+        raise UnsupportedError(f"There is no lower bound for {leaf!r}; `epsilon` bounds it above.")
+    reader = dp.pld.PLDAccountant(_relation(dp, relation), step)
+    reader.compose(leaf, count)
+    return reader._pld
+
+
+def _losses_once(dp: Any, leaf: Event, relation: Relation, how: dict[str, Any]) -> Any | None:
+    """The privacy losses of one release; None where only the accountant knows them."""
+    make, neighbours = dp.pld.privacy_loss_distribution, _relation(dp, relation)
     rate, inner = 1.0, leaf
-    if isinstance(leaf, dp.PoissonSampledDpEvent):
+    if isinstance(leaf, dp.PoissonSampledDpEvent) and leaf.sampling_probability > 0:
         rate, inner = leaf.sampling_probability, leaf.event
     if isinstance(inner, dp.GaussianDpEvent):
-        neighbours = _relation(dp, relation)
         return make.from_gaussian_mechanism(
             inner.noise_multiplier, sampling_prob=rate, neighboring_relation=neighbours, **how
         )
@@ -225,16 +247,22 @@ def _rounded_down(dp: Any, leaf: Event, relation: Relation, step: float) -> Any:
     if isinstance(inner, dp.dp_event.MixtureOfGaussiansDpEvent):
         given = inner.standard_deviation, inner.sensitivities, inner.sampling_probs
         return make.from_mixture_gaussian_mechanism(*given, **how)
-    raise UnsupportedError(f"There is no lower bound for {leaf!r}; `epsilon` bounds it above.")
+    cut = isinstance(inner, dp.dp_event.TruncatedSubsampledGaussianDpEvent)
+    if not cut or not how["pessimistic_estimate"]:
+        return None
+    return make.from_truncated_subsampled_gaussian_mechanism(
+        *(inner.dataset_size, inner.sampling_probability, inner.truncated_batch_size),
+        inner.noise_multiplier,
+        value_discretization_interval=how["value_discretization_interval"],
+        neighboring_relation=neighbours,
+    )
 
 
 @lru_cache(maxsize=1)
-def _composed(dp: Any, terms: Terms, relation: Relation) -> Any:
+def _composed(dp: Any, terms: Terms, relation: Relation) -> _Reader:
     """The last composition stays: a curve asks it for one epsilon after the other."""
-    reader = dp.pld.PLDAccountant(_relation(dp, relation), grid_step(dp, terms, relation))
-    for leaf, count in terms:
-        reader.compose(leaf, count)
-    return reader
+    step = grid_step(dp, terms, relation)
+    return _Reader(_whole(dp, terms, relation, step, pessimistic=True))
 
 
 def _invert(reader: Any, delta: float) -> float:
@@ -312,6 +340,17 @@ def _as_scaled(dp: Any, leaf: Event, relation: Relation) -> tuple[Event, bool]:
         return dp.PoissonSampledDpEvent(min(1.0, present), inner), False
     noise = getattr(leaf, "noise_multiplier", None) or getattr(leaf, "standard_deviation", None)
     return dp.GaussianDpEvent((noise or 1.0) / factor), False
+
+
+def rough(dp: Any, terms: Terms, delta: float, relation: Relation) -> float:
+    """Where to look for epsilon: by Rényi divergences of stand-ins. An estimate, no bound."""
+    total = np.zeros(len(ORDERS))
+    for leaf, count in terms:
+        if isinstance(leaf, dp.NonPrivateDpEvent):
+            return math.inf
+        scaled, _ = _as_scaled(dp, leaf, relation)
+        total += count * leaf_rdp(dp, scaled, ORDERS, ADD_REMOVE)
+    return rdp_to_epsilon(total, ORDERS, delta, "improved")
 
 
 def _reach(leaf: Event, count: int) -> float:
