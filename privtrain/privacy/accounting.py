@@ -32,6 +32,7 @@ from privtrain.privacy.accountants import (
     pld_lower,
     rdp_epsilon,
     reads,
+    rough,
     unreadable,
 )
 from privtrain.privacy.approximate import Approximate, exact_part
@@ -73,6 +74,7 @@ __all__ = [
     "poisson_sampled",
     "rdp_curve",
     "repeated",
+    "rough_epsilon",
     "supports",
     "truncated_poisson_sampled",
 ]
@@ -143,6 +145,20 @@ def epsilon(
     if accountant == "pld":
         return pld_epsilon(dp(), key, delta, relation)
     return rdp_epsilon(dp(), key, delta, relation, conversion)
+
+
+def rough_epsilon(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> float:
+    """Where to look for an event's epsilon, in milliseconds: an estimate, never a bound.
+
+    Args:
+        event: Everything that was released, readable by the PLD accountant.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours.
+
+    Returns:
+        Epsilon by Rényi divergences of Gaussians of about the same size.
+    """
+    return rough(dp(), tuple(terms_of(exact_part(event)).items()), delta, Relation(relation))
 
 
 def epsilon_bracket(

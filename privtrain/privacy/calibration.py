@@ -7,11 +7,10 @@ from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Relation
 from privtrain.core.validate import check_count, check_delta, check_positive
 from privtrain.privacy.accounting import (
-    Accountant,
     Event,
     best_accountant,
     repeated,
-    supports,
+    rough_epsilon,
 )
 from privtrain.privacy.accounting import epsilon as epsilon_of
 
@@ -21,6 +20,8 @@ Excess = Callable[[float], float]
 # exp(28) is 10^12: no sensible scale lies beyond, in whatever unit it is given.
 _FARTHEST = 28.0
 _ROUGH = 0.02
+# So many times the target says no more than that it is missed.
+_FAR = 1e6
 
 
 def calibrate_scale(
@@ -34,8 +35,8 @@ def calibrate_scale(
 ) -> float:
     """The smallest noise scale with which all releases together stay within a target.
 
-    The fast RDP accountant narrows the range down; the accountant that the guarantee will name then
-    finds the scale, in a few evaluations.
+    Rényi divergences, which are fast, narrow the range down; the accountant that the guarantee will
+    name then finds the scale, in a few evaluations.
 
     Args:
         event_of: One release as a function of the noise scale, such as the noise multiplier or
@@ -61,14 +62,23 @@ def calibrate_scale(
     def event(log_scale: float) -> Event:
         return repeated(event_of(math.exp(log_scale)), count)
 
-    def excess_by(accountant: Accountant) -> Excess:
-        return lambda x: _excess(event(x), epsilon, delta, relation, accountant)
-
     best = best_accountant(event(0.0), relation)
+
+    def excess(log_scale: float) -> float:
+        try:
+            value = epsilon_of(event(log_scale), delta, relation=relation, accountant=best)
+        except UnsupportedError:
+            # The accountant reads the event (that was asked before): the noise is too small.
+            value = math.inf
+        return _log_ratio(value, epsilon)
+
+    def rough_excess(log_scale: float) -> float:
+        return _log_ratio(rough_epsilon(event(log_scale), delta, relation), epsilon)
+
     start = 0.0
-    if best != "rdp" and supports(event(0.0), relation, "rdp"):
-        start = _smallest(excess_by("rdp"), start, _ROUGH) or start
-    found = _smallest(excess_by(best), start, tolerance)
+    if best != "rdp":
+        start = _smallest(rough_excess, start, _ROUGH) or start
+    found = _smallest(excess, start, tolerance)
     if found is None:
         raise BudgetExceededError(
             f"No amount of noise makes {count} releases ({epsilon:g}, {delta:g})-DP under "
@@ -79,16 +89,9 @@ def calibrate_scale(
     return math.exp(found)
 
 
-def _excess(
-    event: Event, target: float, delta: float, relation: Relation, accountant: Accountant
-) -> float:
-    try:
-        value = epsilon_of(event, delta, relation=relation, accountant=accountant)
-    except UnsupportedError:
-        # The accountant reads the event (that was asked before): the noise is too small for it.
-        value = math.inf
+def _log_ratio(value: float, target: float) -> float:
     # Bounded, so that one evaluation at no or far too little noise does not spoil a secant.
-    return math.log(min(max(value / target, 1e-3), 1e6))
+    return math.log(min(max(value / target, 1e-3), _FAR))
 
 
 def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
@@ -101,7 +104,9 @@ def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
     while high - low > tolerance:
         # The secant in log-log coordinates, a third of the tolerance to either side in turn:
         # the bracket is closed from both ends.
-        guess = low + (high - low) * above / (above - below) + side * tolerance / 3
+        blind = above >= math.log(_FAR)
+        part = 0.5 if blind else above / (above - below)
+        guess = low + (high - low) * part + side * tolerance / 3
         margin = min(tolerance / 4, (high - low) / 4)
         guess = min(max(guess, low + margin), high - margin)
         value = excess(guess)
@@ -110,7 +115,7 @@ def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
             low, above, below = guess, value, below / 2 if side > 0 else below
             side = 1
         else:
-            high, below, above = guess, value, above / 2 if side < 0 else above
+            high, below, above = guess, value, above / 2 if side < 0 and not blind else above
             side = -1
     return high
 
