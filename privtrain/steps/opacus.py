@@ -194,7 +194,7 @@ class Hooks:
             clipping_norm: Upper bound on each gradient's L2 norm; positive.
 
         Returns:
-            The sum; an example without a finite gradient counts as zero.
+            The sum; an example without a finite loss and gradient counts as zero.
         """
         if len(rows) == 0:
             return empty_sum(self.model)
