@@ -137,6 +137,25 @@ class FixedSize:
         return fixed_size_sampled(others, self.size, event)
 
 
+def heads(
+    population: int, rate: float, generator: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The numbers whose coin shows heads, each with at most the stated probability.
+
+    A drawn number stands for all numbers up to the next multiple of 2^-53. Only where all of them
+    are below the rate is it heads: otherwise the least rate would be charged as less than is drawn.
+
+    Args:
+        population: How many coins there are.
+        rate: Probability of heads, in (0, 1].
+        generator: Where the coins come from.
+
+    Returns:
+        Ascending numbers below the population.
+    """
+    return np.flatnonzero(generator.random(population) + 2.0**-53 <= rate)
+
+
 @dataclass(frozen=True)
 class Poisson:
     """Each takes part independently with the same probability; a round may be empty.
@@ -160,7 +179,7 @@ class Poisson:
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
         """An independent coin for every number."""
-        return np.flatnonzero(generator.random(population) < self.rate).tolist()
+        return heads(population, self.rate, generator).tolist()
 
     def expected(self, population: int) -> float:
         """The public number by which a noised sum is divided."""
@@ -210,7 +229,7 @@ class TruncatedPoisson:
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
         """An independent coin for every number, then a random order that is cut off."""
-        drawn = np.flatnonzero(generator.random(population) < self.rate)
+        drawn = heads(population, self.rate, generator)
         if len(drawn) > self.largest:
             drawn = np.sort(generator.permutation(drawn)[: self.largest])
         return [int(number) for number in drawn]

@@ -18,7 +18,14 @@ from privtrain.privacy.accounting import (
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.ledger import epsilon_of
 from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
-from privtrain.privacy.sampling import Everyone, FixedSize, Poisson, Sampling, check_delta_below
+from privtrain.privacy.sampling import (
+    Everyone,
+    FixedSize,
+    Poisson,
+    Sampling,
+    TruncatedPoisson,
+    check_delta_below,
+)
 from privtrain.release import Release
 from tests.contracts.aggregation import MaskedSum, SharedSum
 from tests.statistics import ALARM
@@ -94,6 +101,21 @@ def test_poisson_coins_are_independent_and_rounds_may_be_empty() -> None:
     observed = np.bincount(np.minimum(sizes, 6), minlength=7)
     expected[6] = ROUNDS - expected[:6].sum()
     assert stats.chisquare(observed, expected).pvalue >= ALARM
+
+
+class Lowest:
+    """A generator whose every number is the lowest, next lowest, ... that there is."""
+
+    def random(self, count: int) -> np.ndarray[Any, Any]:
+        return np.arange(count) * 2.0**-53
+
+
+@pytest.mark.parametrize("rate", [1e-300, 2.0**-54, 2.0**-53, 1e-16, 2.5e-16, 1e-12, 1.0])
+def test_no_rate_is_so_low_that_more_is_drawn_than_is_charged(rate: float) -> None:
+    """Numbers are multiples of 2^-53: the number of those that are heads is the probability."""
+    for sampling in (Poisson(rate), TruncatedPoisson(rate, 10_000)):
+        taken = len(sampling.choose(10_000, Lowest()))  # type: ignore[arg-type] # stands for one
+        assert taken == min(10_000, int(rate * 2**53))
 
 
 def test_rounds_are_independent() -> None:
