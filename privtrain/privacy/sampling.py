@@ -88,9 +88,12 @@ class FixedSize:
 
     Args:
         size: How many take part in a round; at least 1.
+        replace_one: Whether the guarantee is for replacing one, and by RDP, also where everybody
+            takes part; else zeroing one out is what is promised there.
     """
 
     size: int
+    replace_one: bool = False
 
     def __post_init__(self) -> None:
         check_count(size=self.size)
@@ -121,8 +124,8 @@ class FixedSize:
         return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Zero-out for a reader of sums over everybody, else replace-one."""
-        everybody = self.size >= population
+        """Zero-out for a reader of sums over everybody, unless told otherwise; else replace-one."""
+        everybody = self.size >= population and not self.replace_one
         return ZERO_OUT if everybody and not exposure.single_messages else REPLACE_ONE
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
@@ -132,7 +135,8 @@ class FixedSize:
         the sample was drawn from the others.
         """
         others = population - corrupted
-        if exposure.knows_sample or self.size >= others:
+        everybody = self.size > others or (self.size == others and not self.replace_one)
+        if exposure.knows_sample or everybody:
             return event
         return fixed_size_sampled(others, self.size, event)
 

@@ -285,8 +285,8 @@ class FixedSizeBatches:
     """Every batch has exactly the expected size, drawn without replacement.
 
     The guarantee is for replacing one row by another, where a sum moves by twice the clipping
-    norm, and accounted by RDP: it costs more than twice what Poisson batches cost under
-    add/remove. The number of rows is public.
+    norm, and accounted by RDP, batches of all rows included: it costs more than twice what Poisson
+    batches cost under add/remove. The number of rows is public.
 
     Source: Wang, Balle and Kasiviswanathan 2019 (arXiv:1808.00087).
     """
@@ -308,7 +308,8 @@ class FixedSizeBatches:
         rows, size = public_figures(self, data, sampling_rate, expected_batch)
         steps = max(1, math.ceil(epochs * rows / size - 1e-9))
         assumptions = (SAMPLED_IN_SECRET, counted(rows))
-        return Batches(FixedSize(size), steps, assumptions, population=rows)
+        sampling = FixedSize(size, replace_one=True)
+        return Batches(sampling, steps, assumptions, population=rows)
 
 
 @dataclass(frozen=True)

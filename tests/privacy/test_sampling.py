@@ -132,6 +132,7 @@ def test_rounds_are_independent() -> None:
     [
         (Everyone(), ZERO_OUT),
         (FixedSize(PARTIES), ZERO_OUT),
+        (FixedSize(PARTIES, replace_one=True), REPLACE_ONE),
         (FixedSize(3), REPLACE_ONE),
         (Poisson(0.3), ZERO_OUT),
         (Poisson(0.3, 3.0), ADD_REMOVE),

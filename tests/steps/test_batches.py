@@ -149,6 +149,18 @@ def test_the_statement_for_fixed_sizes_is_that_of_samples_without_replacement() 
     assert any("41" in assumption for assumption in found.assumptions)
 
 
+@pytest.mark.parametrize(("size", "steps"), [(41.0, 1), (40.0, 2)])
+def test_batches_of_all_rows_promise_what_smaller_ones_do(size: float, steps: int) -> None:
+    """At rate 1 the published figure, of a replaced row and by RDP, and not that of zero-out."""
+    found = public(FixedSizeBatches(), epochs=1, expected_batch=size)
+    assert (found.relation, found.accountant, found.releases) == (REPLACE_ONE, "rdp", steps)
+    step = fixed_size_sampled(41, int(size), gaussian_event(1.0))
+    stated = epsilon(repeated(step, steps), 1e-5, relation=REPLACE_ONE, accountant="rdp")
+    assert found.epsilon == pytest.approx(stated)
+    if steps == 1:
+        assert found.epsilon == pytest.approx(10.726, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("sampling", "relation"),
     [(ShuffledEpochs(), ZERO_OUT), (ShuffledEpochs(replace_one=True), REPLACE_ONE)],
