@@ -21,6 +21,7 @@ from privtrain.core.seeding import (
     SeededEntropy,
     Seeds,
     SystemEntropy,
+    kind_of,
 )
 from privtrain.core.statement import Budget, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
@@ -181,7 +182,7 @@ def fit(
     where = runtimes or default_runtimes()
     delta = budget.delta if budget is not None else delta
     real = where.star is not None and where.star.real
-    kind = EntropyKind(entropy or (EntropyKind.SYSTEM if real else SEEDED))
+    kind, seeds = kind_of(entropy, real=real), Seeds(seed)
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     check_device(device)
@@ -212,7 +213,7 @@ def fit(
             runtimes=where,
             ledger=ledger,
             transcript=transcript,
-            seeds=Seeds(seed),
+            seeds=seeds,
             entropy=OnceOnly(source),
             checkpoint=checkpoint,
             open_star=lambda: _open(stack, where, data, run),

@@ -24,6 +24,7 @@ from privtrain.core.seeding import (
     SeededEntropy,
     Seeds,
     SystemEntropy,
+    kind_of,
 )
 from privtrain.core.statement import Budget, PrivacyStatement, Relation, Unit
 from privtrain.core.task import FederatedData, Rows, Task
@@ -250,12 +251,12 @@ def tune(
     check_score(score, data)
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
     check_plans(plans, data, delta)
+    real = where.star is not None and where.star.real
+    kind = kind_of(entropy, real=real)
+    source = OnceOnly(SeededEntropy(seed) if kind is SEEDED else SystemEntropy())
     ledger = JournalLedger(plans, budget=budget, delta=delta)
     if study_ledger is not None:
         study_ledger.spend_run(ledger, data, name=f"tune({', '.join(trainers)})", folder=None)
-    real = where.star is not None and where.star.real
-    kind = EntropyKind(entropy or (EntropyKind.SYSTEM if real else SEEDED))
-    source = OnceOnly(SeededEntropy(seed) if kind is SEEDED else SystemEntropy())
     count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)
     best: _Trial | None = None
     # No figures: how many trials there are stays secret, also on a screen.

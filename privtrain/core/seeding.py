@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from privtrain.core.validate import check_count, check_member, check_seed
 from privtrain.core.words import Words
 
 Name = tuple[str, int, str]
@@ -44,6 +45,18 @@ class _Key(np.random.bit_generator.ISeedSequence):
         """The first bytes of the key."""
         found = np.frombuffer(self._key, dtype=np.dtype(dtype).newbyteorder("<"), count=n_words)
         return found.astype(dtype)
+
+
+def kind_of(entropy: EntropyKind | None, *, real: bool) -> EntropyKind:
+    """The asked kind of entropy; None for the system's wherever parties are real processes.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    if entropy is None:
+        return SYSTEM if real else SEEDED
+    check_member([*EntropyKind], entropy=entropy)
+    return EntropyKind(entropy)
 
 
 @dataclass(frozen=True)
@@ -91,9 +104,15 @@ class Seeds:
 
     Args:
         seed: The public seed, a whole number.
+
+    Raises:
+        ValueError: If it is none.
     """
 
     seed: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def __getitem__(self, name: Name) -> Stream:
         """The stream of a name; the same name gives the same stream in every process."""
@@ -112,6 +131,10 @@ class SeededEntropy:
     seed: int
     attempt: int = 0
     kind: EntropyKind = field(default=SEEDED, init=False)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_count(0, attempt=self.attempt)
 
     def __getitem__(self, name: Name) -> Stream:
         """The stream of a name; the same name gives the same stream in every process."""

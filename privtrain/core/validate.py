@@ -11,8 +11,15 @@ from torch import Tensor
 def _check(description: str, holds: Callable[[float], bool], values: dict[str, float]) -> None:
     for name, value in values.items():
         # `not (x > 0)` and not `x <= 0`: a NaN must fail too.
-        if isinstance(value, bool) or not isinstance(value, Real) or not holds(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not _holds(holds, value):
             raise ValueError(f"Expected {name}={value!r} {description}.")
+
+
+def _holds(holds: Callable[[float], bool], value: float) -> bool:
+    try:
+        return holds(value)
+    except OverflowError:  # a whole number beyond the range of floats
+        return False
 
 
 def check_positive(**values: float) -> None:
@@ -47,6 +54,26 @@ def check_fraction(**values: float) -> None:
 def check_delta(delta: float) -> None:
     """Raises `ValueError` unless delta lies in (0, 1)."""
     _check("in (0, 1)", lambda value: 0 < value < 1, {"delta": delta})
+
+
+def check_seed(seed: int) -> None:
+    """Raises `ValueError` unless a seed is a whole number, of either sign."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ValueError(f"Expected seed={seed!r} to be a whole number.")
+
+
+def check_flag(**values: bool) -> None:
+    """Raises `ValueError` unless every value is True or False: "no" would count as yes."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"Expected {name}={value!r} to be True or False.")
+
+
+def check_offers(method: str, example: str, /, **values: object) -> None:
+    """Raises `ValueError` unless every value has a method, which makes it one of its kind."""
+    for name, value in values.items():
+        if isinstance(value, type) or not callable(getattr(value, method, None)):
+            raise ValueError(f"Expected {name}={value!r} to be a value such as {example}.")
 
 
 def check_member(allowed: Collection[str], /, **values: str) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from privtrain.core.seeding import (
     SystemEntropy,
     derive,
     global_generator,
+    kind_of,
 )
 from tests.statistics import independent, normal_with_std
 
@@ -151,3 +153,21 @@ def test_borrowing_nests() -> None:
         with global_generator(Seeds(1)["inner", 0, ""]):
             torch.rand(7)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [0.5, "1", None, True, float("nan")])
+def test_a_seed_is_a_whole_number(value: Any) -> None:
+    for make in (Seeds, SeededEntropy):
+        with pytest.raises(ValueError, match=r"seed=.* to be a whole number"):
+            make(value)
+    with pytest.raises(ValueError, match="attempt="):
+        SeededEntropy(0, value)
+
+
+def test_entropy_is_of_one_of_two_kinds() -> None:
+    assert [kind_of(None, real=real) for real in (False, True)] == [SEEDED, SYSTEM]
+    assert kind_of("system", real=False) is SYSTEM  # type: ignore[arg-type] # as a study file has it
+    for value in ("", "os", 0, False, float("nan")):
+        with pytest.raises(ValueError, match="to be one of seeded, system") as caught:
+            kind_of(value, real=False)  # type: ignore[arg-type]
+        assert f"entropy={value!r}" in str(caught.value)

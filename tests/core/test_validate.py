@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,11 +10,14 @@ from privtrain.core.validate import (
     check_count,
     check_delta,
     check_finite,
+    check_flag,
     check_fraction,
     check_member,
     check_non_negative,
+    check_offers,
     check_positive,
     check_probability,
+    check_seed,
 )
 
 NEVER: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1, -0.5, True, False, "1", None, [1])
@@ -78,3 +82,34 @@ def test_the_first_value_that_is_not_finite_is_shown(bad: float) -> None:
         check_finite(other=torch.zeros(1), inputs=inputs)
     with pytest.raises(ValueError, match="scalar"):
         check_finite(scalar=torch.tensor(bad))
+
+
+def test_a_number_beyond_the_range_of_floats_is_refused_by_name() -> None:
+    for check in (check_positive, check_non_negative, check_probability):
+        with pytest.raises(ValueError, match="Expected epochs=1000"):
+            check(epochs=10**400)
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "no", math.nan, np.True_, [True]])
+def test_flags_are_true_or_false(value: Any) -> None:
+    check_flag(secure=True, other=False)
+    with pytest.raises(ValueError, match="to be True or False") as caught:
+        check_flag(secure=value)
+    assert f"secure={value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, True, None, "3", math.nan, [1], torch.tensor(1)])
+def test_seeds_are_whole_numbers(value: Any) -> None:
+    for good in (0, -3, 10**30, np.int64(7)):
+        check_seed(good)
+    with pytest.raises(ValueError, match="to be a whole number") as caught:
+        check_seed(value)
+    assert f"seed={value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 1.0, "PlainSum", dict])
+def test_a_value_offers_what_its_kind_does(value: Any) -> None:
+    check_offers("items", "a dict", argument={})
+    with pytest.raises(ValueError, match="to be a value such as a dict") as caught:
+        check_offers("items", "a dict", argument=value)
+    assert f"argument={value!r}" in str(caught.value)
