@@ -20,6 +20,7 @@ from privtrain.core.runtime import PartyRun, Payload
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
+from privtrain.core.validate import check_offers
 from privtrain.privacy.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
 from privtrain.privacy.participation import check_separation
 from privtrain.privacy.placement import AT_AGGREGATOR, Drawer, Placement
@@ -51,6 +52,12 @@ class Release:
     finish: Finish = IDENTITY
 
     def __post_init__(self) -> None:
+        check_offers("bound", "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
+        check_offers("exposure", "PlainSum()", aggregation=self.aggregation)
+        if not isinstance(self.noise_at, Placement):
+            raise ValueError(
+                f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."
+            )
         if self.mechanism.noisy and not self.aggregation.bounded:
             raise UnsoundReleaseError(
                 f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "

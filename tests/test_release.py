@@ -503,3 +503,18 @@ def test_the_aggregators_name_is_no_clients() -> None:
     assert independent(theirs, local)
     assert a_party("client-0").party != AGGREGATOR_NAME
     assert AGGREGATOR.name == AGGREGATOR_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("mechanism", ("Gaussian",)),
+        ("mechanism", (Gaussian,)),
+        ("noise_at", (Gaussian(1.0, 1.0), "AT_PARTY")),
+        ("noise_at", (Gaussian(1.0, 1.0), SPLIT)),
+        ("aggregation", (Gaussian(1.0, 1.0), AT_PARTY, None)),
+    ],
+)
+def test_parts_that_are_none_are_refused_by_name(name: str, arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match=f"Expected {name}=.* to be "):
+        Release(*arguments)

@@ -11,7 +11,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
 from privtrain.core.statement import REPLACE_ONE, Relation
-from privtrain.core.validate import check_non_negative, check_positive
+from privtrain.core.validate import check_flag, check_non_negative, check_positive
 from privtrain.privacy.accounting import (
     Approximate,
     gaussian_event,
@@ -55,6 +55,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
+        check_flag(secure=self.secure)
         # Its grid is 2^-48 of it, and has to be a normal number.
         if self.secure and self.noisy and not 1e-280 < self.standard_deviation < 1e280:
             raise ValueError(

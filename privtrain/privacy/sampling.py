@@ -11,7 +11,7 @@ import numpy as np
 from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
-from privtrain.core.validate import check_count, check_positive, check_probability
+from privtrain.core.validate import check_count, check_flag, check_positive, check_probability
 from privtrain.privacy.events import (
     fixed_size_sampled,
     of_group,
@@ -97,6 +97,7 @@ class FixedSize:
 
     def __post_init__(self) -> None:
         check_count(size=self.size)
+        check_flag(replace_one=self.replace_one)
 
     def _check(self, population: int) -> None:
         if self.size > population:
@@ -180,10 +181,12 @@ class Poisson:
         check_probability(rate=self.rate)
         if self.expected_size is not None:
             check_positive(expected_size=self.expected_size)
+        check_flag(size_is_public=self.size_is_public)
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
         """An independent coin for every number."""
-        return heads(population, self.rate, generator).tolist()
+        drawn: list[int] = heads(population, self.rate, generator).tolist()
+        return drawn
 
     def expected(self, population: int) -> float:
         """The public number by which a noised sum is divided."""
@@ -313,6 +316,9 @@ class Shuffled:
     """
 
     replace_one: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag(replace_one=self.replace_one)
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
         """All numbers in a random order, which has no effect on the guarantee."""

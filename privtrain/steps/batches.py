@@ -12,7 +12,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.seeding import Streams
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, check_flag
 from privtrain.privacy.participation import Schedule, enforced
 from privtrain.privacy.sampling import (
     ByUser,
@@ -24,6 +24,7 @@ from privtrain.privacy.sampling import (
 )
 from privtrain.steps.users import count_kept, some_of_each_user, users_of
 
+_MOST_STEPS = 2.0**53
 SAMPLED_IN_SECRET = "the sample of each step is secret: it is drawn like noise, not from the seed"
 
 
@@ -162,9 +163,27 @@ def poisson_figures(
     assumptions = [SAMPLED_IN_SECRET]
     if found is not None:
         assumptions.append(counted(found))
-    steps = max(1, math.ceil(epochs / sampling_rate - 1e-9))
+    steps = whole_steps(epochs / sampling_rate, epochs)
     sampling = Poisson(sampling_rate, expected_batch, size_is_public=found is not None)
     return sampling, steps, tuple(assumptions)
+
+
+def whole_steps(steps: float, epochs: float) -> int:
+    """A number of steps, rounded up; at least 1.
+
+    Args:
+        steps: How many there are, up to rounding.
+        epochs: Where they come from, for the error.
+
+    Raises:
+        ValueError: If there are too many to be counted.
+    """
+    if not steps < _MOST_STEPS:
+        raise ValueError(
+            f"Expected epochs={epochs!r} to take fewer than 2^53 steps; it takes {steps:g}. Use "
+            "fewer epochs, or a larger sampling_rate or expected_batch."
+        )
+    return max(1, math.ceil(steps - 1e-9))
 
 
 def taken(rows: Rows, chosen: list[int]) -> Rows:
@@ -275,7 +294,7 @@ class TruncatedPoissonBatches:
         """Batches of `expected_batch` rows before the cut."""
         rows = max(1, len(data.pooled()))
         rate = min(1.0, expected_batch / rows) if sampling_rate is None else sampling_rate
-        steps = max(1, math.ceil(epochs / rate - 1e-9))
+        steps = whole_steps(epochs / rate, epochs)
         sampling = TruncatedPoisson(rate, self.largest)
         return Batches(sampling, steps, (SAMPLED_IN_SECRET, counted(rows)), population=rows)
 
@@ -306,7 +325,7 @@ class FixedSizeBatches:
             UnsupportedError: If a sampling rate is given.
         """
         rows, size = public_figures(self, data, sampling_rate, expected_batch)
-        steps = max(1, math.ceil(epochs * rows / size - 1e-9))
+        steps = whole_steps(epochs * rows / size, epochs)
         assumptions = (SAMPLED_IN_SECRET, counted(rows))
         sampling = FixedSize(size, replace_one=True)
         return Batches(sampling, steps, assumptions, population=rows)
@@ -330,6 +349,9 @@ class ShuffledEpochs:
 
     replace_one: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag(replace_one=self.replace_one)
+
     def batches(
         self,
         data: FederatedData,
@@ -346,7 +368,7 @@ class ShuffledEpochs:
         """
         rows, size = public_figures(self, data, sampling_rate, expected_batch)
         cut = -(-rows // size)
-        steps = max(1, math.ceil(epochs * cut - 1e-9))
+        steps = whole_steps(epochs * cut, epochs)
         sampling = Shuffled(replace_one=self.replace_one)
         return Batches(sampling, steps, (counted(rows),), per_draw=cut, population=rows)
 

@@ -3,13 +3,12 @@
 A whole run is one draw: it is paid for before its first step, and an interrupted one is lost.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 from privtrain.core.task import FederatedData
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, check_flag
 from privtrain.privacy.participation import CyclicSample, FixedPasses
-from privtrain.steps.batches import Batches, counted, poisson_figures, public_figures
+from privtrain.steps.batches import Batches, counted, poisson_figures, public_figures, whole_steps
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,9 @@ class FixedOrder:
 
     replace_one: bool = False
 
+    def __post_init__(self) -> None:
+        check_flag(replace_one=self.replace_one)
+
     def batches(
         self,
         data: FederatedData,
@@ -88,7 +90,7 @@ class FixedOrder:
         """
         rows, size = public_figures(self, data, sampling_rate, expected_batch)
         cut = -(-rows // size)
-        steps = max(1, math.ceil(epochs * cut - 1e-9))
+        steps = whole_steps(epochs * cut, epochs)
         passes = FixedPasses(cut, steps, self.replace_one)
         return Batches(
             *(passes, steps, (counted(rows),)), per_draw=steps, population=rows, schedule=passes

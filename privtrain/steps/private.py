@@ -1,6 +1,5 @@
 """How one data holder improves a model under example-level differential privacy."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from privtrain.core.seeding import global_generator
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
-from privtrain.core.validate import check_positive, check_probability
+from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.privacy.accounting import repeated
 from privtrain.privacy.mechanism import (
     Mechanism,
@@ -25,7 +24,13 @@ from privtrain.privacy.mechanism import (
 )
 from privtrain.privacy.participation import check_separation
 from privtrain.privacy.sampling import Poisson
-from privtrain.steps.batches import Batches, PoissonBatches, plan_batches, poisson_batch
+from privtrain.steps.batches import (
+    Batches,
+    PoissonBatches,
+    plan_batches,
+    poisson_batch,
+    whole_steps,
+)
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.gradients import ClippedSum, Gradients
 from privtrain.steps.plain import GradientVector, OptimizerFactory, make_optimizer
@@ -90,6 +95,9 @@ class DPSteps:
         check_separation(self.mechanism, PoissonBatches())
         check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
         check_probability(sampling_rate=self.sampling_rate)
+        check_offers("engine", "BookKeeping()", gradients=self.gradients)
+        if self.expected_batch is not None:
+            check_positive(expected_batch=self.expected_batch)
 
     def _batches(self, data: FederatedData) -> Batches:
         return plan_batches(
@@ -126,7 +134,7 @@ class DPSteps:
         seen: dict[str, float] = {}
         state = self.mechanism.init(to_vector(parameters))
         with global_generator(party.seeds["dropout", party.round, party.party]):
-            for step in range(math.ceil(self.epochs / self.sampling_rate - 1e-9)):
+            for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
                 clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]

@@ -15,7 +15,7 @@ from privtrain.core.seeding import global_generator
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.validate import check_positive, check_probability
+from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import l2_bound
 from privtrain.release import Release
@@ -63,6 +63,9 @@ class DPSGD:
     token: ClassVar[str] = "dp_sgd"
 
     def __post_init__(self) -> None:
+        check_offers("arrive", "Release(Gaussian(1.0, 1.0))", release=self.release)
+        check_offers("batches", "PoissonBatches()", sampling=self.sampling)
+        check_offers("engine", "BookKeeping()", gradients=self.gradients)
         l2_bound(self.release.mechanism)
         if self.release != Release(self.release.mechanism):
             raise UnsoundReleaseError(

@@ -342,3 +342,9 @@ def test_noise_alone_parts_of_it_and_too_many_values_are_refused() -> None:
 def test_a_grid_that_floats_cannot_hold_is_refused(make: Callable[[], Gaussian]) -> None:
     with pytest.raises(ValueError, match="secure=True"):
         make()
+
+
+@pytest.mark.parametrize("value", [1, None, "False"])
+def test_secure_is_true_or_false(value: object) -> None:
+    with pytest.raises(ValueError, match=f"secure={value!r} to be True or False"):
+        Gaussian(1.0, 1.0, secure=value)  # type: ignore[arg-type]

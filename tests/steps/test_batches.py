@@ -33,6 +33,7 @@ from privtrain.steps.batches import (
     taken,
 )
 from privtrain.steps.bookkeeping import BookKeeping
+from privtrain.steps.cyclic import CyclicPoisson, FixedOrder
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.training import calibrate, fit
 from tests.trainers.federations import STAR, TASK, a_federation
@@ -248,3 +249,40 @@ def test_figures_that_do_not_fit_are_refused(sampling: BatchSampling) -> None:
 def test_an_empty_party_changes_nothing(data: FederatedData = DATA) -> None:
     counts = {len(trainer(sampling).batches(data).assumptions) for sampling in SAMPLINGS}
     assert counts <= {1, 2}
+
+
+@pytest.mark.parametrize("make", [ShuffledEpochs, FixedOrder, Shuffled])
+def test_what_is_neither_true_nor_false_is_refused(make: Any) -> None:
+    for value in (1, None, "no"):
+        with pytest.raises(ValueError, match=f"replace_one={value!r} to be True or False"):
+            make(value)
+    with pytest.raises(ValueError, match="replace_one=1"):
+        FixedSize(3, replace_one=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="size_is_public='yes'"):
+        Poisson(0.5, 3.0, "yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "sampling", [*SAMPLINGS, TruncatedPoissonBatches(9), FixedOrder(), CyclicPoisson(2)]
+)
+def test_more_steps_than_can_be_counted_are_refused(sampling: BatchSampling) -> None:
+    for epochs in (1e300, 1.7e308):
+        with pytest.raises(ValueError, match=r"epochs=.* to take fewer than 2\^53 steps"):
+            trainer(sampling, epochs=epochs).batches(DATA)
+    if isinstance(sampling, (PoissonBatches, TruncatedPoissonBatches, CyclicPoisson)):
+        with pytest.raises(ValueError, match=r"fewer than 2\^53 steps; it takes inf"):
+            trainer(sampling, epochs=1, sampling_rate=1e-320).batches(DATA)
+
+
+@pytest.mark.parametrize("value", [None, 0.1, "PoissonBatches", Poisson(0.1), PoissonBatches])
+def test_what_draws_no_batches_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"Expected sampling=.* such as PoissonBatches"):
+        DPSGD(sampling=value)
+
+
+@pytest.mark.parametrize("value", [None, 1.0, "Gaussian", Gaussian(1.0, 1.0), Release])
+def test_what_is_no_release_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"Expected release=.* such as Release\(Gaussian"):
+        DPSGD(release=value)
+    with pytest.raises(ValueError, match=r"Expected gradients=.* such as BookKeeping"):
+        DPSGD(gradients=value)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,3 +270,10 @@ def test_noise_is_scaled() -> None:
     scaled = DPSteps(Gaussian(2.0, 1.0)).with_scale(4.0)
     assert scaled is not None
     assert scaled.mechanism == Gaussian(2.0, 4.0)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan"), float("inf"), True, "64"])
+def test_an_expected_batch_is_a_positive_number(value: Any) -> None:
+    with pytest.raises(ValueError, match="expected_batch=") as caught:
+        DPSteps(Gaussian(1.0, 1.0), expected_batch=value)
+    assert f"expected_batch={value!r}" in str(caught.value)
