@@ -215,14 +215,9 @@ def _losses(
     dp: Any, leaf: Event, count: int, relation: Relation, step: float, pessimistic: bool
 ) -> Any:
     """The privacy losses of one release that is made several times."""
-    how: dict[str, Any] = {
-        "pessimistic_estimate": pessimistic,
-        "value_discretization_interval": step,
-        "use_connect_dots": pessimistic,  # it only rounds up
-    }
     if isinstance(leaf, dp.GaussianDpEvent):  # several are one of less noise
         leaf, count = dp.GaussianDpEvent(leaf.noise_multiplier / math.sqrt(count)), 1
-    one = _losses_once(dp, leaf, relation, how)
+    one = _losses_once(dp, leaf, relation, step, pessimistic)
     if one is not None:
         return self_composed(dp, one, count)
     if not pessimistic:
@@ -232,8 +227,19 @@ def _losses(
     return reader._pld
 
 
-def _losses_once(dp: Any, leaf: Event, relation: Relation, how: dict[str, Any]) -> Any | None:
-    """The privacy losses of one release; None where only the accountant knows them."""
+@lru_cache(maxsize=4)
+def _losses_once(
+    dp: Any, leaf: Event, relation: Relation, step: float, pessimistic: bool
+) -> Any | None:
+    """The privacy losses of one release; None where only the accountant knows them.
+
+    They stay, since one run asks for several numbers of them, and mixtures take seconds.
+    """
+    how: dict[str, Any] = {
+        "pessimistic_estimate": pessimistic,
+        "value_discretization_interval": step,
+        "use_connect_dots": pessimistic,  # it only rounds up
+    }
     make, neighbours = dp.pld.privacy_loss_distribution, _relation(dp, relation)
     rate, inner = 1.0, leaf
     if isinstance(leaf, dp.PoissonSampledDpEvent) and leaf.sampling_probability > 0:
@@ -248,12 +254,12 @@ def _losses_once(dp: Any, leaf: Event, relation: Relation, how: dict[str, Any]) 
         given = inner.standard_deviation, inner.sensitivities, inner.sampling_probs
         return make.from_mixture_gaussian_mechanism(*given, **how)
     cut = isinstance(inner, dp.dp_event.TruncatedSubsampledGaussianDpEvent)
-    if not cut or not how["pessimistic_estimate"]:
+    if not cut or not pessimistic:
         return None
     return make.from_truncated_subsampled_gaussian_mechanism(
         *(inner.dataset_size, inner.sampling_probability, inner.truncated_batch_size),
         inner.noise_multiplier,
-        value_discretization_interval=how["value_discretization_interval"],
+        value_discretization_interval=step,
         neighboring_relation=neighbours,
     )
 
