@@ -146,9 +146,13 @@ def from_npz(
             arrays = _arrays(file, path, (inputs, targets))
     except DataError:
         raise
-    # numpy raises any of these for a file that is missing, cut off, pickled or no archive.
+    # For what is missing, cut off, no archive or pickled; numpy's advice is to unpickle it anyway.
     except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise DataError(f"Could not read {path} as an .npz file: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is damaged or something else"
+        raise DataError(
+            f"Could not read data={str(path)!r} as an .npz file: {why}. Give the path of a file "
+            "that numpy.savez wrote, with arrays of numbers."
+        ) from error
     return from_arrays(*arrays, **{"name": path.stem, **options})
 
 
@@ -377,12 +381,17 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
     with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
         probe = torch.zeros(2, *shape, dtype=inputs.dtype)
         try:
-            got = tuple(model().eval()(probe).shape)
-        except RuntimeError as error:
+            made = model()
+            got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
+        # Whatever a user's own code may raise.
+        except Exception as error:
             raise ValueError(
-                f"Expected model={model!r} to take inputs of shape {tuple(probe.shape)} and type "
-                f"{inputs.dtype}: {error}"
+                f"Expected model={model!r}, called without arguments, to make a module that can "
+                f"take inputs of shape {tuple(probe.shape)} and type {inputs.dtype}; it raised "
+                f"{type(error).__name__}: {error}"
             ) from error
+    if got is None:
+        raise ValueError(f"Expected model={model!r} to return an nn.Module, not {made!r}.")
     if got != (2, classes):
         raise ValueError(
             f"Expected model={model!r} to map inputs of shape {tuple(probe.shape)} to logits of "

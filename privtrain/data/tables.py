@@ -1,6 +1,7 @@
 """Own data in a CSV file: numbers as they stand, words as zeros and ones."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from privtrain.data.files import Place, in_range, one_hot, parse
 
 MOST_WORDS = 256
 """A column of more different words is taken for an identifier, unless its words are listed."""
+
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
+"""What stands, in small letters, where a value is missing."""
 
 
 def from_csv(
@@ -121,7 +125,11 @@ def read_table(path: Path, delimiter: str) -> Table:
                     lines.append(reader.line_num)
                     records.append(record)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Could not read {path} as a CSV file in UTF-8: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"Could not read data={str(path)!r} as a CSV file in UTF-8: {why}. Give the path of a "
+            "text file whose first line names the columns."
+        ) from error
     if not records:
         what = "only a line of names" if header else "nothing"
         raise DataError(f"{path} holds {what}. Give a file with a line of names and rows below.")
@@ -160,6 +168,11 @@ def _block(
             raise table.place.error(row, name, values[row], expected)
         return parsed[:, None] if limits is None else _in_range(table, name, limits)
     found = sorted(set(values))
+    if all(map(_is_missing, found)):
+        raise DataError(
+            f"{table.place.path}, column {name!r}, holds no value, only "
+            f"{', '.join(map(repr, found))}. Remove it, or leave it out with drop=[{name!r}]."
+        )
     if len(found) > MOST_WORDS:
         raise DataError(
             f"{table.place.path}, column {name!r}, holds {len(found)} different words, more than "
@@ -170,6 +183,12 @@ def _block(
         "give categories= to state them"
     )
     return one_hot(values, Category(name, tuple(found)), table.place)
+
+
+def _is_missing(value: str) -> bool:
+    """Whether a text stands for no value: empty, a word for it, or a number that is not finite."""
+    parsed = parse(value)
+    return value.lower() in MISSING or parsed in (math.inf, -math.inf)
 
 
 def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[np.float64]:
@@ -191,6 +210,10 @@ def _targets(
         return one_hot(values, listed, table.place).argmax(axis=1), len(classes)
     parsed = np.array([parse(value) for value in values])
     if np.isnan(parsed).all():
+        absent = [row for row, value in enumerate(values) if value.lower() in MISSING]
+        if absent:
+            expected = "a word that names a class (remove rows without one, or list classes=)"
+            raise table.place.error(absent[0], label, values[absent[0]], expected)
         found = sorted(set(values))
         position = {value: number for number, value in enumerate(found)}
         codes = np.array([position[value] for value in values], dtype=np.int64)

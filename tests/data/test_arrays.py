@@ -146,6 +146,9 @@ REFUSED: list[tuple[str, Call, str]] = [
         r"logits of shape \(2, 3\), not \(2, 2",
     ),
     ("model width", lambda: from_arrays(X, Y, model=MLP((4, 3))), r"take inputs of shape \(2, 5\)"),
+    ("no model", lambda: from_arrays(X, Y, model=lambda: None), "return an nn.Module, not None"),
+    ("own error", lambda: from_arrays(X, Y, model=lambda: {}["k"]), "it raised KeyError: 'k'"),
+    ("arguments", lambda: from_arrays(X, Y, model=nn.Linear), "without arguments.*TypeError"),
     (
         "no labels",
         lambda: from_arrays(X, Y, parties=2, partition=ByColumn(label_holder=None)),
@@ -220,7 +223,7 @@ def test_npz(tmp_path: Path) -> None:
 
 
 def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Could not read .*absent\.npz"):
+    with pytest.raises(DataError, match=r"Could not read data=.*absent\.npz.*No such file"):
         from_npz(tmp_path / "absent.npz")
     np.savez_compressed(tmp_path / "whole.npz", x=X, y=Y)
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -232,5 +235,6 @@ def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"Could not read .*{name}\.npz"):
             from_npz(tmp_path / f"{name}.npz")
     np.savez(tmp_path / "objects.npz", x=np.array([{}, {}], dtype=object), y=Y)
-    with pytest.raises(DataError, match=r"Could not read .*objects\.npz"):
+    with pytest.raises(DataError, match=r"Could not read .*objects\.npz") as refused:
         from_npz(tmp_path / "objects.npz")
+    assert "allow_pickle" not in str(refused.value)

@@ -122,6 +122,22 @@ REFUSED: list[tuple[str, list[str], str, dict[str, Any], str]] = [
     ("one class", GOOD[::2], "age,city,y", {}, "one class only, '0'"),
     ("fraction", [*GOOD, "1,Rome,0.5"], "age,city,y", {}, "line 22, column 'y'.*whole.*'0.5'"),
     ("no label", [*GOOD, "1,Rome,"], "age,city,y", {}, "line 22, column 'y'"),
+    (
+        "no value",
+        [f"{n},nan,{n % 2}" for n in range(20)],
+        "age,city,y",
+        {},
+        "'city'.*no value.*drop",
+    ),
+    ("empty", [f"{n},,{n % 2}" for n in range(20)], "age,city,y", {}, "'city'.*no value, only ''"),
+    ("infinite", [f"{n},inf,{n % 2}" for n in range(20)], "age,city,y", {}, "only 'inf'"),
+    (
+        "no class",
+        ["1,Rome,a", "2,Oslo,b", "3,Oslo,"],
+        "age,city,y",
+        {},
+        "line 4, column 'y'.*not ''",
+    ),
     ("parties", GOOD, "age,city,y", {"parties": 15}, "parties=15.* 14"),
 ]
 
@@ -136,6 +152,12 @@ def test_what_cannot_be_used_is_named(
         from_csv(path, **options)
 
 
+def test_a_class_may_be_called_none(tmp_path: Path) -> None:
+    rows = [f"{n},{'none' if n % 2 else 'mild'}" for n in range(20)]
+    notes = from_csv(write(tmp_path / "t.csv", rows, "a,y"), parties=2)[1].notes
+    assert "(mild is 0, none is 1)" in notes[0]
+
+
 def test_identifiers_and_values_are_no_classes(tmp_path: Path) -> None:
     names = write(tmp_path / "a.csv", [f"id{n},{n % 2}" for n in range(300)], "name,y")
     with pytest.raises(DataError, match=r"'name', holds 300 different words.*drop=\['name'\]"):
@@ -146,7 +168,9 @@ def test_identifiers_and_values_are_no_classes(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Could not read .*absent\.csv"):
+    with pytest.raises(
+        DataError, match=r"Could not read data=.*absent\.csv.*No such file.*Give the"
+    ):
         from_csv(tmp_path / "absent.csv")
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(DataError, match="holds nothing"):
