@@ -2,10 +2,12 @@
 
 import io
 import json
+import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +16,6 @@ import tyro
 
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison
-from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count
 from privtrain.party import PartyArgs, run_party
@@ -185,44 +186,19 @@ def main(arguments: list[str] | None = None) -> int:
     except PrivtrainError as error:
         print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(
-            "privtrain: stopped. What was finished is kept; run the same command with --resume "
-            "to go on.",
-            file=sys.stderr,
-        )
+    except OSError as error:
+        print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as stopped:
+        print(f"privtrain: stopped. {str(stopped) or 'Nothing of it is kept.'}", file=sys.stderr)
         return INTERRUPTED
-
-
-def _runtimes(name: str) -> Runtimes:
-    from privtrain.runtimes.processes import Processes
-
-    return Runtimes(star=_star(name), mesh=Processes())
-
-
-def _star(name: str) -> StarRuntime:
-    if name == "in-process":
-        from privtrain.runtimes.in_process import InProcess
-
-        return InProcess()
-    # Flower takes a second to import, so only who asks for it waits.
-    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
-
-    stars: dict[str, Callable[[], StarRuntime]] = {
-        "flower-grid": FlowerGrid,
-        "flower-ray": FlowerRay,
-    }
-    if name not in stars:
-        raise ValueError(f"Expected runtime={name!r} to be one of in-process, {', '.join(stars)}.")
-    return stars[name]()
 
 
 def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
     from privtrain.data.loading import load
     from privtrain.study import import_function
 
-    task, data = load(name, **options)
-    return (task if model is None else replace(task, model=import_function(model))), data
+    return load(name, **options, **({} if model is None else {"model": import_function(model)}))
 
 
 def _folder(run: RunArgs, data: str) -> Path:
@@ -232,8 +208,19 @@ def _folder(run: RunArgs, data: str) -> Path:
     return Path("runs") / f"{Path(data).stem}-{stamp}"
 
 
-def _claim(folder: Path, *, force: bool, resume: bool) -> None:
-    """Makes sure that a folder may be written, and that nothing finished is lost."""
+def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
+    """Makes a folder that can be written. Nothing finished is lost, unless by `force`.
+
+    A `resume` of None means that the command cannot go on with what is there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to out={str(folder)!r}: {error.strerror}. Choose another --out, a "
+            "folder that you may write to."
+        ) from error
     written = ("comparison.json", "rows", "statement.json", "study.toml")
     started = [name for name in written if (folder / name).exists()]
     if started and force and not resume:
@@ -242,8 +229,9 @@ def _claim(folder: Path, *, force: bool, resume: bool) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif started and not resume:
         raise DataError(
-            f"The folder {folder} holds a run already ({', '.join(started)}). Go on with it by "
-            "--resume, overwrite it by --force, or choose another --out."
+            f"The folder {folder} holds a run already ({', '.join(started)}). "
+            f"{'' if resume is None else 'Go on with it by --resume. '}"
+            "Overwrite it by --force, or choose another --out."
         )
 
 
@@ -253,10 +241,12 @@ def compare_command(args: Compare) -> int:
 
     from privtrain.comparison import compare, failed
     from privtrain.report.files import plain_comparison, save
-    from privtrain.study import Study, default_tables, read_study, write_study
+    from privtrain.study import Study, default_tables, make_runtimes, read_study, write_study
     from privtrain.training import check_device
 
     check_count(threads=args.run.threads)
+    if args.study is not None:
+        _check_alone(args)
     study = (
         read_study(args.study)
         if args.study is not None
@@ -274,11 +264,6 @@ def compare_command(args: Compare) -> int:
             device=args.run.device,
         )
     )
-    if args.study is not None and (args.secure or args.canaries):
-        raise ValueError(
-            f"Expected secure={args.secure} and canaries={args.canaries} to stand in the study "
-            f'file {args.study}: secure = true beside kind = "Gaussian", and canaries = 500.'
-        )
     check_device(study.device)
     torch.set_num_threads(args.run.threads)
     trainers = study.make_trainers()
@@ -288,22 +273,46 @@ def compare_command(args: Compare) -> int:
     folder = _folder(args.run, study.data)
     _claim(folder, force=args.run.force, resume=args.resume)
     write_study(study, folder / "study.toml")
-    comparison = compare(
-        trainers,
-        task,
-        data,
-        attacks=attacks,
-        seeds=range(study.seeds),
-        epsilons=study.epsilons,
-        runtimes=_runtimes(study.runtime),
-        delta=study.delta,
-        device=study.device,
-        folder=folder / "rows",
-        study=study.to_plain(),
-    )
-    save(comparison, folder, force=True)
+    try:
+        comparison = compare(
+            trainers,
+            task,
+            data,
+            attacks=attacks,
+            seeds=range(study.seeds),
+            epsilons=study.epsilons,
+            runtimes=make_runtimes(study.runtime),
+            delta=study.delta,
+            device=study.device,
+            folder=folder / "rows",
+            study=study.to_plain(),
+        )
+        save(comparison, folder, force=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "What was finished is kept. Go on with: privtrain compare "
+            f"{shlex.quote(str(folder / 'study.toml'))} --out {shlex.quote(str(folder))} --resume"
+        ) from None
     _show(comparison, args.run.json, plain_comparison, folder)
     return FAILED if failed(comparison) else 0
+
+
+def _check_alone(args: Compare) -> None:
+    """Refuses arguments that a study file speaks of: they would change nothing."""
+    plain = Compare()
+    names = ("trainers", "epsilon", "delta", "seeds", "attacks", "runtime", "secure", "canaries")
+    given = [f"--{name}" for name in names if getattr(args, name) != getattr(plain, name)]
+    given += [
+        f"--{name}"
+        for name, value in vars(args.where).items()
+        if value != getattr(plain.where, name)
+    ]
+    given += ["--device"] if args.run.device != plain.run.device else []
+    if given:
+        raise ValueError(
+            f"Expected the study file {args.study} without {', '.join(given)}, which it says "
+            "itself. Change the file, or leave it out."
+        )
 
 
 def _show(
@@ -327,7 +336,7 @@ def fit_command(args: Fit) -> int:
     from privtrain.comparison import accuracy_with_interval
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
-    from privtrain.study import default_tables, make_trainer
+    from privtrain.study import default_tables, make_runtimes, make_trainer
     from privtrain.training import calibrate, fit
 
     check_count(threads=args.run.threads)
@@ -336,8 +345,8 @@ def fit_command(args: Fit) -> int:
     trainer = make_trainer(settings.pop("trainer"), settings)
     task, data = _load(args.where.data, args.where.options(), args.where.model)
     folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
-    _claim(folder, force=args.run.force, resume=False)
-    runtimes = _runtimes(args.runtime)
+    _claim(folder, force=args.run.force, resume=None)
+    runtimes = make_runtimes(args.runtime)
     if args.epsilon is not None:
         trainer = calibrate(
             trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from privtrain.attacks.attack import Attack, check_distinct
+from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.auditing import audit
 from privtrain.checkpoint import identity_of, layout_of
@@ -25,7 +25,7 @@ from privtrain.core.seeding import EntropyKind
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import check_positive
+from privtrain.core.validate import check_distinct, check_positive
 from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.report.files import load, plain_comparison
 from privtrain.report.html import comparison_fragment
@@ -134,15 +134,19 @@ def compare(
         One row a trainer, seed and asked epsilon, and the run card.
 
     Raises:
-        ValueError: If there are no trainers, an epsilon is not positive, or attacks share a name.
+        ValueError: If there are no trainers or seeds, an epsilon is not positive, a seed or an
+            epsilon stands there twice, or attacks share a name.
         DataError: If the folder holds rows of other data, another task, delta or attack.
     """
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
     for epsilon in epsilons:
         check_positive(epsilon=epsilon)
-    check_distinct(attacks)
+    check_attack_names(attacks)
     chosen = list(seeds)
+    if not chosen:
+        raise ValueError("Expected seeds=[] to hold at least one seed.")
+    check_distinct(seeds=chosen, epsilons=epsilons)
     where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
     home = None if folder is None else Path(folder)
     conditions = Conditions(

@@ -16,13 +16,20 @@ from typing import Any
 from privtrain.aggregation.finish import ARGMAX, IDENTITY, Threshold
 from privtrain.aggregation.plain import PlainSum
 from privtrain.aggregation.shared import SharedSum
-from privtrain.attacks.attack import Attack, check_distinct
+from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.attacks.membership import LossThreshold
 from privtrain.attacks.one_run import OneRun
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import check_count, check_delta, check_member, check_positive
+from privtrain.core.validate import (
+    check_count,
+    check_delta,
+    check_distinct,
+    check_member,
+    check_positive,
+)
 from privtrain.data.canaries import mislabelled_rows, with_canaries
 from privtrain.mpc.crypten import CrypTen
 from privtrain.privacy.banded import BandedMatrix
@@ -136,7 +143,11 @@ def _construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
             raise ValueError(
                 f"{kind.__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}."
             )
-    return kind(**{name: None if value == "none" else value for name, value in settings.items()})
+    given = {name: None if value == "none" else value for name, value in settings.items()}
+    try:
+        return kind(**given)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{kind.__name__} cannot be made of {given}: {error}.") from error
 
 
 def make_trainer(token: str, settings: Mapping[str, Any] | None = None) -> Trainer:
@@ -192,6 +203,47 @@ def _secured(table: Any) -> Any:
     return inner | {"secure": True} if table.get("kind") == Gaussian.__name__ else inner
 
 
+def make_runtimes(name: str) -> Runtimes:
+    """Where parties run, by the name of the star runtime; a mesh has real processes.
+
+    Raises:
+        ValueError: If there is no such runtime.
+    """
+    from privtrain.runtimes.processes import Processes
+
+    return Runtimes(star=_star(name), mesh=Processes())
+
+
+def _star(name: str) -> StarRuntime:
+    if name == "in-process":
+        from privtrain.runtimes.in_process import InProcess
+
+        return InProcess()
+    # Flower takes a second to import, so only who asks for it waits.
+    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
+
+    stars: dict[str, Callable[[], StarRuntime]] = {
+        "flower-grid": FlowerGrid,
+        "flower-ray": FlowerRay,
+    }
+    if name not in stars:
+        raise ValueError(f"Expected runtime={name!r} to be one of in-process, {', '.join(stars)}.")
+    return stars[name]()
+
+
+_ENTRIES: Mapping[str, tuple[Any, str]] = {
+    "data": (str, "the name of a data set or the path of a file, in quotes"),
+    "data_options": (Mapping, "a table, [data_options]"),
+    "model": ((str, type(None)), 'a function in quotes, such as "my_model.py:make"'),
+    "trainers": (Mapping, "a table with one table a trainer, [trainers.LABEL]"),
+    "epsilons": (tuple, "a list of numbers, such as [1.0, 3.0]"),
+    "attacks": (tuple, 'a list of names, such as ["loss_threshold"]'),
+    "runtime": (str, 'a name in quotes, such as "flower-grid"'),
+    "device": (str, 'a name in quotes, such as "cpu"'),
+}
+"""Entries of a study, their types, and what to write there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Everything a comparison is made of, as a file can hold it.
@@ -228,16 +280,31 @@ class Study:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for name, (kind, words) in _ENTRIES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"Expected {name}={getattr(self, name)!r} to be {words}.")
         check_count(seeds=self.seeds)
         check_count(0, canaries=self.canaries)
         check_delta(self.delta)
         for epsilon in self.epsilons:
             check_positive(epsilon=epsilon)
+        check_distinct(epsilons=self.epsilons)
 
     def make_trainers(self) -> dict[str, Trainer]:
-        """Label to trainer."""
+        """Label to trainer.
+
+        Raises:
+            ValueError: If there is none, or a name, a setting or its value is not known.
+        """
+        if not self.trainers:
+            raise ValueError(f"Expected trainers={{}} to name some of {', '.join(TRAINERS)}.")
         made = {}
         for label, settings in self.trainers.items():
+            if not isinstance(settings, Mapping):
+                raise ValueError(
+                    f"Expected trainers.{label}={settings!r} to be a table: [trainers.{label}], "
+                    'and below it trainer = "sgd" or so and its settings.'
+                )
             plain = {name: value for name, value in settings.items() if name != "trainer"}
             made[label] = make_trainer(settings.get("trainer", label), plain)
         return made
@@ -264,7 +331,7 @@ class Study:
                     "Plant so many with --canaries, or in the study file (canaries = 500)."
                 )
             made.append(attack)
-        check_distinct(made)
+        check_attack_names(made)
         return tuple(made)
 
     def planted(self, data: FederatedData) -> FederatedData:
@@ -322,7 +389,7 @@ def read_study(path: Path) -> Study:
 
     Raises:
         DataError: If the file is missing or no TOML.
-        ValueError: If it has an entry that a study does not have, or a wrong one.
+        ValueError: If it has an entry that a study does not have, or a value that is out of range.
     """
     try:
         table = tomllib.loads(path.read_text())
@@ -335,11 +402,12 @@ def read_study(path: Path) -> Study:
         if name not in known:
             raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
     for name in ("epsilons", "attacks"):
-        if name in table:
-            if not isinstance(table[name], list):
-                raise ValueError(f"{path}: expected {name}={table[name]!r} to be a list.")
+        if isinstance(table.get(name), list):
             table[name] = tuple(table[name])
-    return Study(**table)
+    try:
+        return Study(**table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def import_function(reference: str) -> Callable[..., Any]:
@@ -347,17 +415,30 @@ def import_function(reference: str) -> Callable[..., Any]:
 
     Raises:
         ValueError: If the reference has another form, or there is no such function.
-        DataError: If the file does not exist.
+        DataError: If the file does not exist, or cannot be imported.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise ValueError(
             f"Expected model={reference!r} to look like my_model.py:make or my_package.model:make."
         )
-    module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    try:
+        file = place.endswith(".py")
+        module = _import_file(Path(place)) if file else importlib.import_module(place)
+    except DataError:
+        raise
+    # Whatever the user's own module may raise; without a traceback its place is worth a word.
+    except Exception as error:
+        raise DataError(
+            f"Cannot import {place!r} of model={reference!r}: {type(error).__name__}: {error}. "
+            "Name a file that Python can run, such as my_model.py:make, or an installed module."
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"Expected {reference!r} to name a function of {place}; it has no {name}.")
+        raise ValueError(
+            f"Expected model={reference!r} to name a function of {place}; it has no {name} that "
+            "can be called."
+        )
     made: Callable[..., Any] = function
     return made
 
@@ -366,7 +447,10 @@ def _import_file(path: Path) -> Any:
     import cloudpickle
 
     if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+        raise DataError(
+            f"There is no file {str(path)!r} to take the model from. Give model= as "
+            "my_model.py:make, seen from the folder you are in."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise DataError(f"The file {path} cannot be imported.")

@@ -1,6 +1,7 @@
 """The command line, as a user calls it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,11 @@ def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixt
         (["compare", "missing.toml"], "Cannot read the study file"),
         (["report", "missing"], "missing"),
         (["compare", "--data", "digits", "--device", "gpu9"], "device"),
+        (["compare", "--data", "digits", "--trainers"], "Expected trainers={} to name some of"),
+        (["compare", "--data", "mine.csv"], "Could not read data='mine.csv'"),
+        (["compare", "--data", "digits", "--model", "mine.py:make"], "no file 'mine.py'"),
+        (["compare", "--data", "digits", "--epsilon", "3", "3"], "Expected epsilons=[3.0, 3.0]"),
+        (["compare", "missing.toml", "--seeds", "3", "--label", "a"], "without --seeds, --label"),
     ],
 )
 def test_bad_arguments_give_exit_code_2(
@@ -136,10 +142,48 @@ def test_canaries_are_planted_and_audited_and_noise_is_secure(
     again = ["compare", str(tmp_path / "run" / "study.toml"), "--out", str(tmp_path / "again")]
     for option in (["--secure"], ["--canaries", "5"]):
         assert main([*again, *option]) == MISUSED
-        assert "to stand in the study file" in capsys.readouterr().err
+        assert f"without {option[0]}" in capsys.readouterr().err
     assert main(again) == 0
     repeated = json.loads((tmp_path / "again" / "comparison.json").read_text())["rows"][0]
     assert repeated["leakage"] == row["leakage"]
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main([command, "--data", "breast_cancer", "--out", str(out)]) == MISUSED
+        err = capsys.readouterr().err
+        assert f"Cannot write to out={str(out)!r}" in err and "another --out" in err
+
+
+def test_what_cannot_be_resumed_does_not_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["fit", "--trainer", "sgd", "--data", "breast_cancer", "--out", str(tmp_path)]
+    (tmp_path / "statement.json").write_text("{}")
+    assert main(words) == MISUSED
+    assert "--resume" not in capsys.readouterr().err
+
+    def stop(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("privtrain.training.fit", stop)
+    assert main([*words, "--force"]) == INTERRUPTED
+    err = capsys.readouterr().err
+    assert "--resume" not in err and "Nothing of it is kept" in err
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "own_model_that_fails.py"
+    model.write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n")
+    words = ["fit", "--data", "digits", "--model", f"{model}:make", "--out", str(tmp_path / "run")]
+    assert main(words) == MISUSED
+    assert "take inputs of shape (2, 64)" in capsys.readouterr().err
 
 
 def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,10 +201,10 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr("privtrain.comparison.fit", stop)
     words = [*QUICK, "--out", str(tmp_path / "run")]
     assert main(words) == INTERRUPTED
-    assert "--resume" in capsys.readouterr().err
+    advice = capsys.readouterr().err.strip().partition("Go on with: privtrain ")[2]
     monkeypatch.undo()
     assert main(words) == MISUSED  # what was started is not lost by accident
-    assert main([*words, "--resume"]) == 0
+    assert main(shlex.split(advice)) == 0
 
 
 def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

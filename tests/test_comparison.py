@@ -55,6 +55,15 @@ def test_epsilon_applies_only_to_trainers_that_draw_noise() -> None:
     assert len({c.folder_name for c in rows}) == len(rows)
 
 
+def test_a_run_is_not_counted_twice() -> None:
+    with pytest.raises(ValueError, match=r"Expected epsilons=\[3\.0, 3\.0\] to hold each"):
+        compare(FAST, TASK, DATA, epsilons=(3.0, 3.0), runtimes=HERE)
+    with pytest.raises(ValueError, match=r"Expected seeds=\[1, 1\] to hold each"):
+        compare(FAST, TASK, DATA, seeds=(1, 1), runtimes=HERE)
+    with pytest.raises(ValueError, match=r"Expected seeds=\[\]"):
+        compare(FAST, TASK, DATA, seeds=(), runtimes=HERE)
+
+
 def test_rows_hold_what_was_measured() -> None:
     comparison = compare(
         FAST, TASK, DATA, attacks=[pt.LossThreshold()], epsilons=(4.0,), runtimes=HERE

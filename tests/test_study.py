@@ -143,6 +143,34 @@ def test_broken_files_are_explained(tmp_path: Path) -> None:
         read_study(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds = 'x'", "Expected seeds='x' to be a whole number"),
+        ("seeds = 0", "Expected seeds=0"),
+        ("delta = 2.0", r"Expected delta=2\.0"),
+        ("epsilons = [nan]", "Expected epsilon=nan > 0"),
+        ("epsilons = 3.0", r"Expected epsilons=3\.0 to be a list of numbers"),
+        ("attacks = 'loss_threshold'", "Expected attacks='loss_threshold' to be a list"),
+        ("data = 3", "Expected data=3 to be the name of a data set"),
+        ("trainers = 'sgd'", "Expected trainers='sgd' to be a table"),
+    ],
+)
+def test_values_of_another_kind_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"study\.toml: {message}"):
+        read_study(tmp_path / "study.toml")
+
+
+def test_trainers_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected trainers=\{\} to name some of"):
+        Study().make_trainers()
+    with pytest.raises(ValueError, match=r"Expected trainers\.sgd='x' to be a table"):
+        Study(trainers={"sgd": "x"}).make_trainers()  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="DPSGD cannot be made of"):
+        make_trainer("dp_sgd", {"release": "x"})
+
+
 def test_models_are_imported_from_files(tmp_path: Path) -> None:
     path = tmp_path / "own_model_of_test.py"
     path.write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 10)\n")
@@ -153,3 +181,8 @@ def test_models_are_imported_from_files(tmp_path: Path) -> None:
         import_function("nonsense")
     with pytest.raises(pt.DataError, match="There is no file"):
         import_function("missing.py:make")
+    path.write_text("def make(:")
+    with pytest.raises(pt.DataError, match=r"Cannot import .*own_model_of_test.*SyntaxError"):
+        import_function(f"{path}:make")
+    with pytest.raises(pt.DataError, match=r"Cannot import 'no_such_module' of model=.*No module"):
+        import_function("no_such_module:make")

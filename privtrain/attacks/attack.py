@@ -76,7 +76,7 @@ def target_for(
     )
 
 
-def check_distinct(attacks: Iterable[Attack]) -> None:
+def check_attack_names(attacks: Iterable[Attack]) -> None:
     """Refuses attacks that tables could not tell apart, such as audits with several guesses.
 
     Raises:

@@ -76,6 +76,13 @@ def check_offers(method: str, example: str, /, **values: object) -> None:
             raise ValueError(f"Expected {name}={value!r} to be a value such as {example}.")
 
 
+def check_distinct(**collections: Collection[float]) -> None:
+    """Raises `ValueError` if a collection holds a value twice."""
+    for name, values in collections.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"Expected {name}={list(values)} to hold each value once.")
+
+
 def check_member(allowed: Collection[str], /, **values: str) -> None:
     """Raises `ValueError` unless every value is one of the allowed names."""
     for name, value in values.items():

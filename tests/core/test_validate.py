@@ -9,6 +9,7 @@ import torch
 from privtrain.core.validate import (
     check_count,
     check_delta,
+    check_distinct,
     check_finite,
     check_flag,
     check_fraction,
@@ -113,3 +114,9 @@ def test_a_value_offers_what_its_kind_does(value: Any) -> None:
     with pytest.raises(ValueError, match="to be a value such as a dict") as caught:
         check_offers("items", "a dict", argument=value)
     assert f"argument={value!r}" in str(caught.value)
+
+
+def test_values_that_stand_twice_are_refused() -> None:
+    check_distinct(seeds=range(3), epsilons=(1.0, 3.0))
+    with pytest.raises(ValueError, match=r"Expected seeds=\[0, 1, 0\] to hold each value once"):
+        check_distinct(seeds=[0, 1, 0])
