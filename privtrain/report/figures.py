@@ -24,6 +24,9 @@ from privtrain.report.summary import Group, groups, unique
 MOST_POINTS = 150
 """Longer curves are thinned, so that the page stays small."""
 
+WIDE = 30
+"""Where the largest epsilons of two curves differ by more, the scale is logarithmic."""
+
 UNPROTECTED = "UNPROTECTED: computed from private data, for simulation only; never publish it"
 
 MOST_PANELS = 4
@@ -187,7 +190,7 @@ def epsilon_over_rounds(comparison: Comparison) -> str | None:
         _line(axes, curve, style[group.label], group.name, _shade(group, [g for g, _ in drawn]))
     axes.set_xlabel("round, step or query")
     axes.set_ylabel("formal ε to the public")
-    axes.set_ylim(bottom=0)
+    _epsilon_height(axes, [curve[-1][1] for _, curve in drawn])
     axes.xaxis.get_major_locator().set_params(integer=True)
     ends = [max(curve[-1][0], 1) for _, curve in drawn]
     if max(ends) > 5 * min(ends):
@@ -219,10 +222,21 @@ def epsilon_by_delta(comparison: Comparison) -> str | None:
     axes.set_xscale("log")
     axes.set_xlabel("δ (log scale)")
     axes.set_ylabel("formal ε to the public")
-    axes.set_ylim(bottom=0)
-    plain_log(axes.xaxis, lambda value: f"{value:.0e}")
+    plain_log(axes.xaxis, lambda value: f"{value:.0e}".replace("e-0", "e-"))
+    _epsilon_height(axes, [max(e for _, e in found.epsilon_by_delta) for _, found in drawn])
     add_legend(axes)
     return to_svg(figure, "deltas", "Formal epsilon to the public at every delta")
+
+
+def _epsilon_height(axes: Any, largest: Sequence[float]) -> None:
+    """From zero on, or on a log scale where the lowest curve would lie on the axis."""
+    positive = [epsilon for epsilon in largest if epsilon > 0]
+    if not positive or max(positive) < WIDE * min(positive):
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    axes.set_ylabel("formal ε to the public (log scale)")
+    plain_log(axes.yaxis, cells.number)
 
 
 def trade_off(comparison: Comparison) -> str | None:

@@ -110,7 +110,16 @@ def test_learning_curves_are_marked_unprotected() -> None:
 def test_curves_over_deltas_name_mu_as_about() -> None:
     found = words(realistic(figures.epsilon_by_delta))
     assert "DP-SGD, ε 3 (μ ≈ 0.746)" in found
-    assert "1e-05" in found
+    assert "1e-5" in found and "1e-10" in found
+
+
+@pytest.mark.parametrize("draw", [figures.epsilon_by_delta, figures.epsilon_over_rounds])
+def test_epsilons_far_apart_are_drawn_on_a_log_scale(draw: Draw) -> None:
+    found = words(
+        drawn(draw, Comparison(rows=(examples.dp_sgd(0, 0.05), examples.dp_sgd(0, 8.0)), card={}))
+    )
+    assert "formal ε to the public (log scale)" in found and "0.1" in found
+    assert "formal ε to the public" in words(realistic(draw))
 
 
 def test_the_trade_off_is_held_against_perfect_privacy() -> None:
