@@ -1,6 +1,7 @@
 """Central DP-SGD at the accuracy of the papers: MNIST with a CNN and with ScatterNet, and Adult.
 
     python reproductions/central_dp.py [--directory DATA] [--only cnn scatternet adult] [--smoke]
+    python reproductions/central_dp.py --seeds 1 --first-seed 7      # seeds that nobody has seen
     python reproductions/central_dp.py --table
 
 Every run is written to results/central_dp.json as soon as it is finished, and is not repeated: an
@@ -15,7 +16,9 @@ Settings that the paper does not fix were chosen on validation rows (`--validati
 import json
 import math
 import os
+import signal
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +30,7 @@ import torch
 import tyro
 
 import privtrain as pt
+from privtrain.core.validate import check_count, check_member, check_positive
 from privtrain.data.models import LogisticRegression
 from privtrain.data.scattering import scattered
 from privtrain.privacy.accounting import epsilon as epsilon_of
@@ -34,6 +38,8 @@ from privtrain.privacy.accounting import gaussian_event, poisson_sampled, repeat
 
 RESULTS = Path(__file__).resolve().parent / "results" / "central_dp.json"
 DELTA = 1e-5
+IGNORE_INTERRUPTS = (signal.SIGINT, signal.SIG_IGN)
+"""For workers: the process that started them stops them."""
 EPSILONS = (3.0, 1.0, 8.0)
 Accounting = Literal["paper", "pld", "none"]
 
@@ -128,7 +134,9 @@ class Args:
     epsilons: tuple[float, ...] = EPSILONS
     """Which epsilons, in which order."""
     seeds: int = 3
-    """Seeds 0, 1, ..."""
+    """How many seeds."""
+    first_seed: int = 0
+    """The first of them; the others follow."""
     workers: int = 1
     """Runs at a time."""
     smoke: bool = False
@@ -137,6 +145,14 @@ class Args:
     """Train on nine tenths of the training rows, measure on the rest; nothing is written."""
     table: bool = False
     """Print the tables of what was measured."""
+
+    def __post_init__(self) -> None:
+        check_count(seeds=self.seeds, workers=self.workers)
+        check_count(0, first_seed=self.first_seed)
+        for name in self.only:
+            check_member(RECIPES, only=name)
+        for epsilon in self.epsilons:
+            check_positive(epsilons=epsilon)
 
 
 @cache
@@ -218,15 +234,16 @@ def trained(job: Job, args: Args) -> dict[str, object]:
 
 def jobs(args: Args) -> Iterator[Job]:
     """All runs, the most wanted first."""
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     for epsilon in args.epsilons:
-        for seed in range(args.seeds):
+        for seed in seeds:
             for name in args.only:
                 yield Job(recipe=name, epsilon=epsilon, accounting="pld", seed=seed)
                 if RECIPES[name].published_sigma is not None:
                     yield Job(recipe=name, epsilon=epsilon, accounting="paper", seed=seed)
     for name in args.only:
         if name == "adult":  # what privacy costs is measured against the same recipe without it
-            for seed in range(args.seeds):
+            for seed in seeds:
                 yield Job(recipe=name, epsilon=None, accounting="none", seed=seed)
 
 
@@ -286,16 +303,32 @@ def main(args: Args) -> None:
     kept = not (args.smoke or args.validation)
     todo = missing(args) if kept else list(jobs(args))
     keep: Callable[[dict[str, object]], None] = write if kept else lambda row: None
+    for row in results(todo, args):
+        keep(row)
+        print(json.dumps(row), flush=True)
+
+
+def results(todo: list[Job], args: Args) -> Iterator[dict[str, object]]:
+    """Runs in the order in which they finish; an interrupt does not wait for those under way."""
     if args.workers == 1:
-        for job in todo:
-            keep(row := trained(job, args))
-            print(json.dumps(row), flush=True)
+        yield from (trained(job, args) for job in todo)
         return
-    with ProcessPoolExecutor(args.workers) as pool:
+    pool = ProcessPoolExecutor(args.workers, initializer=signal.signal, initargs=IGNORE_INTERRUPTS)
+    try:
         for future in as_completed([pool.submit(trained, job, args) for job in todo]):
-            keep(row := future.result())
-            print(json.dumps(row), flush=True)
+            yield future.result()
+    except BaseException:
+        for worker in list(pool._processes.values()):
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. Finished runs are kept; the same command goes on.")
+    except (ValueError, pt.PrivtrainError) as error:
+        sys.exit(f"central_dp.py: {error}")

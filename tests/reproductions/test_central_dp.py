@@ -1,7 +1,9 @@
 """Reproductions: recipes train, noise is the papers', and a finished run is not lost."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,55 @@ def test_finished_runs_are_kept_and_not_repeated(
     assert len(json.loads(central_dp.RESULTS.read_text())["rows"]) == 2
     shown = central_dp.table(central_dp.read())
     assert "| cnn | 3 | pld | 1.200 | 2.900 | 3.100 | 98.00 (97.50–98.50) | 2 | 5 |" in shown
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    page = (Path(central_dp.__file__).parents[1] / "docs" / "reproductions.md").read_text()
+    assert central_dp.table(central_dp.read()) in page
+
+
+def test_other_seeds_can_be_asked_for() -> None:
+    found = central_dp.jobs(Args(only=("cnn",), epsilons=(3.0,), seeds=2, first_seed=7))
+    assert [(job.accounting, job.seed) for job in found] == [
+        ("pld", 7),
+        ("paper", 7),
+        ("pld", 8),
+        ("paper", 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"only": ("cn",)}, "Expected only='cn' to be one of adult, cnn, scatternet"),
+        ({"epsilons": (0.0,)}, r"Expected epsilons=0\.0 > 0"),
+        ({"seeds": 0}, "Expected seeds=0"),
+        ({"workers": 0}, "Expected workers=0"),
+        ({"first_seed": -1}, "Expected first_seed=-1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Args(**settings)
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_finished_and_stops_the_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that is stopped cannot finish its run, which would take a minute."""
+    monkeypatch.setattr(central_dp, "trained", slow_but_for_seed_0)
+    todo = [Job(recipe="adult", epsilon=3.0, accounting="pld", seed=seed) for seed in range(3)]
+    start, found = time.monotonic(), central_dp.results(todo, Args(workers=2))
+    assert next(found) == {"seed": 0}
+    with pytest.raises(KeyboardInterrupt):
+        found.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 50
+
+
+def slow_but_for_seed_0(job: Job, args: Args) -> dict[str, object]:
+    time.sleep(60 * min(job.seed, 1))
+    return {"seed": job.seed}
 
 
 @pytest.mark.slow
