@@ -15,6 +15,7 @@ epsilon; only the noise is calibrated. That choice is not counted in any epsilon
 Adult is read from its two files: --directory DIR, or the environment variable PRIVTRAIN_DATA.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,8 +84,8 @@ def reading(comparison: pt.Comparison) -> str:
     plain = fmean(row.accuracy or 0.0 for row in comparison.rows if row.label == "pooled")
     scores: dict[float, list[float]] = {}
     for row in comparison.rows:
-        if row.label != "pooled" and row.statement is not None:
-            scores.setdefault(round(row.statement.epsilon(), 2), []).append(row.accuracy or 0.0)
+        if row.epsilon_asked is not None:
+            scores.setdefault(row.epsilon_asked, []).append(row.accuracy or 0.0)
     lines = [f"Without a promise: {plain:.1%}."]
     for epsilon, found in sorted(scores.items()):
         price = 100 * (plain - fmean(found))
@@ -95,6 +96,8 @@ def reading(comparison: pt.Comparison) -> str:
 def main(args: Args) -> pt.Comparison:
     """Compares, prints the table and the price, and writes the report with the plot."""
     torch.set_num_threads(1)  # the model is small: more threads only wait for each other
+    if (args.out / "comparison.json").exists() and not args.force:
+        raise pt.DataError(f"Expected out={str(args.out)!r} to be empty; --force overwrites it.")
     comparison = compare(args)
     print(comparison)
     print(f"\n{reading(comparison)}")
@@ -104,4 +107,7 @@ def main(args: Args) -> pt.Comparison:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (ValueError, pt.PrivtrainError) as error:
+        sys.exit(f"census.py: {error}")
