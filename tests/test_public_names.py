@@ -119,6 +119,12 @@ def test_every_name_is_documented(name: str) -> None:
     assert not first.startswith(f"{name}("), f"{name} has only the docstring that Python makes"
 
 
+def test_every_name_stands_on_a_page() -> None:
+    pages = [ROOT.parent / "README.md", *(ROOT.parent / "docs").rglob("*.md")]
+    words = {word for page in pages for word in re.findall(r"\w+", page.read_text())}
+    assert [name for name in privtrain.__all__ if name not in words] == []
+
+
 def documented_constant(path: Path, name: str) -> bool:
     """Whether a constant is followed by a string that says what it is."""
     body = ast.parse(path.read_text()).body

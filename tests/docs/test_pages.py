@@ -23,6 +23,7 @@ PAGES = sorted(
                 "threat_model.md",
                 "sharp_edges.md",
                 "attacks.md",
+                "privacy_accounting.md",
             )
         ),
         *(DOCS / "trainers" / f"{name}.md" for name in ("sgd", "dp_sgd", "fedavg", "pate")),
@@ -32,7 +33,7 @@ PAGES = sorted(
 WITH_EXAMPLES = [page for page in PAGES if examples(page)]
 ALL = sorted({*DOCS.rglob("*.md"), CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "README.md"})
 MARKS = {"", "not run"}
-SLOW = {"attacks.md", "index.md", "concepts.md", "fedavg.md"}
+SLOW = {"attacks.md", "index.md", "concepts.md", "fedavg.md", "privacy_accounting.md"}
 
 
 def name_of(page: Path) -> str:
