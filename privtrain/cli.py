@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ import tyro
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, made_folder
 from privtrain.party import PartyArgs, run_party
 
 RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
@@ -213,14 +212,7 @@ def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
 
     A `resume` of None means that the command cannot go on with what is there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise DataError(
-            f"Cannot write to out={str(folder)!r}: {error.strerror}. Choose another --out, a "
-            "folder that you may write to."
-        ) from error
+    made_folder(folder, "out")
     written = ("comparison.json", "rows", "statement.json", "study.toml")
     started = [name for name in written if (folder / name).exists()]
     if started and force and not resume:

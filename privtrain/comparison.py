@@ -25,7 +25,7 @@ from privtrain.core.seeding import EntropyKind
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import check_distinct, check_positive
+from privtrain.core.validate import check_distinct, check_positive, made_folder
 from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.report.files import load, plain_comparison
 from privtrain.report.html import comparison_fragment
@@ -185,7 +185,7 @@ def claim(folder: Path, conditions: Conditions) -> None:
     """Marks a folder as this comparison's, so that it never takes up rows of another one.
 
     Raises:
-        DataError: If the folder is another comparison's.
+        DataError: If the folder is another comparison's, or cannot be written.
     """
     held = conditions.data
     mine = identity_of(
@@ -193,13 +193,12 @@ def claim(folder: Path, conditions: Conditions) -> None:
         (held.name, held.digest, layout_of(held)),
         (conditions.attacks, conditions.delta, conditions.entropy),
     )
-    mark = folder / "comparison.id"
+    mark = made_folder(folder) / "comparison.id"
     if mark.exists() and mark.read_text() != mine:
         raise DataError(
             f"The folder {folder} holds rows of another data set, partition, task, delta or "
             "attack. Choose another folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(mine)
 
 

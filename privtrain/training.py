@@ -27,7 +27,7 @@ from privtrain.core.statement import Budget, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
-from privtrain.core.validate import check_delta, check_finite
+from privtrain.core.validate import check_delta, check_finite, made_folder
 from privtrain.privacy.calibration import calibrate_scale
 from privtrain.privacy.guarantees import guarantees, public_curves
 from privtrain.privacy.ledger import JournalLedger, epsilon_of
@@ -177,7 +177,7 @@ def fit(
         BudgetExceededError: If not one release fits the budget, or the plan not the study's.
         UnsoundReleaseError: If a promise could not be kept.
         PartyLostError: If a party dies or freezes.
-        DataError: If the data cannot be trained on.
+        DataError: If the data cannot be trained on, or the folder cannot be written.
     """
     where = runtimes or default_runtimes()
     delta = budget.delta if budget is not None else delta
@@ -189,9 +189,7 @@ def fit(
     check_data(data)
     plans = trainer.plan(data, where)
     promises = check_plans(plans, data, delta)
-    home = None if folder is None else Path(folder)
-    if home is not None:
-        home.mkdir(parents=True, exist_ok=True)
+    home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     if study_ledger is not None:
         study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)

@@ -98,6 +98,7 @@ def main(args: Args) -> pt.Comparison:
     torch.set_num_threads(1)  # the model is small: more threads only wait for each other
     if (args.out / "comparison.json").exists() and not args.force:
         raise pt.DataError(f"Expected out={str(args.out)!r} to be empty; --force overwrites it.")
+    args.out.mkdir(parents=True, exist_ok=True)
     comparison = compare(args)
     print(comparison)
     print(f"\n{reading(comparison)}")
@@ -109,5 +110,5 @@ def main(args: Args) -> pt.Comparison:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
-    except (ValueError, pt.PrivtrainError) as error:
+    except (OSError, ValueError, pt.PrivtrainError) as error:
         sys.exit(f"census.py: {error}")

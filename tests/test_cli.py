@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main([command, "--data", "breast_cancer", "--out", str(out)]) == MISUSED
         err = capsys.readouterr().err
-        assert f"Cannot write to out={str(out)!r}" in err and "another --out" in err
+        assert f"Cannot write to out={str(out)!r}" in err and "that you may write to" in err
 
 
 def test_what_cannot_be_resumed_does_not_say_so(

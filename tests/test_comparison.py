@@ -64,6 +64,14 @@ def test_a_run_is_not_counted_twice() -> None:
         compare(FAST, TASK, DATA, seeds=(), runtimes=HERE)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(pt.DataError, match=r"Cannot write to folder="):
+        compare(FAST, TASK, DATA, folder=tmp_path / "file", runtimes=HERE)
+    with pytest.raises(pt.DataError, match=r"Cannot write to folder="):
+        pt.fit(pt.SGD(epochs=1), TASK, DATA, folder=tmp_path / "file" / "below")
+
+
 def test_rows_hold_what_was_measured() -> None:
     comparison = compare(
         FAST, TASK, DATA, attacks=[pt.LossThreshold()], epsilons=(4.0,), runtimes=HERE

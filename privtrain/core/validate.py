@@ -1,11 +1,16 @@
 """Checks of arguments by keyword, so that the name and the value reach the message."""
 
 import math
+import os
+import tempfile
 from collections.abc import Callable, Collection
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from privtrain.core.errors import DataError
 
 
 def _check(description: str, holds: Callable[[float], bool], values: dict[str, float]) -> None:
@@ -101,3 +106,28 @@ def check_finite(**tensors: Tensor) -> None:
                 f"Expected {name} to be finite; {name}{list(where)} is {float(tensor[where])}. "
                 "Remove or impute such rows before training."
             )
+
+
+def made_folder(folder: str | os.PathLike[str], name: str = "folder") -> Path:
+    """Makes a folder where there is none, before anything is computed that would be written there.
+
+    Args:
+        folder: The folder.
+        name: The argument that names it.
+
+    Returns:
+        The folder, into which a file was written for a moment.
+
+    Raises:
+        DataError: If it cannot be made or written.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to {name}={str(path)!r}: {error.strerror}. Choose a folder that you "
+            "may write to."
+        ) from error
+    return path

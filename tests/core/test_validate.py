@@ -1,11 +1,13 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from privtrain.core.errors import DataError
 from privtrain.core.validate import (
     check_count,
     check_delta,
@@ -19,6 +21,7 @@ from privtrain.core.validate import (
     check_positive,
     check_probability,
     check_seed,
+    made_folder,
 )
 
 NEVER: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1, -0.5, True, False, "1", None, [1])
@@ -120,3 +123,13 @@ def test_values_that_stand_twice_are_refused() -> None:
     check_distinct(seeds=range(3), epsilons=(1.0, 3.0))
     with pytest.raises(ValueError, match=r"Expected seeds=\[0, 1, 0\] to hold each value once"):
         check_distinct(seeds=[0, 1, 0])
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    assert made_folder(tmp_path / "new" / "deep").is_dir()
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match=r"Cannot write to folder='.*file': File exists\. Choose"):
+        made_folder(tmp_path / "file")
+    with pytest.raises(DataError, match=r"Cannot write to out='.*file/below': Not a directory"):
+        made_folder(tmp_path / "file" / "below", "out")
