@@ -95,7 +95,7 @@ def rows(quick: bool) -> list[Row]:
     for name, rate, noise_multiplier, steps in PLANS:
         step = accounting.poisson_sampled(rate, accounting.gaussian_event(noise_multiplier))
         measured.append(row(name, accounting.repeated(step, steps), repeats=5 if quick else 15))
-    targets = TARGETS[::3] if quick else TARGETS
+    targets = TARGETS[::4] if quick else TARGETS
     return [*measured, *(calibration(target, repeats=5) for target in targets)]
 
 
