@@ -1,5 +1,6 @@
 """Study files: what is written is what comes back."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -169,6 +170,26 @@ def test_trainers_of_another_kind_are_refused() -> None:
         Study(trainers={"sgd": "x"}).make_trainers()  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="DPSGD cannot be made of"):
         make_trainer("dp_sgd", {"release": "x"})
+
+
+def test_the_study_file_of_the_page_on_data_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "study.toml").write_text(text)
+    lines = [
+        f"{20 + n % 60},{'Rome' if n % 3 else 'Oslo'},{'yes' if n % 2 else 'no'}" for n in range(90)
+    ]
+    (tmp_path / "people.csv").write_text("\n".join(["age,city,bought", *lines]))
+    monkeypatch.chdir(tmp_path)
+    study = read_study(tmp_path / "study.toml")
+    write_study(study, tmp_path / "again.toml")
+    again = read_study(tmp_path / "again.toml")
+    assert again.make_trainers() == {"sgd": pt.SGD(), "dp_sgd": pt.DPSGD()}
+    _, data = pt.data.load(again.data, **again.data_options)
+    assert (data.notes, data.public_rows) == ((), 60)
+    assert 0 <= float(data.pooled().inputs.min()) <= float(data.pooled().inputs.max()) <= 1
 
 
 def test_models_are_imported_from_files(tmp_path: Path) -> None:
