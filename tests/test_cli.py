@@ -124,6 +124,7 @@ def test_bad_arguments_give_exit_code_2(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_canaries_are_planted_and_audited_and_noise_is_secure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Pa
         pt.fit(pt.SGD(epochs=1), TASK, DATA, folder=tmp_path / "file" / "below")
 
 
+@pytest.mark.slow
 def test_rows_hold_what_was_measured() -> None:
     comparison = compare(
         FAST, TASK, DATA, attacks=[pt.LossThreshold()], epsilons=(4.0,), runtimes=HERE

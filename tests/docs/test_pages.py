@@ -33,7 +33,7 @@ PAGES = sorted(
 WITH_EXAMPLES = [page for page in PAGES if examples(page)]
 ALL = sorted({*DOCS.rglob("*.md"), CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "README.md"})
 MARKS = {"", "not run"}
-SLOW = {"attacks.md", "index.md", "concepts.md", "fedavg.md", "privacy_accounting.md"}
+SLOW = {"attacks.md", "dp_sgd.md", "index.md", "concepts.md", "fedavg.md", "privacy_accounting.md"}
 
 
 def name_of(page: Path) -> str:

@@ -129,6 +129,7 @@ class SilentSecure(Gaussian):
         return aggregate, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("secure", "epsilon"), [(False, 4.377), (True, 4.397)])
 def test_the_clipped_sum_stays_below_its_epsilon(secure: bool, epsilon: float) -> None:
     mechanism = Gaussian(1.0, 1.0, secure=secure)
@@ -144,6 +145,7 @@ def test_a_sum_without_its_noise_is_caught() -> None:
         assert bound_of(with_canary > 0.5, without > 0.5) > stated(broken)
 
 
+@pytest.mark.slow
 def test_a_sum_that_was_not_clipped_is_caught() -> None:
     assert float(sums(1e9)[1][0]) == pytest.approx(100.0)
     assert audited(Gaussian(1.0, 1.0), sums(1e9)) > stated(Gaussian(1.0, 1.0))

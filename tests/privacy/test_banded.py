@@ -197,6 +197,7 @@ def test_all_bands_do_a_little_better_than_the_square_root() -> None:
     assert 0.95 < ratio < 0.99
 
 
+@pytest.mark.slow
 def test_more_bands_do_better_and_two_thousand_steps_take_seconds() -> None:
     optimise_bands.cache_clear()
     start = time.process_time()  # of a thread that may share its processor with others

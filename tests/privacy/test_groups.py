@@ -88,6 +88,7 @@ def test_the_bracket_holds_one_sampled_step(noise: float, rate: float) -> None:
     assert high - low < 0.01
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     noise=st.floats(0.6, 20.0),
@@ -108,6 +109,7 @@ def test_rdp_is_never_below_the_lower_end(
     assert other >= low * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_brackets_of_what_is_trivial_or_unknown() -> None:
     assert epsilon_bracket(non_private_event(), DELTA) == (math.inf, math.inf)
     low, high = epsilon_bracket(laplace_event(2.0), 1e-3)
@@ -119,6 +121,7 @@ def test_brackets_of_what_is_trivial_or_unknown() -> None:
         epsilon_bracket(cut, DELTA, ZERO_OUT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "rate", "noise"), [(2, 0.01, 1.0), (5, 0.1, 2.0), (20, 0.3, 8.0)])
 def test_a_sampled_group_costs_what_its_densities_say(size: int, rate: float, noise: float) -> None:
     event = poisson_sampled(rate, gaussian_event(noise))
@@ -157,6 +160,7 @@ def test_where_its_losses_are_not_known_one_units_guarantee_is_converted() -> No
         group_epsilon(sampled, 0, DELTA)
 
 
+@pytest.mark.slow
 def test_groups_in_compositions_journals_and_calibration() -> None:
     sampled = poisson_sampled(0.05, gaussian_event(2.0))
     event = composed([repeated(sampled, 30), gaussian_event(10.0)])
@@ -204,6 +208,7 @@ def test_a_truncated_sample_is_charged_what_rows_can_lose(
     assert truth <= epsilon(event, DELTA, relation=ZERO_OUT) * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_the_rate_after_the_cut_is_no_poisson_rate() -> None:
     """The broken twin: Poisson at the chance with which a row ends in a batch."""
     truth = exact(*cut_pair(40, 1.0, 2, 1.0, -1.0), reach=40)

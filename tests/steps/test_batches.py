@@ -197,6 +197,7 @@ def test_twice_in_an_epoch_is_one_gaussian_too_few() -> None:
             assert not {tuple(row) for row in part} & {tuple(row) for row in other}
 
 
+@pytest.mark.slow
 def test_truncated_batches_are_bounded_and_stated_as_such() -> None:
     sampling = TruncatedPoissonBatches(9)
     sizes = [len(batch) for batch in seen(sampling, epochs=20)]

@@ -251,6 +251,7 @@ def test_a_fixed_order_costs_a_gaussian_for_each_epoch(relation: Any, sensitivit
     assert begun.epsilon == found.epsilon
 
 
+@pytest.mark.slow
 def test_one_band_costs_what_dp_sgd_costs_and_is_it() -> None:
     one = BandedMatrix(1.0, 1.0, bands=1, steps=15)
     made, plain = (trainer(PoissonBatches(), mechanism) for mechanism in (one, Gaussian(1.0, 1.0)))
@@ -259,6 +260,7 @@ def test_one_band_costs_what_dp_sgd_costs_and_is_it() -> None:
     assert torch.equal(*weights)
 
 
+@pytest.mark.slow
 def test_calibration_finds_the_noise_of_the_whole_run() -> None:
     found = calibrate(trainer(CyclicPoisson(4)), DATA, epsilon=3.0, delta=1e-5, runtimes=STAR)
     assert isinstance(found, DPSGD)

@@ -74,6 +74,7 @@ def test_which_rows_are_kept_does_not_follow_from_their_values() -> None:
     assert torch.equal(some_of_each_user(rows, 2, Seeds(0)), some_of_each_user(other, 2, Seeds(0)))
 
 
+@pytest.mark.slow
 def test_batches_hold_kept_rows_only() -> None:
     task, data = a_task()
     seen: list[float] = []
@@ -101,6 +102,7 @@ def test_batches_hold_kept_rows_only() -> None:
     assert len(rows_of) == len(set(owner.values()))
 
 
+@pytest.mark.slow
 def test_the_statement_is_about_users() -> None:
     task, data = a_task(public_rows=200)
     result = fit(trainer(4), task, data, runtimes=STAR, delta=1e-3)

@@ -254,6 +254,7 @@ def test_batches_and_noise_follow_from_entropy_not_from_the_public_seed() -> Non
 # ------------------------------------------------------------------------------------ budgets
 
 
+@pytest.mark.slow
 def test_a_budget_halts_and_keeps_what_was_trained() -> None:
     trainer = DPSGD(epochs=5, expected_batch=8.0)
     data = a_federation(40, public_rows=40)

@@ -111,6 +111,7 @@ def test_steps_in_silos_charge_every_step() -> None:
     assert plans[0].event.distance == 2 * one[0].event.distance > 0
 
 
+@pytest.mark.slow
 def test_training_on_digits_and_calibration() -> None:
     task, data = pt.data.digits(parties=1, seed=0)
     plain = pt.DPSGD(epochs=5, release=pt.Release(pt.Gaussian(1.0, 1.0)))
