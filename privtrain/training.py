@@ -191,8 +191,10 @@ def fit(
     promises = check_plans(plans, data, delta)
     home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
+    fits = 0
     if study_ledger is not None:
-        study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
+        check_plans(plans, data, study_ledger.delta)
+        fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
     checkpoint = FileCheckpoint(
         transcript,
@@ -205,7 +207,8 @@ def fit(
         ledger.spend(checkpoint.spent_before)
         ledger.use(checkpoint.spent_before)
     # A resumed run draws fresh noise: whatever drew noise before was spent before.
-    source = SeededEntropy(seed, attempt=ledger.spent) if kind is SEEDED else SystemEntropy()
+    seeded = SeededEntropy(seed, attempt=ledger.spent, fit=fits)
+    source = seeded if kind is SEEDED else SystemEntropy()
     with ExitStack() as stack:
         run = Run(
             runtimes=where,
@@ -357,7 +360,8 @@ def calibrate(
 
     Raises:
         UnsupportedError: If the trainer draws no noise.
-        UnsoundReleaseError: If no noise would protect from this observer.
+        UnsoundReleaseError: If no noise would protect from this observer, or delta is at least
+            one over the number of protected units.
     """
     where = runtimes or default_runtimes()
 
@@ -376,6 +380,7 @@ def calibrate(
             f"Expected observer={observer.name!r} to be one that {trainer.token} "
             "makes a statement about."
         )
+    check_plans(tuple(samples), data, delta)
     # Where noise is drawn twice, in the silos and on their sum, only one of the two is scaled.
     scaled = [
         number

@@ -253,10 +253,12 @@ def tune(
     check_plans(plans, data, delta)
     real = where.star is not None and where.star.real
     kind = kind_of(entropy, real=real)
-    source = OnceOnly(SeededEntropy(seed) if kind is SEEDED else SystemEntropy())
-    ledger = JournalLedger(plans, budget=budget, delta=delta)
+    ledger, fits = JournalLedger(plans, budget=budget, delta=delta), 0
     if study_ledger is not None:
-        study_ledger.spend_run(ledger, data, name=f"tune({', '.join(trainers)})", folder=None)
+        check_plans(plans, data, study_ledger.delta)
+        name = f"tune({', '.join(trainers)})"
+        fits = study_ledger.spend_run(ledger, data, name=name, folder=None)
+    source = OnceOnly(SeededEntropy(seed, fit=fits) if kind is SEEDED else SystemEntropy())
     count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)
     best: _Trial | None = None
     # No figures: how many trials there are stays secret, also on a screen.
@@ -266,7 +268,7 @@ def tune(
             options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
             result = fit(
                 *(trainers[labels[place]], task, data),
-                seed=_seed_of(seed, number),
+                seed=_seed_of(seed, number, fits),
                 entropy=kind,
                 progress=lambda done, total: None,
                 **options,
@@ -381,9 +383,9 @@ def _cost(choices: list[list[Event]], trials: RandomTrials, relation: Relation) 
     return non_private_event() if all(map(math.isinf, found.rdp)) else found
 
 
-def _seed_of(seed: int, number: int) -> int:
+def _seed_of(seed: int, number: int, fits: int) -> int:
     """The public seed of a trial: data order and initialisation are not those of another one."""
-    return int.from_bytes(Seeds(seed)["trial", number, ""].key[:6], "little")
+    return int.from_bytes(Seeds(seed)["trial", number, str(fits or "")].key[:6], "little")
 
 
 def _stated(

@@ -126,19 +126,23 @@ class SeededEntropy:
     Args:
         seed: The seed, a whole number; other secrets than those of `Seeds` with the same number.
         attempt: How often the run was resumed, so that a resumed run draws fresh noise.
+        fit: Which fit of a study this is, from 0: noise that two of them share would cancel.
     """
 
     seed: int
     attempt: int = 0
+    fit: int = 0
     kind: EntropyKind = field(default=SEEDED, init=False)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        check_count(0, attempt=self.attempt)
+        check_count(0, attempt=self.attempt, fit=self.fit)
 
     def __getitem__(self, name: Name) -> Stream:
         """The stream of a name; the same name gives the same stream in every process."""
-        return derive(f"privtrain/entropy/{self.seed}/{self.attempt}/".encode(), name)
+        of_study = f"{self.fit}/" if self.fit else ""
+        root = f"privtrain/entropy/{self.seed}/{self.attempt}/{of_study}"
+        return derive(root.encode(), name)
 
 
 @dataclass(frozen=True)

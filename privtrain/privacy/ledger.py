@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; journals are compared before each write there, too
+    fcntl = None  # type: ignore[assignment]
+
 from privtrain.core.errors import BudgetExceededError, PrivacyError
 from privtrain.core.statement import Budget
 from privtrain.core.trainer import PrivacyPlan
@@ -187,9 +192,8 @@ class JournalLedger:
         lines = [line] if self._begun else [self._first_line, line]
         # The line break comes first: a line that a crash cut off must not swallow the next.
         text = "".join("\n" + json.dumps(item) for item in lines).encode()
-        check_alone(self.journal, self._size)
         try:
-            append_synced(self.journal, text, first=not self._begun)
+            append_synced(self.journal, text, size=self._size, first=not self._begun)
         except OSError as error:
             self._size = size_of(self.journal)
             raise PrivacyError(
@@ -239,19 +243,25 @@ def check_alone(journal: Path, size: int) -> None:
         )
 
 
-def append_synced(journal: Path, text: bytes, *, first: bool) -> None:
+def append_synced(journal: Path, text: bytes, *, size: int, first: bool) -> None:
     """Adds text to a journal; it is on the disk when this returns.
 
     Args:
         journal: The file.
         text: What is added.
+        size: How many bytes its reader left in it.
         first: Whether the file may be new, so that its name has to be kept, too.
 
     Raises:
         OSError: If it cannot be written.
+        PrivacyError: If somebody else changed it.
     """
+    check_alone(journal, size)
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("ab") as file:
+        if fcntl is not None:  # given back when the file is closed
+            fcntl.flock(file, fcntl.LOCK_EX)
+        check_alone(journal, size)  # again, now that nobody else can write
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -25,7 +25,6 @@ from privtrain.privacy.guarantees import guarantees
 from privtrain.privacy.ledger import (
     JournalLedger,
     append_synced,
-    check_alone,
     digest_of,
     epsilon_of,
     lines_of,
@@ -129,7 +128,7 @@ class StudyLedger:
         count: int | None = None,
         run: str = "",
         resumes: bool = False,
-    ) -> None:
+    ) -> int:
         """Pays for a whole fit, before it begins. It is never taken back.
 
         Args:
@@ -139,6 +138,9 @@ class StudyLedger:
             count: The most releases that will be made; None for the planned number.
             run: What identifies a run that may be interrupted and go on; empty where it cannot.
             resumes: Whether this run goes on where its own journal stands: it is paid for once.
+
+        Returns:
+            Which fit of the study this is, from 0: two must not draw the same noise.
 
         Raises:
             BudgetExceededError: If the fit does not fit the budget. Nothing is spent then.
@@ -152,23 +154,26 @@ class StudyLedger:
                 f"The study is about rows of digest {self.data.digest[:12]}, and these have "
                 f"{data.digest[:12] or 'none'}. Open another StudyLedger for other rows."
             )
-        if run and resumes and any(charge.run == run for charge in self._charges):
-            return
+        if run and resumes:
+            for place, charge in enumerate(self._charges):
+                if charge.run == run:
+                    return place
         charge = self._charge(plans, name, count, run)
         if self.budget is not None:
             self._check(charge, self.budget)
         self._write(charge)
         self._charges.append(charge)
+        return len(self._charges) - 1
 
     def spend_run(
         self, ledger: JournalLedger, data: FederatedData, *, name: str, folder: Path | None
-    ) -> None:
+    ) -> int:
         """Pays for everything that a run's own ledger may spend; see `spend`.
 
         A run that goes on in its folder, with the same plan and as many releases, was paid for.
         """
         plan = digest_of(ledger.plans, ledger.delta)
-        self.spend(
+        return self.spend(
             ledger.plans,
             data,
             name=name,
@@ -283,9 +288,8 @@ class StudyLedger:
         line["event"] = event_to_plain(charge.event)
         lines = [line] if self._begun else [self._header, line]
         text = "".join("\n" + json.dumps(item) for item in lines).encode()
-        check_alone(self.journal, self._size)
         try:
-            append_synced(self.journal, text, first=not self._begun)
+            append_synced(self.journal, text, size=self._size, first=not self._begun)
         except OSError as error:
             self._size = size_of(self.journal)
             raise PrivacyError(

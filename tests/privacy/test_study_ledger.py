@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from privtrain.core.errors import (
     UnsupportedError,
 )
 from privtrain.core.observers import PUBLIC
+from privtrain.core.parameters import to_vector
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Budget, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.privacy.accounting import (
@@ -38,7 +40,7 @@ from privtrain.privacy.filter import RdpFilter
 from privtrain.privacy.study_ledger import StudyLedger
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.sgd import SGD
-from privtrain.training import fit
+from privtrain.training import calibrate, fit
 from tests.trainers.federations import STAR, TASK, a_federation
 
 DATA = replace(a_federation(12, 9, 15, public_rows=36), digest="ab" * 32)
@@ -288,3 +290,33 @@ def test_a_comparison_charges_every_row_and_shows_the_one_that_did_not_fit() -> 
     assert errors[0] is None
     assert all("BudgetExceededError" in str(error) for error in errors[1:])
     assert len(study.charges) == 1
+
+
+def test_fits_of_one_study_share_no_noise() -> None:
+    """The same trainer twice with one seed: noise that both share would cancel."""
+    study, models = StudyLedger(data=DATA), []
+    for _ in range(2):
+        result = fit(DP, TASK, DATA, runtimes=STAR, seed=0, study_ledger=study)
+        models.append(to_vector(result.predictor.module.parameters()))  # type: ignore[attr-defined]
+    assert not torch.equal(*models)
+    alone = fit(DP, TASK, DATA, runtimes=STAR, seed=0)
+    first = to_vector(alone.predictor.module.parameters())  # type: ignore[attr-defined]
+    assert torch.equal(first, models[0]), "the first fit is the one without a study"
+
+
+def test_a_fit_tells_which_one_of_the_study_it_is() -> None:
+    study = StudyLedger(data=DATA)
+    settings: dict[str, Any] = {"name": "dp_sgd", "run": "a", "resumes": True}
+    assert study.spend(a_plan(), DATA, **settings) == 0
+    assert study.spend(a_plan(), DATA, name="dp_sgd") == 1
+    assert study.spend(a_plan(), DATA, **settings) == 0, "it goes on with the noise it had"
+    assert len(study.charges) == 2
+
+
+def test_a_delta_of_the_study_or_of_a_calibration_that_promises_nothing_is_refused() -> None:
+    for study in (StudyLedger(data=DATA, delta=0.1), StudyLedger(data=DATA, budget=Budget(9, 0.1))):
+        with pytest.raises(UnsoundReleaseError, match=r"delta=0\.1"):
+            fit(DP, TASK, DATA, runtimes=STAR, study_ledger=study)
+        assert study.charges == ()
+    with pytest.raises(UnsoundReleaseError, match=r"delta=0\.1"):
+        calibrate(DP, DATA, epsilon=1.0, delta=0.1, runtimes=STAR)
