@@ -17,7 +17,14 @@ from privtrain.core.statement import Budget, Guarantee, Relation, Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_delta
-from privtrain.privacy.accounting import Event, composed, evaluate, no_event, repeated
+from privtrain.privacy.accounting import (
+    Event,
+    best_accountant,
+    composed,
+    evaluate,
+    no_event,
+    repeated,
+)
 from privtrain.privacy.event_files import event_from_plain, event_to_plain
 from privtrain.privacy.filter import THEOREM as FILTER
 from privtrain.privacy.filter import RdpFilter, order_for
@@ -148,6 +155,7 @@ class StudyLedger:
             UnsoundReleaseError: If the fit hides another unit, or under another relation, than
                 the study so far.
             PrivacyError: If the journal cannot be written.
+            UnsupportedError: If no accountant reads this fit and the earlier ones together.
         """
         if data.digest != self.data.digest:
             raise DataError(
@@ -161,6 +169,8 @@ class StudyLedger:
         charge = self._charge(plans, name, count, run)
         if self.budget is not None:
             self._check(charge, self.budget)
+        else:  # nothing is charged whose sum nobody can state
+            best_accountant(self._total(charge), charge.relation)
         self._write(charge)
         self._charges.append(charge)
         return len(self._charges) - 1

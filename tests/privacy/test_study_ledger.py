@@ -34,6 +34,7 @@ from privtrain.privacy.accounting import (
     poisson_sampled,
     rdp_curve,
     repeated,
+    truncated_poisson_sampled,
 )
 from privtrain.privacy.event_files import event_from_plain, event_to_plain
 from privtrain.privacy.filter import RdpFilter
@@ -302,6 +303,22 @@ def test_fits_of_one_study_share_no_noise() -> None:
     alone = fit(DP, TASK, DATA, runtimes=STAR, seed=0)
     first = to_vector(alone.predictor.module.parameters())  # type: ignore[attr-defined]
     assert torch.equal(first, models[0]), "the first fit is the one without a study"
+
+
+def test_what_no_accountant_can_add_up_is_refused_before_it_is_charged(tmp_path: Path) -> None:
+    def plan(event: Any) -> tuple[PrivacyPlan, ...]:
+        (one,) = a_plan()
+        return (replace(one, event=event, count=1),)
+
+    study = StudyLedger(data=DATA, journal=tmp_path / "study")
+    cut = truncated_poisson_sampled(36, 0.1, 5, gaussian_event(2.0))
+    study.spend(plan(cut), DATA, name="dp_sgd")
+    before = (tmp_path / "study").read_bytes()
+    with pytest.raises(UnsupportedError):
+        study.spend(plan(rdp_curve(gaussian_event(2.0), [2.0, 8.0])), DATA, name="tune")
+    assert (tmp_path / "study").read_bytes() == before
+    assert len(study.charges) == 1
+    assert study.epsilon > 0
 
 
 def test_a_fit_tells_which_one_of_the_study_it_is() -> None:
