@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, Relation
 from privtrain.privacy.convolution import self_composed
+from privtrain.privacy.mixtures import mixture_losses
 from privtrain.privacy.renyi import Conversion, RdpCurve, rdp_to_epsilon
 
 Array = NDArray[np.float64]
@@ -233,7 +234,7 @@ def _losses_once(
 ) -> Any | None:
     """The privacy losses of one release; None where only the accountant knows them.
 
-    They stay, since one run asks for several numbers of them, and mixtures take seconds.
+    They stay, since one run asks for several numbers of them.
     """
     how: dict[str, Any] = {
         "pessimistic_estimate": pessimistic,
@@ -251,8 +252,7 @@ def _losses_once(
     if isinstance(inner, dp.LaplaceDpEvent):
         return make.from_laplace_mechanism(inner.noise_multiplier, sampling_prob=rate, **how)
     if isinstance(inner, dp.dp_event.MixtureOfGaussiansDpEvent):
-        given = inner.standard_deviation, inner.sensitivities, inner.sampling_probs
-        return make.from_mixture_gaussian_mechanism(*given, **how)
+        return mixture_losses(dp, inner, step, pessimistic=pessimistic)
     cut = isinstance(inner, dp.dp_event.TruncatedSubsampledGaussianDpEvent)
     if not cut or not pessimistic:
         return None
