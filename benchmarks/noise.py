@@ -5,11 +5,13 @@
 Both sides noise a float32 sum as `Release` does: ours quantises it and adds integers, the other
 one adds normals by Box and Muller's transform. Sums of 26,010 and 235,146 values belong to the CNN
 and the MLP of benchmarks/per_example.py, whose whole steps are measured, too. Before anything is
-timed, both noises are held against their standard deviation.
+timed, both noises are held against their standard deviation. Our normals are timed against numpy's,
+one by one from the same generator, too.
 """
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import cross_entropy
 from privtrain.privacy.gaussian import Gaussian
 from privtrain.privacy.mechanism import noised
+from privtrain.privacy.normals import standard_normals
 from privtrain.steps.bookkeeping import BookKeeping
 from privtrain.steps.plain import GradientVector
 
@@ -55,6 +58,11 @@ def step(work: Work, *, secure: bool) -> Callable[[], object]:
     return one
 
 
+def generator() -> np.random.Generator:
+    """A generator as mechanisms are given it."""
+    return ENTROPY["normals", 0, ""].numpy()
+
+
 def check() -> None:
     """Stops the benchmark where a noise has another standard deviation than it should."""
     for secure in (False, True):
@@ -78,6 +86,17 @@ def rows(quick: bool) -> list[Row]:
                 floats,
                 ours_name="secure",
                 against_name="float",
+                repeats=repeats,
+                warmup=3,
+            )
+        )
+        made.append(
+            compare(
+                f"normals, {work}",
+                partial(standard_normals, torch.zeros(size), generator()),
+                partial(generator().standard_normal, size, np.float32),
+                ours_name="float",
+                against_name="numpy",
                 repeats=repeats,
                 warmup=3,
             )
