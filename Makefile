@@ -9,13 +9,15 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help demo test quick lint docs clean
+.PHONY: help demo test quick lint docs coverage mutants clean
 
 help:
 	@echo "make demo    train on embedded data in five ways, print the table, write a report"
 	@echo "make test    ruff, mypy, documentation and the whole test suite (about a quarter of an hour)"
 	@echo "make quick   the same without slow tests (about two minutes)"
 	@echo "make docs    the documentation as pages, in site/"
+	@echo "make coverage  the whole test suite, and which lines no test reaches"
+	@echo "make mutants   changes lines that make promises, one by one, and looks whether a test fails"
 
 # The environment is made anew only when what it is made of has changed.
 $(STAMP): pyproject.toml constraints.txt
@@ -42,8 +44,15 @@ test: lint docs
 quick: lint
 	$(BIN)/python -m pytest -m "not slow"
 
+coverage: $(STAMP)
+	$(BIN)/python -m pytest --cov --cov-context=test --cov-report=term --cov-report=json:coverage.json
+
+# Only tests that reach the changed line run, where `make coverage` has said which these are.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants run tests/mutants.json $(if $(wildcard .coverage),--coverage .coverage)
+
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) site runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site runs .coverage coverage.json .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -48,7 +48,7 @@ class Looking:
         (PARTICIPANT, {PUBLIC_NAME, "p0"}),
         (coalition({"p1", AGGREGATOR_NAME}), {PUBLIC_NAME, "p1", AGGREGATOR_NAME}),
     ],
-    ids=str,
+    ids=["public", "aggregator", "participant", "coalition"],
 )
 def test_an_attack_is_handed_its_observers_view_alone(
     observer: Observer, receivers: set[str]

@@ -58,7 +58,11 @@ def test_contract(mechanism: Mechanism, check: Callable[[Mechanism], None]) -> N
     check(mechanism)
 
 
-@pytest.mark.parametrize(("mechanism", "scale", "checks"), LAWS, ids=str)
+@pytest.mark.parametrize(
+    ("mechanism", "scale", "checks"),
+    LAWS,
+    ids=[f"{mechanism}-{scale}" for mechanism, scale, _ in LAWS],
+)
 def test_noise_has_the_stated_law(
     mechanism: Mechanism, scale: float, checks: tuple[Check, ...]
 ) -> None:

@@ -376,7 +376,8 @@ def test_clipping_bounds_what_every_client_sends() -> None:
     norms = [float(update.norm()) for update in updates if update is not None]
     assert len(norms) == 4
     assert max(norms) == pytest.approx(0.1, rel=1e-9)
-    assert max(norms) <= 0.1
+    # The norm is measured with rounding of its own: in the last place it may be on the other side.
+    assert max(norms) <= 0.1 * (1 + 4 * torch.finfo(torch.float64).eps)
     loose = run(FedAvg(rounds=1, local=local), a_federation(9, 9))
     start_, sent = (
         vector(start()),
