@@ -18,9 +18,10 @@ from harness import Row, compare, main
 # The files of this folder run as scripts from a checkout that need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from privtrain.accounting import epsilon as accounting
+from privtrain.accounting import losses as accountants
+from privtrain.accounting.calibration import calibrate_scale
 from privtrain.core.memory import peak_memory
-from privtrain.privacy import accountants, accounting
-from privtrain.privacy.calibration import calibrate_scale
 
 DELTA = 1e-5
 

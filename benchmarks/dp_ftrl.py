@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import privtrain as pt
 from privtrain.core.task import FederatedData, Task, accuracy
-from privtrain.privacy.banded import BandedMatrix, prefix_error
+from privtrain.mechanisms.banded import BandedMatrix, prefix_error
 
 DELTA = 1e-5
 BANDS = (2, 4, 8, 16, 32)

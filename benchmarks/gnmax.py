@@ -20,7 +20,7 @@ from scipy.special import log_ndtr
 # The files of this folder run as scripts from a checkout that need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from privtrain.privacy.gnmax import DEFAULT_ORDERS, gnmax_rdp, lnmax_rdp
+from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_rdp, lnmax_rdp
 
 Array = NDArray[np.float64]
 Curves = Callable[[Array, float, Array], Array]

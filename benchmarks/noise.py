@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from privtrain.core.parameters import trainable
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import cross_entropy
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.mechanism import noised
-from privtrain.privacy.normals import standard_normals
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.plain import GradientVector
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import noised
+from privtrain.mechanisms.normals import standard_normals
+from privtrain.steps.optimizers import GradientVector
 
 SIZES = {"26,010 values": 26_010, "235,146 values": 235_146, "1,000,000 values": 1_000_000}
 ENTROPY = SeededEntropy(0)

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from privtrain.core.parameters import trainable
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import Rows, cross_entropy
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.mechanism import noised
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.bookkeeping_fallback import PerExample
-from privtrain.steps.plain import GradientVector, descend
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.bookkeeping.one_by_one import PerExample
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import noised
+from privtrain.steps.optimizers import GradientVector, descend
 
 C, Z, LEARNING_RATE = 1.0, 1.0, 1e-3
 Step = Callable[[], object]

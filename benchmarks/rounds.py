@@ -25,11 +25,11 @@ from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Task
 from privtrain.data.datasets import digits
-from privtrain.runtimes.flower import FlowerGrid, FlowerRay
+from privtrain.runs.fitting import fit
+from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
 from privtrain.runtimes.in_process import InProcess
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
-from privtrain.training import fit
 
 WORK = "fedavg-mlp4810-10-clients"
 BATCH, RATE = 32, 0.1

@@ -21,9 +21,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from privtrain.core.runtime import MeshParty, Payload
-from privtrain.mpc.crypten import CrypTen, CrypTenSession, load
+from privtrain.mpc.crypten.engine import CrypTen, CrypTenSession, load
 from privtrain.mpc.layers import Descent, step, translate
-from privtrain.runtimes.processes import Processes
+from privtrain.runtimes.processes.mesh import Processes
 
 
 @dataclass(frozen=True)

@@ -7,249 +7,136 @@ task, data = pt.data.digits(parties=20, partition=pt.data.Dirichlet(0.5), seed=0
 comparison = pt.compare({"pooled": pt.SGD(epochs=20), "FedAvg": pt.FedAvg(rounds=30)}, task, data)
 ```
 
-Names are loaded on first use, so that importing the package is fast.
+Names are loaded on first use, so that importing the package is fast. The imports below are their
+only list: `__all__`, and what a study file may name, are read from it. "X as X" tells type checkers
+that a name is meant for others.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from privtrain import data
-    from privtrain.aggregation.finish import ARGMAX, IDENTITY, Threshold
-    from privtrain.aggregation.plain import PlainSum
-    from privtrain.aggregation.shared import SharedSum
-    from privtrain.attacks.membership import LossThreshold
-    from privtrain.attacks.one_run import OneRun
-    from privtrain.auditing import audit
-    from privtrain.comparison import compare
-    from privtrain.core.errors import (
-        BudgetExceededError,
-        DataError,
-        PartyLostError,
-        PrivacyError,
-        PrivtrainError,
-        ProtocolError,
-        TamperedShareError,
-        UnsoundReleaseError,
-        UnsupportedError,
-    )
-    from privtrain.core.observers import (
-        AGGREGATOR,
-        DEALER,
-        PARTICIPANT,
-        PUBLIC,
-        QUERIER,
-        Observer,
-        coalition,
-    )
-    from privtrain.core.result import Comparison, Leakage, TrainResult
-    from privtrain.core.runtime import Runtimes
-    from privtrain.core.seeding import SEEDED, SYSTEM
-    from privtrain.core.statement import (
-        ADD_REMOVE,
-        REPLACE_ONE,
-        ZERO_OUT,
-        Budget,
-        Guarantee,
-        PrivacyStatement,
-    )
-    from privtrain.core.task import COLUMNS, ROWS, Canaries, FederatedData, Rows, Task
-    from privtrain.core.transcript import Transcript
-    from privtrain.mpc.crypten import CrypTen
-    from privtrain.privacy.accounting import RdpCurve, epsilon, epsilon_bracket, group_epsilon
-    from privtrain.privacy.banded import BandedMatrix
-    from privtrain.privacy.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
-    from privtrain.privacy.filter import RdpFilter
-    from privtrain.privacy.gaussian import Gaussian, Laplace
-    from privtrain.privacy.mechanism import Exact
-    from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT
-    from privtrain.privacy.sampling import Everyone, FixedSize, Poisson
-    from privtrain.privacy.selection import RandomTrials
-    from privtrain.privacy.study_ledger import StudyLedger
-    from privtrain.privacy.votes import GNMax, LNMax
-    from privtrain.release import Release
-    from privtrain.report.files import load, save
-    from privtrain.runtimes.flower import FlowerGrid, FlowerRay
-    from privtrain.runtimes.in_process import InProcess
-    from privtrain.runtimes.processes import Processes
-    from privtrain.steps.batches import (
-        FixedSizeBatches,
-        PoissonBatches,
-        ShuffledEpochs,
-        TruncatedPoissonBatches,
-    )
-    from privtrain.steps.bookkeeping import BookKeeping
-    from privtrain.steps.cyclic import CyclicPoisson, FixedOrder
-    from privtrain.steps.opacus import Opacus
-    from privtrain.steps.plain import PlainSteps
-    from privtrain.steps.private import DPSteps
-    from privtrain.trainers.dp_sgd import DPSGD
-    from privtrain.trainers.fedavg import ByExamples, FedAvg, Uniform
-    from privtrain.trainers.mpc_sgd import MPCSGD
-    from privtrain.trainers.pate import PATE
-    from privtrain.trainers.sgd import SGD
-    from privtrain.training import calibrate, fit
-    from privtrain.tuning import PrivateRows, PublicRows, Tuned, tune
+    from privtrain import data as data
+    from privtrain.accounting.epsilon import RdpCurve as RdpCurve
+    from privtrain.accounting.epsilon import epsilon as epsilon
+    from privtrain.accounting.epsilon import epsilon_bracket as epsilon_bracket
+    from privtrain.accounting.epsilon import group_epsilon as group_epsilon
+    from privtrain.accounting.filter import RdpFilter as RdpFilter
+    from privtrain.accounting.selection import RandomTrials as RandomTrials
+    from privtrain.attacks.membership import LossThreshold as LossThreshold
+    from privtrain.attacks.one_run.attack import OneRun as OneRun
+    from privtrain.core.errors import BudgetExceededError as BudgetExceededError
+    from privtrain.core.errors import DataError as DataError
+    from privtrain.core.errors import PartyLostError as PartyLostError
+    from privtrain.core.errors import PrivacyError as PrivacyError
+    from privtrain.core.errors import PrivtrainError as PrivtrainError
+    from privtrain.core.errors import ProtocolError as ProtocolError
+    from privtrain.core.errors import TamperedShareError as TamperedShareError
+    from privtrain.core.errors import UnsoundReleaseError as UnsoundReleaseError
+    from privtrain.core.errors import UnsupportedError as UnsupportedError
+    from privtrain.core.observers import AGGREGATOR as AGGREGATOR
+    from privtrain.core.observers import DEALER as DEALER
+    from privtrain.core.observers import PARTICIPANT as PARTICIPANT
+    from privtrain.core.observers import PUBLIC as PUBLIC
+    from privtrain.core.observers import QUERIER as QUERIER
+    from privtrain.core.observers import Observer as Observer
+    from privtrain.core.observers import coalition as coalition
+    from privtrain.core.result import Comparison as Comparison
+    from privtrain.core.result import Leakage as Leakage
+    from privtrain.core.result import TrainResult as TrainResult
+    from privtrain.core.runtime import Runtimes as Runtimes
+    from privtrain.core.seeding import SEEDED as SEEDED
+    from privtrain.core.seeding import SYSTEM as SYSTEM
+    from privtrain.core.statement import ADD_REMOVE as ADD_REMOVE
+    from privtrain.core.statement import REPLACE_ONE as REPLACE_ONE
+    from privtrain.core.statement import ZERO_OUT as ZERO_OUT
+    from privtrain.core.statement import Budget as Budget
+    from privtrain.core.statement import Guarantee as Guarantee
+    from privtrain.core.statement import PrivacyStatement as PrivacyStatement
+    from privtrain.core.task import COLUMNS as COLUMNS
+    from privtrain.core.task import ROWS as ROWS
+    from privtrain.core.task import Canaries as Canaries
+    from privtrain.core.task import FederatedData as FederatedData
+    from privtrain.core.task import Rows as Rows
+    from privtrain.core.task import Task as Task
+    from privtrain.core.transcript import Transcript as Transcript
+    from privtrain.gradients.bookkeeping.engine import BookKeeping as BookKeeping
+    from privtrain.gradients.opacus import Opacus as Opacus
+    from privtrain.ledgers.study import StudyLedger as StudyLedger
+    from privtrain.mechanisms.banded import BandedMatrix as BandedMatrix
+    from privtrain.mechanisms.clipping import AutomaticClipping as AutomaticClipping
+    from privtrain.mechanisms.clipping import FlatClipping as FlatClipping
+    from privtrain.mechanisms.clipping import PerLayerClipping as PerLayerClipping
+    from privtrain.mechanisms.gaussian import Gaussian as Gaussian
+    from privtrain.mechanisms.gaussian import Laplace as Laplace
+    from privtrain.mechanisms.mechanism import Exact as Exact
+    from privtrain.mechanisms.votes import GNMax as GNMax
+    from privtrain.mechanisms.votes import LNMax as LNMax
+    from privtrain.mpc.crypten.engine import CrypTen as CrypTen
+    from privtrain.release.door import Release as Release
+    from privtrain.release.finish import ARGMAX as ARGMAX
+    from privtrain.release.finish import IDENTITY as IDENTITY
+    from privtrain.release.finish import Threshold as Threshold
+    from privtrain.release.placement import AT_AGGREGATOR as AT_AGGREGATOR
+    from privtrain.release.placement import AT_PARTY as AT_PARTY
+    from privtrain.release.placement import SPLIT as SPLIT
+    from privtrain.release.plain import PlainSum as PlainSum
+    from privtrain.release.shared import SharedSum as SharedSum
+    from privtrain.report.files import load as load
+    from privtrain.report.files import save as save
+    from privtrain.runs.auditing import audit as audit
+    from privtrain.runs.calibrating import calibrate as calibrate
+    from privtrain.runs.comparing import compare as compare
+    from privtrain.runs.fitting import fit as fit
+    from privtrain.runs.scoring import PrivateRows as PrivateRows
+    from privtrain.runs.scoring import PublicRows as PublicRows
+    from privtrain.runs.tuning import Tuned as Tuned
+    from privtrain.runs.tuning import tune as tune
+    from privtrain.runtimes.flower.grid import FlowerGrid as FlowerGrid
+    from privtrain.runtimes.flower.grid import FlowerRay as FlowerRay
+    from privtrain.runtimes.in_process import InProcess as InProcess
+    from privtrain.runtimes.processes.mesh import Processes as Processes
+    from privtrain.sampling.batches import FixedSizeBatches as FixedSizeBatches
+    from privtrain.sampling.batches import PoissonBatches as PoissonBatches
+    from privtrain.sampling.batches import ShuffledEpochs as ShuffledEpochs
+    from privtrain.sampling.batches import TruncatedPoissonBatches as TruncatedPoissonBatches
+    from privtrain.sampling.cyclic import CyclicPoisson as CyclicPoisson
+    from privtrain.sampling.cyclic import FixedOrder as FixedOrder
+    from privtrain.sampling.sampling import Everyone as Everyone
+    from privtrain.sampling.sampling import FixedSize as FixedSize
+    from privtrain.sampling.sampling import Poisson as Poisson
+    from privtrain.steps.plain import PlainSteps as PlainSteps
+    from privtrain.steps.private import DPSteps as DPSteps
+    from privtrain.trainers.dp_sgd import DPSGD as DPSGD
+    from privtrain.trainers.fedavg import ByExamples as ByExamples
+    from privtrain.trainers.fedavg import FedAvg as FedAvg
+    from privtrain.trainers.fedavg import Uniform as Uniform
+    from privtrain.trainers.mpc_sgd import MPCSGD as MPCSGD
+    from privtrain.trainers.pate import PATE as PATE
+    from privtrain.trainers.sgd import SGD as SGD
 
-_HOMES = {
-    "aggregation.finish": "ARGMAX IDENTITY Threshold",
-    "aggregation.plain": "PlainSum",
-    "aggregation.shared": "SharedSum",
-    "attacks.membership": "LossThreshold",
-    "attacks.one_run": "OneRun",
-    "auditing": "audit",
-    "comparison": "compare",
-    "core.errors": "BudgetExceededError DataError PartyLostError PrivacyError PrivtrainError "
-    "ProtocolError TamperedShareError UnsoundReleaseError UnsupportedError",
-    "core.observers": "AGGREGATOR DEALER Observer PARTICIPANT PUBLIC QUERIER coalition",
-    "core.result": "Comparison Leakage TrainResult",
-    "core.runtime": "Runtimes",
-    "core.seeding": "SEEDED SYSTEM",
-    "core.statement": "ADD_REMOVE Budget Guarantee PrivacyStatement REPLACE_ONE ZERO_OUT",
-    "core.task": "COLUMNS Canaries FederatedData ROWS Rows Task",
-    "core.transcript": "Transcript",
-    "mpc.crypten": "CrypTen",
-    "privacy.accounting": "RdpCurve epsilon epsilon_bracket group_epsilon",
-    "privacy.banded": "BandedMatrix",
-    "privacy.clipping": "AutomaticClipping FlatClipping PerLayerClipping",
-    "privacy.filter": "RdpFilter",
-    "privacy.gaussian": "Gaussian Laplace",
-    "privacy.mechanism": "Exact",
-    "privacy.placement": "AT_AGGREGATOR AT_PARTY SPLIT",
-    "privacy.sampling": "Everyone FixedSize Poisson",
-    "privacy.selection": "RandomTrials",
-    "privacy.study_ledger": "StudyLedger",
-    "privacy.votes": "GNMax LNMax",
-    "release": "Release",
-    "report.files": "load save",
-    "runtimes.flower": "FlowerGrid FlowerRay",
-    "runtimes.in_process": "InProcess",
-    "runtimes.processes": "Processes",
-    "steps.batches": "FixedSizeBatches PoissonBatches ShuffledEpochs TruncatedPoissonBatches",
-    "steps.bookkeeping": "BookKeeping",
-    "steps.cyclic": "CyclicPoisson FixedOrder",
-    "steps.opacus": "Opacus",
-    "steps.plain": "PlainSteps",
-    "steps.private": "DPSteps",
-    "trainers.dp_sgd": "DPSGD",
-    "trainers.fedavg": "ByExamples FedAvg Uniform",
-    "trainers.mpc_sgd": "MPCSGD",
-    "trainers.pate": "PATE",
-    "trainers.sgd": "SGD",
-    "training": "calibrate fit",
-    "tuning": "PrivateRows PublicRows Tuned tune",
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "ADD_REMOVE",
-    "AGGREGATOR",
-    "ARGMAX",
-    "AT_AGGREGATOR",
-    "AT_PARTY",
-    "COLUMNS",
-    "DEALER",
-    "DPSGD",
-    "IDENTITY",
-    "MPCSGD",
-    "PARTICIPANT",
-    "PATE",
-    "PUBLIC",
-    "QUERIER",
-    "REPLACE_ONE",
-    "ROWS",
-    "SEEDED",
-    "SGD",
-    "SPLIT",
-    "SYSTEM",
-    "ZERO_OUT",
-    "AutomaticClipping",
-    "BandedMatrix",
-    "BookKeeping",
-    "Budget",
-    "BudgetExceededError",
-    "ByExamples",
-    "Canaries",
-    "Comparison",
-    "CrypTen",
-    "CyclicPoisson",
-    "DPSteps",
-    "DataError",
-    "Everyone",
-    "Exact",
-    "FedAvg",
-    "FederatedData",
-    "FixedOrder",
-    "FixedSize",
-    "FixedSizeBatches",
-    "FlatClipping",
-    "FlowerGrid",
-    "FlowerRay",
-    "GNMax",
-    "Gaussian",
-    "Guarantee",
-    "InProcess",
-    "LNMax",
-    "Laplace",
-    "Leakage",
-    "LossThreshold",
-    "Observer",
-    "OneRun",
-    "Opacus",
-    "PartyLostError",
-    "PerLayerClipping",
-    "PlainSteps",
-    "PlainSum",
-    "Poisson",
-    "PoissonBatches",
-    "PrivacyError",
-    "PrivacyStatement",
-    "PrivateRows",
-    "PrivtrainError",
-    "Processes",
-    "ProtocolError",
-    "PublicRows",
-    "RandomTrials",
-    "RdpCurve",
-    "RdpFilter",
-    "Release",
-    "Rows",
-    "Runtimes",
-    "SharedSum",
-    "ShuffledEpochs",
-    "StudyLedger",
-    "TamperedShareError",
-    "Task",
-    "Threshold",
-    "TrainResult",
-    "Transcript",
-    "TruncatedPoissonBatches",
-    "Tuned",
-    "Uniform",
-    "UnsoundReleaseError",
-    "UnsupportedError",
-    "audit",
-    "calibrate",
-    "coalition",
-    "compare",
-    "data",
-    "epsilon",
-    "epsilon_bracket",
-    "fit",
-    "group_epsilon",
-    "load",
-    "save",
-    "tune",
-]
+def _homes() -> dict[str, str]:
+    """Public name to the module that it comes from, read from the imports above: a millisecond."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOME_OF = _homes()
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name on first use."""
-    if name == "data":
-        return import_module("privtrain.data")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'privtrain' has no attribute {name!r}")
-    value = getattr(import_module(f"privtrain.{_HOME_OF[name]}"), name)
+    home = _HOME_OF[name]
+    module = f"{home}.{name}"
+    value = import_module(module) if home == __name__ else getattr(import_module(home), name)
     globals()[name] = value
     return value
 

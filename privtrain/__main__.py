@@ -12,10 +12,10 @@ def main() -> int:
     arguments = sys.argv[1:]
     # The first heartbeat must not wait for heavy imports.
     if arguments[:2] == ["party", "--child"]:
-        from privtrain.runtimes.worker import main as work
+        from privtrain.runtimes.processes.worker import main as work
 
         return work(*arguments[2:])
-    from privtrain.cli import main as run
+    from privtrain.command.cli import main as run
 
     return run()
 

@@ -30,11 +30,11 @@ import torch
 import tyro
 
 import privtrain as pt
+from privtrain.accounting.epsilon import epsilon as epsilon_of
+from privtrain.accounting.epsilon import gaussian_event, poisson_sampled, repeated
 from privtrain.core.validate import check_count, check_member, check_positive
 from privtrain.data.models import LogisticRegression
 from privtrain.data.scattering import scattered
-from privtrain.privacy.accounting import epsilon as epsilon_of
-from privtrain.privacy.accounting import gaussian_event, poisson_sampled, repeated
 
 RESULTS = Path(__file__).resolve().parent / "results" / "central_dp.json"
 DELTA = 1e-5

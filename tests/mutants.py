@@ -29,8 +29,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROMISING = re.compile(
-    r"privacy/|steps/|aggregation/|release|trainers/|attacks/(f_dp|one_run)|mpc/(sharing|keystream)"
-    r"|accounting/|mechanisms/|sampling/|ledgers/|gradients/"
+    "(accounting|mechanisms|sampling|ledgers|release|gradients|steps|trainers)/"
+    "|attacks/one_run/|mpc/(sharing|keystream|descent)"
 )
 """What makes promises: bounds, noise, accounting, ledgers, sampling, releases."""
 
@@ -146,9 +146,8 @@ def write(path: Path, sample: list[Change]) -> None:
 
 
 def tests_of(path: Path, root: Path) -> Path:
-    """The tests of a file's package; of a file beside the packages, its own."""
-    first, *rest = path.relative_to(root / "privtrain").parts
-    return root / "tests" / (first if rest else f"test_{first}")
+    """The tests of a file's package."""
+    return root / "tests" / path.relative_to(root / "privtrain").parts[0]
 
 
 def reaching(coverage: Path, path: Path, line: int, room: Path, root: Path) -> list[str] | None:

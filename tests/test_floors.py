@@ -1,81 +1,120 @@
-"""Imports point down the floors: a module imports from lower floors and from its own room only."""
+"""Imports point down the floors, between packages and between files; no circle anywhere."""
 
 import ast
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "privtrain"
 FLOORS = [
     {"core"},
-    {"privacy", "data"},
-    {"runtimes"},
-    {"mpc", "attacks"},
-    {"aggregation"},
-    {"release", "checkpoint"},
-    {"steps"},
-    {"trainers", "report"},
-    {"training", "auditing"},
-    {"comparison", "tuning"},
-    {"study"},
-    {"party"},
-    {"cli"},
+    {"accounting", "runtimes", "data", "report"},
+    {"mechanisms", "sampling", "ledgers", "attacks"},
+    {"mpc", "gradients", "runs"},
+    {"release", "steps"},
+    {"trainers"},
+    {"command"},
     {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+Graph = Mapping[str, set[str]]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    names: set[str] = set()
-    for node in ast.walk(tree):
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name of every file below a package's folder; the package's own names only, no file."""
+    paths = {path: path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py")}
+    named = {".".join(parts).removesuffix(".__init__"): path for path, parts in paths.items()}
+    return {name: path for name, path in sorted(named.items()) if name != "__init__"}
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """The files of the package that a file imports, at whatever depth of its code."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "privtrain":
-                names |= {f"privtrain.{alias.name}" for alias in node.names}
-            names.add(node.module)
-    return {name.split(".")[1] for name in names if name.startswith("privtrain.")}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            files = {name for name in inside if name.removeprefix("privtrain.") in known}
+            found |= files or {node.module}
+    within = {name.removeprefix("privtrain.") for name in found if name.startswith("privtrain.")}
+    return within & known
 
 
-def room_of(path: Path, root: Path = ROOT) -> str:
-    return path.relative_to(root).parts[0].removesuffix(".py")
+def graph_of(root: Path = ROOT) -> Graph:
+    """Which file imports which."""
+    files = modules(root)
+    return {name: imports(path, set(files)) - {name} for name, path in files.items()}
 
 
-def violations(root: Path = ROOT) -> list[str]:
-    found = []
-    for path in sorted(root.rglob("*.py")):
-        room = room_of(path, root)
-        if room == "__init__":  # the façade: lazy, holds names only
-            continue
-        for other in imported_rooms(path) - {room}:
-            if FLOOR_OF[other] >= FLOOR_OF[room]:
-                found.append(f"{path.relative_to(root)} imports {other}")
-    return found
+def room_of(name: str) -> str:
+    return name.split(".")[0]
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {room_of(path) for path in ROOT.rglob("*.py")} - {"__init__"}
-    assert rooms <= set(FLOOR_OF), rooms - set(FLOOR_OF)
+def floors_of(graph: Graph) -> dict[str, int]:
+    """The floor of each package as its imports lie: one above the highest that it imports."""
+    below: dict[str, set[str]] = {room_of(name): set() for name in graph}
+    for name, others in graph.items():
+        below[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
+    floors: dict[str, int] = {}
+    while len(floors) < len(below):
+        ready = [r for r, o in below.items() if r not in floors and o <= floors.keys()]
+        assert ready, f"packages in a circle: {sorted(below.keys() - floors.keys())}"
+        for room in ready:
+            floors[room] = 1 + max((floors[other] for other in below[room]), default=-1)
+    return floors
+
+
+def circle(graph: Graph) -> list[str]:
+    """The files that import each other in a circle, or lead to one; empty where there is none."""
+    left = {name: set(others) for name, others in graph.items()}
+    while ends := [name for name, others in left.items() if not others & left.keys()]:
+        for name in ends:
+            del left[name]
+    return sorted(left)
+
+
+def violations(graph: Graph) -> Iterator[str]:
+    for name, others in graph.items():
+        for other in sorted(others):
+            here, there = room_of(name), room_of(other)
+            if here != there and FLOOR_OF[there] >= FLOOR_OF[here]:
+                yield f"{name} imports {other}"
 
 
 def test_imports_point_down() -> None:
-    assert violations() == []
+    assert list(violations(graph_of())) == []
 
 
-def test_an_import_that_points_up_is_found(tmp_path: Path) -> None:
-    (tmp_path / "core").mkdir()
-    (tmp_path / "core" / "bad.py").write_text("from privtrain.release import Release\n")
-    found = violations(tmp_path)
-    assert found == ["core/bad.py imports release"]
+def test_the_floors_are_those_that_imports_make() -> None:
+    assert floors_of(graph_of()) == FLOOR_OF
 
 
-def test_training_and_comparison_name_no_trainer() -> None:
-    for name in ("training.py", "comparison.py"):
-        assert "trainers" not in imported_rooms(ROOT / name)
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle(graph_of()) == []
+
+
+def test_what_breaks_a_rule_is_found(tmp_path: Path) -> None:
+    for folder in ("core", "release"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "core" / "bad.py").write_text("from privtrain.release.door import Release\n")
+    (tmp_path / "release" / "door.py").write_text("from privtrain.release import finish\n")
+    (tmp_path / "release" / "finish.py").write_text(
+        "def late():\n    import privtrain.release.door\n"
+    )
+    graph = graph_of(tmp_path)
+    assert list(violations(graph)) == ["core.bad imports release.door"]
+    assert {"release.door", "release.finish"} <= set(circle(graph))
+
+
+def test_runs_name_no_trainer() -> None:
+    graph = graph_of()
+    for name in graph:
+        if room_of(name) == "runs":
+            assert not {other for other in graph[name] if room_of(other) == "trainers"}
 
 
 def test_trainers_do_not_import_each_other() -> None:
-    trainers = {path.stem for path in (ROOT / "trainers").glob("*.py")} - {"__init__"}
-    for path in (ROOT / "trainers").glob("*.py"):
-        text = path.read_text()
-        for other in trainers - {path.stem}:
-            assert f"privtrain.trainers.{other} import" not in text, (path.name, other)
+    graph = graph_of()
+    for name in graph:
+        if name.startswith("trainers."):
+            assert not {other for other in graph[name] if other.startswith("trainers.")}, name

@@ -37,11 +37,7 @@ HEAVY = (
 )
 
 
-def ruffs_key(name: str) -> tuple[int, list[tuple[int, str | int]]]:
-    """How ruff (RUF022) sorts: constants, classes, the rest; each in natural order."""
-    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2
-    parts = [part for part in re.split(r"(\d+)", name) if part]
-    return kind, [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
+HOMES: dict[str, str] = vars(privtrain)["_HOME_OF"]
 
 
 def type_checked_imports() -> dict[str, str]:
@@ -55,41 +51,20 @@ def type_checked_imports() -> dict[str, str]:
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            assert alias.asname is None
+            assert alias.asname == alias.name, "a type checker would take it for private"
             assert node.module is not None
+            assert alias.name not in found, f"{alias.name} has two homes"
             found[alias.name] = node.module
     return found
 
 
-def lazy_homes() -> dict[str, str]:
-    homes: dict[str, str] = vars(privtrain)["_HOMES"]
-    found: dict[str, str] = {}
-    for home, names in homes.items():
-        for name in names.split():
-            assert name not in found, f"{name} has two homes"
-            found[name] = f"privtrain.{home}"
-    return found
-
-
-def test_all_is_sorted_and_has_no_name_twice() -> None:
-    names = privtrain.__all__
-    assert len(set(names)) == len(names)
-    assert list(names) == sorted(names, key=ruffs_key)
-
-
-def test_ruff_agrees() -> None:
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "RUF022"]
-    done = subprocess.run(
-        [*command, str(ROOT / "__init__.py")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_lists_of_names_agree() -> None:
-    homes = lazy_homes()
-    assert set(homes) | {"data"} == set(privtrain.__all__)
-    assert type_checked_imports() == homes | {"data": "privtrain"}
-    assert list(vars(privtrain)["_HOMES"]) == sorted(vars(privtrain)["_HOMES"])
+def test_the_imports_are_the_only_list_of_names() -> None:
+    assert type_checked_imports() == HOMES
+    assert list(privtrain.__all__) == sorted(HOMES)
+    text = (ROOT / "__init__.py").read_text()
+    for name in set(HOMES) - {"data"}:
+        lines = [line for line in text.splitlines() if line.endswith(f" as {name}")]
+        assert len(lines) == 1, name
 
 
 @pytest.mark.parametrize("name", privtrain.__all__)
@@ -98,7 +73,7 @@ def test_every_name_resolves_to_what_is_defined_at_its_home(name: str) -> None:
     if name == "data":
         assert isinstance(value, ModuleType)
         return
-    home = import_module(lazy_homes()[name])
+    home = import_module(HOMES[name])
     assert value is getattr(home, name)
     if inspect.isclass(value) or inspect.isfunction(value):
         defined = value.__module__ == home.__name__ or name in getattr(home, "__all__", ())
@@ -110,7 +85,7 @@ def test_every_name_resolves_to_what_is_defined_at_its_home(name: str) -> None:
 def test_every_name_is_documented(name: str) -> None:
     value = getattr(privtrain, name)
     if not (inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value)):
-        home = lazy_homes()[name]
+        home = HOMES[name]
         assert documented_constant(Path(import_module(home).__file__ or ""), name), name
         return
     text = (value.__doc__ or "").strip()

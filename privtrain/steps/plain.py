@@ -1,170 +1,18 @@
 """How one data holder improves a model without noise: epochs of minibatch gradient descent."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from privtrain.core.parameters import trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
-from privtrain.core.task import FederatedData, Loss, Rows, Task
+from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
-
-OptimizerFactory = Callable[..., Optimizer]
-"""Called as `factory(parameters, lr=learning_rate)`."""
-
-
-def make_optimizer(
-    optimizer: str | OptimizerFactory, parameters: list[nn.Parameter], learning_rate: float
-) -> Optimizer:
-    """Any of torch's optimizers for some parameters.
-
-    Args:
-        optimizer: Name of a class in `torch.optim`, or a factory such as
-            `functools.partial(torch.optim.SGD, momentum=0.9)`.
-        parameters: What it updates.
-        learning_rate: Its learning rate; positive.
-
-    Returns:
-        The optimizer.
-
-    Raises:
-        ValueError: If there is no optimizer of that name.
-    """
-    if not isinstance(optimizer, str):
-        return optimizer(parameters, lr=learning_rate)
-    factory = getattr(torch.optim, optimizer, None)
-    if not (isinstance(factory, type) and issubclass(factory, Optimizer)):
-        raise ValueError(
-            f"Expected optimizer={optimizer!r} to be the name of a class in torch.optim, "
-            "such as 'SGD' or 'Adam', or a factory."
-        )
-    return make_optimizer(factory, parameters, learning_rate)
-
-
-def batches(
-    rows: int, batch_size: int | None, epochs: int, generator: torch.Generator
-) -> Iterator[Tensor | None]:
-    """Indices of the batches of some epochs, each epoch in an order of its own.
-
-    Args:
-        rows: How many rows there are.
-        batch_size: Rows in a batch; None, or at least `rows`, for all in their own order.
-        epochs: How many epochs.
-        generator: Where the orders come from.
-
-    Yields:
-        Indices, shape `(batch,)`; None stands for all rows as they are.
-    """
-    for _ in range(epochs):
-        if batch_size is None or batch_size >= rows:
-            yield None
-        else:
-            cuts = tuple(range(batch_size, rows, batch_size))
-            yield from torch.randperm(rows, generator=generator).tensor_split(cuts)
-
-
-def row_batches(
-    rows: Rows, batch_size: int | None, epochs: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets of the batches of some epochs; see `batches`.
-
-    Yields:
-        Inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
-    """
-    inputs, targets = rows.inputs, rows.labels
-    for index in batches(len(rows), batch_size, epochs, generator):
-        yield (inputs, targets) if index is None else (inputs[index], targets[index])
-
-
-def descend(
-    model: nn.Module, optimizer: Optimizer, loss: Loss, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    """One step on the mean loss of a batch.
-
-    Args:
-        model: The model, in training mode.
-        optimizer: Steps its parameters.
-        loss: Loss of each example.
-        inputs: Shape `(batch, ...)`, on the model's device.
-        targets: Shape `(batch, ...)`, on the model's device.
-
-    Returns:
-        The mean loss before the step, detached.
-    """
-    # As `optimizer.zero_grad()`, without its profiling, which costs a tenth of a small step.
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-    value = loss(model(inputs), targets).mean()
-    # mypy: torch leaves `backward` untyped.
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return value.detach()
-
-
-class GradientVector:
-    """One vector whose parts are the gradients of parameters.
-
-    Args:
-        parameters: The parameters, on one device.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._sizes = [parameter.numel() for parameter in parameters]
-        like = parameters[0] if parameters else torch.zeros(0)
-        self._vector = torch.zeros(sum(self._sizes), dtype=like.dtype, device=like.device)
-        self._parts = [
-            part.view(parameter.shape)
-            for parameter, part in zip(
-                parameters, torch.split(self._vector, self._sizes), strict=True
-            )
-        ]
-
-    def set(self, gradient: Tensor, divisor: float = 1.0) -> None:
-        """Makes a vector over a number the parameters' gradients.
-
-        Args:
-            gradient: As many values as the parameters hold together, shape `(parameters,)`.
-            divisor: Not zero.
-
-        Raises:
-            ValueError: If the number of values differs.
-        """
-        if gradient.shape != self._vector.shape:
-            raise ValueError(
-                f"Expected gradient.shape={tuple(gradient.shape)} to be ({sum(self._sizes)},)."
-            )
-        torch.div(gradient, divisor, out=self._vector)
-        for parameter, part in zip(self._parameters, self._parts, strict=True):
-            if parameter.grad is not part:
-                parameter.grad = part.to(parameter.dtype)
-
-
-class LocalSteps(Protocol):
-    """How a party improves the model it was sent."""
-
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
-        """Improves the model in place; returns unprotected diagnostics."""
-        ...
-
-    def settled(self, data: FederatedData) -> "LocalSteps":
-        """The same steps with every public figure filled in, for parties to use."""
-        ...
-
-    def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
-        """What each observer learns of an example through these steps alone."""
-        ...
-
-    def with_scale(self, scale: float) -> "LocalSteps | None":
-        """The same steps with another noise scale, or None where they draw no noise."""
-        ...
+from privtrain.sampling.passes import row_batches
+from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

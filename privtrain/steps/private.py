@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from privtrain.accounting.epsilon import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.runtime import PartyRun
@@ -14,26 +15,25 @@ from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_offers, check_positive, check_probability
-from privtrain.privacy.accounting import repeated
-from privtrain.privacy.mechanism import (
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import ClippedSum, Gradients
+from privtrain.mechanisms.mechanism import (
     Mechanism,
     assumptions_of,
     is_secure,
     l2_bound,
     noised,
 )
-from privtrain.privacy.participation import check_separation
-from privtrain.privacy.sampling import Poisson
-from privtrain.steps.batches import (
+from privtrain.sampling.batches import (
     Batches,
     PoissonBatches,
     plan_batches,
     poisson_batch,
     whole_steps,
 )
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.gradients import ClippedSum, Gradients
-from privtrain.steps.plain import GradientVector, OptimizerFactory, make_optimizer
+from privtrain.sampling.sampling import Poisson
+from privtrain.sampling.schedule import check_separation
+from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 
 
 def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:

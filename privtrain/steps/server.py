@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.trainer import Run
-from privtrain.steps.plain import GradientVector
+from privtrain.steps.optimizers import GradientVector
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""

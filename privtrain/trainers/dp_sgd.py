@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from privtrain.aggregation.aggregation import BoundedSum
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
@@ -16,13 +15,14 @@ from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_offers, check_positive, check_probability
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.mechanism import l2_bound
-from privtrain.release import Release
-from privtrain.steps.batches import Batches, BatchSampling, PoissonBatches, taken
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.gradients import Gradients
-from privtrain.steps.plain import GradientVector, OptimizerFactory, make_optimizer
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import Gradients
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import l2_bound
+from privtrain.release.aggregation import BoundedSum
+from privtrain.release.door import Release
+from privtrain.sampling.batches import Batches, BatchSampling, PoissonBatches, taken
+from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool
 from privtrain.steps.private import diagnostics
 

@@ -6,7 +6,6 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from privtrain.aggregation.finish import IDENTITY
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
     ModelPredictor,
@@ -24,11 +23,13 @@ from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
-from privtrain.privacy.participation import check_separation
-from privtrain.privacy.placement import Drawer
-from privtrain.privacy.sampling import Everyone, Poisson, Sampling
-from privtrain.release import Release
-from privtrain.steps.plain import LocalSteps, PlainSteps
+from privtrain.release.door import Release
+from privtrain.release.finish import IDENTITY
+from privtrain.release.placement import Drawer
+from privtrain.sampling.sampling import Everyone, Poisson, Sampling
+from privtrain.sampling.schedule import check_separation
+from privtrain.steps.local import LocalSteps
+from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import NOTE, read_note
 from privtrain.steps.server import Server, ServerOptimizer
 

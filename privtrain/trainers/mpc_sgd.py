@@ -15,13 +15,13 @@ from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task, cross_entropy
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_fraction, check_positive
-from privtrain.mpc.crypten import CrypTen
+from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.descent import SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
 from privtrain.mpc.sharing import share
-from privtrain.release import Release
-from privtrain.steps.secure import SecureDescent, agreed, encoded
+from privtrain.release.door import Release
 
 
 @dataclass(frozen=True, kw_only=True)

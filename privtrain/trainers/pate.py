@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from privtrain.aggregation.finish import ARGMAX
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
@@ -23,10 +23,10 @@ from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
-from privtrain.privacy.placement import Drawer
-from privtrain.privacy.renyi import RdpCurve
-from privtrain.privacy.votes import GNMax
-from privtrain.release import Release
+from privtrain.mechanisms.votes import GNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import Drawer
 from privtrain.steps.plain import PlainSteps
 
 STUDENT_NAME = "student"

@@ -14,8 +14,9 @@ from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_positive
-from privtrain.release import Release
-from privtrain.steps.plain import OptimizerFactory, descend, make_optimizer, row_batches
+from privtrain.release.door import Release
+from privtrain.sampling.passes import row_batches
+from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool
 
 

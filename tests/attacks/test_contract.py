@@ -9,7 +9,7 @@ from torch import nn
 
 from privtrain.attacks.attack import Attack, check_target, target_for
 from privtrain.attacks.membership import LossThreshold
-from privtrain.attacks.one_run import OneRun
+from privtrain.attacks.one_run.attack import OneRun
 from privtrain.core.observers import Observer
 from privtrain.core.parameters import ModelPredictor
 from privtrain.core.parties import AGGREGATOR_NAME

@@ -8,9 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from privtrain.aggregation.aggregation import Aggregate, Aggregation, sum_exposure
-from privtrain.aggregation.finish import Finish
-from privtrain.aggregation.plain import PlainSum
 from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -21,7 +18,11 @@ from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.trainer import Ledger, Run
 from privtrain.core.transcript import Transcript
-from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.aggregation import Aggregate, Aggregation
+from privtrain.release.exposure import sum_exposure
+from privtrain.release.finish import Finish
+from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.plain import PlainSum
 
 
 @dataclass

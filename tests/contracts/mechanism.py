@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from privtrain.accounting.epsilon import evaluate
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
-from privtrain.privacy.accounting import evaluate
-from privtrain.privacy.mechanism import Mechanism, is_secure, noised
+from privtrain.mechanisms.mechanism import Mechanism, is_secure, noised
 
 RELATIONS = (ADD_REMOVE, REPLACE_ONE, ZERO_OUT)
 PUBLIC_SUM = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)

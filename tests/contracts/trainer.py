@@ -19,9 +19,9 @@ from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.task import FederatedData, Rows, Task, accuracy
 from privtrain.core.trainer import Trainer
-from privtrain.privacy.ledger import epsilon_of
+from privtrain.ledgers.run import epsilon_of
+from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
-from privtrain.training import fit
 
 DELTA = 1e-5
 STAR = Runtimes(star=InProcess())

@@ -7,7 +7,7 @@ from torch import nn
 
 import privtrain as pt
 from privtrain.core.trainer import Trainer
-from privtrain.privacy.placement import Placement
+from privtrain.release.placement import Placement
 
 
 def normalised_by_running_statistics() -> nn.Module:

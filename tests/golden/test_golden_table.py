@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from privtrain.aggregation.shared import SharedSum
+from privtrain.accounting.epsilon import evaluate
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.privacy.accounting import evaluate
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.ledger import epsilon_of
-from privtrain.privacy.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
-from privtrain.privacy.sampling import FixedSize
-from privtrain.release import Release
+from privtrain.ledgers.run import epsilon_of
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.shared import SharedSum
+from privtrain.sampling.sampling import FixedSize
 from tests.contracts.aggregation import MaskedSum
 
 DELTA = 1e-5

@@ -2,8 +2,7 @@
 
 import pytest
 
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
-from privtrain.privacy.accounting import (
+from privtrain.accounting.epsilon import (
     Accountant,
     epsilon,
     fixed_size_sampled,
@@ -11,6 +10,7 @@ from privtrain.privacy.accounting import (
     poisson_sampled,
     repeated,
 )
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 
 DELTA = 1e-5
 

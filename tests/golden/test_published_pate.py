@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from privtrain.privacy.gnmax import (
+from privtrain.accounting.gnmax import (
     DEFAULT_ORDERS,
     gnmax_curve,
     gnmax_rdp,

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privtrain.aggregation.aggregation import BoundedSum
-from privtrain.attacks import f_dp
-from privtrain.attacks.one_run import right_guesses
-from privtrain.attacks.one_run_bounds import epsilon_bound
+from privtrain.accounting.curves import wide_pairs
+from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.attacks.one_run import f_dp
+from privtrain.attacks.one_run.attack import right_guesses
+from privtrain.attacks.one_run.bounds import epsilon_bound
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
 from privtrain.core.task import Canaries, FederatedData, Rows, Task
 from privtrain.data.canaries import with_canaries
-from privtrain.privacy.accounting import evaluate, repeated
-from privtrain.privacy.curves import wide_pairs
-from privtrain.privacy.mechanism import Mechanism
-from privtrain.privacy.sampling import Poisson
-from privtrain.release import Release
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.release.aggregation import BoundedSum
+from privtrain.release.door import Release
+from privtrain.sampling.sampling import Poisson
 
 CONFIDENCE = 1 - 1e-4
 DELTA = 1e-9

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.aggregation.aggregation import BoundedSum
-from privtrain.aggregation.finish import ARGMAX
 from privtrain.attacks.scores import epsilon_lower_bound
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
@@ -17,15 +15,17 @@ from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import Transcript
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.ledger import JournalLedger, epsilon_of
-from privtrain.privacy.mechanism import Mechanism
-from privtrain.privacy.votes import GNMax
-from privtrain.release import Release
+from privtrain.gradients.opacus import Opacus
+from privtrain.ledgers.run import JournalLedger, epsilon_of
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.mechanisms.votes import GNMax
+from privtrain.release.aggregation import BoundedSum
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
-from privtrain.steps.opacus import Opacus
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import fit
 from tests.steps.test_pooling import Nowhere
 
 CONFIDENCE = 1 - 1e-4

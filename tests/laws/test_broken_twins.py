@@ -24,18 +24,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.attacks.one_run import OneRun
-from privtrain.auditing import audit
+from privtrain.attacks.one_run.attack import OneRun
 from privtrain.core.runtime import Runtimes
 from privtrain.core.task import FederatedData, Loss, Rows
 from privtrain.core.trainer import PrivacyPlan
-from privtrain.privacy.clipping import clip
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.release import Release
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.gradients import ClippedSum, GradientEngine, Gradients
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
+from privtrain.mechanisms.clipping import clip
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.runs.auditing import audit
+from privtrain.runs.fitting import fit
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import fit
 from tests.laws import dirac
 from tests.laws.dirac import Verdict, audit_release
 from tests.statistics import independent, std_is

@@ -10,22 +10,23 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor
 
-from privtrain.attacks.one_run import OneRun
-from privtrain.auditing import audit
+from privtrain.attacks.one_run.attack import OneRun
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.data.canaries import mislabelled_rows, with_canaries
 from privtrain.data.datasets import digits
-from privtrain.privacy.banded import BandedMatrix
-from privtrain.privacy.gaussian import Gaussian, Laplace
-from privtrain.privacy.mechanism import Mechanism
-from privtrain.privacy.votes import GNMax, LNMax
-from privtrain.release import Release
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.cyclic import CyclicPoisson
-from privtrain.steps.gradients import Gradients
-from privtrain.steps.opacus import Opacus
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.banded import BandedMatrix
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.runs.auditing import audit
+from privtrain.runs.calibrating import calibrate
+from privtrain.runs.fitting import fit
+from privtrain.sampling.cyclic import CyclicPoisson
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import calibrate, fit
 from tests.laws import dirac
 from tests.trainers.federations import STAR
 

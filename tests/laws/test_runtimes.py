@@ -5,22 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from privtrain.aggregation.finish import ARGMAX
 from privtrain.core.runtime import Runtimes
 from privtrain.core.trainer import Trainer
 from privtrain.data.datasets import digits
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.placement import AT_PARTY, SPLIT
-from privtrain.privacy.sampling import FixedSize, Poisson
-from privtrain.privacy.votes import GNMax
-from privtrain.release import Release
-from privtrain.runtimes.flower import FlowerGrid
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.runs.fitting import fit
+from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
+from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import ByExamples, FedAvg
 from privtrain.trainers.pate import PATE
-from privtrain.training import fit
 from tests.contracts.trainer import weights_of
 
 TASK, DATA = digits(parties=5, hidden=16)

@@ -12,12 +12,12 @@ from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.task import Rows, Task, cross_entropy
 from privtrain.data.models import MLP
-from privtrain.privacy.gaussian import Gaussian, Laplace
-from privtrain.release import Release
-from privtrain.steps.opacus import Opacus
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.release.door import Release
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import ByExamples, ClientStep, Uniform
-from tests.steps.loops import in_float64, layer_norm, mlp
+from tests.gradients.loops import in_float64, layer_norm, mlp
 
 C = 0.7
 ROUNDING = 1 + 1e-6

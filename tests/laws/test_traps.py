@@ -1,7 +1,7 @@
 """Traps that other libraries were seen to fall into; each has a test that closes it here.
 
-The wrong attention and the refused layers of Opacus are tested in tests/steps/test_opacus.py,
-memory at extreme epsilons in tests/privacy/test_accounting.py and test_calibration.py.
+The wrong attention and the refused layers of Opacus are tested in tests/gradients/test_opacus.py,
+memory at extreme epsilons in tests/accounting/test_epsilon.py and test_calibration.py.
 """
 
 import math
@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
-from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.release import Release
-from privtrain.steps.batches import (
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.runs.fitting import fit
+from privtrain.sampling.batches import (
     BatchSampling,
     FixedSizeBatches,
     PoissonBatches,
     ShuffledEpochs,
     TruncatedPoissonBatches,
 )
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.steps.gradients import Gradients
-from privtrain.steps.opacus import Opacus
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import fit
 from tests.trainers.federations import STAR
 
 ENGINES: list[Gradients] = [BookKeeping(), Opacus("hooks"), Opacus("ghost"), Opacus("functorch")]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from privtrain.attacks.one_run_bounds import ceiling, epsilon_bound
+from privtrain.attacks.one_run.bounds import ceiling, epsilon_bound
 from privtrain.core.result import Comparison, Leakage
 from privtrain.report.audits import audits
 from privtrain.report.files import plain_comparison

@@ -10,13 +10,9 @@ from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import Rows, Task
 from privtrain.data.models import MLP
-from privtrain.steps.plain import (
-    GradientVector,
-    PlainSteps,
-    batches,
-    descend,
-    make_optimizer,
-)
+from privtrain.sampling.passes import batches
+from privtrain.steps.optimizers import GradientVector, descend, make_optimizer
+from privtrain.steps.plain import PlainSteps
 
 TASK = Task(model=MLP((5, 4, 3), torch.float64))
 

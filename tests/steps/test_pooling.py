@@ -8,7 +8,7 @@ from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import Transcript
-from privtrain.privacy.ledger import JournalLedger
+from privtrain.ledgers.run import JournalLedger
 from privtrain.steps.pooling import pool
 
 

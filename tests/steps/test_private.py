@@ -10,20 +10,20 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
-from privtrain.privacy.gaussian import Gaussian, Laplace
-from privtrain.privacy.mechanism import Exact
-from privtrain.privacy.sampling import Poisson
-from privtrain.steps.batches import plan_batches, poisson_batch
-from privtrain.steps.opacus import Opacus
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.mechanisms.mechanism import Exact
+from privtrain.sampling.batches import plan_batches, poisson_batch
+from privtrain.sampling.sampling import Poisson
 from privtrain.steps.private import DPSteps, diagnostics
+from tests.gradients.loops import clipped, example_gradients, in_float64, mlp, rows_for
 from tests.statistics import ALARM, assert_power, mean_is_zero, normal_with_std, std_is
-from tests.steps.loops import clipped, example_gradients, in_float64, mlp, rows_for
 
 
 class Linear:

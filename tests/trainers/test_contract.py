@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from privtrain.aggregation.finish import ARGMAX
 from privtrain.data.datasets import breast_cancer, digits
-from privtrain.privacy.banded import BandedMatrix
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.placement import AT_PARTY, SPLIT
-from privtrain.privacy.sampling import FixedSize, Poisson
-from privtrain.privacy.votes import GNMax, LNMax
-from privtrain.release import Release
-from privtrain.steps.cyclic import CyclicPoisson
-from privtrain.steps.opacus import Opacus
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.banded import BandedMatrix
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.sampling.cyclic import CyclicPoisson
+from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD

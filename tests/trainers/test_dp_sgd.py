@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.aggregation.finish import ARGMAX
+from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import (
     BudgetExceededError,
     PrivacyError,
@@ -22,16 +22,16 @@ from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Budget
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
-from privtrain.privacy.gaussian import Gaussian, Laplace
-from privtrain.privacy.mechanism import Exact
-from privtrain.privacy.placement import AT_PARTY
-from privtrain.release import Release
-from privtrain.steps.opacus import Opacus
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.mechanisms.mechanism import Exact
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_PARTY
+from privtrain.runs.fitting import fit
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.training import fit
+from tests.gradients.loops import clipped, example_gradients
 from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
-from tests.steps.loops import clipped, example_gradients
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
 
@@ -246,7 +246,7 @@ def test_batches_and_noise_follow_from_entropy_not_from_the_public_seed() -> Non
             return super().__getitem__(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("privtrain.training.Seeds", Watched)
+        patch.setattr("privtrain.runs.fitting.Seeds", Watched)
         run(trainer, data)
     assert {name for name, _, _ in drawn} == {"initialisation", "dropout"}
 

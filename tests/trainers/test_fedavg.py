@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -16,15 +17,14 @@ from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
-from privtrain.privacy.accounting import epsilon, gaussian_event, poisson_sampled, repeated
-from privtrain.privacy.gaussian import Gaussian, Laplace
-from privtrain.privacy.placement import AT_PARTY, SPLIT
-from privtrain.privacy.sampling import FixedSize, Poisson
-from privtrain.release import Release
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.release.door import Release
+from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.runs.fitting import fit
+from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import ByExamples, ClientStep, FedAvg, Uniform
-from privtrain.training import fit
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
     STAR,

@@ -10,15 +10,15 @@ from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.transcript import Entry
 from privtrain.data.datasets import digits
 from privtrain.data.partition import Dirichlet
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.placement import AT_PARTY
-from privtrain.privacy.sampling import FixedSize
-from privtrain.release import Release
-from privtrain.runtimes.flower import FlowerGrid, FlowerRay
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.release.placement import AT_PARTY
+from privtrain.runs.fitting import fit
+from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
 from privtrain.runtimes.in_process import InProcess
+from privtrain.sampling.sampling import FixedSize
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import ByExamples, FedAvg
-from privtrain.training import fit
 
 TRAINERS = {
     "plain": FedAvg(rounds=3),

@@ -15,15 +15,15 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_finite
-from privtrain.mpc.crypten import CAVEATS
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mpc.crypten.engine import CAVEATS
 from privtrain.mpc.sharing import LARGEST
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.release import Release
+from privtrain.release.door import Release
+from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
-from privtrain.runtimes.processes import Processes
-from privtrain.steps.plain import batches
+from privtrain.runtimes.processes.mesh import Processes
+from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
-from privtrain.training import fit
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 FEATURES, CLASSES, ROWS_EACH = 12, 4, 30

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from privtrain.aggregation.finish import ARGMAX, IDENTITY
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
@@ -18,13 +17,14 @@ from privtrain.core.runtime import PartyRun, Payload
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, Budget
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
-from privtrain.privacy.gaussian import Gaussian
-from privtrain.privacy.mechanism import Exact
-from privtrain.privacy.votes import GNMax, LNMax
-from privtrain.release import Release
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import Exact
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX, IDENTITY
+from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.pate import PATE, Vote, teacher_of_rows, without_public_part
-from privtrain.training import fit
 from tests.statistics import ALARM
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import privtrain as pt
+from privtrain.accounting.epsilon import Approximate
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.seeding import Stream
 from privtrain.core.words import Words
-from privtrain.privacy.accounting import Approximate
-from privtrain.privacy.discrete import FLOAT_ERROR
-from privtrain.privacy.mechanism import noised
-from privtrain.steps.bookkeeping import BookKeeping
-from privtrain.training import FLOAT_NOISE
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.mechanisms.discrete import FLOAT_ERROR
+from privtrain.mechanisms.mechanism import noised
+from privtrain.runs.statements import FLOAT_NOISE
 from tests.contracts.aggregation import a_party
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
@@ -163,7 +163,7 @@ def test_noise_at_parties_protects_from_the_aggregator() -> None:
 
 
 def test_a_study_file_keeps_it(tmp_path: Path) -> None:
-    from privtrain.study import from_table, to_table
+    from privtrain.command.tables import from_table, to_table
 
     table = to_table(SECURE)
     assert from_table(table) == SECURE

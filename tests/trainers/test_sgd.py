@@ -13,10 +13,10 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.sgd import SGD
-from privtrain.training import fit
 from tests.trainers.federations import STAR, TASK, a_federation, module, vector
 
 

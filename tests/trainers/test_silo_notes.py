@@ -3,11 +3,11 @@
 import torch
 
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.privacy.gaussian import Gaussian
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.runs.fitting import fit
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import FedAvg
-from privtrain.training import fit
-from tests.steps.loops import Own, mlp
+from tests.gradients.loops import Own, mlp
 from tests.trainers.federations import STAR
 
 

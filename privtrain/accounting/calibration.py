@@ -1,0 +1,139 @@
+"""How much noise an epsilon needs: the smallest scale whose own evaluation meets the target."""
+
+import math
+from collections.abc import Callable
+
+from privtrain.accounting.epsilon import (
+    Event,
+    best_accountant,
+    repeated,
+    rough_epsilon,
+)
+from privtrain.accounting.epsilon import epsilon as epsilon_of
+from privtrain.core.errors import BudgetExceededError, UnsupportedError
+from privtrain.core.statement import ADD_REMOVE, Relation
+from privtrain.core.validate import check_count, check_delta, check_positive
+
+Excess = Callable[[float], float]
+"""log(epsilon / target) of a log scale: above zero where there is too little noise."""
+
+# exp(28) is 10^12: no sensible scale lies beyond, in whatever unit it is given.
+_FARTHEST = 28.0
+_ROUGH = 0.02
+# So many times the target says no more than that it is missed.
+_FAR = 1e6
+
+
+def calibrate_scale(
+    event_of: Callable[[float], Event],
+    *,
+    epsilon: float,
+    delta: float,
+    relation: Relation = ADD_REMOVE,
+    count: int = 1,
+    tolerance: float = 1e-3,
+) -> float:
+    """The smallest noise scale with which all releases together stay within a target.
+
+    Rényi divergences, which are fast, narrow the range down; the accountant that the guarantee will
+    name then finds the scale, in a few evaluations.
+
+    Args:
+        event_of: One release as a function of the noise scale, such as the noise multiplier or
+            the sigma of a vote; more noise must never cost more.
+        epsilon: Target; positive. Any value from 0.01 to 1000 answers in seconds.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours.
+        count: How many releases are made.
+        tolerance: How far above the smallest scale the answer may be, relative to it.
+
+    Returns:
+        A scale that was evaluated, by the best accountant, at or below the target.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        UnsupportedError: If no accountant can read the event under the relation.
+        BudgetExceededError: If no amount of noise meets the target.
+    """
+    check_positive(epsilon=epsilon, tolerance=tolerance)
+    check_delta(delta)
+    check_count(count=count)
+
+    def event(log_scale: float) -> Event:
+        return repeated(event_of(math.exp(log_scale)), count)
+
+    best = best_accountant(event(0.0), relation)
+
+    def excess(log_scale: float) -> float:
+        try:
+            value = epsilon_of(event(log_scale), delta, relation=relation, accountant=best)
+        except UnsupportedError:
+            # The accountant reads the event (that was asked before): the noise is too small.
+            value = math.inf
+        return _log_ratio(value, epsilon)
+
+    def rough_excess(log_scale: float) -> float:
+        return _log_ratio(rough_epsilon(event(log_scale), delta, relation), epsilon)
+
+    start = 0.0
+    if best != "rdp":
+        start = _smallest(rough_excess, start, _ROUGH) or start
+    found = _smallest(excess, start, tolerance)
+    if found is None:
+        raise BudgetExceededError(
+            f"No amount of noise makes {count} releases ({epsilon:g}, {delta:g})-DP under "
+            f"{relation.replace('_', '-')} neighbours. Part of the release is not protected by the "
+            "noise that is calibrated, or the accountant cannot resolve the delta: protect it, "
+            "make fewer releases, or ask for a larger epsilon or delta."
+        )
+    return math.exp(found)
+
+
+def _log_ratio(value: float, target: float) -> float:
+    # Bounded, so that one evaluation at no or far too little noise does not spoil a secant.
+    return math.log(min(max(value / target, 1e-3), _FAR))
+
+
+def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
+    """The smallest log scale without excess, up to a tolerance; None where there is none."""
+    bracket = _bracket(excess, start, tolerance)
+    if bracket is None:
+        return None
+    (low, above), (high, below) = bracket
+    side = 0
+    while high - low > tolerance:
+        # The secant in log-log coordinates, a third of the tolerance to either side in turn:
+        # the bracket is closed from both ends.
+        blind = above >= math.log(_FAR)
+        part = 0.5 if blind else above / (above - below)
+        guess = low + (high - low) * part + side * tolerance / 3
+        margin = min(tolerance / 4, (high - low) / 4)
+        guess = min(max(guess, low + margin), high - margin)
+        value = excess(guess)
+        if value > 0:
+            # Halving the other end keeps the secant from creeping along one side (Illinois).
+            low, above, below = guess, value, below / 2 if side > 0 else below
+            side = 1
+        else:
+            high, below, above = guess, value, above / 2 if side < 0 and not blind else above
+            side = -1
+    return high
+
+
+def _bracket(
+    excess: Excess, start: float, tolerance: float
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Log scales with and without excess, each with its value; None where noise does not help."""
+    last, value = start, excess(start)
+    up = value > 0
+    stride = tolerance
+    while True:
+        # Epsilon falls with the scale or its square: most of the way in one stride.
+        stride = max(2 * stride, min(0.7 * abs(value), math.log(4.0)))
+        here = last + stride if up else last - stride
+        if abs(here) > _FARTHEST:
+            return None if up else ((-_FARTHEST, 1.0), (last, value))
+        found = excess(here)
+        if (found > 0) != up:
+            return ((last, value), (here, found)) if up else ((here, found), (last, value))
+        last, value = here, found

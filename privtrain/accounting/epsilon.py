@@ -1,0 +1,315 @@
+"""The readers of events: what releases promise.
+
+`epsilon` reads an event with one of two accountants. **Their conventions differ, and only this
+room knows how:** for a replaced row the PLD accountant doubles the sensitivity itself, the RDP
+accountant does not, so it is given half the noise.
+
+The PLD accountant (privacy loss distributions) is tight. It rounds every distribution up, never
+down: its epsilon is an upper bound, whatever the grid. The grid's step follows the size of the
+answer, so that any epsilon from 0.01 to 1000 takes seconds and a bounded amount of memory.
+The RDP accountant (Rényi) is looser, fast, and the only one for fixed-size samples and for curves.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from privtrain.accounting.approximate import Approximate, exact_part
+from privtrain.accounting.event import (
+    composed,
+    dp,
+    fixed_size_sampled,
+    gaussian_event,
+    laplace_event,
+    no_event,
+    non_private_event,
+    of_group,
+    poisson_sampled,
+    repeated,
+    terms_of,
+    truncated_poisson_sampled,
+)
+from privtrain.accounting.losses import (
+    ACCOUNTANTS,
+    Accountant,
+    Event,
+    leaf_rdp,
+    pld_epsilon,
+    pld_lower,
+    rdp_epsilon,
+    reads,
+    rough,
+    unreadable,
+)
+from privtrain.accounting.renyi import CONVERSIONS, Conversion, RdpCurve
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.statement import ADD_REMOVE, Relation
+from privtrain.core.validate import (
+    check_delta,
+    check_member,
+)
+
+__all__ = [
+    "Accountant",
+    "Approximate",
+    "Conversion",
+    "Evaluation",
+    "Event",
+    "RdpCurve",
+    "best_accountant",
+    "composed",
+    "epsilon",
+    "epsilon_bracket",
+    "evaluate",
+    "fixed_size_sampled",
+    "gaussian_event",
+    "group_epsilon",
+    "laplace_event",
+    "no_event",
+    "non_private_event",
+    "of_group",
+    "poisson_sampled",
+    "rdp_curve",
+    "repeated",
+    "rough_epsilon",
+    "supports",
+    "truncated_poisson_sampled",
+]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An epsilon, and how it was found.
+
+    Args:
+        epsilon: By the best accountant of the event and the relation; infinity where the
+            event is not private.
+        accountant: "pld" or "rdp"; "none" where nothing had to be computed.
+        cross_check: The other accountant's value; None where it has none.
+    """
+
+    epsilon: float
+    accountant: str
+    cross_check: float | None
+
+
+def epsilon(
+    event: Event,
+    delta: float,
+    *,
+    relation: Relation = ADD_REMOVE,
+    accountant: Accountant = "pld",
+    conversion: Conversion = "improved",
+) -> float:
+    """The epsilon that an event promises at a delta.
+
+    Args:
+        event: Everything that was released; std / clipping_norm in each Gaussian.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours. It says nothing to an `RdpCurve`, whose
+            neighbours are its maker's.
+        accountant: "pld" (tight; an upper bound) or "rdp".
+        conversion: For "rdp": "improved", or "classic" as in papers before 2020.
+
+    Returns:
+        Epsilon in nats: zero where nothing was released, infinity where something was
+        released without protection, or the distance of an `Approximate` takes up all of delta.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        UnsupportedError: If the accountant cannot read the event under the relation, or cannot
+            resolve the delta. Never an infinity in place of an answer.
+
+    Source: Canonne et al. 2020 (arXiv:2004.00010) for the improved conversion; Doroshenko et al.
+    2022 (arXiv:2207.04380) for the discretisation of privacy loss distributions.
+    """
+    check_delta(delta)
+    check_member(ACCOUNTANTS, accountant=accountant)
+    check_member(CONVERSIONS, conversion=conversion)
+    relation = Relation(relation)
+    if isinstance(event, Approximate):
+        options: Any = {"relation": relation, "accountant": accountant, "conversion": conversion}
+        return event.epsilon(delta, lambda rest: epsilon(event.event, rest, **options))
+    terms = terms_of(event)
+    if not terms:
+        return 0.0
+    if any(isinstance(leaf, dp().NonPrivateDpEvent) for leaf in terms):
+        return math.inf
+    for leaf in terms:
+        if not reads(dp(), accountant, leaf, relation):
+            raise UnsupportedError(unreadable(dp(), accountant, leaf, relation))
+    key = tuple(terms.items())
+    if accountant == "pld":
+        return pld_epsilon(dp(), key, delta, relation)
+    return rdp_epsilon(dp(), key, delta, relation, conversion)
+
+
+def rough_epsilon(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> float:
+    """Where to look for an event's epsilon, in milliseconds: an estimate, never a bound.
+
+    Args:
+        event: Everything that was released, readable by the PLD accountant.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours.
+
+    Returns:
+        Epsilon by Rényi divergences of Gaussians of about the same size.
+    """
+    return rough(dp(), tuple(terms_of(exact_part(event)).items()), delta, Relation(relation))
+
+
+def epsilon_bracket(
+    event: Event, delta: float, relation: Relation = ADD_REMOVE
+) -> tuple[float, float]:
+    """Two epsilons between which the event's true one lies.
+
+    Args:
+        event: Everything that was released: Gaussian or Laplace noise, Poisson sampled or not.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours.
+
+    Returns:
+        The epsilon of privacy losses that were rounded down, and of losses that were rounded up;
+        the second is what `epsilon` returns.
+
+    Raises:
+        UnsupportedError: If the PLD accountant cannot read the event under the relation, or the
+            event is approximate.
+    """
+    if isinstance(event, Approximate):
+        raise UnsupportedError(f"There is no lower bound for {event!r}; `epsilon` bounds it above.")
+    high = epsilon(event, delta, relation=relation)
+    if high == 0 or math.isinf(high):
+        return high, high
+    return pld_lower(dp(), tuple(terms_of(event).items()), delta, Relation(relation), high), high
+
+
+def group_epsilon(event: Event, size: int, delta: float, relation: Relation = ADD_REMOVE) -> float:
+    """The epsilon that an event promises to a group of units that joins or leaves together.
+
+    Not for runs with correlated noise (`BandedMatrix`): their event counts the turns of one row,
+    and nothing is proved for rows whose turns fall between each other's.
+
+    Args:
+        event: Everything that was released; its sensitivity is that to one unit.
+        size: How many units the group has at most; at least 1.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours where one unit changes.
+
+    Returns:
+        Epsilon by the group's own privacy losses where they are known, else by converting the
+        guarantee of one unit, which is looser.
+
+    Raises:
+        UnsupportedError: If no accountant can read the event under the relation, or no finite
+            epsilon follows.
+
+    Source: Dwork and Roth 2014, Theorem 2.2; Vadhan 2017, Lemma 2.2, for the conversion.
+    """
+    check_delta(delta)
+    best = best_accountant(event, relation)
+    try:
+        of_all = of_group(event, size)
+        if supports(of_all, relation, "pld"):
+            return epsilon(of_all, delta, relation=relation)
+    except UnsupportedError:
+        pass  # no losses of its own: the guarantee of one unit is converted
+    found = []
+    for power in range(1, 120):
+        small = delta / size * 10 ** (-power / 8)
+        try:
+            one = epsilon(event, small, relation=relation, accountant=best)
+        except UnsupportedError:  # the grid leaves out more probability than that
+            break
+        growth = (
+            size if one == 0 else math.expm1(min(size * one, 700.0)) / math.expm1(min(one, 700))
+        )
+        if small * growth <= delta and size * one < 700:
+            found.append(size * one)
+    if not found:
+        raise UnsupportedError(
+            f"No finite epsilon at delta={delta!r} follows for a group of {size}: a single unit's "
+            "epsilon is too large. Use more noise or a smaller group."
+        )
+    return min(found)
+
+
+def supports(event: Event, relation: Relation, accountant: Accountant) -> bool:
+    """Whether an accountant can read an event under a relation."""
+    leaves = terms_of(exact_part(event))
+    return all(reads(dp(), accountant, leaf, Relation(relation)) for leaf in leaves)
+
+
+def best_accountant(event: Event, relation: Relation = ADD_REMOVE) -> Accountant:
+    """The accountant to ask: PLD where it can read the event under the relation, else RDP.
+
+    Args:
+        event: What was released.
+        relation: Which data sets are neighbours.
+
+    Returns:
+        "pld" or "rdp".
+
+    Raises:
+        UnsupportedError: If neither can.
+    """
+    for accountant in ACCOUNTANTS:
+        if supports(event, relation, accountant):
+            return accountant
+    leaves = terms_of(exact_part(event))
+    culprit = next(e for e in leaves if not reads(dp(), "rdp", e, Relation(relation)))
+    raise UnsupportedError(unreadable(dp(), "rdp", culprit, Relation(relation)))
+
+
+def evaluate(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> Evaluation:
+    """The epsilon by the best accountant, and by the other one where it can read the event too.
+
+    Args:
+        event: Everything that was released.
+        delta: In (0, 1).
+        relation: Which data sets are neighbours.
+
+    Returns:
+        The epsilon, which accountant gave it, and the cross-check.
+
+    Raises:
+        UnsupportedError: If no accountant can read the event under the relation.
+    """
+    best = best_accountant(event, relation)
+    value = epsilon(event, delta, relation=relation, accountant=best)
+    if not terms_of(exact_part(event)) or math.isinf(value):
+        return Evaluation(value, "none", None)
+    other: Accountant = "rdp" if best == "pld" else "pld"
+    if not supports(event, relation, other):
+        return Evaluation(value, best, None)
+    return Evaluation(value, best, epsilon(event, delta, relation=relation, accountant=other))
+
+
+def rdp_curve(event: Event, orders: Iterable[float], relation: Relation = ADD_REMOVE) -> RdpCurve:
+    """The Rényi curve of an event.
+
+    Args:
+        event: What was released.
+        orders: Rényi orders, each above 1.
+        relation: Which data sets are neighbours.
+
+    Returns:
+        The curve at these orders.
+
+    Raises:
+        UnsupportedError: If the RDP accountant cannot read the event under the relation, or
+            the event is approximate: no Rényi divergence says anything of a distance.
+        ValueError: If the event holds a curve at other orders.
+    """
+    if isinstance(event, Approximate):
+        raise UnsupportedError(event.no_curve)
+    grid = tuple(float(order) for order in orders)
+    total = np.zeros(len(grid))
+    for leaf, count in terms_of(event).items():
+        if not reads(dp(), "rdp", leaf, Relation(relation)):
+            raise UnsupportedError(unreadable(dp(), "rdp", leaf, Relation(relation)))
+        total += count * leaf_rdp(dp(), leaf, grid, Relation(relation))
+    return RdpCurve(grid, tuple(total.tolist()))

@@ -1,0 +1,109 @@
+"""From plans and what was spent to guarantees."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privtrain.accounting.curves import DELTAS, from_pairs, gaussian_mu, wide_pairs
+from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.core.observers import PUBLIC
+from privtrain.core.statement import Guarantee, PrivacyCurves
+from privtrain.core.trainer import PrivacyPlan
+
+PRIVATE_NUMBER = "computed from the votes: this number is itself private"
+
+
+def guarantees(
+    plans: tuple[PrivacyPlan, ...],
+    *,
+    spent: int,
+    delta: float,
+    realised: Mapping[str, Any] | None = None,
+    assumptions: tuple[str, ...] = (),
+) -> tuple[Guarantee, ...]:
+    """What was promised to each observer, after the releases that were spent.
+
+    Args:
+        plans: What each observer was planned to see.
+        spent: How many releases were spent.
+        delta: The delta of every guarantee.
+        realised: Observer name to the data-dependent event of all releases, where there is one.
+        assumptions: What holds for the whole run, such as where its entropy came from.
+
+    Returns:
+        One guarantee an observer, and a second, data-dependent one where there is such an event.
+    """
+    made = []
+    for plan in plans:
+        made.append(_guarantee(plan, repeated(plan.event, spent), spent, delta, assumptions))
+        event = (realised or {}).get(plan.observer.name)
+        if event is not None and not math.isinf(made[-1].epsilon):
+            private = (*assumptions, PRIVATE_NUMBER)
+            made.append(_guarantee(plan, event, spent, delta, private, data_dependent=True))
+    return tuple(made)
+
+
+def public_curves(
+    plans: tuple[PrivacyPlan, ...], *, spent: int, delta: float
+) -> tuple[PrivacyCurves, ...]:
+    """What is promised to the public at every delta, after the releases that were spent.
+
+    Args:
+        plans: What each observer was planned to see.
+        spent: How many releases were spent.
+        delta: The delta at which a Gaussian summary is taken.
+
+    Returns:
+        One a plan that promises the public anything.
+    """
+    made = []
+    for plan in plans:
+        if plan.observer != PUBLIC:
+            continue
+        event = repeated(plan.event, spent)
+        bound = evaluate(event, delta, plan.relation).epsilon
+        if not 0 < bound < math.inf:
+            continue
+        promised = _finite(wide_pairs(event, plan.relation))
+        curves = PrivacyCurves(
+            observer=plan.observer.name,
+            unit=plan.unit,
+            relation=plan.relation,
+            epsilon_by_delta=tuple(pair for pair in promised if pair[0] in DELTAS),
+            trade_off=from_pairs(promised),
+            mu=gaussian_mu(bound, delta),
+            promised=promised,
+        )
+        made.append(curves)
+    return tuple(made)
+
+
+def _finite(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """Without deltas at which nothing is promised, such as those that a distance takes up."""
+    return tuple((delta, epsilon) for delta, epsilon in pairs if math.isfinite(epsilon))
+
+
+def _guarantee(
+    plan: PrivacyPlan,
+    event: Any,
+    spent: int,
+    delta: float,
+    assumptions: tuple[str, ...],
+    *,
+    data_dependent: bool = False,
+) -> Guarantee:
+    found = evaluate(event, delta, plan.relation)
+    nothing = math.isinf(found.epsilon)
+    return Guarantee(
+        observer=plan.observer.name,
+        unit=plan.unit,
+        relation=plan.relation,
+        epsilon=found.epsilon,
+        delta=delta,
+        accountant="none" if nothing else found.accountant,
+        cross_check=None if nothing else found.cross_check,
+        theorem="" if nothing else plan.theorem,
+        assumptions=plan.assumptions if nothing else (*plan.assumptions, *assumptions),
+        data_dependent=data_dependent,
+        releases=spent,
+    )

@@ -1,1 +1,0 @@
-"""How many messages become one, and what the aggregator can read."""

@@ -1,0 +1,1 @@
+"""one_run: to be said."""

@@ -1,0 +1,196 @@
+"""The one-run audit: guess which canaries were trained on, and what that proves."""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from privtrain.attacks.attack import check_target
+from privtrain.attacks.membership import row_losses, to_scores
+from privtrain.attacks.one_run import f_dp
+from privtrain.attacks.one_run.bounds import check_confidence, check_guesses, epsilon_bound
+from privtrain.attacks.scores import Scores
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.result import Leakage, Target
+from privtrain.core.seeding import Seeds
+from privtrain.core.statement import ADD_REMOVE, PrivacyCurves, Unit
+from privtrain.core.task import Canaries
+from privtrain.core.validate import check_count, check_delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun:
+    """Guesses the coins of canaries from the published predictor's loss on them.
+
+    The canaries with the smallest losses are guessed to be in, as many with the largest to be
+    out, and the rest is left open. Of a single run this gives a lower bound on epsilon, per
+    example and add/remove, and a test of the whole curve that the run's accountant states.
+    Plant canaries with `pt.data.with_canaries` before training.
+
+    Args:
+        guesses: How many coins are guessed, half of them "in"; at least 2. Fixed beforehand:
+            choosing it by the result makes the figures void.
+        delta: Of the lower bound, in (0, 1); compare it with an epsilon at the same delta.
+        confidence: Of the bounds and the test, in (0, 1).
+        batch_size: How many rows the predictor is asked at once; at least 1.
+
+    Source: Steinke, Nasr and Jagielski 2023 (arXiv:2305.08846); the test of the curve:
+        Mahloujifar, Melis and Chaudhuri 2024 (arXiv:2410.22235).
+    """
+
+    guesses: int = 100
+    delta: float = 1e-5
+    confidence: float = 0.95
+    batch_size: int = 1_024
+    name: str = field(default="one-run audit", init=False)
+    observer: Observer = field(default=PUBLIC, init=False)
+
+    def __post_init__(self) -> None:
+        check_count(2, guesses=self.guesses)
+        check_count(batch_size=self.batch_size)
+        check_delta(self.delta)
+        check_confidence(self.confidence)
+
+    def run(self, target: Target, *, seed: int) -> Leakage:
+        """Guesses, counts the right guesses, and bounds what they prove.
+
+        Args:
+            target: Holds the public view and the canaries; only the predictor, the loss, the
+                canaries and the promised curves are used.
+            seed: Public seed of the order in which canaries with equal losses are guessed.
+
+        Returns:
+            `epsilon_lower_bound` and its `ceiling`; `correct` of `guesses`; `f_dp_p_value` and
+            `f_dp_rejected` (1 or 0), None where no curve is promised per example, add/remove;
+            `gaussian_family_epsilon`, which is no lower bound in general; and the `confidence` and
+            `delta` of the bounds.
+
+        Raises:
+            ValueError: If the view is another observer's, no canaries were planted, or there
+                are fewer of them than guesses.
+        """
+        check_target(target, self.observer)
+        canaries = target.canaries
+        if canaries is None:
+            raise ValueError(
+                "Expected data with canaries; plant some with pt.data.with_canaries, train on "
+                "that data, and hand the same data to audit. A trainer that makes some of its "
+                "training rows public does not protect all canaries: give the data public rows."
+            )
+        if self.guesses > len(canaries):
+            raise ValueError(
+                f"Expected guesses={self.guesses} <= {len(canaries)}, the number of canaries."
+            )
+        losses = row_losses(target.predictor, target.task, canaries.rows, self.batch_size)
+        correct = right_guesses(to_scores(losses), canaries, self.guesses, seed=seed)
+        inside = int(canaries.included.sum())
+        promised = _fitting(target.promised)
+        metrics = self._metrics(len(canaries), correct, promised)
+        return Leakage(
+            attack=self.name,
+            observer=self.observer.name,
+            metrics=metrics,
+            members=inside,
+            non_members=len(canaries) - inside,
+            notes=(
+                "this attack only, not evidence of safety",
+                f"{correct} of {self.guesses} guesses right: epsilon at least "
+                f"{metrics['epsilon_lower_bound']:.3g}; all right would show the ceiling, "
+                f"{metrics['ceiling']:.3g}",
+                *self._notes(int(torch.isnan(losses).sum()), promised),
+            ),
+        )
+
+    def _metrics(
+        self, canaries: int, correct: int, promised: PrivacyCurves | None
+    ) -> dict[str, float | None]:
+        p_value = None
+        if promised is not None:
+            p_value = f_dp.p_value(
+                f_dp.least_wrong(promised.promised),
+                canaries=canaries,
+                guesses=self.guesses,
+                correct=correct,
+            )
+        bound = partial(
+            epsilon_bound,
+            canaries=canaries,
+            guesses=self.guesses,
+            delta=self.delta,
+            confidence=self.confidence,
+        )
+        gaussian = f_dp.gaussian_epsilon_bound(
+            canaries=canaries,
+            guesses=self.guesses,
+            correct=correct,
+            delta=self.delta,
+            confidence=self.confidence,
+        )
+        return {
+            "epsilon_lower_bound": bound(correct=correct),
+            "ceiling": bound(correct=self.guesses),
+            "correct": float(correct),
+            "guesses": float(self.guesses),
+            "f_dp_p_value": p_value,
+            "f_dp_rejected": None if p_value is None else float(p_value <= 1 - self.confidence),
+            "gaussian_family_epsilon": gaussian,
+            "confidence": self.confidence,
+            "delta": self.delta,
+        }
+
+    def _notes(self, unscored: int, promised: PrivacyCurves | None) -> tuple[str, ...]:
+        notes = [
+            f"epsilon_lower_bound holds with confidence {self.confidence:.6g} at delta "
+            f"{self.delta:g}, per example, add-remove; compare it with such guarantees only",
+            "gaussian_family_epsilon supposes a Gaussian trade-off curve: not a lower bound of "
+            "other runs, and not to be compared with a stated epsilon",
+        ]
+        if promised is None:
+            notes.append("no curve is promised per example, add-remove: nothing to test by f-DP")
+        if unscored:
+            notes.append(f"{unscored} losses were not a number and got the worst score")
+        return tuple(notes)
+
+
+def _fitting(promised: tuple[PrivacyCurves, ...]) -> PrivacyCurves | None:
+    """The curve of the canaries' unit and relation, where one is promised."""
+    for curves in promised:
+        fits = curves.unit is Unit.EXAMPLE and curves.relation is ADD_REMOVE
+        if fits and any(math.isfinite(bound) for _, bound in curves.promised):
+            return curves
+    return None
+
+
+def right_guesses(scores: Scores, canaries: Canaries, guesses: int, *, seed: int) -> int:
+    """How many coins are guessed right: the highest scores "in", the lowest "out".
+
+    Canaries with equal scores are guessed in random order: the order in which they are stored
+    must not tell anything.
+
+    Args:
+        scores: Larger means "more likely in", shape `(canaries,)`; no NaN.
+        canaries: The coins.
+        guesses: How many canaries are guessed; the larger half of them "in".
+        seed: Public seed of the order among equals.
+
+    Returns:
+        In 0..guesses.
+
+    Raises:
+        ValueError: If there are fewer canaries than guesses, or not as many scores as canaries.
+    """
+    check_guesses(canaries=len(canaries), guesses=guesses, correct=0)
+    values = torch.as_tensor(scores, dtype=torch.float64)
+    if values.shape != canaries.included.shape or bool(torch.isnan(values).any()):
+        raise ValueError(
+            f"Expected scores of shape {tuple(values.shape)} to be numbers, one for each of "
+            f"{len(canaries)} canaries."
+        )
+    generator = Seeds(seed)["one-run audit/ties", 0, ""].torch()
+    shuffled = torch.randperm(len(values), generator=generator)
+    order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
+    said_out = guesses // 2
+    inside = canaries.included[order[: guesses - said_out]].sum()
+    outside = (~canaries.included[order[len(order) - said_out :]]).sum()
+    return int(inside + outside)

@@ -1,0 +1,134 @@
+"""The arguments of every command, as tyro reads them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
+
+
+Word = Annotated[str | None, tyro.conf.arg(metavar="WORD", help_behavior_hint="")]
+
+
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+
+
+Real = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+
+
+Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+"""What may be left out, shown without its technical default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs:
+    """Which rows, and who holds them."""
+
+    data: str = "digits"
+    """digits, breast_cancer, mnist, adult, or a .csv or .npz file."""
+    label: Word = None
+    """Column with the class, for a .csv file (default: y)."""
+    directory: Place = None
+    """Where the files of mnist or adult lie (default: the environment variable PRIVTRAIN_DATA)."""
+    parties: Number = None
+    """How many parties hold the training rows (default: 10)."""
+    partition: Word = None
+    """iid, dirichlet:0.5, shards:2, quantity:1.5 or columns:0 (default: iid)."""
+    model: Word = None
+    """my_model.py:make, a function without arguments that returns an nn.Module."""
+
+    def options(self) -> dict[str, Any]:
+        """What the data set's loader is given."""
+        given = {
+            "label": self.label,
+            "directory": None if self.directory is None else str(self.directory),
+            "parties": self.parties,
+            "partition": self.partition,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """Where to compute, and where to write."""
+
+    device: str = "cpu"
+    """Where tensors are computed: cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """Threads of torch; results are the same to the bit on every runtime with one."""
+    out: Place = None
+    """Folder for the results (default: runs/DATA-TIME)."""
+    force: bool = False
+    """Overwrite results that are already in the folder."""
+    json: bool = False
+    """Print the result as JSON, and nothing else, on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train one model in several ways, attack each, and write one honest comparison.
+
+    Example: privtrain compare --data digits --trainers sgd fedavg dp_sgd mpc_sgd pate
+    --epsilon 1 3 8 --seeds 3 --out runs/digits
+    """
+
+    study: tyro.conf.Positional[Place] = None
+    """A study file, instead of the arguments on data and trainers. Every run writes one."""
+    where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
+    trainers: tuple[str, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
+    """What is compared, each with its default settings; a study file can set them."""
+    epsilon: tuple[float, ...] = (3.0,)
+    """What is asked of trainers that draw noise; several give a curve."""
+    delta: float = 1e-5
+    """Delta of every guarantee."""
+    seeds: int = 1
+    """How many seeds: 0, 1, 2, ..."""
+    attacks: tuple[str, ...] = ("loss_threshold",)
+    """What is tried on each model: loss_threshold, or one_run, which needs canaries."""
+    canaries: int = 0
+    """Plant so many rows with wrong labels, each by a coin, for one_run; they cost accuracy."""
+    secure: bool = False
+    """Draw Gaussian noise exactly, from AES, instead of as floats. Other noise stays as it is."""
+    runtime: RuntimeName = "flower-grid"
+    """Where the rounds of a federation run. MPC always runs in processes of its own."""
+    resume: bool = False
+    """Go on with an interrupted comparison in the same folder."""
+    run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Train one model, and write the model and its privacy statement.
+
+    Example: privtrain fit --trainer dp_sgd --data digits --epsilon 3 --out runs/model
+    """
+
+    trainer: str = "dp_sgd"
+    """sgd, fedavg, dp_sgd, mpc_sgd or pate, with default settings."""
+    where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
+    epsilon: Real = None
+    """Choose the least noise for this epsilon, if the trainer draws noise."""
+    delta: float = 1e-5
+    """Delta of every guarantee."""
+    secure: bool = False
+    """Draw Gaussian noise exactly, from AES, instead of as floats."""
+    seed: int = 0
+    """Public seed of data order and initialisation."""
+    runtime: RuntimeName = "flower-grid"
+    """Where the rounds of a federation run."""
+    run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Print a finished comparison again, and write its table and page anew.
+
+    Example: privtrain report runs/digits
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished comparison."""
+    json: bool = False
+    """Print the comparison as JSON instead."""

@@ -1,0 +1,281 @@
+"""The command line: compare, fit, report, party."""
+
+import io
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from privtrain.command.arguments import Compare, Fit, Report, RunArgs
+from privtrain.command.party import PartyArgs, run_party
+from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.result import Comparison
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.validate import check_count, made_folder
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
+
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[PartyArgs, tyro.conf.subcommand("party")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The words after `privtrain`; None for those of the process.
+
+    Returns:
+        The exit code: 0 where everything succeeded, 1 where some row failed, 2 on wrong
+        arguments, 130 where the user stopped it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Tables hold characters such as a Greek epsilon; a terminal without them shows "?".
+            stream.reconfigure(errors="replace")
+    command = tyro.cli(
+        Command,
+        prog="privtrain",
+        description="Train one model under several privacy techniques and compare what each "
+        "promises, costs and leaks.",
+        args=arguments,
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
+    )
+    try:
+        return _HANDLERS[type(command)](command)
+    except (ValueError, DataError) as error:
+        print(f"privtrain: {error}", file=sys.stderr)
+        return MISUSED
+    except PrivtrainError as error:
+        print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except OSError as error:
+        print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt as stopped:
+        print(f"privtrain: stopped. {str(stopped) or 'Nothing of it is kept.'}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
+    from privtrain.command.user_code import import_function
+    from privtrain.data.loading import load
+
+    return load(name, **options, **({} if model is None else {"model": import_function(model)}))
+
+
+def _folder(run: RunArgs, data: str) -> Path:
+    if run.out is not None:
+        return run.out
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(data).stem}-{stamp}"
+
+
+def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
+    """Makes a folder that can be written. Nothing finished is lost, unless by `force`.
+
+    A `resume` of None means that the command cannot go on with what is there.
+    """
+    made_folder(folder, "out")
+    written = ("comparison.json", "rows", "statement.json", "study.toml")
+    started = [name for name in written if (folder / name).exists()]
+    if started and force and not resume:
+        for name in started:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif started and not resume:
+        raise DataError(
+            f"The folder {folder} holds a run already ({', '.join(started)}). "
+            f"{'' if resume is None else 'Go on with it by --resume. '}"
+            "Overwrite it by --force, or choose another --out."
+        )
+
+
+def compare_command(args: Compare) -> int:
+    """Compares, writes the results, and prints the table."""
+    import torch
+
+    from privtrain.command.names import make_runtimes
+    from privtrain.command.study_file import Study, read_study, write_study
+    from privtrain.command.tables import default_tables
+    from privtrain.report.files import plain_comparison, save
+    from privtrain.runs.checks import check_device
+    from privtrain.runs.comparing import compare, failed
+
+    check_count(threads=args.run.threads)
+    if args.study is not None:
+        _check_alone(args)
+    study = (
+        read_study(args.study)
+        if args.study is not None
+        else Study(
+            data=args.where.data,
+            data_options=args.where.options(),
+            model=args.where.model,
+            trainers=default_tables(args.trainers, secure=args.secure),
+            epsilons=args.epsilon,
+            delta=args.delta,
+            seeds=args.seeds,
+            attacks=args.attacks,
+            canaries=args.canaries,
+            runtime=args.runtime,
+            device=args.run.device,
+        )
+    )
+    check_device(study.device)
+    torch.set_num_threads(args.run.threads)
+    trainers = study.make_trainers()
+    attacks = study.make_attacks()
+    task, data = _load(study.data, dict(study.data_options), study.model)
+    data = study.planted(data)
+    folder = _folder(args.run, study.data)
+    _claim(folder, force=args.run.force, resume=args.resume)
+    write_study(study, folder / "study.toml")
+    try:
+        comparison = compare(
+            trainers,
+            task,
+            data,
+            attacks=attacks,
+            seeds=range(study.seeds),
+            epsilons=study.epsilons,
+            runtimes=make_runtimes(study.runtime),
+            delta=study.delta,
+            device=study.device,
+            folder=folder / "rows",
+            study=study.to_plain(),
+        )
+        save(comparison, folder, force=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "What was finished is kept. Go on with: privtrain compare "
+            f"{shlex.quote(str(folder / 'study.toml'))} --out {shlex.quote(str(folder))} --resume"
+        ) from None
+    _show(comparison, args.run.json, plain_comparison, folder)
+    return FAILED if failed(comparison) else 0
+
+
+def _check_alone(args: Compare) -> None:
+    """Refuses arguments that a study file speaks of: they would change nothing."""
+    plain = Compare()
+    names = ("trainers", "epsilon", "delta", "seeds", "attacks", "runtime", "secure", "canaries")
+    given = [f"--{name}" for name in names if getattr(args, name) != getattr(plain, name)]
+    given += [
+        f"--{name}"
+        for name, value in vars(args.where).items()
+        if value != getattr(plain.where, name)
+    ]
+    given += ["--device"] if args.run.device != plain.run.device else []
+    if given:
+        raise ValueError(
+            f"Expected the study file {args.study} without {', '.join(given)}, which it says "
+            "itself. Change the file, or leave it out."
+        )
+
+
+def _show(
+    comparison: Comparison,
+    as_json: bool,
+    plain: Callable[[Comparison], dict[str, Any]],
+    folder: Path,
+) -> None:
+    if as_json:
+        print(json.dumps(plain(comparison), indent=2))
+        return
+    print(comparison)
+    print(f"\nThe report lies in {folder / 'report.html'}")
+    print(f"Repeat it with: privtrain compare {folder / 'study.toml'} --out ANOTHER_FOLDER")
+
+
+def fit_command(args: Fit) -> int:
+    """Trains one model and writes it with its statement."""
+    import torch
+
+    from privtrain.command.names import make_runtimes
+    from privtrain.command.tables import default_tables, make_trainer
+    from privtrain.core.statement import to_json_text, to_plain
+    from privtrain.report.progress import progress_bar
+    from privtrain.runs.calibrating import calibrate
+    from privtrain.runs.fitting import fit
+    from privtrain.runs.rows import accuracy_with_interval
+
+    check_count(threads=args.run.threads)
+    torch.set_num_threads(args.run.threads)
+    (settings,) = default_tables((args.trainer,), secure=args.secure).values()
+    trainer = make_trainer(settings.pop("trainer"), settings)
+    task, data = _load(args.where.data, args.where.options(), args.where.model)
+    folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
+    _claim(folder, force=args.run.force, resume=None)
+    runtimes = make_runtimes(args.runtime)
+    if args.epsilon is not None:
+        trainer = calibrate(
+            trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
+        )
+    with progress_bar(args.trainer) as progress:
+        result = fit(
+            trainer,
+            task,
+            data,
+            runtimes=runtimes,
+            delta=args.delta,
+            seed=args.seed,
+            device=args.run.device,
+            progress=progress,
+        )
+    accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    document = {
+        "trainer": args.trainer,
+        "accuracy": accuracy,
+        "accuracy_interval": interval,
+        "statement": result.statement,
+        "cost": result.cost,
+        "halted": result.halted,
+        "notes": result.notes,
+    }
+    document = {name: to_plain(value) for name, value in document.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "statement.json").write_text(to_json_text(document) + "\n")
+    module = getattr(result.predictor, "module", None)
+    if module is not None:
+        torch.save(module.state_dict(), folder / "model.pt")
+    if args.run.json:
+        print(to_json_text(document))
+    else:
+        print(f"accuracy {accuracy:.4f} (95% interval {interval[0]:.4f} to {interval[1]:.4f})")
+        print(result.statement)
+        print(f"The model and its statement lie in {folder}")
+    return 0
+
+
+def report_command(args: Report) -> int:
+    """Prints a finished comparison and renders its files anew."""
+    from privtrain.report.files import load, plain_comparison, save
+
+    comparison = load(args.folder)
+    save(comparison, args.folder, force=True)
+    _show(comparison, args.json, plain_comparison, args.folder)
+    return 0
+
+
+_HANDLERS: dict[type[Any], Callable[[Any], int]] = {
+    Compare: compare_command,
+    Fit: fit_command,
+    Report: report_command,
+    PartyArgs: run_party,
+}

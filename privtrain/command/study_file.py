@@ -1,0 +1,204 @@
+"""Study files: a comparison as TOML, and trainers as plain tables and back.
+
+A value is written as a table whose `kind` names its class; the few constants are written by name.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privtrain.attacks.attack import Attack, check_attack_names
+from privtrain.command.names import ATTACKS, TRAINERS
+from privtrain.command.tables import make_attack, make_trainer, to_table
+from privtrain.core.errors import DataError
+from privtrain.core.task import FederatedData
+from privtrain.core.trainer import Trainer
+from privtrain.core.validate import (
+    check_count,
+    check_delta,
+    check_distinct,
+    check_member,
+    check_positive,
+)
+from privtrain.data.canaries import mislabelled_rows, with_canaries
+
+_ENTRIES: Mapping[str, tuple[Any, str]] = {
+    "data": (str, "the name of a data set or the path of a file, in quotes"),
+    "data_options": (Mapping, "a table, [data_options]"),
+    "model": ((str, type(None)), 'a function in quotes, such as "my_model.py:make"'),
+    "trainers": (Mapping, "a table with one table a trainer, [trainers.LABEL]"),
+    "epsilons": (tuple, "a list of numbers, such as [1.0, 3.0]"),
+    "attacks": (tuple, 'a list of names, such as ["loss_threshold"]'),
+    "runtime": (str, 'a name in quotes, such as "flower-grid"'),
+    "device": (str, 'a name in quotes, such as "cpu"'),
+}
+"""Entries of a study, their types, and what to write there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything a comparison is made of, as a file can hold it.
+
+    Args:
+        data: Name of a data set or path of a file.
+        data_options: What its loader takes, such as `parties`, `partition` or `label`.
+        model: "file.py:function" or "module:function" that makes the model; None for the
+            data set's own.
+        trainers: Label to token and settings.
+        epsilons: What is asked of trainers that draw noise; empty for the noise they have.
+        delta: Delta of every guarantee.
+        seeds: How many seeds; they are 0, 1, 2, ...
+        attacks: Tokens of the attacks, or tables of a token, called `attack`, and settings.
+        canaries: How many mislabelled rows are planted, each with probability 1/2, for attacks
+            that guess coins; 0 for none.
+        runtime: Name of the star runtime.
+        device: Where tensors are computed.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    data: str = "digits"
+    data_options: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    trainers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    epsilons: tuple[float, ...] = ()
+    delta: float = 1e-5
+    seeds: int = 1
+    attacks: tuple[str | Mapping[str, Any], ...] = ("loss_threshold",)
+    canaries: int = 0
+    runtime: str = "flower-grid"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, (kind, words) in _ENTRIES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"Expected {name}={getattr(self, name)!r} to be {words}.")
+        check_count(seeds=self.seeds)
+        check_count(0, canaries=self.canaries)
+        check_delta(self.delta)
+        for epsilon in self.epsilons:
+            check_positive(epsilon=epsilon)
+        check_distinct(epsilons=self.epsilons)
+
+    def make_trainers(self) -> dict[str, Trainer]:
+        """Label to trainer.
+
+        Raises:
+            ValueError: If there is none, or a name, a setting or its value is not known.
+        """
+        if not self.trainers:
+            raise ValueError(f"Expected trainers={{}} to name some of {', '.join(TRAINERS)}.")
+        made = {}
+        for label, settings in self.trainers.items():
+            if not isinstance(settings, Mapping):
+                raise ValueError(
+                    f"Expected trainers.{label}={settings!r} to be a table: [trainers.{label}], "
+                    'and below it trainer = "sgd" or so and its settings.'
+                )
+            plain = {name: value for name, value in settings.items() if name != "trainer"}
+            made[label] = make_trainer(settings.get("trainer", label), plain)
+        return made
+
+    def make_attacks(self) -> tuple[Attack, ...]:
+        """The attacks; where they bound epsilon at a delta, it is the study's unless they say.
+
+        Raises:
+            ValueError: If one guesses more coins than canaries are planted, or is there twice.
+        """
+        made = []
+        for entry in self.attacks:
+            given: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else dict(entry)
+            token = given.pop("attack", None)
+            check_member(ATTACKS, attack=token)
+            takes = {item.name for item in dataclasses.fields(ATTACKS[token])}
+            if "delta" in takes:
+                given.setdefault("delta", self.delta)
+            attack = make_attack(token, given)
+            guesses = getattr(attack, "guesses", 0)
+            if guesses > self.canaries:
+                raise ValueError(
+                    f"Expected canaries={self.canaries} >= {guesses}, the guesses of {token}. "
+                    "Plant so many with --canaries, or in the study file (canaries = 500)."
+                )
+            made.append(attack)
+        check_attack_names(made)
+        return tuple(made)
+
+    def planted(self, data: FederatedData) -> FederatedData:
+        """The data, with canaries where the study has some.
+
+        Raises:
+            ValueError: If there are more canaries than training rows.
+        """
+        if not self.canaries:
+            return data
+        return with_canaries(data, mislabelled_rows(data, self.canaries))
+
+    def to_plain(self) -> dict[str, Any]:
+        """The study as tables, every setting of every trainer and attack spelled out."""
+        full = {
+            label: {"trainer": trainer.token, **to_table(trainer)}
+            for label, trainer in self.make_trainers().items()
+        }
+        plain = {
+            "data": self.data,
+            "model": self.model,
+            "epsilons": list(self.epsilons),
+            "delta": self.delta,
+            "seeds": self.seeds,
+            "attacks": [_attack_table(attack) for attack in self.make_attacks()],
+            "canaries": self.canaries,
+            "runtime": self.runtime,
+            "device": self.device,
+            "data_options": dict(self.data_options),
+            "trainers": full,
+        }
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+def _attack_table(attack: Attack) -> dict[str, Any]:
+    (token,) = [token for token, kind in ATTACKS.items() if type(attack) is kind]
+    settings = {
+        item.name: to_table(getattr(attack, item.name))
+        for item in dataclasses.fields(ATTACKS[token])
+        if item.init
+    }
+    return {"attack": token, **settings}
+
+
+def write_study(study: Study, path: Path) -> None:
+    """Writes the file that repeats a comparison."""
+    import tomli_w
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(study.to_plain()))
+
+
+def read_study(path: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        DataError: If the file is missing or no TOML.
+        ValueError: If it has an entry that a study does not have, or a value that is out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise DataError(f"Cannot read the study file {path}: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"The study file {path} is not valid TOML: {error}.") from error
+    known = [item.name for item in dataclasses.fields(Study)]
+    for name in table:
+        if name not in known:
+            raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
+    for name in ("epsilons", "attacks"):
+        if isinstance(table.get(name), list):
+            table[name] = tuple(table[name])
+    try:
+        return Study(**table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

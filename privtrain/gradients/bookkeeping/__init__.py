@@ -1,0 +1,1 @@
+"""bookkeeping: to be said."""

@@ -1,0 +1,219 @@
+"""The ledger: a write-ahead journal that pays for releases before they are made.
+
+A plan is reserved as a whole and turned into a number of releases; after that, spending is
+counting. What is written down is never taken back: not by an error, not by a resumed run.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.core.errors import BudgetExceededError, PrivacyError
+from privtrain.core.statement import Budget
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.validate import check_count
+from privtrain.ledgers.journal import append_synced, lines_of, size_of, text_of
+
+
+def epsilon_of(plan: PrivacyPlan, count: int, delta: float) -> float:
+    """Epsilon of a plan's observer after a number of releases; 0 before the first one."""
+    if count == 0:
+        return 0.0
+    return evaluate(repeated(plan.event, count), delta, plan.relation).epsilon
+
+
+def capacity(plans: tuple[PrivacyPlan, ...], budget: Budget | None) -> int:
+    """How many of the planned releases fit a budget.
+
+    Args:
+        plans: What each observer will see.
+        budget: The budget, or None for the whole plan.
+
+    Returns:
+        The largest number of releases, at most the planned one, within the budget.
+
+    Raises:
+        BudgetExceededError: If not one release fits.
+        ValueError: If the plan says nothing of the budget's observer.
+    """
+    planned = max((plan.count for plan in plans), default=0)
+    if budget is None:
+        return planned
+    watched = [plan for plan in plans if plan.observer == budget.observer]
+    if not watched:
+        names = ", ".join(sorted({plan.observer.name for plan in plans}))
+        raise ValueError(f"Expected observer={budget.observer.name!r} to be one of {names}.")
+    fitting = min(_largest_count(plan, budget) for plan in watched)
+    if fitting == 0 and planned > 0:
+        one = max(epsilon_of(plan, 1, budget.delta) for plan in watched)
+        way = (
+            "Nothing that this trainer releases is noised; use a mechanism such as Gaussian."
+            if math.isinf(one)
+            else "Use more noise, or let calibrate() choose it."
+        )
+        raise BudgetExceededError(
+            f"Not one release fits epsilon={budget.epsilon:g} at delta={budget.delta:g} to the "
+            f"{budget.observer}: a single one costs {one:.4g}. {way}"
+        )
+    return fitting
+
+
+def _largest_count(plan: PrivacyPlan, budget: Budget) -> int:
+    def fits(count: int) -> bool:
+        return epsilon_of(plan, count, budget.delta) <= budget.epsilon
+
+    if fits(plan.count):
+        return plan.count
+    low, high = 0, plan.count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def digest_of(plans: tuple[PrivacyPlan, ...], delta: float) -> str:
+    """What identifies a set of plans in a journal."""
+    parts = [(p.observer, p.unit, p.relation, p.event, p.count) for p in plans]
+    return hashlib.sha256(_identity((parts, delta)).encode()).hexdigest()[:32]
+
+
+def _identity(value: Any) -> str:
+    """Everything a value consists of, the same in every process.
+
+    Not `repr`: that of a set follows the process's hash seed, that of a curve is abbreviated.
+    """
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_identity, value)))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_identity, value))}]"
+    # Events of dp_accounting are attrs classes, everything else here is a dataclass.
+    known = getattr(value, "__dataclass_fields__", None)
+    names = known or [attribute.name for attribute in getattr(value, "__attrs_attrs__", ())]
+    if not names:
+        return repr(value)
+    return f"{type(value).__name__}{_identity([getattr(value, name) for name in names])}"
+
+
+@dataclass
+class JournalLedger:
+    """Counts releases and writes them down, synced, before they are made.
+
+    Args:
+        plans: What each observer will see.
+        budget: What may be spent at most; None for the whole plan.
+        delta: The delta of the statement, which becomes part of the journal's identity.
+        journal: The file; None keeps the count in memory only.
+        block: How many releases one sync reserves. An unfinished block stays spent.
+    """
+
+    plans: tuple[PrivacyPlan, ...]
+    budget: Budget | None = None
+    delta: float = 1e-5
+    journal: Path | None = None
+    block: int = 1
+    _limit: int = field(init=False, repr=False)
+    _spent: int = field(default=0, init=False)
+    _used: int = field(default=0, init=False)
+    _written: int = field(default=0, init=False)
+    _begun: bool = field(default=False, init=False, repr=False)
+    _size: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(block=self.block)
+        self._limit = capacity(self.plans, self.budget)
+        if self.journal is not None and self.journal.exists():
+            self._resume(self.journal)
+
+    @property
+    def limit(self) -> int:
+        """How many releases may be spent altogether."""
+        return self._limit
+
+    @property
+    def spent(self) -> int:
+        """How many releases were spent so far, aborted ones included."""
+        return self._spent
+
+    def spend(self, count: int = 1) -> bool:
+        """Pays for the next releases, before any of them is made.
+
+        Args:
+            count: How many releases follow; at least 1.
+
+        Returns:
+            Whether they were paid; False, and nothing spent, where there is no room.
+
+        Raises:
+            PrivacyError: If the journal cannot be written.
+        """
+        check_count(count=count)
+        if self._spent + count > self._limit:
+            return False
+        if self._spent + count > self._written:
+            target = max(self._spent + count, min(self._limit, self._written + self.block))
+            self._write({"spent_up_to": target})
+            self._written = target
+        self._spent += count
+        return True
+
+    def use(self, count: int = 1) -> None:
+        """Takes note that releases are being made now.
+
+        Raises:
+            BudgetExceededError: If they were not paid for.
+            ValueError: If the count is negative. Zero is a further part of the last release.
+        """
+        check_count(0, count=count)
+        if self._used + count > self._spent or self._used + count == 0:
+            raise BudgetExceededError(
+                f"A release was about to be made that was not paid for ({self._used} of "
+                f"{self._spent} paid releases are made). Call run.spend() before it."
+            )
+        self._used += count
+
+    def close(self) -> None:
+        """Writes down that the run finished: what a block reserved beyond it was never used."""
+        if self._written > self._spent:
+            self._write({"finished_at": self._spent})
+            self._written = self._spent
+
+    def _write(self, line: dict[str, int | str]) -> None:
+        if self.journal is None:
+            return
+        lines = [line] if self._begun else [self._first_line, line]
+        # The line break comes first: a line that a crash cut off must not swallow the next.
+        text = "".join("\n" + json.dumps(item) for item in lines).encode()
+        try:
+            append_synced(self.journal, text, size=self._size, first=not self._begun)
+        except OSError as error:
+            self._size = size_of(self.journal)
+            raise PrivacyError(
+                f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
+                "free disk space or choose another folder, then resume."
+            ) from error
+        self._begun = True
+        self._size += len(text)
+
+    @property
+    def _first_line(self) -> dict[str, int | str]:
+        return {"plan": digest_of(self.plans, self.delta)}
+
+    def _resume(self, journal: Path) -> None:
+        self._size = size_of(journal)
+        text = text_of(journal)
+        if ("\n" + json.dumps(self._first_line)).startswith(text):
+            return  # a crash cut off the very first write, before anything was spent
+        lines = lines_of(text)
+        self._begun = True
+        if not lines or lines[0].get("plan") != digest_of(self.plans, self.delta):
+            raise PrivacyError(
+                f"The privacy journal {journal} belongs to another plan. Resume with the settings "
+                "it was started with, or choose another folder."
+            )
+        for line in lines[1:]:
+            self._written = int(line.get("spent_up_to", line.get("finished_at", self._written)))
+        self._spent = self._used = self._written

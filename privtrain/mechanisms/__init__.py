@@ -1,0 +1,1 @@
+"""mechanisms: to be said."""

@@ -1,0 +1,188 @@
+"""The protocol of mechanisms, and the one that adds no noise.
+
+A mechanism is how a contribution is bounded and what noise is drawn. The noise and the event that
+an accountant reads come out of one value, so they cannot disagree.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtrain.accounting.epsilon import non_private_event
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
+from privtrain.core.statement import Relation
+
+State = Any
+"""What a mechanism remembers from release to release; None where it remembers nothing."""
+
+
+class Mechanism(Protocol):
+    """How a contribution is bounded, and what noise is drawn."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        ...
+
+    @property
+    def theorem(self) -> str:
+        """What its guarantee rests on, with its source."""
+        ...
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """One contribution, bounded as the guarantee needs it; same shape."""
+        ...
+
+    def sensitivity(self, relation: Relation) -> float | None:
+        """How far the sum of bounded contributions moves between neighbours; None: no bound."""
+        ...
+
+    def init(self, like: Tensor) -> State:
+        """The state before the first release of tensors like this one."""
+        ...
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Noise of a tensor's shape, type and device, and the next state.
+
+        The noise is a new tensor: the caller adds to it what is noised.
+
+        Args:
+            like: What is noised.
+            state: The state after the last release.
+            generator: Where the noise comes from.
+            fraction: Fraction of the mechanism's variance to draw, in (0, 1].
+        """
+        ...
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """What one release means for an observer, as an event for an accountant."""
+        ...
+
+    def with_scale(self, scale: float) -> "Mechanism | None":
+        """The same mechanism with another noise scale, or None where it draws no noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """No bound and no noise: what is released is exact, and nothing is promised."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all; it is not."""
+        return False
+
+    @property
+    def theorem(self) -> str:
+        """No theorem: nothing is promised."""
+        return ""
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """The contribution as it is."""
+        return contribution
+
+    def sensitivity(self, relation: Relation) -> float | None:
+        """No bound."""
+        return None
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Zeros."""
+        return torch.zeros_like(like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> Any:
+        """An event with infinite epsilon."""
+        return non_private_event()
+
+    def with_scale(self, scale: float) -> None:
+        """None: there is no noise to scale."""
+        return
+
+
+def is_secure(mechanism: Mechanism) -> bool:
+    """Whether a mechanism's noise is discrete, exact, and added to quantised sums.
+
+    Such a mechanism has `secure=True` and `add(aggregate, state, stream, fraction=...)`, which
+    gives the noised aggregate and the next state: the noise alone would not be what was proved.
+    """
+    return bool(getattr(mechanism, "secure", False))
+
+
+def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
+    """What has to hold for a mechanism's guarantee; nothing, unless it says so."""
+    return tuple(getattr(mechanism, "assumptions", ()))
+
+
+def noised(
+    mechanism: Mechanism, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
+) -> tuple[Tensor, State]:
+    """An aggregate with a mechanism's noise, and the mechanism's next state.
+
+    Args:
+        mechanism: Draws the noise.
+        aggregate: A sum of bounded contributions.
+        state: The state after the last release.
+        stream: Where the noise comes from; it serves nothing else.
+        fraction: Fraction of the mechanism's variance to draw, in (0, 1].
+
+    Returns:
+        Same shape as the aggregate, and the state.
+    """
+    if is_secure(mechanism):
+        added: tuple[Tensor, State] = mechanism.add(  # type: ignore[attr-defined] # see is_secure
+            aggregate, state, stream, fraction=fraction
+        )
+        return added
+    noise, after = mechanism.noise(aggregate, state, stream.numpy(), fraction=fraction)
+    return noise.add_(aggregate), after
+
+
+def l2_bound(mechanism: Mechanism) -> float:
+    """The L2 norm to which a mechanism clips, for sums that are clipped while they are formed.
+
+    Raises:
+        UnsupportedError: If the mechanism does not clip in L2 norm.
+    """
+    bound = getattr(mechanism, "l2_bound", None)
+    if bound is None:
+        raise UnsupportedError(
+            f"{mechanism} does not clip in L2 norm, which per-example gradients need; "
+            "use Gaussian(clipping_norm, noise_multiplier)."
+        )
+    return float(bound)
+
+
+def check_whole(fraction: float) -> None:
+    """Raises `UnsupportedError` unless all of a noise is drawn whose parts are of another kind."""
+    if fraction != 1.0:
+        raise UnsupportedError(
+            f"Laplace noise cannot be split into parts (fraction={fraction}); use a Gaussian one."
+        )
+
+
+def check_whole_noise(mechanism: Mechanism, exposure: Exposure) -> None:
+    """Raises `UnsupportedError` where less than one noise is hidden, of which no law is known."""
+    # Variances are added up and divided again on the way, which costs some last digits.
+    if exposure.hidden_variance < 1 - 1e-9:
+        raise UnsupportedError(
+            f"{mechanism} cannot be split: {exposure.hidden_variance:.3g} of its variance is "
+            "hidden, and parts of Laplace noise are not Laplace. Use a Gaussian mechanism."
+        )
+
+
+def to_tensor(values: np.ndarray[Any, Any], like: Tensor) -> Tensor:
+    """Drawn values in a tensor's type and on its device."""
+    # numpy turns a drawn array without dimensions into a number.
+    return torch.from_numpy(np.asarray(values)).to(dtype=like.dtype, device=like.device)

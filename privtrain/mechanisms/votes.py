@@ -1,0 +1,182 @@
+"""Noisy-max mechanisms on vote counts: GNMax and LNMax.
+
+One changed teacher moves one vote from a class to another: a *replacement*, of L2 sensitivity
+sqrt(2) and L1 sensitivity 2. The curves below already contain it; no further factor applies. That
+one changed example changes at most one teacher is up to who assigns rows to teachers, and under
+which relation it does: PATE states add/remove.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from privtrain.accounting.epsilon import RdpCurve, non_private_event
+from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
+from privtrain.core.observers import Exposure
+from privtrain.core.statement import Relation
+from privtrain.core.validate import check_positive
+from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise, to_tensor
+
+
+def one_vote(scores: Tensor) -> Tensor:
+    """One vote for the largest score of each query.
+
+    Args:
+        scores: Shape `(queries, classes)`.
+
+    Returns:
+        One-hot votes, same shape, float64. A row that is not finite gives no vote.
+    """
+    votes = torch.nn.functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).double()
+    finite = torch.isfinite(scores).all(dim=-1, keepdim=True)
+    return torch.where(finite, votes, torch.zeros_like(votes))
+
+
+@dataclass(frozen=True)
+class GNMax:
+    """Adds Gaussian noise to vote counts, of which only the largest is then answered.
+
+    Args:
+        sigma: Standard deviation of the noise on each count; positive, in votes.
+
+    Source: Papernot et al. 2018, Section 4.1 (arXiv:1802.08908).
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        check_positive(sigma=self.sigma)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        return True
+
+    @property
+    def theorem(self) -> str:
+        """What the guarantee rests on."""
+        return "GNMax: RDP order / sigma^2 per answer (Papernot et al. 2018, Proposition 8)"
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """One vote for each query, whatever the teacher says; see `one_vote`."""
+        return one_vote(contribution)
+
+    def sensitivity(self, relation: Relation) -> float:
+        """L2 distance of the counts of neighbours, under every relation."""
+        return math.sqrt(2.0)
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember: answers are independent."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Independent Gaussian noise of variance `fraction` x sigma squared."""
+        scale = self.sigma * math.sqrt(fraction)
+        return to_tensor(generator.standard_normal(tuple(like.shape)) * scale, like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> object:
+        """The data-independent RDP curve of one answer, for the noise that stays hidden."""
+        if exposure.hidden_variance <= 0:
+            return non_private_event()
+        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
+        rdp = orders / (self.sigma**2 * exposure.hidden_variance)
+        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+
+    def realised(self, counts: Tensor) -> RdpCurve:
+        """The data-dependent RDP curve of all answers to given counts. It is itself private.
+
+        Args:
+            counts: Vote counts before the noise, shape `(queries, classes)`.
+
+        Returns:
+            The sum over queries, at the default orders.
+        """
+        return gnmax_curve(counts.double().cpu().numpy(), self.sigma)
+
+    def with_scale(self, scale: float) -> "GNMax":
+        """The same mechanism with another sigma."""
+        return replace(self, sigma=scale)
+
+
+@dataclass(frozen=True)
+class LNMax:
+    """Adds Laplace noise to vote counts, of which only the largest is then answered.
+
+    Args:
+        scale: Scale b of the Laplace noise on each count; positive, in votes.
+
+    Source: Papernot et al. 2017, Section 3 (arXiv:1610.05755).
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_positive(scale=self.scale)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether noise is drawn at all."""
+        return True
+
+    @property
+    def theorem(self) -> str:
+        """What the guarantee rests on."""
+        return "LNMax: (2 / b)-DP per answer (Papernot et al. 2017, Section 3.2), composed as RDP"
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        """One vote for each query, whatever the teacher says; see `one_vote`."""
+        return one_vote(contribution)
+
+    def sensitivity(self, relation: Relation) -> float:
+        """L1 distance of the counts of neighbours, under every relation."""
+        return 2.0
+
+    def init(self, like: Tensor) -> State:
+        """Nothing to remember: answers are independent."""
+        return None
+
+    def noise(
+        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Independent Laplace noise of scale b.
+
+        Raises:
+            UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
+        """
+        check_whole(fraction)
+        return to_tensor(generator.laplace(0.0, self.scale, tuple(like.shape)), like), state
+
+    def event(self, exposure: Exposure, relation: Relation) -> object:
+        """The data-independent RDP curve of one answer: that of a (2 / b)-DP mechanism.
+
+        Raises:
+            UnsupportedError: If less than one whole noise is hidden.
+        """
+        if exposure.hidden_variance <= 0:
+            return non_private_event()
+        check_whole_noise(self, exposure)
+        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
+        pure = 2.0 / self.scale
+        # Bun and Steinke 2016, Proposition 3.3: a pure epsilon gives RDP order x epsilon^2 / 2.
+        rdp = np.minimum(pure, orders * pure**2 / 2.0)
+        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+
+    def realised(self, counts: Tensor) -> RdpCurve:
+        """The data-dependent RDP curve of all answers to given counts. It is itself private.
+
+        Args:
+            counts: Vote counts before the noise, shape `(queries, classes)`.
+
+        Returns:
+            The sum over queries, at the default orders.
+        """
+        return lnmax_curve(counts.double().cpu().numpy(), self.scale)
+
+    def with_scale(self, scale: float) -> "LNMax":
+        """The same mechanism with another scale."""
+        return replace(self, scale=scale)

@@ -1,0 +1,1 @@
+"""crypten: to be said."""

@@ -1,0 +1,370 @@
+"""CrypTen as an engine: additive secret sharing between 2 or 3 processes, semi-honest.
+
+The only file that imports CrypTen. What it changes in CrypTen 0.4.1, in this process only: random
+ring elements come from AES-256-CTR under 256-bit keys agreed by X25519 (CrypTen draws from mt19937
+under 32 bits that travel in clear), the communicator checks and records (`channel`), only the
+dealer draws triples, and softmax is another approximation (`exponential`, `softmax`).
+"""
+
+import importlib
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from privtrain.core.errors import PartyLostError, UnsupportedError
+from privtrain.core.runtime import MeshParty
+from privtrain.core.statement import InputPrivacy
+from privtrain.core.transcript import Setup
+from privtrain.core.validate import check_member
+from privtrain.mpc.crypten.channel import Channel, Framed, Wire
+from privtrain.mpc.crypten.functions import champion, softmax
+from privtrain.mpc.keystream import KeyAgreement, Keystream
+from privtrain.mpc.sharing import PRECISION_BITS, encode
+
+INSTALL = "pip install --no-deps crypten==0.4.1"
+_CPU = torch.device("cpu")
+_MOVED = "torch.onnx._internal.registration"
+
+CAVEATS = (
+    "CrypTen is semi-honest: a party that deviates is not noticed and can falsify the result; "
+    "shares carry no MACs.",
+    "The provider TFP makes rank 0 the dealer of all triples: it knows them, and a value opened "
+    "under a triple it knows is readable to it, so rank 0 must be trusted with the inputs.",
+    "Channels are gloo over TCP without TLS, and parties are not authenticated. Share seeds are "
+    "drawn from the operating system and agreed by X25519, which stops a listener, not somebody "
+    "who sits in between.",
+    "Two parties truncate locally: a product whose integer is x goes wrong with probability "
+    "|x| / 2^64, and then by 2^48 before scaling.",
+    "CrypTen pickles what it sends as objects; privtrain's channel refuses such messages.",
+    "Shapes, sequence and timing of messages, and which rows form a batch, are visible to every "
+    "computing party.",
+)
+
+
+@dataclass(frozen=True)
+class CrypTen:
+    """The CrypTen engine.
+
+    Args:
+        provider: Who deals the triples; "TFP" means that rank 0 does.
+        checks: Whether shapes are compared before each message; off only for measuring.
+    """
+
+    provider: str = "TFP"
+    checks: bool = True
+
+    def __post_init__(self) -> None:
+        check_member({"TFP"}, provider=self.provider)
+
+    @property
+    def name(self) -> str:
+        """What the engine is called."""
+        return "CrypTen"
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the engine does not protect from."""
+        return CAVEATS
+
+    def check(self, parties: int) -> None:
+        """Raises `UnsupportedError` unless CrypTen is installed and has 2 or 3 parties."""
+        if parties not in (2, 3):
+            raise UnsupportedError(f"CrypTen runs here with 2 or 3 parties, not with {parties}.")
+        if importlib.util.find_spec("crypten") is None:
+            raise UnsupportedError(f"The engine CrypTen is not installed: {INSTALL}")
+
+    def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
+        """Who of the computing parties reads what: the dealer everything, the others nothing."""
+        dealer = InputPrivacy(
+            reader=names[0],
+            reads="every input, gradient and weight, since it deals the triples they are masked by",
+            adversary="trusted",
+            security="none",
+            dealer=names[0],
+            honest=names[0],
+        )
+        others = (
+            InputPrivacy(
+                reader=name,
+                reads="shares, masked values, public batch indices and what is opened",
+                adversary="semi-honest",
+                security="computational",
+                dealer=names[0],
+                honest=names[0],
+            )
+            for name in names[1:]
+        )
+        network = InputPrivacy(
+            reader="a listener on the network between the computing parties",
+            reads="masked values and what is opened; somebody who alters messages reads everything",
+            adversary="semi-honest",
+            security="computational",
+            dealer=names[0],
+            honest=names[0],
+        )
+        return (dealer, *others, network)
+
+    @contextmanager
+    def open(self, party: MeshParty) -> Iterator["CrypTenSession"]:
+        """Connects to the other parties, whose place the environment names as torchrun does.
+
+        Args:
+            party: This party; its entries and setups are written.
+
+        Yields:
+            The open session.
+
+        Raises:
+            PartyLostError: If another party is not there.
+            ProtocolError: If another party does something else.
+        """
+        self.check(len(party.names))
+        crypten = load()
+        _connect(party)
+        try:
+            channel = _channel(crypten, party, checks=self.checks)
+            _agree_on_keys(crypten, channel)
+            if party.rank == 0:
+                what = "every Beaver triple and random bit: it deals them to the other parties"
+                party.setups.append(Setup(party.name, what))
+            yield CrypTenSession(crypten, channel)
+        finally:
+            communicator_class = crypten.communicator.DistributedCommunicator
+            communicator_class.instance = None
+            sys.modules[communicator_class.__module__].dist = dist  # type: ignore[attr-defined]
+            dist.destroy_process_group()
+
+
+def load() -> Any:
+    """CrypTen, imported under a torch that moved a module it asks for.
+
+    Raises:
+        UnsupportedError: If it is not installed.
+    """
+    if importlib.util.find_spec("crypten") is None:
+        raise UnsupportedError(f"The engine CrypTen is not installed: {INSTALL}")
+    try:
+        importlib.import_module(_MOVED)
+    except ModuleNotFoundError:
+        moved_to = "torch.onnx._internal.torchscript_exporter.registration"
+        sys.modules[_MOVED] = importlib.import_module(moved_to)
+    return importlib.import_module("crypten")
+
+
+def _connect(party: MeshParty) -> None:
+    seconds = float(os.environ.get("PRIVTRAIN_TIMEOUT", "60"))
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=os.environ.get("RENDEZVOUS", "env://"),
+            rank=party.rank,
+            world_size=len(party.names),
+            timeout=timedelta(seconds=seconds),
+        )
+    except RuntimeError as error:
+        raise PartyLostError(f"not all parties met within {seconds:g} s: {error}") from error
+
+
+def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
+    """CrypTen's communicator over the open process group, inside our own."""
+    ranks = list(range(len(party.names)))
+    communicator_class = crypten.communicator.DistributedCommunicator
+    inner = communicator_class()  # does nothing while a process group is open; filled here
+    inner.rank, inner.world_size = party.rank, len(ranks)
+    inner.main_group = inner.ttp_group = dist.new_group(ranks)
+    inner.ttp_initialized = False
+    inner.set_name(party.name)
+    inner.reset_communication_stats()
+    _configure(crypten)
+    framed = Framed(dist, len(ranks), party.rank)
+    # What CrypTen's communicator calls; its own counting stays around it.
+    sys.modules[communicator_class.__module__].dist = framed  # type: ignore[attr-defined]
+    channel = Channel(
+        inner,
+        _wire(len(ranks)),
+        party.names,
+        party.rank,
+        party.entries,
+        framed,
+        checks=checks,
+    )
+    communicator_class.instance = channel
+    return channel
+
+
+def _configure(crypten: Any) -> None:
+    """Plain attributes instead of OmegaConf, whose look-ups took a tenth of the time of a step."""
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return SimpleNamespace(**{key: plain(item) for key, item in value.items()})
+
+    settings = plain(crypten.cfg.config)
+    settings.communicator.verbose = True  # CrypTen's own counter, against which ours is tested
+    crypten.cfg.set_config(settings)
+
+
+def _wire(count: int) -> Wire:
+    def gather(line: Tensor) -> list[Tensor]:
+        lines = [torch.empty_like(line) for _ in range(count)]
+        dist.all_gather(lines, line)
+        return lines
+
+    def send(line: Tensor, rank: int) -> None:
+        dist.send(line, rank)
+
+    def recv(line: Tensor, rank: int) -> None:
+        dist.recv(line, rank)
+
+    return Wire(gather, send, recv)
+
+
+def _agree_on_keys(crypten: Any, channel: Channel) -> None:
+    """Gives each pair of neighbours in the ring a key, and each party one of its own."""
+    agreement = KeyAgreement()
+    public = torch.frombuffer(bytearray(agreement.public), dtype=torch.int64)
+    kind, channel.kind = channel.kind, "public key"
+    halves = [bytes(half.view(torch.uint8).tolist()) for half in channel.all_gather(public)]
+    channel.kind = kind
+    count, rank = len(halves), channel.rank
+    after, before = (rank + 1) % count, (rank - 1) % count
+    keys = {
+        "next": agreement.key(halves[after], f"privtrain crypten {rank} to {after}"),
+        "prev": agreement.key(halves[before], f"privtrain crypten {before} to {rank}"),
+        "local": os.urandom(32),
+    }
+    for name, key in keys.items():
+        crypten.generators[name][_CPU] = Keystream(key)
+    _draw_from_keystreams(crypten, dealer=rank == 0)
+
+
+def _draw_from_keystreams(crypten: Any, *, dealer: bool) -> None:
+    def ring(
+        size: Sequence[int], ring_size: int = 2**64, generator: Any = None, **_: Any
+    ) -> Tensor:
+        stream = crypten.generators["local"][_CPU] if generator is None else generator
+        return stream.integers(size)  # type: ignore[no-any-return]  # a Keystream
+
+    def bits(
+        size: Sequence[int], bitlength: int | None = None, generator: Any = None, **_: Any
+    ) -> Tensor:
+        drawn = ring(size, generator=generator)
+        return drawn if bitlength in (None, 64) else drawn & (2**bitlength - 1)
+
+    def nothing(size: Sequence[int], *_: Any, **__: Any) -> Tensor:
+        return torch.zeros(tuple(size), dtype=torch.int64)
+
+    for name in ("primitives.arithmetic", "primitives.binary", "provider.tfp_provider"):
+        module: ModuleType = importlib.import_module(f"crypten.mpc.{name}")
+        deals_here = dealer or name != "provider.tfp_provider"  # CrypTen lets all of them draw
+        for function, replacement in (
+            ("generate_random_ring_element", ring),
+            ("generate_kbit_random_tensor", bits),
+        ):
+            if hasattr(module, function):
+                setattr(module, function, replacement if deals_here else nothing)
+
+
+class CrypTenSession:
+    """An open CrypTen session; its values are CrypTen's own `MPCTensor`s.
+
+    Args:
+        crypten: The package.
+        channel: The communicator.
+    """
+
+    def __init__(self, crypten: Any, channel: Channel) -> None:
+        self._crypten = crypten
+        self.channel = channel
+        crypten.CrypTensor.set_grad_enabled(False)
+
+    @property
+    def counted_bytes(self) -> int:
+        """Bytes that CrypTen's own counter saw this party send and receive."""
+        return int(self.channel.inner.comm_bytes)
+
+    def take(self, share: Tensor) -> Any:
+        """This party's share of a value."""
+        return self._crypten.mpc.MPCTensor.from_shares(share)
+
+    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Any:
+        """Shares a value that one party holds: it adds it to its share of a random zero."""
+        mine = self._zero_share(shape)
+        if self.channel.rank != owner:
+            return self.take(mine)
+        if integers is None or tuple(integers.shape) != shape:
+            raise ValueError(f"Expected the owner to bring integers of shape {shape}.")
+        return self.take(mine + integers)
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        """Tells all parties something public."""
+        before, self.channel.kind = self.channel.kind, "announcement"
+        try:
+            heard: list[Tensor] = self.channel.all_gather(values)
+        finally:
+            self.channel.kind = before
+        return heard
+
+    def join(self, values: Sequence[Any], *, dim: int) -> Any:
+        """Shared values side by side along a dimension."""
+        return self.take(torch.cat([value.share for value in values], dim=dim))
+
+    def public(self, values: Tensor) -> Any:
+        """A value that everybody knows, as a shared one: rank 0's share is the value."""
+        integers = encode(values, name="public values")
+        return self.take(integers if self.channel.rank == 0 else torch.zeros_like(integers))
+
+    def scale(self, shared: Any, factor: float) -> Any:
+        """A shared value times a public number; the number keeps 16 significant bits."""
+        if factor == 0:
+            return shared * 0
+        shift = PRECISION_BITS - 1 - math.floor(math.log2(abs(factor)))
+        result = shared.clone()
+        if shift <= 0:
+            result.share = result.share * round(factor)
+            return result
+        result.share = result.share * round(factor * 2**shift)
+        return result.div_(2**shift)
+
+    def positive(self, shared: Any) -> Any:
+        """1 where a value is above zero."""
+        return shared.gt(0)
+
+    def softmax(self, logits: Any) -> Any:
+        """Probabilities along the last dimension, for gaps between logits of up to 160."""
+        return softmax(logits)
+
+    def largest(self, shared: Any) -> Any:
+        """1 at the first largest value of a vector."""
+        return champion(shared)
+
+    def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
+        """Opens values to all parties, in one message."""
+        before, self.channel.kind = self.channel.kind, kind
+        try:
+            shares = [value.share for value in values]
+            opened = self.channel.all_reduce(shares, batched=True)
+        finally:
+            self.channel.kind = before
+        return [
+            integers.to(torch.float64) / float(value.encoder.scale)
+            for integers, value in zip(opened, values, strict=True)
+        ]
+
+    def _zero_share(self, shape: tuple[int, ...]) -> Tensor:
+        streams = self._crypten.generators
+        share: Tensor = streams["prev"][_CPU].integers(shape)
+        share -= streams["next"][_CPU].integers(shape)
+        return share

@@ -1,0 +1,256 @@
+"""Gradient descent on secret shares: the programs of computing parties, and what goes into them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError, ProtocolError
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.runtime import MeshParty, Payload
+from privtrain.core.seeding import Seeds
+from privtrain.core.task import Rows
+from privtrain.mpc.engine import Engine, Session, Shared
+from privtrain.mpc.layers import Descent, Layer, Linear, SharedLayer, step
+from privtrain.mpc.sharing import LARGEST, encode
+from privtrain.sampling.passes import batches
+
+INPUTS, LABELS = "inputs", "labels"
+"""What data parties share."""
+
+
+def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[tuple[str, Tensor]]:
+    """A data party's rows as fixed-point integers, ready to be shared.
+
+    Args:
+        rows: Its rows.
+        party: Its name, for errors.
+        classes: How many classes there are.
+        labels: Whether it brings labels.
+
+    Yields:
+        Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it brings them.
+
+    Raises:
+        DataError: If there are no rows, or they cannot be written in fixed point.
+    """
+    if len(rows) == 0:
+        raise DataError(f"The party {party} has no rows; leave it out of the training data.")
+    try:
+        yield INPUTS, encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if not labels:
+        return
+    targets = rows.labels
+    if targets.is_floating_point() or targets.dim() != 1:
+        raise DataError(f"Training on shares needs class indices; {party} has {targets.dtype}.")
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
+        raise DataError(
+            f"Expected the labels of {party} in 0..{classes - 1}, as the model has {classes} "
+            f"outputs; they reach from {int(targets.min())} to {int(targets.max())}."
+        )
+    yield LABELS, encode(nn.functional.one_hot(targets, classes).double())
+
+
+def agreed(opened: dict[str, Tensor]) -> Tensor:
+    """The opened weights, of which all parties must have the same.
+
+    Raises:
+        ProtocolError: If they differ, or no training could have reached them.
+    """
+    names = list(opened)
+    weights = opened[names[0]]
+    for name in names[1:]:
+        if not torch.equal(opened[name], weights):
+            raise ProtocolError(f"{name} opened other weights than {names[0]}.")
+    largest = float(weights.abs().max())
+    if not largest < LARGEST:
+        raise ProtocolError(
+            f"An opened weight is {largest:g}, outside fixed point: training diverged, or a "
+            "truncation wrapped around. Lower the learning rate, or run again."
+        )
+    return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureDescent:
+    """The program of a computing party: descent on shares, then one opening.
+
+    Args:
+        engine: What computes on shares.
+        layers: The model, with public initial weights.
+        by_rows: Whether data parties hold rows; else they hold columns.
+        seeds: Public streams, for the order of the rows.
+        epochs: Passes over the rows.
+        batch_size: Rows in a batch; None for all.
+        learning_rate: Learning rate.
+        momentum: Momentum.
+    """
+
+    engine: Engine
+    layers: tuple[Layer, ...]
+    by_rows: bool
+    seeds: Seeds
+    epochs: int
+    batch_size: int | None
+    learning_rate: float
+    momentum: float
+
+    @property
+    def linears(self) -> list[Linear]:
+        """The linear layers, in order."""
+        return [layer for layer in self.layers if isinstance(layer, Linear)]
+
+    @property
+    def classes(self) -> int:
+        """How many classes the model tells apart."""
+        return len(self.linears[-1].weight)
+
+    def check_features(self, shares: Payload) -> None:
+        """Raises `DataError` unless all parties' shares together fit the model and each other."""
+        parts = [value for key, value in sorted(shares.items()) if key.startswith(INPUTS)]
+        across = 0 if self.by_rows else 1
+        widths = {tuple(part.shape)[1 - across] for part in parts}
+        if len(widths) != 1:
+            what = "columns" if self.by_rows else "rows"
+            raise DataError(f"All parties must have equally many {what}; they have {widths}.")
+        features = sum(part.shape[1] for part in parts) if across else parts[0].shape[1]
+        expected = self.linears[0].weight.shape[1]
+        if features != expected:
+            raise DataError(f"The rows have {features} features, the model takes {expected}.")
+        if not any(key.startswith(LABELS) for key in shares):
+            raise DataError("Nobody holds the labels; name the label_holder of the data.")
+
+    def __call__(self, party: MeshParty) -> Payload:
+        """Trains at one computing party.
+
+        Args:
+            party: The party; its inputs are shares of all data parties' rows.
+
+        Returns:
+            The opened weights, as one vector in the model's order.
+        """
+        with self.engine.open(party) as session:
+            inputs = session.take(self._joined(party.inputs, INPUTS, 0 if self.by_rows else 1))
+            labels = session.take(self._joined(party.inputs, LABELS, 0))
+            return self.descend(session, inputs, labels, self._rows(party.inputs), party.report)
+
+    def descend(
+        self,
+        session: Session,
+        inputs: Shared,
+        labels: Shared,
+        rows: int,
+        report: Callable[[int, int], None],
+    ) -> Payload:
+        """All steps on shares, and the one opening.
+
+        Args:
+            session: The open engine.
+            inputs: Shape `(rows, features)`.
+            labels: One-hot, `(rows, classes)`.
+            rows: How many rows there are; public.
+            report: Called as `report(done, total)` after each step.
+
+        Returns:
+            The opened weights.
+        """
+        layers: list[SharedLayer] = [layer.open(session) for layer in self.layers]
+        order = list(self._order(rows))
+        for done, index in enumerate(order):
+            descent = Descent(self.learning_rate / len(index), self.momentum)
+            step(session, layers, inputs[index], labels[index], descent)
+            report(done + 1, len(order))
+        weights = [weight for layer in layers for weight in layer.weights()]
+        opened = session.reveal(weights, kind="weight share")
+        return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened])}
+
+    def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:
+        parts = [shares[key] for key in sorted(shares) if key.startswith(kind)]
+        return torch.cat(parts, dim=dim)
+
+    def _rows(self, shares: Payload) -> int:
+        return sum(len(value) for key, value in shares.items() if key.startswith(LABELS))
+
+    def _order(self, rows: int) -> Iterator[Tensor]:
+        """The batches of `SGD` on the pooled rows."""
+        for epoch in range(self.epochs):
+            generator = self.seeds["order", epoch, CURATOR_NAME].torch()
+            for index in batches(rows, self.batch_size, 1, generator):
+                yield torch.arange(rows) if index is None else index
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerDescent:
+    """The program of a party that holds rows and computes: several hosts, no coordinator.
+
+    Args:
+        descent: The steps.
+        rows: This party's own rows; they stay here, and only shares of them exist elsewhere.
+        digest: Of the settings and initial weights, which must be equal at all parties.
+    """
+
+    descent: SecureDescent
+    rows: Rows = field(repr=False)
+    digest: int
+
+    def __call__(self, party: MeshParty) -> Payload:
+        """Shares the own rows with the others, and trains.
+
+        Raises:
+            DataError: If the own rows cannot be shared.
+            ProtocolError: If another party has other settings, or rows that do not fit.
+        """
+        program = self.descent
+        labels = self.rows.targets is not None
+        own = dict(encoded(self.rows, party.name, program.classes, labels=labels))
+        own_sizes = torch.tensor([self.digest, *own[INPUTS].shape, int(labels)])
+        with program.engine.open(party) as session:
+            sizes = [[int(value) for value in one] for one in session.announce(own_sizes)]
+            self._check(sizes, party.names)
+            inputs = [
+                session.own(own.get(INPUTS) if owner == party.rank else None, (rows, width), owner)
+                for owner, (_, rows, width, _) in enumerate(sizes)
+            ]
+            hot = [
+                session.own(
+                    own.get(LABELS) if owner == party.rank else None, (rows, program.classes), owner
+                )
+                for owner, (_, rows, _, labelled) in enumerate(sizes)
+                if labelled
+            ]
+            total = sum(one[1] for one in sizes) if program.by_rows else sizes[0][1]
+            return program.descend(
+                session,
+                session.join(inputs, dim=0 if program.by_rows else 1),
+                session.join(hot, dim=0),
+                total,
+                party.report,
+            )
+
+    def _check(self, sizes: list[list[int]], names: tuple[str, ...]) -> None:
+        expected = self.descent.linears[0].weight.shape[1]
+        holders = [name for name, one in zip(names, sizes, strict=True) if one[3]]
+        for name, (digest, rows, width, _) in zip(names, sizes, strict=True):
+            if digest != sizes[0][0]:
+                raise ProtocolError(
+                    f"{name} has other settings or initial weights than {names[0]}; all parties "
+                    "need the same study file and task."
+                )
+            if self.descent.by_rows and width != expected:
+                raise ProtocolError(f"{name} has {width} features, the model takes {expected}.")
+            if not self.descent.by_rows and rows != sizes[0][1]:
+                raise ProtocolError(f"{name} has {rows} rows, {names[0]} has {sizes[0][1]}.")
+        if not self.descent.by_rows and sum(one[2] for one in sizes) != expected:
+            raise ProtocolError(
+                f"All columns together are {sum(one[2] for one in sizes)}, the model takes "
+                f"{expected}."
+            )
+        wanted = list(names) if self.descent.by_rows else holders[:1]
+        if holders != wanted or not holders:
+            raise ProtocolError(
+                f"Labels are held by {holders}; expected "
+                + ("every party." if self.descent.by_rows else "exactly one party.")
+            )

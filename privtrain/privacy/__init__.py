@@ -1,1 +1,0 @@
-"""Bounding, noise, accounting and the ledger that pays for releases."""

@@ -1,0 +1,262 @@
+"""The one door out of a party: bound, aggregate, noise, finish.
+
+The door has two sides. `leave` is what a party does before anything leaves it; `arrive` is what
+the aggregator does with what came. A release that was not paid for does not come through.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
+from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.transcript import UNPROTECTED
+from privtrain.core.validate import check_offers
+from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
+from privtrain.release.aggregation import Aggregation, BoundedSum
+from privtrain.release.finish import IDENTITY, Finish
+from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
+from privtrain.release.plain import PlainSum
+from privtrain.sampling.sampling import Everyone, Sampling
+from privtrain.sampling.schedule import check_separation
+
+NON_FINITE = UNPROTECTED + "non_finite"
+"""Diagnostic: how many of a party's contributions were not finite and counted as zero."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What leaves parties in one release, in what form, and who can read it.
+
+    Args:
+        mechanism: How a contribution is bounded and what noise is drawn.
+        noise_at: Who draws the noise.
+        aggregation: How messages become one, and what the aggregator reads of them.
+        finish: What is released of the noised aggregate.
+
+    Raises:
+        UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
+            contribution can move by any amount.
+        UnsupportedError: If secure noise is to be split: sums of its parts have no known law.
+    """
+
+    mechanism: Mechanism = Exact()
+    noise_at: Placement = AT_AGGREGATOR
+    aggregation: Aggregation = PlainSum()
+    finish: Finish = IDENTITY
+
+    def __post_init__(self) -> None:
+        check_offers("bound", "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
+        check_offers("exposure", "PlainSum()", aggregation=self.aggregation)
+        if not isinstance(self.noise_at, Placement):
+            raise ValueError(
+                f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."
+            )
+        if self.mechanism.noisy and not self.aggregation.bounded:
+            raise UnsoundReleaseError(
+                f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "
+                "contribution can move its result by more than the bound. Use PlainSum()."
+            )
+        if is_secure(self.mechanism) and self.noise_at.split:
+            raise UnsupportedError(
+                f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
+                "is none. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
+            )
+
+    @property
+    def bounding(self) -> bool:
+        """Whether contributions are bounded, with or without noise on their sum."""
+        return self.mechanism.sensitivity(ADD_REMOVE) is not None
+
+    def leave(
+        self, contributions: Iterable[Tensor], party: PartyRun, *, kind: str = "update"
+    ) -> Payload:
+        """At the party: bounds each contribution, adds them, draws own noise, masks or shares.
+
+        Args:
+            contributions: The party's contributions, all of one shape.
+            party: The party's side of the run.
+            kind: What the message is called in the transcript.
+
+        Returns:
+            The message that leaves.
+
+        Raises:
+            UnsupportedError: If the release has noise and the aggregation adds exact values only.
+            ValueError: If there is no contribution.
+        """
+        # Before anything leaves: rounding to fixed point after the noise is not what was proved.
+        if self.mechanism.noisy and getattr(self.aggregation, "exact_only", False):
+            raise UnsupportedError(
+                f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
+                "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
+            )
+        bounded, broken, bounding = [], 0, self.bounding
+        for contribution in contributions:
+            if bounding:
+                broken += not bool(torch.isfinite(contribution).all())
+            bounded.append(self.mechanism.bound(contribution))
+        if not bounded:
+            raise ValueError(
+                f"Expected contributions=[] of {party.party!r} to hold at least one; a party "
+                "without any sends zeros of the right shape, so that its noise is drawn."
+            )
+        total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
+        if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+            total = self._with_own_noise(total, party, kind)
+        message = self.aggregation.seal(total, party, kind=kind)
+        if broken:
+            message[NON_FINITE] = torch.tensor(float(broken))
+        return message
+
+    def _with_own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
+        stream = party.entropy[f"noise/{kind}", party.round, party.party]
+        state, fraction = self.mechanism.init(total), self.noise_at.fraction
+        released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
+        if after is not None:
+            raise UnsupportedError(
+                f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
+                "let the aggregator draw it (noise_at=AT_AGGREGATOR)."
+            )
+        return released
+
+    def arrive(
+        self,
+        messages: Sequence[Payload] | BoundedSum,
+        run: Run,
+        *,
+        round: int,
+        kind: str = "update",
+        releases: int = 1,
+    ) -> Tensor:
+        """At the aggregator: adds what came, draws the noise, finishes.
+
+        Args:
+            messages: What left the parties, in their order; or a sum whose contributions were
+                bounded while it was formed, where the aggregator owns the data.
+            run: The run, whose ledger was paid before.
+            round: Communication round, from 0.
+            kind: What the messages are called in the transcript.
+            releases: How many releases this is, such as one a query; 0 for a further part of the
+                release under way, no two parts of which are about the same unit.
+
+        Returns:
+            What is released.
+
+        Raises:
+            BudgetExceededError: If the release was not paid for.
+            UnsoundReleaseError: If a sum was bounded less than the noise covers, or nobody would
+                draw the noise.
+            UnsupportedError: If the noise would have to be drawn on shares.
+        """
+        run.ledger.use(releases)
+        if isinstance(messages, BoundedSum):
+            self._check_sum(messages)
+            aggregate: Tensor = messages.value
+        else:
+            value = self.aggregation(messages, run, kind=kind).value
+            if not isinstance(value, Tensor):
+                if self._aggregator_draws:
+                    raise UnsupportedError(
+                        f"{self.mechanism} would have to draw its noise on shares, which "
+                        f"{self.aggregation} does not do yet. Use PlainSum(), or Exact()."
+                    )
+                return value.open(self.finish)
+            aggregate = value
+        return self.finish(self._noised(aggregate, run, round, kind))
+
+    @property
+    def _aggregator_draws(self) -> bool:
+        return self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
+
+    def _check_sum(self, given: BoundedSum) -> None:
+        """Refuses a sum that was formed outside `leave` and that the noise does not cover."""
+        if not self.mechanism.noisy:
+            return
+        if self.noise_at.drawer is not Drawer.AGGREGATOR:
+            raise UnsoundReleaseError(
+                f"noise_at={self.noise_at} leaves the noise to parties, but the aggregator formed "
+                "this sum itself, so nobody would draw it. Use noise_at=AT_AGGREGATOR."
+            )
+        covered = self.mechanism.sensitivity(ADD_REMOVE)
+        if covered is None or not given.bound <= covered:  # a NaN must fail, too
+            raise UnsoundReleaseError(
+                f"The contributions of this sum are bounded by {given.bound:g}, but "
+                f"{self.mechanism} covers {covered}. Clip to the mechanism's own bound."
+            )
+
+    def _noised(self, aggregate: Tensor, run: Run, round: int, kind: str) -> Tensor:
+        if not self._aggregator_draws:
+            return aggregate
+        stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
+        if kind not in run.memory:
+            run.memory[kind] = self.mechanism.init(aggregate)
+        state = run.memory[kind]
+        released, run.memory[kind] = noised(self.mechanism, aggregate, state, stream)
+        return released
+
+    def plans(
+        self,
+        *,
+        unit: Unit,
+        count: int,
+        parties: int,
+        sampling: Sampling | None = None,
+        observers: tuple[Observer, ...] = (PUBLIC, PARTICIPANT, AGGREGATOR),
+        assumptions: tuple[str, ...] = (),
+    ) -> tuple[PrivacyPlan, ...]:
+        """What each observer will see of a number of releases.
+
+        Args:
+            unit: Whose contribution is bounded.
+            count: How many releases there are.
+            parties: How many parties there are.
+            sampling: Which of them take part in a release; everybody where None.
+            observers: Whom the statement speaks of.
+            assumptions: What has to hold for every guarantee.
+
+        Returns:
+            One plan an observer.
+
+        Raises:
+            UnsoundReleaseError: If noise is correlated over more steps than lie between two
+                contributions of a unit.
+        """
+        chosen = sampling or Everyone()
+        check_separation(self.mechanism, chosen)
+        plans = []
+        for observer in observers:
+            exposure = self.aggregation.exposure(
+                observer, self.noise_at, parties=chosen.at_least(parties)
+            )
+            relation = chosen.relation(exposure, parties)
+            if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+                # A party takes its noise along: nobody leaves unseen, and where the number of
+                # parties varies, so does the noise, which shows who takes part.
+                relation = ZERO_OUT if relation is ADD_REMOVE else relation
+                exposure = replace(exposure, knows_sample=exposure.knows_sample or chosen.varies)
+            event = self.mechanism.event(exposure, relation)
+            corrupted = 1 if observer == PARTICIPANT else len(observer.corrupted)
+            plan = PrivacyPlan(
+                observer=observer,
+                unit=unit,
+                relation=relation,
+                event=chosen.amplified(event, exposure, parties, corrupted),
+                count=count,
+                theorem=self.mechanism.theorem,
+                assumptions=(*assumptions, *assumptions_of(self.mechanism)),
+                float_noise=not is_secure(self.mechanism),
+            )
+            plans.append(plan)
+        return tuple(plans)
+
+    def with_scale(self, scale: float) -> "Release | None":
+        """The same release with another noise scale, or None where it draws no noise."""
+        mechanism = self.mechanism.with_scale(scale)
+        return None if mechanism is None else replace(self, mechanism=mechanism)

@@ -1,0 +1,50 @@
+"""What an observer of a sum sees."""
+
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, Exposure, Observer
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.release.placement import Drawer, Placement
+
+
+def sum_exposure(
+    observer: Observer,
+    noise_at: Placement,
+    *,
+    parties: int,
+    reads_messages: bool,
+    knows_noise: bool,
+) -> Exposure:
+    """What an observer sees of a sum over parties.
+
+    Args:
+        observer: Who looks. A coalition that names the aggregator sees what it sees.
+        noise_at: Who draws the noise.
+        parties: How many parties contribute at least.
+        reads_messages: Whether the aggregator reads single messages.
+        knows_noise: Whether the aggregator knows the noise that it draws.
+
+    Returns:
+        The exposure: see the golden table of `docs/concepts.md`.
+    """
+    inside = observer == AGGREGATOR or AGGREGATOR_NAME in observer.corrupted
+    if noise_at.drawer is Drawer.AGGREGATOR:
+        # Whoever reads the messages before the noise needs no noise to subtract.
+        known = 1.0 if inside and (knows_noise or reads_messages) else 0.0
+        return Exposure(
+            single_messages=inside and reads_messages, knows_sample=inside, noise_known=known
+        )
+    if inside and reads_messages:
+        return Exposure(
+            single_messages=True, knows_sample=True, noise_known=0.0, variance=noise_at.fraction
+        )
+    # A split promises no more than the variance that its honest survivors draw together.
+    ceiling = 1.0 if noise_at.split else float(parties)
+    # A participant knows its own noise. The party that the guarantee is for is always honest.
+    colluding = 1 if observer == PARTICIPANT else len(observer.corrupted - {AGGREGATOR_NAME})
+    variance = min(ceiling, parties * noise_at.fraction)
+    hidden = min(ceiling, max(parties - colluding, 1) * noise_at.fraction)
+    return Exposure(
+        single_messages=False,
+        knows_sample=inside,
+        noise_known=1.0 - hidden / variance,
+        variance=variance,
+    )

@@ -1,0 +1,68 @@
+"""The plain sum: the aggregator reads every message."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import ProtocolError
+from privtrain.core.observers import Exposure, Observer
+from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.statement import InputPrivacy
+from privtrain.core.trainer import Run
+from privtrain.release.aggregation import Aggregate
+from privtrain.release.exposure import sum_exposure
+from privtrain.release.placement import Placement
+
+
+@dataclass(frozen=True)
+class PlainSum:
+    """Adds messages as they are, in float64 and in the order of the parties."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether one bounded contribution moves the sum by at most its bound; it does."""
+        return True
+
+    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+        """The contribution itself."""
+        return {kind: contribution}
+
+    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
+        """The sum of the messages, accumulated in float64.
+
+        Raises:
+            ProtocolError: If there is no message, one lacks its tensor, or one has another shape
+                than the first.
+        """
+        if not messages or any(kind not in message for message in messages):
+            raise ProtocolError(
+                f"Expected messages that each hold {kind!r}; got "
+                f"{[sorted(message) for message in messages]}."
+            )
+        total = torch.zeros_like(messages[0][kind], dtype=torch.float64)
+        for message in messages:
+            if message[kind].shape != total.shape:
+                raise ProtocolError(
+                    f"A message {kind!r} has shape {tuple(message[kind].shape)}, "
+                    f"the first one {tuple(total.shape)}."
+                )
+            total += message[kind]
+        return Aggregate(total)
+
+    def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
+        """The aggregator reads single messages, and knows the noise that it draws."""
+        return sum_exposure(
+            observer, noise_at, parties=parties, reads_messages=True, knows_noise=True
+        )
+
+    def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
+        """The aggregator reads everything."""
+        return (
+            InputPrivacy(
+                reader="aggregator",
+                reads=f"every {sender}'s {kind}, one by one",
+                honest="the aggregator",
+            ),
+        )

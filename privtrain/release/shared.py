@@ -1,0 +1,250 @@
+"""The sum on secret shares: nobody who follows the protocol reads a single message.
+
+Each party splits its contribution into one share for each computing party. A computing party adds
+the shares it received, and only what the release asks for is opened: the sum, or its winner.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
+from privtrain.core.observers import Exposure, Observer, coalition
+from privtrain.core.parties import AGGREGATOR_NAME, party_names
+from privtrain.core.runtime import MeshParty, PartyRun, Payload
+from privtrain.core.statement import InputPrivacy
+from privtrain.core.trainer import Run
+from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.engine import Engine, Session
+from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.sharing import PRECISION_BITS, encode, reveal, share
+from privtrain.release.aggregation import Aggregate
+from privtrain.release.exposure import sum_exposure
+from privtrain.release.finish import Argmax, Finish, Identity, Threshold
+from privtrain.release.placement import Placement
+
+SUM_BITS = 32
+"""Bits after the binary point: sums need no room for products, so they keep more of them."""
+
+_MESH_ROUNDS = 1_000_000
+"""Rounds among computing parties are numbered from here on, above every round of a star."""
+
+
+@dataclass(frozen=True)
+class SharedSum:
+    """Adds contributions on secret shares and opens only what is released.
+
+    Exact so far: noise that nobody knows has to be drawn on shares, which comes with another
+    engine. Each opening starts the computing parties anew.
+
+    Args:
+        engine: What opens, and finds winners, on shares.
+        computing_parties: How many parties hold shares: 2 or 3.
+    """
+
+    engine: Engine = field(default_factory=CrypTen)
+    computing_parties: int = 2
+
+    def __post_init__(self) -> None:
+        if self.computing_parties not in (2, 3):
+            raise ValueError(f"Expected computing_parties={self.computing_parties!r} to be 2 or 3.")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether one bounded contribution moves the sum by at most its bound; it does."""
+        return True
+
+    @property
+    def computing_names(self) -> tuple[str, ...]:
+        """Names of the computing parties, by rank."""
+        return party_names("computing", self.computing_parties)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the statement must say of the engine."""
+        return self.engine.caveats
+
+    @property
+    def exact_only(self) -> bool:
+        """Whether a release with noise is refused; it is, until noise is drawn on shares."""
+        return True
+
+    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+        """At the party: one share a computing party, of fixed-point numbers.
+
+        Shares come from the operating system, never from the user's seed.
+
+        Raises:
+            DataError: If a contribution is not finite or too large for fixed point.
+        """
+        try:
+            integers = encode(contribution, name=f"the {kind} of {party.party}", bits=SUM_BITS)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        shares = share(integers, self.computing_parties, Keystream())
+        names = [share_kind(kind, name) for name in self.computing_names]
+        return dict(zip(names, shares, strict=True))
+
+    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
+        """The sum, still on shares.
+
+        Raises:
+            ProtocolError: If a message is missing or has another shape than the first.
+        """
+        if not messages:
+            raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
+        _readdress(run, kind, self.computing_names)
+        held: dict[str, Payload] = {}
+        for name in self.computing_names:
+            shares = [_share_of(message, kind, name) for message in messages]
+            for other in shares:
+                if other.shape != shares[0].shape:
+                    raise ProtocolError(
+                        f"A message {kind!r} has shape {tuple(other.shape)}, the first one "
+                        f"{tuple(shares[0].shape)}."
+                    )
+            held[name] = {f"{number:06d}": one for number, one in enumerate(shares)}
+        return Aggregate(SharedTotal(self.engine, held, run))
+
+    def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
+        """Nobody reads single messages, and noise drawn on shares is known to nobody.
+
+        But for a coalition of all computing parties, whose shares add up to every message. Any of
+        them knows who sent shares, and so the sample.
+        """
+        inside = observer.corrupted & set(self.computing_names)
+        others = observer.corrupted - inside
+        return sum_exposure(
+            coalition(others | {AGGREGATOR_NAME}) if inside else observer,
+            noise_at,
+            parties=parties,
+            reads_messages=len(inside) == self.computing_parties,
+            knows_noise=False,
+        )
+
+    def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
+        """Each computing party reads shares; together, or relayed in one process, everything."""
+        dealer, *others = self.computing_names
+        everyone = f"every {sender}'s {kind}"
+        honest = f"one of {', '.join(self.computing_names)}"
+        first = InputPrivacy(
+            reader=dealer,
+            reads=f"shares of {everyone}; their sum where a winner is found, as it deals triples",
+            adversary="semi-honest",
+            security="computational",
+            dealer=dealer,
+            honest=honest,
+        )
+        rest = (
+            replace(first, reader=name, reads=f"shares of {everyone}, and what is opened")
+            for name in others
+        )
+        together = InputPrivacy(
+            reader="all computing parties together", reads=everyone, honest=honest
+        )
+        relay = InputPrivacy(
+            reader="the process that relays the shares in a simulation",
+            reads=f"{everyone}, since all shares pass through it",
+            honest="that process",
+        )
+        return (first, *rest, together, relay)
+
+
+def share_kind(kind: str, receiver: str) -> str:
+    """What the share of a message for one computing party is called."""
+    return f"{kind} share for {receiver}"
+
+
+def _share_of(message: Payload, kind: str, receiver: str) -> Tensor:
+    name = share_kind(kind, receiver)
+    if name not in message:
+        raise ProtocolError(f"A message lacks its {name!r}; it holds {sorted(message)}.")
+    return message[name]
+
+
+def _readdress(run: Run, kind: str, receivers: Sequence[str]) -> None:
+    """Enters shares under the party they are for; the star only relays them."""
+    to = {share_kind(kind, receiver): receiver for receiver in receivers}
+    entries = run.transcript.entries
+    for place, entry in enumerate(entries):
+        if entry.receiver == AGGREGATOR_NAME and entry.kind in to:
+            entries[place] = replace(entry, receiver=to[entry.kind])
+
+
+@dataclass(frozen=True)
+class SharedTotal:
+    """A sum on shares that nobody has read.
+
+    Args:
+        engine: What opens it.
+        held: Computing party to the shares it holds, one a message.
+        run: The run, with a mesh.
+    """
+
+    engine: Engine
+    held: dict[str, Payload] = field(repr=False)
+    run: Run = field(repr=False)
+
+    def open(self, finish: Finish) -> Tensor:
+        """Finishes on shares and opens only what is left.
+
+        Args:
+            finish: What is released: the sum, its winner, or whether it reaches a threshold.
+
+        Returns:
+            What is released.
+
+        Raises:
+            UnsupportedError: If the finish cannot be computed on shares, or there is no mesh.
+            PartyLostError: If a computing party dies or freezes.
+            ProtocolError: If the computing parties opened different values.
+        """
+        if not isinstance(finish, (Identity, Argmax, Threshold)):
+            raise UnsupportedError(f"{finish} cannot be computed on shares.")
+        self.engine.check(len(self.held))
+        start = _MESH_ROUNDS + self.run.transcript.rounds
+        replies = self.run.spmd(SumAndOpen(self.engine, finish, start), self.held)
+        opened = [reply["opened"] for reply in replies.values()]
+        if not all(torch.equal(one, opened[0]) for one in opened):
+            raise ProtocolError(f"The computing parties {list(replies)} opened different values.")
+        return opened[0]
+
+
+@dataclass(frozen=True)
+class SumAndOpen:
+    """The program of a computing party: add the shares, finish, open.
+
+    Args:
+        engine: What computes on shares.
+        finish: What is released.
+        start: Number of its first round in the transcript.
+    """
+
+    engine: Engine
+    finish: Identity | Argmax | Threshold
+    start: int
+
+    def __call__(self, party: MeshParty) -> Payload:
+        """Adds, finishes and opens."""
+        total = reveal([party.inputs[key] for key in sorted(party.inputs)])  # a sum of shares
+        with self.engine.open(party) as session:
+            opened = self._opened(session, total, party)
+        party.entries[:] = [
+            replace(entry, round=entry.round + self.start) for entry in party.entries
+        ]
+        return {"opened": opened}
+
+    def _opened(self, session: Session, total: Tensor, party: MeshParty) -> Tensor:
+        if isinstance(self.finish, Argmax):
+            winners = session.largest(session.take(total))
+            return session.reveal([winners], kind="winner share")[0].argmax(dim=-1)
+        if isinstance(self.finish, Threshold):
+            limit = encode(torch.tensor(self.finish.threshold), name="threshold", bits=SUM_BITS)
+            # Above the threshold less one unit: reaching it is enough. Rank 0 moves its share.
+            above = total - (limit - 1) if party.rank == 0 else total
+            reached = session.positive(session.take(above))
+            return session.reveal([reached], kind="reached share")[0] > 0.5
+        opened = session.reveal([session.take(total)], kind="sum share")[0]
+        return opened * 2.0 ** (PRECISION_BITS - SUM_BITS)

@@ -1,0 +1,80 @@
+"""Calibrating: the least noise that keeps a promise."""
+
+from privtrain.accounting.calibration import calibrate_scale
+from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.runtime import Runtimes
+from privtrain.core.task import FederatedData
+from privtrain.core.trainer import PrivacyPlan, Trainer
+from privtrain.runs.checks import check_plans
+from privtrain.runs.fitting import default_runtimes
+
+
+def calibrate(
+    trainer: Trainer,
+    data: FederatedData,
+    *,
+    epsilon: float,
+    delta: float = 1e-5,
+    observer: Observer = PUBLIC,
+    runtimes: Runtimes | None = None,
+) -> Trainer:
+    """The same trainer with the least noise that keeps a promise to an observer.
+
+    Args:
+        trainer: A trainer that draws noise.
+        data: Who holds which rows; only public figures of it are used where they are given.
+        epsilon: The promise; positive.
+        delta: Its delta, in (0, 1).
+        observer: Whom it is given to.
+        runtimes: Where parties run, since that decides who knows what.
+
+    Returns:
+        The trainer whose own epsilon, evaluated, is at or below the promise.
+
+    Raises:
+        UnsupportedError: If the trainer draws no noise.
+        UnsoundReleaseError: If no noise would protect from this observer, or delta is at least
+            one over the number of protected units.
+    """
+    where = runtimes or default_runtimes()
+
+    def plans_at(scale: float) -> list[PrivacyPlan]:
+        noisier = trainer.with_noise(scale)
+        if noisier is None:
+            raise UnsupportedError(
+                f"{trainer.token} draws no noise, so no noise can be calibrated. Give it a "
+                "mechanism such as Gaussian first."
+            )
+        return [plan for plan in noisier.plan(data, where) if plan.observer == observer]
+
+    samples = plans_at(1.0)
+    if not samples:
+        raise ValueError(
+            f"Expected observer={observer.name!r} to be one that {trainer.token} "
+            "makes a statement about."
+        )
+    check_plans(tuple(samples), data, delta)
+    # Where noise is drawn twice, in the silos and on their sum, only one of the two is scaled.
+    scaled = [
+        number
+        for number, (plan, other) in enumerate(zip(samples, plans_at(2.0), strict=True))
+        if plan.event != other.event
+    ]
+    if not scaled:
+        raise UnsoundReleaseError(
+            f"No noise of {trainer.token} protects from the {observer}: it knows the noise or "
+            "reads what is sent. Let the parties draw the noise, or use a secure aggregation."
+        )
+    scale = max(
+        calibrate_scale(
+            lambda value, number=number: plans_at(value)[number].event,  # type: ignore[misc]
+            epsilon=epsilon,
+            delta=delta,
+            relation=samples[number].relation,
+            count=samples[number].count,
+        )
+        for number in scaled
+    )
+    calibrated = trainer.with_noise(scale)
+    return trainer if calibrated is None else calibrated

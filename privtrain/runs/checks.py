@@ -1,0 +1,74 @@
+"""What is refused before a run: data, devices, and deltas that would promise nothing."""
+
+import torch
+
+from privtrain.core.errors import DataError
+from privtrain.core.statement import Unit
+from privtrain.core.task import FederatedData
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.validate import check_delta, check_finite
+from privtrain.ledgers.run import epsilon_of
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND
+from privtrain.sampling.sampling import check_delta_below
+
+
+def check_data(data: FederatedData) -> None:
+    """Refuses data that cannot be trained on.
+
+    Raises:
+        DataError: If a party is empty, or there are no parties or test rows.
+        ValueError: If a value is NaN or infinite.
+    """
+    if not data.parties:
+        raise DataError("Expected data.train to hold at least one party; it is empty.")
+    if len(data.test) == 0:
+        raise DataError("Expected data.test to hold rows; there are none to measure accuracy on.")
+    check_finite(test=data.test.inputs)
+    # More parties than this are loaded one by one when they are sampled, and checked by loss.
+    if len(data.parties) <= LOADED_BEFOREHAND:
+        for party in data.parties:
+            rows = data.train[party]
+            if len(rows) == 0:
+                raise DataError(
+                    f"The party {party!r} holds no rows. Leave it out, or use another partition."
+                )
+            check_finite(**{f"train[{party}]": rows.inputs})
+            if rows.targets is not None:
+                check_finite(**{f"train[{party}].targets": rows.targets})
+
+
+def _population(plan: PrivacyPlan, data: FederatedData) -> int:
+    if plan.unit is Unit.CLIENT:
+        return len(data.parties)
+    if plan.unit is Unit.USER:
+        users = data.pooled().users
+        return 1 if users is None else len(set(users.tolist()))
+    if data.public_rows is not None:
+        return data.public_rows
+    return len(data.pooled()) if len(data.parties) <= LOADED_BEFOREHAND else len(data.parties)
+
+
+def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> bool:
+    """Refuses a delta that would make a guarantee empty.
+
+    Returns:
+        Whether anything is promised to anybody.
+
+    Raises:
+        UnsoundReleaseError: If delta is at least one over the number of protected units.
+    """
+    check_delta(delta)
+    promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
+    for plan in promising:
+        check_delta_below(delta, _population(plan, data), str(plan.unit))
+    return bool(promising)
+
+
+def check_device(device: str) -> None:
+    """Raises `ValueError` if a device is unknown or not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"Expected device={device!r} to be available here; use 'cpu'. ({error})"
+        ) from error

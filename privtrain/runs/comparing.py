@@ -1,0 +1,119 @@
+"""Comparing: fit and audit many trainers on one task and one data set."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from privtrain.attacks.attack import Attack, check_attack_names
+from privtrain.core.result import Comparison, Row
+from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import EntropyKind
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import Trainer
+from privtrain.core.validate import check_distinct, check_positive
+from privtrain.ledgers.study import StudyLedger
+from privtrain.report.html import comparison_fragment
+from privtrain.report.table import comparison_text
+from privtrain.runs.card import run_card
+from privtrain.runs.rows import Conditions, cells, claim, load_row, run_cell, save_row
+from privtrain.runtimes.flower.grid import FlowerGrid
+from privtrain.runtimes.processes.mesh import Processes
+
+
+def compare(
+    trainers: Mapping[str, Trainer],
+    task: Task,
+    data: FederatedData,
+    *,
+    attacks: Sequence[Attack] = (),
+    seeds: Iterable[int] = (0,),
+    epsilons: Sequence[float] = (),
+    runtimes: Runtimes | None = None,
+    delta: float = 1e-5,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    study: Mapping[str, Any] | None = None,
+    study_ledger: StudyLedger | None = None,
+) -> Comparison:
+    """Trains the same model on the same data in several ways, and attacks each of them.
+
+    A trainer that fails shows its error in its row, and the others finish.
+
+    Args:
+        trainers: Label to trainer.
+        task: What is learned.
+        data: Who holds which rows.
+        attacks: What is tried on each trained model.
+        seeds: Public seeds; each gives a row.
+        epsilons: What is asked of trainers that draw noise, which are calibrated for each of
+            them; empty for the noise they have.
+        runtimes: Where parties run; None for Flower's grid in this process, and real processes
+            for a mesh.
+        delta: Delta of every guarantee.
+        entropy: `SEEDED` or `SYSTEM`; see `fit`.
+        device: Where tensors are computed.
+        folder: Where finished rows and checkpoints are kept, so that a comparison that was
+            interrupted goes on; None keeps everything in memory.
+        study: The study file that repeats the comparison, for its card.
+        study_ledger: Adds up all rows' fits; a fit beyond its budget shows that in its row.
+
+    Returns:
+        One row a trainer, seed and asked epsilon, and the run card.
+
+    Raises:
+        ValueError: If there are no trainers or seeds, an epsilon is not positive, a seed or an
+            epsilon stands there twice, or attacks share a name.
+        DataError: If the folder holds rows of other data, another task, delta or attack.
+    """
+    if not trainers:
+        raise ValueError("Expected trainers={} to name at least one trainer.")
+    for epsilon in epsilons:
+        check_positive(epsilon=epsilon)
+    check_attack_names(attacks)
+    chosen = list(seeds)
+    if not chosen:
+        raise ValueError("Expected seeds=[] to hold at least one seed.")
+    check_distinct(seeds=chosen, epsilons=epsilons)
+    where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
+    home = None if folder is None else Path(folder)
+    conditions = Conditions(
+        task=task,
+        data=data,
+        attacks=tuple(attacks),
+        runtimes=where,
+        delta=delta,
+        entropy=entropy,
+        device=device,
+        study_ledger=study_ledger,
+    )
+    if home is not None:
+        claim(home, conditions)
+    planned = list(cells(trainers, chosen, epsilons))
+    rows = []
+    for number, cell in enumerate(planned, start=1):
+        place = None if home is None else home / cell.folder_name
+        row = None if place is None else load_row(place)
+        if row is None or row.error is not None:
+            description = f"[{number}/{len(planned)}] {cell.label}"
+            row = run_cell(cell, conditions, place, description)
+            if place is not None:
+                save_row(row, place)
+        rows.append(row)
+    return Comparison(
+        rows=tuple(rows),
+        card=run_card(trainers, task, data, where, chosen, epsilons, delta, device),
+        study=study,
+        as_text=comparison_text,
+        as_html=comparison_fragment,
+    )
+
+
+def failed(comparison: Comparison) -> tuple[Row, ...]:
+    """The rows that failed."""
+    return tuple(row for row in comparison.rows if row.error is not None)
+
+
+def unmet(comparison: Comparison) -> tuple[Row, ...]:
+    """The rows that spent more than the epsilon that was asked."""
+    return tuple(row for row in comparison.rows if row.met is False)

@@ -1,0 +1,200 @@
+"""Training: run one trainer, with its ledger, its checkpoints and its statement."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.memory import reset_peak_memory
+from privtrain.core.result import History, Predictor, TrainResult
+from privtrain.core.runtime import Runtimes, Setting, Star
+from privtrain.core.seeding import (
+    SEEDED,
+    EntropyKind,
+    OnceOnly,
+    SeededEntropy,
+    Seeds,
+    SystemEntropy,
+    kind_of,
+)
+from privtrain.core.statement import Budget
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan, Run, Trainer
+from privtrain.core.transcript import Transcript
+from privtrain.core.validate import made_folder
+from privtrain.ledgers.run import JournalLedger
+from privtrain.ledgers.study import StudyLedger
+from privtrain.report.progress import Report, progress_bar
+from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
+from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.statements import result_of
+from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.processes.mesh import Processes
+
+WATCHED = 10
+"""How often the model is looked at on validation rows."""
+
+
+def open_ledger(
+    plans: tuple[PrivacyPlan, ...],
+    *,
+    promises: bool,
+    budget: Budget | None,
+    delta: float,
+    folder: Path | None,
+) -> JournalLedger:
+    """The ledger of a run.
+
+    Where nothing is promised there is no journal: an interrupted round follows from public seeds
+    alone, so that repeating it releases nothing new, and the checkpoint keeps the count.
+
+    Raises:
+        PrivacyError: If the folder's journal is another plan's.
+        BudgetExceededError: If not one release fits the budget.
+    """
+    journal = None if folder is None else folder / "journal.jsonl"
+    if journal is not None and journal.exists() and not promises:
+        raise PrivacyError(
+            f"The privacy journal {journal} belongs to another plan: this trainer promises "
+            "nothing. Choose another folder."
+        )
+    return JournalLedger(
+        plans,
+        budget=budget,
+        delta=delta,
+        journal=journal if promises else None,
+        block=max(1, max((plan.count for plan in plans), default=1) // 20),
+    )
+
+
+def fit(
+    trainer: Trainer,
+    task: Task,
+    data: FederatedData,
+    *,
+    runtimes: Runtimes | None = None,
+    budget: Budget | None = None,
+    delta: float = 1e-5,
+    seed: int = 0,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    progress: Report | None = None,
+    keep_payloads: bool = False,
+    study_ledger: StudyLedger | None = None,
+) -> TrainResult:
+    """Trains one model under one technique, and states what it cost and what it promises.
+
+    Args:
+        trainer: How to train.
+        task: What is learned.
+        data: Who holds which rows.
+        runtimes: Where parties run; None for this process, and real processes for a mesh.
+        budget: What may be spent at most. Where it is reached, training stops, and the result is
+            what was trained so far, marked `halted`. Its delta replaces `delta`.
+        delta: Delta of every guarantee, in (0, 1) and below one over the number of units.
+        seed: Public seed of data order and initialisation.
+        entropy: `SEEDED` or `SYSTEM`; None for the system's wherever parties are real processes,
+            and seeded in a simulation.
+        device: Where tensors are computed, such as "cpu" or "cuda".
+        folder: Where the journal and checkpoints go; a run that was interrupted there goes on.
+            None keeps both in memory.
+        progress: Called as `progress(done, total)`; None shows a bar on a terminal.
+        keep_payloads: Whether the transcript keeps the tensors themselves; seeded entropy only.
+        study_ledger: Adds up all fits on the same rows; the whole plan is paid there beforehand.
+
+    Returns:
+        The predictor, the statement, the cost, the history and the transcript.
+
+    Raises:
+        BudgetExceededError: If not one release fits the budget, or the plan not the study's.
+        UnsoundReleaseError: If a promise could not be kept.
+        PartyLostError: If a party dies or freezes.
+        DataError: If the data cannot be trained on, or the folder cannot be written.
+    """
+    where = runtimes or default_runtimes()
+    delta = budget.delta if budget is not None else delta
+    real = where.star is not None and where.star.real
+    kind, seeds = kind_of(entropy, real=real), Seeds(seed)
+    if keep_payloads and kind is not SEEDED:
+        raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
+    check_device(device)
+    check_data(data)
+    plans = trainer.plan(data, where)
+    promises = check_plans(plans, data, delta)
+    home = None if folder is None else made_folder(folder)
+    ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
+    fits = 0
+    if study_ledger is not None:
+        check_plans(plans, data, study_ledger.delta)
+        fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
+    transcript, history = Transcript(keep_payloads=keep_payloads), History()
+    checkpoint = FileCheckpoint(
+        transcript,
+        history,
+        None if home is None else home / "state.pt",
+        identity_of(trainer, task, data.name, data.digest, layout_of(data), seed, kind),
+        lambda: ledger.spent,
+    )
+    if not promises and checkpoint.spent_before:
+        ledger.spend(checkpoint.spent_before)
+        ledger.use(checkpoint.spent_before)
+    # A resumed run draws fresh noise: whatever drew noise before was spent before.
+    seeded = SeededEntropy(seed, attempt=ledger.spent, fit=fits)
+    source = seeded if kind is SEEDED else SystemEntropy()
+    with ExitStack() as stack:
+        run = Run(
+            runtimes=where,
+            ledger=ledger,
+            transcript=transcript,
+            seeds=seeds,
+            entropy=OnceOnly(source),
+            checkpoint=checkpoint,
+            open_star=lambda: _open(stack, where, data, run),
+            history=history,
+            device=device,
+            progress=progress or stack.enter_context(progress_bar(trainer.token)),
+            watch=_watcher(data, history),
+            notes=list(data.notes),
+        )
+        reset_peak_memory()
+        predictor = trainer.train(task, data, run)
+        seconds = checkpoint.seconds
+    ledger.close()
+    return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
+
+
+def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -> Star:
+    if runtimes.star is None:
+        raise UnsupportedError(
+            "This trainer needs rounds around a coordinator: give "
+            "runtimes=Runtimes(star=InProcess())."
+        )
+    setting = Setting(
+        data=data,
+        seeds=run.seeds,
+        entropy=run.party_entropy,
+        transcript=run.transcript,
+        device=run.device,
+    )
+    return stack.enter_context(runtimes.star.open(setting))
+
+
+def _watcher(data: FederatedData, history: History) -> Any:
+    """Looks at the model on validation rows a few times over a run."""
+    rows = data.validation
+
+    def watch(done: int, total: int, predictor: Predictor) -> None:
+        every = max(1, total // WATCHED)
+        looked = done % every == 0 or done == total
+        if rows is None or rows.targets is None or len(rows) == 0 or not looked:
+            return
+        correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
+        history.record(done, validation_accuracy=float(correct.double().mean()))
+
+    return watch
+
+
+def default_runtimes() -> Runtimes:
+    """Parties in this process for a star, real processes for a mesh."""
+    return Runtimes(star=InProcess(), mesh=Processes())

@@ -1,0 +1,216 @@
+"""The rows of a comparison: one trainer, one seed, one asked epsilon; trained, attacked, kept."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from privtrain.attacks.attack import Attack
+from privtrain.attacks.scores import clopper_pearson
+from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
+from privtrain.core.observers import PUBLIC
+from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
+from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import EntropyKind
+from privtrain.core.statement import to_plain
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import Trainer
+from privtrain.core.validate import made_folder
+from privtrain.ledgers.study import StudyLedger
+from privtrain.report.files import load, plain_comparison
+from privtrain.report.progress import progress_bar
+from privtrain.runs.auditing import audit
+from privtrain.runs.calibrating import calibrate
+from privtrain.runs.checkpoint import identity_of, layout_of
+from privtrain.runs.fitting import fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One trainer, one seed, one asked epsilon: what becomes a row.
+
+    Args:
+        label: What the user called the trainer.
+        trainer: The trainer, before it is calibrated.
+        seed: Public seed of the run.
+        epsilon: The epsilon that is asked for, or None.
+    """
+
+    label: str
+    trainer: Trainer
+    seed: int
+    epsilon: float | None
+
+    @property
+    def folder_name(self) -> str:
+        """A folder's name that no other cell of the comparison has."""
+        text = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")[:40] or "trainer"
+        settings = hashlib.sha256(f"{self.label}{self.trainer!r}".encode()).hexdigest()[:8]
+        asked = "" if self.epsilon is None else f"-epsilon-{self.epsilon:g}"
+        return f"{text}{asked}-seed-{self.seed}-{settings}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What all rows of a comparison share; see `compare`."""
+
+    task: Task
+    data: FederatedData
+    attacks: tuple[Attack, ...]
+    runtimes: Runtimes
+    delta: float
+    entropy: EntropyKind | None
+    device: str
+    study_ledger: StudyLedger | None = None
+
+
+def cells(
+    trainers: Mapping[str, Trainer], seeds: Iterable[int], epsilons: Sequence[float]
+) -> Iterator[Cell]:
+    """All rows of a comparison, in the order of trainers, epsilons and seeds.
+
+    A trainer that draws no noise takes no budget: it has one row a seed.
+    """
+    chosen = list(seeds)
+    for label, trainer in trainers.items():
+        noisy = trainer.with_noise(1.0) is not None
+        for epsilon in epsilons if noisy and epsilons else (None,):
+            for seed in chosen:
+                yield Cell(label=label, trainer=trainer, seed=seed, epsilon=epsilon)
+
+
+def claim(folder: Path, conditions: Conditions) -> None:
+    """Marks a folder as this comparison's, so that it never takes up rows of another one.
+
+    Raises:
+        DataError: If the folder is another comparison's, or cannot be written.
+    """
+    held = conditions.data
+    mine = identity_of(
+        conditions.task,
+        (held.name, held.digest, layout_of(held)),
+        (conditions.attacks, conditions.delta, conditions.entropy),
+    )
+    mark = made_folder(folder) / "comparison.id"
+    if mark.exists() and mark.read_text() != mine:
+        raise DataError(
+            f"The folder {folder} holds rows of another data set, partition, task, delta or "
+            "attack. Choose another folder."
+        )
+    mark.write_text(mine)
+
+
+def save_row(row: Row, folder: Path) -> None:
+    """Keeps a finished row in a folder, so that an interrupted comparison need not repeat it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = plain_comparison(Comparison(rows=(row,), card={}))
+    fresh = folder / "row.new"
+    fresh.write_text(json.dumps(to_plain(document)))
+    fresh.replace(folder / "row.json")
+
+
+def load_row(folder: Path) -> Row | None:
+    """The finished row in a folder, or None where there is none."""
+    path = folder / "row.json"
+    if not path.exists():
+        return None
+    return load(path).rows[0]
+
+
+def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: str) -> Row:
+    """One row; an error of any kind becomes the row's error, and the others go on."""
+    empty = Row(
+        trainer=cell.trainer.token, label=cell.label, seed=cell.seed, epsilon_asked=cell.epsilon
+    )
+    try:
+        trainer, notes = _calibrated(cell, shared)
+        with progress_bar(description) as progress:
+            result = fit(
+                trainer,
+                shared.task,
+                shared.data,
+                runtimes=shared.runtimes,
+                delta=shared.delta,
+                seed=cell.seed,
+                entropy=shared.entropy,
+                device=shared.device,
+                folder=folder,
+                progress=progress,
+                study_ledger=shared.study_ledger,
+            )
+        leakage, refused = _attacked(result, shared, cell.seed)
+        filled = _filled(empty, result, shared.task, shared.data)
+        return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
+    # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
+    except Exception as error:
+        return replace(empty, error=f"{type(error).__name__}: {error}")
+
+
+def _attacked(
+    result: TrainResult, shared: Conditions, seed: int
+) -> tuple[tuple[Leakage, ...], tuple[str, ...]]:
+    """What the attacks learned, and which of them do not apply to what was trained."""
+    found, refused = [], []
+    for attack in shared.attacks:
+        try:
+            found.append(audit(result, attack, shared.task, shared.data, seed=seed))
+        except ValueError as error:
+            # Canaries that a trainer may have made public are not protected by it, so there is
+            # nothing to audit; its other figures stand.
+            if result.members is None or shared.data.canaries is None:
+                raise
+            refused.append(f"{attack.name} was not run: {error}")
+    return tuple(found), tuple(refused)
+
+
+def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:
+    """The trainer with the noise that the asked epsilon needs; as it is where none would do."""
+    if cell.epsilon is None:
+        return cell.trainer, ()
+    try:
+        trainer = calibrate(
+            cell.trainer,
+            shared.data,
+            epsilon=cell.epsilon,
+            delta=shared.delta,
+            runtimes=shared.runtimes,
+        )
+    except (PrivacyError, UnsupportedError) as error:
+        return cell.trainer, (f"could not be calibrated to epsilon={cell.epsilon:g}: {error}",)
+    return trainer, ()
+
+
+def accuracy_with_interval(
+    predictor: Predictor, task: Task, rows: Rows
+) -> tuple[float, tuple[float, float]]:
+    """Accuracy on rows, and its 95% Clopper-Pearson interval.
+
+    Args:
+        predictor: What is measured.
+        task: Whose metric called "accuracy" is taken.
+        rows: Test rows.
+
+    Returns:
+        Accuracy in 0..1, and the interval.
+    """
+    accuracy = task.metrics["accuracy"](predictor(rows.inputs), rows.labels)
+    return accuracy, clopper_pearson(round(accuracy * len(rows)), len(rows))
+
+
+def _filled(row: Row, result: TrainResult, task: Task, data: FederatedData) -> Row:
+    accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    spent = result.statement.epsilon(PUBLIC.name)
+    asked = row.epsilon_asked
+    return replace(
+        row,
+        accuracy=accuracy,
+        accuracy_interval=interval,
+        statement=result.statement,
+        cost=result.cost,
+        history=result.history,
+        halted=result.halted,
+        notes=result.notes,
+        met=None if asked is None else spent <= asked,
+    )

@@ -1,0 +1,251 @@
+"""Tuning: the best of a random number of runs, with the choice counted.
+
+Settings that are chosen by looking at the results of private runs leak through the choice. Here the
+number of runs is random, their settings are drawn at random, only the best run is released, and the
+statement speaks of the whole (Papernot and Steinke 2022, arXiv:2110.03620).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from privtrain.accounting.epsilon import (
+    Event,
+    RdpCurve,
+    non_private_event,
+    rdp_curve,
+    repeated,
+)
+from privtrain.accounting.guarantees import guarantees, public_curves
+from privtrain.accounting.losses import ORDERS
+from privtrain.accounting.selection import THEOREMS, RandomTrials, costliest
+from privtrain.core.errors import PrivacyError, UnsoundReleaseError
+from privtrain.core.observers import PUBLIC
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import (
+    SEEDED,
+    EntropyKind,
+    OnceOnly,
+    SeededEntropy,
+    Seeds,
+    SystemEntropy,
+    kind_of,
+)
+from privtrain.core.statement import Budget, PrivacyStatement, Relation
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan, Trainer
+from privtrain.ledgers.run import JournalLedger
+from privtrain.ledgers.study import StudyLedger
+from privtrain.report.progress import progress_bar
+from privtrain.runs.checks import check_plans
+from privtrain.runs.fitting import default_runtimes, fit
+from privtrain.runs.scoring import Score, check_score
+from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
+
+TUNING_COUNTED = (
+    "tuning counted: the choice among the trials is; trials and grids chosen by looking are not"
+)
+UNSEEN = "neither the number of trials nor any other trial, nor the time they took, is released"
+SEES_TRIALS = "it sees every trial, not only the best one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """The best of the trials: all that is released of them.
+
+    Args:
+        label: What the user called its trainer.
+        trainer: Its settings.
+        score: Its score, as it was compared.
+        result: Its result. The statement speaks of the whole selection; cost, transcript and
+            history are those of the best trial alone.
+        trials: How the number of trials was drawn. The number itself stays secret.
+    """
+
+    label: str
+    trainer: Trainer
+    score: float
+    result: TrainResult
+    trials: RandomTrials
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    label: str
+    score: float
+    result: TrainResult = field(repr=False)
+
+
+def tune(
+    trainers: Mapping[str, Trainer],
+    task: Task,
+    data: FederatedData,
+    *,
+    score: Score,
+    trials: RandomTrials | None = None,
+    budget: Budget | None = None,
+    delta: float = 1e-5,
+    runtimes: Runtimes | None = None,
+    seed: int = 0,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    study_ledger: StudyLedger | None = None,
+) -> Tuned:
+    """Chooses the best of several settings, and states what model and choice cost together.
+
+    A random number of trials is run, each with settings drawn uniformly and with replacement. Only
+    the best trial is returned. The statement holds for whoever sees nothing else: who takes part in
+    the trials or watches how long they take sees more.
+
+    Args:
+        trainers: Label to settings; fixed before looking at the data.
+        task: What is learned.
+        data: Who holds which rows.
+        score: How models are compared: `PublicRows(rows)` or `PrivateRows(rows, mechanism)`.
+        trials: The distribution of the number of trials; None for a geometric one of mean 10.
+        budget: What the whole may cost the public at most. Its delta replaces `delta`.
+        delta: Delta of the guarantee.
+        runtimes: Where parties run; see `fit`.
+        seed: Public seed of data order and initialisation.
+        entropy: `SEEDED` or `SYSTEM`, of which the number of trials, the settings and the noise
+            are drawn; see `fit`.
+        device: Where tensors are computed.
+        study_ledger: Charged for the whole before the first trial.
+
+    Returns:
+        The best trial, its settings and its score.
+
+    Raises:
+        UnsoundReleaseError: If scores would leak, or settings promise different things.
+        BudgetExceededError: If the whole does not fit the budget. Nothing is run then.
+        PrivacyError: If no trial was drawn, which happens to Poisson numbers only. What was spent
+            stays spent.
+    """
+    drawn, where = trials or RandomTrials(), runtimes or default_runtimes()
+    delta = budget.delta if budget is not None else delta
+    check_score(score, data)
+    plans = selection_plans(trainers, data, where, score=score, trials=drawn)
+    check_plans(plans, data, delta)
+    real = where.star is not None and where.star.real
+    kind = kind_of(entropy, real=real)
+    ledger, fits = JournalLedger(plans, budget=budget, delta=delta), 0
+    if study_ledger is not None:
+        check_plans(plans, data, study_ledger.delta)
+        name = f"tune({', '.join(trainers)})"
+        fits = study_ledger.spend_run(ledger, data, name=name, folder=None)
+    source = OnceOnly(SeededEntropy(seed, fit=fits) if kind is SEEDED else SystemEntropy())
+    count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)
+    best: _Trial | None = None
+    # No figures: how many trials there are stays secret, also on a screen.
+    with progress_bar("tuning"):
+        for number in range(count):
+            place = int(source["settings", number, "tuner"].numpy().integers(len(labels)))
+            options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
+            result = fit(
+                *(trainers[labels[place]], task, data),
+                seed=_seed_of(seed, number, fits),
+                entropy=kind,
+                progress=lambda done, total: None,
+                **options,
+            )
+            value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
+            if best is None or value > best.score:
+                best = _Trial(label=labels[place], score=value, result=result)
+    if best is None:
+        raise PrivacyError(
+            f"No trial was drawn, which {drawn} does with probability {math.exp(-drawn.mean):.2g}. "
+            "Nothing was released, and what was spent stays spent. Tune again, counting both."
+        )
+    return Tuned(
+        label=best.label,
+        trainer=trainers[best.label],
+        score=best.score,
+        result=_stated(best.result, plans, delta, simulated=kind is SEEDED),
+        trials=drawn,
+    )
+
+
+def selection_plans(
+    trainers: Mapping[str, Trainer],
+    data: FederatedData,
+    runtimes: Runtimes,
+    *,
+    score: Score,
+    trials: RandomTrials,
+) -> tuple[PrivacyPlan, ...]:
+    """What each observer sees of a selection, as one release.
+
+    Raises:
+        ValueError: If there are no trainers.
+        UnsoundReleaseError: If trainers promise different things to the public.
+        UnsupportedError: If no Rényi accountant reads what a trainer releases.
+    """
+    if not trainers:
+        raise ValueError("Expected trainers={} to name at least one trainer.")
+    planned = {label: trainer.plan(data, runtimes) for label, trainer in trainers.items()}
+    kinds = {label: [_kind_of(p) for p in plans] for label, plans in planned.items()}
+    first = next(iter(trainers))
+    for label, found in kinds.items():
+        if found != kinds[first]:
+            raise UnsoundReleaseError(
+                f"{label!r} promises other things than {first!r}: other observers, units or "
+                "relations. Only settings of one promise can be chosen from."
+            )
+    made = []
+    for number, plan in enumerate(planned[first]):
+        if plan.observer != PUBLIC:
+            event, assumptions = non_private_event(), (*plan.assumptions, SEES_TRIALS)
+        else:
+            same = [plans[number] for plans in planned.values()]
+            event = _cost([_once(p, score) for p in same], trials, plan.relation)
+            known = dict.fromkeys(a for p in same for a in p.assumptions)
+            assumptions = (*known, score.assumption, UNSEEN)
+        theorem = f"{THEOREMS}; of each trial: {plan.theorem}"
+        made.append(replace(plan, event=event, count=1, theorem=theorem, assumptions=assumptions))
+    return tuple(made)
+
+
+def _kind_of(plan: PrivacyPlan) -> tuple[Any, ...]:
+    return plan.observer, plan.unit, plan.relation
+
+
+def _once(plan: PrivacyPlan, score: Score) -> list[Event]:
+    """What one trial releases: the model, and its score."""
+    return [repeated(plan.event, plan.count), score.event(plan.unit, plan.relation)]
+
+
+def _cost(choices: list[list[Event]], trials: RandomTrials, relation: Relation) -> Event:
+    """The curve of the selection; one that promises nothing where a trial promises nothing."""
+    events = [event for parts in choices for event in parts]
+    orders = next((e.orders for e in events if isinstance(e, RdpCurve)), ORDERS)
+    curves = []
+    for parts in choices:
+        model, measured = (rdp_curve(part, orders, relation) for part in parts)
+        curves.append(model + measured)
+    found = trials.cost(costliest(curves))
+    return non_private_event() if all(map(math.isinf, found.rdp)) else found
+
+
+def _seed_of(seed: int, number: int, fits: int) -> int:
+    """The public seed of a trial: data order and initialisation are not those of another one."""
+    return int.from_bytes(Seeds(seed)["trial", number, str(fits or "")].key[:6], "little")
+
+
+def _stated(
+    result: TrainResult, plans: tuple[PrivacyPlan, ...], delta: float, *, simulated: bool
+) -> TrainResult:
+    """The best trial's result, with the statement of the whole selection."""
+    made = guarantees(plans, spent=1, delta=delta, assumptions=(SIMULATED,) if simulated else ())
+    caveats = [c for c in result.statement.caveats if c != TUNING_NOT_COUNTED]
+    statement = PrivacyStatement(
+        guarantees=made,
+        input_privacy=result.statement.input_privacy,
+        caveats=(*caveats, TUNING_COUNTED),
+        curves=public_curves(plans, spent=1, delta=delta),
+    )
+    # Epsilon over the rounds is that of one trial, which is not what was promised.
+    history = replace(result.history, epsilon=[])
+    note = "cost, transcript and history are those of the best trial alone"
+    return replace(result, statement=statement, history=history, notes=(*result.notes, note))

@@ -1,0 +1,1 @@
+"""flower: to be said."""

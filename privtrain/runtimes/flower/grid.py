@@ -1,0 +1,399 @@
+"""Flower as a star: its Grid in this process, or its own simulation on Ray.
+
+Names that flwr does not publish are used in this file alone; flwr is pinned for that reason.
+"""
+
+import importlib.util
+import itertools
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import cloudpickle
+import torch
+
+from privtrain.core.errors import ProtocolError, UnsupportedError
+from privtrain.core.runtime import Setting
+from privtrain.core.validate import check_non_negative, check_positive
+from privtrain.runtimes.flower.client import (
+    Site,
+    client_app,
+    quiet_import,
+)
+from privtrain.runtimes.flower.star import FlowerStar
+from privtrain.runtimes.processes.surroundings import silence, temporary_folder, variables
+
+with quiet_import():
+    from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.common.constant import SUPERLINK_NODE_ID
+    from flwr.proto.task_pb2 import Task
+    from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+    from flwr.server.superlink.fleet.vce.vce_api import (
+        _register_node_info_stores,
+        _register_nodes,
+        run_api,
+    )
+    from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
+    from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+    from flwr.serverapp import Grid
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.superlink.federation import NoOpFederationManager
+    from flwr.superlink.grid import InMemoryGrid
+
+_RUN_ID = 1
+_POLL_SECONDS = 0.01
+_PATIENCE_SECONDS = 10.0
+_CHANGED_BY_RAY = (
+    "PYTHONBREAKPOINT",
+    "PYTHONPATH",
+    "RAY_CLIENT_MODE",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV",
+)
+_LONGEST_RAY_FOLDER = 40
+"""Ray's sockets live below its folder, and the path of a socket may have 107 characters."""
+
+
+@contextmanager
+def coordinator() -> Iterator[None]:
+    """Makes this process the sender of Flower messages, as Flower's launcher would."""
+    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+def _create(
+    content: RecordDict, what: str, node: int, group: str, ttl: float | None = None
+) -> Message:
+    with coordinator():
+        return Message(content, node, what, ttl=ttl, group_id=group)
+
+
+class LocalGrid(Grid):
+    """Flower's Grid in this process: a message runs its client at once.
+
+    Flower means `Grid` to be implemented, hence the base class. A client costs nothing before it
+    is sent a message.
+
+    Args:
+        app: The client.
+        parties: Names of all parties; only the names are read.
+    """
+
+    def __init__(self, app: ClientApp, parties: Mapping[str, object]) -> None:
+        self._app = app
+        self._parties = parties
+        self._nodes: dict[str, int] = {}
+        self._contexts: dict[int, Context] = {}
+        self._replies: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+        self._run = Run.create_empty(run_id=_RUN_ID)
+
+    def set_run(self, run: Run) -> None:
+        """Sets which run the messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run the messages belong to."""
+        return self._run
+
+    def node_of(self, party: str) -> int:
+        """The number of a party's node, given out when it is first asked for."""
+        if party not in self._nodes:
+            node = SUPERLINK_NODE_ID + 1 + len(self._nodes)
+            self._nodes[party] = node
+            config: dict[str, Any] = {"party": party, "num-partitions": len(self._parties)}
+            self._contexts[node] = Context(self._run.run_id, node, config, RecordDict(), {})
+        return self._nodes[party]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A new message from the coordinator to a node."""
+        return _create(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Numbers of all nodes, in the order of the parties."""
+        return [self.node_of(party) for party in self._parties]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Runs the client of each message and keeps its reply."""
+        numbers = []
+        for message in messages:
+            number = str(next(self._numbers))
+            message.metadata.__dict__["_message_id"] = number
+            reply = self._app(message, self._contexts[message.metadata.dst_node_id])
+            reply.metadata.__dict__["_message_id"] = f"{number}-reply"
+            self._replies[number] = reply
+            numbers.append(number)
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hands out the replies to some messages, each once."""
+        return [self._replies.pop(number) for number in message_ids if number in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Runs the client of each message and hands out the replies; nothing is waited for."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _site_of(setting: Setting) -> Site:
+    return Site(setting.data.train, setting.seeds, setting.entropy, setting.device)
+
+
+@dataclass(frozen=True)
+class FlowerGrid:
+    """A star through Flower's Grid in this process: Flower's messages and clients, without Ray."""
+
+    @property
+    def name(self) -> str:
+        """What the runtime is called."""
+        return "flower-grid"
+
+    @property
+    def real(self) -> bool:
+        """Whether parties are separate processes that must not share secrets; they are not."""
+        return False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[FlowerStar]:
+        """Starts the parties.
+
+        Args:
+            setting: Rows, streams and the transcript.
+
+        Yields:
+            The open star.
+        """
+        site = _site_of(setting)
+        grid = LocalGrid(client_app(lambda: site), setting.data.train)
+        yield FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
+
+
+@lru_cache(maxsize=1)
+def _site_in(file: Path) -> Site:
+    """The site of this worker, read once in its life."""
+    torch.set_num_threads(1)
+    # Written by the process that started this worker, hence a pickle that can be trusted.
+    return cast(Site, torch.load(file, weights_only=False))
+
+
+@dataclass
+class _Simulation:
+    """Flower's own simulation, which runs in a thread while its Grid is used from this one.
+
+    Args:
+        timeout_seconds: How long the replies of a round may take.
+    """
+
+    timeout_seconds: float
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _failure: BaseException | None = None
+    _backend: Any = None
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @contextmanager
+    def running(
+        self, app: ClientApp, parties: tuple[str, ...], settings: dict[str, Any]
+    ) -> Iterator[tuple[Grid, dict[str, int]]]:
+        """Runs the simulation, with one node a party.
+
+        Args:
+            app: The client of every party.
+            parties: Names of the parties.
+            settings: Of Flower's Ray back end.
+
+        Yields:
+            Flower's Grid, and the number of each party's node.
+        """
+        states, run = _link_state()
+        nodes = _register_nodes(len(parties), states)
+        grid = InMemoryGrid(states)
+        grid.set_run(run)
+        simulate = partial(
+            run_api,
+            app_fn=lambda: app,
+            backend_fn=partial(self._start_ray, settings),
+            nodes_mapping=nodes,
+            state_factory=states,
+            node_info_stores=_register_node_info_stores(nodes, run),
+            f_stop=self._stop,
+            metrics=VceMetrics(),
+        )
+        thread = threading.Thread(target=self._run, args=(simulate,), name="flower-simulation")
+        thread.start()
+        try:
+            yield grid, {parties[partition]: node for node, partition in nodes.items()}
+        finally:
+            self._end(thread)
+
+    def _run(self, simulate: Callable[[], None]) -> None:
+        try:
+            simulate()
+        # Nobody above this thread could catch it; it is raised where replies are awaited.
+        except BaseException as error:
+            self._failure = error
+
+    def _start_ray(self, settings: dict[str, Any]) -> Any:
+        from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+        from ray._private import worker
+
+        self._backend = RayBackend(settings)
+        node = worker._global_node
+        started: Any = [] if node is None else node.all_processes.values()
+        self._processes = [info.process for infos in started for info in infos]
+        return self._backend
+
+    def _end(self, thread: threading.Thread) -> None:
+        self._stop.set()
+        thread.join(_PATIENCE_SECONDS)
+        while thread.is_alive():
+            self._kill_workers_that_hang()
+            thread.join(1.0)
+        # Ray kills what it started, but does not wait until it is gone.
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE_SECONDS)
+            process.kill()
+            process.wait()
+
+    def _kill_workers_that_hang(self) -> None:
+        import ray
+
+        pool = None if self._backend is None else self._backend.pool
+        for actor in () if pool is None else tuple(pool._future_to_actor.values()):
+            ray.kill(actor)
+
+    def exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:
+        """Sends messages and gathers the replies that come in time.
+
+        Raises:
+            ProtocolError: If the simulation ended or refused a message.
+        """
+        waiting = set(grid.push_messages(messages))
+        if len(waiting) < len(messages):
+            raise ProtocolError(f"Flower refused {len(messages) - len(waiting)} messages.")
+        deadline = time.monotonic() + self.timeout_seconds
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            if self._failure is not None:
+                what = f"Flower's simulation ended: {self._failure.__cause__ or self._failure!r}"
+                raise ProtocolError(what) from self._failure
+            arrived = list(grid.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
+            time.sleep(_POLL_SECONDS if waiting else 0)
+        return replies
+
+
+def _link_state() -> tuple[LinkStateFactory, Run]:
+    """What Flower's server side keeps, in memory, with one run."""
+    states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+    run = Run.create_empty(run_id=_RUN_ID)
+    run.primary_task_id = _RUN_ID
+    run.federation_id = NOOP_FEDERATION_ID
+    state = cast(InMemoryLinkState, states.state())
+    state.run_ids[_RUN_ID] = RunRecord(run=run)
+    state.task_store[_RUN_ID] = Task(task_id=_RUN_ID, run_id=_RUN_ID)
+    return states, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowerRay:
+    """A star through Flower's own simulation: its clients in worker processes that Ray starts.
+
+    Starting takes some 20 seconds, and a round at least a tenth of one; it pays where a step
+    takes seconds and there are many cores.
+
+    Args:
+        cpus_per_party: Cores a party takes while it works; there are as many workers as fit.
+        gpus_per_party: GPUs a party takes while it works; a fraction shares one.
+        timeout_seconds: How long the replies of a round may take.
+    """
+
+    cpus_per_party: float = 1.0
+    gpus_per_party: float = 0.0
+    timeout_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_positive(cpus_per_party=self.cpus_per_party, timeout_seconds=self.timeout_seconds)
+        check_non_negative(gpus_per_party=self.gpus_per_party)
+
+    @property
+    def name(self) -> str:
+        """What the runtime is called."""
+        return "flower-ray"
+
+    @property
+    def real(self) -> bool:
+        """Whether parties are processes that must not share secrets; workers are shared."""
+        return False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[FlowerStar]:
+        """Starts the workers, and ends them afterwards.
+
+        Args:
+            setting: Rows, streams and the transcript; rows and streams must pickle.
+
+        Yields:
+            The open star.
+
+        Raises:
+            UnsupportedError: If Ray is not installed.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise UnsupportedError(
+                "Flower's simulation needs Ray: pip install 'flwr[simulation]>=1.41,<1.42'."
+            )
+        simulation = _Simulation(self.timeout_seconds)
+        with (
+            silence("flwr"),
+            temporary_folder() as folder,
+            variables(_quiet(folder), *_CHANGED_BY_RAY),
+        ):
+            file = folder / "site"
+            torch.save(_site_of(setting), file, pickle_module=cloudpickle)
+            app = client_app(partial(_site_in, file))
+            running = simulation.running(app, setting.data.parties, self._backend(folder))
+            with running as (grid, nodes):
+                send = partial(simulation.exchange, grid)
+                yield FlowerStar(setting, nodes.__getitem__, _create, send)
+
+    def _backend(self, folder: Path) -> dict[str, Any]:
+        init: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if len(str(folder)) <= _LONGEST_RAY_FOLDER:
+            init["_temp_dir"] = str(folder / "ray")
+        resources = {"num_cpus": self.cpus_per_party, "num_gpus": self.gpus_per_party}
+        return {"init_args": init, "client_resources": resources, "actor": {"tensorflow": 0}}
+
+
+def _quiet(folder: Path) -> dict[str, str]:
+    """What keeps Flower and Ray from calling out, from the user's home and from the screen."""
+    return {
+        "FLWR_HOME": str(folder / "flwr"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }

@@ -1,0 +1,100 @@
+"""The coordinator's side of a star that speaks Flower."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from privtrain.core.errors import PartyLostError
+from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import Payload, Setting, Step
+from privtrain.runtimes.flower.client import (
+    KEEPS_STATE,
+    SET_STATE,
+    TAKE_STEP,
+    TELL_STATE,
+    Packer,
+    quiet_import,
+    raised_at,
+    to_order,
+    to_payload,
+)
+from privtrain.runtimes.in_process import check_known
+
+with quiet_import():
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+
+@dataclass
+class FlowerStar:
+    """An open star whose messages go through a Flower Grid.
+
+    Args:
+        setting: Rows, streams and the transcript.
+        node_of: Party to the number of its node.
+        create: Makes a message of its content, its type, the number of a node and its group.
+        send: Sends messages and gathers the replies, in any order.
+    """
+
+    setting: Setting
+    node_of: Callable[[str], int]
+    create: Callable[[RecordDict, str, int, str], Message]
+    send: Callable[[list[Message]], Iterable[Message]]
+    _keeping: dict[str, None] = field(default_factory=dict, repr=False)
+    _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
+
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+        """Lets the named parties take a step; see `privtrain.core.runtime.Star.map`."""
+        check_known(payloads, self.setting.data.train)
+        pack = Packer(self._order(step, round))
+        contents: dict[str, RecordDict] = {}
+        for party, payload in payloads.items():
+            self._record(AGGREGATOR_NAME, party, payload, round)
+            contents[party] = pack(payload)
+        replies = self._exchange(TAKE_STEP, contents, round)
+        for party, reply in replies.items():
+            self._record(party, AGGREGATOR_NAME, reply, round)
+        return replies
+
+    def _order(self, step: Step, round: int) -> ConfigRecord:
+        # A step is a frozen value: one that was pickled for the last round is not pickled again.
+        if self._last is None or self._last[0] is not step:
+            self._last = (step, to_order(step))
+        order = self._last[1].copy()
+        order["round"] = round
+        return order
+
+    def _record(self, sender: str, receiver: str, payload: Payload, round: int) -> None:
+        for kind, tensor in payload.items():
+            self.setting.transcript.send(sender, receiver, kind, tensor, round=round)
+
+    def _exchange(
+        self, what: str, contents: Mapping[str, RecordDict], round: int
+    ) -> dict[str, Payload]:
+        messages = [
+            self.create(content, what, self.node_of(party), str(round))
+            for party, content in contents.items()
+        ]
+        answers = {answer.metadata.src_node_id: answer for answer in self.send(messages)}
+        return {party: self._read(party, answers, round) for party in contents}
+
+    def _read(self, party: str, answers: Mapping[int, Message], round: int) -> Payload:
+        answer = answers.get(self.node_of(party))
+        if answer is None:
+            raise PartyLostError(f"{party} did not reply in round {round}.", party)
+        if answer.has_error():
+            raise raised_at(party, round, answer.error)
+        if KEEPS_STATE in answer.content:
+            self._keeping[party] = None
+        return to_payload(answer.content)
+
+    def states(self) -> dict[str, Payload]:
+        """What each party keeps from round to round, asked of those that keep something."""
+        questions = {party: RecordDict() for party in self._keeping}
+        answers = self._exchange(TELL_STATE, questions, -1)
+        return {party: state for party, state in answers.items() if state}
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        """Gives the parties back what they kept; those that are not named keep nothing."""
+        check_known(states, self.setting.data.train)
+        kept = {party: states.get(party, {}) for party in {**self._keeping, **states}}
+        self._keeping = dict.fromkeys(states)
+        self._exchange(SET_STATE, {party: Packer()(state) for party, state in kept.items()}, -1)

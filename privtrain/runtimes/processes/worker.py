@@ -1,0 +1,178 @@
+"""The child's side of `Processes`: one party in a process of its own.
+
+Standard input brings the program and the party's inputs, and stays open: when it closes, the
+parent is gone and the child ends. Standard output carries frames only; what programs print goes to
+standard error. Heavy packages are imported after the first heartbeat.
+"""
+
+import ctypes
+import io
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from privtrain.runtimes.processes.frames import FrameWriter, Kind, pack_beat, read_frame
+
+if TYPE_CHECKING:
+    from privtrain.core.errors import PrivtrainError
+
+CHILD_FLAG = "--child"
+_PR_SET_PDEATHSIG = 1
+_LOST_CONTACT = re.compile(
+    r"gloo|connection (closed|reset|refused)|broken pipe|timed out|socket|store", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a child is asked to do.
+
+    Args:
+        program: What it runs.
+        name: Name of its party.
+        rank: Number of its party.
+        names: Names of all parties, by rank.
+        inputs: What the party brings.
+    """
+
+    program: Any
+    name: str
+    rank: int
+    names: tuple[str, ...]
+    inputs: Any = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a child's program failed.
+
+    Args:
+        text: The error in one line.
+        lost_contact: Whether it only says that somebody else is gone.
+        error: The error itself where it is one of privtrain's, else None.
+        trace: The traceback.
+    """
+
+    text: str
+    lost_contact: bool
+    error: "PrivtrainError | None"
+    trace: str
+
+
+def main(beat: str) -> int:
+    """Runs one party and ends the process.
+
+    Args:
+        beat: Seconds between heartbeats.
+
+    Returns:
+        Nothing: the process ends by itself, since gloo's threads may abort a slow teardown.
+    """
+    _die_with_parent()
+    source, out = sys.stdin.buffer, _private_output()
+    progress = [0, 0]
+    _start(_beat, out, float(beat), progress)
+    try:
+        body = _run(source, progress)
+        kind = Kind.RESULT
+    # Whatever a program raises must reach the parent, named; sys.exit would leave without a word.
+    except (Exception, SystemExit) as error:
+        kind, body = Kind.FAILURE, pickle.dumps(_failure(error))
+    out.write(kind, body)
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Asks Linux for SIGKILL when the parent dies: it reaches a frozen process, too."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def _private_output() -> FrameWriter:
+    """Keeps standard output for frames and sends everybody else's prints to standard error."""
+    stream: BinaryIO = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return FrameWriter(stream)
+
+
+def _start(target: Any, *arguments: Any) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _beat(out: FrameWriter, seconds: float, progress: list[int]) -> None:
+    while True:
+        try:
+            out.write(Kind.BEAT, pack_beat(*progress))
+        except OSError:
+            os._exit(1)
+        time.sleep(seconds)
+
+
+def _end_with(source: BinaryIO) -> None:
+    source.read()
+    os._exit(1)
+
+
+def _run(source: BinaryIO, progress: list[int]) -> bytes:
+    sys.path[:] = pickle.loads(_expect(source, Kind.PATHS))
+    body = _expect(source, Kind.JOB)
+    _start(_end_with, source)
+
+    import cloudpickle
+    import torch
+
+    from privtrain.core.memory import peak_memory
+    from privtrain.core.runtime import MeshParty, MeshReply
+
+    torch.set_num_threads(1)
+    job: Job = pickle.loads(body)
+
+    def report(done: int, total: int) -> None:
+        progress[:] = done, total
+
+    party = MeshParty(
+        name=job.name, rank=job.rank, names=job.names, inputs=job.inputs, report=report
+    )
+    payload = job.program(party)
+    reply = MeshReply(
+        payload=payload,
+        entries=tuple(party.entries),
+        setups=tuple(party.setups),
+        peak_memory_bytes=peak_memory(),
+    )
+    packed = io.BytesIO()
+    cloudpickle.dump(reply, packed)
+    return packed.getvalue()
+
+
+def _expect(source: BinaryIO, kind: Kind) -> bytes:
+    frame = read_frame(source)
+    if frame is None or frame[0] is not kind:
+        os._exit(1)  # the parent died before it had sent everything
+    return frame[1]
+
+
+def _failure(error: Exception | SystemExit) -> Failure:
+    from privtrain.core.errors import PartyLostError, PrivtrainError
+
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    gloo = isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(str(error)))
+    return Failure(
+        text=text,
+        lost_contact=gloo or isinstance(error, PartyLostError),
+        error=error if isinstance(error, PrivtrainError) else None,
+        trace=traceback.format_exc(),
+    )

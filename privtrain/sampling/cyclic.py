@@ -1,0 +1,103 @@
+"""Batches in which a row takes part at regular steps only, as correlated noise needs it.
+
+A whole run is one draw: it is paid for before its first step, and an interrupted one is lost.
+"""
+
+from dataclasses import dataclass, replace
+
+from privtrain.core.task import FederatedData
+from privtrain.core.validate import check_count, check_flag
+from privtrain.sampling.batches import (
+    Batches,
+    counted,
+    poisson_figures,
+    public_figures,
+    whole_steps,
+)
+from privtrain.sampling.schedule import CyclicSample, FixedPasses
+
+
+@dataclass(frozen=True)
+class CyclicPoisson:
+    """Each row belongs to one of several groups; step t draws coins in group t modulo their number.
+
+    The coins have rate min(1, groups x sampling rate), so that batches have the size of Poisson
+    batches. A run of T steps costs ceil(T / groups) Poisson-sampled Gaussians at that rate, the
+    whole of it before the first step. Which group a row belongs to is drawn from entropy, by
+    itself, once a run.
+
+    Args:
+        groups: How many groups; at least the number of bands of the mechanism.
+
+    Source: Choquette-Choo et al. 2023, algorithm 2 (arXiv:2306.08153).
+    """
+
+    groups: int
+
+    def __post_init__(self) -> None:
+        check_count(groups=self.groups)
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """As many steps as Poisson batches have, paid for as a whole; see `poisson_figures`."""
+        plain, steps, assumptions = poisson_figures(
+            data, epochs=epochs, sampling_rate=sampling_rate, expected_batch=expected_batch
+        )
+        coin = replace(plain, rate=min(1.0, self.groups * plain.rate))
+        cycle = CyclicSample(coin, self.groups, steps)
+        known = (
+            f"each row belongs to one of {self.groups} groups, drawn for it alone, and takes part "
+            "in its group's steps only",
+        )
+        return Batches(cycle, steps, assumptions + known, per_draw=steps, schedule=cycle)
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """One random order of all rows, cut into batches of nearly the expected size, in every epoch.
+
+    A row takes part once an epoch, always in the same place: its turns lie as many steps apart as
+    an epoch has batches. Nothing is amplified: a run that begins E epochs costs E Gaussians, all
+    of them before the first step. The number of rows is public, so a row can be zeroed out or
+    replaced, not added.
+
+    Args:
+        replace_one: Whether the guarantee is for replacing one row by another, with twice the
+            sensitivity, instead of zeroing its contributions out.
+
+    Source: Choquette-Choo et al. 2022 for several participations (arXiv:2211.06530); 2023 for
+    banded matrices (arXiv:2306.08153).
+    """
+
+    replace_one: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag(replace_one=self.replace_one)
+
+    def batches(
+        self,
+        data: FederatedData,
+        *,
+        epochs: float,
+        sampling_rate: float | None,
+        expected_batch: float,
+    ) -> Batches:
+        """Batches that are paid for as a whole.
+
+        Raises:
+            ValueError: If `expected_batch` is no whole number, or more than there are rows.
+            UnsupportedError: If a sampling rate is given.
+        """
+        rows, size = public_figures(self, data, sampling_rate, expected_batch)
+        cut = -(-rows // size)
+        steps = whole_steps(epochs * cut, epochs)
+        passes = FixedPasses(cut, steps, self.replace_one)
+        return Batches(
+            *(passes, steps, (counted(rows),)), per_draw=steps, population=rows, schedule=passes
+        )

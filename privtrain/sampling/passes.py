@@ -1,0 +1,43 @@
+"""Passes over rows in a public order, for training without noise."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from privtrain.core.task import Rows
+
+
+def batches(
+    rows: int, batch_size: int | None, epochs: int, generator: torch.Generator
+) -> Iterator[Tensor | None]:
+    """Indices of the batches of some epochs, each epoch in an order of its own.
+
+    Args:
+        rows: How many rows there are.
+        batch_size: Rows in a batch; None, or at least `rows`, for all in their own order.
+        epochs: How many epochs.
+        generator: Where the orders come from.
+
+    Yields:
+        Indices, shape `(batch,)`; None stands for all rows as they are.
+    """
+    for _ in range(epochs):
+        if batch_size is None or batch_size >= rows:
+            yield None
+        else:
+            cuts = tuple(range(batch_size, rows, batch_size))
+            yield from torch.randperm(rows, generator=generator).tensor_split(cuts)
+
+
+def row_batches(
+    rows: Rows, batch_size: int | None, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of the batches of some epochs; see `batches`.
+
+    Yields:
+        Inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
+    """
+    inputs, targets = rows.inputs, rows.labels
+    for index in batches(len(rows), batch_size, epochs, generator):
+        yield (inputs, targets) if index is None else (inputs[index], targets[index])

@@ -1,0 +1,29 @@
+"""How one data holder improves a model: the protocol."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from privtrain.core.runtime import PartyRun
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import PrivacyPlan
+
+
+class LocalSteps(Protocol):
+    """How a party improves the model it was sent."""
+
+    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+        """Improves the model in place; returns unprotected diagnostics."""
+        ...
+
+    def settled(self, data: FederatedData) -> "LocalSteps":
+        """The same steps with every public figure filled in, for parties to use."""
+        ...
+
+    def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
+        """What each observer learns of an example through these steps alone."""
+        ...
+
+    def with_scale(self, scale: float) -> "LocalSteps | None":
+        """The same steps with another noise scale, or None where they draw no noise."""
+        ...

@@ -1,0 +1,20 @@
+"""Rare losses of many releases, against the binomial law."""
+
+import dp_accounting as dp
+import numpy as np
+import pytest
+from scipy import stats
+
+from privtrain.accounting.convolution import self_composed
+
+
+@pytest.mark.parametrize("rare", [1e-3, 1e-8, 1e-11])
+def test_rare_sums_of_many_losses_are_those_of_the_binomial_law(rare: float) -> None:
+    count, chance = 100_000, 0.03
+    one = dp.pld.pld_pmf.DensePLDPmf(1e-3, 0, np.array([1 - chance, chance]), 0.0, True)
+    make = dp.pld.privacy_loss_distribution.PrivacyLossDistribution
+    whole = self_composed(dp, make(one), count)._pmf_remove
+    place = int(stats.binom.isf(rare, count, chance))
+    found = whole._probs[place + 1 - whole._lower_loss :].sum()
+    assert found == pytest.approx(stats.binom.sf(place, count, chance), rel=1e-3)
+    assert (whole._probs >= 0).all()

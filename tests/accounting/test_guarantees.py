@@ -1,0 +1,113 @@
+import math
+import pickle
+
+import pytest
+import torch
+
+from privtrain.accounting.epsilon import epsilon, evaluate, fixed_size_sampled, gaussian_event
+from privtrain.accounting.guarantees import PRIVATE_NUMBER, guarantees, public_curves
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax
+from privtrain.release.door import Release
+from privtrain.release.placement import AT_PARTY
+
+PLANS = Release(Gaussian(1.0, 2.0)).plans(
+    unit=Unit.CLIENT, count=10, parties=5, assumptions=("the cohort is secret",)
+)
+
+
+def test_one_guarantee_an_observer_with_unit_relation_and_accountant() -> None:
+    made = guarantees(PLANS, spent=4, delta=1e-5, assumptions=("simulated",))
+    assert [g.observer for g in made] == ["public", "participant", "aggregator"]
+    public = made[0]
+    assert (public.unit, public.relation) == (Unit.CLIENT, ZERO_OUT)
+    assert public.epsilon == epsilon(gaussian_event(1.0), 1e-5, relation=ZERO_OUT)
+    assert (public.delta, public.accountant, public.releases) == (1e-5, "pld", 4)
+    assert public.cross_check is not None
+    assert public.cross_check > public.epsilon
+    assert "Gaussian" in public.theorem
+    assert public.assumptions == ("the cohort is secret", "simulated")
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_where_nothing_is_promised_nothing_is_claimed() -> None:
+    aggregator = guarantees(PLANS, spent=4, delta=1e-5)[2]
+    assert aggregator.epsilon == math.inf
+    assert (aggregator.accountant, aggregator.cross_check, aggregator.theorem) == ("none", None, "")
+
+
+def test_no_cross_check_is_copied_where_there_is_none() -> None:
+    plan = PrivacyPlan(
+        observer=PUBLIC,
+        unit=Unit.CLIENT,
+        relation=REPLACE_ONE,
+        event=fixed_size_sampled(20, 4, gaussian_event(2.0)),
+        count=3,
+    )
+    (made,) = guarantees((plan,), spent=3, delta=1e-5)
+    assert (made.accountant, made.cross_check) == ("rdp", None)
+
+
+def test_the_reader_of_single_messages_is_owed_replace_one() -> None:
+    plans = Release(Gaussian(1.0, 2.0), AT_PARTY).plans(unit=Unit.CLIENT, count=3, parties=5)
+    made = {g.observer: g for g in guarantees(plans, spent=3, delta=1e-5)}
+    assert made["aggregator"].relation is REPLACE_ONE
+    assert made["public"].relation is ZERO_OUT
+    assert made["public"].epsilon < made["participant"].epsilon < made["aggregator"].epsilon < 99
+
+
+def test_a_data_dependent_charge_stands_beside_the_formal_one_and_says_what_it_is() -> None:
+    mechanism = GNMax(10.0)
+    plans = Release(mechanism).plans(
+        unit=Unit.EXAMPLE, count=20, parties=4, observers=(PUBLIC, AGGREGATOR)
+    )
+    counts = torch.tensor([[90.0, 5.0, 5.0]]).repeat(20, 1)
+    realised = {observer.name: mechanism.realised(counts) for observer in (PUBLIC, AGGREGATOR)}
+    made = guarantees(plans, spent=20, delta=1e-5, realised=realised)
+    assert [(g.observer, g.data_dependent) for g in made] == [
+        ("public", False),
+        ("public", True),
+        ("aggregator", False),
+    ]
+    formal, private, aggregator = made
+    assert private.epsilon < formal.epsilon
+    assert PRIVATE_NUMBER in private.assumptions
+    assert PRIVATE_NUMBER not in formal.assumptions
+    assert aggregator.epsilon == math.inf  # the counts say nothing to whoever reads them
+
+
+def test_realised_charges_of_others_change_nothing() -> None:
+    made = guarantees(PLANS, spent=2, delta=1e-5, realised={"querier": gaussian_event(1.0)})
+    assert not any(g.data_dependent for g in made)
+    assert made == guarantees(PLANS, spent=2, delta=1e-5)
+
+
+@pytest.mark.parametrize("observer", [PUBLIC, PARTICIPANT])
+def test_equals_the_accountant_asked_directly(observer: object) -> None:
+    (plan,) = [plan for plan in PLANS if plan.observer == observer]
+    (made,) = guarantees((plan,), spent=1, delta=1e-6)
+    asked = evaluate(plan.event, 1e-6, plan.relation)
+    assert (made.epsilon, made.accountant, made.cross_check) == (
+        asked.epsilon,
+        asked.accountant,
+        asked.cross_check,
+    )
+    assert plan.relation is not ADD_REMOVE
+
+
+def test_the_public_promise_has_its_curves_through_the_stated_pair() -> None:
+    (made,) = public_curves(PLANS, spent=4, delta=1e-5)
+    (stated, *_) = guarantees(PLANS, spent=4, delta=1e-5)
+    assert (made.observer, made.unit, made.relation) == ("public", Unit.CLIENT, ZERO_OUT)
+    assert dict(made.epsilon_by_delta)[1e-5] == stated.epsilon
+    assert made.mu == pytest.approx(1.0, rel=1e-3)
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_without_releases_or_a_promise_there_are_no_curves() -> None:
+    assert public_curves(PLANS, spent=0, delta=1e-5) == ()
+    exact = Release().plans(unit=Unit.CLIENT, count=3, parties=5)
+    assert public_curves(exact, spent=3, delta=1e-5) == ()

@@ -1,0 +1,235 @@
+"""The command line, as a user calls it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from privtrain.command.cli import FAILED, INTERRUPTED, MISUSED, main
+
+QUICK = ["compare", "--trainers", "sgd", "--data", "breast_cancer", "--parties", "3"]
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "privtrain", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_compare_prints_a_table_and_says_where_the_report_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUICK, "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "sgd" in out and f"The report lies in {tmp_path / 'run' / 'report.html'}" in out
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names >= {
+        *("comparison.json", "table.csv", "table.tex", "report.html", "study.toml", "rows")
+    }
+
+
+@pytest.mark.slow
+def test_a_run_is_not_overwritten_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*QUICK, "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    before = (tmp_path / "run" / "comparison.json").read_text()
+    assert main(words) == MISUSED
+    err = capsys.readouterr().err
+    assert "--resume" in err and "--force" in err
+    assert (tmp_path / "run" / "comparison.json").read_text() == before
+    assert main([*words, "--force"]) == 0
+    assert main([*words, "--resume"]) == 0
+
+
+def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUICK, "--seeds", "2", "--json", "--out", str(tmp_path / "run")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["seed"] for row in printed["rows"]] == [0, 1]
+    assert printed == json.loads((tmp_path / "run" / "comparison.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_saved_study_repeats_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["compare", "--trainers", "sgd", "fedavg", "--data", "breast_cancer", "--parties", "3"]
+    assert main([*words, "--out", str(first)]) == 0
+    assert main(["compare", str(first / "study.toml"), "--out", str(second)]) == 0
+    rows = [
+        json.loads((folder / "comparison.json").read_text())["rows"] for folder in (first, second)
+    ]
+    assert [row["accuracy"] for row in rows[0]] == [row["accuracy"] for row in rows[1]]
+    assert (first / "study.toml").read_text() == (second / "study.toml").read_text()
+
+
+@pytest.mark.slow
+def test_own_data_and_own_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, model = tmp_path / "own.csv", tmp_path / "own_model_cli.py"
+    lines = [f"{i % 7 / 7},{i % 5 / 5},{int(i % 7 > 3)}" for i in range(200)]
+    table.write_text("\n".join(["a,b,outcome", *lines]))
+    model.write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n")
+    words = ["compare", "--data", str(table), "--label", "outcome", "--trainers", "sgd", "dp_sgd"]
+    words += ["--model", f"{model}:make", "--epsilon", "5", "--delta", "1e-3"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    document = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    private = document["rows"][1]
+    assert private["epsilon_asked"] == 5
+    assert private["statement"]["guarantees"][0]["epsilon"] <= 5
+
+
+def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--data", "breast_cancer", "--trainers", "sgd", "pate"]
+    code = main([*words, "--parties", "150", "--out", str(tmp_path / "run")])
+    out = capsys.readouterr().out
+    assert code == FAILED
+    assert "failed" in out and "teachers=100" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--data", "digit"], "Expected data='digit'"),
+        (
+            ["compare", "--trainers", "dpsgd"],
+            "Expected trainer='dpsgd' to be one of dp_sgd, fedavg",
+        ),
+        (["compare", "--attacks", "none"], "Expected attack='none'"),
+        (["compare", "--attacks", "one_run"], "Expected canaries=0 >= 100"),
+        (["compare", "--canaries", "-1"], "Expected canaries=-1"),
+        (["compare", "--trainers", "sgd", "--secure"], "Expected secure=True"),
+        (["fit", "--trainer", "pate", "--secure"], "Expected secure=True"),
+        (["compare", "--epsilon", "-1"], "Expected epsilon=-1.0 > 0"),
+        (["compare", "--seeds", "0"], "Expected seeds=0"),
+        (["compare", "--delta", "2"], "Expected delta=2.0"),
+        (["compare", "missing.toml"], "Cannot read the study file"),
+        (["report", "missing"], "missing"),
+        (["compare", "--data", "digits", "--device", "gpu9"], "device"),
+        (["compare", "--data", "digits", "--trainers"], "Expected trainers={} to name some of"),
+        (["compare", "--data", "mine.csv"], "Could not read data='mine.csv'"),
+        (["compare", "--data", "digits", "--model", "mine.py:make"], "no file 'mine.py'"),
+        (["compare", "--data", "digits", "--epsilon", "3", "3"], "Expected epsilons=[3.0, 3.0]"),
+        (["compare", "missing.toml", "--seeds", "3", "--label", "a"], "without --seeds, --label"),
+    ],
+)
+def test_bad_arguments_give_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = ["--out", str(tmp_path / "run")] if words[0] == "compare" else []
+    assert main([*words, *out]) == MISUSED
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_canaries_are_planted_and_audited_and_noise_is_secure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--data", "breast_cancer", "--trainers", "dp_sgd", "--canaries", "120"]
+    words += ["--attacks", "one_run", "--secure", "--runtime", "in-process"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "ε at least" in shown and "ceiling" in shown
+    document = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    (row,) = document["rows"]
+    metrics, statement = row["leakage"][0]["metrics"], row["statement"]
+    assert metrics["guesses"] == 100 and metrics["epsilon_lower_bound"] <= metrics["ceiling"]
+    assert "float noise: research use" not in statement["caveats"]
+    assert document["study"]["canaries"] == 120
+    assert document["study"]["trainers"]["dp_sgd"]["release"]["mechanism"]["secure"] is True
+    again = ["compare", str(tmp_path / "run" / "study.toml"), "--out", str(tmp_path / "again")]
+    for option in (["--secure"], ["--canaries", "5"]):
+        assert main([*again, *option]) == MISUSED
+        assert f"without {option[0]}" in capsys.readouterr().err
+    assert main(again) == 0
+    repeated = json.loads((tmp_path / "again" / "comparison.json").read_text())["rows"][0]
+    assert repeated["leakage"] == row["leakage"]
+
+
+@pytest.mark.parametrize("command", ["compare", "fit"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main([command, "--data", "breast_cancer", "--out", str(out)]) == MISUSED
+        err = capsys.readouterr().err
+        assert f"Cannot write to out={str(out)!r}" in err and "that you may write to" in err
+
+
+def test_what_cannot_be_resumed_does_not_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["fit", "--trainer", "sgd", "--data", "breast_cancer", "--out", str(tmp_path)]
+    (tmp_path / "statement.json").write_text("{}")
+    assert main(words) == MISUSED
+    assert "--resume" not in capsys.readouterr().err
+
+    def stop(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("privtrain.runs.fitting.fit", stop)
+    assert main([*words, "--force"]) == INTERRUPTED
+    err = capsys.readouterr().err
+    assert "--resume" not in err and "Nothing of it is kept" in err
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "own_model_that_fails.py"
+    model.write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n")
+    words = ["fit", "--data", "digits", "--model", f"{model}:make", "--out", str(tmp_path / "run")]
+    assert main(words) == MISUSED
+    assert "take inputs of shape (2, 64)" in capsys.readouterr().err
+
+
+def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", "--trainer-names", "dpsgd"])
+    assert exit_.value.code == MISUSED
+
+
+def test_an_interrupt_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("privtrain.runs.rows.fit", stop)
+    words = [*QUICK, "--out", str(tmp_path / "run")]
+    assert main(words) == INTERRUPTED
+    advice = capsys.readouterr().err.strip().partition("Go on with: privtrain ")[2]
+    monkeypatch.undo()
+    assert main(words) == MISUSED  # what was started is not lost by accident
+    assert main(shlex.split(advice)) == 0
+
+
+def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main([*QUICK, "--out", str(folder)]) == 0
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").exists()
+
+
+def test_fit_writes_model_and_statement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model"
+    words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer", "--epsilon", "2", "--secure"]
+    assert main([*words, "--out", str(folder), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert "float noise: research use" not in printed["statement"]["caveats"]
+    assert printed["statement"]["guarantees"][0]["epsilon"] <= 2
+    assert (folder / "model.pt").exists() and (folder / "statement.json").exists()
+
+
+@pytest.mark.slow
+def test_help_is_worth_reading() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    for command in ("compare", "fit", "report", "party"):
+        assert command in shown.stdout
+    assert "Example: privtrain compare" in run("compare", "--help").stdout

@@ -1,0 +1,210 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from privtrain.command.party import PartyArgs, Place, place, read
+from privtrain.core.parameters import initial_model, to_vector
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.seeding import Seeds
+from privtrain.core.task import Rows, Task, concatenate
+from privtrain.sampling.passes import batches
+from tests.command import study_of_parties as study
+
+ROOT = str(Path(__file__).parents[2])
+TIMEOUT = 10.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def write_study(folder: Path, function: str, more: str = "", name: str = "study.toml") -> Path:
+    path = folder / name
+    path.write_text(
+        f'task = "tests.command.study_of_parties:{function}"\n{more}\n'
+        "[mpc_sgd]\nepochs = 2\nbatch_size = 20\nlearning_rate = 0.5\n"
+    )
+    return path
+
+
+def start(
+    path: Path, rank: int, count: int, port: int, *options: str, **variables: str
+) -> subprocess.Popen[str]:
+    arguments = ["--rank", str(rank), "--world-size", str(count)]
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--timeout", str(TIMEOUT)]
+    return launch([*arguments, *meeting, *options, str(path)], variables)
+
+
+def launch(arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "privtrain", "party", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": ROOT} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[int, str, str]]:
+    ends, deadline = [], time.monotonic() + seconds
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            ends.append((process.returncode, out, err))
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return ends
+
+
+def plain_weights(rows: Rows) -> torch.Tensor:
+    seeds = Seeds(0)
+    model = initial_model(Task(model=study.model), seeds["initialisation", 0, ""]).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for epoch in range(2):
+        order = seeds["order", epoch, CURATOR_NAME].torch()
+        for index in batches(len(rows), 20, 1, order):
+            optimizer.zero_grad()
+            logits = model(rows.inputs[index].double())
+            torch.nn.functional.cross_entropy(logits, rows.labels[index]).backward()
+            optimizer.step()
+    return to_vector(model.parameters())
+
+
+def saved(path: Path) -> torch.Tensor:
+    return to_vector(torch.load(path, weights_only=True).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "count"), [("make", 2), ("make", 3), ("columns", 2)])
+def test_parties_started_by_hand_train_together(function: str, count: int, tmp_path: Path) -> None:
+    more = 'split = "columns"' if function == "columns" else ""
+    path, port = write_study(tmp_path, function, more), free_port()
+    ends = finish(
+        [
+            start(path, rank, count, port, "--out", str(tmp_path / f"{rank}.pt"))
+            for rank in range(count)
+        ],
+        90,
+    )
+    assert [code for code, _, _ in ends] == [0] * count, ends
+    own = [study.make(rank)[1] for rank in range(count)]
+    expected = plain_weights(study.table() if function == "columns" else concatenate(own))
+    for rank in range(count):
+        assert float((saved(tmp_path / f"{rank}.pt") - expected).abs().max()) < 0.01
+        assert "semi-honest" in ends[rank][1]
+        assert ("accuracy" in ends[rank][1]) == (function == "make")
+
+
+@pytest.mark.slow
+def test_torchrun_variables_are_accepted(tmp_path: Path) -> None:
+    path, port = write_study(tmp_path, "make"), str(free_port())
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ends = finish([launch([str(path)], meeting | {"RANK": str(rank)}) for rank in range(2)], 60)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("culprit", "deed", "count"),
+    [(1, "SIGKILL", 3), (0, "SIGKILL", 2), (2, "SIGSTOP", 3), (0, "SIGSTOP", 2)],
+)
+def test_a_party_that_dies_or_freezes_ends_the_run_everywhere(
+    culprit: int, deed: str, count: int, tmp_path: Path
+) -> None:
+    path, port = write_study(tmp_path, "stop_later"), free_port()
+    variables = {"DEED": f"{culprit} {deed}", "NOTE": str(tmp_path / "pid")}
+    processes = [start(path, rank, count, port, **variables) for rank in range(count)]
+    others = [process for rank, process in enumerate(processes) if rank != culprit]
+    try:
+        ends = finish(others, 30 + TIMEOUT)
+    finally:
+        processes[culprit].send_signal(signal.SIGKILL)
+        processes[culprit].communicate()
+    for code, _, said in ends:
+        assert code == 1, said
+        assert "PartyLostError" in said and f"party-{culprit}" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "other_settings", "words"),
+    [
+        ("narrow", "", "party-1 has 11 features, the model takes 12"),
+        ("not_finite", "", "the inputs of party-1"),
+        ("make", "seed = 7", "party-1 has other settings"),
+    ],
+)
+def test_what_does_not_fit_is_named_everywhere(
+    function: str, other_settings: str, words: str, tmp_path: Path
+) -> None:
+    path, port = write_study(tmp_path, function), free_port()
+    other = write_study(tmp_path, function, other_settings, "other.toml")
+    ends = finish([start(path, 0, 2, port), start(other, 1, 2, port)], 60)
+    for code, _, said in ends:
+        assert code in (1, 2), said
+        assert words in said, said
+
+
+@pytest.mark.slow
+def test_a_party_that_does_not_come_is_named(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "make")
+    ((code, _, said),) = finish([start(path, 0, 2, free_port())], 20 + TIMEOUT)
+    assert code == 1
+    assert "party-1 did not come within 10 s" in said
+
+
+def test_where_a_party_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    args = PartyArgs(study=path, rank=1, world_size=3, rendezvous="tcp://host:29500")
+    assert place(args) == Place(1, 3, "host", 29500, False)
+    assert place(args).names == ("party-0", "party-1", "party-2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="MASTER_ADDR"):
+        place(PartyArgs(study=path))
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, True)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, False)
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "rendezvous", "words"),
+    [
+        (3, 3, "tcp://h:1", "rank=3"),
+        (0, 4, "tcp://h:1", "world_size=4"),
+        (0, 2, "h:1", "tcp://HOST:PORT"),
+        (None, 2, "tcp://h:1", "--rank"),
+    ],
+)
+def test_a_wrong_place_is_refused(
+    rank: int | None, count: int, rendezvous: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        place(PartyArgs(study=tmp_path, rank=rank, world_size=count, rendezvous=rendezvous))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("seed = 1", "must name"), ("task = ", "TOML"), ('task = "a:b"\nrows = 3', "'rows'")],
+)
+def test_a_wrong_study_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read(path)
+    with pytest.raises(ValueError, match="Cannot read"):
+        read(tmp_path / "missing.toml")

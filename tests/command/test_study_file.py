@@ -1,0 +1,202 @@
+"""Study files: what is written is what comes back."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import privtrain as pt
+from privtrain.command.names import TRAINERS
+from privtrain.command.study_file import Study, read_study, write_study
+from privtrain.command.tables import default_tables, from_table, make_trainer, to_table
+from privtrain.command.user_code import import_function
+
+TRAINED = [
+    pt.SGD(epochs=3, batch_size=None),
+    pt.DPSGD(release=pt.Release(pt.Gaussian(0.5, 1.5)), gradients=pt.Opacus("ghost")),
+    pt.FedAvg(
+        sampling=pt.FixedSize(3),
+        local=pt.DPSteps(pt.Gaussian(1.0, 1.1), epochs=2.0),
+    ),
+    pt.FedAvg(weights=pt.ByExamples(bound=100)),
+    pt.FedAvg(release=pt.Release(pt.Gaussian(1.0, 2.0, secure=True), pt.AT_PARTY)),
+    pt.FedAvg(
+        sampling=pt.FixedSize(5),
+        release=pt.Release(pt.Gaussian(1.0, 1.0), pt.SPLIT(honest_survivors=5)),
+    ),
+    pt.PATE(release=pt.Release(pt.LNMax(5.0), finish=pt.ARGMAX)),
+    pt.MPCSGD(epochs=1),
+]
+
+
+@pytest.mark.parametrize("trainer", TRAINED, ids=[t.token for t in TRAINED])
+def test_trainers_come_back_from_a_file(trainer: pt.SGD, tmp_path: Path) -> None:
+    table = to_table(trainer)
+    study = Study(trainers={"it": {"trainer": trainer.token, **table}}, epsilons=(1.0,))
+    write_study(study, tmp_path / "study.toml")
+    again = read_study(tmp_path / "study.toml")
+    assert again.make_trainers() == {"it": trainer}
+    assert again.epsilons == (1.0,)
+
+
+def test_every_token_makes_its_trainer() -> None:
+    for token, kind in TRAINERS.items():
+        assert isinstance(make_trainer(token), kind) and kind.token == token
+
+
+def test_unknown_names_say_what_there_is() -> None:
+    with pytest.raises(ValueError, match="dp_sgd, fedavg, mpc_sgd, pate, sgd"):
+        make_trainer("dpsgd")
+    with pytest.raises(ValueError, match="SGD has no setting 'epoch'; it has epochs"):
+        make_trainer("sgd", {"epoch": 3})
+    with pytest.raises(ValueError, match="kind='Gausian'"):
+        from_table({"kind": "Gausian"})
+
+
+def test_functions_cannot_be_written() -> None:
+    factory = partial(torch.optim.SGD, momentum=0.9)
+    with pytest.raises(pt.UnsupportedError, match="study file cannot hold"):
+        to_table(pt.SGD(optimizer=factory))
+
+
+def test_attacks_come_back_with_the_settings_they_were_given(tmp_path: Path) -> None:
+    given = ("loss_threshold", {"attack": "one_run", "guesses": 40, "confidence": 0.9})
+    study = Study(trainers={"sgd": {}}, attacks=given, canaries=50, delta=1e-6)
+    made = (pt.LossThreshold(), pt.OneRun(guesses=40, confidence=0.9, delta=1e-6))
+    assert study.make_attacks() == made
+    write_study(study, tmp_path / "study.toml")
+    again = read_study(tmp_path / "study.toml")
+    assert again.make_attacks() == made
+    assert again.canaries == 50
+    assert again.to_plain() == study.to_plain()
+    with pytest.raises(ValueError, match="loss threshold"):
+        Study(attacks=("loss_threshold", "loss_threshold")).make_attacks()
+    own = Study(attacks=({"attack": "one_run", "delta": 1e-9},), canaries=100)
+    assert own.make_attacks() == (pt.OneRun(delta=1e-9),)
+
+
+@pytest.mark.parametrize(
+    ("attack", "canaries", "match"),
+    [
+        ("one_run", 0, r"canaries=0 >= 100, the guesses of one_run.*--canaries"),
+        ({"attack": "one_run", "guesses": 51}, 50, "canaries=50 >= 51"),
+        ({"attack": "one_run", "guess": 5}, 50, "OneRun has no setting 'guess'; it has guesses"),
+        ({"guesses": 5}, 50, "attack=None to be one of loss_threshold, one_run"),
+    ],
+)
+def test_attacks_that_cannot_be_made_are_named(attack: object, canaries: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Study(attacks=(attack,), canaries=canaries).make_attacks()  # type: ignore[arg-type]
+
+
+def test_a_study_plants_its_canaries_and_the_same_ones_again() -> None:
+    _, data = pt.data.breast_cancer(parties=2, seed=0)
+    assert Study().planted(data) is data
+    first, again = (Study(canaries=60).planted(data) for _ in range(2))
+    assert first.canaries is not None and len(first.canaries) == 60
+    assert first.digest == again.digest != data.digest
+    with pytest.raises(ValueError, match="number of training rows"):
+        Study(canaries=100_000).planted(data)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"canaries": -1}, {"canaries": 2.5}, {"seeds": 0}, {"delta": 1.0}], ids=str
+)
+def test_numbers_of_a_study_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Study(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"epsilon=0\.0"):
+        Study(epsilons=(1.0, 0.0))
+
+
+def test_secure_noise_is_asked_for_by_settings() -> None:
+    tables = default_tables(("sgd", "dp_sgd", "pate"), secure=True)
+    made = Study(trainers=tables).make_trainers()
+    assert made["dp_sgd"] == pt.DPSGD(release=pt.Release(pt.Gaussian(1.0, 1.0, secure=True)))
+    assert (made["sgd"], made["pate"]) == (pt.SGD(), pt.PATE())
+    plain = Study(trainers=default_tables(("sgd", "dp_sgd"))).make_trainers()
+    assert plain == {"sgd": pt.SGD(), "dp_sgd": pt.DPSGD()}
+    with pytest.raises(ValueError, match="sgd, pate draw none"):
+        default_tables(("sgd", "pate"), secure=True)
+
+
+def test_broken_files_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    with pytest.raises(pt.DataError, match="Cannot read the study file"):
+        read_study(path)
+    path.write_text("data = ")
+    with pytest.raises(pt.DataError, match="not valid TOML"):
+        read_study(path)
+    path.write_text("dataset = 'digits'")
+    with pytest.raises(ValueError, match="no entry 'dataset'"):
+        read_study(path)
+    path.write_text("attacks = 'one_run'")
+    with pytest.raises(ValueError, match="attacks='one_run' to be a list"):
+        read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds = 'x'", "Expected seeds='x' to be a whole number"),
+        ("seeds = 0", "Expected seeds=0"),
+        ("delta = 2.0", r"Expected delta=2\.0"),
+        ("epsilons = [nan]", "Expected epsilon=nan > 0"),
+        ("epsilons = 3.0", r"Expected epsilons=3\.0 to be a list of numbers"),
+        ("attacks = 'loss_threshold'", "Expected attacks='loss_threshold' to be a list"),
+        ("data = 3", "Expected data=3 to be the name of a data set"),
+        ("trainers = 'sgd'", "Expected trainers='sgd' to be a table"),
+    ],
+)
+def test_values_of_another_kind_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"study\.toml: {message}"):
+        read_study(tmp_path / "study.toml")
+
+
+def test_trainers_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Expected trainers=\{\} to name some of"):
+        Study().make_trainers()
+    with pytest.raises(ValueError, match=r"Expected trainers\.sgd='x' to be a table"):
+        Study(trainers={"sgd": "x"}).make_trainers()  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="Expected release='x' to be a value such as Release"):
+        make_trainer("dp_sgd", {"release": "x"})
+
+
+def test_the_study_file_of_the_page_on_data_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "study.toml").write_text(text)
+    lines = [
+        f"{20 + n % 60},{'Rome' if n % 3 else 'Oslo'},{'yes' if n % 2 else 'no'}" for n in range(90)
+    ]
+    (tmp_path / "people.csv").write_text("\n".join(["age,city,bought", *lines]))
+    monkeypatch.chdir(tmp_path)
+    study = read_study(tmp_path / "study.toml")
+    write_study(study, tmp_path / "again.toml")
+    again = read_study(tmp_path / "again.toml")
+    assert again.make_trainers() == {"sgd": pt.SGD(), "dp_sgd": pt.DPSGD()}
+    _, data = pt.data.load(again.data, **again.data_options)
+    assert (data.notes, data.public_rows) == ((), 60)
+    assert 0 <= float(data.pooled().inputs.min()) <= float(data.pooled().inputs.max()) <= 1
+
+
+def test_models_are_imported_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "own_model_of_test.py"
+    path.write_text("from torch import nn\ndef make():\n    return nn.Linear(64, 10)\n")
+    assert import_function(f"{path}:make")().out_features == 10
+    with pytest.raises(ValueError, match="it has no other"):
+        import_function(f"{path}:other")
+    with pytest.raises(ValueError, match="Expected model='nonsense'"):
+        import_function("nonsense")
+    with pytest.raises(pt.DataError, match="There is no file"):
+        import_function("missing.py:make")
+    path.write_text("def make(:")
+    with pytest.raises(pt.DataError, match=r"Cannot import .*own_model_of_test.*SyntaxError"):
+        import_function(f"{path}:make")
+    with pytest.raises(pt.DataError, match=r"Cannot import 'no_such_module' of model=.*No module"):
+        import_function("no_such_module:make")

@@ -1,0 +1,282 @@
+"""Clipped sums from the layers' books against one example at a time."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.parameters import ModelPredictor, to_vector
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import PartyRun
+from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
+from privtrain.gradients.bookkeeping.engine import BookKeeping, Books
+from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.opacus import Opacus
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.runs.fitting import fit
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.dp_sgd import DPSGD
+from tests.gradients.bookkeeping.booked import CASES, C, Case, books, equal, expected
+from tests.gradients.loops import (
+    Own,
+    clipped,
+    example_gradients,
+    frozen_mlp,
+    in_float64,
+    layer_norm,
+    mlp,
+    rows_for,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("price", [0.0, 1e9], ids=["unformed", "formed"])
+@pytest.mark.parametrize("values", [1, 300])
+def test_forming_gradients_changes_nothing(
+    case: Case, price: float, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privtrain.gradients.bookkeeping.norms._FORMING", price)
+    monkeypatch.setattr("privtrain.gradients.bookkeeping.sum.FORMED_VALUES", values)
+    found = books(case.make).clipped_sum(case.rows(), C)
+    equal(found, expected(case.make, case.rows()))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_equals_one_example_at_a_time(case: Case) -> None:
+    rows = case.rows()
+    gradients = example_gradients(in_float64(case.make), rows)
+    bound = float(gradients.norm(dim=1).median())
+    engine = books(case.make)
+    for _ in range(2):  # nothing is left over from the first batch
+        found = engine.clipped_sum(rows, bound)
+    equal(found, clipped(gradients, bound).sum(dim=0))
+    torch.testing.assert_close(found.norms, gradients.norm(dim=1), rtol=1e-9, atol=1e-12)
+    assert engine.notes == (), "the books must do, without the slower way"
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_micro_batches_change_nothing(case: Case, size: int) -> None:
+    found = books(case.make, micro_batch=size).clipped_sum(case.rows(), C)
+    equal(found, expected(case.make, case.rows()))
+    assert len(found.norms) == len(found.losses) == 7
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize("values", [2**22, 1, 300])
+def test_broken_examples_add_nothing_and_harm_nobody(
+    case: Case, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("privtrain.gradients.bookkeeping.sum.FORMED_VALUES", values)
+    rows = case.rows(count=12)
+    bad = rows.labels == rows.labels[0]
+
+    def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        factor = torch.where(targets == rows.labels[0], torch.inf, 1.0)
+        return cross_entropy(logits, targets) * factor
+
+    found = books(case.make, broken).clipped_sum(rows, C)
+    good = rows.take((~bad).nonzero().squeeze(1))
+    assert 0 < len(good) < 12
+    equal(found, expected(case.make, good))
+    assert found.non_finite == 12 - len(good)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e200])
+def test_broken_inputs(value: float) -> None:
+    rows = rows_for(mlp)
+    bad = Rows(rows.inputs.clone(), rows.labels)
+    bad.inputs[2, 3] = value
+    found = books(mlp).clipped_sum(bad, C)
+    good = expected(mlp, rows.take(torch.tensor([0, 1, 3, 4, 5, 6])))
+    if value != 1e200 or found.non_finite:
+        assert found.non_finite == 1
+        equal(found, good)
+    else:  # a gradient of 10^200 has a norm in float64, and is clipped
+        assert float((found.value - good).norm()) <= C * (1 + 1e-9)
+
+
+def test_only_broken_examples_add_up_to_zero() -> None:
+    rows = rows_for(mlp)
+    found = books(mlp).clipped_sum(Rows(rows.inputs * torch.inf, rows.labels), C)
+    assert not found.value.any()
+    assert found.non_finite == len(rows)
+
+
+def test_an_empty_batch_adds_up_to_zero() -> None:
+    found = books(frozen_mlp).clipped_sum(rows_for(mlp).take(torch.zeros(0, dtype=torch.long)), C)
+    size = sum(p.numel() for p in frozen_mlp().parameters() if p.requires_grad)
+    assert found.value.shape == (size,)
+    assert not found.value.any()
+    assert len(found.norms) == len(found.losses) == 0
+
+
+def test_a_model_that_is_frozen_as_a_whole_adds_nothing() -> None:
+    def make() -> nn.Module:
+        return mlp().requires_grad_(False)
+
+    found = books(make).clipped_sum(rows_for(mlp), C)
+    assert found.value.shape == (0,)
+    assert not found.norms.any()
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "group norm", "layer norm", "shared", "tied"])
+def test_equals_opacus(name: str) -> None:
+    case = CASES[name]
+    rows = case.rows(count=9)
+    rows = Rows(rows.inputs.float(), rows.labels)
+    sums = []
+    for source in (BookKeeping(), Opacus("hooks")):
+        engine = source.engine(in_float64(case.make).float(), cross_entropy)
+        sums.append(engine.clipped_sum(rows, C).value)
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_opacus_lstm_is_booked() -> None:
+    from opacus.layers import DPLSTM
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = DPLSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(x)[0][:, -1])
+            return out
+
+    case = Case(Reads, (6, 4))
+    rows = Rows(case.rows().inputs.float(), case.rows().labels)  # its first state is float32
+    engine = BookKeeping().engine(in_float64(Reads).float(), cross_entropy)
+    assert isinstance(engine, Books)
+    found = engine.clipped_sum(rows, C).value
+    wanted = clipped(example_gradients(in_float64(Reads).float(), rows), C).sum(dim=0)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert engine.notes == ()
+
+
+class Fixed(nn.Module):
+    """Dropout whose draw is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 50), nn.Linear(50, 3)
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask = (torch.rand(len(x), 50) < 0.5).to(x.dtype)
+        out: Tensor = self.last(self.first(x) * self.mask)
+        return out
+
+
+def test_the_clipped_gradients_are_those_of_the_units_that_were_kept() -> None:
+    rows, model = rows_for(Fixed), in_float64(Fixed)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        found = BookKeeping().engine(model, cross_entropy).clipped_sum(rows, C)
+    assert isinstance(model, Fixed)
+    assert model.mask is not None
+
+    def kept(logits: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+        assert isinstance(logits, Fixed)
+        out: Tensor = logits.last(logits.first(inputs) * mask)
+        return out
+
+    gradients = []
+    for i in range(len(rows)):
+        loss = cross_entropy(
+            kept(model, rows.inputs[i : i + 1], model.mask[i : i + 1]), rows.labels[i : i + 1]
+        )
+        parts = torch.autograd.grad(loss.sum(), list(model.parameters()))
+        gradients.append(torch.cat([part.reshape(-1) for part in parts]))
+    equal(found, clipped(torch.stack(gradients), C).sum(dim=0))
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    rows, model = rows_for(mlp), in_float64(mlp)
+    engine = BookKeeping().engine(model, cross_entropy)
+    before = engine.clipped_sum(rows, C).value
+    model.eval()
+    with torch.no_grad():
+        model(rows.inputs[:3])
+    model.train()
+    assert torch.equal(engine.clipped_sum(rows, C).value, before)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(example_gradients(twin, rows), example_gradients(in_float64(mlp), rows))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["cnn", "over time", "attention", "recurrent"])
+def test_batches_of_changing_size_share_their_memory(name: str) -> None:
+    case = CASES[name]
+    engine = books(case.make)
+    for count in (3, 9, 1, 20, 4):
+        rows = case.rows(count, seed=count)
+        equal(engine.clipped_sum(rows, C), expected(case.make, rows))
+    equal(copy.deepcopy(engine).clipped_sum(rows, C), expected(case.make, rows))
+
+
+def test_a_model_is_prepared_once() -> None:
+    model = in_float64(mlp)
+    first = BookKeeping().engine_once(model, cross_entropy)
+    assert BookKeeping().engine_once(model, cross_entropy) is first
+    assert BookKeeping(micro_batch=2).engine_once(model, cross_entropy) is not first
+
+
+def trained(gradients: Gradients, task: Task) -> tuple[Tensor, TrainResult]:
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(60, 6, generator=generator, dtype=torch.float64)
+    rows = Rows(inputs, torch.randint(3, (60,), generator=generator))
+    data = FederatedData(train={"a": rows.take(torch.arange(40))}, test=rows, public_rows=40)
+    trainer = DPSGD(
+        epochs=3,
+        expected_batch=8.0,
+        learning_rate=0.3,
+        release=Release(Gaussian(C, 0.0)),
+        gradients=gradients,
+    )
+    result = fit(trainer, task, data, delta=1e-5)
+    assert isinstance(result.predictor, ModelPredictor)
+    return to_vector(result.predictor.module.parameters()), result
+
+
+def test_training_equals_training_with_opacus() -> None:
+    task = Task(model=lambda: layer_norm().double())
+    booked, result = trained(BookKeeping(), task)
+    by_opacus, _ = trained(Opacus(), task)
+    torch.testing.assert_close(booked, by_opacus, rtol=1e-9, atol=1e-11)
+    assert result.notes == ()
+
+
+def test_the_result_says_that_a_model_could_not_be_booked() -> None:
+    _, result = trained(BookKeeping(), Task(model=lambda: Own().double()))
+    assert [note for note in result.notes if "torch.func" in note] == list(result.notes)
+    assert len(result.notes) == 1
+
+
+def test_steps_in_silos_equal_those_with_opacus() -> None:
+    rows = rows_for(mlp, count=30)
+    task = Task(model=lambda: in_float64(mlp))
+    found = []
+    for gradients in (BookKeeping(micro_batch=4), Opacus()):
+        steps = DPSteps(Gaussian(C, 0.5), expected_batch=8.0, gradients=gradients)
+        model = task.model()
+        for count in range(2):  # the second round finds the model prepared
+            party = PartyRun(
+                party="a",
+                round=count,
+                train={"a": rows},
+                state={},
+                seeds=Seeds(0),
+                entropy=SeededEntropy(0),
+            )
+            steps(model, task, party)
+        found.append(to_vector(model.parameters()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)

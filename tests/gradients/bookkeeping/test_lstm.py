@@ -1,0 +1,154 @@
+"""`nn.LSTM` is booked as linear layers: the same function, the same gradients, the same model."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Rows, cross_entropy
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.bookkeeping.lstm import Unrolled
+from tests.gradients.bookkeeping.booked import ROUNDING, C
+from tests.gradients.loops import clipped, example_gradients
+
+
+class Reader(nn.Module):
+    """An LSTM whose last output and last state decide."""
+
+    def __init__(self, start: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.body = nn.LSTM(4, 5, **options)
+        ways = 2 if self.body.bidirectional else 1
+        self.head = nn.Linear(5 * ways + 5, 3)
+        self.start = nn.Linear(4, 5) if start else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x if self.body.batch_first else x.transpose(0, 1)
+        state = None
+        if self.start is not None:
+            first = self.start(x[:, 0]).unsqueeze(0)
+            state = (first, first.tanh())
+        found, (hidden, cell) = self.body(given, state)
+        last = found[:, -1] if self.body.batch_first else found[-1]
+        out: Tensor = self.head(torch.cat([last, hidden[-1] * cell[0]], dim=1))
+        return out
+
+
+KINDS: list[dict[str, Any]] = [
+    {"batch_first": True},
+    {"batch_first": False},
+    {"batch_first": True, "bias": False},
+    {"batch_first": True, "num_layers": 3},
+    {"batch_first": True, "num_layers": 2, "bidirectional": True},
+    {"batch_first": True, "start": True},
+]
+
+
+def model(**options: Any) -> Reader:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Reader(**options).double()
+
+
+def rows(count: int = 6) -> Rows:
+    generator = torch.Generator().manual_seed(1)
+    inputs = 2 * torch.randn(count, 7, 4, generator=generator, dtype=torch.float64)
+    return Rows(inputs, torch.randint(3, (count,), generator=generator))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_it_is_the_same_function(kind: dict[str, Any]) -> None:
+    lstm = model(**kind).body
+    one = Unrolled("body", lstm)
+    one.share()
+    inputs = rows().inputs if lstm.batch_first else rows().inputs.transpose(0, 1)
+    for found, wanted in zip(one(inputs), lstm(inputs), strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_sums_are_those_of_single_gradients(kind: dict[str, Any]) -> None:
+    whole = model(**kind)
+    names = list(whole.state_dict())
+    engine = BookKeeping().engine(whole, cross_entropy)
+    found = engine.clipped_sum(rows(), C)
+    assert engine.notes == (), "it must be booked, not handed on"
+    gradients = example_gradients(model(**kind), rows())
+    torch.testing.assert_close(found.value, clipped(gradients, C).sum(dim=0), rtol=1e-9, atol=1e-11)
+    assert bool((found.norms >= gradients.norm(dim=1)).all())
+    assert list(whole.state_dict()) == names
+    assert "forward" not in vars(whole.body) and not whole.body._forward_hooks
+
+
+def test_frozen_parts_and_replaced_parameters() -> None:
+    whole = model(batch_first=True)
+    whole.body.weight_ih_l0.requires_grad_(False)
+    engine = BookKeeping().engine(whole, cross_entropy)
+    engine.clipped_sum(rows(), C)
+    whole.body.weight_hh_l0 = nn.Parameter(whole.body.weight_hh_l0.detach() * 2)
+    found = engine.clipped_sum(rows(), C)
+    gradients = example_gradients(whole, rows())
+    torch.testing.assert_close(found.value, clipped(gradients, C).sum(dim=0), rtol=1e-9, atol=1e-11)
+
+
+def test_no_contribution_exceeds_the_bound_over_long_sequences() -> None:
+    whole = model(batch_first=True, num_layers=2).float()
+    engine = BookKeeping().engine(whole, cross_entropy)
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-2, 1.0, 1e3):
+        inputs = scale * torch.randn(1, 60, 4, generator=generator)
+        found = engine.clipped_sum(Rows(inputs, torch.zeros(1, dtype=torch.long)), 1e-3)
+        assert 0 < float(found.value.double().norm()) <= 1e-3 * ROUNDING
+
+
+def test_dropout_between_layers_is_drawn() -> None:
+    whole = model(batch_first=True, num_layers=2, dropout=0.5)
+    engine = BookKeeping().engine(whole, cross_entropy)
+    with torch.random.fork_rng():
+        sums = [engine.clipped_sum(rows(), C).value for _ in range(2)]
+    assert not torch.equal(*sums)
+
+
+def test_packed_sequences_are_refused() -> None:
+    class Packs(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.full((len(x),), x.shape[1])
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            out: Tensor = self.head(self.body(packed)[1][0][-1].repeat(1, 2))
+            return out
+
+    engine = BookKeeping().engine(Packs(batch_first=True).double(), cross_entropy)
+    with pytest.raises(UnsupportedError, match="padded to one length"):
+        engine.clipped_sum(rows(), C)
+
+
+class Words(nn.Module):
+    """A language model whose head is the table of its words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = nn.Embedding(11, 4), nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(1, len(x), 4, dtype=x.dtype)
+        hidden, _ = self.body(input=self.table(x.long()), hx=(zeros, zeros))
+        out: Tensor = nn.functional.linear(hidden, self.table.weight).mean(dim=1)
+        return out
+
+
+def test_an_lstm_beside_a_weight_that_is_not_booked() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = Words().double()
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(11, (6, 5), generator=generator).double()
+    tokens = Rows(inputs, torch.randint(11, (6,), generator=generator))
+    engine = BookKeeping().engine(whole, cross_entropy)
+    found = engine.clipped_sum(tokens, C)
+    assert len(engine.notes) == 1
+    wanted = clipped(example_gradients(whole, tokens), C).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-11)
+    assert "forward" not in vars(whole.body)

@@ -1,0 +1,500 @@
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privtrain.accounting.epsilon import (
+    composed,
+    gaussian_event,
+    non_private_event,
+    poisson_sampled,
+)
+from privtrain.accounting.guarantees import guarantees
+from privtrain.core.errors import BudgetExceededError, PrivacyError
+from privtrain.core.observers import AGGREGATOR, PUBLIC, QUERIER, coalition
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
+from privtrain.core.trainer import PrivacyPlan
+from privtrain.ledgers.run import JournalLedger, capacity, digest_of, epsilon_of
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import Exact
+from privtrain.mechanisms.votes import GNMax
+from privtrain.release.door import Release
+
+
+def a_plan(count: int = 10, noise: float = 2.0) -> PrivacyPlan:
+    return PrivacyPlan(
+        observer=PUBLIC,
+        unit=Unit.CLIENT,
+        relation=ZERO_OUT,
+        event=gaussian_event(noise),
+        count=count,
+    )
+
+
+def a_ledger(
+    folder: Path, *, count: int = 10, block: int = 1, noise: float = 2.0, delta: float = 1e-5
+) -> JournalLedger:
+    journal = folder / "run" / "journal.jsonl"
+    return JournalLedger((a_plan(count, noise),), journal=journal, block=block, delta=delta)
+
+
+def journal_of(folder: Path) -> Path:
+    return folder / "run" / "journal.jsonl"
+
+
+# --------------------------------------------------------------------- spending before the value
+
+
+def test_a_release_that_was_not_paid_for_is_refused() -> None:
+    ledger = JournalLedger((a_plan(),))
+    with pytest.raises(BudgetExceededError, match="not paid for"):
+        ledger.use()
+    assert ledger.spend(2)
+    ledger.use()
+    ledger.use()
+    with pytest.raises(BudgetExceededError, match=r"2 of 2 paid.*run\.spend"):
+        ledger.use()
+    assert ledger.spend(1)
+    with pytest.raises(BudgetExceededError):
+        ledger.use(2)
+    ledger.use(1)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_nothing_is_paid_for_or_used_by_other_than_counts(count: int) -> None:
+    ledger = JournalLedger((a_plan(),))
+    assert ledger.spend(3)
+    with pytest.raises(ValueError, match="count="):
+        ledger.spend(count)
+    # Zero is a further part of a release, and none has begun here.
+    with pytest.raises(BudgetExceededError if count == 0 else ValueError):
+        ledger.use(count)
+    assert ledger.spent == 3
+
+
+def test_what_does_not_fit_is_not_spent_at_all() -> None:
+    ledger = JournalLedger((a_plan(count=5),))
+    assert not ledger.spend(6)
+    assert ledger.spent == 0
+    assert ledger.spend(5)
+    assert not ledger.spend()
+    assert ledger.spent == ledger.limit == 5
+
+
+def test_the_journal_is_written_and_synced_before_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    true_sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        true_sync(descriptor)
+        journal = journal_of(tmp_path)
+        synced.append(journal.read_text() if journal.exists() else "")
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    ledger = a_ledger(tmp_path)
+    for number in range(1, 4):
+        before = len(synced)
+        assert ledger.spend()
+        assert len(synced) > before
+        assert json.loads(synced[-1].splitlines()[-1]) == {"spent_up_to": number}
+
+
+def test_a_block_is_synced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = a_ledger(tmp_path, block=4)
+    assert ledger.spend()
+
+    def refuse(descriptor: int) -> None:
+        raise AssertionError("a reserved release needs no sync")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert ledger.spend()
+    assert ledger.spend(2)
+    with pytest.raises(AssertionError):
+        ledger.spend()
+
+
+# ------------------------------------------------------------------------ crashes and resumed runs
+
+
+def test_what_was_spent_stays_spent(tmp_path: Path) -> None:
+    first = a_ledger(tmp_path)
+    assert first.spend(3)
+    resumed = a_ledger(tmp_path)
+    assert resumed.spent == 3
+    with pytest.raises(BudgetExceededError):
+        resumed.use()  # what the crashed run paid for is not there to be used again
+    assert resumed.spend(7)
+    assert not resumed.spend()
+    assert a_ledger(tmp_path).spent == 10
+
+
+def test_an_unfinished_block_stays_spent(tmp_path: Path) -> None:
+    first = a_ledger(tmp_path, block=4)
+    assert first.spend()
+    assert first.spent == 1
+    assert a_ledger(tmp_path, block=4).spent == 4
+
+
+def test_a_block_ends_where_the_plan_does(tmp_path: Path) -> None:
+    assert a_ledger(tmp_path, block=100).spend()
+    assert a_ledger(tmp_path, block=100).spent == 10
+
+
+def test_closing_gives_back_what_a_block_never_used(tmp_path: Path) -> None:
+    first = a_ledger(tmp_path, block=8)
+    assert first.spend(2)
+    first.close()
+    assert first.spent == 2
+    resumed = a_ledger(tmp_path, block=8)
+    assert resumed.spent == 2
+    assert resumed.spend(8)
+    assert not resumed.spend()
+
+
+def test_closing_gives_nothing_back_of_an_earlier_crash(tmp_path: Path) -> None:
+    assert a_ledger(tmp_path, block=4).spend()  # crashed: four stay spent
+    resumed = a_ledger(tmp_path, block=4)
+    assert resumed.spend()
+    resumed.close()
+    assert a_ledger(tmp_path, block=4).spent == 5
+
+
+def test_closing_twice_or_unused_writes_nothing(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path)
+    ledger.close()
+    assert not journal_of(tmp_path).exists()
+    assert ledger.spend()
+    before = journal_of(tmp_path).read_bytes()
+    ledger.close()
+    ledger.close()
+    assert journal_of(tmp_path).read_bytes() == before
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    spends=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    block=st.integers(1, 5),
+    kept=st.floats(0, 1),
+)
+def test_a_journal_torn_anywhere_never_forgets_what_was_synced(
+    tmp_path_factory: pytest.TempPathFactory, spends: list[int], block: int, kept: float
+) -> None:
+    """The last write is cut off at any byte: it had not been synced, so nothing was released."""
+    folder = tmp_path_factory.mktemp("torn")
+    ledger = a_ledger(folder, count=20, block=block)
+    journal, before, paid = journal_of(folder), b"", 0
+    for count in spends:
+        before = journal.read_bytes() if journal.exists() else b""
+        paid = ledger.spent
+        assert ledger.spend(count)
+    whole = journal.read_bytes()
+    torn = before + whole[len(before) :][: int(kept * (len(whole) - len(before)))]
+    journal.write_bytes(torn)
+    resumed = a_ledger(folder, count=20, block=block)
+    assert resumed.spent >= paid
+    reached = resumed.spent
+    assert resumed.spend()
+    again = a_ledger(folder, count=20, block=1)
+    assert again.spent > reached
+    assert all(isinstance(line.get("plan", ""), str) for line in readable(journal))
+
+
+def readable(journal: Path) -> list[dict[str, object]]:
+    lines = []
+    for text in journal.read_text(errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+@pytest.mark.parametrize(
+    "tail", [b'\n{"spent_up_', b"\n\x00\x00\x00", b"\n\xff\xfe", b"\n[]", b"\n"]
+)
+def test_a_damaged_last_line_reserved_nothing(tmp_path: Path, tail: bytes) -> None:
+    assert a_ledger(tmp_path).spend(3)
+    with journal_of(tmp_path).open("ab") as file:
+        file.write(tail)
+    resumed = a_ledger(tmp_path)
+    assert resumed.spent == 3
+    assert resumed.spend()
+    assert a_ledger(tmp_path).spent == 4
+
+
+@pytest.mark.parametrize("start", [b"", b"\n", b'\n{"pl', b'\n{"plan": "'])
+def test_a_crash_in_the_very_first_write_spent_nothing(tmp_path: Path, start: bytes) -> None:
+    journal_of(tmp_path).parent.mkdir()
+    journal_of(tmp_path).write_bytes(start)
+    resumed = a_ledger(tmp_path)
+    assert resumed.spent == 0
+    assert resumed.spend(2)
+    assert a_ledger(tmp_path).spent == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_its_releases_spent(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.ledgers.test_run import a_ledger
+ledger = a_ledger(Path({str(tmp_path)!r}))
+assert ledger.spend(2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)
+    assert done.returncode == -9
+    assert a_ledger(tmp_path).spent == 2
+
+
+def test_two_runs_do_not_spend_one_plan_twice(tmp_path: Path) -> None:
+    first, second = a_ledger(tmp_path), a_ledger(tmp_path)
+    assert first.spend(4)
+    with pytest.raises(PrivacyError, match=r"changed by somebody else.*one run at a time"):
+        second.spend()
+    assert second.spent == 0
+    with pytest.raises(BudgetExceededError):
+        second.use()
+    assert first.spend()
+    assert a_ledger(tmp_path).spent == 5
+
+
+def test_a_journal_that_vanished_is_not_begun_anew(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path)
+    assert ledger.spend(4)
+    journal_of(tmp_path).unlink()
+    with pytest.raises(PrivacyError, match="changed by somebody else"):
+        ledger.spend()
+
+
+# ----------------------------------------------------------------------------- another plan
+
+
+def same_but(**changes: object) -> PrivacyPlan:
+    return replace(a_plan(), **changes)  # type: ignore[arg-type] # one field of each kind
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        same_but(observer=AGGREGATOR),
+        same_but(unit=Unit.EXAMPLE),
+        same_but(relation=REPLACE_ONE),
+        same_but(count=11),
+        same_but(event=gaussian_event(2.000001)),
+        same_but(event=poisson_sampled(0.5, gaussian_event(2.0))),
+        same_but(event=non_private_event()),
+    ],
+    ids=["observer", "unit", "relation", "count", "noise", "sampling", "none"],
+)
+def test_a_journal_of_another_plan_is_refused(tmp_path: Path, other: PrivacyPlan) -> None:
+    assert a_ledger(tmp_path).spend()
+    before = journal_of(tmp_path).read_bytes()
+    with pytest.raises(PrivacyError, match=r"another plan.*settings.*another folder"):
+        JournalLedger((other,), journal=journal_of(tmp_path))
+    assert journal_of(tmp_path).read_bytes() == before
+
+
+def test_a_journal_of_another_delta_is_refused(tmp_path: Path) -> None:
+    assert a_ledger(tmp_path).spend()
+    with pytest.raises(PrivacyError, match="another plan"):
+        a_ledger(tmp_path, delta=1e-6)
+
+
+def test_curves_and_samples_of_other_noise_are_other_plans() -> None:
+    def digest(release: Release) -> str:
+        return digest_of(release.plans(unit=Unit.EXAMPLE, count=1, parties=3), 1e-5)
+
+    assert digest(Release(GNMax(1.0))) != digest(Release(GNMax(100.0)))
+    assert digest(Release(Gaussian(1.0, 1.0))) != digest(Release(Gaussian(1.0, 1.1)))
+    events = [
+        poisson_sampled(0.1, gaussian_event(1.0)),
+        poisson_sampled(0.1, gaussian_event(1.1)),
+        poisson_sampled(0.2, gaussian_event(1.0)),
+        composed([gaussian_event(1.0), Release(GNMax(1.0)).mechanism.event(EXPOSED, ADD_REMOVE)]),
+        composed([gaussian_event(1.0), Release(GNMax(2.0)).mechanism.event(EXPOSED, ADD_REMOVE)]),
+    ]
+    digests = {digest_of((replace(a_plan(), event=event),), 1e-5) for event in events}
+    assert len(digests) == len(events)
+
+
+EXPOSED = Release().aggregation.exposure(PUBLIC, Release().noise_at, parties=1)
+
+
+@pytest.mark.slow
+def test_a_plan_has_one_digest_in_every_process() -> None:
+    """The order of a set of strings follows the process's hash seed."""
+    program = (
+        "from privtrain.core.observers import coalition\n"
+        "from privtrain.core.statement import Unit\n"
+        "from privtrain.release.door import Release\n"
+        "from privtrain.ledgers.run import digest_of\n"
+        "names = {f'computing-{number}' for number in range(8)}\n"
+        "plans = Release().plans("
+        "unit=Unit.EXAMPLE, count=1, parties=1, observers=(coalition(names),))\n"
+        "print(digest_of(plans, 1e-5))\n"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            timeout=120,
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
+    journal_of(tmp_path).parent.mkdir()
+    journal_of(tmp_path).write_text("my notes\n")
+    with pytest.raises(PrivacyError):
+        a_ledger(tmp_path)
+    assert journal_of(tmp_path).read_text() == "my notes\n"
+
+
+# ------------------------------------------------------------------------ journals without a disk
+
+
+def test_a_directory_in_place_of_the_journal(tmp_path: Path) -> None:
+    journal_of(tmp_path).mkdir(parents=True)
+    with pytest.raises(PrivacyError, match=r"Cannot read the privacy journal .*journal\.jsonl"):
+        a_ledger(tmp_path)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    ledger = a_ledger(tmp_path)
+    with pytest.raises(PrivacyError, match=r"Cannot write.*Nothing was released.*another folder"):
+        ledger.spend()
+    with pytest.raises(BudgetExceededError):
+        ledger.use()
+
+
+def test_a_full_disk_releases_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = a_ledger(tmp_path)
+    assert ledger.spend()
+    ledger.use()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PrivacyError, match=r"No space left on device.*free disk space"):
+            ledger.spend()
+    assert ledger.spent == 1
+    with pytest.raises(BudgetExceededError):
+        ledger.use()
+    assert ledger.spend()
+    assert a_ledger(tmp_path).spent >= 2
+
+
+# ------------------------------------------------------------------------------------- budgets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [1.0, 3.0])
+@pytest.mark.parametrize("epsilon", [2.0, 5.0, 8.0])
+def test_a_budget_becomes_the_largest_count_that_fits(noise: float, epsilon: float) -> None:
+    plan = a_plan(count=25, noise=noise)
+    brute = max(
+        (n for n in range(26) if epsilon_of(plan, n, 1e-5) <= epsilon),
+        default=0,
+    )
+    budget = Budget(epsilon=epsilon, delta=1e-5)
+    if brute == 0:
+        with pytest.raises(BudgetExceededError):
+            capacity((plan,), budget)
+    else:
+        assert capacity((plan,), budget) == brute
+
+
+def test_the_strictest_plan_of_the_observer_counts() -> None:
+    loose, strict = a_plan(noise=5.0), a_plan(noise=2.0)
+    budget = Budget(epsilon=4.0, delta=1e-5)
+    assert capacity((loose, strict), budget) == capacity((strict,), budget)
+    assert capacity((strict,), budget) < capacity((loose,), budget)
+
+
+def test_other_observers_do_not_count() -> None:
+    exposed = replace(a_plan(), observer=AGGREGATOR, event=non_private_event())
+    assert capacity((a_plan(noise=20.0), exposed), Budget(epsilon=3.0)) == 10
+
+
+def test_without_a_budget_the_plan_is_the_limit() -> None:
+    assert capacity((a_plan(count=7), a_plan(count=3)), None) == 7
+    assert capacity((), None) == 0
+
+
+def test_not_one_release_fits() -> None:
+    with pytest.raises(
+        BudgetExceededError, match=r"epsilon=0\.5.*delta=1e-05.*public.*costs 1\.\d+.*calibrate"
+    ):
+        capacity((a_plan(noise=2.0),), Budget(epsilon=0.5))
+
+
+def test_nothing_fits_where_nothing_is_noised() -> None:
+    plans = Release(Exact()).plans(unit=Unit.CLIENT, count=5, parties=3)
+    with pytest.raises(BudgetExceededError, match=r"costs inf.*Gaussian"):
+        JournalLedger(plans, budget=Budget(epsilon=8.0))
+
+
+def test_an_unknown_observer_is_named() -> None:
+    for observer in (QUERIER, coalition({"client-1"})):
+        with pytest.raises(ValueError, match=rf"observer={observer.name!r} to be one of public"):
+            capacity((a_plan(),), Budget(epsilon=1.0, observer=observer))
+
+
+def test_a_smaller_budget_on_resuming_pays_for_nothing_more(tmp_path: Path) -> None:
+    assert a_ledger(tmp_path).spend(8)
+    tight = JournalLedger(
+        (a_plan(),),
+        budget=Budget(epsilon=epsilon_of(a_plan(), 4, 1e-5)),
+        journal=journal_of(tmp_path),
+    )
+    assert (tight.limit, tight.spent) == (4, 8)
+    assert not tight.spend()
+
+
+# ------------------------------------------------------------------------------ composition
+
+
+@pytest.mark.parametrize("mechanism", [Gaussian(1.0, 2.0), GNMax(5.0), Exact()])
+@pytest.mark.parametrize("spent", [0, 1, 6, 10])
+def test_spent_is_at_most_planned_and_equal_at_the_end(
+    mechanism: Gaussian | GNMax | Exact, spent: int
+) -> None:
+    plans = Release(mechanism).plans(unit=Unit.CLIENT, count=10, parties=4)
+    for plan, made in zip(plans, guarantees(plans, spent=spent, delta=1e-5), strict=True):
+        planned = epsilon_of(plan, plan.count, 1e-5)
+        assert made.epsilon <= planned
+        assert made.releases == spent
+        if spent == 10:
+            assert made.epsilon == planned
+        if spent == 0:
+            assert made.epsilon == 0.0
+
+
+def test_composition_never_lowers_epsilon() -> None:
+    for plan in (a_plan(), replace(a_plan(), event=poisson_sampled(0.1, gaussian_event(1.0)))):
+        curve = [epsilon_of(plan, count, 1e-5) for count in range(12)]
+        assert curve[0] == 0.0
+        assert curve == sorted(curve)
+        assert not any(map(math.isnan, curve))

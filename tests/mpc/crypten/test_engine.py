@@ -1,0 +1,106 @@
+import importlib.util
+import pickle
+
+import pytest
+import torch
+
+from privtrain.core.errors import ProtocolError, UnsupportedError
+from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
+from privtrain.runtimes.processes.mesh import Processes
+from tests.mpc.crypten import programs
+from tests.mpc.test_sharing import bit_z_scores
+
+TOLERANCES = {
+    "matmul": 0.001,
+    "softmax": 0.003,
+    "two": 0.003,
+    "one": 0.01,  # nothing to normalise by: the bare error of the exponential
+    "positive": 0.0,
+    "scale": 1e-4,
+    "scale up": 0.02,
+    "scale by nothing": 0.0,
+    "public": 1e-5,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parties", [2, 3])
+def test_everything_a_session_computes(parties: int) -> None:
+    names = [f"computing-{rank}" for rank in range(parties)]
+    replies = Processes(timeout=40).spmd(programs.Functions(), {name: {} for name in names})
+    first = replies[names[0]].payload
+    for name, tolerance in TOLERANCES.items():
+        assert float(first[f"error/{name}"]) <= tolerance, name
+    assert first["largest"].tolist() == [0, 1, 0, 0, 0]  # the first one of equal ones
+    # Bytes: what was recorded is what CrypTen counted; it counts each message at both ends.
+    entries = [entry for reply in replies.values() for entry in reply.entries]
+    counted = sum(int(reply.payload["counted"]) for reply in replies.values())
+    assert sum(entry.bytes for entry in entries) * 2 == counted > 0
+    rounds = {entry.round for entry in entries}
+    assert rounds == set(range(len(rounds)))
+    # One entry for each call, sender and receiver.
+    calls = [(entry.sender, entry.receiver, entry.round) for entry in entries]
+    assert len(calls) == len(set(calls))
+    # The dealer's knowledge is in its view although nothing was sent.
+    assert "Beaver triple" in replies[names[0]].setups[0].what
+    assert all(not replies[name].setups for name in names[1:])
+    # Randomness: every party draws its own, and all 64 bits of it.
+    drawn = [reply.payload["drawn"] for reply in replies.values()]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert all(float(bit_z_scores(one).abs().max()) < 5.1 for one in drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parties", "culprit"), [(2, 1), (3, 0), (3, 2)])
+def test_another_shape_is_refused_although_the_count_is_the_same(
+    parties: int, culprit: int
+) -> None:
+    names = [f"computing-{rank}" for rank in range(parties)]
+    with pytest.raises(ProtocolError, match=f"computing-{culprit} differs") as caught:
+        Processes(timeout=20).spmd(programs.AnotherShape(culprit), {name: {} for name in names})
+    assert "(2, 3)" in str(caught.value) and "(3, 2)" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_secure_gradients_stay_close_to_plain_ones_over_many_steps() -> None:
+    count = 40
+    names = ["computing-0", "computing-1"]
+    replies = Processes(timeout=60).spmd(programs.Gradients(count), {name: {} for name in names})
+    secure = replies[names[0]].payload["gradients"]
+    plain = torch.stack([programs.plain_gradient(number) for number in range(count)])
+    assert float(plain.abs().max()) > 0.5
+    assert float((secure - plain).abs().max()) < 0.004
+
+
+def test_is_a_frozen_value_that_says_what_it_does_not_protect_from() -> None:
+    engine = CrypTen()
+    assert pickle.loads(pickle.dumps(engine)) == engine
+    with pytest.raises(ValueError, match="provider='HE'"):
+        CrypTen(provider="HE")
+    said = " ".join(CAVEATS)
+    for word in ("semi-honest", "MACs", "TFP", "TLS", "authenticated", "2^64", "pickles"):
+        assert word in said, word
+    readers = engine.input_privacy(("a", "b", "c"))
+    assert [one.reader for one in readers[:3]] == ["a", "b", "c"]
+    assert readers[0].adversary == "trusted" and readers[0].security == "none"
+    assert all(one.dealer == "a" and one.honest == "a" for one in readers)
+    assert {one.adversary for one in readers[1:]} == {"semi-honest"}
+
+
+def test_says_in_one_line_how_to_add_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None) -> object:
+        return None if name == "crypten" else found(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(UnsupportedError) as caught:
+        CrypTen().check(2)
+    assert "pip install --no-deps crypten==0.4.1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("parties", [1, 4])
+def test_other_numbers_of_parties_are_refused(parties: int) -> None:
+    with pytest.raises(UnsupportedError, match=f"not with {parties}"):
+        CrypTen().check(parties)

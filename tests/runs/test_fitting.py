@@ -1,0 +1,484 @@
+"""Training: resuming, refusals, budgets, calibration and what a result says."""
+
+import errno
+import functools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import (
+    DataError,
+    PartyLostError,
+    PrivacyError,
+    PrivtrainError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
+from privtrain.core.observers import AGGREGATOR, DEALER, PUBLIC
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import PartyRun, Runtimes
+from privtrain.core.seeding import SEEDED, SYSTEM
+from privtrain.core.statement import Budget
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import Trainer
+from privtrain.ledgers.run import epsilon_of
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_PARTY
+from privtrain.runs.calibrating import calibrate
+from privtrain.runs.fitting import fit
+from privtrain.sampling.sampling import FixedSize, Poisson
+from privtrain.steps.plain import PlainSteps
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
+from privtrain.trainers.sgd import SGD
+from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
+
+DATA = a_federation(12, 9, 15, public_rows=36)
+LOCAL = PlainSteps(epochs=1, batch_size=5)
+NOISY = Release(Gaussian(1.0, 1.0))
+SERVER = functools.partial(torch.optim.Adam, lr=0.05)
+
+
+def run(trainer: Trainer, folder: Path | None = None, **options: object) -> TrainResult:
+    return fit(trainer, TASK, DATA, runtimes=STAR, folder=folder, **options)  # type: ignore[arg-type]
+
+
+def stop_at(place: int) -> Callable[[int, int], None]:
+    """Interrupts a run right after a checkpoint."""
+
+    def progress(done: int, total: int) -> None:
+        if done == place:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@dataclass(frozen=True)
+class Interrupted(PlainSteps):
+    """Local steps that are interrupted in a round, while a file is there."""
+
+    at: int = 0
+    party: str = "p1"
+    bomb: str = ""
+
+    def __call__(self, model: torch.nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+        if party.round == self.at and party.party == self.party and Path(self.bomb).exists():
+            raise KeyboardInterrupt
+        return super().__call__(model, task, party)
+
+
+# ------------------------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("place", [1, 3])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        SGD(epochs=4, optimizer=functools.partial(torch.optim.SGD, momentum=0.9)),
+        FedAvg(rounds=4, local=LOCAL, sampling=FixedSize(2)),
+        FedAvg(rounds=4, local=LOCAL, server_optimizer=SERVER, sampling=Poisson(0.5)),
+    ],
+    ids=["sgd", "fedavg", "fedavg-adam"],
+)
+def test_a_run_without_promises_goes_on_bit_for_bit(
+    trainer: Trainer, place: int, tmp_path: Path
+) -> None:
+    whole = run(trainer)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run", progress=stop_at(place))
+    resumed = run(trainer, tmp_path / "run")
+    assert torch.equal(vector(module(resumed)), vector(module(whole)))
+    assert resumed.halted is None
+    assert resumed.statement == whole.statement
+    assert resumed.transcript.entries == whole.transcript.entries
+    assert resumed.history.unprotected == whole.history.unprotected
+    again = run(trainer, tmp_path / "run")  # a finished run can be opened again
+    assert torch.equal(vector(module(again)), vector(module(whole)))
+    assert again.statement == whole.statement
+    assert again.halted is None
+
+
+def test_an_interruption_within_a_round_costs_a_run_without_promises_nothing(
+    tmp_path: Path,
+) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.touch()
+    local = Interrupted(epochs=1, batch_size=5, at=2, bomb=str(bomb))
+    trainer = FedAvg(rounds=4, local=local)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run")
+    bomb.unlink()
+    resumed = run(trainer, tmp_path / "run")
+    whole = run(FedAvg(rounds=4, local=LOCAL))
+    assert torch.equal(vector(module(resumed)), vector(module(whole)))
+    assert resumed.halted is None
+    assert {g.releases for g in resumed.statement.guarantees} == {4}
+
+
+def test_a_private_run_keeps_aborted_rounds_spent_and_draws_fresh_noise(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.touch()
+    local = Interrupted(epochs=1, batch_size=5, at=2, bomb=str(bomb))
+    trainer = FedAvg(rounds=5, local=local, release=NOISY)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run")
+    bomb.unlink()
+    resumed = run(trainer, tmp_path / "run", keep_payloads=True)
+    assert resumed.halted is not None
+    (public, *_) = resumed.statement.guarantees
+    plans = trainer.plan(DATA, STAR)
+    assert public.releases == plans[0].count == 5
+    assert public.epsilon == epsilon_of(plans[0], 5, 1e-5)
+    rounds = [e.round for e in resumed.transcript.entries if e.kind == "update"]
+    assert sorted(set(rounds)) == [0, 1, 2, 3], "one round of the plan went to the aborted one"
+    whole = run(trainer, keep_payloads=True)
+    models = [
+        {e.round: e.payload for e in r.transcript.entries if e.kind == "model"}
+        for r in (resumed, whole)
+    ]
+    assert models[0][2] is not None
+    assert models[1][2] is not None
+    assert torch.equal(models[0][2], models[1][2]), "the rounds before are the same"
+    assert models[0][3] is not None
+    assert models[1][3] is not None
+    assert not torch.equal(models[0][3], models[1][3]), "the aborted round's noise came back"
+
+
+def test_noise_is_fresh_in_every_sitting_even_before_the_first_checkpoint(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(3):
+        bomb = tmp_path / "bomb"
+        bomb.touch()
+
+        @dataclass(frozen=True)
+        class Looking(PlainSteps):
+            def __call__(
+                self, model: torch.nn.Module, task: Task, party: PartyRun
+            ) -> dict[str, Tensor]:
+                seen.append(party.entropy["noise", 0, ""].key)
+                raise KeyboardInterrupt
+
+            def __repr__(self) -> str:
+                return "Looking"
+
+        with pytest.raises(KeyboardInterrupt):
+            run(FedAvg(rounds=5, local=Looking(), release=NOISY), tmp_path / "run")
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.slow
+def test_dp_sgd_keeps_what_an_unfinished_block_reserved(tmp_path: Path) -> None:
+    trainer = DPSGD(epochs=20, expected_batch=9.0)  # 80 steps in blocks of 4
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run", progress=stop_at(30))
+    resumed = run(trainer, tmp_path / "run")
+    (public, *_) = resumed.statement.guarantees
+    assert public.releases == trainer.plan(DATA, STAR)[0].count == 80
+    assert resumed.halted is not None
+    assert bool(torch.isfinite(vector(module(resumed))).all())
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    numbers = [json.loads(line).get("spent_up_to", 0) for line in lines if line]
+    assert numbers == sorted(numbers)
+    assert max(numbers) == 80
+
+
+def test_silos_draw_fresh_noise_after_an_interruption(tmp_path: Path) -> None:
+    trainer = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)))
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run", progress=stop_at(1))
+    resumed = run(trainer, tmp_path / "run")
+    assert resumed.halted is None
+    assert not torch.equal(vector(module(resumed)), vector(module(run(trainer))))
+
+
+def test_answers_of_teachers_are_not_asked_for_twice(tmp_path: Path) -> None:
+    trainer = PATE(
+        teachers=6,
+        queries=9,
+        release=Release(GNMax(2.0), finish=ARGMAX),
+        steps=LOCAL,
+        student=LOCAL,
+    )
+    whole = run(trainer)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "run", progress=stop_at(1))
+    resumed = run(trainer, tmp_path / "run")
+    assert torch.equal(vector(module(resumed)), vector(module(whole)))
+    assert resumed.statement == whole.statement
+    assert resumed.notes == whole.notes
+    assert resumed.members is not None
+    assert resumed.halted is None
+    again = run(trainer, tmp_path / "run")
+    assert again.statement == whole.statement
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"trainer": FedAvg(rounds=3, local=PlainSteps(learning_rate=0.3))},
+        {"trainer": FedAvg(rounds=4, local=LOCAL)},
+        {"seed": 1},
+        {"data": a_federation(12, 9)},
+        {"task": replace(TASK, name="other")},
+        {"trainer": FedAvg(rounds=3, local=LOCAL, release=NOISY)},
+        {"entropy": SYSTEM},
+    ],
+    ids=["settings", "rounds", "seed", "data", "task", "release", "entropy"],
+)
+def test_the_folder_of_another_run_is_refused(other: dict[str, object], tmp_path: Path) -> None:
+    given = {"trainer": FedAvg(rounds=3, local=LOCAL), "task": TASK, "data": DATA, "seed": 0}
+    settings = {"runtimes": STAR, "folder": tmp_path}
+    fit(**given, **settings)  # type: ignore[arg-type]
+    with pytest.raises(PrivtrainError, match=r"another (run|plan)"):
+        fit(**{**given, **settings, **other})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [FedAvg(rounds=3, local=LOCAL), SGD(epochs=1)])
+def test_the_journal_of_another_plan_is_refused(other: Trainer, tmp_path: Path) -> None:
+    private = FedAvg(rounds=3, local=LOCAL, release=NOISY)
+    run(private, tmp_path)
+    (tmp_path / "state.pt").unlink()
+    for trainer in (other, replace(private, rounds=4)):
+        with pytest.raises(PrivacyError, match="another plan"):
+            run(trainer, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
+def test_a_broken_checkpoint_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(PrivtrainError, match=r"state\.pt cannot be read"):
+        run(SGD(epochs=1), tmp_path)
+
+
+def test_a_checkpoint_that_lacks_something_is_a_clear_error(tmp_path: Path) -> None:
+    torch.save({"done": 1}, tmp_path / "state.pt")
+    with pytest.raises(PrivtrainError, match=r"state\.pt cannot be read"):
+        run(SGD(epochs=1), tmp_path)
+
+
+@pytest.mark.parametrize("trainer", [SGD(epochs=3), FedAvg(rounds=3, local=LOCAL, release=NOISY)])
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path, progress=stop_at(1))
+
+    def full(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(PrivtrainError, match=r"(?s)No space left.*Free disk space"):
+            run(trainer, tmp_path)
+    assert bool(torch.isfinite(vector(module(run(trainer, tmp_path)))).all())
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def data_of(**train: Rows) -> FederatedData:
+    return FederatedData(train=train, test=some_rows(1))
+
+
+def test_odd_data_is_refused_with_a_name() -> None:
+    good = some_rows(2)
+    bad = Rows(good.inputs.clone(), good.labels)
+    bad.inputs[3, 1] = math.nan
+    unknown = Rows(good.inputs, torch.full((12,), math.inf))
+    for data, text in (
+        (data_of(), "at least one party"),
+        (data_of(a=good, b=some_rows(3, 0)), "party 'b' holds no rows"),
+        (data_of(a=good, b=bad), r"train\[b\].*\[3, 1\]"),
+        (data_of(a=unknown), r"train\[a\].targets"),
+        (FederatedData(train={"a": good}, test=some_rows(1, 0)), "data.test"),
+        (FederatedData(train={"a": good}, test=bad), "test"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            fit(SGD(epochs=1), TASK, data, runtimes=STAR)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "delta", "population"),
+    [
+        (DPSGD(epochs=1), 1 / 36, 36),
+        (FedAvg(rounds=1, release=NOISY), 1 / 3, 3),
+        (FedAvg(rounds=1, local=DPSteps(Gaussian(1.0, 1.0))), 1 / 30, 36),
+    ],
+)
+def test_delta_has_to_be_below_one_over_the_units(
+    trainer: Trainer, delta: float, population: int
+) -> None:
+    with pytest.raises(UnsoundReleaseError, match=f"1 / {population}"):
+        run(trainer, delta=delta)
+    assert run(trainer, delta=0.9 / population).statement.epsilon() < math.inf
+
+
+def test_without_a_promise_delta_does_not_matter() -> None:
+    assert run(SGD(epochs=1), delta=0.5).statement.epsilon() == math.inf
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
+def test_delta_is_a_probability(delta: float) -> None:
+    with pytest.raises(ValueError, match="delta"):
+        run(SGD(epochs=1), delta=delta)
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:99", "meta:x"])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="device="):
+        run(SGD(epochs=1), device=device)
+
+
+def test_a_trainer_that_needs_a_star_says_so() -> None:
+    with pytest.raises(UnsupportedError, match="InProcess"):
+        fit(FedAvg(rounds=1), TASK, DATA, runtimes=Runtimes())
+
+
+def test_an_error_of_a_users_model_names_the_party() -> None:
+    def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        raise ZeroDivisionError("in the loss")
+
+    with pytest.raises(PartyLostError, match=r"p0 failed in round 0.*in the loss"):
+        fit(FedAvg(rounds=1), replace(TASK, loss=broken), DATA, runtimes=STAR)
+
+
+def test_a_budget_for_an_observer_without_statement_is_refused() -> None:
+    with pytest.raises(ValueError, match="dealer"):
+        run(FedAvg(rounds=1, release=NOISY), budget=Budget(100.0, observer=DEALER))
+
+
+# ------------------------------------------------------------------------------------- entropy
+
+
+def test_seeded_and_system_entropy_are_told_apart() -> None:
+    trainer = FedAvg(rounds=2, local=LOCAL, release=NOISY)
+    seeded = [run(trainer, entropy=kind) for kind in (None, SEEDED, "seeded")]
+    system = [run(trainer, entropy=kind) for kind in (SYSTEM, "system")]
+    void = "simulated: void if the seed is known"
+    for result in seeded:
+        assert all(
+            (void in g.assumptions) == (g.epsilon < math.inf) for g in result.statement.guarantees
+        )
+        assert torch.equal(vector(module(result)), vector(module(seeded[0])))
+    for result in system:
+        assert not any(void in g.assumptions for g in result.statement.guarantees)
+    assert not torch.equal(vector(module(system[0])), vector(module(system[1])))
+    with pytest.raises(ValueError, match="random"):
+        run(trainer, entropy="random")
+
+
+def test_payloads_are_kept_in_seeded_simulation_only() -> None:
+    with pytest.raises(UnsupportedError, match="SEEDED"):
+        run(SGD(epochs=1), entropy=SYSTEM, keep_payloads=True)
+    assert all(e.payload is None for e in run(SGD(epochs=1)).transcript.entries)
+    kept = run(SGD(epochs=1), keep_payloads=True).transcript.entries
+    assert all(e.payload is not None for e in kept)
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def test_diagnostics_are_unprotected_and_apart_from_the_epsilon() -> None:
+    watched = replace(DATA, validation=some_rows(9))
+    result = fit(DPSGD(epochs=2, expected_batch=9.0), TASK, watched, runtimes=STAR)
+    assert {"training_loss", "fraction_clipped", "validation_accuracy"} <= set(
+        result.history.unprotected
+    )
+    assert result.history.epsilon[-1][1] == result.statement.epsilon()
+    assert not any("loss" in e.kind for e in result.transcript.entries)
+
+
+def test_looking_at_validation_rows_changes_nothing() -> None:
+    watched = replace(DATA, validation=some_rows(9))
+    for trainer in (SGD(epochs=3), FedAvg(rounds=3, local=LOCAL), DPSGD(epochs=2)):
+        one, other = (fit(trainer, TASK, data, runtimes=STAR) for data in (DATA, watched))
+        assert torch.equal(vector(module(one)), vector(module(other)))
+
+
+def test_validation_rows_without_labels_are_not_looked_at() -> None:
+    unlabelled = replace(DATA, validation=Rows(some_rows(9).inputs))
+    result = fit(SGD(epochs=1), TASK, unlabelled, runtimes=STAR)
+    assert "validation_accuracy" not in result.history.unprotected
+
+
+def test_notes_on_the_data_reach_the_result() -> None:
+    noted = replace(DATA, notes=("categories were read from private rows",))
+    assert fit(SGD(epochs=1), TASK, noted, runtimes=STAR).notes == noted.notes
+
+
+def test_progress_ends_at_its_total() -> None:
+    for trainer in (SGD(epochs=2), FedAvg(rounds=2), DPSGD(epochs=1)):
+        seen: list[tuple[int, int]] = []
+        run(trainer, progress=lambda done, total, seen=seen: seen.append((done, total)))  # type: ignore[misc]
+        assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+# ---------------------------------------------------------------------------------- calibration
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [3.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        DPSGD(epochs=2, expected_batch=9.0),
+        FedAvg(rounds=3, release=NOISY),
+        FedAvg(rounds=3, release=NOISY, sampling=FixedSize(2)),
+        FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0))),
+        PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)),
+        PATE(teachers=6, queries=9, release=Release(LNMax(2.0), finish=ARGMAX)),
+    ],
+    ids=["dp_sgd", "fedavg", "fixed", "silos", "gnmax", "lnmax"],
+)
+def test_a_calibrated_trainer_stays_within_its_own_epsilon(
+    trainer: Trainer, epsilon: float
+) -> None:
+    found = calibrate(trainer, DATA, epsilon=epsilon, runtimes=STAR)
+    (plan, *_) = found.plan(DATA, STAR)
+    value = epsilon_of(plan, plan.count, 1e-5)
+    assert 0.97 * epsilon < value <= epsilon
+
+
+def test_where_noise_is_drawn_twice_the_scaled_one_is_calibrated() -> None:
+    trainer = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 0.5)), release=NOISY)
+    found = calibrate(trainer, DATA, epsilon=2.0, runtimes=STAR)
+    assert isinstance(found, FedAvg)
+    assert found.local == trainer.local
+    client = [p for p in found.plan(DATA, STAR) if p.observer == PUBLIC][1]
+    assert 1.9 < epsilon_of(client, client.count, 1e-5) <= 2.0
+
+
+def test_an_observer_that_reads_messages_can_be_promised_local_noise() -> None:
+    trainer = FedAvg(rounds=2, release=Release(Gaussian(1.0, 1.0), AT_PARTY))
+    found = calibrate(trainer, DATA, epsilon=4.0, observer=AGGREGATOR, runtimes=STAR)
+    plan = next(p for p in found.plan(DATA, STAR) if p.observer == AGGREGATOR)
+    assert 3.8 < epsilon_of(plan, plan.count, 1e-5) <= 4.0
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    for plain in (SGD(), FedAvg(), PATE(release=Release(finish=ARGMAX))):
+        with pytest.raises(UnsupportedError, match="draws no noise"):
+            calibrate(plain, DATA, epsilon=1.0, runtimes=STAR)
+    both = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY)
+    for knowing in (DPSGD(), FedAvg(release=NOISY), both):
+        with pytest.raises(UnsoundReleaseError, match="aggregator"):
+            calibrate(knowing, DATA, epsilon=1.0, observer=AGGREGATOR, runtimes=STAR)
+    with pytest.raises(ValueError, match="dealer"):
+        calibrate(DPSGD(), DATA, epsilon=1.0, observer=DEALER, runtimes=STAR)
+    with pytest.raises(ValueError, match="epsilon"):
+        calibrate(DPSGD(), DATA, epsilon=-1.0, runtimes=STAR)
+
+
+def test_data_errors_are_value_errors() -> None:
+    assert issubclass(DataError, ValueError)

@@ -1,0 +1,106 @@
+"""What version 0.1 wrote is read by every later version.
+
+The folder, the study and the journal in `tests/fixtures/version_0_1` were written by version 0.1
+and are never written again. A later version may add entries, never change the meaning of one that
+is there.
+"""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import privtrain as pt
+from privtrain.command.study_file import read_study
+from privtrain.report.files import plain_comparison
+from privtrain.runs import rows as running
+
+OLD = Path(__file__).parent / "fixtures" / "version_0_1"
+FINISHED = OLD / "comparison"
+EPSILONS = {
+    "DP-SGD": 2.9978987587411603,
+    "FedAvg, client level": 2.9997960802153236,
+    "FedAvg, DP in each silo": 2.9991495482040538,
+    "PATE": 2.999609743081014,
+}
+
+
+def holds(new: Any, old: Any, place: str = "") -> None:
+    """Everything that was written is there, with the same value; there may be more."""
+    if isinstance(old, dict):
+        for name, value in old.items():
+            assert name in new, f"{place}.{name} is gone"
+            holds(new[name], value, f"{place}.{name}")
+    elif isinstance(old, list):
+        assert len(new) == len(old), place
+        for number, value in enumerate(old):
+            holds(new[number], value, f"{place}[{number}]")
+    else:
+        assert new == old, place
+
+
+def test_a_finished_comparison_comes_back_as_it_was_written() -> None:
+    written = json.loads((FINISHED / "comparison.json").read_text())
+    holds(plain_comparison(pt.load(FINISHED)), written)
+
+
+def test_its_figures_are_those_that_were_printed() -> None:
+    rows = {row.label: row for row in pt.load(FINISHED).rows}
+    assert rows["FedAvg, too few clients"].error is not None
+    for label, epsilon in EPSILONS.items():
+        statement = rows[label].statement
+        assert statement is not None
+        assert statement.epsilon() == epsilon
+
+
+def test_it_can_be_rendered_again(tmp_path: Path) -> None:
+    pt.save(pt.load(FINISHED), tmp_path)
+    for name in ("table.csv", "table.tex"):
+        assert (tmp_path / name).read_text() == (FINISHED / name).read_text()
+
+
+def test_finished_rows_are_taken_up_by_a_comparison_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "rows"
+    shutil.copytree(FINISHED / "rows", folder)
+    study = read_study(FINISHED / "study.toml")
+    task, data = pt.data.breast_cancer(**study.data_options)
+    trained = []
+
+    def fit(trainer: Any, *rest: Any, **options: Any) -> None:
+        trained.append(trainer.token)
+        raise RuntimeError("no row needs to be trained")
+
+    monkeypatch.setattr(running, "fit", fit)
+    again = pt.compare(
+        study.make_trainers(),
+        task,
+        data,
+        attacks=study.make_attacks(),
+        epsilons=study.epsilons,
+        delta=study.delta,
+        folder=folder,
+    )
+    # A row that failed is tried again, and no other.
+    assert trained == ["fedavg"]
+    old = {row.label: row for row in pt.load(FINISHED).rows}
+    for row in again.rows:
+        if row.error is None:
+            assert row == old[row.label]
+
+
+@pytest.mark.parametrize("path", [FINISHED / "study.toml", OLD / "every_kind.toml"], ids=str)
+def test_a_study_says_what_it_said(path: Path) -> None:
+    holds(read_study(path).to_plain(), tomllib.loads(path.read_text()))
+
+
+def test_a_journal_of_a_study_goes_on(tmp_path: Path) -> None:
+    journal = tmp_path / "study_ledger.jsonl"
+    shutil.copy(OLD / "study_ledger.jsonl", journal)
+    _, data = pt.data.breast_cancer(parties=4, seed=0)
+    ledger = pt.StudyLedger(data, delta=1e-4, journal=journal)
+    assert ledger.guarantee().epsilon == 2.936325732185718

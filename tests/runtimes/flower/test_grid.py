@@ -1,0 +1,323 @@
+"""Flower's Grid in this process and Flower's simulation on Ray."""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.supercore.task_identity import TaskIdentity
+
+from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
+from privtrain.core.runtime import PartyRun, Payload, StarRuntime
+from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
+from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay, LocalGrid, coordinator
+from privtrain.runtimes.in_process import InProcess
+from tests.contracts.star_runtime import (
+    CHECKS,
+    PARTIES,
+    Echo,
+    Fail,
+    Mean,
+    a_setting,
+    all_bits,
+    bits,
+    rows_of,
+    three_rounds,
+)
+
+TENSORS = [
+    torch.linspace(-1, 1, 7),
+    torch.eye(3, dtype=torch.float64),
+    torch.tensor(3),
+    torch.zeros(2, 0, 4),
+    torch.tensor([True, False]),
+    torch.arange(12.0).reshape(3, 4).T,
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_grid_keeps_the_promises_of_a_star(check: Callable[[StarRuntime], None]) -> None:
+    check(FlowerGrid())
+
+
+@pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: str(tuple(tensor.shape)))
+def test_arrays_are_flowers_own(tensor: torch.Tensor) -> None:
+    ours, theirs = to_array(tensor), Array(tensor.contiguous())
+    assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+    assert ours.data == theirs.data
+    assert bits(to_tensor(theirs)) == bits(tensor) == bits(torch.from_numpy(ours.numpy()))
+
+
+def test_a_type_that_flower_cannot_hold_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"bfloat16.*float32"):
+        to_array(torch.ones(2, dtype=torch.bfloat16))
+
+
+def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_up() -> None:
+    class OnDemand(dict[str, Payload]):  # every payload is made when asked for, then forgotten
+        def items(self):  # type: ignore[no-untyped-def,override]  # iterates like a mapping
+            return ((name, {"x": torch.full((1000,), float(i))}) for i, name in enumerate(self))
+
+    with FlowerGrid().open(a_setting()) as star:
+        replies = star.map(Echo(), OnDemand.fromkeys(PARTIES, {}), round=0)
+    assert [float(reply["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Counts in the worker's scratch how often this very step was unpickled."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        seen = party.scratch.setdefault("steps", [])
+        if not any(step is self for step in seen):
+            seen.append(self)
+        return {"different": torch.tensor(len(seen))}
+
+
+def test_a_client_unpickles_a_step_once() -> None:
+    with FlowerGrid().open(a_setting()) as star:
+        for round in range(3):
+            replies = star.map(Counting(), {name: {} for name in PARTIES}, round=round)
+    assert [int(reply["different"]) for reply in replies.values()] == [1, 1, 1]
+
+
+def test_the_client_works_on_a_copy_of_the_step() -> None:
+    step = Counting()
+    with FlowerGrid().open(a_setting()) as star:
+        star.map(step, {PARTIES[0]: {}}, round=0)
+    with InProcess().open(a_setting()) as plain:
+        plain.map(step, {PARTIES[0]: {}}, round=0)
+    assert not vars(step)
+
+
+def test_the_traceback_of_a_failed_party_is_in_the_notes() -> None:
+    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+        star.map(Fail(PARTIES[2], KeyError("weight")), {name: {} for name in PARTIES}, round=1)
+    assert "star_runtime.py" in "".join(caught.value.__notes__)
+
+
+@dataclass(frozen=True)
+class NotATensor:
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return {"loss": 0.5}  # type: ignore[dict-item]  # the mistake under test
+
+
+def test_a_reply_that_is_no_tensor_names_the_party() -> None:
+    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+        star.map(NotATensor(), {PARTIES[1]: {}}, round=2)
+    assert caught.value.party == PARTIES[1]
+    assert "AttributeError" in str(caught.value)
+
+
+def test_errors_of_flower_itself_name_the_party() -> None:
+    gone = raised_at("client-1", 3, Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"))
+    assert isinstance(gone, PartyLostError)
+    assert gone.party == "client-1"
+    assert str(gone) == "client-1 was lost in round 3: Node Unavailable"
+    assert "error 0" in str(raised_at("client-1", 3, Error(ErrorCode.UNKNOWN)))
+
+
+def test_a_star_leaves_flowers_identity_as_it_was() -> None:
+    before = TaskIdentity._run_id
+    with FlowerGrid().open(a_setting()) as star:
+        star.map(Echo(), {PARTIES[0]: {}}, round=0)
+        assert TaskIdentity._run_id == before
+
+
+def a_flower_client(rows: dict[int, float]) -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        target = rows[int(context.node_id)]
+        weight = message.content["arrays"]["w"].numpy()
+        moved = ArrayRecord({"w": Array(weight + 0.5 * (target - weight))})
+        metrics = {"num-examples": 1.0}
+        content = RecordDict({"arrays": moved, "metrics": MetricRecord(metrics)})
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(
+            RecordDict({"metrics": MetricRecord({"num-examples": 1.0, "loss": 0.0})}),
+            reply_to=message,
+        )
+
+    return app
+
+
+def test_flowers_own_strategy_runs_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = {2: 1.0, 3: 3.0, 4: 5.0}
+    grid = LocalGrid(a_flower_client(targets), dict.fromkeys(PARTIES))
+    assert isinstance(grid, Grid)
+    assert list(grid.get_node_ids()) == list(targets)
+    strategy = FlowerFedAvg(
+        fraction_evaluate=0.0, min_train_nodes=3, min_evaluate_nodes=3, min_available_nodes=3
+    )
+    monkeypatch.setattr(logging.getLogger("flwr"), "level", logging.CRITICAL)
+    start = ArrayRecord({"w": Array(torch.zeros(1, dtype=torch.float64).numpy())})
+    with coordinator():
+        result = strategy.start(grid=grid, initial_arrays=start, num_rounds=4)
+    # Each round goes half the way to the mean of the targets, 3.
+    assert float(result.arrays["w"].numpy()[0]) == pytest.approx(3.0 * (1 - 0.5**4), abs=1e-12)
+
+
+def test_the_grid_makes_messages_and_hands_each_reply_out_once() -> None:
+    grid = LocalGrid(a_flower_client({2: 1.0}), {"client-0": None})
+    (node,) = grid.get_node_ids()
+    content = RecordDict({"arrays": ArrayRecord({"w": to_array(torch.zeros(1))})})
+    message = grid.create_message(content, "train", node, "0")
+    (number,) = grid.push_messages([message])
+    (reply,) = grid.pull_messages([number])
+    assert reply.metadata.reply_to_message_id == number
+    assert reply.metadata.src_node_id == node
+    assert list(grid.pull_messages([number])) == []
+    run = grid.run
+    grid.set_run(run)
+    assert grid.run is run
+
+
+def python(code: str, **variables: str) -> str:
+    """What a fresh interpreter prints; a warning is an error there."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_flower_is_loaded_on_use_without_a_warning_and_writes_nothing(tmp_path: Path) -> None:
+    loaded = "import sys, privtrain, privtrain.core.runtime; print('flwr' in sys.modules)"
+    assert python(loaded).strip() == "False"
+    code = (
+        "from privtrain.runtimes.flower.grid import FlowerGrid\n"
+        "from tests.contracts.star_runtime import PARTIES, Echo, a_setting\n"
+        "with FlowerGrid().open(a_setting()) as star:\n"
+        "    star.map(Echo(), {name: {} for name in PARTIES}, round=0)\n"
+    )
+    assert python(code, HOME=str(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cpus_per_party": 0.0}, {"gpus_per_party": -1.0}, {"timeout_seconds": 0.0}]
+)
+def test_settings_of_ray_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FlowerRay(**wrong)
+
+
+def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match="pip install"), FlowerRay().open(a_setting()):
+        pass
+
+
+def descendants() -> set[int]:
+    """Processes that this one started, and those that they started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we were looking
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, wave = set[int](), {os.getpid()}
+    while wave:
+        wave = {process for process, parent in parents.items() if parent in wave} - found
+        found |= wave
+    return found
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bits_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before, variables = descendants(), dict(os.environ)
+    found, states, entries = {}, {}, {}
+    for runtime in (InProcess(), FlowerGrid(), FlowerRay()):
+        setting = a_setting()
+        with runtime.open(setting) as star:
+            replies = three_rounds(star.map)
+            states[runtime.name] = all_bits(star.states())
+            star.restore(star.states())
+            replies += three_rounds(star.map, parties=PARTIES[::-2], start=3)
+            found[runtime.name] = [all_bits(reply) for reply in replies]
+            entries[runtime.name] = sorted(setting.transcript.entries, key=repr)
+            if isinstance(runtime, FlowerRay):
+                assert descendants() - before
+                check_errors_of_ray(star.map)
+    assert found["flower-ray"] == found["flower-grid"] == found["in-process"]
+    assert states["flower-ray"] == states["flower-grid"] == states["in-process"]
+    assert entries["flower-ray"] == entries["flower-grid"] == entries["in-process"]
+    assert descendants() == before
+    assert dict(os.environ) == variables
+    assert list(tmp_path.iterdir()) == []
+
+
+def check_errors_of_ray(star_map: Callable[..., dict[str, Payload]]) -> None:
+    everybody = {name: {} for name in PARTIES}
+    with pytest.raises(PartyLostError, match=r"ZeroDivisionError\('no rows'\)") as caught:
+        star_map(Fail(PARTIES[1], ZeroDivisionError("no rows")), everybody, round=7)
+    assert caught.value.party == PARTIES[1]
+    with pytest.raises(ValueError, match="stranger"):
+        star_map(Echo(), {"stranger": {}}, round=8)
+    replies = star_map(Mean(), everybody, round=9)  # a failed round does not end the star
+    assert bits(replies[PARTIES[2]]["mean"]) == bits(rows_of(PARTIES[2]).inputs.mean(dim=0))
+    with pytest.raises(PartyLostError) as caught:
+        star_map(Die(PARTIES[0]), {PARTIES[0]: {}}, round=10)
+    assert caught.value.party == PARTIES[0]
+
+
+@dataclass(frozen=True)
+class Die:
+    """Ends the worker without a word."""
+
+    at: str
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        if party.party == self.at:
+            os._exit(1)
+        return payload
+
+
+@pytest.mark.slow
+def test_a_simulation_that_cannot_start_raises_instead_of_waiting() -> None:
+    too_many = FlowerRay(cpus_per_party=10_000.0)
+    with too_many.open(a_setting()) as star, pytest.raises(ProtocolError, match="simulation"):
+        star.map(Echo(), {PARTIES[0]: {}}, round=0)
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Never replies."""
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        time.sleep(3600)
+        return payload
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout_seconds", [0.1, 20.0], ids=["while-starting", "in-a-step"])
+def test_a_party_that_does_not_reply_in_time_is_named_and_ended(timeout_seconds: float) -> None:
+    before = descendants()
+    with FlowerRay(timeout_seconds=timeout_seconds).open(a_setting()) as star:
+        with pytest.raises(PartyLostError, match="did not reply in round 5") as caught:
+            star.map(Hang(), {PARTIES[1]: {}}, round=5)
+        assert caught.value.party == PARTIES[1]
+    assert descendants() == before

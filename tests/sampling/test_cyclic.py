@@ -1,0 +1,379 @@
+"""Rows that take part at regular steps: drawn so, charged so, and refused where they are not."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.command.tables import from_table, to_table
+from privtrain.core.errors import BudgetExceededError, UnsoundReleaseError
+from privtrain.core.result import TrainResult
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget
+from privtrain.ledgers.run import JournalLedger
+from privtrain.mechanisms.banded import BandedMatrix
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.runs.calibrating import calibrate
+from privtrain.runs.fitting import fit
+from privtrain.sampling.batches import (
+    BatchSampling,
+    FixedSizeBatches,
+    PoissonBatches,
+    ShuffledEpochs,
+)
+from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
+from privtrain.sampling.sampling import Everyone, FixedSize, Poisson
+from privtrain.sampling.schedule import (
+    CyclicSample,
+    FixedPasses,
+    Schedule,
+    check_separation,
+    enforced,
+)
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
+from tests.mechanisms.test_banded import matrix
+from tests.sampling.test_batches import Watching, pairs_are_uniform
+from tests.statistics import assert_power, std_is
+from tests.trainers.federations import STAR, TASK, a_federation, module, vector
+from tests.trainers.test_dp_sgd import SILENT
+
+DATA = a_federation(30, 10, public_rows=40)
+BANDED = BandedMatrix(1.0, 1.0, bands=4, steps=15)
+
+
+def trainer(sampling: BatchSampling, mechanism: Any = BANDED, **options: Any) -> DPSGD:
+    settings: dict[str, Any] = {"epochs": 3, "expected_batch": 8.0, **options}
+    return DPSGD(release=Release(mechanism), sampling=sampling, **settings)
+
+
+def run(made: DPSGD, **options: Any) -> TrainResult:
+    return fit(made, TASK, DATA, runtimes=STAR, **options)
+
+
+def stop_at(place: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == place:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# ---------------------------------------------------------------------- who takes part
+
+
+@st.composite
+def schedules(draw: Any) -> Schedule:
+    parts, steps = draw(st.integers(1, 7)), draw(st.integers(1, 30))
+    if draw(st.booleans()):
+        return FixedPasses(parts, steps)
+    return CyclicSample(Poisson(draw(st.floats(0.05, 1.0)), 5.0), parts, steps)
+
+
+def turns(batches: list[list[int]], row: int) -> list[int]:
+    return [step for step, batch in enumerate(batches) if row in batch]
+
+
+@given(schedules(), st.integers(0, 25), st.integers(0, 2**32))
+def test_turns_of_a_row_are_far_apart_and_few(schedule: Any, rows: int, seed: int) -> None:
+    batches = list(enforced(schedule, rows, np.random.default_rng(seed)))
+    assert len(batches) == schedule.steps
+    for row in range(rows):
+        steps = turns(batches, row)
+        assert len(steps) <= schedule.maximum_participations
+        # More than apart: all in one step class, so that no block of steps holds two turns.
+        assert len({step % schedule.minimum_separation for step in steps}) <= 1
+    again = schedule.choose(rows, np.random.default_rng(seed))
+    assert again == sorted({row for batch in batches for row in batch})
+
+
+@settings(deadline=None)  # a matrix is optimised for each length
+@given(schedules(), st.integers(1, 12), st.integers(0, 2**32))
+def test_a_row_moves_what_is_released_by_no_more_than_its_turns(
+    schedule: Any, rows: int, seed: int
+) -> None:
+    """Worst case: every contribution of a row points the same way, with the clipping norm."""
+    apart = schedule.minimum_separation
+    column = BandedMatrix(1.0, 1.0, apart, apart + 20).coefficients
+    moved = matrix(column, max(schedule.steps, apart))[: schedule.steps, : schedule.steps]
+    for row in range(rows):
+        taking = np.zeros(schedule.steps)
+        taking[turns(list(schedule.batches(rows, np.random.default_rng(seed))), row)] = 1.0
+        assert float(((moved @ taking) ** 2).sum()) <= taking.sum() + 1e-9
+
+
+def test_turns_in_neighbouring_steps_move_it_by_more() -> None:
+    taking = np.array([0, 1.0, 1.0, 0, 0, 0, 0, 0])
+    assert float(((matrix(BANDED.coefficients, 8) @ taking) ** 2).sum()) > 1.5 * 2
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A schedule that claims what it does not keep."""
+
+    wrong: str
+    minimum_separation: int = 4
+    maximum_participations: int = 3
+
+    def batches(self, population: int, generator: np.random.Generator) -> Iterator[list[int]]:
+        for step in range(20):
+            if self.wrong == "ignores groups":
+                yield Poisson(0.4).choose(population, generator)
+            elif self.wrong == "too often":
+                yield [step % 4]
+            else:
+                yield [step, step]
+
+
+@pytest.mark.parametrize("wrong", ["ignores groups", "too often", "twice in a batch"])
+def test_a_schedule_that_breaks_its_promise_is_stopped(wrong: str) -> None:
+    with pytest.raises(UnsoundReleaseError, match="may not take part"):
+        list(enforced(Broken(wrong), 20, np.random.default_rng(0)))
+
+
+def test_a_broken_schedule_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CyclicSample, "batches", Broken("ignores groups").batches)
+    with pytest.raises(UnsoundReleaseError, match="may not take part"):
+        run(trainer(CyclicPoisson(4)))
+
+
+def groups_are_independent(group_of: Callable[[np.random.Generator], Any]) -> bool:
+    """Whether pairs of rows share a group as often as independent ones, and groups are uniform."""
+    generator, same, counts, draws = np.random.default_rng(0), 0, np.zeros(3), 3000
+    for _ in range(draws):
+        groups = group_of(generator)
+        same += groups[0] == groups[5]
+        counts[groups[2]] += 1
+    alone = float(stats.chisquare(counts).pvalue) >= 1e-4
+    return alone and float(stats.binomtest(same, draws, 1 / 3).pvalue) >= 1e-4
+
+
+def test_each_row_is_in_a_group_by_itself() -> None:
+    """A partition into groups of equal size would tell rows of each other: it is caught."""
+
+    def ours(generator: np.random.Generator) -> list[int]:
+        first = list(CyclicSample(Poisson(1.0, 1.0), 3, 3).batches(6, generator))
+        return [next(step for step in range(3) if row in first[step]) for row in range(6)]
+
+    def balanced(generator: np.random.Generator) -> list[int]:
+        return [int(number) // 2 for number in generator.permutation(6)]
+
+    assert groups_are_independent(ours)
+    assert not groups_are_independent(balanced)
+
+
+def test_a_turn_is_a_coin_of_the_stated_rate() -> None:
+    cycle = CyclicSample(Poisson(0.3, 1.0), groups=3, steps=3000)
+    first, last = 0, 0
+    for step, batch in enumerate(cycle.batches(300, np.random.default_rng(1))):
+        first, last = first + len(batch) * (step < 3), last + len(batch)
+    assert stats.binomtest(last, 300 * 1000, 0.3).pvalue >= 1e-4
+    assert stats.binomtest(last, 300 * 1000, 0.2).pvalue < 1e-4
+    assert first < last
+
+
+def test_the_order_is_uniform_and_stays() -> None:
+    passes = FixedPasses(cut=2, steps=6)
+    batches = list(passes.batches(6, np.random.default_rng(0)))
+    assert batches[0] == batches[2] == batches[4]
+    assert sorted(batches[0] + batches[1]) == list(range(6))
+
+    class First:
+        def choose(self, population: int, generator: np.random.Generator) -> list[int]:
+            return next(passes.batches(population, generator))
+
+    assert pairs_are_uniform(First(), 3)  # type: ignore[arg-type] # only `choose` is looked at
+
+
+# ---------------------------------------------------------------------- what it costs
+
+
+def gaussians(count: int, noise: float, delta: float, sensitivity: float = 1.0) -> float:
+    """Epsilon of Gaussian releases in closed form (Balle and Wang 2018, theorem 8)."""
+    mu = sensitivity * math.sqrt(count) / noise
+
+    def excess(value: float) -> float:
+        upper = stats.norm.cdf(mu / 2 - value / mu)
+        return float(upper - math.exp(value) * stats.norm.cdf(-mu / 2 - value / mu) - delta)
+
+    return float(optimize.brentq(excess, 0.0, 100.0))
+
+
+def public(made: DPSGD, **options: Any) -> Any:
+    result = run(made, delta=1e-5, **options)
+    return next(g for g in result.statement.guarantees if g.observer == "public")
+
+
+@pytest.mark.parametrize(("groups", "rate", "turns_at_most"), [(4, 0.8, 4), (5, 1.0, 3), (7, 1, 3)])
+def test_cyclic_batches_cost_a_sampled_gaussian_for_each_turn_of_a_group(
+    groups: int, rate: float, turns_at_most: int
+) -> None:
+    """15 steps at rate 8/40; with 5 groups and more every row of a group takes its turn."""
+    found = public(trainer(CyclicPoisson(groups)))
+    assert (found.relation, found.releases, found.accountant) == (ADD_REMOVE, 1, "pld")
+    assert "Choquette-Choo et al. 2023" in found.theorem
+    assert any(f"{groups} groups" in text for text in found.assumptions)
+    charge = repeated(poisson_sampled(rate, gaussian_event(1.0)), turns_at_most)
+    assert found.epsilon == pytest.approx(epsilon(charge, 1e-5), rel=1e-9)
+    unsampled = gaussians(turns_at_most, 1.0, 1e-5)
+    if rate == 1:
+        assert found.epsilon == pytest.approx(unsampled, rel=2e-3)
+    else:
+        assert gaussians(1, 1.0, 1e-5) < found.epsilon < unsampled
+        coin = DPSGD(epochs=3, expected_batch=8.0)
+        assert found.epsilon > epsilon(coin.plan(DATA, STAR)[0].event, 1e-5)
+
+
+def test_counted_rows_make_it_zero_out() -> None:
+    (plan, curator) = trainer(CyclicPoisson(4)).plan(replace(DATA, public_rows=None), STAR)
+    assert plan.relation is ZERO_OUT
+    assert math.isinf(epsilon(curator.event, 1e-5))
+
+
+@pytest.mark.parametrize(("relation", "sensitivity"), [(ZERO_OUT, 1.0), (REPLACE_ONE, 2.0)])
+def test_a_fixed_order_costs_a_gaussian_for_each_epoch(relation: Any, sensitivity: float) -> None:
+    found = public(trainer(FixedOrder(relation is REPLACE_ONE)))
+    assert (found.relation, found.releases) == (relation, 1)
+    assert found.epsilon == pytest.approx(gaussians(3, 1.0, 1e-5, sensitivity), rel=2e-3)
+    begun = public(trainer(FixedOrder(relation is REPLACE_ONE), epochs=2.2))
+    assert begun.epsilon == found.epsilon
+
+
+@pytest.mark.slow
+def test_one_band_costs_what_dp_sgd_costs_and_is_it() -> None:
+    one = BandedMatrix(1.0, 1.0, bands=1, steps=15)
+    made, plain = (trainer(PoissonBatches(), mechanism) for mechanism in (one, Gaussian(1.0, 1.0)))
+    assert public(made).epsilon == public(plain).epsilon
+    weights = [vector(module(run(each, delta=1e-5))) for each in (made, plain)]
+    assert torch.equal(*weights)
+
+
+@pytest.mark.slow
+def test_calibration_finds_the_noise_of_the_whole_run() -> None:
+    found = calibrate(trainer(CyclicPoisson(4)), DATA, epsilon=3.0, delta=1e-5, runtimes=STAR)
+    assert isinstance(found, DPSGD)
+    assert isinstance(found.release.mechanism, BandedMatrix)
+    assert 2.9 < public(found).epsilon <= 3.0
+
+
+# ---------------------------------------------------------------------- paid for as a whole
+
+
+def test_the_first_release_charges_the_whole_run(tmp_path: Path) -> None:
+    made = trainer(CyclicPoisson(4))
+    whole = public(made)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, progress=stop_at(1), folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().split("\n")[1:]]
+    assert lines[-1] == {"spent_up_to": 1}
+    ledger = JournalLedger(made.plan(DATA, STAR), delta=1e-5, journal=tmp_path / "journal.jsonl")
+    assert ledger.spent == ledger.limit == 1
+    assert not ledger.spend()
+    assert epsilon(made.plan(DATA, STAR)[0].event, 1e-5) == whole.epsilon
+
+
+def test_an_interrupted_run_is_not_taken_up_but_a_finished_one_is(tmp_path: Path) -> None:
+    made, seen = trainer(CyclicPoisson(4)), Watching()
+    for place in (1, 8):
+        folder = tmp_path / str(place)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, progress=stop_at(place), folder=folder)
+        for _ in range(2):
+            with pytest.raises(BudgetExceededError, match="interrupted"):
+                run(replace(made, gradients=seen), folder=folder)  # type: ignore[arg-type]
+    assert seen.batches == []
+    first, again = (run(made, folder=tmp_path / "whole") for _ in range(2))
+    assert torch.equal(vector(module(first)), vector(module(again)))
+    assert first.statement == again.statement
+    assert again.halted is None
+    assert again.history.unprotected == first.history.unprotected
+    assert len(first.history.unprotected["training_loss"]) > 5
+
+
+def test_a_budget_stops_it_before_the_first_step_or_not_at_all() -> None:
+    watching = Watching()
+    made = trainer(CyclicPoisson(4), gradients=watching)
+    whole = public(trainer(CyclicPoisson(4))).epsilon
+    with pytest.raises(BudgetExceededError, match="Not one release fits"):
+        run(made, budget=Budget(0.99 * whole))
+    assert watching.batches == []
+    assert run(made, budget=Budget(1.01 * whole)).halted is None
+    assert len(watching.batches) == 15
+
+
+# ---------------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize("sampling", [CyclicPoisson(6), FixedOrder()], ids=str)
+def test_the_model_carries_the_correlated_noise(sampling: BatchSampling) -> None:
+    """Without a signal the model is the sum of all noises; independent ones would be larger."""
+    mechanism = BandedMatrix(0.5, 2.0, bands=4, steps=15)
+    made = trainer(sampling, mechanism, expected_batch=8.0, learning_rate=8.0)
+    data = a_federation(30, 10)
+    samples = vector(module(fit(made, SILENT, data, runtimes=STAR)))
+    last = np.linalg.inv(matrix(mechanism.coefficients, 15)).cumsum(axis=0)[-1]
+    predicted = 1.0 * float(np.linalg.norm(last))
+    assert predicted < math.sqrt(15) / 1.55
+    assert_power(std_is, samples.numpy(), predicted)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        PoissonBatches(),
+        FixedSizeBatches(),
+        ShuffledEpochs(),
+        ShuffledEpochs(True),
+        CyclicPoisson(3),
+        FixedOrder(),
+    ],
+    ids=str,
+)
+def test_turns_that_are_too_close_are_refused(sampling: BatchSampling) -> None:
+    made = trainer(sampling, expected_batch=14.0)  # three batches in an epoch
+    for use in (run, lambda made: made.plan(DATA, STAR)):
+        with pytest.raises(UnsoundReleaseError, match=r"CyclicPoisson\(groups=4\)"):
+            use(made)
+    with pytest.raises(UnsoundReleaseError, match="bands=4"):
+        calibrate(made, DATA, epsilon=1.0, runtimes=STAR)
+    trainer(CyclicPoisson(4), expected_batch=14.0).plan(DATA, STAR)
+    trainer(FixedOrder(), expected_batch=10.0).plan(DATA, STAR)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FedAvg(release=Release(BANDED)),
+        lambda: FedAvg(release=Release(BANDED), sampling=FixedSize(2)),
+        lambda: FedAvg(release=Release(BANDED), sampling=Poisson(0.5)),
+        lambda: DPSteps(BANDED),
+        lambda: PATE(release=Release(BANDED, finish=ARGMAX)),
+        lambda: Release(BANDED).plans(unit="client", count=3, parties=3),  # type: ignore[arg-type]
+        lambda: check_separation(BANDED, Everyone()),
+    ],
+)
+def test_other_trainers_refuse_correlated_noise(make: Callable[[], Any]) -> None:
+    with pytest.raises(UnsoundReleaseError, match="BandedMatrix"):
+        make()
+
+
+def test_a_study_file_holds_it() -> None:
+    for sampling in (CyclicPoisson(4), FixedOrder(True)):
+        for part in (Release(BANDED), sampling):
+            assert from_table(to_table(part)) == part
