@@ -18,10 +18,12 @@ from harness import Row, compare, main
 # The files of this folder run as scripts from a checkout that need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from privtrain.accounting import epsilon as accounting
-from privtrain.accounting import losses as accountants
+from privtrain.accounting import losses
 from privtrain.accounting.calibration import calibrate_scale
-from privtrain.core.memory import peak_memory
+from privtrain.accounting.divergences import leaf_rdp
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
+from privtrain.core.cost import peak_memory
 
 DELTA = 1e-5
 
@@ -43,7 +45,7 @@ TARGETS = (0.01, 0.1, 0.5, 1.0, 3.0, 8.0, 30.0, 100.0, 300.0, 1000.0)
 
 def forget() -> None:
     """Empties the caches, so that each timing computes."""
-    for cached in (accountants.pld_epsilon, accountants._composed, accountants.leaf_rdp):
+    for cached in (losses.pld_epsilon, losses._composed, leaf_rdp):
         cached.cache_clear()
 
 
@@ -52,14 +54,14 @@ def row(name: str, event: Any, repeats: int) -> Row:
 
     def pld() -> float:
         forget()
-        return accounting.epsilon(event, DELTA, accountant="pld")
+        return epsilon(event, DELTA, accountant="pld")
 
     def rdp() -> float:
         forget()
-        return accounting.epsilon(event, DELTA, accountant="rdp")
+        return epsilon(event, DELTA, accountant="rdp")
 
     measured = compare(name, pld, rdp, ours_name="pld", against_name="rdp", repeats=repeats)
-    classic = accounting.epsilon(event, DELTA, accountant="rdp", conversion="classic")
+    classic = epsilon(event, DELTA, accountant="rdp", conversion="classic")
     epsilons = {"pld": pld(), "rdp": rdp(), "classic": classic}
     return {**measured, **{f"epsilon_{key}": round(value, 4) for key, value in epsilons.items()}}
 
@@ -69,33 +71,33 @@ def calibration(target: float, repeats: int) -> Row:
     _, rate, _, steps = PLANS[4]
 
     def step(scale: float) -> Any:
-        return accounting.poisson_sampled(rate, accounting.gaussian_event(scale))
+        return poisson_sampled(rate, gaussian_event(scale))
 
     def search() -> float:
         forget()
         return calibrate_scale(step, epsilon=target, delta=DELTA, count=steps)
 
     scale = search()
-    event = accounting.repeated(step(scale), steps)
+    event = repeated(step(scale), steps)
 
     def evaluation() -> float:
         forget()
-        return accounting.epsilon(event, DELTA)
+        return epsilon(event, DELTA)
 
     name = f"calibrate to epsilon {target:g}"
     sides: dict[str, Any] = {"ours_name": "calibration", "against_name": "one evaluation"}
     measured = compare(name, search, evaluation, repeats=repeats, **sides)
     memory = round(peak_memory() / 1e6)
-    found = {"noise_multiplier": round(scale, 4), "epsilon_pld": round(evaluation(), 4)}
-    return {**measured, **found, "peak_memory_mb": memory}
+    scale_and_epsilon = {"noise_multiplier": round(scale, 4), "epsilon_pld": round(evaluation(), 4)}
+    return {**measured, **scale_and_epsilon, "peak_memory_mb": memory}
 
 
 def rows(quick: bool) -> list[Row]:
     """One row a plan."""
     measured = []
     for name, rate, noise_multiplier, steps in PLANS:
-        step = accounting.poisson_sampled(rate, accounting.gaussian_event(noise_multiplier))
-        measured.append(row(name, accounting.repeated(step, steps), repeats=5 if quick else 15))
+        step = poisson_sampled(rate, gaussian_event(noise_multiplier))
+        measured.append(row(name, repeated(step, steps), repeats=5 if quick else 15))
     targets = TARGETS[::4] if quick else TARGETS
     return [*measured, *(calibration(target, repeats=5) for target in targets)]
 

@@ -64,26 +64,26 @@ class Work:
 
     def calibrated(self, epsilon: float, bands: int = 0) -> pt.DPSGD:
         """The same at an epsilon."""
-        found = pt.calibrate(self.trainer(bands), self.data, epsilon=epsilon, delta=DELTA)
-        if not isinstance(found, pt.DPSGD):
-            raise TypeError(f"Expected {found} to be a DPSGD.")
-        return found
+        calibrated = pt.calibrate(self.trainer(bands), self.data, epsilon=epsilon, delta=DELTA)
+        if not isinstance(calibrated, pt.DPSGD):
+            raise TypeError(f"Expected {calibrated} to be a DPSGD.")
+        return calibrated
 
 
 def works(quick: bool) -> list[Work]:
     """Digits, and MNIST where its files are."""
     task, data = pt.data.digits(parties=1)
-    found = [Work("digits, MLP", task, data, 2.0 if quick else 20.0, 64.0)]
+    on_digits = [Work("digits, MLP", task, data, 2.0 if quick else 20.0, 64.0)]
     if quick:
-        return found
+        return on_digits
     try:
         task, data = pt.data.mnist(
             parties=1, flat=True, model=pt.data.LogisticRegression(784, 10), validation_fraction=0.1
         )
     except pt.DataError as error:
         EXTRAS["left_out"].append(f"MNIST: {type(error).__name__}")
-        return found
-    return [*found, Work("MNIST, logistic regression", task, data, 10.0, 512.0)]
+        return on_digits
+    return [*on_digits, Work("MNIST, logistic regression", task, data, 10.0, 512.0)]
 
 
 def predicted(trainer: pt.DPSGD, steps: int) -> float:
@@ -112,7 +112,9 @@ def chosen(trainer: pt.DPSGD, work: Work, rates: Sequence[float]) -> pt.DPSGD:
     candidates = [replace(trainer, learning_rate=rate) for rate in rates]
     if len(candidates) == 1:
         return candidates[0]
-    return max(candidates, key=lambda one: trained(one, work, CHOOSING_SEED, on_test=False)[1])
+    return max(
+        candidates, key=lambda trainer: trained(trainer, work, CHOOSING_SEED, on_test=False)[1]
+    )
 
 
 def row(work: Work, epsilon: float, rates: Sequence[float]) -> Row:
@@ -122,16 +124,16 @@ def row(work: Work, epsilon: float, rates: Sequence[float]) -> Row:
     # With more groups than batches in an epoch, a run would make fewer passes.
     most = work.data.public_rows or len(work.data.pooled())
     tried = {b: work.calibrated(epsilon, b) for b in BANDS if b * work.batch <= most}
-    noise = {b: predicted(one, batches.steps) for b, one in tried.items()}
+    noise = {b: predicted(side, batches.steps) for b, side in tried.items()}
     bands = min(noise, key=lambda b: noise[b])
     sides = (chosen(tried[bands], work, rates), chosen(plain, work, rates))
     seconds: tuple[list[float], list[float]] = ([], [])
-    found: tuple[list[float], list[float]] = ([], [])
+    accuracies: tuple[list[float], list[float]] = ([], [])
     for place, seed in enumerate(SEEDS):
         for side in (0, 1) if place % 2 == 0 else (1, 0):
             took, accurate = trained(sides[side], work, seed, on_test=True)
             seconds[side].append(took)
-            found[side].append(accurate)
+            accuracies[side].append(accurate)
     timed = from_seconds(
         f"{work.name}, epsilon {epsilon:g}", *seconds, ours_name="DP-FTRL", against_name="DP-SGD"
     )
@@ -139,17 +141,17 @@ def row(work: Work, epsilon: float, rates: Sequence[float]) -> Row:
         "epsilon": epsilon,
         "steps": batches.steps,
         "bands": bands,
-        **_figures("ours", sides[0], found[0], noise[bands]),
-        **_figures("against", sides[1], found[1], predicted(plain, batches.steps)),
+        **_figures("ours", sides[0], accuracies[0], noise[bands]),
+        **_figures("against", sides[1], accuracies[1], predicted(plain, batches.steps)),
         "predicted_noise_by_bands": {str(b): round(value, 3) for b, value in noise.items()},
-        "accuracy_difference_by_seed": [a - b for a, b in zip(*found, strict=True)],
+        "accuracy_difference_by_seed": [a - b for a, b in zip(*accuracies, strict=True)],
     }
 
 
-def _figures(side: str, trainer: pt.DPSGD, found: list[float], noise: float) -> Row:
+def _figures(side: str, trainer: pt.DPSGD, accuracies: list[float], noise: float) -> Row:
     return {
-        f"{side}_accuracy_mean": statistics.mean(found),
-        f"{side}_accuracy_by_seed": found,
+        f"{side}_accuracy_mean": statistics.mean(accuracies),
+        f"{side}_accuracy_by_seed": accuracies,
         f"{side}_learning_rate": trainer.learning_rate,
         f"{side}_noise_multiplier": getattr(trainer.release.mechanism, "noise_multiplier", None),
         f"{side}_predicted_noise": noise,

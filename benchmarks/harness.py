@@ -202,13 +202,13 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that a figure depends on."""
-    found = {}
+    installed = {}
     for name in ("privtrain", *PACKAGES):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def commit() -> str:

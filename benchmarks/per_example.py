@@ -32,7 +32,7 @@ from privtrain.core.parameters import trainable
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.bookkeeping.one_by_one import PerExample
+from privtrain.gradients.bookkeeping.torch_func import TorchFuncEngine
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import noised
 from privtrain.steps.optimizers import GradientVector, descend
@@ -259,11 +259,11 @@ def check(work: Work) -> None:
     if not work.tokens:
         rows = Rows(rows.inputs.double(), rows.labels)
     engine = BookKeeping().engine(model, cross_entropy)
-    found = engine.clipped_sum(rows, C).value
+    by_formulas = engine.clipped_sum(rows, C).value
     if engine.notes:
-        raise RuntimeError(f"Expected the books to take this model; {engine.notes}.")
-    wanted = PerExample(model, cross_entropy).clipped_sum(rows, C).value
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+        raise RuntimeError(f"Expected a formula for every parameter of this model; {engine.notes}.")
+    wanted = TorchFuncEngine(model, cross_entropy).clipped_sum(rows, C).value
+    torch.testing.assert_close(by_formulas, wanted, rtol=1e-9, atol=1e-11)
 
 
 def build_rows(quick: bool) -> list[Row]:
@@ -303,15 +303,15 @@ def _row(name: str, work: Work, side: str, quick: bool) -> list[Row]:
 
 def _memory(name: str, work: Work) -> dict[str, Any]:
     """MB that each side's steps take at most, in a process of its own."""
-    found: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     for side in SIDES:
         if side == "sgd-fused" and work.fused is None:
             continue
         command = [sys.executable, __file__, "--memory", name, side]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            found |= {side: json.loads(done.stdout)}
-    return found
+            memory |= {side: json.loads(done.stdout)}
+    return memory
 
 
 def _measure_memory(name: str, side: str) -> None:

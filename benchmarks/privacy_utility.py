@@ -57,15 +57,15 @@ def adult(directory: Path) -> Work:
 
 def works(quick: bool) -> list[Work]:
     """What is there."""
-    found = [digits(quick)]
+    available = [digits(quick)]
     given = os.environ.get("PRIVTRAIN_DATA")
     directory = Path(given) if given else ROOT.parent / "shared" / "data"
     if not quick:
         try:
-            found.append(adult(directory))
+            available.append(adult(directory))
         except pt.DataError as error:
             print(f"Without Adult: {error}", file=sys.stderr)
-    return found
+    return available
 
 
 def trained(trainer: Any, task: pt.Task, data: pt.FederatedData, seed: int) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def row(work: Work, epsilon: float, seeds: int) -> Row:
         ours_name="dp_sgd",
         against_name="sgd",
     )
-    scores = {side: [score for _, score in found] for side, found in sides.items()}
+    scores = {side: [score for _, score in pairs] for side, pairs in sides.items()}
     return {
         **measured,
         "epsilon": epsilon,

@@ -77,12 +77,12 @@ class Measure:
 
     def __call__(self, party: MeshParty) -> Payload:
         """Seconds by work and side, shape `(repeats,)`; rounds and bytes of one step."""
-        found: Payload = {}
+        measured: Payload = {}
         with CrypTen().open(party) as session:
             for work in self.works:
-                found |= self._step(session, work, party)
-            found |= self._softmax(session)
-        return found
+                measured |= self._step(session, work, party)
+            measured |= self._softmax(session)
+        return measured
 
     def _step(self, session: CrypTenSession, work: Work, party: MeshParty) -> Payload:
         model = work.model()
@@ -148,12 +148,12 @@ class Measure:
 
 def rows(quick: bool) -> list[Row]:
     """One row a model and question."""
-    found = []
+    table = []
     for parties in (2,) if quick else (2, 3):
         names = [f"computing-{rank}" for rank in range(parties)]
         program = Measure(WORKS, 5 if quick else 15)
         reply = Processes(timeout=120).spmd(program, {name: {} for name in names})[names[0]]
-        times = {key: [float(one) for one in value] for key, value in reply.payload.items()}
+        times = {key: [float(second) for second in value] for key, value in reply.payload.items()}
         for work in WORKS:
             rounds, sent = times[f"{work.name}/counts"]
             secure = times[f"{work.name}/secure"]
@@ -165,8 +165,8 @@ def rows(quick: bool) -> list[Row]:
                     ours_name=f"crypten-{parties}",
                     against_name="torch" if side == "plain" else "crypten without checks",
                 )
-                found.append(row | {"rounds": int(rounds), "bytes_sent_per_party": int(sent)})
-        found.append(
+                table.append(row | {"rounds": int(rounds), "bytes_sent_per_party": int(sent)})
+        table.append(
             from_seconds(
                 "softmax 128x10",
                 times["softmax/ours"],
@@ -175,7 +175,7 @@ def rows(quick: bool) -> list[Row]:
                 against_name="CrypTen's softmax",
             )
         )
-    return found
+    return table
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from privtrain import data as data
-    from privtrain.accounting.epsilon import RdpCurve as RdpCurve
     from privtrain.accounting.epsilon import epsilon as epsilon
     from privtrain.accounting.epsilon import epsilon_bracket as epsilon_bracket
     from privtrain.accounting.epsilon import group_epsilon as group_epsilon
     from privtrain.accounting.filter import RdpFilter as RdpFilter
+    from privtrain.accounting.renyi import RdpCurve as RdpCurve
     from privtrain.accounting.selection import RandomTrials as RandomTrials
     from privtrain.attacks.membership import LossThreshold as LossThreshold
     from privtrain.attacks.one_run.attack import OneRun as OneRun

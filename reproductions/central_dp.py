@@ -31,7 +31,7 @@ import tyro
 
 import privtrain as pt
 from privtrain.accounting.epsilon import epsilon as epsilon_of
-from privtrain.accounting.epsilon import gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.validate import check_count, check_member, check_positive
 from privtrain.data.models import LogisticRegression
 from privtrain.data.scattering import scattered
@@ -199,9 +199,9 @@ def sigma_of(recipe: Recipe, data: pt.FederatedData, epsilon: float, accounting:
         if epsilon == 3.0 and recipe.published_sigma is not None:
             return recipe.published_sigma
         return classic_sigma(recipe, rows, epsilon)
-    found = pt.calibrate(recipe.trainer(rows, 1.0), data, epsilon=epsilon, delta=DELTA)
-    assert isinstance(found, pt.DPSGD)
-    return float(getattr(found.release.mechanism, "noise_multiplier"))  # noqa: B009
+    calibrated = pt.calibrate(recipe.trainer(rows, 1.0), data, epsilon=epsilon, delta=DELTA)
+    assert isinstance(calibrated, pt.DPSGD)
+    return float(getattr(calibrated.release.mechanism, "noise_multiplier"))  # noqa: B009
 
 
 def trained(job: Job, args: Args) -> dict[str, object]:
@@ -259,7 +259,7 @@ def write(row: dict[str, object]) -> None:
     """Adds a run, whole or not at all."""
     RESULTS.parent.mkdir(exist_ok=True)
     beside = RESULTS.with_suffix(".part")
-    lines = ",\n".join(json.dumps(one) for one in [*read(), row])
+    lines = ",\n".join(json.dumps(entry) for entry in [*read(), row])
     beside.write_text(f'{{"delta": {DELTA}, "rows": [\n{lines}\n]}}\n')
     os.replace(beside, RESULTS)
 
@@ -279,17 +279,17 @@ def table(rows: list[dict[str, object]]) -> str:
     for row in rows:
         key = (row["recipe"], row["epsilon"] or math.inf, row["accounting"])
         groups.setdefault(key, []).append(row)
-    for (name, asked, by), found in sorted(groups.items(), key=lambda item: str(item[0])):
-        scores = [100 * float(str(row["accuracy"])) for row in found]
-        seconds = statistics.median(float(str(row["seconds"])) for row in found)
-        first = found[0]
+    for (name, asked, by), runs in sorted(groups.items(), key=lambda item: str(item[0])):
+        scores = [100 * float(str(row["accuracy"])) for row in runs]
+        seconds = statistics.median(float(str(row["seconds"])) for row in runs)
+        first = runs[0]
         shown = [
             "–" if first[key] is None else f"{float(str(first[key])):.3f}"
             for key in ("sigma", "epsilon_pld", "epsilon_rdp")
         ]
         spread = f"{statistics.fmean(scores):.2f} ({min(scores):.2f}–{max(scores):.2f})"
         lines.append(
-            f"| {name} | {asked:g} | {by} | {' | '.join(shown)} | {spread} | {len(found)} "
+            f"| {name} | {asked:g} | {by} | {' | '.join(shown)} | {spread} | {len(runs)} "
             f"| {seconds:.0f} |"
         )
     return "\n".join(lines)
@@ -300,9 +300,9 @@ def main(args: Args) -> None:
     if args.table:
         print(table(read()))
         return
-    kept = not (args.smoke or args.validation)
-    todo = missing(args) if kept else list(jobs(args))
-    keep: Callable[[dict[str, object]], None] = write if kept else lambda row: None
+    written = not (args.smoke or args.validation)
+    todo = missing(args) if written else list(jobs(args))
+    keep: Callable[[dict[str, object]], None] = write if written else lambda row: None
     for row in results(todo, args):
         keep(row)
         print(json.dumps(row), flush=True)

@@ -87,9 +87,11 @@ def reading(comparison: pt.Comparison) -> str:
         if row.epsilon_asked is not None:
             scores.setdefault(row.epsilon_asked, []).append(row.accuracy or 0.0)
     lines = [f"Without a promise: {plain:.1%}."]
-    for epsilon, found in sorted(scores.items()):
-        price = 100 * (plain - fmean(found))
-        lines.append(f"epsilon {epsilon:g}: {fmean(found):.1%}, the price is {price:.1f} points.")
+    for epsilon, accuracies in sorted(scores.items()):
+        price = 100 * (plain - fmean(accuracies))
+        lines.append(
+            f"epsilon {epsilon:g}: {fmean(accuracies):.1%}, the price is {price:.1f} points."
+        )
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ class Args:
 
 
 def trainers(args: Args) -> dict[str, pt.FedAvg | pt.MPCSGD]:
-    """What the hospitals can do together."""
+    """What the hospitals can train together, by name."""
     plain = pt.PlainSteps(epochs=1, learning_rate=5.0)
     noised = pt.DPSteps(pt.Gaussian(0.5, 1.0), sampling_rate=0.5, learning_rate=4.0)
     return {
@@ -101,7 +101,11 @@ def compare(args: Args) -> pt.Comparison:
     central = pt.SGD(epochs=args.epochs, learning_rate=5.0)
     single = [run({f"{name} alone": central}, data=alone(data, name)) for name in HOSPITALS]
     joint = run({"pooled": central, **trainers(args)}, data=data, epsilons=[args.epsilon])
-    rows = (joint.rows[0], *(row for one in single for row in one.rows), *joint.rows[1:])
+    rows = (
+        joint.rows[0],
+        *(row for comparison in single for row in comparison.rows),
+        *joint.rows[1:],
+    )
     return replace(joint, rows=rows)
 
 

@@ -1,1 +1,1 @@
-"""accounting: to be said."""
+"""What releases promise: events, and their epsilon by two accountants."""

@@ -12,6 +12,8 @@ from typing import Any
 from privtrain.core.validate import check_non_negative
 
 _PAD = 1e-9
+"""By how much, relative and absolute, a bound is raised above the epsilon that it must cover."""
+
 _TRIES = 50
 
 
@@ -21,8 +23,8 @@ class Approximate:
 
     Args:
         event: The other one.
-        distance: Upper bound on the total variation distance between the outputs of the two, all
-            draws of all releases in the event together; at least zero.
+        distance: Upper bound on the total variation distance between the outputs of the two, of
+            all draws of all releases in the event jointly; at least zero.
     """
 
     event: Any
@@ -67,15 +69,17 @@ class Approximate:
             rest = delta - (1 + math.exp(min(bound, 700.0))) * self.distance
             if rest <= 0:
                 break
-            found = exact(rest) if self.distance > 0 else bound
-            if found <= bound:
+            epsilon = exact(rest) if self.distance > 0 else bound
+            # The rest is enough for the bound that it was computed with: that is the proof.
+            if epsilon <= bound:
                 return bound
-            bound = found * (1 + _PAD) + _PAD
+            # A larger bound leaves a smaller rest: the search climbs to the smallest fixed point.
+            bound = epsilon * (1 + _PAD) + _PAD
         return math.inf
 
 
 def exact_part(event: Any) -> Any:
-    """The event that accountants read; it says nothing of the distance."""
+    """The event that accountants read, without the distance."""
     return event.event if isinstance(event, Approximate) else event
 
 
@@ -85,5 +89,5 @@ def holds_distance(event: Any) -> bool:
 
 
 def total_distance(events: tuple[Any, ...]) -> float:
-    """Distance of several releases from what accountants read, all together."""
+    """The sum of the distances of several releases from what accountants read."""
     return float(sum(event.distance for event in events if isinstance(event, Approximate)))

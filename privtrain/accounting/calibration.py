@@ -3,13 +3,10 @@
 import math
 from collections.abc import Callable
 
-from privtrain.accounting.epsilon import (
-    Event,
-    best_accountant,
-    repeated,
-    rough_epsilon,
-)
+from privtrain.accounting.epsilon import best_accountant
 from privtrain.accounting.epsilon import epsilon as epsilon_of
+from privtrain.accounting.event import Event, repeated
+from privtrain.accounting.grid import rough_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Relation
 from privtrain.core.validate import check_count, check_delta, check_positive
@@ -33,7 +30,7 @@ def calibrate_scale(
     count: int = 1,
     tolerance: float = 1e-3,
 ) -> float:
-    """The smallest noise scale with which all releases together stay within a target.
+    """The smallest noise scale with which all releases stay within a target.
 
     Rényi divergences, which are fast, narrow the range down; the accountant that the guarantee will
     name then finds the scale, in a few evaluations.
@@ -76,17 +73,18 @@ def calibrate_scale(
         return _log_ratio(rough_epsilon(event(log_scale), delta, relation), epsilon)
 
     start = 0.0
+    # A start, no more: the estimate bounds nothing, so the search below may go either way from it.
     if best != "rdp":
         start = _smallest(rough_excess, start, _ROUGH) or start
-    found = _smallest(excess, start, tolerance)
-    if found is None:
+    log_scale = _smallest(excess, start, tolerance)
+    if log_scale is None:
         raise BudgetExceededError(
             f"No amount of noise makes {count} releases ({epsilon:g}, {delta:g})-DP under "
             f"{relation.replace('_', '-')} neighbours. Part of the release is not protected by the "
             "noise that is calibrated, or the accountant cannot resolve the delta: protect it, "
             "make fewer releases, or ask for a larger epsilon or delta."
         )
-    return math.exp(found)
+    return math.exp(log_scale)
 
 
 def _log_ratio(value: float, target: float) -> float:
@@ -104,9 +102,11 @@ def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
     while high - low > tolerance:
         # The secant in log-log coordinates, a third of the tolerance to either side in turn:
         # the bracket is closed from both ends.
+        # A value at its bound says nothing of the slope: the bracket is halved instead.
         blind = above >= math.log(_FAR)
         part = 0.5 if blind else above / (above - below)
         guess = low + (high - low) * part + side * tolerance / 3
+        # Never at an end, which was evaluated already.
         margin = min(tolerance / 4, (high - low) / 4)
         guess = min(max(guess, low + margin), high - margin)
         value = excess(guess)
@@ -117,6 +117,7 @@ def _smallest(excess: Excess, start: float, tolerance: float) -> float | None:
         else:
             high, below, above = guess, value, above / 2 if side < 0 and not blind else above
             side = -1
+    # The upper end: it was evaluated, and meets the target.
     return high
 
 
@@ -133,7 +134,7 @@ def _bracket(
         here = last + stride if up else last - stride
         if abs(here) > _FARTHEST:
             return None if up else ((-_FARTHEST, 1.0), (last, value))
-        found = excess(here)
-        if (found > 0) != up:
-            return ((last, value), (here, found)) if up else ((here, found), (last, value))
-        last, value = here, found
+        there = excess(here)
+        if (there > 0) != up:
+            return ((last, value), (here, there)) if up else ((here, there), (last, value))
+        last, value = here, there

@@ -8,12 +8,11 @@ the noise.
 """
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from privtrain.accounting.library import Array, GridLosses, Losses, each_direction, self_convolved
 
 _CUT_OFF = 1e-15
 """How much probability windows leave out; it counts as infinite loss, or not at all from below."""
@@ -28,62 +27,59 @@ _RAREST = 1e-10
 """The probability around which the tilted distribution is centred."""
 
 
-def self_composed(dp: Any, losses: Any, count: int) -> Any:
+def self_composed(losses: Losses, count: int) -> Losses:
     """The privacy losses of a release that is made several times.
 
     Args:
-        dp: dp_accounting.
-        losses: The `PrivacyLossDistribution` of one release.
+        losses: Those of one release.
         count: How often it is made; at least 1.
 
     Returns:
-        The `PrivacyLossDistribution` of all of them. Probabilities are exact to a relative 1e-6 or
-        so, however small, down to the 1e-15 that are left out.
+        The losses of all of them. Probabilities are exact to a relative 1e-6 or so, however small,
+        down to the 1e-15 that are left out.
 
     Source: Koskela, Jälkö, Prediger and Honkela 2021 (arXiv:2006.07134) for the convolution;
     Esscher 1932 for the tilt.
     """
-    if count == 1:
-        return losses
-    remove = _power(dp, losses._pmf_remove.to_dense_pmf(), count)
-    if losses._symmetric:
-        return type(losses)(remove)
-    return type(losses)(remove, _power(dp, losses._pmf_add.to_dense_pmf(), count))
+    return losses if count == 1 else each_direction(losses, partial(_power, count=count))
 
 
-def _power(dp: Any, one: Any, count: int) -> Any:
-    """The distribution of the sum of `count` losses of a dense distribution."""
-    convolve = dp.pld.common.self_convolve
-    first, summed = convolve(one._probs, count, _CUT_OFF)
+def _power(once: GridLosses, count: int) -> GridLosses:
+    """The distribution of the sum of `count` independent losses of one distribution."""
+    first, summed = self_convolved(once.probabilities, count, _CUT_OFF)
     summed = np.maximum(summed, 0.0)
     beyond = np.cumsum(summed[::-1])[::-1]  # of each loss and all larger ones
     rare = first + int(np.searchsorted(-beyond, -_RARE))
 
-    slope = _tilt(one._probs, count)
-    tilted, log_mass = _tilted(one._probs, slope)
-    start, common = convolve(tilted, count, _CUT_OFF)
+    # Esscher's tilt: probabilities times exp(slope x number), scaled to one, convolve to the
+    # tilted sum, since the exponents of independent numbers add up.
+    slope = _tilt(once.probabilities, count)
+    tilted, log_mass = _tilted(once.probabilities, slope)
+    start, common = self_convolved(tilted, count, _CUT_OFF)
     # Undone, the tilt multiplies the noise of what is rare under it from below.
     peak = int(np.argmax(common))
     noise = int(np.flatnonzero(common[: peak + 1] >= _NOISE * common[peak])[0])
     start, common = start + noise, common[noise:]
+    # The tilt is undone in logarithms: its factor leaves the range of floats on either side.
     numbers = start + np.arange(len(common))
     with np.errstate(divide="ignore"):
         logs = np.log(np.maximum(common, 0.0)) + count * log_mass - slope * numbers
     rare = max(rare, start)
     tail = np.exp(np.minimum(logs[rare - start :], 0.0))
+    # The largest losses, of half the cut-off's probability in all, would only lengthen the grid.
     tail = tail[: len(tail) - int(np.searchsorted(np.cumsum(tail[::-1]), _CUT_OFF / 2))]
 
-    infinite = -math.expm1(count * math.log1p(-one._infinity_mass))
-    if one._pessimistic_estimate:
+    # One infinite loss among the releases makes the sum infinite: 1 - (1 - p)^count.
+    infinite = -math.expm1(count * math.log1p(-once.infinite))
+    if once.pessimistic:
+        # What the windows left out may have been any loss: an upper bound counts it as infinite.
         infinite += _CUT_OFF
-    kept = summed[: max(0, rare - first)]
-    lowest = count * one._lower_loss + first
-    return type(one)(
-        one._discretization,
-        lowest,
-        np.concatenate([kept, np.zeros(max(0, rare - first - len(kept))), tail]),
-        infinite,
-        one._pessimistic_estimate,
+    ordinary = summed[: max(0, rare - first)]
+    gap = np.zeros(max(0, rare - first - len(ordinary)))
+    return once._replace(
+        lowest=count * once.lowest + first,
+        probabilities=np.concatenate([ordinary, gap, tail]),
+        infinite=infinite,
     )
 
 
@@ -93,7 +89,8 @@ def _tilted(probabilities: Array, slope: float) -> tuple[Array, float]:
         logs = np.log(np.maximum(probabilities, 0.0)) + slope * np.arange(len(probabilities))
     top = float(logs.max())
     raised = np.exp(logs - top)
-    raised[raised < 1e-200] = 0.0  # dp_accounting divides by the smallest of them
+    # dp_accounting divides by the smallest of them.
+    raised[raised < 1e-200] = 0.0
     mass = float(raised.sum())
     return raised / mass, top + math.log(mass)
 
@@ -105,6 +102,7 @@ def _tilt(probabilities: Array, count: int) -> float:
     exp(count (log mass) - slope m), which falls with the slope.
     """
     numbers = np.arange(len(probabilities))
+    # Bisection of the logarithm of the slope; sixteen halvings leave it within 0.1%.
     low, high = math.log(1e-12), math.log(1e3)
     for _ in range(16):
         middle = (low + high) / 2

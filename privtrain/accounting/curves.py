@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privtrain.accounting.epsilon import Event, best_accountant, epsilon
+from privtrain.accounting.epsilon import best_accountant, epsilon
+from privtrain.accounting.event import Event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Relation
 from privtrain.core.validate import check_delta
@@ -22,6 +23,7 @@ Pairs = Sequence[tuple[float, float]]
 DELTAS = tuple(10.0 ** (-power / 2) for power in range(4, 21))
 """From 1e-2 to 1e-10: where epsilon is stated."""
 
+# Up to nearly 1: the middle of a trade-off function is drawn by pairs of large delta.
 _WIDE = (*DELTAS, *(0.0125 * part for part in range(1, 80)))
 
 
@@ -46,14 +48,14 @@ def epsilon_curve(
     grid = sorted(set(deltas))
     for delta in grid:
         check_delta(delta)
-    accountant, found = best_accountant(event, relation), []
+    accountant, pairs = best_accountant(event, relation), []
     for delta in grid:
         try:
-            found.append((delta, epsilon(event, delta, relation=relation, accountant=accountant)))
+            pairs.append((delta, epsilon(event, delta, relation=relation, accountant=accountant)))
         except UnsupportedError:
             # The event is readable: the grid leaves out more probability than this delta.
             continue
-    return tuple(found)
+    return tuple(pairs)
 
 
 def smallest_miss(pairs: Pairs, false_positives: ArrayLike) -> NDArray[np.float64]:
@@ -81,6 +83,8 @@ def smallest_miss(pairs: Pairs, false_positives: ArrayLike) -> NDArray[np.float6
     best = np.zeros_like(rates)
     for delta, bound in pairs:
         if math.isfinite(bound):
+            # Proposition 2.5: max(0, 1 - delta - e^epsilon a, e^-epsilon (1 - delta - a)). The
+            # second line is the first one with the neighbours exchanged.
             rest = 1 - delta
             best = np.maximum(best, rest - math.exp(min(bound, 700.0)) * rates)
             best = np.maximum(best, math.exp(-bound) * (rest - rates))
@@ -126,7 +130,7 @@ def wide_pairs(event: Event, relation: Relation = ADD_REMOVE) -> tuple[tuple[flo
 def from_pairs(
     pairs: Pairs, *, false_positives: ArrayLike | None = None
 ) -> tuple[tuple[float, float], ...]:
-    """A lower bound of the trade-off function of what keeps all of some pairs.
+    """A lower bound of the trade-off function of every event that keeps all given pairs.
 
     Args:
         pairs: Pairs `(delta, epsilon)` that are promised.
@@ -135,6 +139,7 @@ def from_pairs(
     Returns:
         Points `(false positive rate, smallest false negative rate)`; see `smallest_miss`.
     """
+    # Finest at small rates: an attack that names few members surely is judged there.
     ends = np.logspace(-4, math.log10(0.05), 20)
     grid = np.concatenate([[0.0], ends, np.linspace(0.075, 1.0, 38)])
     rates = grid if false_positives is None else np.asarray(false_positives, dtype=np.float64)
@@ -156,6 +161,7 @@ def gaussian_delta(bound: float, mu: float) -> float:
     """
     from scipy.special import log_ndtr
 
+    # Theorem 8: delta = Phi(-epsilon/mu + mu/2) - e^epsilon Phi(-epsilon/mu - mu/2), in logarithms.
     first = float(log_ndtr(-bound / mu + mu / 2))
     second = bound + float(log_ndtr(-bound / mu - mu / 2))
     # The difference of the exponentials, without losing the digits of two large ones.
@@ -185,6 +191,7 @@ def gaussian_mu(bound: float, delta: float) -> float | None:
     def excess(log_mu: float) -> float:
         return math.log(max(gaussian_delta(bound, math.exp(log_mu)), 1e-300)) - math.log(delta)
 
+    # The logarithm of mu is searched for: mu spans twelve powers of ten.
     return math.exp(brentq(excess, math.log(1e-6), math.log(1e6), xtol=1e-12))
 
 

@@ -1,38 +1,34 @@
 """Events: what was released, without what it promises.
 
 An event says: Gaussian noise of std / clipping_norm, sampled at a rate, so many times. It carries
-no neighbouring relation and no delta. This is the only file that imports dp_accounting, on first
-use.
+no neighbouring relation and no delta.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from privtrain.accounting.approximate import Approximate, exact_part, holds_distance, total_distance
-from privtrain.accounting.losses import Event
+from privtrain.accounting.library import Kind, is_kind, make
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.validate import check_count, check_non_negative, check_probability
 
+Event: TypeAlias = Any
+"""A dp_accounting event (an untyped package), an `RdpCurve`, an `Approximate`, or several."""
 
-@cache
-def dp() -> Any:
-    """dp_accounting, imported on first use: that takes a second."""
-    import dp_accounting
-
-    return dp_accounting
+Terms: TypeAlias = tuple[tuple[Event, int], ...]
+"""Distinct releases, and how often each was made."""
 
 
 def non_private_event() -> Event:
     """A release without protection: its epsilon is infinite."""
-    return dp().NonPrivateDpEvent()
+    return make(Kind.NON_PRIVATE)
 
 
 def no_event() -> Event:
     """No release at all: its epsilon is zero."""
-    return dp().NoOpDpEvent()
+    return make(Kind.NO_OP)
 
 
 def gaussian_event(noise_multiplier: float) -> Event:
@@ -50,7 +46,7 @@ def gaussian_event(noise_multiplier: float) -> Event:
     check_non_negative(noise_multiplier=noise_multiplier)
     if noise_multiplier == 0:
         return non_private_event()
-    return dp().GaussianDpEvent(float(noise_multiplier))
+    return make(Kind.GAUSSIAN, float(noise_multiplier))
 
 
 def laplace_event(noise_multiplier: float) -> Event:
@@ -68,7 +64,7 @@ def laplace_event(noise_multiplier: float) -> Event:
     check_non_negative(noise_multiplier=noise_multiplier)
     if noise_multiplier == 0:
         return non_private_event()
-    return dp().LaplaceDpEvent(float(noise_multiplier))
+    return make(Kind.LAPLACE, float(noise_multiplier))
 
 
 def poisson_sampled(rate: float, event: Event) -> Event:
@@ -90,7 +86,7 @@ def poisson_sampled(rate: float, event: Event) -> Event:
         return event.map(lambda exact: poisson_sampled(rate, exact))
     if rate == 1 or _is_trivial(event):
         return event
-    return dp().PoissonSampledDpEvent(float(rate), _inside_sample(event))
+    return make(Kind.POISSON_SAMPLED, float(rate), _inside_sample(event))
 
 
 def fixed_size_sampled(source_size: int, sample_size: int, event: Event) -> Event:
@@ -116,7 +112,7 @@ def fixed_size_sampled(source_size: int, sample_size: int, event: Event) -> Even
         return event.map(lambda exact: fixed_size_sampled(source_size, sample_size, exact))
     if _is_trivial(event):
         return event
-    return dp().SampledWithoutReplacementDpEvent(source_size, sample_size, _inside_sample(event))
+    return make(Kind.FIXED_SIZE_SAMPLED, source_size, sample_size, _inside_sample(event))
 
 
 def truncated_poisson_sampled(source_size: int, rate: float, largest: int, event: Event) -> Event:
@@ -146,16 +142,15 @@ def truncated_poisson_sampled(source_size: int, rate: float, largest: int, event
     if _is_trivial(event):
         return event
     inner = _inside_sample(event)
-    if not isinstance(inner, dp().GaussianDpEvent):
+    if not is_kind(inner, Kind.GAUSSIAN):
         raise UnsupportedError(
             f"The cost of a truncated sample is known for Gaussian noise only, not for {event!r}. "
             "Use Poisson or fixed-size samples."
         )
+    # A cut that cannot happen is a Poisson sample, which more readings and relations know.
     if largest >= source_size:
         return poisson_sampled(rate, inner)
-    return dp().dp_event.TruncatedSubsampledGaussianDpEvent(
-        source_size, float(rate), largest, inner.noise_multiplier
-    )
+    return make(Kind.TRUNCATED_GAUSSIAN, source_size, float(rate), largest, inner.noise_multiplier)
 
 
 def of_group(event: Event, size: int) -> Event:
@@ -185,18 +180,20 @@ def of_group(event: Event, size: int) -> Event:
 
 
 def _leaf_of_group(leaf: Event, size: int) -> Event:
-    kinds = dp()
-    if isinstance(leaf, kinds.NonPrivateDpEvent):
+    if is_kind(leaf, Kind.NON_PRIVATE):
         return leaf
-    if isinstance(leaf, (kinds.GaussianDpEvent, kinds.LaplaceDpEvent)):
+    if is_kind(leaf, Kind.GAUSSIAN, Kind.LAPLACE):
+        # Each unit moves the sum by at most C, so the group moves it by at most `size` times that.
         return type(leaf)(leaf.noise_multiplier / size)
-    sampled = isinstance(leaf, kinds.PoissonSampledDpEvent)
-    if sampled and isinstance(leaf.event, kinds.GaussianDpEvent):
+    sampled = is_kind(leaf, Kind.POISSON_SAMPLED)
+    if sampled and is_kind(leaf.event, Kind.GAUSSIAN):
         from scipy.stats import binom
 
+        # How many of the group take part is binomial; each of them moves the sum by one more.
         chances = [float(c) for c in binom.pmf(range(size + 1), size, leaf.sampling_probability)]
         present = [number for number, chance in enumerate(chances) if chance > 0]
-        return kinds.dp_event.MixtureOfGaussiansDpEvent(
+        return make(
+            Kind.GAUSSIAN_MIXTURE,
             leaf.event.noise_multiplier,
             tuple(float(number) for number in present),
             tuple(chances[number] for number in present),
@@ -219,12 +216,13 @@ def repeated(event: Event, count: int) -> Event:
     """
     check_count(0, count=count)
     if isinstance(event, Approximate):
+        # Distances of releases add up, adaptive ones included (decision 013).
         return Approximate(repeated(event.event, count), count * event.distance)
     if isinstance(event, RdpCurve):
         return event.repeated(count)
     if count == 0:
         return no_event()
-    return event if count == 1 else dp().SelfComposedDpEvent(event, count)
+    return event if count == 1 else make(Kind.REPEATED, event, count)
 
 
 def composed(events: Iterable[Event]) -> Event:
@@ -246,12 +244,12 @@ def composed(events: Iterable[Event]) -> Event:
         return sum(parts[1:], start=parts[0])
     if len(parts) == 1:
         return parts[0]
-    return dp().ComposedDpEvent(parts) if parts else no_event()
+    return make(Kind.COMPOSED, parts) if parts else no_event()
 
 
 def _is_trivial(event: Event) -> bool:
     """Whether sampling changes nothing: no release, or one without protection."""
-    return isinstance(event, (dp().NoOpDpEvent, dp().NonPrivateDpEvent))
+    return is_kind(event, Kind.NO_OP, Kind.NON_PRIVATE)
 
 
 def _inside_sample(event: Event) -> Event:
@@ -262,31 +260,35 @@ def _inside_sample(event: Event) -> Event:
             "A sample of an RdpCurve has no known cost: the curve does not say what was "
             "released. Charge the curve unsampled, or give the event behind it."
         )
-    if terms and all(isinstance(leaf, dp().GaussianDpEvent) for leaf in terms):
+    if terms and all(is_kind(leaf, Kind.GAUSSIAN) for leaf in terms):
+        # One sum with noises z_i is as informative as one of precision sum 1 / z_i^2.
         precision = sum(count / leaf.noise_multiplier**2 for leaf, count in terms.items())
-        return dp().GaussianDpEvent(1 / math.sqrt(precision))
+        return make(Kind.GAUSSIAN, 1 / math.sqrt(precision))
     return event
 
 
 def terms_of(event: Event) -> dict[Event, int]:
     """What a composition consists of: each distinct release, and how often it was made."""
-    found: dict[Event, int] = {}
+    counts: dict[Event, int] = {}
+    # Equal releases are counted, however deep they stand: one convolution serves all of them.
     for leaf, count in _leaves(event, 1):
-        found[leaf] = found.get(leaf, 0) + count
-    return found
+        counts[leaf] = counts.get(leaf, 0) + count
+    return counts
 
 
 def _leaves(event: Event, count: int) -> Iterator[tuple[Event, int]]:
-    if count == 0 or isinstance(event, dp().NoOpDpEvent):
+    """Each release inside an event, and how often it is made there."""
+    if count == 0 or is_kind(event, Kind.NO_OP):
         return
-    if isinstance(event, dp().SelfComposedDpEvent):
+    if is_kind(event, Kind.REPEATED):
         yield from _leaves(event.event, count * event.count)
-    elif isinstance(event, dp().ComposedDpEvent):
+    elif is_kind(event, Kind.COMPOSED):
         for part in event.events:
             yield from _leaves(part, count)
     elif getattr(getattr(event, "event", event), "noise_multiplier", None) == 0:
-        yield dp().NonPrivateDpEvent(), count
-    elif isinstance(event, (dp().DpEvent, RdpCurve)) and not holds_distance(event):
+        # Made by the library itself, not by the functions above: accountants would divide by it.
+        yield make(Kind.NON_PRIVATE), count
+    elif (is_kind(event, Kind.ANY) or isinstance(event, RdpCurve)) and not holds_distance(event):
         yield event, count
     else:
         raise ValueError(f"Expected event={event!r} to be an accounting event or an RdpCurve.")

@@ -1,10 +1,12 @@
 """Accounting events as plain values that a journal can hold, and back."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from privtrain.accounting.epsilon import Approximate, Event, RdpCurve
+from privtrain.accounting.approximate import Approximate
+from privtrain.accounting.event import Event
+from privtrain.accounting.library import event_class, field_names
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import PrivacyError, UnsupportedError
 
 
@@ -25,14 +27,15 @@ def event_to_plain(event: Event) -> Any:
         return {"kind": "RdpCurve", "fields": [list(event.orders), list(event.rdp)]}
     if isinstance(event, Approximate):
         return {"kind": "Approximate", "fields": [event_to_plain(event.event), event.distance]}
-    fields = getattr(event, "__attrs_attrs__", None)
-    if fields is None or type(event) is not getattr(_events(), type(event).__name__, None):
+    kind = type(event).__name__
+    # By its class, not its name alone: what is written must be the same event when it is read.
+    if type(event) is not event_class(kind):
         raise UnsupportedError(
             f"A journal cannot hold the event {event!r}. Keep this study in memory, without a "
             "journal."
         )
-    values = [event_to_plain(getattr(event, field.name)) for field in fields]
-    return {"kind": type(event).__name__, "fields": values}
+    values = [event_to_plain(getattr(event, name)) for name in field_names(event)]
+    return {"kind": kind, "fields": values}
 
 
 def event_from_plain(plain: Any) -> Event:
@@ -51,18 +54,13 @@ def event_from_plain(plain: Any) -> Event:
             return RdpCurve(*values)
         if kind == "Approximate":
             return Approximate(*values)
-        made = getattr(_events(), str(kind))
-        # Nothing but events: a journal names no other class.
-        if not issubclass(made, _events().DpEvent):
-            raise AttributeError(kind)
+        # Nothing but events: a journal must not name any other class of the library.
+        made = event_class(str(kind))
+        if made is None:
+            raise TypeError(f"{kind!r} is no event.")
         return made(*values)
     except (AttributeError, TypeError, ValueError) as error:
         raise PrivacyError(
             f"The journal names the event {kind!r}, which is not known here: what was spent is "
             "unknown, so nothing may be released. Use the version that wrote it."
         ) from error
-
-
-def _events() -> Any:
-    # On first use: dp_accounting takes a second to load.
-    return importlib.import_module("dp_accounting.dp_event")

@@ -8,8 +8,9 @@ have to stand before the first release, and a release that would exceed the budg
 import math
 from dataclasses import dataclass, field
 
-from privtrain.accounting.epsilon import Event, rdp_curve
-from privtrain.accounting.losses import ORDERS
+from privtrain.accounting.divergences import ORDERS
+from privtrain.accounting.epsilon import rdp_curve
+from privtrain.accounting.event import Event
 from privtrain.accounting.renyi import RdpCurve, check_orders
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Budget, Relation
@@ -32,6 +33,7 @@ def rdp_allowance(budget: Budget, order: float) -> float:
     Source: Canonne, Kamath and Steinke 2020, Proposition 12 (arXiv:2004.00010), solved for it.
     """
     check_orders([order])
+    # Proposition 12: epsilon = rdp + log(1 - 1/order) - log(delta order) / (order - 1).
     penalty = math.log1p(-1 / order) - (math.log(budget.delta) + math.log(order)) / (order - 1)
     return budget.epsilon - penalty
 
@@ -69,6 +71,7 @@ def rdp_at(event: Event, order: float, relation: Relation) -> float:
     """
     if not isinstance(event, RdpCurve):
         return float(rdp_curve(event, [order], relation).rdp[0])
+    # A further order would have to be computed by the curve's maker: the next one is a bound.
     points = sorted(zip(event.orders, event.rdp, strict=True))
     fitting = [rdp for known, rdp in points if known >= order]
     if not fitting:
@@ -83,12 +86,12 @@ def rdp_at(event: Event, order: float, relation: Relation) -> float:
 class RdpFilter:
     """Pays for adaptively chosen releases out of a budget that was fixed beforehand.
 
-    Whatever is released after `spend` returned, and however it was chosen, all of it together
-    keeps the budget: the number of releases, their noise and the moment to stop may depend on
-    everything that was released before.
+    Everything that is released after `spend` returned keeps the budget as a whole, however it was
+    chosen: the number of releases, their noise and the moment to stop may depend on everything
+    that was released before.
 
     Args:
-        budget: Epsilon and delta of everything together.
+        budget: Epsilon and delta of all releases.
         order: The Rényi order, above 1, fixed before the first release. None for the one at which
             the budget pays for the most Gaussian releases.
         relation: Which data sets are neighbours.
@@ -107,6 +110,7 @@ class RdpFilter:
     _spent: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
+        # The theorems hold at one order that was fixed beforehand: no smallest over orders here.
         self._order = order_for(self.budget) if self.order is None else float(self.order)
         self._allowance = rdp_allowance(self.budget, self._order)
         if self._allowance <= 0:
@@ -151,6 +155,7 @@ class RdpFilter:
                 smaller release may still fit.
             UnsupportedError: If no Rényi accountant reads the event.
         """
+        # `not <=`, so that a NaN is refused, too.
         after = self._after(event)
         if not after <= self._allowance:
             raise BudgetExceededError(

@@ -14,19 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privtrain.accounting.renyi import RdpCurve, check_orders, rdp_to_epsilon
+from privtrain.accounting.renyi import RdpCurve, check_orders
 from privtrain.core.validate import check_positive
-
-__all__ = [
-    "DEFAULT_ORDERS",
-    "gnmax_curve",
-    "gnmax_log_q",
-    "gnmax_rdp",
-    "lnmax_curve",
-    "lnmax_log_q",
-    "lnmax_rdp",
-    "rdp_to_epsilon",
-]
 
 Array = NDArray[np.float64]
 
@@ -61,29 +50,35 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
     check_positive(sigma=sigma)
     grid = check_orders(orders)
     log_q = gnmax_log_q(votes, sigma)[:, np.newaxis]
+    # Proposition 8: GNMax is (order, order / sigma^2)-RDP, whatever the votes.
     rdp = np.tile(grid / sigma**2, (log_q.shape[0], 1))
-    settled = np.isneginf(log_q[:, 0])
-    rdp[settled] = 0.0
+    # No other answer even in logarithms: such an answer tells nothing of any single vote.
+    certain = np.isneginf(log_q[:, 0])
+    rdp[certain] = 0.0
 
-    # Proposition 10, and the conditions of Theorem 6 with mu1 - 1 = mu2.
+    # Proposition 10: mu2 = sigma sqrt(log(1/q)) and mu1 = mu2 + 1. The conditions of Theorem 6 with
+    # mu1 - 1 = mu2: q <= exp((mu2 - 1) epsilon2) / (mu1 / (mu1 - 1) mu2 / (mu2 - 1))^mu2.
     with np.errstate(divide="ignore", invalid="ignore"):
         mu2 = sigma * np.sqrt(-log_q)
         mu1 = mu2 + 1
         epsilon1, epsilon2 = mu1 / sigma**2, mu2 / sigma**2
         ceiling = (mu2 - 1) * epsilon2 - mu2 * (np.log1p(1 / mu2) + np.log1p(1 / (mu2 - 1)))
         applies = (mu2 > 1) & (log_q + epsilon2 < 0) & (log_q <= ceiling)
-    rows = np.flatnonzero(applies[:, 0] & ~settled)
+    rows = np.flatnonzero(applies[:, 0] & ~certain)
     if rows.size == 0:
         return rdp
     log_q, mu1, mu2 = log_q[rows], mu1[rows], mu2[rows]
     log_p = _log1mexp(log_q)
+    # Theorem 6: A = (1 - q) / (1 - (q exp(epsilon2))^((mu2 - 1) / mu2)),
+    # B = exp(epsilon1) / q^(1 / (mu1 - 1)), and the divergence of order l + 1 is
+    # log((1 - q) A^l + q B^l) / l.
     log_a = log_p - _log1mexp((log_q + epsilon2[rows]) * (1 - 1 / mu2))
     log_b = epsilon1[rows] - log_q / (mu1 - 1)
     moments = grid - 1
     dependent = np.logaddexp(log_p + moments * log_a, log_q + moments * log_b)
     dependent /= moments
     np.maximum(dependent, 0.0, out=dependent)
-    # Theorem 6 holds for orders up to mu1.
+    # Theorem 6 holds for orders up to mu1; beyond, Proposition 8 alone does.
     np.copyto(dependent, np.inf, where=grid > mu1)
     rdp[rows] = np.minimum(dependent, grid / sigma**2, out=dependent)
     return rdp
@@ -114,6 +109,7 @@ def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:
     grid = check_orders(orders)
     log_q = lnmax_log_q(votes, scale)[:, np.newaxis]
     pure = 2.0 / scale
+    # An answer is (2 gamma)-DP, and its moments are bounded by Theorem 2: 2 gamma^2 l (l + 1).
     independent = np.minimum(pure, grid * pure**2 / 2)
     rdp = np.tile(independent, (log_q.shape[0], 1))
 
@@ -122,6 +118,7 @@ def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:
     log_q = log_q[rows]
     log_p = _log1mexp(log_q)
     moments = grid - 1
+    # Theorem 3: log((1 - q) ((1 - q) / (1 - q e^(2 gamma)))^l + q e^(2 gamma l)).
     stays = log_p + moments * (log_p - _log1mexp(log_q + pure))
     dependent = np.logaddexp(stays, log_q + moments * pure)
     dependent /= moments
@@ -131,13 +128,13 @@ def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:
 
 
 def gnmax_curve(votes: Any, sigma: float, orders: ArrayLike = DEFAULT_ORDERS) -> RdpCurve:
-    """All answers of GNMax together; see `gnmax_rdp`."""
+    """The curve of all answers of GNMax; see `gnmax_rdp`."""
     grid = check_orders(orders)
     return RdpCurve(tuple(grid.tolist()), tuple(gnmax_rdp(votes, sigma, grid).sum(axis=0)))
 
 
 def lnmax_curve(votes: Any, scale: float, orders: ArrayLike = DEFAULT_ORDERS) -> RdpCurve:
-    """All answers of LNMax together; see `lnmax_rdp`."""
+    """The curve of all answers of LNMax; see `lnmax_rdp`."""
     grid = check_orders(orders)
     return RdpCurve(tuple(grid.tolist()), tuple(lnmax_rdp(votes, scale, grid).sum(axis=0)))
 
@@ -206,8 +203,9 @@ def _gaps(votes: Any) -> Array:
 
 
 def _log_union(log_tails: Array) -> Array:
-    """Logarithm of the sum over classes, and never above that of a uniform answer."""
+    """Logarithm of the sum over classes, at most log(1 - 1 / classes): that of a uniform answer."""
     peak = log_tails.max(axis=1)
+    # Shifted by the largest: single probabilities are far below the smallest float.
     shift = np.where(np.isfinite(peak), peak, 0.0)[:, np.newaxis]
     with np.errstate(divide="ignore"):
         total = np.log(np.exp(log_tails - shift).sum(axis=1)) + shift[:, 0]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from privtrain.accounting.curves import DELTAS, from_pairs, gaussian_mu, wide_pairs
-from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.accounting.epsilon import evaluate
+from privtrain.accounting.event import repeated
 from privtrain.core.observers import PUBLIC
 from privtrain.core.statement import Guarantee, PrivacyCurves
 from privtrain.core.trainer import PrivacyPlan
@@ -21,7 +22,7 @@ def guarantees(
     realised: Mapping[str, Any] | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> tuple[Guarantee, ...]:
-    """What was promised to each observer, after the releases that were spent.
+    """The guarantee to each observer, after the releases that were spent.
 
     Args:
         plans: What each observer was planned to see.
@@ -36,6 +37,7 @@ def guarantees(
     made = []
     for plan in plans:
         made.append(_guarantee(plan, repeated(plan.event, spent), spent, delta, assumptions))
+        # Beside the other guarantee, not in its place: the number is private itself.
         event = (realised or {}).get(plan.observer.name)
         if event is not None and not math.isinf(made[-1].epsilon):
             private = (*assumptions, PRIVATE_NUMBER)
@@ -46,7 +48,7 @@ def guarantees(
 def public_curves(
     plans: tuple[PrivacyPlan, ...], *, spent: int, delta: float
 ) -> tuple[PrivacyCurves, ...]:
-    """What is promised to the public at every delta, after the releases that were spent.
+    """Epsilon at every delta, and the trade-off function, to the public, of what was spent.
 
     Args:
         plans: What each observer was planned to see.
@@ -61,25 +63,27 @@ def public_curves(
         if plan.observer != PUBLIC:
             continue
         event = repeated(plan.event, spent)
+        # A plan without noise, or without releases, has no curve to draw.
         bound = evaluate(event, delta, plan.relation).epsilon
         if not 0 < bound < math.inf:
             continue
         promised = _finite(wide_pairs(event, plan.relation))
-        curves = PrivacyCurves(
-            observer=plan.observer.name,
-            unit=plan.unit,
-            relation=plan.relation,
-            epsilon_by_delta=tuple(pair for pair in promised if pair[0] in DELTAS),
-            trade_off=from_pairs(promised),
-            mu=gaussian_mu(bound, delta),
-            promised=promised,
+        made.append(
+            PrivacyCurves(
+                observer=plan.observer.name,
+                unit=plan.unit,
+                relation=plan.relation,
+                epsilon_by_delta=tuple(pair for pair in promised if pair[0] in DELTAS),
+                trade_off=from_pairs(promised),
+                mu=gaussian_mu(bound, delta),
+                promised=promised,
+            )
         )
-        made.append(curves)
     return tuple(made)
 
 
 def _finite(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """Without deltas at which nothing is promised, such as those that a distance takes up."""
+    """The pairs with a finite epsilon: a distance may take up the smallest deltas."""
     return tuple((delta, epsilon) for delta, epsilon in pairs if math.isfinite(epsilon))
 
 
@@ -92,16 +96,17 @@ def _guarantee(
     *,
     data_dependent: bool = False,
 ) -> Guarantee:
-    found = evaluate(event, delta, plan.relation)
-    nothing = math.isinf(found.epsilon)
+    evaluation = evaluate(event, delta, plan.relation)
+    # An infinite epsilon rests on no theorem and on no accountant, so none is named.
+    nothing = math.isinf(evaluation.epsilon)
     return Guarantee(
         observer=plan.observer.name,
         unit=plan.unit,
         relation=plan.relation,
-        epsilon=found.epsilon,
+        epsilon=evaluation.epsilon,
         delta=delta,
-        accountant="none" if nothing else found.accountant,
-        cross_check=None if nothing else found.cross_check,
+        accountant="none" if nothing else evaluation.accountant,
+        cross_check=None if nothing else evaluation.cross_check,
         theorem="" if nothing else plan.theorem,
         assumptions=plan.assumptions if nothing else (*plan.assumptions, *assumptions),
         data_dependent=data_dependent,

@@ -40,7 +40,7 @@ class RdpCurve:
         object.__setattr__(self, "rdp", tuple(rdp.tolist()))
 
     def __add__(self, other: "RdpCurve") -> "RdpCurve":
-        """The curve of both releases together.
+        """The curve of both releases (Mironov 2017, Proposition 1: orders add up one by one).
 
         Raises:
             ValueError: If the orders differ.
@@ -94,9 +94,12 @@ def rdp_to_epsilon(
     grid, curve = _checked(orders, rdp)
     if not curve.any():
         return 0.0
+    # Mironov 2017, Proposition 3.
     if conversion == "classic":
         return float(np.min(curve + math.log(1 / delta) / (grid - 1)))
+    # Canonne, Kamath and Steinke 2020, Proposition 12.
     bounds = curve + np.log1p(-1 / grid) - (math.log(delta) + np.log(grid)) / (grid - 1)
+    # Divergences grow with the order, so each of them bounds that of order 1, on which this rests.
     bounds = np.where(-np.expm1(-curve) < delta**2, 0.0, bounds)
     return max(0.0, float(np.min(bounds)))
 

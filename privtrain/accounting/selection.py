@@ -61,6 +61,8 @@ class RandomTrials:
         if log_gamma == 0:
             return 1.0
         odds = math.expm1(-log_gamma)
+        # Definition 1: the mean is odds / log(1/gamma) at shape 0, and else shape odds /
+        # (1 - gamma^shape).
         if self.shape == 0:
             return odds / -log_gamma
         return self.shape * odds / -math.expm1(self.shape * log_gamma)
@@ -96,10 +98,13 @@ class RandomTrials:
         Source: Papernot and Steinke 2022, Theorems 2 and 6 (arXiv:2110.03620).
         """
         orders, rdp = np.array(one.orders), np.array(one.rdp)
+        # Both theorems: log E[K] / (order - 1).
         raised = math.log(self.mean) / (orders - 1)
         if self.poisson:
+            # Theorem 6, at epsilon = log(1 + 1 / (order - 1)): E[K] times the delta there.
             spread = self.mean * _deltas(orders, rdp, np.log1p(1 / (orders - 1)))
             return RdpCurve(one.orders, tuple((rdp + spread + raised).tolist()))
+        # Theorem 2: (1 + shape) ((1 - 1/second) rdp(second) + log(1/gamma) / second).
         log_gamma = math.log(self.gamma)
         # The second order of the theorem is free, 1 included, where the divergence drops out.
         second = min(float(np.min((1 - 1 / orders) * rdp - log_gamma / orders)), -log_gamma)
@@ -113,6 +118,7 @@ def _deltas(
 
     Source: Canonne, Kamath and Steinke 2020, Proposition 12 (arXiv:2004.00010).
     """
+    # delta = exp((order - 1) (rdp - epsilon)) (1 - 1/order)^order / (order - 1), the smallest one.
     constant = orders * np.log1p(-1 / orders) - np.log(orders - 1)
     exponents = (orders - 1) * (rdp - epsilons[:, None]) + constant
     return np.asarray(np.minimum(1.0, np.exp(np.minimum(exponents.min(axis=1), 0.0))))

@@ -1,4 +1,4 @@
-"""What an attack is, and what it is allowed to read."""
+"""The protocol of attacks, and the targets that limit what they read."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -20,18 +20,18 @@ class Attack(Protocol):
 
     @property
     def name(self) -> str:
-        """What the attack is called in tables."""
+        """The attack's name in tables."""
         ...
 
     def run(self, target: Target, *, seed: int) -> Leakage:
-        """Attacks.
+        """Attacks a target and measures what was learned.
 
         Args:
             target: What the attack's observer saw, and the rows whose membership is guessed.
             seed: Public seed of the attack's own choices.
 
         Returns:
-            What was learned by this attack; no evidence of safety against another one.
+            The leakage by this attack; no evidence of safety against another one.
         """
         ...
 
@@ -48,7 +48,7 @@ def target_for(
     canaries: Canaries | None = None,
     promised: tuple[PrivacyCurves, ...] = (),
 ) -> Target:
-    """What an observer may use for an attack: the transcript is cut down to its view.
+    """The target of an attack by one observer: it holds this observer's view of the transcript.
 
     Args:
         observer: Who attacks.
@@ -59,11 +59,12 @@ def target_for(
         non_members: Rows that were not, from the same distribution.
         retrain: Trains a shadow predictor on other rows from a seed.
         canaries: The canaries of a one-run audit, where some were planted.
-        promised: What the run promises, as curves; only those to the observer are handed on.
+        promised: The run's promises as curves; only those to the observer reach the target.
 
     Returns:
         A target that holds no message which the observer did not receive.
     """
+    # The one place where messages reach an attack: what the observer did not receive is left out.
     return Target(
         view=transcript.view(observer),
         predictor=predictor,
@@ -77,31 +78,31 @@ def target_for(
 
 
 def check_attack_names(attacks: Iterable[Attack]) -> None:
-    """Refuses attacks that tables could not tell apart, such as audits with several guesses.
+    """Refuses attacks that share a row of the tables, such as two audits with other guesses.
 
     Raises:
         ValueError: If two of them have the same name and observer.
     """
-    seen: set[tuple[str, str]] = set()
+    names: set[tuple[str, str]] = set()
     for attack in attacks:
-        kind = (attack.name, attack.observer.name)
-        if kind in seen:
+        name = (attack.name, attack.observer.name)
+        if name in names:
             raise ValueError(
                 f"Expected attacks={attack} to be there once: another one is also called "
                 f"{attack.name!r}, and their figures would be mixed. Use audit(...) for the other."
             )
-        seen.add(kind)
+        names.add(name)
 
 
 def check_target(target: Target, observer: Observer) -> None:
-    """Makes sure that a target holds the view of the observer who attacks.
+    """Refuses a target with another observer's view, or without rows to tell apart.
 
     Args:
         target: What an attack was given.
         observer: Whose view it may read.
 
     Raises:
-        ValueError: If the view is another observer's, or if there is nothing to tell apart.
+        ValueError: If the view is another observer's, or one side has no rows.
     """
     if target.view.observer != observer:
         raise ValueError(

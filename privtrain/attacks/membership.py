@@ -26,14 +26,14 @@ LOW_RATES = (("1%", 0.01), ("0.1%", 0.001))
 
 @dataclass(frozen=True, kw_only=True)
 class LossThreshold:
-    """Calls a row a member where the published predictor's loss on it is small.
+    """A membership attack that calls a row a member where its loss is small.
 
-    The simplest attack there is, and a weak one: it uses no shadow models. It gets the true
-    label of each row.
+    It is simple and weak: it asks the published predictor alone, with the true label of each row,
+    and uses no shadow models.
 
     Args:
-        limit: At most so many members and as many non-members are attacked; at least 1.
-        batch_size: How many rows the predictor is asked at once; at least 1.
+        limit: The largest number of members, and of non-members, that is attacked; at least 1.
+        batch_size: The number of rows in one call of the predictor; at least 1.
 
     Source: Yeom et al. 2018, section 3.3 (arXiv:1709.01604).
     """
@@ -61,6 +61,7 @@ class LossThreshold:
             ValueError: If the view is another observer's or one side has no rows.
         """
         check_target(target, self.observer)
+        # Equally many on both sides, as by the fair coin of Yeom et al.'s membership experiment.
         count = min(len(target.members), len(target.non_members), self.limit)
         losses = [
             row_losses(
@@ -93,10 +94,10 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
     """The loss of a predictor on each row.
 
     Args:
-        predictor: What is asked.
-        task: Whose loss is taken.
+        predictor: The attacked predictor.
+        task: The task, which names the loss.
         rows: Inputs and targets.
-        batch_size: How many rows the predictor is asked at once.
+        batch_size: The number of rows in one call of the predictor.
 
     Returns:
         Losses in float64, shape `(rows,)`.
@@ -104,7 +105,7 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
     Raises:
         ValueError: If the loss does not give one value a row.
     """
-    found = []
+    losses = []
     for start in range(0, len(rows), batch_size):
         logits = predictor(rows.inputs[start : start + batch_size])
         loss = _loss(task, logits, rows.labels[start : start + batch_size])
@@ -113,8 +114,8 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
                 f"Expected task.loss to give one value a row, shape ({len(logits)},); "
                 f'it gave {tuple(loss.shape)}. Use reduction="none".'
             )
-        found.append(loss.double().cpu())
-    return torch.cat(found)
+        losses.append(loss.double().cpu())
+    return torch.cat(losses)
 
 
 def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
@@ -128,7 +129,9 @@ def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def to_scores(losses: Tensor) -> Scores:
-    """Minus the loss; a loss that is not a number gets the worst score."""
+    """Minus the losses, as scores; a loss that is not a number gets the worst score."""
+    # Yeom et al. 2018: members have smaller losses. A loss of -inf is capped at the largest float,
+    # so that a threshold lies above all scores.
     largest = torch.finfo(losses.dtype).max
     scores: Scores = (-losses).nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf).numpy()
     return scores
@@ -137,6 +140,7 @@ def to_scores(losses: Tensor) -> Scores:
 def _metrics(
     inside: Scores, outside: Scores
 ) -> tuple[dict[str, float | None], dict[str, tuple[float, float]]]:
+    """The metrics of the two groups of scores, and the intervals of those that have one."""
     metrics: dict[str, float | None] = {"auc": auc(inside, outside)}
     intervals = {"auc": auc_interval(inside, outside)}
     gain = advantage(inside, outside)

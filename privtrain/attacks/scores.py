@@ -22,7 +22,7 @@ FALSE_POSITIVES_NEEDED = 10
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """The ROC curve of a score, one point for each distinct threshold.
+    """The ROC curve of a score, with one point for each distinct threshold.
 
     Args:
         thresholds: Falling; rows with a score at or above it are called members. The first is
@@ -38,7 +38,7 @@ class Roc:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold achieves that lets at most a given fraction of non-members through.
+    """The rates at a threshold that calls at most a given fraction of non-members members.
 
     Args:
         threshold: Rows with a score at or above it are called members.
@@ -55,7 +55,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Advantage:
-    """TPR minus FPR at a threshold that other rows chose.
+    """TPR minus FPR at a threshold that was chosen on other rows.
 
     Args:
         value: The advantage, in [-1, 1]; 0 for a coin.
@@ -67,6 +67,7 @@ class Advantage:
 
 
 def _scores(name: str, values: ArrayLike) -> Scores:
+    """The values as an array of scores; refuses empty arrays, NaN and +inf."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"Expected {name} with shape {array.shape} to be (rows,), rows >= 1.")
@@ -84,7 +85,7 @@ def _scores(name: str, values: ArrayLike) -> Scores:
 
 
 def _at_or_above(scores: Scores, thresholds: Scores) -> NDArray[np.int64]:
-    """How many scores are at or above each threshold, shape `(thresholds,)`."""
+    """The number of scores at or above each threshold, shape `(thresholds,)`."""
     below = np.searchsorted(np.sort(scores), thresholds, side="left")
     return np.asarray(len(scores) - below, dtype=np.int64)
 
@@ -106,6 +107,7 @@ def roc(members: ArrayLike, non_members: ArrayLike) -> Roc:
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
     tpr = _at_or_above(inside, thresholds) / len(inside)
     fpr = _at_or_above(outside, thresholds) / len(outside)
+    # The curve starts where nobody is called a member: just above the highest score.
     start = np.nextafter(thresholds[0], np.inf)
     return Roc(
         np.concatenate([[start], thresholds]),
@@ -116,15 +118,17 @@ def roc(members: ArrayLike, non_members: ArrayLike) -> Roc:
 
 def _placements(scores: Scores, others: Scores) -> Scores:
     """For each score, the fraction of others below it; ties count half. Shape of `scores`."""
+    # DeLong et al. 1988: the structural component V10 of a member, and 1 - V01 of a non-member.
+    # By searching in sorted scores, so that m members and n non-members do not make m x n pairs.
     ordered = np.sort(others)
     twice = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
     return np.asarray(twice / (2 * len(others)), dtype=np.float64)
 
 
 def auc(members: ArrayLike, non_members: ArrayLike) -> float:
-    """The area under the ROC curve: how often a member scores higher, ties counted half.
+    """The area under the ROC curve: the fraction of pairs in which the member scores higher.
 
-    It is the Mann-Whitney statistic over the number of pairs.
+    Ties count half: it is the Mann-Whitney statistic over the number of pairs.
 
     Args:
         members: Scores of members, shape `(members,)`.
@@ -147,7 +151,7 @@ def auc_interval(
 
     DeLong's variance is zero where all pairs agree (perfect separation, or nothing but ties).
     There the interval is the exact one over disjoint pairs, of which there are
-    min(members, non-members). With a single row on one side nothing is known.
+    min(members, non-members). With a single row on one side it is [0, 1].
 
     Args:
         members: Scores of members, shape `(members,)`.
@@ -168,6 +172,7 @@ def auc_interval(
         return (0.0, 1.0)
     member_side, other_side = _placements(inside, outside), _placements(outside, inside)
     area = float(member_side.mean())
+    # DeLong et al. 1988: var(AUC) = S10 / m + S01 / n, the sample variances of both components.
     variance = float(member_side.var(ddof=1) / len(inside) + other_side.var(ddof=1) / len(outside))
     if variance == 0 or not 0 < area < 1:
         return _unanimous_interval(area, min(len(inside), len(outside)), confidence)
@@ -178,25 +183,28 @@ def _logit_interval(area: float, deviation: float, confidence: float) -> tuple[f
     from scipy.special import expit, logit
     from scipy.stats import norm
 
+    # The delta method: the logit's derivative is 1 / (A (1 - A)). On this scale the interval stays
+    # within (0, 1), which A +- z s does not near the ends.
     half = float(norm.ppf(0.5 + confidence / 2)) * deviation / (area * (1 - area))
     return (float(expit(logit(area) - half)), float(expit(logit(area) + half)))
 
 
 def _unanimous_interval(area: float, pairs: int, confidence: float) -> tuple[float, float]:
-    """All disjoint pairs gave the same answer, worth `area`: how often might another come?"""
+    """The interval where all disjoint pairs gave the same answer, worth `area`."""
+    # Clopper-Pearson bounds how often a pair may answer otherwise, for better or for worse.
     other = 1 - clopper_pearson(pairs, pairs, confidence)[0]
     return (area * (1 - other), area + (1 - area) * other)
 
 
 def resolvable(non_members: int, fpr: float) -> bool:
-    """Whether there are enough non-members to speak of a false positive rate.
+    """Whether there are enough non-members to estimate a false positive rate: `10 / fpr` of them.
 
     A threshold at rate `fpr` rests on the `fpr * non_members` highest non-members. With ten of
-    them the realised rate is known to about a third of itself (1 / sqrt(10)); with fewer, one
-    row decides. Hence at least `10 / fpr`: 1,000 for 1%, 10,000 for 0.1%.
+    them the realised rate is known to about a third of itself (1 / sqrt(10)); with fewer, a single
+    row decides. So 1% takes 1,000 non-members, and 0.1% takes 10,000.
 
     Args:
-        non_members: How many there are.
+        non_members: Their number.
         fpr: The false positive rate, in (0, 1].
     """
     check_probability(fpr=fpr)
@@ -230,6 +238,7 @@ def tpr_at_fpr(
     if not resolvable(len(outside), fpr):
         return None
     curve = roc(inside, outside)
+    # In whole rows, with a margin for rounding: 0.01 x 1,000 non-members must allow all ten.
     allowed = math.floor(len(outside) * fpr * (1 + 1e-12))
     false_positives = np.rint(curve.false_positive_rate * len(outside))
     last = int(np.searchsorted(false_positives, allowed, side="right")) - 1
@@ -267,12 +276,14 @@ def advantage(
     if min(len(inside), len(outside)) < 2:
         return None
     half_in, half_out = len(inside) // 2, len(outside) // 2
+    # Yeom et al. 2018, Definition 4, maximised over thresholds on the first halves.
     curve = roc(inside[:half_in], outside[:half_out])
     best = int(np.argmax(curve.true_positive_rate - curve.false_positive_rate))
     threshold = curve.thresholds[best]
     hits = int((inside[half_in:] >= threshold).sum())
     alarms = int((outside[half_out:] >= threshold).sum())
     trials_in, trials_out = len(inside) - half_in, len(outside) - half_out
+    # Half the error for each interval: then both hold at once with the stated confidence.
     each = 1 - (1 - confidence) / 2
     tpr = clopper_pearson(hits, trials_in, each)
     fpr = clopper_pearson(alarms, trials_out, each)
@@ -283,8 +294,8 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
     """The exact two-sided confidence interval of a probability.
 
     Args:
-        successes: How often it happened, in 0..trials.
-        trials: How often it was tried, independently; at least 1.
+        successes: The number of successes, in 0..trials.
+        trials: The number of independent trials; at least 1.
         confidence: In [0, 1).
 
     Returns:
@@ -303,6 +314,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
     if successes > trials:
         raise ValueError(f"Expected successes={successes} <= trials={trials}.")
     tail = (1 - confidence) / 2
+    # Each tail of the binomial law, as a quantile of the beta law; exact at the ends.
     low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
     high = (
         1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
@@ -319,17 +331,17 @@ def epsilon_lower_bound(
     delta: float,
     confidence: float = 0.95,
 ) -> float:
-    """The smallest epsilon that the guesses of an attack are compatible with.
+    """The smallest epsilon that is compatible with the guesses of an attack.
 
     Under (epsilon, delta)-DP every test obeys `TPR <= e^epsilon FPR + delta` and
-    `TNR <= e^epsilon FNR + delta`. The rates are replaced by Clopper-Pearson bounds that hold
-    together with the stated confidence.
+    `TNR <= e^epsilon FNR + delta`. The rates are replaced by Clopper-Pearson bounds that hold at
+    once with the stated confidence.
 
     Args:
         true_positives: Correct guesses "it was in"; the threshold must be fixed beforehand.
-        positives: How often it was in. The trials must be independent: one training run each.
+        positives: Runs in which it was in. The trials must be independent: one training run each.
         false_positives: Wrong guesses "it was in".
-        negatives: How often it was not.
+        negatives: Runs in which it was not.
         delta: The delta at which epsilon is bounded, in (0, 1).
         confidence: In [0, 1).
 
@@ -340,6 +352,7 @@ def epsilon_lower_bound(
         (arXiv:2101.04535).
     """
     check_delta(delta)
+    # The worst case within both intervals: the lowest true, the highest false positive rate.
     each = 1 - (1 - confidence) / 2
     tpr = clopper_pearson(true_positives, positives, each)[0]
     fpr = clopper_pearson(false_positives, negatives, each)[1]

@@ -1,1 +1,1 @@
-"""command: to be said."""
+"""The command line, and what it reads and writes: arguments, names, study files."""

@@ -2,24 +2,34 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-RuntimeName = Literal["flower-grid", "in-process", "flower-ray"]
+from privtrain.command.names import ATTACK_TOKENS, STARS
+
+RuntimeName = Annotated[str, tyro.conf.arg(metavar="{" + "|".join(STARS) + "}")]
+"""Checked by `make_runtimes`, where a study file's is checked, too."""
 
 
+# Trainers are not listed: to know their tokens, their files would have to be loaded for each help.
+AttackNames = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        help="What is tried on each model, with default settings: "
+        f"{', '.join(ATTACK_TOKENS)} or my_file.py:MyAttack. An audit needs canaries."
+    ),
+]
+
+
+# What may be left out, shown in the help without its technical default.
 Word = Annotated[str | None, tyro.conf.arg(metavar="WORD", help_behavior_hint="")]
-
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 
-
 Real = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 
-
 Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
-"""What may be left out, shown without its technical default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +88,17 @@ class Compare:
     """A study file, instead of the arguments on data and trainers. Every run writes one."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
     trainers: tuple[str, ...] = ("sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate")
-    """What is compared, each with its default settings; a study file can set them."""
+    """What is compared, each with its default settings; a study file can set them. Your own is
+    my_file.py:MyTrainer; a name that is not known prints all that are."""
     epsilon: tuple[float, ...] = (3.0,)
     """What is asked of trainers that draw noise; several give a curve."""
     delta: float = 1e-5
     """Delta of every guarantee."""
     seeds: int = 1
     """How many seeds: 0, 1, 2, ..."""
-    attacks: tuple[str, ...] = ("loss_threshold",)
-    """What is tried on each model: loss_threshold, or one_run, which needs canaries."""
+    attacks: AttackNames = ("loss_threshold",)
     canaries: int = 0
-    """Plant so many rows with wrong labels, each by a coin, for one_run; they cost accuracy."""
+    """Plant so many rows with wrong labels, each by a coin, for an audit; they cost accuracy."""
     secure: bool = False
     """Draw Gaussian noise exactly, from AES, instead of as floats. Other noise stays as it is."""
     runtime: RuntimeName = "flower-grid"
@@ -106,7 +116,7 @@ class Fit:
     """
 
     trainer: str = "dp_sgd"
-    """sgd, fedavg, dp_sgd, mpc_sgd or pate, with default settings."""
+    """What is trained, with default settings; your own is my_file.py:MyTrainer."""
     where: Annotated[DataArgs, tyro.conf.arg(name="")] = field(default_factory=DataArgs)
     epsilon: Real = None
     """Choose the least noise for this epsilon, if the trainer draws noise."""
@@ -123,7 +133,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Print a finished comparison again, and write its table and page anew.
+    """Print a finished comparison again, and write its table and page again.
 
     Example: privtrain report runs/digits
     """

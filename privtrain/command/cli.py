@@ -8,16 +8,20 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from privtrain.command.arguments import Compare, Fit, Report, RunArgs
+from privtrain.command.names import make_runtimes
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, made_folder
+
+if TYPE_CHECKING:
+    from privtrain.command.study_file import Study
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
@@ -57,15 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+    # A user's mistake ends in a sentence; any other error is a bug and keeps its traceback.
     try:
         return _HANDLERS[type(command)](command)
     except (ValueError, DataError) as error:
         print(f"privtrain: {error}", file=sys.stderr)
         return MISUSED
-    except PrivtrainError as error:
-        print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
-        return FAILED
-    except OSError as error:
+    except (PrivtrainError, OSError) as error:
         print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as stopped:
@@ -74,15 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
-    from privtrain.command.user_code import import_function
+    # In functions, here and below: `--help` and a party's process need none of these.
+    from privtrain.command.user_code import import_named
     from privtrain.data.loading import load
 
-    return load(name, **options, **({} if model is None else {"model": import_function(model)}))
+    own = {} if model is None else {"model": import_named(model, "model")}
+    return load(name, **options, **own)
 
 
 def _folder(run: RunArgs, data: str) -> Path:
     if run.out is not None:
         return run.out
+    # UTC: a clock that is set back in autumn would give two runs one folder.
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{Path(data).stem}-{stamp}"
 
@@ -107,45 +112,50 @@ def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
         )
 
 
+def _study(args: Compare) -> "Study":
+    """The study that the arguments name or spell out."""
+    from privtrain.command.study_file import Study, read_study
+    from privtrain.command.tables import default_tables
+
+    if args.study is not None:
+        _check_alone(args)
+        return read_study(args.study)
+    return Study(
+        data=args.where.data,
+        data_options=args.where.options(),
+        model=args.where.model,
+        trainers=default_tables(args.trainers, secure=args.secure),
+        epsilons=args.epsilon,
+        delta=args.delta,
+        seeds=args.seeds,
+        attacks=args.attacks,
+        canaries=args.canaries,
+        runtime=args.runtime,
+        device=args.run.device,
+    )
+
+
 def compare_command(args: Compare) -> int:
     """Compares, writes the results, and prints the table."""
     import torch
 
-    from privtrain.command.names import make_runtimes
-    from privtrain.command.study_file import Study, read_study, write_study
-    from privtrain.command.tables import default_tables
+    from privtrain.command.study_file import write_study
     from privtrain.report.files import plain_comparison, save
     from privtrain.runs.checks import check_device
     from privtrain.runs.comparing import compare, failed
 
     check_count(threads=args.run.threads)
-    if args.study is not None:
-        _check_alone(args)
-    study = (
-        read_study(args.study)
-        if args.study is not None
-        else Study(
-            data=args.where.data,
-            data_options=args.where.options(),
-            model=args.where.model,
-            trainers=default_tables(args.trainers, secure=args.secure),
-            epsilons=args.epsilon,
-            delta=args.delta,
-            seeds=args.seeds,
-            attacks=args.attacks,
-            canaries=args.canaries,
-            runtime=args.runtime,
-            device=args.run.device,
-        )
-    )
+    study = _study(args)
     check_device(study.device)
     torch.set_num_threads(args.run.threads)
-    trainers = study.make_trainers()
-    attacks = study.make_attacks()
+    # Everything that may be misspelled comes first: loading data and claiming a folder take time.
+    trainers, attacks = study.make_trainers(), study.make_attacks()
+    runtimes = make_runtimes(study.runtime)
     task, data = _load(study.data, dict(study.data_options), study.model)
     data = study.planted(data)
     folder = _folder(args.run, study.data)
     _claim(folder, force=args.run.force, resume=args.resume)
+    # Before training, so that an interrupted comparison can be resumed from its own folder.
     write_study(study, folder / "study.toml")
     try:
         comparison = compare(
@@ -155,7 +165,7 @@ def compare_command(args: Compare) -> int:
             attacks=attacks,
             seeds=range(study.seeds),
             epsilons=study.epsilons,
-            runtimes=make_runtimes(study.runtime),
+            runtimes=runtimes,
             delta=study.delta,
             device=study.device,
             folder=folder / "rows",
@@ -173,6 +183,7 @@ def compare_command(args: Compare) -> int:
 
 def _check_alone(args: Compare) -> None:
     """Refuses arguments that a study file speaks of: they would change nothing."""
+    # Against the defaults: tyro does not tell which arguments were given.
     plain = Compare()
     names = ("trainers", "epsilon", "delta", "seeds", "attacks", "runtime", "secure", "canaries")
     given = [f"--{name}" for name in names if getattr(args, name) != getattr(plain, name)]
@@ -207,7 +218,6 @@ def fit_command(args: Fit) -> int:
     """Trains one model and writes it with its statement."""
     import torch
 
-    from privtrain.command.names import make_runtimes
     from privtrain.command.tables import default_tables, make_trainer
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
@@ -219,10 +229,10 @@ def fit_command(args: Fit) -> int:
     torch.set_num_threads(args.run.threads)
     (settings,) = default_tables((args.trainer,), secure=args.secure).values()
     trainer = make_trainer(settings.pop("trainer"), settings)
+    runtimes = make_runtimes(args.runtime)
     task, data = _load(args.where.data, args.where.options(), args.where.model)
     folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
     _claim(folder, force=args.run.force, resume=None)
-    runtimes = make_runtimes(args.runtime)
     if args.epsilon is not None:
         trainer = calibrate(
             trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
@@ -251,6 +261,7 @@ def fit_command(args: Fit) -> int:
     document = {name: to_plain(value) for name, value in document.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "statement.json").write_text(to_json_text(document) + "\n")
+    # A predictor need not be a torch module: nearest means, an ensemble.
     module = getattr(result.predictor, "module", None)
     if module is not None:
         torch.save(module.state_dict(), folder / "model.pt")
@@ -264,10 +275,11 @@ def fit_command(args: Fit) -> int:
 
 
 def report_command(args: Report) -> int:
-    """Prints a finished comparison and renders its files anew."""
+    """Prints a finished comparison and renders its files again."""
     from privtrain.report.files import load, plain_comparison, save
 
     comparison = load(args.folder)
+    # Over what is there: it is made of the same rows, by a newer version perhaps.
     save(comparison, args.folder, force=True)
     _show(comparison, args.json, plain_comparison, args.folder)
     return 0

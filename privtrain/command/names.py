@@ -1,70 +1,175 @@
-"""What the names in a study file and on the command line stand for."""
+"""What the names in study files and on the command line stand for.
 
-from collections.abc import Callable, Mapping
+A name is one of `privtrain`'s public names, an entry point of another distribution, or a reference
+such as "my_file.py:MyTrainer". Public names are read from the imports of `privtrain/__init__.py`:
+a new trainer, attack or mechanism is one line there.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from privtrain.attacks.membership import LossThreshold
-from privtrain.attacks.one_run.attack import OneRun
-from privtrain.core.runtime import Runtimes, StarRuntime
-from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.opacus import Opacus
-from privtrain.mechanisms.banded import BandedMatrix
-from privtrain.mechanisms.clipping import AutomaticClipping, FlatClipping, PerLayerClipping
-from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Exact
-from privtrain.mechanisms.votes import GNMax, LNMax
-from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.release.door import Release
-from privtrain.release.finish import ARGMAX, IDENTITY, Threshold
-from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
-from privtrain.release.plain import PlainSum
-from privtrain.release.shared import SharedSum
-from privtrain.sampling.batches import (
-    FixedSizeBatches,
-    PoissonBatches,
-    ShuffledEpochs,
-    TruncatedPoissonBatches,
-)
-from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
-from privtrain.sampling.sampling import Everyone, FixedSize, Poisson
-from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import DPSteps
-from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.trainers.fedavg import ByExamples, FedAvg, Uniform
-from privtrain.trainers.mpc_sgd import MPCSGD
-from privtrain.trainers.pate import PATE
-from privtrain.trainers.sgd import SGD
+import privtrain
+from privtrain.attacks.attack import Attack
+from privtrain.command.user_code import check_kind, import_named, reference_of
+from privtrain.core.errors import DataError
+from privtrain.core.runtime import Runtimes
+from privtrain.core.trainer import Trainer
+from privtrain.core.validate import check_member
 
-TRAINERS: Mapping[str, type[Any]] = {
-    trainer.token: trainer for trainer in (SGD, FedAvg, DPSGD, MPCSGD, PATE)
-}
-"""Token to trainer; a new trainer is entered here to be known on the command line."""
+_PARTS = ("mechanisms", "release", "sampling", "steps", "gradients", "mpc", "trainers")
+"""Packages whose public dataclasses are settings of trainers."""
 
 
-ATTACKS: Mapping[str, type[Any]] = {"loss_threshold": LossThreshold, "one_run": OneRun}
+def _public_names(*packages: str) -> list[str]:
+    """The public names that come from some packages; nothing is loaded."""
+    homes = privtrain._HOME_OF.items()
+    return [name for name, home in homes if f"{home}.".split(".")[1] in packages]
+
+
+def _public(*packages: str) -> dict[str, Any]:
+    """Public name to value, of what comes from some packages; loads their files."""
+    return {name: getattr(privtrain, name) for name in _public_names(*packages)}
+
+
+def _spelled(package: str, joint: str) -> dict[str, str]:
+    """Public names by how options spell them: `one_run` to `OneRun`; nothing is loaded."""
+    names = _public_names(package)
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])", joint, name).lower(): name for name in names}
+
+
+ATTACK_TOKENS = _spelled("attacks", "_")
+"""Token to public name; known without loading an attack."""
+
+
+def _trainers() -> dict[str, type[Any]]:
+    # The package also holds settings, such as ByExamples; only a trainer has a token.
+    return {kind.token: kind for kind in _public("trainers").values() if hasattr(kind, "token")}
+
+
+def _attacks() -> dict[str, type[Any]]:
+    return {token: getattr(privtrain, name) for token, name in ATTACK_TOKENS.items()}
+
+
+def _kinds() -> dict[str, type[Any]]:
+    # The type of a constant is a kind, too: SPLIT(...) is written as a Placement.
+    kinds = {v if isinstance(v, type) else type(v) for v in _public(*_PARTS).values()}
+    kinds -= set(_trainers().values())
+    return {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+
+
+def constants() -> dict[str, Any]:
+    """Public name to value, of the settings that are written as a name, such as AT_PARTY."""
+    values = {n: v for n, v in _public(*_PARTS).items() if not isinstance(v, type)}
+    return {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
+
+
+@cache
+def _entry_points(group: str) -> tuple[EntryPoint, ...]:
+    # Cached: every installed distribution is looked into, for each setting of a study.
+    return tuple(entry_points(group=group))
+
+
+@dataclass(frozen=True)
+class Names:
+    """The classes that one argument may name; it lists all names but references.
+
+    Args:
+        argument: What the name is given for, for messages.
+        group: The entry points that add names.
+        protocol: What a class that is not public must have; `object` asks for no members.
+        public: Makes the table of public names.
+    """
+
+    argument: str
+    group: str
+    protocol: type[Any]
+    public: Callable[[], Mapping[str, type[Any]]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({*self.public(), *(entry.name for entry in _entry_points(self.group))})
+
+    def __getitem__(self, name: str) -> type[Any]:
+        given = f"{self.argument}={name!r}"
+        if isinstance(name, str) and ":" in name:
+            return self._checked(import_named(name, self.argument), given)
+        check_member([*self], **{self.argument: name})
+        added = self._added(name)
+        # Nobody may change what a public name means: whoever reads the study would be misled.
+        owners = [*(["privtrain"] if name in self.public() else []), *added]
+        if len(owners) > 1:
+            raise ValueError(
+                f"Expected {given} to name one class; {' and '.join(owners)} each have one of "
+                "that name. Uninstall one, or name the class as my_package.module:NAME."
+            )
+        if not added:
+            return self.public()[name]
+        try:
+            kind = added[owners[0]].load()
+        # Whatever a module of another distribution may raise; only who asks for it is stopped.
+        except Exception as error:
+            raise DataError(
+                f"Cannot load {given}, {added[owners[0]].value} of {owners[0]}: "
+                f"{type(error).__name__}: {error}. Repair or uninstall {owners[0]}."
+            ) from error
+        return self._checked(kind, given)
+
+    def _added(self, name: str) -> dict[str, EntryPoint]:
+        """Distribution to its entry point of a name."""
+        return {_owner(entry): entry for entry in _entry_points(self.group) if entry.name == name}
+
+    def _checked(self, kind: type[Any], given: str) -> type[Any]:
+        check_kind(kind, self.protocol, given)
+        # A file writes the class under this name, among the settings: one would hide the other.
+        if self.argument in [field.name for field in dataclasses.fields(kind)]:
+            raise ValueError(
+                f"Expected {given} to have no setting {self.argument!r}: in a study file that "
+                "names the class. Call the setting something else."
+            )
+        return kind
+
+    def name_of(self, kind: type[Any]) -> str:
+        """The name of a class, from which `self[name]` gives the class back.
+
+        Raises:
+            UnsupportedError: If it has none.
+        """
+        public = self.public()
+        for name, value in public.items():
+            if value is kind:
+                return name
+        reference = reference_of(kind)
+        # By its text: loading others' entry points to compare classes might fail.
+        added = [e.name for e in _entry_points(self.group) if e.value == reference]
+        # A name that somebody else has, too, is refused when it is read.
+        unique = (name for name in added if name not in public and len(self._added(name)) == 1)
+        return next(unique, reference)
+
+
+def _owner(entry: EntryPoint) -> str:
+    return "an unknown distribution" if entry.dist is None else entry.dist.name
+
+
+TRAINERS = Names("trainer", "privtrain.trainers", Trainer, _trainers)
+"""Token to trainer."""
+
+
+ATTACKS = Names("attack", "privtrain.attacks", Attack, _attacks)
 """Token to attack."""
 
 
-_KINDS: Mapping[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        *(Exact, Gaussian, Laplace, BandedMatrix, GNMax, LNMax),
-        *(Release, PlainSum, SharedSum, Threshold, Placement),
-        *(Everyone, FixedSize, Poisson, Uniform, ByExamples),
-        *(PoissonBatches, TruncatedPoissonBatches, FixedSizeBatches, ShuffledEpochs),
-        *(CyclicPoisson, FixedOrder),
-        *(FlatClipping, PerLayerClipping, AutomaticClipping),
-        *(PlainSteps, DPSteps, BookKeeping, Opacus, CrypTen),
-    )
-}
+# What a kind must have depends on the setting that it is given for; `tables` knows that.
+KINDS = Names("kind", "privtrain.mechanisms", object, _kinds)
+"""Name to class, of the settings of trainers."""
 
 
-_CONSTANTS: Mapping[str, Any] = {
-    "AT_AGGREGATOR": AT_AGGREGATOR,
-    "AT_PARTY": AT_PARTY,
-    "IDENTITY": IDENTITY,
-    "ARGMAX": ARGMAX,
-}
+# Processes is the mesh: it runs what has no coordinator, and need not be chosen.
+STARS = {token: name for token, name in _spelled("runtimes", "-").items() if token != "processes"}
+"""Name on the command line to public name, of the runtimes with a coordinator."""
 
 
 def make_runtimes(name: str) -> Runtimes:
@@ -73,23 +178,6 @@ def make_runtimes(name: str) -> Runtimes:
     Raises:
         ValueError: If there is no such runtime.
     """
-    from privtrain.runtimes.processes.mesh import Processes
-
-    return Runtimes(star=_star(name), mesh=Processes())
-
-
-def _star(name: str) -> StarRuntime:
-    if name == "in-process":
-        from privtrain.runtimes.in_process import InProcess
-
-        return InProcess()
+    check_member(STARS, runtime=name)
     # Flower takes a second to import, so only who asks for it waits.
-    from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
-
-    stars: dict[str, Callable[[], StarRuntime]] = {
-        "flower-grid": FlowerGrid,
-        "flower-ray": FlowerRay,
-    }
-    if name not in stars:
-        raise ValueError(f"Expected runtime={name!r} to be one of in-process, {', '.join(stars)}.")
-    return stars[name]()
+    return Runtimes(star=getattr(privtrain, STARS[name])(), mesh=privtrain.Processes())

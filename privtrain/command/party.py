@@ -100,6 +100,7 @@ def place(args: PartyArgs) -> Place:
         if missing:
             raise ValueError(f"Expected --rendezvous tcp://HOST:PORT, or {' and '.join(missing)}.")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # torchrun's agent hosts the store itself; a second one would find the port taken.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return Place(rank, count, host, port, rank == 0 and not agent)
     url = urlparse(args.rendezvous)
@@ -139,7 +140,9 @@ def run_party(args: PartyArgs) -> int:
 
     check_positive(timeout=args.timeout)
     where = place(args)
+    # With one thread sums are formed in one order, so every host computes the same bits.
     torch.set_num_threads(1)
+    # Before any party is met: a misspelled study file must not leave the others waiting.
     trainer, model, task, test, program = _prepare(args, where)
     with Peers(
         rank=where.rank,
@@ -161,7 +164,7 @@ def _prepare(
     args: PartyArgs, where: Place
 ) -> "tuple[MPCSGD, nn.Module, Task, Rows | None, PeerDescent]":
     from privtrain.command.tables import make_trainer
-    from privtrain.command.user_code import import_function
+    from privtrain.command.user_code import import_named
     from privtrain.core.parameters import initial_model, to_vector
     from privtrain.core.seeding import Seeds
     from privtrain.core.task import ROWS, FederatedData, Split
@@ -169,11 +172,13 @@ def _prepare(
     from privtrain.trainers.mpc_sgd import MPCSGD
 
     table = read(args.study)
+    # What the study file names may import its neighbours, wherever the command was started.
     sys.path.insert(0, str(args.study.resolve().parent))
-    make = import_function(_reference(table["task"], args.study))
+    make = import_named(_reference(table["task"], args.study), "task")
     takes_rank = len(inspect.signature(make).parameters) > 0
     task, rows, *rest = make(where.rank) if takes_rank else make()
     test = rest[0] if rest else None
+    # Here every party computes; a study file that says otherwise is refused below.
     settings = {"computing_parties": where.count} | table.get("mpc_sgd", {})
     trainer = make_trainer("mpc_sgd", settings)
     if not isinstance(trainer, MPCSGD) or trainer.computing_parties != where.count:
@@ -184,6 +189,8 @@ def _prepare(
     model = initial_model(task, seeds["initialisation", 0, ""])
     shape_of_data = FederatedData(train={}, test=rows, split=split)
     descent = trainer.program(task, model, shape_of_data, seeds)
+    # The others compare this digest before anything is shared: parties with other settings or
+    # another start would train a model that is nobody's.
     start = to_vector(model.parameters()).double().numpy().tobytes()
     text = f"{trainer}/{model}/{seeds}/{split}".encode()
     digest = int.from_bytes(hashlib.sha256(text + start).digest()[:7], "big")
@@ -230,6 +237,7 @@ def _tell(
 
     from privtrain.core.parameters import ModelPredictor, load_vector, trainable
 
+    # Printed and saved by every party: all of them opened the same weights.
     load_vector(trainable(model), weights)
     sent = sum(entry.bytes for entry in party.entries)
     parties, engine = len(party.names), trainer.engine.name

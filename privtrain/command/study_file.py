@@ -1,7 +1,4 @@
-"""Study files: a comparison as TOML, and trainers as plain tables and back.
-
-A value is written as a table whose `kind` names its class; the few constants are written by name.
-"""
+"""Study files: everything that a comparison is made of, as TOML."""
 
 import dataclasses
 import tomllib
@@ -12,7 +9,7 @@ from typing import Any
 
 from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.command.names import ATTACKS, TRAINERS
-from privtrain.command.tables import make_attack, make_trainer, to_table
+from privtrain.command.tables import make_attack, make_trainer, settings_of
 from privtrain.core.errors import DataError
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
@@ -20,7 +17,6 @@ from privtrain.core.validate import (
     check_count,
     check_delta,
     check_distinct,
-    check_member,
     check_positive,
 )
 from privtrain.data.canaries import mislabelled_rows, with_canaries
@@ -47,11 +43,12 @@ class Study:
         data_options: What its loader takes, such as `parties`, `partition` or `label`.
         model: "file.py:function" or "module:function" that makes the model; None for the
             data set's own.
-        trainers: Label to token and settings.
+        trainers: Label to settings, and to the token, called `trainer`, where it is not the label.
         epsilons: What is asked of trainers that draw noise; empty for the noise they have.
         delta: Delta of every guarantee.
         seeds: How many seeds; they are 0, 1, 2, ...
-        attacks: Tokens of the attacks, or tables of a token, called `attack`, and settings.
+        attacks: Tokens of the attacks, or tables of a token, called `attack`, and settings. A
+            token may be a reference, "my_file.py:MyAttack"; a trainer's, too.
         canaries: How many mislabelled rows are planted, each with probability 1/2, for attacks
             that guess coins; 0 for none.
         runtime: Name of the star runtime.
@@ -91,7 +88,9 @@ class Study:
             ValueError: If there is none, or a name, a setting or its value is not known.
         """
         if not self.trainers:
-            raise ValueError(f"Expected trainers={{}} to name some of {', '.join(TRAINERS)}.")
+            raise ValueError(
+                f"Expected trainers={{}} to name some of {', '.join(sorted(TRAINERS))}."
+            )
         made = {}
         for label, settings in self.trainers.items():
             if not isinstance(settings, Mapping):
@@ -112,14 +111,14 @@ class Study:
         made = []
         for entry in self.attacks:
             given: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else dict(entry)
-            token = given.pop("attack", None)
-            check_member(ATTACKS, attack=token)
-            takes = {item.name for item in dataclasses.fields(ATTACKS[token])}
-            if "delta" in takes:
+            token: Any = given.pop("attack", None)
+            if "delta" in {item.name for item in dataclasses.fields(ATTACKS[token])}:
                 given.setdefault("delta", self.delta)
             attack = make_attack(token, given)
+            # Before training: after hours of it, an audit without canaries would fail.
             guesses = getattr(attack, "guesses", 0)
-            if guesses > self.canaries:
+            # An attack of a user's own may mean something else by the name.
+            if isinstance(guesses, int) and guesses > self.canaries:
                 raise ValueError(
                     f"Expected canaries={self.canaries} >= {guesses}, the guesses of {token}. "
                     "Plant so many with --canaries, or in the study file (canaries = 500)."
@@ -134,40 +133,36 @@ class Study:
         Raises:
             ValueError: If there are more canaries than training rows.
         """
+        # As it was, with the same digest: folders of studies without canaries stay valid.
         if not self.canaries:
             return data
         return with_canaries(data, mislabelled_rows(data, self.canaries))
 
     def to_plain(self) -> dict[str, Any]:
         """The study as tables, every setting of every trainer and attack spelled out."""
+        # Tokens as they were given: a reference repeats the run, the class's own token may not.
         full = {
-            label: {"trainer": trainer.token, **to_table(trainer)}
+            label: {"trainer": self.trainers[label].get("trainer", label), **settings_of(trainer)}
             for label, trainer in self.make_trainers().items()
         }
+        made = self.make_attacks()
+        tokens = [a if isinstance(a, str) else a["attack"] for a in self.attacks]
+        attacks = zip(tokens, made, strict=True)
         plain = {
             "data": self.data,
             "model": self.model,
             "epsilons": list(self.epsilons),
             "delta": self.delta,
             "seeds": self.seeds,
-            "attacks": [_attack_table(attack) for attack in self.make_attacks()],
+            "attacks": [{"attack": token, **settings_of(attack)} for token, attack in attacks],
             "canaries": self.canaries,
             "runtime": self.runtime,
             "device": self.device,
             "data_options": dict(self.data_options),
             "trainers": full,
         }
+        # TOML has no None; what is left out is the default when it is read.
         return {name: value for name, value in plain.items() if value is not None}
-
-
-def _attack_table(attack: Attack) -> dict[str, Any]:
-    (token,) = [token for token, kind in ATTACKS.items() if type(attack) is kind]
-    settings = {
-        item.name: to_table(getattr(attack, item.name))
-        for item in dataclasses.fields(ATTACKS[token])
-        if item.init
-    }
-    return {"attack": token, **settings}
 
 
 def write_study(study: Study, path: Path) -> None:
@@ -195,6 +190,7 @@ def read_study(path: Path) -> Study:
     for name in table:
         if name not in known:
             raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
+    # A study is frozen, and what it holds must not change either.
     for name in ("epsilons", "attacks"):
         if isinstance(table.get(name), list):
             table[name] = tuple(table[name])

@@ -1,24 +1,26 @@
-"""Trainers, attacks and their settings as plain tables, and back."""
+"""Trainers, attacks and their settings as plain tables, and back.
+
+A value is written as a table whose `kind` names its class; the few constants are written by name.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privtrain.attacks.attack import Attack
-from privtrain.command.names import _CONSTANTS, _KINDS, ATTACKS, TRAINERS
+from privtrain.command.names import ATTACKS, KINDS, TRAINERS, constants
+from privtrain.command.user_code import check_kind
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import (
-    check_member,
-)
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import Mechanism
 
 
 def to_table(value: Any) -> Any:
     """A configuration value as what TOML can hold.
 
     Args:
-        value: A frozen dataclass out of the known kinds, a constant, number, string or sequence.
+        value: A frozen dataclass, a constant, number, string or sequence.
 
     Returns:
         Tables, lists, strings and numbers. TOML has no None: it is left out where it is the
@@ -29,44 +31,61 @@ def to_table(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    for name, constant in _CONSTANTS.items():
+    # Before kinds: AT_PARTY is a Placement, too, and its name is what a reader knows.
+    for name, constant in constants().items():
         if value == constant:
             return name
     if isinstance(value, (list, tuple)):
         return [to_table(item) for item in value]
-    if type(value) in (*_KINDS.values(), *TRAINERS.values()):
-        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        fields = {
-            item.name: "none" if given[item.name] is None else to_table(given[item.name])
-            for item in dataclasses.fields(value)
-            if item.init and not (given[item.name] is None and item.default is None)
-        }
-        kind = {} if type(value) in TRAINERS.values() else {"kind": type(value).__name__}
-        return kind | fields
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"kind": KINDS.name_of(type(value))} | settings_of(value)
     raise UnsupportedError(f"A study file cannot hold {value!r}: it has no name there.")
 
 
-def from_table(table: Any) -> Any:
+def settings_of(value: Any) -> dict[str, Any]:
+    """The settings of a trainer, attack or part of one, each as `to_table` writes it."""
+    given = {f: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    return {
+        field.name: "none" if item is None else to_table(item)
+        for field, item in given.items()
+        if not (item is None and field.default is None)
+    }
+
+
+def from_table(table: Any, setting: str = "kind") -> Any:
     """The configuration value that a TOML value stands for; the inverse of `to_table`.
+
+    Args:
+        table: A table with its `kind`, the name of a constant, a list, string or number.
+        setting: The setting that the value is given for: a `mechanism` has to be one.
 
     Raises:
         ValueError: If a kind is unknown or a setting does not belong to it.
     """
-    if isinstance(table, str) and table in _CONSTANTS:
-        return _CONSTANTS[table]
+    if isinstance(table, str):
+        return constants().get(table, table)
     if isinstance(table, list):
-        return tuple(from_table(item) for item in table)
+        # A tuple, because a frozen value must not hold what can be changed.
+        return tuple(from_table(item, setting) for item in table)
     if not isinstance(table, Mapping):
         return table
-    settings = {name: from_table(item) for name, item in table.items() if name != "kind"}
     if "kind" not in table:
         raise ValueError(f'Expected {dict(table)!r} to say what it is: kind = "Gaussian" or so.')
-    check_member(_KINDS, kind=table["kind"])
-    return construct(_KINDS[table["kind"]], settings)
+    kind = KINDS[table["kind"]]
+    if setting == "mechanism":
+        check_kind(kind, Mechanism, f"mechanism={table['kind']!r}")
+    settings = {name: item for name, item in table.items() if name != "kind"}
+    # Version 0.1 wrote which of three ways Opacus takes; only this one is left.
+    if table["kind"] == "Opacus" and settings.pop("mode", "hooks") != "hooks":
+        raise ValueError(
+            f"Opacus has no mode={table['mode']!r} any more, only its hooks. Leave mode out, or "
+            'write kind = "BookKeeping", which needs less memory.'
+        )
+    return construct(kind, settings)
 
 
 def construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
-    """A value of a kind, with settings by name.
+    """A value of a kind, with settings by name as a study file has them.
 
     Raises:
         ValueError: If a setting does not belong to it, or its value is out of range.
@@ -77,32 +96,31 @@ def construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
             raise ValueError(
                 f"{kind.__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}."
             )
-    given = {name: None if value == "none" else value for name, value in settings.items()}
+    values = {name: from_table(item, name) for name, item in settings.items()}
+    given = {name: None if value == "none" else value for name, value in values.items()}
     try:
         return kind(**given)
+    # What a constructor trips over when a setting is of another type than it expects.
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{kind.__name__} cannot be made of {given}: {error}.") from error
 
 
 def make_trainer(token: str, settings: Mapping[str, Any] | None = None) -> Trainer:
-    """A trainer by its token, with settings as a study file has them.
+    """A trainer by its token or reference, with settings as a study file has them.
 
     Raises:
         ValueError: If there is no such trainer or setting.
     """
-    check_member(TRAINERS, trainer=token)
-    values = {name: from_table(item) for name, item in (settings or {}).items()}
-    trainer: Trainer = construct(TRAINERS[token], values)
+    trainer: Trainer = construct(TRAINERS[token], settings or {})
     return trainer
 
 
 def make_attack(token: str, settings: Mapping[str, Any] | None = None) -> Attack:
-    """An attack by its token, with settings as a study file has them.
+    """An attack by its token or reference, with settings as a study file has them.
 
     Raises:
         ValueError: If there is no such attack or setting.
     """
-    check_member(ATTACKS, attack=token)
     attack: Attack = construct(ATTACKS[token], settings or {})
     return attack
 
@@ -120,8 +138,9 @@ def default_tables(tokens: Sequence[str], *, secure: bool = False) -> dict[str, 
     Raises:
         ValueError: If there is no such trainer, or none of them draws what shall be secure.
     """
-    plain = {token: {"trainer": token, **to_table(make_trainer(token))} for token in tokens}
+    plain = {token: {"trainer": token, **settings_of(make_trainer(token))} for token in tokens}
     made = {token: _secured(table) for token, table in plain.items()} if secure else plain
+    # Silence would let a user believe in exact noise where none is drawn.
     if secure and made == plain:
         raise ValueError(
             f"Expected secure=True with a trainer that draws Gaussian noise; {', '.join(tokens)} "

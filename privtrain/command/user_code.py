@@ -1,62 +1,132 @@
-"""Functions that a user names as "my_file.py:make" or "package.module:make"."""
+"""What a user names as "my_file.py:make" or "my_package.module:MyTrainer"."""
 
+import dataclasses
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import DataError, UnsupportedError
+
+_GIVEN = "__privtrain_file__"
+"""Attribute of a module that was imported from a file: the file's path, as the user gave it."""
 
 
-def import_function(reference: str) -> Callable[..., Any]:
-    """The function that "module:function" or "path/to/file.py:function" names.
+def import_named(reference: str, argument: str) -> Any:
+    """The function or class that "path/to/file.py:name" or "module:name" names.
+
+    Args:
+        reference: What the user wrote.
+        argument: Where it was written, for messages: "model", "trainer", ...
 
     Raises:
-        ValueError: If the reference has another form, or there is no such function.
+        ValueError: If the reference has another form, or names nothing that can be called.
         DataError: If the file does not exist, or cannot be imported.
     """
+    # From the right: an absolute path may hold a colon itself, C:\my_file.py:make.
     place, _, name = reference.rpartition(":")
+    given = f"{argument}={reference!r}"
     if not place or not name:
         raise ValueError(
-            f"Expected model={reference!r} to look like my_model.py:make or my_package.model:make."
+            f"Expected {given} to look like my_file.py:NAME or my_package.module:NAME."
         )
     try:
         file = place.endswith(".py")
-        module = _import_file(Path(place)) if file else importlib.import_module(place)
+        module = _import_file(Path(place), given) if file else importlib.import_module(place)
     except DataError:
         raise
     # Whatever the user's own module may raise; without a traceback its place is worth a word.
     except Exception as error:
         raise DataError(
-            f"Cannot import {place!r} of model={reference!r}: {type(error).__name__}: {error}. "
-            "Name a file that Python can run, such as my_model.py:make, or an installed module."
+            f"Cannot import {place!r} of {given}: {type(error).__name__}: {error}. "
+            "Name a file that Python can run, such as my_file.py:NAME, or an installed module."
         ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
+    value = getattr(module, name, None)
+    if not callable(value):
         raise ValueError(
-            f"Expected model={reference!r} to name a function of {place}; it has no {name} that "
-            "can be called."
+            f"Expected {given} to name a function or class of {place}; it has no {name} that can "
+            "be called."
         )
-    made: Callable[..., Any] = function
-    return made
+    return value
 
 
-def _import_file(path: Path) -> Any:
+def _import_file(path: Path, given: str) -> ModuleType:
     import cloudpickle
 
     if not path.is_file():
         raise DataError(
-            f"There is no file {str(path)!r} to take the model from. Give model= as "
-            "my_model.py:make, seen from the folder you are in."
+            f"There is no file {str(path)!r}, which {given} names. Give its path as it is seen "
+            "from the folder you are in."
         )
+    loaded = sys.modules.get(path.stem)
+    # A second import would make second classes, and a trainer would not equal itself any more.
+    # Both made absolute alike: Python leaves the dots of "../my_file.py" in `__file__`.
+    if loaded and hasattr(loaded, _GIVEN) and _same(str(loaded.__file__), path):
+        return loaded
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise DataError(f"The file {path} cannot be imported.")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses look for their own module while they are made.
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
+    setattr(module, _GIVEN, str(path))
     # Other processes cannot import this file by name: its classes travel along.
     cloudpickle.register_pickle_by_value(module)
     return module
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return os.path.abspath(one) == os.path.abspath(other)
+
+
+def reference_of(kind: type[Any]) -> str:
+    """The reference that names a class, its file as the user gave it; inverse of `import_named`.
+
+    Raises:
+        UnsupportedError: If no reference leads to the class, such as one made in a function.
+    """
+    module = sys.modules.get(kind.__module__)
+    # `__main__` is another module in the process that reads the file again.
+    if kind.__module__ == "__main__" or getattr(module, kind.__qualname__, None) is not kind:
+        raise UnsupportedError(
+            f"A study file cannot hold a {kind.__qualname__}: it has no name there. Define it at "
+            "the top of a file or module."
+        )
+    return f"{getattr(module, _GIVEN, kind.__module__)}:{kind.__qualname__}"
+
+
+def check_kind(kind: type[Any], protocol: type[Any], given: str) -> type[Any]:
+    """Refuses what is no frozen dataclass with the members of a protocol.
+
+    Args:
+        kind: What was named.
+        protocol: The protocol; `object` asks for no members.
+        given: Argument and value, for messages.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If it is something else, or lacks members.
+    """
+    # A study file writes a value's fields, and a folder knows a run by its repr: neither may change
+    # between planning and training.
+    # Its own, not its base's: the values that a plain subclass gives to fields are ignored.
+    own = vars(kind).get("__dataclass_params__") if isinstance(kind, type) else None
+    if own is None or not own.frozen:
+        raise ValueError(
+            f"Expected {given} to name a frozen dataclass. Write @dataclass(frozen=True) above it."
+        )
+    # A field without a default is no attribute of the class.
+    has = {*dir(kind), *(field.name for field in dataclasses.fields(kind))}
+    missing = [name for name in dir(protocol) if not name.startswith("_") and name not in has]
+    if missing:
+        raise ValueError(
+            f"Expected {given} to have {', '.join(missing)}, as every "
+            f"{protocol.__module__}.{protocol.__name__} has."
+        )
+    return kind

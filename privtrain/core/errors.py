@@ -52,10 +52,8 @@ class PartyLostError(ProtocolError):
         super().__init__(message)
         self.party = party
 
-    def __reduce__(self) -> tuple[type["PartyLostError"], tuple[str, str]]:
-        return (PartyLostError, (str(self), self.party))
 
-
+# Also a ValueError: to the caller, a table that cannot be used is a wrong argument.
 class DataError(PrivtrainError, ValueError):
     """A data set or a file cannot be used as it is."""
 

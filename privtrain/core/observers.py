@@ -15,6 +15,7 @@ class Observer:
     """
 
     name: str
+    # A frozen set: coalitions of the same parties are equal, in whatever order they were named.
     corrupted: frozenset[str] = field(default=frozenset())
 
     def __str__(self) -> str:
@@ -51,6 +52,7 @@ def coalition(corrupted: frozenset[str] | set[str]) -> Observer:
     """
     if not corrupted:
         raise ValueError("Expected corrupted=set() to name at least one party.")
+    # A guarantee stores the name alone, so the name says how many they are.
     count = len(corrupted)
     return Observer(
         f"coalition of {count} {'party' if count == 1 else 'parties'}", frozenset(corrupted)
@@ -74,14 +76,19 @@ class Exposure:
     single_messages: bool
     knows_sample: bool
     noise_known: float
+    # The known fraction is not enough (decision 001): under SPLIT(h) a single message carries 1/h
+    # of the variance, of which its reader knows nothing.
     variance: float = 1.0
 
     def __post_init__(self) -> None:
         check_non_negative(variance=self.variance)
+        # Written as a chain, so that a NaN fails too.
         if not 0 <= self.noise_known <= 1:
             raise ValueError(f"Expected noise_known={self.noise_known!r} in [0, 1].")
 
     @property
     def hidden_variance(self) -> float:
         """Variance that the observer cannot subtract, as a multiple of the mechanism's own."""
+        # docs/concepts.md, "The formula": the numerator of z_eff is the root of this, times the
+        # noise multiplier.
         return self.variance * (1.0 - self.noise_known)

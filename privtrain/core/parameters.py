@@ -20,17 +20,22 @@ def initial_model(task: Task, stream: Stream) -> nn.Module:
     Returns:
         A new model on the CPU.
     """
+    # On the CPU, whose generator is the same on every machine: a device has another one, and the
+    # same seed would start from other weights.
     with global_generator(stream):
         return task.model()
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that require a gradient, in the model's order, shared ones once."""
+    # What is frozen never changes, so nothing of it has to be bounded or sent. `parameters()` lists
+    # a shared tensor once; counted twice, its gradient would also enter a norm twice.
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def float_buffers(model: nn.Module) -> list[Tensor]:
     """Floating-point buffers, such as running means: what training writes without a gradient."""
+    # Counters, such as the number of batches seen, are integers: their average means nothing.
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
@@ -44,6 +49,7 @@ def to_vector(tensors: Iterable[Tensor]) -> Tensor:
         A detached copy, shape `(parameters,)`; empty where there are no tensors.
     """
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    # `cat` copies even a single tensor: what was sent must not change with the model afterwards.
     return torch.cat(flat) if flat else torch.zeros(0)
 
 
@@ -62,12 +68,14 @@ def load_vector(tensors: Iterable[Tensor], vector: Tensor) -> None:
         ValueError: If the number of values differs.
     """
     targets = list(tensors)
+    # Before the first copy: an error must not leave a model half overwritten.
     expected = sum(target.numel() for target in targets)
     if expected != vector.numel():
         raise ValueError(f"Expected vector.numel()={vector.numel()} to be {expected}.")
     start = 0
     for target in targets:
         size = target.numel()
+        # `copy_` also converts: a float64 average leaves a float32 model in float32.
         target.copy_(vector[start : start + size].view_as(target))
         start += size
 
@@ -92,6 +100,8 @@ class ModelPredictor:
         Returns:
             Logits on the inputs' device, shape `(rows, classes)`.
         """
+        # Without dropout and with stored statistics: an answer depends on its own row alone, and
+        # asking does not change the model.
         self.module.eval()
         where = next(self.module.parameters(), torch.empty(0)).device
         logits: Tensor = self.module(inputs.to(where))

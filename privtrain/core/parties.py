@@ -20,5 +20,6 @@ def party_names(prefix: str, count: int) -> tuple[str, ...]:
     Returns:
         The names, in order.
     """
+    # Unpadded, client-10 would come before client-2 wherever names are sorted.
     width = len(str(count - 1))
     return tuple(f"{prefix}-{index:0{width}d}" for index in range(count))

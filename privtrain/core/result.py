@@ -40,6 +40,7 @@ class History:
     def record(self, round: int, **values: float) -> None:
         """Adds unprotected diagnostics of a round."""
         for name, value in values.items():
+            # Plain floats: a tensor would hold its graph for as long as the history lives.
             self.unprotected.setdefault(name, []).append((round, float(value)))
 
 
@@ -84,6 +85,8 @@ class Target:
         promised: What was promised to the attack's observer, as curves.
     """
 
+    # A view and not the transcript: an attack that read what its observer never saw would measure
+    # the leakage to somebody else.
     view: View
     predictor: Predictor
     task: Task
@@ -110,6 +113,7 @@ class Leakage:
 
     attack: str
     observer: str
+    # None, never zero or a default: a rate of 0.1% cannot be seen in 359 rows (sharp edges).
     metrics: Mapping[str, float | None]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     members: int = 0
@@ -141,6 +145,7 @@ class Row:
     trainer: str
     label: str
     seed: int
+    # Everything that a failed run has not is None: no cell is filled with a default.
     epsilon_asked: float | None = None
     accuracy: float | None = None
     accuracy_interval: tuple[float, float] | None = None
@@ -163,13 +168,15 @@ class Comparison:
         card: Versions, configuration, data hash, machine and public seeds.
         study: The study that repeats the comparison, as it is written into a TOML file; None
             where the comparison was made by values that no file can name.
-        as_text: Renders the comparison for a terminal; the report stands on a higher floor.
+        as_text: Renders the comparison for a terminal; None where it was made by hand.
         as_html: Renders it for a notebook.
     """
 
     rows: tuple[Row, ...]
     card: Mapping[str, Any]
     study: Mapping[str, Any] | None = None
+    # Values rather than methods, which would have to import the report from here (decision 009).
+    # They take no part in equality: a loaded comparison equals the saved one.
     as_text: Callable[["Comparison"], str] | None = field(default=None, repr=False, compare=False)
     as_html: Callable[["Comparison"], str] | None = field(default=None, repr=False, compare=False)
 

@@ -11,12 +11,14 @@ from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.transcript import Entry, Setup, Transcript
 
+# Tensors and nothing else, numbers too: whatever is sent has bytes that the transcript counts.
 Payload = dict[str, Tensor]
 """What is sent: tensors by kind. Numbers travel as tensors without dimensions."""
 
-
+# A worker plays many parties in turn. The rows of all of them would take the memory that loading
+# them lazily saves.
 ROWS_AT_HAND = 64
-"""Of how many parties a worker keeps the rows that it loaded."""
+"""The number of parties whose loaded rows a worker keeps."""
 
 
 @dataclass
@@ -45,6 +47,7 @@ class PartyRun:
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        # Here and not in each runtime: no way of running parties can give a stream out twice.
         if not isinstance(self.entropy, OnceOnly):
             self.entropy = OnceOnly(self.entropy)
 
@@ -53,12 +56,14 @@ class PartyRun:
         """The party's own rows; the worker keeps those of a few parties at hand."""
         held: dict[str, Rows] = self.scratch.setdefault("rows", {})
         if self.party not in held:
+            # Which ones are dropped does not matter: they are loaded again, as the same rows.
             if len(held) >= ROWS_AT_HAND:
                 held.clear()
             held[self.party] = self.train[self.party]
         return held[self.party]
 
 
+# A closure would not pickle, and could not be sent to a worker in another process.
 Step = Callable[[Payload, PartyRun], Payload]
 """What a party does with a message; a frozen dataclass with `__call__` that pickles."""
 
@@ -85,6 +90,8 @@ class Setting:
 class Star(Protocol):
     """An open star: the coordinator's channel to its parties."""
 
+    # Replies come in the order of `payloads`, however they arrive: floats are added in that order,
+    # and every runtime has to give the same bits.
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
         """Sends each named party its payload, lets it take the step, and gathers the replies.
 
@@ -106,7 +113,7 @@ class Star(Protocol):
         ...
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        """Gives the parties back what they kept."""
+        """Hands each party the state that a checkpoint holds of it."""
         ...
 
 
@@ -167,6 +174,7 @@ class MeshReply:
     """
 
     payload: Payload
+    # Each process records what it sent: the transcript of the run lives in another one.
     entries: Sequence[Entry] = ()
     setups: Sequence[Setup] = ()
     peak_memory_bytes: int = 0
@@ -218,6 +226,8 @@ class Runtimes:
         mesh: For secret-shared computation.
     """
 
+    # No defaults: the runtimes stand above this package, so `fit` and `compare` fill them in
+    # (decision 009).
     star: StarRuntime | None = None
     mesh: MeshRuntime | None = None
 

@@ -13,10 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from privtrain.core.validate import check_count, check_member, check_seed
-from privtrain.core.words import Words
 
+KEY_BYTES = 32
+# Read again and again: as many zeros as words are asked for would double the memory.
+_ZEROS = memoryview(bytes(2**18))
+
+# A key is a name and not a place in one long sequence: what one party draws does not depend on who
+# drew before it, so every runtime, in whatever order it runs the parties, gives the same bits.
 Name = tuple[str, int, str]
 """What a stream is called: its purpose, the round, the party."""
 
@@ -35,6 +41,44 @@ SYSTEM = EntropyKind.SYSTEM
 """From the operating system, each party its own: for real processes and deployment."""
 
 
+class Words:
+    """Uniform 64-bit words under one key: whoever has the key draws the same ones.
+
+    Nobody who lacks the key tells the words from random ones, as long as AES holds.
+
+    Args:
+        key: 32 bytes, which serve this stream only.
+        counter: First block, 16 bytes.
+
+    Raises:
+        ValueError: If the key has another length.
+
+    Source: NIST SP 800-38A, section 6.5 (counter mode), with AES-256.
+    """
+
+    def __init__(self, key: bytes, counter: bytes = bytes(16)) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"Expected len(key)={len(key)} to be {KEY_BYTES}.")
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
+
+    def take(self, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """The next words.
+
+        Args:
+            count: How many; at least zero.
+
+        Returns:
+            uint64, shape `(count,)`; the same on every machine.
+        """
+        size = 8 * count
+        # The cipher wants space for one block more, less a byte.
+        words = np.empty(size + 15, dtype=np.uint8)
+        # Section 6.5: ciphertext = plaintext XOR output blocks. Of zeros it is the output blocks.
+        for start in range(0, size, len(_ZEROS)):
+            self._stream.update_into(_ZEROS[: size - start], words[start:].data)
+        return words[:size].view("<u8").astype(np.uint64, copy=False)
+
+
 class _Key(np.random.bit_generator.ISeedSequence):
     """Hands a key to a generator as it is; `Philox(key=...)` asks the system for entropy first."""
 
@@ -43,8 +87,9 @@ class _Key(np.random.bit_generator.ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray[Any, Any]:
         """The first bytes of the key."""
-        found = np.frombuffer(self._key, dtype=np.dtype(dtype).newbyteorder("<"), count=n_words)
-        return found.astype(dtype)
+        # Little-endian on every machine, so that a key means the same noise on each.
+        words = np.frombuffer(self._key, dtype=np.dtype(dtype).newbyteorder("<"), count=n_words)
+        return words.astype(dtype)
 
 
 def kind_of(entropy: EntropyKind | None, *, real: bool) -> EntropyKind:
@@ -54,11 +99,15 @@ def kind_of(entropy: EntropyKind | None, *, real: bool) -> EntropyKind:
         ValueError: If there is no such kind.
     """
     if entropy is None:
+        # Real parties protect themselves from each other: a seed that all of them know would tell
+        # each of them everybody's noise, shares and masks.
         return SYSTEM if real else SEEDED
     check_member([*EntropyKind], entropy=entropy)
     return EntropyKind(entropy)
 
 
+# Frozen, as all sources of streams are: a value that pickles can be sent to a worker, which then
+# draws what it would have drawn here.
 @dataclass(frozen=True)
 class Stream:
     """A key of 32 bytes, from which generators start.
@@ -72,6 +121,8 @@ class Stream:
     def numpy(self) -> np.random.Generator:
         """A counter-based generator with a 128-bit key: for noise, the same on every device."""
         source: Any = _Key(self.key)  # numpy's types know of its own kinds of seeds only
+        # Philox because it is counter-based: torch's CPU generator uses 32 bits of its seed, and a
+        # GPU has another one, so the same seed would give other noise there (decision 006).
         return np.random.Generator(np.random.Philox(source))
 
     def words(self) -> Words:
@@ -81,12 +132,14 @@ class Stream:
     def torch(self) -> torch.Generator:
         """A generator of torch's own: for data order and initialisation, never for secrets."""
         generator = torch.Generator()
+        # 63 bits: as a signed number the seed is the same positive one.
         generator.manual_seed(int.from_bytes(self.key[:8], "little") >> 1)
         return generator
 
 
 def derive(root: bytes, name: Name) -> Stream:
     """The stream of a name under a root: SHA-256 of both, unambiguously encoded."""
+    # `repr` quotes and escapes: joined by a separator, ("a/1", 1, "b") could read as another name.
     return Stream(hashlib.sha256(root + repr(name).encode()).digest())
 
 
@@ -116,6 +169,8 @@ class Seeds:
 
     def __getitem__(self, name: Name) -> Stream:
         """The stream of a name; the same name gives the same stream in every process."""
+        # Another root than that of SeededEntropy: under one, the data order of a seed, which is
+        # public, could be the secret of the same seed.
         return derive(f"privtrain/seeds/{self.seed}/".encode(), name)
 
 
@@ -139,7 +194,7 @@ class SeededEntropy:
         check_count(0, attempt=self.attempt, fit=self.fit)
 
     def __getitem__(self, name: Name) -> Stream:
-        """The stream of a name; the same name gives the same stream in every process."""
+        # Nothing for the first fit, which then draws what it would draw outside a study.
         of_study = f"{self.fit}/" if self.fit else ""
         root = f"privtrain/entropy/{self.seed}/{self.attempt}/{of_study}"
         return derive(root.encode(), name)
@@ -159,6 +214,8 @@ class SystemEntropy:
 Entropy = SeededEntropy | SystemEntropy
 
 
+# Two releases under one noise differ by their sums alone: subtracting them removes the noise and
+# leaves the difference exact. An error is better than such a release, so it is no mere warning.
 @dataclass
 class OnceOnly:
     """Entropy that gives each name out once: reused noise would cancel.
@@ -172,7 +229,7 @@ class OnceOnly:
 
     @property
     def kind(self) -> EntropyKind:
-        """Where the streams come from."""
+        """The kind of its source."""
         return self.source.kind
 
     def __getitem__(self, name: Name) -> Stream:
@@ -183,6 +240,8 @@ class OnceOnly:
         """
         if name in self._given:
             raise RuntimeError(f"The stream {name} was asked for twice; noise must never repeat.")
+        # Also for SYSTEM entropy, which would give another stream: code that asks twice has to fail
+        # whatever kind of entropy it is tried with.
         self._given.add(name)
         return self.source[name]
 
@@ -195,6 +254,7 @@ def global_generator(stream: Stream) -> Iterator[None]:
     hand them others.
     """
     before = torch.get_rng_state()
+    # Each device has a generator of its own, from which layers on it drop units.
     on_devices = torch.cuda.is_available()
     devices_before = torch.cuda.get_rng_state_all() if on_devices else []
     torch.set_rng_state(stream.torch().get_state())

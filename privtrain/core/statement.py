@@ -11,6 +11,9 @@ from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.validate import check_delta, check_positive
 
 
+# A StrEnum: files hold the text, and reading it back is `Relation(text)`. The relation belongs to
+# each guarantee and not to the run, since a reader of single messages is owed another one than a
+# reader of their sum (docs/concepts.md, "Units and relations").
 class Relation(StrEnum):
     """Which two data sets count as neighbours."""
 
@@ -25,6 +28,8 @@ ADD_REMOVE = Relation.ADD_REMOVE
 REPLACE_ONE = Relation.REPLACE_ONE
 """One unit has other contents: twice the sensitivity of a sum of bounded contributions."""
 
+# Neighbours have equally many rows, so that a rate or a divisor computed from that number is the
+# same for both (decision 004).
 ZERO_OUT = Relation.ZERO_OUT
 """One unit's contribution becomes zero, while everybody still takes part."""
 
@@ -55,12 +60,14 @@ class Guarantee:
         releases: How many releases it covers.
     """
 
+    # The name: a statement is read from files in which no coalition's members stand.
     observer: str
     unit: Unit
     relation: Relation
     epsilon: float
     delta: float
     accountant: str
+    # None where no second accountant reads the event; never a copy of the first one's answer.
     cross_check: float | None = None
     theorem: str = ""
     assumptions: tuple[str, ...] = ()
@@ -68,6 +75,7 @@ class Guarantee:
     releases: int = 0
 
     def __str__(self) -> str:
+        # Unit and relation beside every epsilon: without them two of them cannot be compared.
         epsilon = "inf" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
         text = (
             f"({epsilon}, {self.delta:g})-DP to the {self.observer}, "
@@ -150,8 +158,11 @@ class PrivacyStatement:
         of the worst protected one. A data-dependent epsilon is itself private and never the
         answer.
         """
+        # Guarantees of one unit each hold, such as by two theorems: the best is the answer. Several
+        # units are no alternatives to each other: what all of them are promised is the worst.
         best: dict[Unit, float] = {}
         for g in self.guarantees:
+            # Computed from private data: printing it is a release that nobody paid for.
             if g.observer == observer and not g.data_dependent:
                 best[g.unit] = min(g.epsilon, best.get(g.unit, math.inf))
         return max(best.values(), default=math.inf)
@@ -162,8 +173,8 @@ class PrivacyStatement:
         return plain
 
     def __str__(self) -> str:
-        parts = [*map(str, self.guarantees), *map(str, self.input_privacy), *self.caveats]
-        return "\n".join(parts)
+        lines = [*map(str, self.guarantees), *map(str, self.input_privacy), *self.caveats]
+        return "\n".join(lines)
 
 
 def to_plain(value: Any) -> Any:
@@ -181,10 +192,12 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
+    # Sorted: the order of a set of texts differs from process to process, and so would the file.
     if isinstance(value, (set, frozenset)):
         return sorted(to_plain(item) for item in value)
     if isinstance(value, StrEnum):
         return str(value)
+    # JSON has no infinity (RFC 8259, section 6); Python's "Infinity" stops other readers.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -40,6 +40,7 @@ class Rows:
     users: Tensor | None = None
 
     def __post_init__(self) -> None:
+        # At once and not in a batch: a shifted column of users would protect the wrong ones.
         if self.users is not None and self.users.shape != (len(self.inputs),):
             raise DataError(
                 f"Expected users of shape {tuple(self.users.shape)} to have the shape "
@@ -89,13 +90,13 @@ def concatenate(parts: list[Rows]) -> Rows:
     """
     return Rows(
         torch.cat([part.inputs for part in parts]),
-        _together([part.targets for part in parts]),
-        _together([part.users for part in parts]),
+        _concatenated([part.targets for part in parts]),
+        _concatenated([part.users for part in parts]),
     )
 
 
-def _together(columns: list[Tensor | None]) -> Tensor | None:
-    """One column of all parts, where every part has it."""
+def _concatenated(columns: list[Tensor | None]) -> Tensor | None:
+    """One column of all parts, or None where a part lacks it."""
     present = [column for column in columns if column is not None]
     return torch.cat(present) if len(present) == len(columns) else None
 
@@ -116,6 +117,7 @@ class Canaries:
     included: Tensor
 
     def __post_init__(self) -> None:
+        # Boolean and no 0 or 1: as an index, whole numbers would pick rows 0 and 1 again and again.
         if self.included.shape != (len(self.rows),) or self.included.dtype != torch.bool:
             raise DataError(
                 f"Expected included of shape {tuple(self.included.shape)} and type "
@@ -147,12 +149,15 @@ class FederatedData:
         canaries: What `pt.data.with_canaries` planted. Read by `audit` alone, never by training.
     """
 
+    # A mapping that may load when asked: a million simulated clients cost no memory until sampled.
     train: Mapping[str, Rows]
     test: Rows
     validation: Rows | None = None
     public: Rows | None = None
     split: Split = ROWS
     label_holder: str | None = None
+    # Stated and never counted: a rate from the true number tells what that number is, and
+    # neighbours under add/remove would be sampled at different rates (decision 004).
     public_rows: int | None = None
     name: str = "data"
     digest: str = ""
@@ -170,6 +175,7 @@ class FederatedData:
         Returns:
             The rows of all parties in their order; with `COLUMNS`, all columns side by side.
         """
+        # In the order of names, so that a row's place does not depend on who runs the parties.
         parts = [self.train[party] for party in self.train]
         if self.split is ROWS:
             return concatenate(parts)
@@ -194,6 +200,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Losses, shape `(batch,)`.
     """
+    # Not averaged: what is clipped is a row's own gradient, that of a row's own loss.
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
@@ -207,6 +214,7 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
     Returns:
         The accuracy.
     """
+    # In float64 a mean of zeros and ones is the correctly rounded fraction of whole counts.
     return float((logits.argmax(dim=1) == targets).double().mean())
 
 
@@ -221,6 +229,7 @@ class Task:
         name: What the task is called.
     """
 
+    # A factory: each run, teacher and shadow model starts from weights of its own seed.
     model: Callable[[], nn.Module]
     loss: Loss = cross_entropy
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": accuracy})

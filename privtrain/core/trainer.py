@@ -32,6 +32,8 @@ class PrivacyPlan:
     observer: Observer
     unit: Unit
     relation: Relation
+    # One release and a count: an accountant takes too long to be asked before each of thousands of
+    # releases, so that a budget becomes a largest count once (decision 002).
     event: Any
     count: int
     theorem: str = ""
@@ -40,7 +42,10 @@ class PrivacyPlan:
 
 
 class Ledger(Protocol):
-    """Counts releases, and writes down that they are spent before they are made."""
+    """Counts the releases that were paid for, and lets no other one be made."""
+
+    # Two beats, `spend` before the value exists and `use` when it is made. There is no way back: a
+    # release that was aborted may have been seen, so it stays spent.
 
     @property
     def spent(self) -> int:
@@ -54,7 +59,7 @@ class Ledger(Protocol):
             count: How many releases follow.
 
         Returns:
-            Whether they were paid; False, and nothing spent, where the budget has no room.
+            Whether they were paid; False, and nothing spent, where they would exceed the budget.
         """
         ...
 
@@ -128,6 +133,7 @@ class Run:
     @property
     def star(self) -> Star:
         """The open star; its parties start when it is first asked for."""
+        # A trainer without rounds then starts no parties, whatever a runtime makes of starting one.
         if self._star is None:
             self._star = self.open_star()
         return self._star
@@ -135,6 +141,8 @@ class Run:
     @property
     def party_entropy(self) -> Entropy:
         """The entropy that parties draw from."""
+        # The source, not this side's once-only wrapper: each party keeps its own account of the
+        # names that it drew.
         return self.entropy.source
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
@@ -165,11 +173,12 @@ class Run:
     def _account(self, reply: MeshReply) -> Payload:
         self.transcript.extend(reply.entries)
         self.transcript.setups.extend(reply.setups)
+        # The largest process, not their sum: real parties have a machine each.
         self.peak_memory_bytes = max(self.peak_memory_bytes, reply.peak_memory_bytes)
         return reply.payload
 
     def spend(self, count: int = 1) -> bool:
-        """Pays for the next releases; where the budget has no room, the run is marked halted.
+        """Pays for the next releases; where they would exceed the budget, the run is marked halted.
 
         Args:
             count: How many releases follow.
@@ -179,6 +188,7 @@ class Run:
         """
         if self.ledger.spend(count):
             return True
+        # No error: what was trained so far was paid for, and is returned.
         self.halted = f"the budget was used up after {self.ledger.spent} releases"
         return False
 

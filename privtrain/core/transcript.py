@@ -9,6 +9,8 @@ from torch import Tensor
 from privtrain.core.observers import Observer
 from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
 
+# One prefix rather than a second channel, which would be a second way out of a party in every
+# runtime (decision 005).
 UNPROTECTED = "unprotected."
 """Prefix of diagnostics that ride along in a simulation, such as a party's training loss.
 
@@ -36,6 +38,7 @@ class Entry:
     shape: tuple[int, ...]
     bytes: int
     round: int
+    # Not compared, since == of tensors is a tensor; not printed, since it may be a secret.
     payload: Tensor | None = field(default=None, compare=False, repr=False)
 
 
@@ -74,6 +77,7 @@ class View:
         return tuple(sorted({entry.kind for entry in self.messages}))
 
 
+# Who pools the rows sees what an aggregator sees: they are one observer under two names.
 _COORDINATORS = (AGGREGATOR_NAME, CURATOR_NAME)
 
 
@@ -95,6 +99,7 @@ class Transcript:
         """Records one sent tensor; diagnostics of a simulation are not recorded."""
         if kind.startswith(UNPROTECTED):
             return
+        # A copy: the entry holds what was sent, not what training made of the tensor since.
         payload = tensor.detach().clone() if self.keep_payloads else None
         size = tensor.element_size() * tensor.nelement()
         shape = tuple(tensor.shape)
@@ -117,6 +122,7 @@ class Transcript:
         if kind.startswith(UNPROTECTED):
             raise ValueError(f"Expected kind={kind!r} to be no diagnostic: these stay unpublished.")
         payload = tensor.detach().clone() if self.keep_payloads else None
+        # No bytes: cost is what parties send each other, and publishing is no part of the protocol.
         self.entries.append(
             Entry(sender, PUBLIC_NAME, kind, tuple(tensor.shape), 0, round, payload)
         )
@@ -129,6 +135,7 @@ class Transcript:
         coordinator of a star or the curator of pooled rows saw; the dealer what those saw who
         have setup material.
         """
+        # The same entries that cost is read from: what was not recorded was neither sent nor seen.
         names = set(observer.corrupted) or self._played_by(observer.name)
         messages = tuple(e for e in self.entries if e.receiver in names | {PUBLIC_NAME})
         setup = tuple(s for s in self.setups if s.party in names)
@@ -138,12 +145,15 @@ class Transcript:
     def _played_by(self, role: str) -> set[str]:
         """Names of the parties whose place an observer takes."""
         if role == "participant":
+            # One of them stands for all: a guarantee to participants is to each of them alone, and
+            # several that pool what they saw are a coalition.
             outside = {*_COORDINATORS, PUBLIC_NAME}
             return set([e.receiver for e in self.entries if e.receiver not in outside][:1])
         if role == "aggregator":
             seen = {name for e in self.entries for name in (e.sender, e.receiver)}
             return seen.intersection(_COORDINATORS) or {AGGREGATOR_NAME}
         if role == "dealer":
+            # Nothing is sent to whoever deals; that they know the triples is recorded as setup.
             return {s.party for s in self.setups} or {"dealer"}
         return {"querier"} if role == "querier" else set()
 
@@ -158,6 +168,7 @@ class Transcript:
         totals: Counter[str] = Counter()
         for entry in self.entries:
             totals[entry.sender] += entry.bytes
+        # Who only published has sent nothing to a party.
         return {name: totals[name] for name in sorted(totals) if totals[name]}
 
     @property

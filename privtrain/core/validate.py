@@ -15,7 +15,8 @@ from privtrain.core.errors import DataError
 
 def _check(description: str, holds: Callable[[float], bool], values: dict[str, float]) -> None:
     for name, value in values.items():
-        # `not (x > 0)` and not `x <= 0`: a NaN must fail too.
+        # `not (x > 0)` and not `x <= 0`: a NaN must fail too. True is a number to Python, but
+        # nobody means one by it.
         if isinstance(value, bool) or not isinstance(value, Real) or not _holds(holds, value):
             raise ValueError(f"Expected {name}={value!r} {description}.")
 
@@ -58,11 +59,13 @@ def check_fraction(**values: float) -> None:
 
 def check_delta(delta: float) -> None:
     """Raises `ValueError` unless delta lies in (0, 1)."""
+    # At 1 anything is private, and at 0 no Gaussian noise is.
     _check("in (0, 1)", lambda value: 0 < value < 1, {"delta": delta})
 
 
 def check_seed(seed: int) -> None:
     """Raises `ValueError` unless a seed is a whole number, of either sign."""
+    # 1 and 1.0 are equal but print differently, and a stream's key is made from the print.
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ValueError(f"Expected seed={seed!r} to be a whole number.")
 
@@ -75,8 +78,9 @@ def check_flag(**values: bool) -> None:
 
 
 def check_offers(method: str, example: str, /, **values: object) -> None:
-    """Raises `ValueError` unless every value has a method, which makes it one of its kind."""
+    """Raises `ValueError` unless every value has the method that its protocol asks for."""
     for name, value in values.items():
+        # A class has the method too: `Gaussian` in the place of `Gaussian(1.0, 1.0)`.
         if isinstance(value, type) or not callable(getattr(value, method, None)):
             raise ValueError(f"Expected {name}={value!r} to be a value such as {example}.")
 
@@ -101,6 +105,7 @@ def check_finite(**tensors: Tensor) -> None:
     """Raises `ValueError` if a tensor holds NaN or infinity, with the first place where."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            # With a place, so that whoever owns the table finds the row.
             where = tuple(int(i) for i in (~torch.isfinite(tensor)).nonzero()[0])
             raise ValueError(
                 f"Expected {name} to be finite; {name}{list(where)} is {float(tensor[where])}. "
@@ -124,6 +129,7 @@ def made_folder(folder: str | os.PathLike[str], name: str = "folder") -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        # Permission bits do not tell: root ignores them, and a file system may be read-only.
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise DataError(

@@ -1,8 +1,7 @@
-"""Own data in memory: checked, scaled by public constants, cut and shared."""
+"""Federated data from arrays in memory: checked, scaled by public constants, split and shared."""
 
 import hashlib
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,18 +11,14 @@ import numpy as np
 import torch
 from numpy.lib.npyio import NpzFile
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from privtrain.core.errors import DataError
-from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.validate import check_count
 from privtrain.data.federation import EVENLY, Layout, federate
-from privtrain.data.models import default_model
+from privtrain.data.models import Model, chosen_model
 from privtrain.data.partition import Partition
-
-Model = Callable[[], nn.Module]
-"""Makes a model; called without arguments."""
 
 Array = Tensor | ArrayLike
 """A numpy array, a torch tensor, or nested sequences of numbers."""
@@ -102,6 +97,8 @@ def from_arrays(
     if users is not None:
         rows = replace(rows, users=to_users(users))
     test_rows = None
+    # Test and public rows pass the same checks and are scaled by the same constants: a feature has
+    # to mean the same where it is learned and where it is tested.
     if test is not None:
         test_rows = _rows(*test, scale, dtype, ("test[0]", "test[1]"))
         _check_width(rows.inputs, **{"test[0]": test_rows.inputs})
@@ -141,7 +138,7 @@ def from_npz(
     """
     path = Path(path)
     try:
-        # Opened here: numpy leaves files open that turn out to be damaged.
+        # Opened by us, hence closed by us: numpy leaves files open that turn out to be damaged.
         with path.open("rb") as file:
             arrays = _arrays(file, path, (inputs, targets))
     except DataError:
@@ -157,7 +154,7 @@ def from_npz(
 
 
 def _arrays(file: BinaryIO, path: Path, keys: tuple[str, str]) -> list[NDArray[Any]]:
-    # Pickled arrays can run code: they are refused.
+    # Unpickling an array runs whatever code its file holds.
     loaded = np.load(file, allow_pickle=False)
     if not isinstance(loaded, NpzFile):
         raise DataError(
@@ -195,6 +192,8 @@ def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
             "more dimensions, and to hold something. Use reshape(-1, 1) for a single column."
         )
     result = tensor.to(dtype)
+    # Tested after the conversion: 1e300 is finite in float64 and infinite in float32. One value
+    # that is not finite makes a loss NaN, and then the gradient of every row of its batch.
     finite = torch.isfinite(result)
     if not bool(finite.all()):
         row, *place = (int(number) for number in (~finite).nonzero()[0])
@@ -227,6 +226,7 @@ def to_targets(array: Array, name: str) -> Tensor:
             f"Expected {name} of shape {tuple(tensor.shape)} to have the shape (rows,)."
         )
     result = tensor.to(torch.int64)
+    # Compared with what was given: fractions and NaN do not survive the conversion.
     wrong = (result != tensor) | (result < 0)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
@@ -238,7 +238,7 @@ def to_targets(array: Array, name: str) -> Tensor:
 
 
 def to_users(users: ArrayLike) -> Tensor:
-    """Users as numbers, each of which follows from that user's own name alone.
+    """The number of each row's user, which follows from that user's own name alone.
 
     Args:
         users: Numbers or words, shape `(rows,)`.
@@ -255,7 +255,10 @@ def to_users(users: ArrayLike) -> Tensor:
             f"Expected users of shape {values.shape} and type {values.dtype} to have the shape "
             "(rows,) and to hold whole numbers or words."
         )
-    # Not their place in a list: who joins would change the numbers of others.
+    # A hash, not the place in a sorted list: who joins would move the others along, and data sets
+    # that differ in one user would then differ in the numbers, and the sampling, of all users.
+    # 63 bits: two of a million users share a number with probability 5e-8, and then count as one
+    # user, whose rows are bounded jointly.
     names, index = np.unique(values.astype(str), return_inverse=True)
     digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names.tolist()]
     numbers = np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
@@ -307,6 +310,8 @@ def scaled(inputs: Tensor, scale: Scale | None) -> Tensor:
     """
     if scale is None:
         return inputs
+    # Constants that are known without the rows. Their own minimum, maximum or standard deviation
+    # would be queries on private rows that no budget pays for.
     low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in scale)
     if not bool((low < high).all()) or not bool(torch.isfinite(high - low).all()):
         raise ValueError(f"Expected scale={scale} to hold lowest values below highest ones.")
@@ -315,6 +320,8 @@ def scaled(inputs: Tensor, scale: Scale | None) -> Tensor:
             f"Expected scale with shapes {tuple(low.shape)} and {tuple(high.shape)} to hold "
             f"numbers or to have the shape of one input, {tuple(inputs.shape[1:])}."
         )
+    # Clamped, so that the features of any row, also of one that nobody has seen yet, are bounded.
+    # In float64, as the constants are: the difference from the lowest value then loses no digits.
     return ((inputs.double() - low) / (high - low)).clamp(0.0, 1.0).to(inputs.dtype)
 
 
@@ -328,7 +335,7 @@ def _check_width(inputs: Tensor, **others: Tensor) -> None:
 
 
 def count_classes(targets: Tensor, test_targets: Tensor | None, classes: int | None) -> int:
-    """How many classes there are, checked.
+    """The number of classes, stated or counted.
 
     Args:
         targets: Class numbers, shape `(rows,)`.
@@ -341,60 +348,22 @@ def count_classes(targets: Tensor, test_targets: Tensor | None, classes: int | N
     Raises:
         DataError: If only one class occurs, one is skipped, or one lies beyond `classes`.
     """
-    found = torch.unique(targets).tolist()
-    if len(found) < 2:
+    present = torch.unique(targets).tolist()
+    if len(present) < 2:
         raise DataError(
             f"Expected targets to hold two or more classes; all {len(targets)} rows are of class "
-            f"{found[0]}. There is nothing to learn."
+            f"{present[0]}. There is nothing to learn."
         )
-    count = found[-1] + 1 if classes is None else classes
+    count = present[-1] + 1 if classes is None else classes
     check_count(2, classes=count)
-    if classes is None and len(found) != count:
-        absent = next(label for label in range(count) if label not in found)
+    # A stated class may be absent from these rows; a counted one that is skipped is a mistake.
+    if classes is None and len(present) != count:
+        absent = next(label for label in range(count) if label not in present)
         raise DataError(
             f"Expected targets to hold every class from 0 to {count - 1}; class {absent} is "
             f"absent. Map the classes to 0, 1, ..., or give classes={count}."
         )
-    highest = max(found[-1], 0 if test_targets is None else int(test_targets.max()))
+    highest = max(present[-1], 0 if test_targets is None else int(test_targets.max()))
     if highest >= count:
         raise DataError(f"Expected targets below classes={count}; class {highest} occurs.")
     return int(count)
-
-
-def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
-    """The model of a task: the user's, tried on two rows of zeros, or the default one.
-
-    Args:
-        model: The user's factory, or None.
-        inputs: Shape `(rows, ...)`.
-        classes: How many classes there are.
-
-    Returns:
-        A factory.
-
-    Raises:
-        ValueError: If the user's model does not map inputs to one logit a class.
-    """
-    shape = tuple(inputs.shape[1:])
-    if model is None:
-        return default_model(shape, classes, inputs.dtype)
-    with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
-        probe = torch.zeros(2, *shape, dtype=inputs.dtype)
-        try:
-            made = model()
-            got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
-        # Whatever a user's own code may raise.
-        except Exception as error:
-            raise ValueError(
-                f"Expected model={model!r}, called without arguments, to make a module that can "
-                f"take inputs of shape {tuple(probe.shape)} and type {inputs.dtype}; it raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    if got is None:
-        raise ValueError(f"Expected model={model!r} to return an nn.Module, not {made!r}.")
-    if got != (2, classes):
-        raise ValueError(
-            f"Expected model={model!r} to map inputs of shape {tuple(probe.shape)} to logits of "
-            f"shape {(2, classes)}, not {got}."
-        )
-    return model

@@ -62,19 +62,25 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
         )
     _check_rows(data, rows)
     names = data.parties
+    # Algorithm 1: S_i is uniform on {-1, 1}, independently for every canary i; True stands for 1.
+    # The stream is one of entropy: no stream of `Seeds`, which are public, shares its bits.
     stream = SeededEntropy(seed)["canaries", 0, ""]
     canaries = Canaries(
         rows=rows, included=torch.from_numpy(stream.numpy().integers(0, 2, len(rows)) == 1)
     )
+    # Algorithm 1: canaries with S_i = 1 join the rows that are always there; the others are left
+    # out, and serve the auditor only.
     held: dict[str, list[int]] = {}
     for number in canaries.included.nonzero().flatten().tolist():
         held.setdefault(names[number % len(names)], []).append(number)
     planted = {party: rows.take(torch.tensor(index)) for party, index in held.items()}
+    # The coins belong to the digest: the same canaries with other coins are other data.
     marked = f"{data.digest}{digest([rows])}{canaries.included.tolist()}"
     return replace(
         data,
         train=LazyRows(names, _Planted(data.train, planted)),
         canaries=canaries,
+        # The expected number: sampling rates of the exact one would tell how many coins are heads.
         public_rows=None if data.public_rows is None else data.public_rows + len(rows) // 2,
         name=f"{data.name} with canaries",
         digest=hashlib.sha256(marked.encode()).hexdigest(),
@@ -83,7 +89,7 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
 
 
 def without_canaries(data: FederatedData) -> Rows:
-    """All training rows but the planted canaries, in the order of parties.
+    """The training rows without the planted canaries, in the order of parties.
 
     Args:
         data: Parties that hold rows, with or without canaries of `with_canaries`.
@@ -95,12 +101,13 @@ def without_canaries(data: FederatedData) -> Rows:
         return data.pooled()
     names = data.parties
     holders = data.canaries.included.nonzero().flatten() % len(names)
+    # `_Planted` puts a party's canaries behind its own rows: the last ones are cut off.
     planted = holders.bincount(minlength=len(names)).tolist()
-    parts = [data.train[name] for name in names]
+    held = [data.train[name] for name in names]
     return concatenate(
         [
             own.take(torch.arange(len(own) - canaries))
-            for own, canaries in zip(parts, planted, strict=True)
+            for own, canaries in zip(held, planted, strict=True)
         ]
     )
 
@@ -120,7 +127,7 @@ def _check_rows(data: FederatedData, rows: Rows) -> None:
 
 
 def mislabelled_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
-    """Copies of training rows with a wrong label: what only who trained on them would believe.
+    """Copies of training rows with a wrong label, which a model gives only if it trained on them.
 
     The originals stay where they are, so that the model learns a canary against its original.
 
@@ -143,12 +150,13 @@ def mislabelled_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
         raise ValueError(f"Expected count={count} <= {len(pooled)}, the number of training rows.")
     generator = Seeds(seed)["mislabelled canaries", 0, ""].torch()
     chosen = pooled.take(torch.randperm(len(pooled), generator=generator)[:count])
+    # From 1 on: adding 0 would leave the true label, and a model believes that without a canary.
     shift = torch.randint(1, classes, (count,), generator=generator)
     return Rows(chosen.inputs, (chosen.labels + shift) % classes)
 
 
 def noise_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
-    """Inputs of uniform noise with labels by chance: far from all other rows.
+    """Inputs of uniform noise with labels by chance, far from all other rows.
 
     Args:
         data: Whose test rows say in which range inputs lie, and which classes there are.
@@ -162,6 +170,8 @@ def noise_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
         DataError: If targets are not numbers of at least two classes.
     """
     check_count(count=count)
+    # The range is that of the test rows, which belong to nobody: that of the training rows would
+    # be measured on private data.
     like, classes = data.test.inputs, _classes(data)
     generator = Seeds(seed)["noise canaries", 0, ""].torch()
     uniform = torch.rand((count, *like.shape[1:]), generator=generator, dtype=like.dtype)
@@ -170,7 +180,7 @@ def noise_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
 
 
 def _classes(data: FederatedData) -> int:
-    """How many classes the test rows show."""
+    """The number of classes in the test rows."""
     labels = data.test.labels
     if labels.is_floating_point() or labels.ndim != 1 or int(labels.max()) < 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Public constants of known data sets: written down from their documentation, never computed."""
+"""Public constants of known data sets, copied from their documentation, never computed."""
 
 from dataclasses import dataclass
 
@@ -83,7 +83,8 @@ ADULT_COLUMNS: tuple[Number | Category, ...] = (
     # Words: the attribute list of `adult.names` (B. Becker and R. Kohavi, UCI, 1996), which says
     # that values are missing, as they are in three columns. Ranges are round figures that hold for
     # anybody: 100 years, weeks of 100 hours, education coded 1..16. Money and the sampling weight
-    # `fnlwgt` have no stated bound; they are clamped at round figures.
+    # `fnlwgt` have no stated bound; they are clamped at round figures. Misspelt words are spelt as
+    # the files spell them.
     Number("age", 0, 100),
     Category(
         "workclass",
@@ -207,7 +208,7 @@ ADULT_COLUMNS: tuple[Number | Category, ...] = (
             "Peru",
             "Hong",
             "Holand-Netherlands",
-            "?",
+            MISSING,
         ),
     ),
 )
@@ -215,6 +216,7 @@ ADULT_COLUMNS: tuple[Number | Category, ...] = (
 ADULT_LABELS = ("<=50K", ">50K")
 """Classes 0 and 1 of Adult."""
 
+# Counted in the lists above, so that the width of a model never depends on which words occur.
 ADULT_FEATURES = sum(
     len(column.values) if isinstance(column, Category) else 1 for column in ADULT_COLUMNS
 )

@@ -1,11 +1,11 @@
-"""Known data sets: two that are embedded, two that are read from a directory."""
+"""Known data sets: two that scikit-learn ships, two that are read from a directory."""
 
 from pathlib import Path
 
 import torch
 
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.data.arrays import Model, chosen_model, scaled
+from privtrain.data.arrays import scaled
 from privtrain.data.constants import (
     ADULT_FEATURES,
     BREAST_CANCER_RANGES,
@@ -14,7 +14,7 @@ from privtrain.data.constants import (
 )
 from privtrain.data.federation import EVENLY, Layout, federate
 from privtrain.data.files import read_adult, read_mnist
-from privtrain.data.models import CNN, MLP, LogisticRegression
+from privtrain.data.models import CNN, MLP, LogisticRegression, Model, chosen_model
 from privtrain.data.partition import Partition
 
 
@@ -57,6 +57,7 @@ def digits(
     from sklearn.datasets import load_digits  # heavy, and needed here only
 
     bunch = load_digits()
+    # What a pixel can be, not what the brightest pixel of these rows is: nothing is measured.
     inputs = torch.from_numpy(bunch.data / DIGITS_HIGHEST).to(dtype)
     rows = Rows(inputs, torch.from_numpy(bunch.target).to(torch.int64))
     layout = Layout(
@@ -111,6 +112,8 @@ def breast_cancer(
     from sklearn.datasets import load_breast_cancer  # heavy, and needed here only
 
     bunch = load_breast_cancer()
+    # The printed ranges are the extremes of these very rows. They are public because the data set
+    # is; for private data they would be 60 unpaid queries.
     low = [lowest for _, lowest, _ in BREAST_CANCER_RANGES]
     high = [highest for _, _, highest in BREAST_CANCER_RANGES]
     inputs = scaled(torch.from_numpy(bunch.data), (low, high)).to(dtype)
@@ -167,6 +170,7 @@ def mnist(
     Source: Y. LeCun, C. Cortes and C. Burges, the MNIST database of handwritten digits.
     """
     images, labels = read_mnist(directory)
+    # A convolution takes the colour as its own dimension, here of one channel.
     shape = (784,) if flat else (1, 28, 28)
     rows, test = (
         Rows((images[part].to(dtype) / MNIST_HIGHEST).reshape(-1, *shape), labels[part])
@@ -231,6 +235,7 @@ def adult(
         validation_fraction=validation_fraction,
         public_fraction=public_fraction,
     )
+    # The width follows from the published lists of words, not from the words of these rows.
     linear = LogisticRegression(ADULT_FEATURES, 2, dtype)
     default = linear if hidden is None else MLP((ADULT_FEATURES, hidden, 2), dtype)
     return _known("adult", train, layout, model or default, classes=2, test=test)
@@ -245,5 +250,7 @@ def _known(
     classes: int,
     test: Rows | None = None,
 ) -> tuple[Task, FederatedData]:
+    # How many rows a published data set has is written in its documentation: sampling rates may be
+    # computed from it.
     data = federate(rows, layout, name=name, test=test, count_is_public=True)
     return Task(model=chosen_model(model, rows.inputs, classes), name=name), data

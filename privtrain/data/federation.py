@@ -1,4 +1,4 @@
-"""From a table to federated data: a fixed public split, a partition, a digest."""
+"""Federated data from a table: a fixed public split, a partition, a digest."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ from privtrain.data.partition import IID, Partition
 from privtrain.data.rows import LazyRows, by_columns, by_rows
 
 EVENLY: Partition = IID()
-"""The partition where none is named."""
+"""The default partition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a table is cut: what is kept for testing, and who holds the rest.
+    """How a table is split: which rows are for testing, and who holds the rest.
 
     Args:
         parties: How many parties there are, or their names.
@@ -48,17 +48,18 @@ class Layout:
             validation_fraction=self.validation_fraction,
             public_fraction=self.public_fraction,
         )
-        kept = self.test_fraction + self.validation_fraction + self.public_fraction
-        if kept >= 1:
+        reserved = self.test_fraction + self.validation_fraction + self.public_fraction
+        if reserved >= 1:
             raise ValueError(
                 f"Expected test_fraction={self.test_fraction}, validation_fraction="
                 f"{self.validation_fraction} and public_fraction={self.public_fraction} to leave "
-                f"rows for training; their sum is {kept:g}."
+                f"rows for training; their sum is {reserved:g}."
             )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parties."""
+        # A text is a sequence, too: parties="bank" would become four parties, b, a, n and k.
         if isinstance(self.parties, str) or self.parties == () or self.parties == []:
             raise ValueError(f"Expected parties={self.parties!r} to be a number or several names.")
         if isinstance(self.parties, Sequence):
@@ -78,7 +79,7 @@ def federate(
     count_is_public: bool = False,
     notes: tuple[str, ...] = (),
 ) -> FederatedData:
-    """Cuts a table into test, validation, public and training rows, and shares the latter.
+    """A table as federated data: split for testing and validation, the rest shared among parties.
 
     The cut is a plain random permutation from a fixed generator: it depends on the number of
     rows only, neither on the seed nor on labels or values.
@@ -103,8 +104,10 @@ def federate(
         len(rows), layout, test_given=test is not None
     )
     train = rows.take(train_index)
+    # Only training rows have owners; test and validation rows belong to nobody.
     sharing = share(train, layout)
     validation = rows.take(validation_index) if len(validation_index) else None
+    # Public rows lose their labels: what anybody may read, nobody has answered yet.
     open_rows = Rows(rows.inputs[public_index]) if len(public_index) else public
     return FederatedData(
         train=sharing.train,
@@ -113,6 +116,8 @@ def federate(
         public=None if open_rows is None else sharing.in_order(open_rows),
         split=layout.partition.split,
         label_holder=sharing.label_holder,
+        # Where the number of rows is not public, only a stated figure is passed on: sampling rates
+        # of a counted one would be a query on private rows.
         public_rows=len(train) if count_is_public else public_rows,
         name=name,
         digest=digest(part for part in (rows, test, public) if part is not None),
@@ -121,7 +126,7 @@ def federate(
 
 
 def fixed_split(rows: int, layout: Layout, *, test_given: bool) -> tuple[Tensor, ...]:
-    """Cuts row numbers into test, validation, public and training rows.
+    """The numbers of the test, validation, public and training rows.
 
     Args:
         rows: How many rows there are.
@@ -135,18 +140,20 @@ def fixed_split(rows: int, layout: Layout, *, test_given: bool) -> tuple[Tensor,
     Raises:
         DataError: If there are too few rows.
     """
+    # No seed enters: results of all seeds are measured on the same test rows. And nothing is
+    # stratified: that would read private labels.
     generator = derive(b"privtrain/fixed split", ("split", rows, "")).numpy()
     test = 0 if test_given else max(1, round(rows * layout.test_fraction))
     validation = round(rows * layout.validation_fraction)
     public = round(rows * layout.public_fraction)
     if test + validation + public >= rows:
         raise DataError(
-            f"Expected {rows} rows to be more than the {test + validation + public} that are kept "
-            "apart for testing, validation and the public. Give more rows or smaller fractions."
+            f"Expected {rows} rows to be more than the {test + validation + public} that are set "
+            "aside for testing, validation and the public. Give more rows or smaller fractions."
         )
     cuts = np.cumsum([test, validation, public])
-    parts = np.split(generator.permutation(rows), cuts)
-    return tuple(torch.from_numpy(np.sort(part)) for part in parts)
+    indices = np.split(generator.permutation(rows), cuts)
+    return tuple(torch.from_numpy(np.sort(index)) for index in indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +178,7 @@ class Sharing:
 
 
 def share(train: Rows, layout: Layout) -> Sharing:
-    """Shares training rows among parties.
+    """Training rows shared among the parties of a layout.
 
     Args:
         train: The rows.
@@ -183,6 +190,8 @@ def share(train: Rows, layout: Layout) -> Sharing:
     Raises:
         DataError: If a party would be left empty, or nobody holds the labels.
     """
+    # This simulates who holds what, which is why it may read labels; parties of a real federation
+    # hold what they hold.
     names, partition = layout.names, layout.partition
     generator = Seeds(layout.seed)["partition", 0, ""].numpy()
     if partition.split is ROWS:
@@ -216,6 +225,8 @@ def _check_cover(index: list[Tensor], names: tuple[str, ...], total: int, item: 
                 f"Expected every party to hold a {item}; the partition leaves {name} empty. Name "
                 "fewer parties or choose another partition."
             )
+    # A row that two parties hold would enter a sum twice, and one clipping norm would no longer
+    # bound what that row can change. Users write partitions, too, hence the check.
     if not torch.equal(torch.cat(index).sort().values, torch.arange(total)):
         raise DataError(f"Expected the partition to give each of {total} {item}s to one party.")
 
@@ -247,6 +258,7 @@ def digest(parts: Iterable[Rows]) -> str:
         for tensor in (part.inputs, part.targets):
             if tensor is None:
                 continue
+            # Shape and type as well: the same bytes in another shape are another data set.
             state.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
             state.update(tensor.contiguous().numpy().data)
     return state.hexdigest()

@@ -1,4 +1,4 @@
-"""Files of known data sets: where they lie, and how IDX and Adult are read."""
+"""Files of known data sets: finding them, and reading the formats of MNIST and Adult."""
 
 import gzip
 import math
@@ -22,7 +22,7 @@ VARIABLE = "PRIVTRAIN_DATA"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the files of a data set are looked for.
+    """The files of a data set, and where to look for them.
 
     Args:
         name: What the data set is called.
@@ -58,7 +58,7 @@ ADULT = Source(
 
 
 def locate(source: Source, directory: str | Path | None) -> tuple[Path, ...]:
-    """Finds the files of a data set.
+    """The paths of the files of a data set.
 
     Args:
         source: What is looked for.
@@ -81,11 +81,14 @@ def locate(source: Source, directory: str | Path | None) -> tuple[Path, ...]:
         )
     root = Path(given).expanduser()
     best: list[Path] = []
+    # All files come from one folder: images of one download beside labels of another would fit in
+    # number and be wrong.
     for folder in source.folders:
-        found = [_existing(root / folder / file) for file in source.files]
-        paths = [path for path in found if path is not None]
+        candidates = [_existing(root / folder / file) for file in source.files]
+        paths = [path for path in candidates if path is not None]
         if len(paths) == len(source.files):
             return tuple(paths)
+        # The fullest folder is the one that was meant: the message names what it lacks.
         best = max(best, paths, key=len)
     present = {path.name.removesuffix(".gz") for path in best}
     missing = ", ".join(file for file in source.files if file not in present)
@@ -123,7 +126,7 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path) -> Tensor:
-    """Reads an IDX file of bytes.
+    """The values of an IDX file of bytes.
 
     Args:
         path: The file, gzipped or not.
@@ -137,6 +140,8 @@ def read_idx(path: Path) -> Tensor:
     Source: http://yann.lecun.com/exdb/mnist/, "the IDX file format".
     """
     data = read_bytes(path)
+    # The header: two zero bytes, the type of the values, the number of dimensions, then the length
+    # of each dimension as a big-endian integer of four bytes.
     if len(data) < 4 or data[:2] != b"\x00\x00" or data[2] != _UNSIGNED_BYTE or data[3] == 0:
         raise DataError(
             f"{path} is no IDX file of bytes: it begins with {data[:4].hex() or 'nothing'}, not "
@@ -144,17 +149,19 @@ def read_idx(path: Path) -> Tensor:
         )
     start = 4 + 4 * data[3]
     shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    # Exactly: a shorter file was cut off while it was copied, a longer one has another header.
     if len(data) != start + math.prod(shape):
         raise DataError(
             f"{path} holds {len(data)} bytes; its header states the shape {tuple(shape)}, which "
             f"takes {start + math.prod(shape)}. The file is damaged: get it again."
         )
     values = np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
+    # A copy: an array over bytes is read-only, and torch has no tensors that are.
     return torch.from_numpy(values.copy())
 
 
 def read_mnist(directory: str | Path | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Reads the four files of MNIST.
+    """The images and labels of the four files of MNIST.
 
     Args:
         directory: Where they lie; else the directory that `PRIVTRAIN_DATA` names.
@@ -169,8 +176,8 @@ def read_mnist(directory: str | Path | None) -> tuple[dict[str, Tensor], dict[st
     paths = locate(MNIST, directory)
     images: dict[str, Tensor] = {}
     labels: dict[str, Tensor] = {}
-    parts = (("train", paths[0], paths[1]), ("test", paths[2], paths[3]))
-    for part, pictures, answers in parts:
+    pairs = (("train", paths[0], paths[1]), ("test", paths[2], paths[3]))
+    for part, pictures, answers in pairs:
         images[part], labels[part] = read_idx(pictures), read_idx(answers).long()
         if images[part].shape[1:] != (28, 28):
             raise DataError(
@@ -190,7 +197,7 @@ Table = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def read_adult(directory: str | Path | None) -> tuple[Table, Table]:
-    """Reads the two files of Adult.
+    """The training and test rows of the two files of Adult.
 
     Args:
         directory: Where they lie; else the directory that `PRIVTRAIN_DATA` names.
@@ -207,6 +214,7 @@ def read_adult(directory: str | Path | None) -> tuple[Table, Table]:
 
 def _adult_table(path: Path) -> Table:
     lines, records = [], []
+    # A byte that is no UTF-8 becomes a word that is in no list, and is reported with its line.
     text = read_bytes(path).decode("utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         # The test file begins with a comment; both end with an empty line.
@@ -238,7 +246,7 @@ def _adult_table(path: Path) -> Table:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the values of a column come from, for messages.
+    """The file and the lines that a column's values come from, for messages.
 
     Args:
         path: The file.
@@ -249,7 +257,7 @@ class Place:
     lines: Sequence[int]
 
     def error(self, row: int, column: str, value: str, expected: str) -> DataError:
-        """What is wrong with a value, and where it stands."""
+        """The error for a value that is not as expected."""
         return DataError(
             f"{self.path}, line {self.lines[row]}, column {column!r}: expected {expected}, "
             f"not {value!r}."
@@ -257,7 +265,7 @@ class Place:
 
 
 def one_hot(values: Sequence[str], column: Category, place: Place) -> NDArray[np.float64]:
-    """Words as zeros and ones.
+    """One column of zeros and ones for each word.
 
     Args:
         values: The words, one a row.
@@ -270,6 +278,7 @@ def one_hot(values: Sequence[str], column: Category, place: Place) -> NDArray[np
     Raises:
         DataError: If a word is not in the list.
     """
+    # By the public list alone: which words occur, and how many, follows from no row.
     position = {word: number for number, word in enumerate(column.values)}
     codes = np.array([position.get(value, -1) for value in values], dtype=np.int64)
     if (codes < 0).any():
@@ -297,12 +306,13 @@ def in_range(values: Sequence[str], column: Number, place: Place) -> NDArray[np.
     if not np.isfinite(parsed).all():
         row = int(np.argmin(np.isfinite(parsed)))
         raise place.error(row, column.name, values[row], "a finite number")
+    # Clamped rather than refused: whether a value lies beyond a public range is private.
     clamped = np.clip(parsed, column.low, column.high)
     return np.asarray((clamped - column.low) / (column.high - column.low))[:, None]
 
 
 def parse(text: str) -> float:
-    """The number that a text stands for; not-a-number where it stands for none."""
+    """The number that a text stands for, or NaN."""
     try:
         return float(text)
     except ValueError:

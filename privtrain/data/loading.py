@@ -58,13 +58,16 @@ def load(name: str | Path, **options: Any) -> tuple[Task, FederatedData]:
         check_member(_TYPES, dtype=dtype)
         options["dtype"] = _TYPES[dtype]
     _check_options(loader, options)
-    # A file is its own first argument; a known set has none.
+    # Loaders of files take the path first; a known set is found by its name alone.
     return loader(**options) if str(name) in _KNOWN else loader(name, **options)
 
 
 def _check_options(loader: Loader, options: dict[str, Any]) -> None:
+    # Checked here, since `options` comes from a study file: Python's own TypeError would name
+    # neither the loader's options nor the value that was given.
     parameters = signature(loader).parameters
     allowed = set(parameters) - {"path", "options"}
+    # Loaders of files pass their other options on to `from_arrays`.
     if "options" in parameters:
         allowed |= set(signature(from_arrays).parameters) - {"inputs", "targets"}
     for option, value in options.items():

@@ -1,10 +1,16 @@
 """Model factories: values that say which model a task starts from, and that pickle."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from privtrain.core.seeding import Seeds, global_generator
+
+Model = Callable[[], nn.Module]
+"""Makes a model; called without arguments."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,10 @@ class MLP:
             )
 
     def __call__(self) -> nn.Sequential:
-        """A new model."""
         layers: list[nn.Module] = [nn.Flatten()] if self.flatten else []
         for width, following in zip(self.sizes, self.sizes[1:], strict=False):
             layers += [nn.Linear(width, following, dtype=self.dtype), nn.ReLU()]
+        # No ReLU behind the last layer: the loss takes logits, which may be negative.
         return nn.Sequential(*layers[:-1])
 
 
@@ -53,7 +59,6 @@ class LogisticRegression:
     flatten: bool = False
 
     def __call__(self) -> nn.Sequential:
-        """A new model."""
         return MLP((self.features, self.classes), self.dtype, self.flatten)()
 
 
@@ -61,7 +66,7 @@ class LogisticRegression:
 class CNN:
     """Makes the small convolutional network of the DP-SGD literature: 26,010 parameters.
 
-    It takes images of shape `(batch, 1, 28, 28)` and has tanh, which suits clipped gradients.
+    It takes images of shape `(batch, 1, 28, 28)`.
 
     Args:
         classes: How many classes there are.
@@ -74,7 +79,10 @@ class CNN:
     dtype: torch.dtype = torch.float32
 
     def __call__(self) -> nn.Sequential:
-        """A new model."""
+        # The appendix's network for MNIST. Images have sides of 28, 14 (convolution), 13 (pooling),
+        # 5 and 4: 32 channels of 4 x 4 are the 512 inputs of the first linear layer. Tanh, not
+        # ReLU, since bounded activations keep per-example gradients small, and less of them is
+        # clipped away (Papernot et al. 2021, arXiv:2007.14191).
         return nn.Sequential(
             nn.Conv2d(1, 16, 8, stride=2, padding=3, dtype=self.dtype),
             nn.Tanh(),
@@ -90,15 +98,13 @@ class CNN:
 
 
 LINEAR_UP_TO = 40
-"""Up to so many features the default model is linear."""
+"""The largest number of features for which the default model is linear."""
 
 
 def default_model(
     shape: tuple[int, ...], classes: int, dtype: torch.dtype
 ) -> MLP | LogisticRegression:
-    """The model for own data: linear for few features, else one hidden layer of 64.
-
-    It is chosen by shapes, which are public, never by values.
+    """The model for own data: linear for few features, else with one hidden layer of 64.
 
     Args:
         shape: Shape of one input, without the rows.
@@ -108,7 +114,49 @@ def default_model(
     Returns:
         A factory.
     """
+    # Chosen by shapes, which are public: a choice that looks at values would have to be paid for.
     features, flatten = math.prod(shape), len(shape) != 1
     if features <= LINEAR_UP_TO:
         return LogisticRegression(features, classes, dtype, flatten)
     return MLP((features, 64, classes), dtype, flatten)
+
+
+def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
+    """The model of a task: the user's, tried on two rows of zeros, or the default one.
+
+    Args:
+        model: The user's factory, or None.
+        inputs: Shape `(rows, ...)`.
+        classes: How many classes there are.
+
+    Returns:
+        A factory.
+
+    Raises:
+        ValueError: If the user's model does not map inputs to one logit a class.
+    """
+    shape = tuple(inputs.shape[1:])
+    if model is None:
+        return default_model(shape, classes, inputs.dtype)
+    # Initial weights come from torch's global generator, which is the caller's: it is put back.
+    with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
+        probe = torch.zeros(2, *shape, dtype=inputs.dtype)
+        try:
+            # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
+            made = model()
+            got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
+        # A user's own code may raise anything; the message has to say which argument it was.
+        except Exception as error:
+            raise ValueError(
+                f"Expected model={model!r}, called without arguments, to make a module that can "
+                f"take inputs of shape {tuple(probe.shape)} and type {inputs.dtype}; it raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if got is None:
+        raise ValueError(f"Expected model={model!r} to return an nn.Module, not {made!r}.")
+    if got != (2, classes):
+        raise ValueError(
+            f"Expected model={model!r} to map inputs of shape {tuple(probe.shape)} to logits of "
+            f"shape {(2, classes)}, not {got}."
+        )
+    return model

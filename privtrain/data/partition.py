@@ -1,4 +1,4 @@
-"""Partitions: which party holds which rows, or which columns. Each of them exactly once."""
+"""Partitions: which party holds which rows or which columns of a table, each exactly once."""
 
 import heapq
 import math
@@ -84,7 +84,6 @@ class IID:
     def __call__(
         self, targets: Tensor, parties: int, generator: np.random.Generator
     ) -> list[Tensor]:
-        """Shares rows; see `Partition`."""
         _check_enough(targets, parties)
         return _tensors(np.array_split(generator.permutation(len(targets)), parties))
 
@@ -118,28 +117,35 @@ class Dirichlet:
     def __call__(
         self, targets: Tensor, parties: int, generator: np.random.Generator
     ) -> list[Tensor]:
-        """Shares rows; see `Partition`."""
         _check_enough(targets, parties, self.minimum)
         classes = _classes(targets)
-        parts: list[list[Indices]] = [[] for _ in range(parties)]
+        shares: list[list[Indices]] = [[] for _ in range(parties)]
+        # Hsu et al. 2019 draw for each party how many rows of each class it holds; here, as in
+        # Yurochkin et al. 2019, p_k ~ Dir(alpha) is drawn for each class k and says how its rows
+        # are shared, so that every row goes to a party whatever the sizes of the classes are.
         for label in np.unique(classes):
             rows = generator.permutation(np.flatnonzero(classes == label))
             proportions = generator.dirichlet(np.full(parties, self.alpha))
+            # Cumulated shares are rounded, not each share: rounded shares need not add up.
             cuts = np.rint(np.cumsum(proportions)[:-1] * len(rows)).astype(np.int64)
-            for part, share in zip(parts, np.split(rows, cuts), strict=True):
-                part.append(share)
-        groups = [generator.permutation(np.concatenate(part)) for part in parts]
+            for held, share in zip(shares, np.split(rows, cuts), strict=True):
+                held.append(share)
+        # Mixed: `_fill` takes rows from the end, where those of the last class stand.
+        groups = [generator.permutation(np.concatenate(held)) for held in shares]
         return _tensors(_fill(groups, self.minimum))
 
 
 def _fill(groups: list[Indices], minimum: int) -> list[Indices]:
+    # Small alpha leaves parties without rows, which could not train; other implementations draw
+    # again until nobody is, which for small alpha and many parties never ends.
     held = [group.tolist() for group in groups]
     largest = [(-len(group), number) for number, group in enumerate(held)]
     heapq.heapify(largest)
     for group in held:
         while len(group) < minimum:
             size, number = heapq.heappop(largest)
-            # Entries of parties that have grown meanwhile are stale, and never the largest.
+            # A party that was filled up still has its old, smaller size in the heap. That does no
+            # harm: it holds `minimum` rows, and whoever is largest holds more.
             group.append(held[number].pop())
             heapq.heappush(largest, (size + 1, number))
     return [np.asarray(group, dtype=np.int64) for group in held]
@@ -147,12 +153,12 @@ def _fill(groups: list[Indices], minimum: int) -> list[Indices]:
 
 @dataclass(frozen=True)
 class Shards:
-    """Rows are sorted by class, cut into shards of equal size, and each party draws some.
+    """Rows are sorted by class, cut into shards of equal size, and each party draws `per_party`.
 
     Shards differ by at most one row, so that none is left over.
 
     Args:
-        per_party: How many shards a party draws; at most so many classes, roughly.
+        per_party: How many shards a party draws, hence roughly how many classes it holds at most.
 
     Source: McMahan et al. 2017, the pathological non-IID split (arXiv:1602.05629).
     """
@@ -167,9 +173,11 @@ class Shards:
     def __call__(
         self, targets: Tensor, parties: int, generator: np.random.Generator
     ) -> list[Tensor]:
-        """Shares rows; see `Partition`."""
         _check_enough(targets, parties, self.per_party)
         classes = _classes(targets)
+        # McMahan et al. 2017, section 3: "sort the data by digit label, divide it into 200 shards
+        # of size 300, and assign each of 100 clients 2 shards". Shuffled first and sorted stably,
+        # so that chance decides which rows of a class stand in which shard.
         shuffled = generator.permutation(len(classes))
         ordered = shuffled[np.argsort(classes[shuffled], kind="stable")]
         shards = np.array_split(ordered, parties * self.per_party)
@@ -182,7 +190,7 @@ class ByQuantity:
     """Rows are shuffled and dealt in unequal numbers.
 
     Sizes follow `fractions`, or a power law: party i holds a share proportional to
-    `(i + 1) ** -exponent`. Every party first gets one row; what is left is dealt by the shares
+    `(i + 1) ** -exponent`. Every party first gets one row; the others are dealt by the shares
     and by largest remainders.
 
     Args:
@@ -212,10 +220,11 @@ class ByQuantity:
     def __call__(
         self, targets: Tensor, parties: int, generator: np.random.Generator
     ) -> list[Tensor]:
-        """Shares rows; see `Partition`."""
         _check_enough(targets, parties)
         shares = self._shares(parties)
+        # One row each is dealt beforehand: a steep power law would leave the last parties none.
         wanted = shares / shares.sum() * (len(targets) - parties)
+        # Largest remainders: sizes add up exactly and differ from the shares by less than a row.
         sizes = np.floor(wanted).astype(np.int64)
         left = len(targets) - parties - int(sizes.sum())
         sizes[np.argsort(sizes - wanted, kind="stable")[:left]] += 1
@@ -252,7 +261,7 @@ class ByColumn:
     def __call__(
         self, targets: Tensor, parties: int, generator: np.random.Generator
     ) -> list[Tensor]:
-        """Shares columns; see `Partition`."""
+        # Neighbours stay together: columns that words became, or pixels of a row, are one feature.
         check_count(parties=parties)
         total = len(targets)
         if self.columns is None:
@@ -285,7 +294,7 @@ _PARSERS: dict[str, Callable[[str], Partition]] = {
 
 
 def parse_partition(text: str) -> Partition:
-    """A partition from a word and a number, as the command line writes it.
+    """The partition that a word and a number stand for, as the command line writes them.
 
     Args:
         text: "iid", "dirichlet:0.5" (alpha), "shards:2" (per party), "quantity:1.5" (exponent)
@@ -299,6 +308,7 @@ def parse_partition(text: str) -> Partition:
     """
     word, _, number = text.partition(":")
     check_member(_PARSERS, partition=word)
+    # Partitions check their parameters themselves; what they say follows the text that was typed.
     try:
         return _PARSERS[word](number)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Who holds which rows: mappings that give a party its rows only when it is asked."""
+"""Mappings from party to rows that give a party its rows only when they are asked for."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -11,7 +11,7 @@ from privtrain.core.task import Rows
 class LazyRows(Mapping[str, Rows]):
     """A mapping from party to rows that loads a party's rows whenever they are asked for.
 
-    Nothing is kept: a million simulated clients cost their names and nothing more until some of
+    It stores no rows: a million simulated clients cost their names and nothing more until a few of
     them are sampled. (`Mapping` is inherited because `FederatedData.train` is one.)
 
     Args:
@@ -20,18 +20,20 @@ class LazyRows(Mapping[str, Rows]):
             Where rows travel to other processes, it must pickle.
 
     Raises:
-        ValueError: If a name stands there twice.
+        ValueError: If a name occurs twice.
     """
 
     def __init__(self, names: Iterable[str], load: Callable[[str], Rows]) -> None:
         given = tuple(names)
+        # A dictionary, not a set: parties have an order, which decides the order of sums.
         self._names = dict.fromkeys(given)
         self._load = load
         if len(self._names) != len(given):
             twice = next(name for name in self._names if given.count(name) > 1)
-            raise ValueError(f"Expected names to be different; {twice!r} stands there twice.")
+            raise ValueError(f"Expected names to be different; {twice!r} occurs twice.")
 
     def __getitem__(self, party: str) -> Rows:
+        # Asked before loading: a loader that makes rows of any name would invent a party.
         if party not in self._names:
             raise KeyError(party)
         return self._load(party)
@@ -52,11 +54,9 @@ class LazyRows(Mapping[str, Rows]):
 class RowSlices:
     """Gives each party its block of one table in memory.
 
-    A block is a copy: a view would carry the rows of all parties along when it is pickled.
-
     Args:
         rows: The rows of all parties, those of one party next to each other.
-        bounds: Party to the first row of its block and the first one behind it.
+        bounds: Party to the first row of its block and the first row behind it.
     """
 
     def __init__(self, rows: Rows, bounds: Mapping[str, tuple[int, int]]) -> None:
@@ -64,8 +64,10 @@ class RowSlices:
         self._bounds = dict(bounds)
 
     def __call__(self, party: str) -> Rows:
-        """The rows of a party."""
+        """A copy of the rows of a party."""
         start, stop = self._bounds[party]
+        # `take` copies. A view would carry the storage of all parties along when it is pickled to
+        # the process of one, and a party that writes into its rows would write into the table.
         return self._rows.take(torch.arange(start, stop))
 
 
@@ -84,13 +86,13 @@ class ColumnSlices:
         self._label_holder = label_holder
 
     def __call__(self, party: str) -> Rows:
-        """The columns of a party."""
+        """A copy of the columns of a party."""
         targets = self._rows.labels.clone() if party == self._label_holder else None
         return Rows(self._rows.inputs[:, self._columns[party]], targets)
 
 
 def by_rows(rows: Rows, names: tuple[str, ...], index: list[Tensor]) -> LazyRows:
-    """Shares the rows of a table among parties.
+    """The rows of a table, shared among parties.
 
     Args:
         rows: The table.
@@ -100,6 +102,8 @@ def by_rows(rows: Rows, names: tuple[str, ...], index: list[Tensor]) -> LazyRows
     Returns:
         Party to rows.
     """
+    # The table is reordered once, so that each party's rows are neighbours: two numbers a party say
+    # where they lie, where an index would cost eight bytes a row.
     bounds, start = {}, 0
     for name, held in zip(names, index, strict=True):
         bounds[name] = (start, start + len(held))
@@ -110,7 +114,7 @@ def by_rows(rows: Rows, names: tuple[str, ...], index: list[Tensor]) -> LazyRows
 def by_columns(
     rows: Rows, names: tuple[str, ...], index: list[Tensor], label_holder: str
 ) -> LazyRows:
-    """Shares the columns of a table among parties.
+    """The columns of a table, shared among parties.
 
     Args:
         rows: The table, inputs of shape `(rows, columns)`.

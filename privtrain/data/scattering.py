@@ -1,4 +1,4 @@
-"""Scattering features of images: wavelets that are fixed beforehand, so that they cost no privacy.
+"""Scattering features of images: by wavelets fixed beforehand, so that they cost no privacy.
 
 This is the only file that imports kymatio, which is an extra:
 `pip install "privtrain[scattering]"`.
@@ -13,7 +13,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Rows
 
 _AT_A_TIME = 500
-"""Images; what a convolution with 81 filters makes of them fits into a cache."""
+"""How many images are transformed at once: the coefficients of so many fit into a cache."""
 
 
 def scattering_features(images: Tensor, *, groups: int | None = 27) -> Tensor:
@@ -44,14 +44,16 @@ def scattering_features(images: Tensor, *, groups: int | None = 27) -> Tensor:
             "height, width) with sides that 4 divides; pad them."
         )
     transform = _transform((images.shape[2], images.shape[3]))
-    found = []
+    features = []
     with torch.no_grad():
         for part in torch.split(images.float(), _AT_A_TIME):
             coefficients = transform(part.contiguous()).flatten(1, 2)
+            # Section 2.2 of Tramer and Boneh: statistics of one image at a time. Normalising over
+            # the data set would be a query on it, with noise and an epsilon of its own.
             if groups is not None:
                 coefficients = nn.functional.group_norm(coefficients, groups * images.shape[1])
-            found.append(coefficients)
-    return torch.cat(found).to(images.dtype)
+            features.append(coefficients)
+    return torch.cat(features).to(images.dtype)
 
 
 def scattered(rows: Rows, *, groups: int | None = 27) -> Rows:
@@ -61,10 +63,12 @@ def scattered(rows: Rows, *, groups: int | None = 27) -> Rows:
 
 def _transform(shape: tuple[int, int]) -> Any:
     try:
-        # Its front door imports a module that newer versions of scipy no longer have.
+        # Not `kymatio.torch`: that imports a module that newer versions of scipy no longer have.
         from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
     except ImportError as error:
         raise UnsupportedError(
             'Scattering features need kymatio: pip install "privtrain[scattering]".'
         ) from error
+    # J scales and L directions: 1 coefficient of order 0, J L = 16 of order 1 and
+    # L^2 J (J - 1) / 2 = 64 of order 2 make 81 channels.
     return ScatteringTorch2D(J=2, shape=shape, L=8)

@@ -1,4 +1,4 @@
-"""Own data in a CSV file: numbers as they stand, words as zeros and ones."""
+"""Federated data from a CSV file: numbers as they are, words as columns of zeros and ones."""
 
 import csv
 import math
@@ -18,10 +18,10 @@ from privtrain.data.constants import Category, Number
 from privtrain.data.files import Place, in_range, one_hot, parse
 
 MOST_WORDS = 256
-"""A column of more different words is taken for an identifier, unless its words are listed."""
+"""The most different words of a column that is not taken for an identifier."""
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
-"""What stands, in small letters, where a value is missing."""
+"""How a missing value is written, in small letters."""
 
 
 def from_csv(
@@ -64,6 +64,7 @@ def from_csv(
     path = Path(path)
     table = read_table(path, delimiter)
     ranges, categories = dict(ranges or {}), dict(categories or {})
+    # Misspelt names are refused: a range that fits no column would leave one unscaled, unnoticed.
     owner = [] if user is None else [user]
     table.check_names(label=[label], ranges=ranges, categories=categories, drop=drop, user=owner)
     used = [name for name in table.columns if name not in (label, *owner, *drop)]
@@ -72,6 +73,7 @@ def from_csv(
     notes: list[str] = []
     blocks = [_block(table, name, ranges.get(name), categories.get(name), notes) for name in used]
     targets, count = _targets(table, label, classes, notes)
+    # The count is passed on, and so is not counted again; the notes say where it comes from.
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
         given["users"] = list(table.columns[user])
@@ -103,7 +105,7 @@ class Table:
 
 
 def read_table(path: Path, delimiter: str) -> Table:
-    """Reads a CSV file.
+    """A CSV file as a table of text.
 
     Args:
         path: The file.
@@ -117,10 +119,13 @@ def read_table(path: Path, delimiter: str) -> Table:
     """
     lines, records = [], []
     try:
+        # "-sig": spreadsheets write a byte order mark, which would become part of the first name.
+        # newline="": a field in quotes may hold line breaks, which are the reader's business.
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             for record in reader:
+                # Numbered by the reader, since a record may take several lines of the file.
                 if record:
                     lines.append(reader.line_num)
                     records.append(record)
@@ -158,6 +163,8 @@ def _block(
         return one_hot(values, Category(name, tuple(words)), table.place)
     parsed = np.array([parse(value) for value in values])
     broken = ~np.isfinite(parsed)
+    # One number makes a column of numbers: a word in it is a mistake to be named. Were it taken for
+    # a category, every number would quietly become one, too.
     if limits is not None or not broken.all():
         if broken.any():
             row = int(np.argmax(broken))
@@ -167,22 +174,24 @@ def _block(
             )
             raise table.place.error(row, name, values[row], expected)
         return parsed[:, None] if limits is None else _in_range(table, name, limits)
-    found = sorted(set(values))
-    if all(map(_is_missing, found)):
+    # Sorted: the order of rows must not decide which column a word becomes.
+    present = sorted(set(values))
+    if all(map(_is_missing, present)):
         raise DataError(
             f"{table.place.path}, column {name!r}, holds no value, only "
-            f"{', '.join(map(repr, found))}. Remove it, or leave it out with drop=[{name!r}]."
+            f"{', '.join(map(repr, present))}. Remove it, or leave it out with drop=[{name!r}]."
         )
-    if len(found) > MOST_WORDS:
+    if len(present) > MOST_WORDS:
         raise DataError(
-            f"{table.place.path}, column {name!r}, holds {len(found)} different words, more than "
+            f"{table.place.path}, column {name!r}, holds {len(present)} different words, more than "
             f"{MOST_WORDS}. Leave it out with drop=[{name!r}], or list its words with categories=."
         )
+    # Which words occur tells about the rows, and nothing was paid for it: the statement says so.
     notes.append(
-        f"unprotected: the {len(found)} categories of column {name!r} were read from the rows; "
+        f"unprotected: the {len(present)} categories of column {name!r} were read from the rows; "
         "give categories= to state them"
     )
-    return one_hot(values, Category(name, tuple(found)), table.place)
+    return one_hot(values, Category(name, tuple(present)), table.place)
 
 
 def _is_missing(value: str) -> bool:
@@ -210,12 +219,13 @@ def _targets(
         return one_hot(values, listed, table.place).argmax(axis=1), len(classes)
     parsed = np.array([parse(value) for value in values])
     if np.isnan(parsed).all():
+        # Words name the classes here, but an empty field names none: it is no class of its own.
         absent = [row for row, value in enumerate(values) if value.lower() in MISSING]
         if absent:
             expected = "a word that names a class (remove rows without one, or list classes=)"
             raise table.place.error(absent[0], label, values[absent[0]], expected)
-        found = sorted(set(values))
-        position = {value: number for number, value in enumerate(found)}
+        names = sorted(set(values))
+        position = {value: number for number, value in enumerate(names)}
         codes = np.array([position[value] for value in values], dtype=np.int64)
     else:
         whole = np.isfinite(parsed) & (parsed == np.rint(parsed))
@@ -223,24 +233,25 @@ def _targets(
             row = int(np.argmin(whole))
             expected = "a whole number that names a class (remove rows without one)"
             raise table.place.error(row, label, values[row], expected)
+        # In the order of numbers: as text, 10 would stand before 9.
         unique, codes = np.unique(parsed.astype(np.int64), return_inverse=True)
-        found = [str(value) for value in unique]
-    if len(found) < 2:
+        names = [str(value) for value in unique]
+    if len(names) < 2:
         raise DataError(
-            f"{table.place.path}, column {label!r}, holds one class only, {found[0]!r}. There is "
+            f"{table.place.path}, column {label!r}, holds one class only, {names[0]!r}. There is "
             "nothing to learn."
         )
-    if len(found) > MOST_WORDS:
+    if len(names) > MOST_WORDS:
         raise DataError(
-            f"{table.place.path}, column {label!r}, holds {len(found)} different values, too many "
+            f"{table.place.path}, column {label!r}, holds {len(names)} different values, too many "
             "for classes. Name the label column with label=, or list its classes with classes=."
         )
-    if found == [str(number) for number in range(len(found))]:
+    if names == [str(number) for number in range(len(names))]:
         notes.append(CLASSES_COUNTED)
     else:
-        order = ", ".join(f"{value} is {number}" for number, value in enumerate(found))
+        order = ", ".join(f"{value} is {number}" for number, value in enumerate(names))
         notes.append(
             f"unprotected: the classes were read from column {label!r} ({order}); give classes= "
             "to state them"
         )
-    return codes, len(found)
+    return codes, len(names)

@@ -55,10 +55,6 @@ class Gradients(Protocol):
         """Prepares a model; the engine is closed when it is no longer needed."""
         ...
 
-    def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
-        """The engine of a model that may have been prepared before."""
-        ...
-
 
 def empty_sum(model: nn.Module) -> ClippedSum:
     """The clipped sum of an empty batch, as Poisson sampling draws it now and then."""
@@ -83,7 +79,7 @@ def check_precision(model: nn.Module) -> None:
             )
 
 
-def counted(norms: Tensor, losses: Tensor) -> Tensor:
+def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
     """Norms of examples, not a number where the loss is not finite: these count as zero.
 
     A loss can be infinite and have a finite gradient.

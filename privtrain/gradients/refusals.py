@@ -1,42 +1,23 @@
-"""What must hold for booked gradients to be those of the model."""
+"""What a model must be, so that per-example gradients are those of its examples."""
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Rows
 from privtrain.gradients.bookkeeping.lstm import can_be_unrolled
 
+TRIAL = 16
+"""Rows of the first batch on which a model is tried."""
 
-class UnbookedError(Exception):
-    """A parameter is used where no layer books it; raised and caught within this room."""
-
-
-@dataclass
-class Use:
-    """One call of a booked layer.
-
-    Args:
-        name: The layer's name in the model.
-        layer: The layer.
-        inputs: What it was given, detached, shape `(batch, ...)`.
-        version: How often the inputs had been written to by then.
-        edge: The place of its output in autograd's graph.
-    """
-
-    name: str
-    layer: nn.Module
-    inputs: Tensor
-    version: int
-    edge: Any
+T = TypeVar("T")
 
 
-def refuse_layers(model: nn.Module) -> None:
-    """Refuses layers that mix examples, that keep what they saw, or that nothing can book.
+def refuse_statistics(model: nn.Module) -> None:
+    """Refuses layers that mix examples or keep statistics of what they saw.
 
     Raises:
         UnsupportedError: With the layer, and what to use in its place.
@@ -53,95 +34,88 @@ def refuse_layers(model: nn.Module) -> None:
                 f"The layer {name!r} ({kind}) keeps running statistics of its "
                 "inputs, which no noise protects. Use track_running_stats=False."
             )
+
+
+def refuse_layers(model: nn.Module) -> None:
+    """Refuses layers that mix examples, that keep what they saw, or that no formula covers.
+
+    Raises:
+        UnsupportedError: With the layer, and what to use in its place.
+    """
+    refuse_statistics(model)
+    for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
             raise UnsupportedError(
-                f"The layer {name!r} ({kind}) rewrites its rows for every batch that it sees, "
-                "which no noise protects. Use max_norm=None."
+                f"The layer {name!r} ({type(layer).__name__}) rewrites its rows for every batch "
+                "that it sees, which no noise protects. Use max_norm=None."
             )
         foreign = type(layer).__module__.startswith("opacus.")
         recurrent = isinstance(layer, nn.RNNBase) and not can_be_unrolled(layer)
         if foreign or recurrent or isinstance(layer, nn.MultiheadAttention):
+            # Only then: importing Opacus takes longer than everything else here.
             check_model(model)
 
 
-def reached(losses: Tensor) -> tuple[set[Any], Counter[int]]:
-    """Walks autograd's graph.
+def check_model(model: nn.Module) -> None:
+    """Refuses layers for which neither torch nor Opacus has right per-example gradients.
+
+    Raises:
+        UnsupportedError: With the layer, and what to use in its place.
+    """
+    from opacus.layers import DPMultiheadAttention
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
+            twin = f"DP{type(layer).__name__.replace('Head', 'head')}"
+            if isinstance(layer, nn.MultiheadAttention):
+                twin += " with one head, or attention built of nn.Linear"
+            raise UnsupportedError(
+                f"Opacus has no per-example gradients for the layer {name!r} "
+                f"(nn.{type(layer).__name__}). Use its twin in opacus.layers, {twin}."
+            )
+        heads = getattr(layer, "num_heads", 1)
+        if isinstance(layer, DPMultiheadAttention) and layer.batch_first and heads > 1:
+            raise UnsupportedError(
+                f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
+                f"batch_first=True and {heads} heads. Use one head, or attention built of "
+                "nn.Linear."
+            )
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """At most so many rows, from the first on."""
+    return rows.take(torch.arange(min(len(rows), count), device=rows.inputs.device))
+
+
+def tried(model: nn.Module, rows: Rows, forward: Callable[[Rows], T]) -> tuple[T, list[Any]]:
+    """Runs a model forward on a few rows, without moving torch's global generators.
 
     Args:
-        losses: Shape `(batch,)`.
+        model: The model.
+        rows: What it is tried on.
+        forward: Runs it.
 
     Returns:
-        The nodes that the losses depend on, and how often each parameter is used, by `id`.
-    """
-    start = losses.grad_fn
-    seen: set[Any] = {start}
-    uses: Counter[int] = Counter()
-    waiting = [start]
-    while waiting:
-        node = waiting.pop()
-        for following, _ in getattr(node, "next_functions", ()):
-            if following is None:
-                continue
-            if type(following).__name__ == "AccumulateGrad":
-                uses[id(following.variable)] += 1
-            elif following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return seen, uses
-
-
-def check_uses(
-    trained: Iterable[tuple[str, nn.Parameter]], uses: list[Use], found: Counter[int]
-) -> None:
-    """Compares the uses of parameters that autograd knows with those that layers booked.
+        What `forward` returned, and the inputs if they can have gradients: see `check_apart`.
 
     Raises:
-        UnbookedError: If a parameter is used elsewhere.
+        UnsupportedError: If a buffer is written to.
     """
-    booked = Counter(
-        id(parameter)
-        for use in uses
-        for parameter in map(use.layer._parameters.get, ("weight", "bias"))
-        if parameter is not None and parameter.requires_grad
-    )
-    for name, parameter in trained:
-        if found[id(parameter)] != booked[id(parameter)]:
-            raise UnbookedError(f"{name!r} is used outside of the layers that can be booked")
+    inputs = rows.inputs.detach()
+    inputs.requires_grad_(inputs.is_floating_point())
+    before = _buffers(model)
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    # Whether a model is tried, which depends on the worker, must not change what dropout draws.
+    with torch.random.fork_rng(devices=devices):
+        # A copy, since a model may write to what it is given.
+        outcome = forward(Rows(inputs.clone(), rows.targets))
+    _check_buffers(before, model)
+    return outcome, [inputs] if inputs.requires_grad else []
 
 
-def check_kept(uses: list[Use]) -> None:
-    """Checks that what layers were given is still there.
-
-    Raises:
-        UnsupportedError: If it was written to.
-    """
-    for use in uses:
-        if use.inputs._version != use.version:
-            raise UnsupportedError(
-                f"What the layer {use.name!r} was given was written to afterwards, so that its "
-                "gradient can no longer be found. Use no in-place operation there."
-            )
-
-
-def check_inputs(uses: list[Use], rows: int) -> None:
-    """Checks that what layers were given has one row for each example, and is still there.
-
-    Raises:
-        UnbookedError: If its first dimension counts something else.
-        UnsupportedError: If it was written to.
-    """
-    check_kept(uses)
-    for use in uses:
-        if not one_row_each(use, rows):
-            raise UnbookedError(
-                f"the layer {use.name!r} was given inputs of shape {tuple(use.inputs.shape)} for a "
-                f"batch of {rows}, whose first dimension does not count the examples"
-            )
-
-
-def one_row_each(use: Use, rows: int) -> bool:
-    """Whether a layer was given one row for each example."""
-    return use.inputs.dim() > 0 and len(use.inputs) == rows
+def conclusive(losses: Tensor) -> bool:
+    """Whether a trial could tell: there was more than one row, and all losses were finite."""
+    return len(losses) > 1 and bool(torch.isfinite(losses).all())
 
 
 def check_apart(losses: Tensor, ends: list[Any]) -> None:
@@ -157,8 +131,11 @@ def check_apart(losses: Tensor, ends: list[Any]) -> None:
     Raises:
         UnsupportedError: If examples are mixed.
     """
+    if not (ends and losses.requires_grad):
+        return
     place = torch.arange(len(losses), device=losses.device)
     halves = [(place >> bit) % 2 == 0 for bit in range((len(losses) - 1).bit_length())]
+    # Both ways: example 3 may look at 5 although 5 does not look at 3.
     for chosen in [*halves, *(~half for half in halves)]:
         gradients = torch.autograd.grad(
             losses[chosen].sum(), ends, retain_graph=True, allow_unused=True
@@ -173,56 +150,15 @@ def check_apart(losses: Tensor, ends: list[Any]) -> None:
                 )
 
 
-def buffers_of(model: nn.Module) -> list[tuple[str, int, int]]:
+def _buffers(model: nn.Module) -> list[tuple[str, int, int]]:
     """Buffers, and how often each was written to."""
     return [(name, id(buffer), buffer._version) for name, buffer in model.named_buffers()]
 
 
-def check_buffers(before: list[tuple[str, int, int]], model: nn.Module) -> None:
-    """Checks that a forward pass wrote to no buffer.
-
-    Raises:
-        UnsupportedError: If it did.
-    """
-    for old, new in zip(before, buffers_of(model), strict=True):
+def _check_buffers(before: list[tuple[str, int, int]], model: nn.Module) -> None:
+    for old, new in zip(before, _buffers(model), strict=True):
         if old != new:
             raise UnsupportedError(
                 f"The model writes to its buffer {new[0]!r} while it is trained, which no noise "
                 "protects. Keep no statistics of inputs; nn.GroupNorm needs none."
-            )
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuses layers whose per-example gradients would be wrong, or that leak what they saw.
-
-    Raises:
-        UnsupportedError: With the layer, and what to use in its place.
-    """
-    from opacus.layers import DPMultiheadAttention
-
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)):
-            raise UnsupportedError(
-                f"The layer {name!r} ({type(layer).__name__}) mixes the examples of a batch, so "
-                "no example has a gradient of its own. Use nn.GroupNorm in its place."
-            )
-        if getattr(layer, "track_running_stats", False):
-            raise UnsupportedError(
-                f"The layer {name!r} ({type(layer).__name__}) keeps running statistics of its "
-                "inputs, which no noise protects. Use track_running_stats=False."
-            )
-        if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
-            twin = f"DP{type(layer).__name__.replace('Head', 'head')}"
-            if isinstance(layer, nn.MultiheadAttention):
-                twin += " with one head, or attention built of nn.Linear"
-            raise UnsupportedError(
-                f"Opacus has no per-example gradients for the layer {name!r} "
-                f"(nn.{type(layer).__name__}). Use its twin in opacus.layers, {twin}."
-            )
-        heads = getattr(layer, "num_heads", 1)
-        if isinstance(layer, DPMultiheadAttention) and layer.batch_first and heads > 1:
-            raise UnsupportedError(
-                f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
-                f"batch_first=True and {heads} heads. Use one head, or attention built of "
-                "nn.Linear."
             )

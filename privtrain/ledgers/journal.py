@@ -22,10 +22,10 @@ def check_alone(journal: Path, size: int) -> None:
     Raises:
         PrivacyError: If there are more, or fewer.
     """
-    found = size_of(journal)
-    if found != size:
+    length = size_of(journal)
+    if length != size:
         raise PrivacyError(
-            f"The privacy journal {journal} was changed by somebody else ({found} bytes, "
+            f"The privacy journal {journal} was changed by somebody else ({length} bytes, "
             f"{size} expected). Nothing was released; let one run at a time use a "
             "folder, then resume."
         )
@@ -44,6 +44,7 @@ def append_synced(journal: Path, text: bytes, *, size: int, first: bool) -> None
         OSError: If it cannot be written.
         PrivacyError: If somebody else changed it.
     """
+    # Before the folder is made: a journal that vanished with its folder is not begun again.
     check_alone(journal, size)
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("ab") as file:
@@ -51,6 +52,7 @@ def append_synced(journal: Path, text: bytes, *, size: int, first: bool) -> None
             fcntl.flock(file, fcntl.LOCK_EX)
         check_alone(journal, size)  # again, now that nobody else can write
         file.write(text)
+        # flush hands the bytes to the system, fsync to the disk: only then may a release follow.
         file.flush()
         os.fsync(file.fileno())
     if first:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.accounting.epsilon import evaluate
+from privtrain.accounting.event import repeated
+from privtrain.accounting.library import field_names
 from privtrain.core.errors import BudgetExceededError, PrivacyError
 from privtrain.core.statement import Budget
 from privtrain.core.trainer import PrivacyPlan
@@ -49,15 +51,15 @@ def capacity(plans: tuple[PrivacyPlan, ...], budget: Budget | None) -> int:
         raise ValueError(f"Expected observer={budget.observer.name!r} to be one of {names}.")
     fitting = min(_largest_count(plan, budget) for plan in watched)
     if fitting == 0 and planned > 0:
-        one = max(epsilon_of(plan, 1, budget.delta) for plan in watched)
+        single = max(epsilon_of(plan, 1, budget.delta) for plan in watched)
         way = (
             "Nothing that this trainer releases is noised; use a mechanism such as Gaussian."
-            if math.isinf(one)
+            if math.isinf(single)
             else "Use more noise, or let calibrate() choose it."
         )
         raise BudgetExceededError(
             f"Not one release fits epsilon={budget.epsilon:g} at delta={budget.delta:g} to the "
-            f"{budget.observer}: a single one costs {one:.4g}. {way}"
+            f"{budget.observer}: a single one costs {single:.4g}. {way}"
         )
     return fitting
 
@@ -68,6 +70,7 @@ def _largest_count(plan: PrivacyPlan, budget: Budget) -> int:
 
     if fits(plan.count):
         return plan.count
+    # Epsilon never falls with the count, so that bisection finds the last count that fits.
     low, high = 0, plan.count
     while high - low > 1:
         middle = (low + high) // 2
@@ -90,9 +93,7 @@ def _identity(value: Any) -> str:
         return f"{{{', '.join(sorted(map(_identity, value)))}}}"
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_identity, value))}]"
-    # Events of dp_accounting are attrs classes, everything else here is a dataclass.
-    known = getattr(value, "__dataclass_fields__", None)
-    names = known or [attribute.name for attribute in getattr(value, "__attrs_attrs__", ())]
+    names = getattr(value, "__dataclass_fields__", None) or field_names(value)
     if not names:
         return repr(value)
     return f"{type(value).__name__}{_identity([getattr(value, name) for name in names])}"
@@ -145,7 +146,7 @@ class JournalLedger:
             count: How many releases follow; at least 1.
 
         Returns:
-            Whether they were paid; False, and nothing spent, where there is no room.
+            Whether they were paid; False, and nothing spent, where the limit would be exceeded.
 
         Raises:
             PrivacyError: If the journal cannot be written.
@@ -153,7 +154,9 @@ class JournalLedger:
         check_count(count=count)
         if self._spent + count > self._limit:
             return False
+        # Written before it is counted: a crash in between spends too much, never too little.
         if self._spent + count > self._written:
+            # A whole block at a time: one sync pays for several releases.
             target = max(self._spent + count, min(self._limit, self._written + self.block))
             self._write({"spent_up_to": target})
             self._written = target
@@ -190,6 +193,7 @@ class JournalLedger:
         try:
             append_synced(self.journal, text, size=self._size, first=not self._begun)
         except OSError as error:
+            # Part of the text may be there: the next write goes on behind it.
             self._size = size_of(self.journal)
             raise PrivacyError(
                 f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
@@ -214,6 +218,8 @@ class JournalLedger:
                 f"The privacy journal {journal} belongs to another plan. Resume with the settings "
                 "it was started with, or choose another folder."
             )
+        # The last line counts. A block that was reserved and not closed stays spent: which of its
+        # releases were made before the crash is unknown.
         for line in lines[1:]:
             self._written = int(line.get("spent_up_to", line.get("finished_at", self._written)))
         self._spent = self._used = self._written

@@ -11,14 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from privtrain.accounting.epsilon import (
-    Event,
-    best_accountant,
-    composed,
-    evaluate,
-    no_event,
-    repeated,
-)
+from privtrain.accounting.epsilon import best_accountant, evaluate
+from privtrain.accounting.event import Event, composed, no_event, repeated
 from privtrain.accounting.files import event_from_plain, event_to_plain
 from privtrain.accounting.filter import THEOREM as FILTER
 from privtrain.accounting.filter import RdpFilter, order_for
@@ -99,6 +93,7 @@ class StudyLedger:
             )
         if self.order is not None and not self.adaptive:
             raise ValueError(f"Expected order={self.order!r} to be None where adaptive=False.")
+        # Fixed now, from the budget alone: an order chosen after seeing a release proves nothing.
         if self.adaptive and self.budget is not None:
             self.order = RdpFilter(self.budget, self.order or order_for(self.budget)).fixed_order
         if not self.data.digest:
@@ -111,7 +106,7 @@ class StudyLedger:
 
     @property
     def observer(self) -> Observer:
-        """Whom the study promises something."""
+        """The observer to whom the study makes its promise."""
         return PUBLIC if self.budget is None else self.budget.observer
 
     @property
@@ -156,6 +151,7 @@ class StudyLedger:
                 f"{data.digest[:12] or 'none'}. Open another StudyLedger for other rows."
             )
         if run and resumes:
+            # Paid for when it began; its own journal says how far it came.
             for place, charge in enumerate(self._charges):
                 if charge.run == run:
                     return place
@@ -164,6 +160,7 @@ class StudyLedger:
             self._check(charge, self.budget)
         else:  # nothing is charged whose sum nobody can state
             best_accountant(self._total(charge), charge.relation)
+        # On the disk first: a charge that could not be written is not made.
         self._write(charge)
         self._charges.append(charge)
         return len(self._charges) - 1
@@ -187,11 +184,11 @@ class StudyLedger:
 
     @property
     def epsilon(self) -> float:
-        """Epsilon of all fits together; of an adaptive study, its budget once anything is spent."""
+        """Epsilon of all fits; of an adaptive study, its budget once anything is spent."""
         return self.guarantee().epsilon if self._charges else 0.0
 
     def guarantee(self) -> Guarantee:
-        """What all fits together promise to the observer.
+        """The guarantee of all fits to the observer.
 
         Raises:
             PrivacyError: If nothing was charged yet.
@@ -209,9 +206,11 @@ class StudyLedger:
             assumptions=(FIXED,),
         )
         made = guarantees((plan,), spent=1, delta=self.delta)[0]
+        # Each fit counts as one release here; its own statement says how many it made.
         made = replace(made, releases=len(self._charges))
         if not self.adaptive or self.budget is None:
             return made
+        # A filter proves its budget and no less: how much of it is spent was chosen on the way.
         return replace(
             made,
             epsilon=self.budget.epsilon,
@@ -229,6 +228,7 @@ class StudyLedger:
         self, plans: tuple[PrivacyPlan, ...], name: str, count: int | None, run: str
     ) -> Charge:
         seen = [plan for plan in plans if plan.observer == self.observer]
+        # The first fit sets the unit and the relation of the study.
         held = self._charges[0] if self._charges else None
         for plan in seen:
             agrees = held is None or (plan.unit, plan.relation) == (held.unit, held.relation)
@@ -242,16 +242,17 @@ class StudyLedger:
                     event=repeated(plan.event, times),
                     run=run,
                 )
-        found = ", ".join(sorted({f"per {p.unit}, {p.relation}" for p in seen})) or "nothing"
+        promised = ", ".join(sorted({f"per {p.unit}, {p.relation}" for p in seen})) or "nothing"
         wanted = "" if held is None else f" per {held.unit}, {held.relation}"
         raise UnsoundReleaseError(
-            f"{name} promises the {self.observer} {found}, and the study promises{wanted}: the two "
-            "have no common sum. Train with the same unit and relation, or name the larger of "
+            f"{name} promises the {self.observer} {promised}, and the study promises{wanted}: the "
+            "two have no common sum. Train with the same unit and relation, or name the larger of "
             "them in a study of its own and state both."
         )
 
     def _check(self, charge: Charge, budget: Budget) -> None:
         if self.adaptive:
+            # Played again from the start: the charges alone say what is left, after a restart, too.
             spent = RdpFilter(budget, self.order, charge.relation)
             for earlier in self._charges:
                 spent.spend(earlier.event)
@@ -294,6 +295,7 @@ class StudyLedger:
         try:
             append_synced(self.journal, text, size=self._size, first=not self._begun)
         except OSError as error:
+            # Part of the text may be there: the next write goes on behind it.
             self._size = size_of(self.journal)
             raise PrivacyError(
                 f"Cannot write the study's journal {self.journal}: {error}. Nothing was trained; "

@@ -8,9 +8,9 @@ The noises of T steps are C^-1 z, with z independent and C lower triangular, ban
 
 Publishing x + C^-1 z is publishing C x + z, from which it follows. A contribution to step t moves
 C x by a column of C times the contribution; columns have an L2 norm of at most 1 (the last b - 1
-of a finite run have less), so each time that a row takes part costs at most one Gaussian
-mechanism. Columns that are b or more apart share no step, so a row whose turns are that far apart
-pays a composition of Gaussians, each sampled where the row's turn was.
+of a finite run have less), so each participation of a row costs at most one Gaussian mechanism.
+Columns that are b or more apart share no step, so a row whose participations are that far apart
+pays a composition of Gaussians, each sampled if the row's participation was.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtrain.accounting.epsilon import gaussian_event, non_private_event
+from privtrain.accounting.event import gaussian_event, non_private_event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import REPLACE_ONE, Relation
@@ -37,16 +37,16 @@ class BandedMatrix:
     """Clips contributions in L2 norm and adds Gaussian noise that is correlated over steps.
 
     It promises something only to rows that take part at least `bands` steps apart, which the
-    sampling has to see to; with any other one it is refused. One band is the Gaussian mechanism.
+    sampling has to ensure; any other sampling is refused. One band is the Gaussian mechanism.
 
     Args:
         clipping_norm: Upper bound on a contribution's L2 norm; positive.
         noise_multiplier: Standard deviation of z divided by the clipping norm; at least zero. It
             is the noise multiplier of the Gaussian that one participation is charged as; the
             noise of a single step is larger.
-        bands: Over how many steps noise is correlated, the present one included; at least 1.
-        steps: For how many steps the matrix is optimised; at least `bands`. The guarantee does
-            not depend on it: a run of another length is as private, and less accurate.
+        bands: Number of steps over which noise is correlated, the present one included; at least 1.
+        steps: Number of steps for which the matrix is optimised; at least `bands`. The guarantee
+            does not depend on it: a run of another length is as private, and less accurate.
         secure: Refused: what is proved of discrete noise holds for independent draws.
 
     Raises:
@@ -77,12 +77,10 @@ class BandedMatrix:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
         return self.noise_multiplier > 0
 
     @property
     def theorem(self) -> str:
-        """What the guarantee rests on."""
         return (
             "banded matrix factorisation (Choquette-Choo et al. 2023, arXiv:2306.08153): rows take "
             f"part at least {self.bands} steps apart, each time as in one Gaussian mechanism "
@@ -101,24 +99,24 @@ class BandedMatrix:
 
     @property
     def minimum_separation(self) -> int:
-        """How many steps have to lie between a row's turns at least."""
+        """Smallest distance, in steps, between two participations of a row that is promised for."""
         return self.bands
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """The first column of C, down to its last band; its L2 norm is 1. Public."""
+        """The first column of C, (c_0, ..., c_(b-1)); its L2 norm is 1. Public."""
         return optimise_bands(self.steps, self.bands)
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """The contribution, clipped to the clipping norm in L2; non-finite ones become zero."""
         return clip(contribution, self.clipping_norm)
 
     def sensitivity(self, relation: Relation) -> float:
-        """L2 distance of the sums of neighbours in one step."""
+        # L2 distance in one step; over the steps of one participation it is the same, since the
+        # columns of C have a norm of at most 1.
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
     def init(self, like: Tensor) -> State:
-        """No earlier noise; nothing to remember with one band."""
+        # Independent noise (one band) needs no memory, so parties may draw it as well.
         return [] if self.bands > 1 else None
 
     def noise(
@@ -126,19 +124,15 @@ class BandedMatrix:
     ) -> tuple[Tensor, State]:
         """The next row of C^-1 z.
 
-        Args:
-            like: What is noised.
-            state: Noises of the last `bands` - 1 steps, the latest first; fewer at the start.
-            generator: Where z comes from.
-            fraction: Fraction of the variance of z to draw, in (0, 1].
-
-        Returns:
-            The noise, and the state with it; the given state is left as it is.
+        The state holds the noises of the last `bands` - 1 steps, the latest first (fewer at the
+        start). The given state is left as it is.
         """
         scale = self.standard_deviation * math.sqrt(fraction)
         drawn = standard_normals(like, generator, scale)
         if state is None:
             return drawn, None
+        # Forward substitution in C noise = z, one row a step:
+        # noise_t = (z_t - c_1 noise_(t-1) - ... - c_(b-1) noise_(t-b+1)) / c_0.
         first, *others = self.coefficients
         for coefficient, earlier in zip(others, state, strict=False):
             drawn.sub_(earlier, alpha=coefficient)
@@ -147,29 +141,30 @@ class BandedMatrix:
         return drawn, [drawn.clone(), *state[: self.bands - 2]]
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
-        """What one participation of a row means: a Gaussian of what the observer cannot subtract.
+        """The Gaussian event of one participation of a row.
 
-        How often a row takes part at most is the business of the sampling, which turns this into
-        the event of a whole run.
+        The sampling, which knows how often a row takes part at most, turns it into the event of a
+        whole run.
         """
+        # Participations at least b steps apart touch disjoint rows of C (Choquette-Choo et al.
+        # 2023, for banded C): the sensitivity of one is its column's norm, at most 1.
         hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
         return gaussian_event(hidden) if hidden > 0 else non_private_event()
 
     def with_scale(self, scale: float) -> "BandedMatrix":
-        """The same mechanism with another noise multiplier."""
         return replace(self, noise_multiplier=scale)
 
 
 def prefix_error(coefficients: tuple[float, ...], steps: int) -> float:
-    """How much noise a model carries that has summed up noised gradients, averaged over steps.
+    """Root mean square error of the sums of noised gradients, for a z of standard deviation 1.
 
     Args:
         coefficients: The first column of C; scaled to norm 1 here.
-        steps: How many steps; at least 1.
+        steps: Number of steps; at least 1.
 
     Returns:
-        Root mean square, over steps, of the standard deviation of the sum of all noises so far,
-        for a z of standard deviation 1. Independent noise has sqrt((steps + 1) / 2).
+        Root mean square, over steps, of the standard deviation of the sum of all noises so far.
+        Independent noise has sqrt((steps + 1) / 2).
     """
     check_count(steps=steps)
     column = torch.tensor(coefficients, dtype=torch.float64)
@@ -178,15 +173,14 @@ def prefix_error(coefficients: tuple[float, ...], steps: int) -> float:
 
 @lru_cache(maxsize=64)
 def optimise_bands(steps: int, bands: int) -> tuple[float, ...]:
-    """The banded Toeplitz matrix whose noise does least harm to sums over steps.
+    """The first column of the banded Toeplitz matrix that minimises `prefix_error`.
 
-    It minimises `prefix_error` over columns that do not increase and stay positive; C^-1 is then
-    stable (Enestrom and Kakeya). Seconds for 2,000 steps; public, since it depends on its
-    arguments alone.
+    The minimum is over positive columns that do not increase. It is public, since it depends on
+    the arguments alone, and takes seconds for 2,000 steps.
 
     Args:
-        steps: How many steps; at least `bands`.
-        bands: How many coefficients; at least 1.
+        steps: Number of steps; at least `bands`.
+        bands: Number of coefficients; at least 1.
 
     Returns:
         The coefficients, the largest first, with L2 norm 1.
@@ -198,6 +192,8 @@ def optimise_bands(steps: int, bands: int) -> tuple[float, ...]:
     check_count(bands, steps=steps)
     if bands == 1:
         return (1.0,)
+    # Start at the square root of the matrix of sums, whose first column is binom(2k, k) / 4^k:
+    # the ratio of neighbouring coefficients is (2k - 1) / (2k).
     number = torch.arange(1, bands, dtype=torch.float64)
     free = torch.logit((2 * number - 1) / (2 * number)).requires_grad_()
     settings: dict[str, Any] = {"tolerance_grad": 1e-9, "tolerance_change": 1e-12}
@@ -212,6 +208,7 @@ def optimise_bands(steps: int, bands: int) -> tuple[float, ...]:
         torch.autograd.backward(value)
         return value
 
+    # The caller may train under torch.no_grad().
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call] # torch leaves it untyped
     column = _column(free.detach())
@@ -219,31 +216,37 @@ def optimise_bands(steps: int, bands: int) -> tuple[float, ...]:
 
 
 def _column(free: Tensor) -> Tensor:
-    """A positive column that does not increase, of free parameters, shape `(bands - 1,)`."""
+    """A positive column that does not increase, from free parameters of shape `(bands - 1,)`."""
+    # For such columns C^-1 is stable (Enestrom and Kakeya): its noise does not grow with steps.
     return torch.cat([free.new_ones(1), torch.sigmoid(free).cumprod(dim=0)])
 
 
 def _mean_square(column: Tensor, steps: int) -> Tensor:
     """Mean over steps of the variance of summed noise, times the squared norm of the column."""
+    # A run's summed noises are A C^-1 z, A the matrix of sums: Toeplitz, too, with this column.
     sums = _inverse(column, steps).cumsum(dim=0)
+    # Entry k of the column stands in steps - k rows.
     left = torch.arange(steps, 0, -1, dtype=column.dtype) / steps
     return (left * sums.square()).sum() * column.square().sum()
 
 
 def _inverse(column: Tensor, steps: int) -> Tensor:
-    """First column of the inverse of a Toeplitz matrix: a reciprocal series, by Newton's steps."""
-    found = column[:1].reciprocal()
-    while len(found) < steps:
-        size = min(2 * len(found), steps)
-        rest = -_product(column[:size], found, size)
+    """First column of the inverse of a lower triangular Toeplitz matrix, shape `(steps,)`."""
+    # These matrices multiply as power series, so the inverse is the reciprocal series 1 / c. Each
+    # Newton step, y <- y (2 - c y), doubles the number of right coefficients.
+    inverse = column[:1].reciprocal()
+    while len(inverse) < steps:
+        size = min(2 * len(inverse), steps)
+        rest = -_product(column[:size], inverse, size)
         rest = torch.cat([rest[:1] + 2, rest[1:]])
-        found = _product(found, rest, size)
-    return found
+        inverse = _product(inverse, rest, size)
+    return inverse
 
 
-def _product(one: Tensor, other: Tensor, size: int) -> Tensor:
-    """The first coefficients of the product of two series."""
-    length = len(one) + len(other)
-    product = torch.fft.rfft(one, length) * torch.fft.rfft(other, length)
-    found = torch.fft.irfft(product, length)[:size]
-    return torch.nn.functional.pad(found, (0, size - len(found)))
+def _product(left: Tensor, right: Tensor, size: int) -> Tensor:
+    """The first coefficients of the product of two series, padded with zeros to `size`."""
+    # Long enough that the circular convolution of the transforms does not wrap around.
+    length = len(left) + len(right)
+    spectrum = torch.fft.rfft(left, length) * torch.fft.rfft(right, length)
+    product = torch.fft.irfft(spectrum, length)[:size]
+    return torch.nn.functional.pad(product, (0, size - len(product)))

@@ -32,16 +32,19 @@ def clip(update: Tensor, clipping_norm: float, *, order: float = 2.0) -> Tensor:
     """
     check_positive(clipping_norm=clipping_norm)
     norm = _norm(update, order)
+    # Zero, not an error: whether a private update is finite would tell something about it.
     if not math.isfinite(norm):
         return torch.zeros_like(update)
     if norm <= clipping_norm:
         return update
+    # Algorithm 1, "Clip gradient": g / max(1, |g| / C). In float64, as the norm was computed.
     clipped = (update.double() * (clipping_norm / norm)).to(update.dtype)
     return _shrink_rounded(clipped, clipping_norm, order)
 
 
 def _norm(update: Tensor, order: float) -> float:
-    """The norm, relative to the largest value: squares of tiny or huge values leave float64."""
+    """The norm, computed relative to the largest absolute value."""
+    # Squares of values below 1e-162 or above 1e154 would leave the range of float64.
     peak = float(update.abs().max()) if update.numel() else 0.0
     if peak == 0 or not math.isfinite(peak):
         return peak
@@ -49,7 +52,7 @@ def _norm(update: Tensor, order: float) -> float:
 
 
 def _shrink_rounded(clipped: Tensor, clipping_norm: float, order: float) -> Tensor:
-    """Takes back what rounding to the update's type added, so that the bound holds exactly."""
+    """The clipped update, shrunk until its rounded values keep the bound exactly."""
     while (norm := _norm(clipped, order)) > clipping_norm:
         # Two units in the last place: one would leave a value unchanged half of the time.
         factor = clipping_norm / norm * (1 - 2 * torch.finfo(clipped.dtype).eps)
@@ -72,6 +75,7 @@ def clip_factors(norms: Tensor, clipping_norm: float) -> Tensor:
         Factors in [0, 1], shape `(contributions,)`. Zero for a non-finite norm, one for a zero one.
     """
     check_positive(clipping_norm=clipping_norm)
+    # Algorithm 1, "Clip gradient", as min(1, C / |g|) for many norms at a time.
     # In float64, since float32 rounds a tiny clipping norm to zero; a tensor over a tensor, since
     # torch divides a number by multiplying with a rounded reciprocal. Infinity gives zero.
     bound = torch.tensor(clipping_norm, dtype=torch.float64, device=norms.device)
@@ -87,20 +91,23 @@ class Clipping(Protocol):
     """
 
     def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
-        """The group that each parameter is measured and weighted with, counted from zero."""
+        """The group of each parameter, numbered from zero; each group has one norm and factor."""
         ...
 
     def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
-        """Factors in [0, 1] of the groups of each contribution, to be multiplied by `scale`.
+        """Factors in [0, 1], one for each group of each contribution; `scale` is still to come.
 
         Args:
             norms: Upper bounds of the groups' L2 norms, shape `(groups, contributions)`, float64.
             clipping_norm: Upper bound on the L2 norm of a whole contribution; positive.
+
+        Returns:
+            Shape `(groups, contributions)`.
         """
         ...
 
     def scale(self, clipping_norm: float) -> float:
-        """What the weighted sum is multiplied by."""
+        """The number that the weighted sum is multiplied by."""
         ...
 
 
@@ -112,15 +119,12 @@ class FlatClipping:
     """
 
     def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
-        """All parameters are one group."""
         return (0,) * len(parameters)
 
     def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
-        """The clipping norm over the norm, at most 1; shape `(1, contributions)`."""
         return clip_factors(norms, clipping_norm)
 
     def scale(self, clipping_norm: float) -> float:
-        """Nothing is left to be multiplied."""
         return 1.0
 
 
@@ -146,13 +150,14 @@ class PerLayerClipping:
             check_positive(**{f"weights[{place}]": weight})
 
     def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
-        """The parameters of one layer are one group.
+        """One group for each layer, in the order of the layers' first parameters.
 
         Raises:
             ValueError: If the number of weights is not that of layers.
         """
         layers: dict[str, int] = {}
-        found = tuple(
+        # A parameter is called "<layer>.<name>".
+        groups = tuple(
             layers.setdefault(name.rpartition(".")[0], len(layers)) for name in parameters
         )
         if self.weights and len(self.weights) != len(layers):
@@ -160,17 +165,16 @@ class PerLayerClipping:
                 f"Expected weights={self.weights} to hold {len(layers)} numbers, one for each of "
                 f"the layers with trained parameters: {', '.join(layers)}."
             )
-        return found
+        return groups
 
     def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
-        """Each layer's own factors, shape `(layers, contributions)`."""
         weights = self.weights or (1.0,) * len(norms)
+        # Per-layer clipping: bounds C_l with C = sqrt(sum over layers of C_l^2).
         # A little less, so that the bounds' own rounding does not add up to more than C.
         unit = clipping_norm / math.hypot(*weights) * (1 - 1e-14)
         return torch.stack([clip_factors(n, w * unit) for n, w in zip(norms, weights, strict=True)])
 
     def scale(self, clipping_norm: float) -> float:
-        """Nothing is left to be multiplied."""
         return 1.0
 
 
@@ -195,16 +199,16 @@ class AutomaticClipping:
             raise ValueError(f"Expected gamma={self.gamma!r} >= 1e-6.")
 
     def groups(self, parameters: Sequence[str]) -> tuple[int, ...]:
-        """All parameters are one group."""
         return (0,) * len(parameters)
 
     def factors(self, norms: Tensor, clipping_norm: float) -> Tensor:
-        """Shape `(1, contributions)`; gamma / (norm + gamma), so that no product overflows."""
+        # AUTO-S: C / (norm + gamma). As gamma / (norm + gamma) here and C / gamma in
+        # `scale`, so that factors stay in [0, 1] and no product overflows.
         factors = self.gamma / (norms.double() + self.gamma)
         return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
     def scale(self, clipping_norm: float) -> float:
-        """C / gamma.
+        """The clipping norm over gamma.
 
         Raises:
             ValueError: If that is beyond what float32 can multiply by.

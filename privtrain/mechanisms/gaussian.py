@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from privtrain.accounting.epsilon import (
-    Approximate,
-    gaussian_event,
-    laplace_event,
-    non_private_event,
-)
+from privtrain.accounting.approximate import Approximate
+from privtrain.accounting.event import gaussian_event, laplace_event, non_private_event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
@@ -56,7 +52,7 @@ class Gaussian:
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
         check_flag(secure=self.secure)
-        # Its grid is 2^-48 of it, and has to be a normal number.
+        # The grid is 2^-48 of the standard deviation, and has to be a normal number in float64.
         if self.secure and self.noisy and not 1e-280 < self.standard_deviation < 1e280:
             raise ValueError(
                 f"Expected clipping_norm x noise_multiplier={self.standard_deviation:g} to lie in "
@@ -65,12 +61,10 @@ class Gaussian:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
         return self.noise_multiplier > 0
 
     @property
     def theorem(self) -> str:
-        """What the guarantee rests on."""
         plain = "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
         if not self.secure:
             return plain
@@ -92,15 +86,14 @@ class Gaussian:
         return self.clipping_norm
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """The contribution, clipped to the clipping norm in L2; non-finite ones become zero."""
+        # Abadi et al. 2016, Algorithm 1, "Clip gradient".
         return clip(contribution, self.clipping_norm)
 
     def sensitivity(self, relation: Relation) -> float:
-        """L2 distance of the sums of neighbours."""
+        # In L2: a replaced contribution may move from one end of the ball to the other.
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
     def init(self, like: Tensor) -> State:
-        """Nothing to remember: releases are independent."""
         return None
 
     def noise(
@@ -116,6 +109,7 @@ class Gaussian:
                 f"{self} draws no noise apart from the sum that it is added to. Use "
                 "privtrain.mechanisms.mechanism.noised, or secure=False."
             )
+        # Abadi et al. 2016, Algorithm 1, "Add noise": N(0, sigma^2 C^2 I).
         scale = self.standard_deviation * math.sqrt(fraction)
         return standard_normals(like, generator, scale), state
 
@@ -126,7 +120,7 @@ class Gaussian:
 
         Raises:
             UnsupportedError: If a part of the noise is asked for: a sum of discrete Gaussians
-                is none.
+                is not a discrete Gaussian.
             UnsoundReleaseError: If there are more values than are charged for.
         """
         check_whole_discrete(self, fraction)
@@ -135,31 +129,31 @@ class Gaussian:
         return add_discrete(aggregate, self.standard_deviation, stream), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
-        """A Gaussian whose noise is what the observer cannot subtract.
+        """A Gaussian event for the noise that the observer cannot subtract.
 
-        The noise multiplier is std / clipping_norm; how a relation changes the sensitivity is the
-        business of `privtrain.accounting.epsilon.epsilon`. Secure noise is charged at the
-        sensitivity of the quantised sum, with its distance from the rounded continuous Gaussian.
-        Several secure noises are charged as one: the rest is post-processing of the message that
-        carries the changed contribution.
+        The noise multiplier is std / clipping_norm; `privtrain.accounting.epsilon.epsilon` knows
+        how a relation changes the sensitivity. Secure noise is charged at the sensitivity of the
+        quantised sum, with its distance from the rounded continuous Gaussian.
 
         Raises:
             UnsupportedError: If less than one whole secure noise is hidden.
         """
         if self.secure and self.noisy and exposure.hidden_variance > 0:
+            # Several secure noises are charged as one: the other ones are post-processing of the
+            # message that carries the changed contribution.
             check_whole_discrete(self, exposure.hidden_variance)
             charged = gaussian_event(charged_multiplier(self.noise_multiplier))
             return Approximate(charged, RELEASE_DISTANCE)
+        # Independent Gaussians add up to a Gaussian, so the hidden variance is all that counts.
         hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
         return gaussian_event(hidden) if hidden > 0 else non_private_event()
 
     def with_scale(self, scale: float) -> "Gaussian":
-        """The same mechanism with another noise multiplier."""
         return replace(self, noise_multiplier=scale)
 
 
 def check_whole_discrete(mechanism: Gaussian, fraction: float) -> None:
-    """Raises `UnsupportedError` where less than one whole secure noise is drawn or hidden."""
+    """Raises `UnsupportedError` if less than one whole secure noise is drawn or hidden."""
     # Variances are added up and divided again on the way, which costs some last digits.
     if fraction < 1 - 1e-9:
         raise UnsupportedError(
@@ -189,24 +183,20 @@ class Laplace:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
         return self.noise_multiplier > 0
 
     @property
     def theorem(self) -> str:
-        """What the guarantee rests on."""
         return "Laplace mechanism (Dwork et al. 2006), composed numerically"
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """The contribution, clipped to the clipping norm in L1; non-finite ones become zero."""
+        # In L1, the norm in which Laplace noise is calibrated.
         return clip(contribution, self.clipping_norm, order=1.0)
 
     def sensitivity(self, relation: Relation) -> float:
-        """L1 distance of the sums of neighbours."""
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
     def init(self, like: Tensor) -> State:
-        """Nothing to remember: releases are independent."""
         return None
 
     def noise(
@@ -218,14 +208,12 @@ class Laplace:
             UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
         """
         check_whole(fraction)
+        # Dwork and Roth 2014, Definition 3.3: scale b = sensitivity / epsilon in each coordinate.
         scale = self.clipping_norm * self.noise_multiplier
         return to_tensor(generator.laplace(0.0, scale, tuple(like.shape)), like), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
-        """A Laplace mechanism, as long as the observer sees one noise and cannot subtract it.
-
-        A sum of several Laplace noises hides at least what one of them hides: post-processing of
-        the message that carries the changed contribution. So the charge is one of them.
+        """A Laplace event, if at least one whole noise is hidden from the observer.
 
         Raises:
             UnsupportedError: If less than one whole noise is hidden.
@@ -233,8 +221,9 @@ class Laplace:
         if exposure.hidden_variance <= 0 or self.noise_multiplier == 0:
             return non_private_event()
         check_whole_noise(self, exposure)
+        # A sum of several Laplace noises hides at least what one of them hides: the other ones are
+        # post-processing of the message that carries the changed contribution.
         return laplace_event(self.noise_multiplier)
 
     def with_scale(self, scale: float) -> "Laplace":
-        """The same mechanism with another noise multiplier."""
         return replace(self, noise_multiplier=scale)

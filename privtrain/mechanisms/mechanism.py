@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtrain.accounting.epsilon import non_private_event
+from privtrain.accounting.event import non_private_event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
@@ -35,7 +35,7 @@ class Mechanism(Protocol):
         ...
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """One contribution, bounded as the guarantee needs it; same shape."""
+        """The contribution, bounded as the guarantee needs it; same shape."""
         ...
 
     def sensitivity(self, relation: Relation) -> float | None:
@@ -76,38 +76,30 @@ class Exact:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all; it is not."""
         return False
 
     @property
     def theorem(self) -> str:
-        """No theorem: nothing is promised."""
         return ""
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """The contribution as it is."""
         return contribution
 
     def sensitivity(self, relation: Relation) -> float | None:
-        """No bound."""
         return None
 
     def init(self, like: Tensor) -> State:
-        """Nothing to remember."""
         return None
 
     def noise(
         self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Zeros."""
         return torch.zeros_like(like), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
-        """An event with infinite epsilon."""
         return non_private_event()
 
     def with_scale(self, scale: float) -> None:
-        """None: there is no noise to scale."""
         return
 
 
@@ -121,14 +113,14 @@ def is_secure(mechanism: Mechanism) -> bool:
 
 
 def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
-    """What has to hold for a mechanism's guarantee; nothing, unless it says so."""
+    """What has to hold for a mechanism's guarantee; empty if the mechanism names nothing."""
     return tuple(getattr(mechanism, "assumptions", ()))
 
 
 def noised(
     mechanism: Mechanism, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
 ) -> tuple[Tensor, State]:
-    """An aggregate with a mechanism's noise, and the mechanism's next state.
+    """The aggregate with the mechanism's noise added, and the mechanism's next state.
 
     Args:
         mechanism: Draws the noise.
@@ -140,12 +132,14 @@ def noised(
     Returns:
         Same shape as the aggregate, and the state.
     """
+    # Quantised sums and discrete noise are added as integers, before anything becomes a float.
     if is_secure(mechanism):
         added: tuple[Tensor, State] = mechanism.add(  # type: ignore[attr-defined] # see is_secure
             aggregate, state, stream, fraction=fraction
         )
         return added
     noise, after = mechanism.noise(aggregate, state, stream.numpy(), fraction=fraction)
+    # Added into the noise, which is a new tensor: the aggregate still belongs to the caller.
     return noise.add_(aggregate), after
 
 
@@ -165,7 +159,8 @@ def l2_bound(mechanism: Mechanism) -> float:
 
 
 def check_whole(fraction: float) -> None:
-    """Raises `UnsupportedError` unless all of a noise is drawn whose parts are of another kind."""
+    """Raises `UnsupportedError` if less than the whole of a Laplace noise is to be drawn."""
+    # Laplace variables do not add up to a Laplace variable, as Gaussian ones do.
     if fraction != 1.0:
         raise UnsupportedError(
             f"Laplace noise cannot be split into parts (fraction={fraction}); use a Gaussian one."
@@ -173,7 +168,7 @@ def check_whole(fraction: float) -> None:
 
 
 def check_whole_noise(mechanism: Mechanism, exposure: Exposure) -> None:
-    """Raises `UnsupportedError` where less than one noise is hidden, of which no law is known."""
+    """Raises `UnsupportedError` if an observer can subtract a part of a Laplace noise."""
     # Variances are added up and divided again on the way, which costs some last digits.
     if exposure.hidden_variance < 1 - 1e-9:
         raise UnsupportedError(

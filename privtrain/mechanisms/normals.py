@@ -1,8 +1,7 @@
-"""Normal noise at the speed of the processor's vector units.
+"""Normal noise, drawn in blocks by Box and Muller's transform from AES words.
 
 numpy draws normals one by one; for a model of 235,000 parameters that takes two thirds of a step of
-training, and twice as long as here. A generator gives a key, AES gives the bits, and Box and
-Muller's transform (1958) makes normals of whole blocks of them.
+training, and twice as long as here.
 """
 
 import math
@@ -11,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtrain.core.words import KEY_BYTES, Words
+from privtrain.core.seeding import KEY_BYTES, Words
 
 BLOCK = 2**16
-"""Pairs that are worked on at a time: what fits into a processor's cache."""
+"""Pairs that are computed at a time: what fits into a processor's cache."""
 
 
 def standard_normals(like: Tensor, generator: np.random.Generator, scale: float = 1.0) -> Tensor:
     """Independent normals of a tensor's shape, type and device.
 
-    For float64 tensors every value is made of 64 random bits twice, for others of 32 twice, in
-    float32. The largest values that can be drawn are 8.5 and 6.6 standard deviations; what a true
-    normal puts beyond has probability below 1e-16 and 1e-10. Noise in floating point is for
-    research use.
+    For float64 tensors a pair of values takes two times 64 random bits, for others two times 32
+    and is computed in float32. The largest values that can be drawn are 8.5 and 6.6 standard
+    deviations; beyond them a true normal has probability below 1e-16 and 1e-10. Noise in floating
+    point is for research use.
 
     Args:
         like: A floating-point tensor.
@@ -31,37 +30,43 @@ def standard_normals(like: Tensor, generator: np.random.Generator, scale: float 
         scale: Standard deviation; at least zero.
 
     Returns:
-        The normals; on every device the same, since they are drawn on the processor.
+        The normals; the same on every device, since they are drawn on the processor.
 
     Source: Box and Muller 1958.
     """
     wide = like.dtype is torch.float64
     pairs = (like.numel() + 1) // 2
     drawn = torch.empty(2 * pairs, dtype=torch.float64 if wide else torch.float32)
+    # The generator only gives a key: AES in counter mode then fills whole blocks at a time.
     words = Words(generator.bytes(KEY_BYTES))
-    room = drawn.new_empty(min(pairs, BLOCK))
+    radius_buffer = drawn.new_empty(min(pairs, BLOCK))
     uniform, turn = (2.0**-53, 2.0**-64) if wide else (2.0**-32, 2.0**-32)
     for start in range(0, pairs, BLOCK):
-        radius = room[: min(BLOCK, pairs - start)]
+        radius = radius_buffer[: min(BLOCK, pairs - start)]
         cosines, sines = (drawn[at : at + len(radius)] for at in (start, pairs + start))
+        # Cosines fill the first half of what is drawn and sines the second.
         radii, angles = (_wide if wide else _narrow)(len(radius), words)
-        # Small whole numbers are exact in floating point: the tail keeps its relative precision.
+        # One more than a whole number, so that no logarithm is infinite. Small whole numbers are
+        # exact in floating point: the tail keeps its relative precision.
         radius.copy_(radii).add_(1).mul_(uniform)
+        # Box and Muller 1958: sqrt(-2 log u1) cos(2 pi u2) and sqrt(-2 log u1) sin(2 pi u2).
         radius.log_().mul_(-2).sqrt_().mul_(scale)
         sines.copy_(angles).mul_(2 * math.pi * turn)
+        # The angles are stored where the sines will be; the cosines come first.
         torch.cos(sines, out=cosines).mul_(radius)
         sines.sin_().mul_(radius)
     return drawn[: like.numel()].view(like.shape).to(dtype=like.dtype, device=like.device)
 
 
 def _narrow(pairs: int, words: Words) -> tuple[Tensor, Tensor]:
-    """32 bits for each radius, 32 signed ones for each angle."""
+    """32-bit whole numbers for radii and signed ones for angles, shape `(pairs,)` each."""
     bits = words.take(pairs).view(np.uint32)
     return torch.from_numpy(bits[:pairs]), torch.from_numpy(bits[pairs:].view(np.int32))
 
 
 def _wide(pairs: int, words: Words) -> tuple[Tensor, Tensor]:
-    """53 bits for each radius, 64 signed ones for each angle."""
+    """53-bit whole numbers for radii and signed 64-bit ones for angles, shape `(pairs,)` each."""
     bits = words.take(2 * pairs)
+    # 53 bits: what float64 holds exactly.
     radii = torch.from_numpy((bits[:pairs] >> np.uint64(11)).view(np.int64))
     return radii, torch.from_numpy(bits[pairs:].view(np.int64))

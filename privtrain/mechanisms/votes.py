@@ -1,9 +1,9 @@
 """Noisy-max mechanisms on vote counts: GNMax and LNMax.
 
 One changed teacher moves one vote from a class to another: a *replacement*, of L2 sensitivity
-sqrt(2) and L1 sensitivity 2. The curves below already contain it; no further factor applies. That
-one changed example changes at most one teacher is up to who assigns rows to teachers, and under
-which relation it does: PATE states add/remove.
+sqrt(2) and L1 sensitivity 2. The curves below already contain it; no further factor applies. How
+rows are assigned to teachers decides under which relation one changed example changes at most one
+teacher: PATE states add/remove.
 """
 
 import math
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privtrain.accounting.epsilon import RdpCurve, non_private_event
+from privtrain.accounting.event import non_private_event
 from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import Relation
 from privtrain.core.validate import check_positive
@@ -22,14 +23,15 @@ from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise
 
 
 def one_vote(scores: Tensor) -> Tensor:
-    """One vote for the largest score of each query.
+    """One-hot votes for the largest score of each query.
 
     Args:
         scores: Shape `(queries, classes)`.
 
     Returns:
-        One-hot votes, same shape, float64. A row that is not finite gives no vote.
+        Votes, same shape, float64. A row that is not finite gives no vote.
     """
+    # The vote count n_i(x) is the number of teachers that answer class i to query x.
     votes = torch.nn.functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).double()
     finite = torch.isfinite(scores).all(dim=-1, keepdim=True)
     return torch.where(finite, votes, torch.zeros_like(votes))
@@ -52,43 +54,40 @@ class GNMax:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
         return True
 
     @property
     def theorem(self) -> str:
-        """What the guarantee rests on."""
         return "GNMax: RDP order / sigma^2 per answer (Papernot et al. 2018, Proposition 8)"
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """One vote for each query, whatever the teacher says; see `one_vote`."""
         return one_vote(contribution)
 
     def sensitivity(self, relation: Relation) -> float:
-        """L2 distance of the counts of neighbours, under every relation."""
+        # One vote less and one more in another class, under every relation.
         return math.sqrt(2.0)
 
     def init(self, like: Tensor) -> State:
-        """Nothing to remember: answers are independent."""
         return None
 
     def noise(
         self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Gaussian noise of variance `fraction` x sigma squared."""
+        # Section 4.1: N(0, sigma^2) is added to each count. The largest is found by the finish.
         scale = self.sigma * math.sqrt(fraction)
         return to_tensor(generator.standard_normal(tuple(like.shape)) * scale, like), state
 
     def event(self, exposure: Exposure, relation: Relation) -> object:
-        """The data-independent RDP curve of one answer, for the noise that stays hidden."""
+        """The data-independent RDP curve of one answer, for the variance that stays hidden."""
         if exposure.hidden_variance <= 0:
             return non_private_event()
         orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
+        # Proposition 8: order / sigma^2, with the variance that the observer cannot subtract.
         rdp = orders / (self.sigma**2 * exposure.hidden_variance)
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
 
     def realised(self, counts: Tensor) -> RdpCurve:
-        """The data-dependent RDP curve of all answers to given counts. It is itself private.
+        """The data-dependent RDP curve of all answers, which itself is private.
 
         Args:
             counts: Vote counts before the noise, shape `(queries, classes)`.
@@ -96,10 +95,10 @@ class GNMax:
         Returns:
             The sum over queries, at the default orders.
         """
+        # Theorem 6 with the probability of another answer from Proposition 7.
         return gnmax_curve(counts.double().cpu().numpy(), self.sigma)
 
     def with_scale(self, scale: float) -> "GNMax":
-        """The same mechanism with another sigma."""
         return replace(self, sigma=scale)
 
 
@@ -120,24 +119,20 @@ class LNMax:
 
     @property
     def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
         return True
 
     @property
     def theorem(self) -> str:
-        """What the guarantee rests on."""
         return "LNMax: (2 / b)-DP per answer (Papernot et al. 2017, Section 3.2), composed as RDP"
 
     def bound(self, contribution: Tensor) -> Tensor:
-        """One vote for each query, whatever the teacher says; see `one_vote`."""
         return one_vote(contribution)
 
     def sensitivity(self, relation: Relation) -> float:
-        """L1 distance of the counts of neighbours, under every relation."""
+        # One vote less and one more in another class, under every relation; in L1.
         return 2.0
 
     def init(self, like: Tensor) -> State:
-        """Nothing to remember: answers are independent."""
         return None
 
     def noise(
@@ -161,13 +156,14 @@ class LNMax:
             return non_private_event()
         check_whole_noise(self, exposure)
         orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
+        # Papernot et al. 2017, Section 3.2: an L1 sensitivity of 2 under scale b is (2 / b)-DP.
         pure = 2.0 / self.scale
         # Bun and Steinke 2016, Proposition 3.3: a pure epsilon gives RDP order x epsilon^2 / 2.
         rdp = np.minimum(pure, orders * pure**2 / 2.0)
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
 
     def realised(self, counts: Tensor) -> RdpCurve:
-        """The data-dependent RDP curve of all answers to given counts. It is itself private.
+        """The data-dependent RDP curve of all answers, which itself is private.
 
         Args:
             counts: Vote counts before the noise, shape `(queries, classes)`.
@@ -175,8 +171,8 @@ class LNMax:
         Returns:
             The sum over queries, at the default orders.
         """
+        # Papernot et al. 2017, Theorem 3, where the probability of another answer is small.
         return lnmax_curve(counts.double().cpu().numpy(), self.scale)
 
     def with_scale(self, scale: float) -> "LNMax":
-        """The same mechanism with another scale."""
         return replace(self, scale=scale)

@@ -1,4 +1,8 @@
-"""Gradient descent on secret shares: the programs of computing parties, and what goes into them."""
+"""Gradient descent on secret shares: the programs of computing parties, and their inputs.
+
+This is the online phase of SPDZ (Damgard, Pastro, Smart and Zakarias 2012) without its MACs: inputs
+are shared, sums are local, each product uses up a Beaver triple, and one opening ends it.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,20 +21,20 @@ from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.sampling.passes import batches
 
 INPUTS, LABELS = "inputs", "labels"
-"""What data parties share."""
+"""The kinds of values that data parties share."""
 
 
 def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[tuple[str, Tensor]]:
-    """A data party's rows as fixed-point integers, ready to be shared.
+    """Encodes a data party's rows as fixed-point integers, ready to be shared.
 
     Args:
         rows: Its rows.
         party: Its name, for errors.
         classes: How many classes there are.
-        labels: Whether it brings labels.
+        labels: Whether it holds labels.
 
     Yields:
-        Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it brings them.
+        Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it holds them.
 
     Raises:
         DataError: If there are no rows, or they cannot be written in fixed point.
@@ -51,20 +55,22 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
             f"Expected the labels of {party} in 0..{classes - 1}, as the model has {classes} "
             f"outputs; they reach from {int(targets.min())} to {int(targets.max())}."
         )
+    # One-hot: softmax minus target needs no look-up at a secret index.
     yield LABELS, encode(nn.functional.one_hot(targets, classes).double())
 
 
 def agreed(opened: dict[str, Tensor]) -> Tensor:
-    """The opened weights, of which all parties must have the same.
+    """The opened weights, after a check that all parties opened the same.
 
     Raises:
-        ProtocolError: If they differ, or no training could have reached them.
+        ProtocolError: If they differ, or are too large for fixed point.
     """
     names = list(opened)
     weights = opened[names[0]]
     for name in names[1:]:
         if not torch.equal(opened[name], weights):
             raise ProtocolError(f"{name} opened other weights than {names[0]}.")
+    # Without MACs nobody proves what was opened; these two checks catch accidents only.
     largest = float(weights.abs().max())
     if not largest < LARGEST:
         raise ProtocolError(
@@ -82,7 +88,7 @@ class SecureDescent:
         engine: What computes on shares.
         layers: The model, with public initial weights.
         by_rows: Whether data parties hold rows; else they hold columns.
-        seeds: Public streams, for the order of the rows.
+        seeds: Public streams, from which the order of the rows is drawn.
         epochs: Passes over the rows.
         batch_size: Rows in a batch; None for all.
         learning_rate: Learning rate.
@@ -100,23 +106,25 @@ class SecureDescent:
 
     @property
     def linears(self) -> list[Linear]:
-        """The linear layers, in order."""
+        """The linear layers, in the model's order."""
         return [layer for layer in self.layers if isinstance(layer, Linear)]
 
     @property
     def classes(self) -> int:
-        """How many classes the model tells apart."""
+        """The number of the model's outputs."""
         return len(self.linears[-1].weight)
 
     def check_features(self, shares: Payload) -> None:
-        """Raises `DataError` unless all parties' shares together fit the model and each other."""
-        parts = [value for key, value in sorted(shares.items()) if key.startswith(INPUTS)]
-        across = 0 if self.by_rows else 1
-        widths = {tuple(part.shape)[1 - across] for part in parts}
-        if len(widths) != 1:
+        """Raises `DataError` unless the shapes of all parties' shares fit the model."""
+        inputs = [value for key, value in sorted(shares.items()) if key.startswith(INPUTS)]
+        joined_along = 0 if self.by_rows else 1
+        lengths = {tuple(share.shape)[1 - joined_along] for share in inputs}
+        if len(lengths) != 1:
             what = "columns" if self.by_rows else "rows"
-            raise DataError(f"All parties must have equally many {what}; they have {widths}.")
-        features = sum(part.shape[1] for part in parts) if across else parts[0].shape[1]
+            raise DataError(f"All parties must have equally many {what}; they have {lengths}.")
+        features = inputs[0].shape[1]
+        if not self.by_rows:
+            features = sum(share.shape[1] for share in inputs)
         expected = self.linears[0].weight.shape[1]
         if features != expected:
             raise DataError(f"The rows have {features} features, the model takes {expected}.")
@@ -124,10 +132,7 @@ class SecureDescent:
             raise DataError("Nobody holds the labels; name the label_holder of the data.")
 
     def __call__(self, party: MeshParty) -> Payload:
-        """Trains at one computing party.
-
-        Args:
-            party: The party; its inputs are shares of all data parties' rows.
+        """Trains at one computing party, whose inputs are shares of all data parties' rows.
 
         Returns:
             The opened weights, as one vector in the model's order.
@@ -145,7 +150,7 @@ class SecureDescent:
         rows: int,
         report: Callable[[int, int], None],
     ) -> Payload:
-        """All steps on shares, and the one opening.
+        """Takes all steps on shares, and opens the weights.
 
         Args:
             session: The open engine.
@@ -160,22 +165,24 @@ class SecureDescent:
         layers: list[SharedLayer] = [layer.open(session) for layer in self.layers]
         order = list(self._order(rows))
         for done, index in enumerate(order):
+            # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
             step(session, layers, inputs[index], labels[index], descent)
             report(done + 1, len(order))
         weights = [weight for layer in layers for weight in layer.weights()]
+        # The one opening of the protocol. Small messages cost their latency, so it is one message.
         opened = session.reveal(weights, kind="weight share")
         return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened])}
 
     def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:
-        parts = [shares[key] for key in sorted(shares) if key.startswith(kind)]
-        return torch.cat(parts, dim=dim)
+        # Joining is local: a share of rows put together is the shares put together.
+        return torch.cat([shares[key] for key in sorted(shares) if key.startswith(kind)], dim=dim)
 
     def _rows(self, shares: Payload) -> int:
         return sum(len(value) for key, value in shares.items() if key.startswith(LABELS))
 
     def _order(self, rows: int) -> Iterator[Tensor]:
-        """The batches of `SGD` on the pooled rows."""
+        """The row numbers of each step: those of `SGD` on pooled rows, from the same stream."""
         for epoch in range(self.epochs):
             generator = self.seeds["order", epoch, CURATOR_NAME].torch()
             for index in batches(rows, self.batch_size, 1, generator):
@@ -187,9 +194,9 @@ class PeerDescent:
     """The program of a party that holds rows and computes: several hosts, no coordinator.
 
     Args:
-        descent: The steps.
+        descent: The training that follows once rows are shared.
         rows: This party's own rows; they stay here, and only shares of them exist elsewhere.
-        digest: Of the settings and initial weights, which must be equal at all parties.
+        digest: A digest of the settings and initial weights, which must be equal at all parties.
     """
 
     descent: SecureDescent
@@ -206,33 +213,36 @@ class PeerDescent:
         program = self.descent
         labels = self.rows.targets is not None
         own = dict(encoded(self.rows, party.name, program.classes, labels=labels))
+        # Shapes are public here: they are announced before anything is shared, and checked.
         own_sizes = torch.tensor([self.digest, *own[INPUTS].shape, int(labels)])
         with program.engine.open(party) as session:
-            sizes = [[int(value) for value in one] for one in session.announce(own_sizes)]
+            sizes = [size.tolist() for size in session.announce(own_sizes)]
             self._check(sizes, party.names)
             inputs = [
                 session.own(own.get(INPUTS) if owner == party.rank else None, (rows, width), owner)
                 for owner, (_, rows, width, _) in enumerate(sizes)
             ]
-            hot = [
+            one_hot = [
                 session.own(
                     own.get(LABELS) if owner == party.rank else None, (rows, program.classes), owner
                 )
                 for owner, (_, rows, _, labelled) in enumerate(sizes)
                 if labelled
             ]
-            total = sum(one[1] for one in sizes) if program.by_rows else sizes[0][1]
+            total = sum(size[1] for size in sizes) if program.by_rows else sizes[0][1]
             return program.descend(
                 session,
                 session.join(inputs, dim=0 if program.by_rows else 1),
-                session.join(hot, dim=0),
+                session.join(one_hot, dim=0),
                 total,
                 party.report,
             )
 
     def _check(self, sizes: list[list[int]], names: tuple[str, ...]) -> None:
+        """Refuses parties whose (digest, rows, features, labelled) do not fit together."""
+        # Every party makes the same checks on the same announcements, so all of them stop at once.
         expected = self.descent.linears[0].weight.shape[1]
-        holders = [name for name, one in zip(names, sizes, strict=True) if one[3]]
+        holders = [name for name, size in zip(names, sizes, strict=True) if size[3]]
         for name, (digest, rows, width, _) in zip(names, sizes, strict=True):
             if digest != sizes[0][0]:
                 raise ProtocolError(
@@ -243,11 +253,9 @@ class PeerDescent:
                 raise ProtocolError(f"{name} has {width} features, the model takes {expected}.")
             if not self.descent.by_rows and rows != sizes[0][1]:
                 raise ProtocolError(f"{name} has {rows} rows, {names[0]} has {sizes[0][1]}.")
-        if not self.descent.by_rows and sum(one[2] for one in sizes) != expected:
-            raise ProtocolError(
-                f"All columns together are {sum(one[2] for one in sizes)}, the model takes "
-                f"{expected}."
-            )
+        features = sum(size[2] for size in sizes)
+        if not self.descent.by_rows and features != expected:
+            raise ProtocolError(f"All columns together are {features}, the model takes {expected}.")
         wanted = list(names) if self.descent.by_rows else holders[:1]
         if holders != wanted or not holders:
             raise ProtocolError(

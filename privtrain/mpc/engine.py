@@ -11,7 +11,10 @@ from privtrain.core.statement import InputPrivacy
 
 
 class Shared(Protocol):
-    """A secret-shared fixed-point tensor: every party holds a share, nobody the value."""
+    """A secret-shared fixed-point tensor: every party holds a share, nobody the value.
+
+    Sums, differences, indexing and transposition are local; products take communication.
+    """
 
     def __add__(self, other: Any) -> "Shared":
         """Elementwise sum with another shared tensor, or with public values."""
@@ -21,12 +24,13 @@ class Shared(Protocol):
         """Elementwise difference."""
         ...
 
+    # A product of shared values opens both factors masked by a Beaver triple, then truncates.
     def __mul__(self, other: Any) -> "Shared":
         """Elementwise product."""
         ...
 
     def __getitem__(self, index: Any) -> "Shared":
-        """The part at a public index."""
+        """The elements at a public index."""
         ...
 
     def matmul(self, other: Any) -> "Shared":
@@ -44,6 +48,8 @@ class Shared(Protocol):
 
 class Session(Protocol):
     """An open engine at one party. All parties call the same methods in the same order."""
+
+    # Nothing but `reveal` gives out what is shared, so that reading a value is seen in the code.
 
     def take(self, share: Tensor) -> Shared:
         """This party's share of a value that was encoded and shared beforehand.
@@ -64,13 +70,13 @@ class Session(Protocol):
         ...
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        """Tells all parties something public, such as how many rows this party has.
+        """Sends public values, such as this party's number of rows, to all parties.
 
         Args:
             values: int64, the same shape at every party.
 
         Returns:
-            What each party announced, by rank.
+            The values that each party announced, by rank.
         """
         ...
 
@@ -79,11 +85,11 @@ class Session(Protocol):
         ...
 
     def public(self, values: Tensor) -> Shared:
-        """A value that everybody knows, as a shared one."""
+        """Public values as a shared tensor."""
         ...
 
     def scale(self, shared: Shared, factor: float) -> Shared:
-        """A shared value times a public number, rounded once."""
+        """The product of a shared value and a public number, rounded once."""
         ...
 
     def positive(self, shared: Shared) -> Shared:
@@ -99,11 +105,11 @@ class Session(Protocol):
         ...
 
     def reveal(self, values: Sequence[Shared], *, kind: str) -> list[Tensor]:
-        """Opens values to all parties, in one message; the only way to read one.
+        """Opens values to all parties, in one message; the only way to read a value.
 
         Args:
             values: The shared values.
-            kind: What the message is called in the transcript.
+            kind: The message's name in the transcript.
 
         Returns:
             Each value as float64, of its shape.
@@ -116,11 +122,11 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What the engine is called."""
+        """The engine's name in errors."""
         ...
 
     def check(self, parties: int) -> None:
-        """Raises `UnsupportedError` where the engine cannot run here with so many parties."""
+        """Raises `UnsupportedError` if the engine cannot run here with that number of parties."""
         ...
 
     def open(self, party: MeshParty) -> AbstractContextManager[Session]:
@@ -128,7 +134,7 @@ class Engine(Protocol):
         ...
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
-        """Who of the computing parties reads what.
+        """What each computing party reads of the inputs.
 
         Args:
             names: The computing parties, by rank.

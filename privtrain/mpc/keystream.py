@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
-from privtrain.core.words import KEY_BYTES, Words
+from privtrain.core.seeding import KEY_BYTES, Words
 
 
 class Keystream:
@@ -24,7 +24,8 @@ class Keystream:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
-        # A key serves one stream only, so the counter may start at zero.
+        # A key serves one stream only, so the counter may start at zero: a second stream under the
+        # same key would repeat the first, and two shares masked alike give away their difference.
         self._words = Words(os.urandom(KEY_BYTES) if key is None else key)
 
     def integers(self, shape: Sequence[int]) -> Tensor:
@@ -43,7 +44,7 @@ class Keystream:
 class KeyAgreement:
     """One party's half of an X25519 key agreement (RFC 7748), fresh for one session.
 
-    Whoever only listens learns no key. Nothing here proves who the other one is.
+    A listener learns no key. Nothing here authenticates the other party.
     """
 
     def __init__(self) -> None:
@@ -51,19 +52,21 @@ class KeyAgreement:
 
     @property
     def public(self) -> bytes:
-        """What is sent to everybody: 32 bytes."""
+        """The public key, 32 bytes, which is sent to every party."""
         return self._private.public_key().public_bytes_raw()
 
     def key(self, other: bytes, purpose: str) -> bytes:
-        """A key that only this party and the owner of a public half know.
+        """A key that only this party and the owner of a public key know.
 
         Args:
-            other: Public half of the other party, 32 bytes.
+            other: The other party's public key, 32 bytes.
             purpose: What the key is for; other purposes give independent keys.
 
         Returns:
             32 bytes.
         """
+        # RFC 7748, Section 6.1; the shared point is no uniform string, so HKDF (RFC 5869) derives
+        # the key from it, bound to its purpose.
         secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
         derive = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode())
         return derive.derive(secret)

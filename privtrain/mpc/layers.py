@@ -13,7 +13,7 @@ SUPPORTED = "nn.Linear, nn.ReLU, nn.Flatten (in front) and nn.Sequential of thes
 
 
 class Layer(Protocol):
-    """What one layer of the torch model becomes on shares. Configuration: frozen, pickles."""
+    """A layer of the torch model, before it is on shares. Configuration: frozen, pickles."""
 
     def open(self, session: Session) -> "SharedLayer":
         """The layer with its initial weights, which are public, on shares."""
@@ -30,13 +30,13 @@ class SharedLayer(Protocol):
     def backward(
         self, session: Session, gradient: Shared, descent: "Descent", *, first: bool
     ) -> Shared:
-        """Takes the descent step and gives the gradient of the inputs.
+        """Takes the descent step and returns the gradient of the inputs.
 
         Args:
             session: The open engine.
             gradient: Of the summed loss with respect to the outputs, `(batch, out)`.
-            descent: How weights follow a gradient.
-            first: Whether nobody needs the inputs' gradient; then it is not computed.
+            descent: The rule by which weights follow a gradient.
+            first: Whether this is the first layer: the gradient of its inputs is not computed.
         """
         ...
 
@@ -57,17 +57,19 @@ class Descent:
     rate: float
     momentum: float
 
-    def __call__(self, session: Session, gradient: Shared, before: Shared | None) -> Shared:
-        """What is subtracted from the weights, given what was subtracted before."""
+    def __call__(self, session: Session, gradient: Shared, previous: Shared | None) -> Shared:
+        """The step to subtract from the weights, given the previous step."""
+        # torch multiplies its velocity by the learning rate at the end. At a constant learning rate
+        # that product obeys the same recursion.
         step = session.scale(gradient, self.rate)
-        if before is None or self.momentum == 0:
+        if previous is None or self.momentum == 0:
             return step
-        return session.scale(before, self.momentum) + step
+        return session.scale(previous, self.momentum) + step
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map.
+    """The configuration of a linear map.
 
     Args:
         weight: Initial weight, `(out, in)`; public.
@@ -80,17 +82,15 @@ class Linear:
     learned: tuple[bool, bool]
 
     def open(self, session: Session) -> "SharedLinear":
-        """The layer on shares."""
         bias = None if self.bias is None else session.public(self.bias)
         return SharedLinear(self, session.public(self.weight.t()), bias)
 
 
 @dataclass(frozen=True)
 class ReLU:
-    """A rectifier."""
+    """The configuration of a rectifier."""
 
     def open(self, session: Session) -> "SharedReLU":
-        """The layer on shares: it has no weights."""
         return SharedReLU()
 
 
@@ -99,7 +99,7 @@ class SharedLinear:
     """A linear map at one computing party.
 
     Args:
-        layer: The layer it came from.
+        layer: Its configuration.
         weight: On shares, `(in, out)`.
         bias: On shares, `(out,)`, or None.
     """
@@ -112,52 +112,51 @@ class SharedLinear:
     _bias_step: Shared | None = None
 
     def forward(self, session: Session, inputs: Shared) -> Shared:
-        """`inputs @ weight + bias`."""
         self._inputs = inputs
+        # A Beaver triple of matrices: one opening for the whole product, not one an element.
         outputs = inputs.matmul(self.weight)
         return outputs if self.bias is None else outputs + self.bias
 
     def backward(
         self, session: Session, gradient: Shared, descent: Descent, *, first: bool
     ) -> Shared:
-        """Takes the step; see `SharedLayer.backward`."""
-        passed = gradient if first else gradient.matmul(self.weight.t())
+        # Before the step: the chain rule holds at the weights of the forward pass.
+        input_gradient = gradient if first else gradient.matmul(self.weight.t())
         learns_weight, learns_bias = self.layer.learned
         if learns_weight and self._inputs is not None:
-            slope = self._inputs.t().matmul(gradient)
-            self._weight_step = descent(session, slope, self._weight_step)
+            # dL/dW = inputs^T @ dL/doutputs, dL/db = sum over the batch of dL/doutputs.
+            weight_gradient = self._inputs.t().matmul(gradient)
+            self._weight_step = descent(session, weight_gradient, self._weight_step)
             self.weight = self.weight - self._weight_step
         if learns_bias and self.bias is not None:
             self._bias_step = descent(session, gradient.sum(0), self._bias_step)
             self.bias = self.bias - self._bias_step
-        return passed
+        return input_gradient
 
     def weights(self) -> list[Shared]:
         """Weight `(out, in)` and bias, those that are learned."""
         learns_weight, learns_bias = self.layer.learned
-        found = [self.weight.t()] if learns_weight else []
-        return [*found, self.bias] if learns_bias and self.bias is not None else found
+        learned = [self.weight.t()] if learns_weight else []
+        return [*learned, self.bias] if learns_bias and self.bias is not None else learned
 
 
 @dataclass
 class SharedReLU:
     """A rectifier at one computing party."""
 
-    _open: Shared | None = None
+    _positive: Shared | None = None
 
     def forward(self, session: Session, inputs: Shared) -> Shared:
-        """The inputs where they are positive."""
-        self._open = session.positive(inputs)
-        return inputs * self._open
+        # The comparison is the expensive part; backward multiplies by the same shared bits.
+        self._positive = session.positive(inputs)
+        return inputs * self._positive
 
     def backward(
         self, session: Session, gradient: Shared, descent: Descent, *, first: bool
     ) -> Shared:
-        """The gradient where the inputs were positive."""
-        return gradient if self._open is None else gradient * self._open
+        return gradient if self._positive is None else gradient * self._positive
 
     def weights(self) -> list[Shared]:
-        """None."""
         return []
 
 
@@ -200,6 +199,7 @@ def _leaves(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _linear(layer: nn.Linear) -> Linear:
+    # A layer may be frozen in part: what is not learned is neither stepped nor opened.
     bias = None if layer.bias is None else layer.bias.detach()
     learned = (
         layer.weight.requires_grad,
@@ -222,12 +222,12 @@ def step(
         layers: The model.
         inputs: Shape `(batch, features)`.
         targets: One-hot labels, `(batch, classes)`.
-        descent: How weights follow a gradient.
+        descent: The rule by which weights follow a gradient.
     """
     values = inputs
     for layer in layers:
         values = layer.forward(session, values)
     # The gradient of cross-entropy is softmax - target, so the loss itself is never needed.
     gradient = session.softmax(values) - targets
-    for place, layer in reversed(list(enumerate(layers))):
-        gradient = layer.backward(session, gradient, descent, first=place == 0)
+    for number, layer in reversed(list(enumerate(layers))):
+        gradient = layer.backward(session, gradient, descent, first=number == 0)

@@ -34,6 +34,7 @@ def encode(values: Tensor, *, name: str = "values", bits: int = PRECISION_BITS) 
     Raises:
         ValueError: If a value is not finite or too large.
     """
+    # float64 holds every float32 exactly, and integers below 2^28 (2^12 times 2^16) as well.
     exact = values.detach().to("cpu", torch.float64)
     check_finite(**{name: exact})
     largest = float(exact.abs().max()) if exact.numel() else 0.0
@@ -56,12 +57,14 @@ def share(integers: Tensor, parties: int, keystream: Keystream) -> list[Tensor]:
     Args:
         integers: int64, any shape.
         parties: Number of shares, at least 2.
-        keystream: Where the randomness comes from; never from the user's seed.
+        keystream: The source of randomness; never from the user's seed.
 
     Returns:
         One int64 tensor a party, of the same shape; they sum to `integers` modulo 2^64.
     """
     check_count(2, parties=parties)
+    # All shares but the last are uniform; the last is the secret minus their sum. int64 wraps
+    # around, which is arithmetic modulo 2^64.
     random_shares = [keystream.integers(tuple(integers.shape)) for _ in range(parties - 1)]
     last_share = integers.clone()
     for random_share in random_shares:
@@ -70,7 +73,7 @@ def share(integers: Tensor, parties: int, keystream: Keystream) -> list[Tensor]:
 
 
 def reveal(shares: Sequence[Tensor]) -> Tensor:
-    """The integers that shares stand for: their sum modulo 2^64."""
+    """The shared integers: the sum of all shares modulo 2^64."""
     total = shares[0].clone()
     for other in shares[1:]:
         total += other

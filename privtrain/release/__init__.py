@@ -1,1 +1,1 @@
-"""release: to be said."""
+"""Releases: contributions are bounded, aggregated, noised and finished in one place."""

@@ -1,4 +1,4 @@
-"""The protocol of aggregations, and the formula for what an observer of a sum sees."""
+"""The protocol of aggregations: how messages become one, and what can be read of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Sealed(Protocol):
     """An aggregate that is still on shares: nobody has read it."""
 
     def open(self, finish: Finish) -> Tensor:
-        """Finishes on shares and opens only what is left."""
+        """Applies the finish on shares and opens only its result."""
         ...
 
 
@@ -27,7 +27,7 @@ class Aggregate:
     """Many contributions as one.
 
     Args:
-        value: The aggregate, or its seal while it is on shares.
+        value: The aggregate, or a sealed one while it is on shares.
     """
 
     value: Tensor | Sealed
@@ -37,11 +37,11 @@ class Aggregate:
 class BoundedSum:
     """A sum whose contributions were bounded while it was formed (fused clipping).
 
-    Only where the aggregator owns the data: single contributions never existed as messages.
+    Only an aggregator that owns the data can form it: no contribution ever was a message.
 
     Args:
         value: The sum, shape `(parameters,)`.
-        bound: Upper bound on the norm of each contribution that went into it.
+        bound: Upper bound on the norm of each contribution to it.
     """
 
     value: Tensor
@@ -57,11 +57,11 @@ class Aggregation(Protocol):
         ...
 
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
-        """At the party: a bounded contribution as the message that leaves."""
+        """At the party: the message that leaves, made of a bounded contribution."""
         ...
 
     def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
-        """At the aggregator: messages, in party order, as one aggregate."""
+        """At the aggregator: one aggregate of the messages, which come in party order."""
         ...
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
@@ -70,12 +70,12 @@ class Aggregation(Protocol):
         Args:
             observer: Who looks.
             noise_at: Who draws the noise.
-            parties: How many parties contribute at least.
+            parties: Smallest number of contributing parties.
         """
         ...
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
-        """Who reads what of the messages on their way.
+        """Who can read which part of the messages.
 
         Args:
             sender: What a contributing party is called, such as "client".

@@ -1,11 +1,12 @@
-"""The one door out of a party: bound, aggregate, noise, finish.
+"""Releases: the only way out of a party, in four steps: bound, aggregate, noise, finish.
 
-The door has two sides. `leave` is what a party does before anything leaves it; `arrive` is what
-the aggregator does with what came. A release that was not paid for does not come through.
+A release has two sides. `leave` runs at the party, before anything leaves it; `arrive` runs at the
+aggregator, on the messages. A release that was not paid for is refused.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload
-from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
+from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_offers
@@ -38,7 +39,7 @@ class Release:
         mechanism: How a contribution is bounded and what noise is drawn.
         noise_at: Who draws the noise.
         aggregation: How messages become one, and what the aggregator reads of them.
-        finish: What is released of the noised aggregate.
+        finish: The function of the noised aggregate that is released.
 
     Raises:
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
@@ -66,7 +67,7 @@ class Release:
         if is_secure(self.mechanism) and self.noise_at.split:
             raise UnsupportedError(
                 f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
-                "is none. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
+                "is not a discrete Gaussian. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
             )
 
     @property
@@ -77,48 +78,50 @@ class Release:
     def leave(
         self, contributions: Iterable[Tensor], party: PartyRun, *, kind: str = "update"
     ) -> Payload:
-        """At the party: bounds each contribution, adds them, draws own noise, masks or shares.
+        """At the party: the message that leaves, of bounded contributions and the party's noise.
 
         Args:
             contributions: The party's contributions, all of one shape.
             party: The party's side of the run.
             kind: What the message is called in the transcript.
 
-        Returns:
-            The message that leaves.
-
         Raises:
             UnsupportedError: If the release has noise and the aggregation adds exact values only.
             ValueError: If there is no contribution.
         """
-        # Before anything leaves: rounding to fixed point after the noise is not what was proved.
+        # Noise that is rounded to fixed point afterwards is not what was proved.
         if self.mechanism.noisy and getattr(self.aggregation, "exact_only", False):
             raise UnsupportedError(
                 f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
                 "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
             )
-        bounded, broken, bounding = [], 0, self.bounding
+        bounded, non_finite, bounding = [], 0, self.bounding
+        # First step, bound: each contribution by itself, since one unit changes one of them.
         for contribution in contributions:
             if bounding:
-                broken += not bool(torch.isfinite(contribution).all())
+                non_finite += not bool(torch.isfinite(contribution).all())
             bounded.append(self.mechanism.bound(contribution))
         if not bounded:
             raise ValueError(
                 f"Expected contributions=[] of {party.party!r} to hold at least one; a party "
                 "without any sends zeros of the right shape, so that its noise is drawn."
             )
+        # A party's own contributions are added before its noise: one noise hides all of them.
         total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
         if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
             total = self._with_own_noise(total, party, kind)
         message = self.aggregation.seal(total, party, kind=kind)
-        if broken:
-            message[NON_FINITE] = torch.tensor(float(broken))
+        # Computed from private values without noise, hence under an unprotected name.
+        if non_finite:
+            message[NON_FINITE] = torch.tensor(float(non_finite))
         return message
 
     def _with_own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
+        # A stream of its own for every kind, round and party: noise that is drawn twice cancels.
         stream = party.entropy[f"noise/{kind}", party.round, party.party]
         state, fraction = self.mechanism.init(total), self.noise_at.fraction
         released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
+        # The state would have to outlive the party's round, and the party may not be sampled again.
         if after is not None:
             raise UnsupportedError(
                 f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
@@ -135,19 +138,17 @@ class Release:
         kind: str = "update",
         releases: int = 1,
     ) -> Tensor:
-        """At the aggregator: adds what came, draws the noise, finishes.
+        """At the aggregator: the released value, of messages that are aggregated and noised.
 
         Args:
-            messages: What left the parties, in their order; or a sum whose contributions were
-                bounded while it was formed, where the aggregator owns the data.
+            messages: The parties' messages, in the order of the parties; or a sum whose
+                contributions were bounded while it was formed, if the aggregator owns the data.
             run: The run, whose ledger was paid before.
             round: Communication round, from 0.
             kind: What the messages are called in the transcript.
-            releases: How many releases this is, such as one a query; 0 for a further part of the
-                release under way, no two parts of which are about the same unit.
-
-        Returns:
-            What is released.
+            releases: Number of paid releases that this uses, such as one a query; 0 for a further
+                part of the last one, such as a later batch of an epoch, which shares no row with
+                the earlier ones.
 
         Raises:
             BudgetExceededError: If the release was not paid for.
@@ -155,6 +156,7 @@ class Release:
                 draw the noise.
             UnsupportedError: If the noise would have to be drawn on shares.
         """
+        # First of all: a release that was not paid for must not even be computed.
         run.ledger.use(releases)
         if isinstance(messages, BoundedSum):
             self._check_sum(messages)
@@ -167,8 +169,10 @@ class Release:
                         f"{self.mechanism} would have to draw its noise on shares, which "
                         f"{self.aggregation} does not do yet. Use PlainSum(), or Exact()."
                     )
+                # On shares the finish comes before the opening: only its result is ever read.
                 return value.open(self.finish)
             aggregate = value
+        # Third and fourth step: the finish sees the noised aggregate only.
         return self.finish(self._noised(aggregate, run, round, kind))
 
     @property
@@ -176,7 +180,7 @@ class Release:
         return self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
 
     def _check_sum(self, given: BoundedSum) -> None:
-        """Refuses a sum that was formed outside `leave` and that the noise does not cover."""
+        """Refuses a sum, formed outside `leave`, that the noise does not cover."""
         if not self.mechanism.noisy:
             return
         if self.noise_at.drawer is not Drawer.AGGREGATOR:
@@ -195,6 +199,7 @@ class Release:
         if not self._aggregator_draws:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
+        # A state for each kind: correlated noise of one kind says nothing of another's.
         if kind not in run.memory:
             run.memory[kind] = self.mechanism.init(aggregate)
         state = run.memory[kind]
@@ -211,18 +216,15 @@ class Release:
         observers: tuple[Observer, ...] = (PUBLIC, PARTICIPANT, AGGREGATOR),
         assumptions: tuple[str, ...] = (),
     ) -> tuple[PrivacyPlan, ...]:
-        """What each observer will see of a number of releases.
+        """One privacy plan for each observer, for a number of releases.
 
         Args:
             unit: Whose contribution is bounded.
-            count: How many releases there are.
-            parties: How many parties there are.
-            sampling: Which of them take part in a release; everybody where None.
-            observers: Whom the statement speaks of.
+            count: Number of releases.
+            parties: Number of parties.
+            sampling: Which of them take part in a release; None for all of them.
+            observers: The observers that get a guarantee.
             assumptions: What has to hold for every guarantee.
-
-        Returns:
-            One plan an observer.
 
         Raises:
             UnsoundReleaseError: If noise is correlated over more steps than lie between two
@@ -232,22 +234,12 @@ class Release:
         check_separation(self.mechanism, chosen)
         plans = []
         for observer in observers:
-            exposure = self.aggregation.exposure(
-                observer, self.noise_at, parties=chosen.at_least(parties)
-            )
-            relation = chosen.relation(exposure, parties)
-            if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
-                # A party takes its noise along: nobody leaves unseen, and where the number of
-                # parties varies, so does the noise, which shows who takes part.
-                relation = ZERO_OUT if relation is ADD_REMOVE else relation
-                exposure = replace(exposure, knows_sample=exposure.knows_sample or chosen.varies)
-            event = self.mechanism.event(exposure, relation)
-            corrupted = 1 if observer == PARTICIPANT else len(observer.corrupted)
+            relation, event = self._event(observer, chosen, parties)
             plan = PrivacyPlan(
                 observer=observer,
                 unit=unit,
                 relation=relation,
-                event=chosen.amplified(event, exposure, parties, corrupted),
+                event=event,
                 count=count,
                 theorem=self.mechanism.theorem,
                 assumptions=(*assumptions, *assumptions_of(self.mechanism)),
@@ -256,7 +248,24 @@ class Release:
             plans.append(plan)
         return tuple(plans)
 
+    def _event(self, observer: Observer, sampling: Sampling, parties: int) -> tuple[Relation, Any]:
+        """The relation under which an observer gets its guarantee, and the event of one release."""
+        # The smallest sample is the worst case: fewer parties draw less noise of their own.
+        exposure = self.aggregation.exposure(
+            observer, self.noise_at, parties=sampling.at_least(parties)
+        )
+        relation = sampling.relation(exposure, parties)
+        if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+            # A party takes its noise along: nobody leaves unseen, and where the number of
+            # parties varies, so does the noise, which shows who takes part.
+            relation = ZERO_OUT if relation is ADD_REMOVE else relation
+            exposure = replace(exposure, knows_sample=exposure.knows_sample or sampling.varies)
+        event = self.mechanism.event(exposure, relation)
+        # A participant is one party that knows whether it took part, whoever it is.
+        corrupted = 1 if observer == PARTICIPANT else len(observer.corrupted)
+        return relation, sampling.amplified(event, exposure, parties, corrupted)
+
     def with_scale(self, scale: float) -> "Release | None":
-        """The same release with another noise scale, or None where it draws no noise."""
+        """The same release with another noise scale, or None if it draws no noise."""
         mechanism = self.mechanism.with_scale(scale)
         return None if mechanism is None else replace(self, mechanism=mechanism)

@@ -1,4 +1,4 @@
-"""What an observer of a sum sees."""
+"""The exposure of an observer of a sum: what it reads, and which noise it can subtract."""
 
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, Exposure, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -13,17 +13,17 @@ def sum_exposure(
     reads_messages: bool,
     knows_noise: bool,
 ) -> Exposure:
-    """What an observer sees of a sum over parties.
+    """The exposure of an observer to one release of a sum over parties.
 
     Args:
         observer: Who looks. A coalition that names the aggregator sees what it sees.
         noise_at: Who draws the noise.
-        parties: How many parties contribute at least.
+        parties: Smallest number of contributing parties.
         reads_messages: Whether the aggregator reads single messages.
         knows_noise: Whether the aggregator knows the noise that it draws.
 
     Returns:
-        The exposure: see the golden table of `docs/concepts.md`.
+        The exposure; `docs/concepts.md` tabulates it.
     """
     inside = observer == AGGREGATOR or AGGREGATOR_NAME in observer.corrupted
     if noise_at.drawer is Drawer.AGGREGATOR:
@@ -32,6 +32,7 @@ def sum_exposure(
         return Exposure(
             single_messages=inside and reads_messages, knows_sample=inside, noise_known=known
         )
+    # A single message carries only the noise that its own party drew.
     if inside and reads_messages:
         return Exposure(
             single_messages=True, knows_sample=True, noise_known=0.0, variance=noise_at.fraction

@@ -1,4 +1,8 @@
-"""What is done with a noised aggregate, where the noise is, before anybody may read it."""
+"""The last step of a release: what is computed of a noised aggregate before anybody reads it.
+
+It is computed where the noise is: by the aggregator, or on shares. Behind noise it is
+post-processing and costs nothing (Dwork and Roth 2014, Proposition 2.1).
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,10 +11,10 @@ from torch import Tensor
 
 
 class Finish(Protocol):
-    """The last beat of a release."""
+    """The function of the noised aggregate that is released."""
 
     def __call__(self, aggregate: Tensor) -> Tensor:
-        """What is released of an aggregate."""
+        """The value that is released."""
         ...
 
 
@@ -19,7 +23,6 @@ class Identity:
     """The aggregate itself."""
 
     def __call__(self, aggregate: Tensor) -> Tensor:
-        """The aggregate, unchanged."""
         return aggregate
 
 
@@ -28,7 +31,7 @@ class Argmax:
     """Only the place of the largest value of each row."""
 
     def __call__(self, aggregate: Tensor) -> Tensor:
-        """Class indices `(queries,)` of counts `(queries, classes)`."""
+        """Class indices, shape `(queries,)`, for counts of shape `(queries, classes)`."""
         return aggregate.argmax(dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""Where noise is drawn: by the aggregator, by every party, or split among the parties."""
+"""Who draws the noise: the aggregator, every party, or the parties in equal parts."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from privtrain.core.validate import check_count
 
 
 class Drawer(StrEnum):
-    """Who draws noise."""
+    """The side that draws noise."""
 
     AGGREGATOR = "aggregator"
     PARTY = "party"
@@ -15,13 +15,13 @@ class Drawer(StrEnum):
 
 @dataclass(frozen=True)
 class Placement:
-    """Who draws the noise of a release, and which part of its variance.
+    """Who draws the noise of a release, and which fraction of its variance.
 
     Args:
         drawer: Who draws.
         honest_survivors: With a split, each party draws 1/honest_survivors of the variance, so
-            that this many honest parties together draw all of it. 1 where each draws all of it.
-        split: Whether the parties share one noise between them.
+            that this many honest parties draw all of it. 1 if each draws all of it.
+        split: Whether the parties draw parts of one noise.
     """
 
     drawer: Drawer

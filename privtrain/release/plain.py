@@ -22,11 +22,9 @@ class PlainSum:
 
     @property
     def bounded(self) -> bool:
-        """Whether one bounded contribution moves the sum by at most its bound; it does."""
         return True
 
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
-        """The contribution itself."""
         return {kind: contribution}
 
     def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
@@ -41,6 +39,8 @@ class PlainSum:
                 f"Expected messages that each hold {kind!r}; got "
                 f"{[sorted(message) for message in messages]}."
             )
+        # In float64: 2^24 + 1 is lost in float32. In party order: addition of floats is not
+        # associative, and the same seed has to give the same bits under every runtime.
         total = torch.zeros_like(messages[0][kind], dtype=torch.float64)
         for message in messages:
             if message[kind].shape != total.shape:
@@ -52,13 +52,11 @@ class PlainSum:
         return Aggregate(total)
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
-        """The aggregator reads single messages, and knows the noise that it draws."""
         return sum_exposure(
             observer, noise_at, parties=parties, reads_messages=True, knows_noise=True
         )
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
-        """The aggregator reads everything."""
         return (
             InputPrivacy(
                 reader="aggregator",

@@ -1,7 +1,8 @@
 """The sum on secret shares: nobody who follows the protocol reads a single message.
 
 Each party splits its contribution into one share for each computing party. A computing party adds
-the shares it received, and only what the release asks for is opened: the sum, or its winner.
+the shares it received, and only what is released is opened: the sum, its largest entry, or whether
+it reaches a threshold.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from privtrain.release.finish import Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import Placement
 
 SUM_BITS = 32
-"""Bits after the binary point: sums need no room for products, so they keep more of them."""
+"""Bits after the binary point: more than products allow, since sums need no bits for products."""
 
 _MESH_ROUNDS = 1_000_000
 """Rounds among computing parties are numbered from here on, above every round of a star."""
@@ -36,12 +37,12 @@ _MESH_ROUNDS = 1_000_000
 class SharedSum:
     """Adds contributions on secret shares and opens only what is released.
 
-    Exact so far: noise that nobody knows has to be drawn on shares, which comes with another
-    engine. Each opening starts the computing parties anew.
+    Exact so far: noise that nobody knows has to be drawn on shares, which needs another engine.
+    Every opening starts new processes for the computing parties.
 
     Args:
-        engine: What opens, and finds winners, on shares.
-        computing_parties: How many parties hold shares: 2 or 3.
+        engine: Computes on shares and opens them.
+        computing_parties: Number of parties that hold shares: 2 or 3.
     """
 
     engine: Engine = field(default_factory=CrypTen)
@@ -53,7 +54,6 @@ class SharedSum:
 
     @property
     def bounded(self) -> bool:
-        """Whether one bounded contribution moves the sum by at most its bound; it does."""
         return True
 
     @property
@@ -63,18 +63,16 @@ class SharedSum:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the statement must say of the engine."""
+        """Caveats of the engine, for the statement."""
         return self.engine.caveats
 
     @property
     def exact_only(self) -> bool:
-        """Whether a release with noise is refused; it is, until noise is drawn on shares."""
+        """Whether a release with noise is refused, as noise cannot be drawn on shares yet."""
         return True
 
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
-        """At the party: one share a computing party, of fixed-point numbers.
-
-        Shares come from the operating system, never from the user's seed.
+        """At the party: one share for each computing party, of fixed-point numbers.
 
         Raises:
             DataError: If a contribution is not finite or too large for fixed point.
@@ -83,6 +81,7 @@ class SharedSum:
             integers = encode(contribution, name=f"the {kind} of {party.party}", bits=SUM_BITS)
         except ValueError as error:
             raise DataError(str(error)) from error
+        # Keys of the operating system, never of the seed: who knows the seed would read shares.
         shares = share(integers, self.computing_parties, Keystream())
         names = [share_kind(kind, name) for name in self.computing_names]
         return dict(zip(names, shares, strict=True))
@@ -95,6 +94,7 @@ class SharedSum:
         """
         if not messages:
             raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
+        # The star relays shares; nobody but their receiver may be said to have read them.
         _readdress(run, kind, self.computing_names)
         held: dict[str, Payload] = {}
         for name in self.computing_names:
@@ -105,15 +105,14 @@ class SharedSum:
                         f"A message {kind!r} has shape {tuple(other.shape)}, the first one "
                         f"{tuple(shares[0].shape)}."
                     )
-            held[name] = {f"{number:06d}": one for number, one in enumerate(shares)}
+            # Numbered, since a payload has names; six digits keep the order when they are sorted.
+            held[name] = {f"{number:06d}": one_share for number, one_share in enumerate(shares)}
         return Aggregate(SharedTotal(self.engine, held, run))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
-        """Nobody reads single messages, and noise drawn on shares is known to nobody.
-
-        But for a coalition of all computing parties, whose shares add up to every message. Any of
-        them knows who sent shares, and so the sample.
-        """
+        # Noise drawn on shares is known to nobody. The shares of all computing parties add up to
+        # every message, so a coalition of all of them reads single messages; each of them sees who
+        # sends shares, and so knows the sample, as an aggregator does.
         inside = observer.corrupted & set(self.computing_names)
         others = observer.corrupted - inside
         return sum_exposure(
@@ -125,10 +124,11 @@ class SharedSum:
         )
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
-        """Each computing party reads shares; together, or relayed in one process, everything."""
         dealer, *others = self.computing_names
         everyone = f"every {sender}'s {kind}"
         honest = f"one of {', '.join(self.computing_names)}"
+        # Rank 0 deals the triples, and knows what they mask: where a maximum is found on shares, it
+        # can read the sum.
         first = InputPrivacy(
             reader=dealer,
             reads=f"shares of {everyone}; their sum where a winner is found, as it deals triples",
@@ -141,7 +141,7 @@ class SharedSum:
             replace(first, reader=name, reads=f"shares of {everyone}, and what is opened")
             for name in others
         )
-        together = InputPrivacy(
+        all_of_them = InputPrivacy(
             reader="all computing parties together", reads=everyone, honest=honest
         )
         relay = InputPrivacy(
@@ -149,11 +149,11 @@ class SharedSum:
             reads=f"{everyone}, since all shares pass through it",
             honest="that process",
         )
-        return (first, *rest, together, relay)
+        return (first, *rest, all_of_them, relay)
 
 
 def share_kind(kind: str, receiver: str) -> str:
-    """What the share of a message for one computing party is called."""
+    """The kind of a message's share for one computing party."""
     return f"{kind} share for {receiver}"
 
 
@@ -165,7 +165,7 @@ def _share_of(message: Payload, kind: str, receiver: str) -> Tensor:
 
 
 def _readdress(run: Run, kind: str, receivers: Sequence[str]) -> None:
-    """Enters shares under the party they are for; the star only relays them."""
+    """Corrects the receiver of shares in the transcript, from the relay to the computing party."""
     to = {share_kind(kind, receiver): receiver for receiver in receivers}
     entries = run.transcript.entries
     for place, entry in enumerate(entries):
@@ -178,8 +178,8 @@ class SharedTotal:
     """A sum on shares that nobody has read.
 
     Args:
-        engine: What opens it.
-        held: Computing party to the shares it holds, one a message.
+        engine: Computes on shares and opens them.
+        held: Computing party to the shares it holds, one for each message.
         run: The run, with a mesh.
     """
 
@@ -188,13 +188,7 @@ class SharedTotal:
     run: Run = field(repr=False)
 
     def open(self, finish: Finish) -> Tensor:
-        """Finishes on shares and opens only what is left.
-
-        Args:
-            finish: What is released: the sum, its winner, or whether it reaches a threshold.
-
-        Returns:
-            What is released.
+        """Applies the finish on shares and opens only its result.
 
         Raises:
             UnsupportedError: If the finish cannot be computed on shares, or there is no mesh.
@@ -207,7 +201,8 @@ class SharedTotal:
         start = _MESH_ROUNDS + self.run.transcript.rounds
         replies = self.run.spmd(SumAndOpen(self.engine, finish, start), self.held)
         opened = [reply["opened"] for reply in replies.values()]
-        if not all(torch.equal(one, opened[0]) for one in opened):
+        # Every computing party opens for itself, so that a fault of one of them shows here.
+        if not all(torch.equal(value, opened[0]) for value in opened):
             raise ProtocolError(f"The computing parties {list(replies)} opened different values.")
         return opened[0]
 
@@ -217,8 +212,8 @@ class SumAndOpen:
     """The program of a computing party: add the shares, finish, open.
 
     Args:
-        engine: What computes on shares.
-        finish: What is released.
+        engine: Computes on shares and opens them.
+        finish: The function of the sum that is released.
         start: Number of its first round in the transcript.
     """
 
@@ -227,8 +222,9 @@ class SumAndOpen:
     start: int
 
     def __call__(self, party: MeshParty) -> Payload:
-        """Adds, finishes and opens."""
-        total = reveal([party.inputs[key] for key in sorted(party.inputs)])  # a sum of shares
+        """The opened result, the same at every computing party."""
+        # `reveal` adds in the ring; the sum of one party's shares is its share of the sum.
+        total = reveal([party.inputs[key] for key in sorted(party.inputs)])
         with self.engine.open(party) as session:
             opened = self._opened(session, total, party)
         party.entries[:] = [
@@ -242,9 +238,11 @@ class SumAndOpen:
             return session.reveal([winners], kind="winner share")[0].argmax(dim=-1)
         if isinstance(self.finish, Threshold):
             limit = encode(torch.tensor(self.finish.threshold), name="threshold", bits=SUM_BITS)
-            # Above the threshold less one unit: reaching it is enough. Rank 0 moves its share.
+            # total >= limit as total - (limit - 1) > 0, which the engine can decide. One party only
+            # subtracts the public number, or it would be subtracted once a party.
             above = total - (limit - 1) if party.rank == 0 else total
             reached = session.positive(session.take(above))
             return session.reveal([reached], kind="reached share")[0] > 0.5
         opened = session.reveal([session.take(total)], kind="sum share")[0]
+        # The engine divides by its own precision, which has fewer bits than sums have.
         return opened * 2.0 ** (PRECISION_BITS - SUM_BITS)

@@ -7,6 +7,8 @@ from privtrain.core.result import Leakage
 from privtrain.report import cells
 from privtrain.report.summary import Group, unique
 
+# Always shown as a pair: an audit cannot prove more than its ceiling, so that a bound of 0 beside a
+# low ceiling is no evidence of safety (docs/sharp_edges.md, "Auditing").
 AT_LEAST, CEILING = "epsilon_lower_bound", "ceiling"
 """The metrics of a bound, and of the bound that all right guesses would have shown."""
 
@@ -35,7 +37,7 @@ class Audit:
 
 
 def audits(group: Group) -> tuple[Audit, ...]:
-    """The attacks on a group that bound epsilon from below; none where no such attack was run."""
+    """The attacks on a group that bound epsilon from below; empty where no such attack was run."""
     return tuple(
         Audit(
             name=attack.attack,
@@ -51,25 +53,26 @@ def audits(group: Group) -> tuple[Audit, ...]:
     )
 
 
-def explained(found: Iterable[Audit]) -> str:
-    """What a reader has to know of the figures of some audits."""
+def explained(shown: Iterable[Audit]) -> str:
+    """The note below a table of audits: what its figures mean and where they hold."""
+    # A bound without its confidence and delta is no statement. Attacks may differ in both.
     return (
         "ε at least: a lower bound, of the seed that proves least, so that it holds "
-        f"{'; '.join(unique(audit.holds for audit in found))}; the range reaches to the seed that "
+        f"{'; '.join(unique(audit.holds for audit in shown))}; the range reaches to the seed that "
         "proves most. Curve: in how many seeds the promised trade-off curve was rejected."
     )
 
 
 def _value(group: Group, attack: Leakage, metric: str) -> str:
-    found = group.measured(attack, metric)
-    return cells.number(None if found is None else found.value)
+    figure = group.measured(attack, metric)
+    return cells.number(None if figure is None else figure.value)
 
 
 def _across(group: Group, attack: Leakage) -> str:
-    found = group.measured(attack, AT_LEAST)
-    if found is None or found.interval is None:
+    figure = group.measured(attack, AT_LEAST)
+    if figure is None or figure.interval is None:
         return ""
-    return "–".join(map(cells.number, found.interval))
+    return "–".join(map(cells.number, figure.interval))
 
 
 def _right(group: Group, attack: Leakage) -> str:
@@ -80,8 +83,11 @@ def _right(group: Group, attack: Leakage) -> str:
 
 
 def _curve(group: Group, attack: Leakage) -> str:
-    found = [one.metrics["f_dp_rejected"] for one in group.having(attack, "f_dp_rejected")]
-    tested = [value for value in found if value is not None]
+    leakages = group.having(attack, "f_dp_rejected")
+    rejected = [leakage.metrics["f_dp_rejected"] for leakage in leakages]
+    # A count and no verdict: each seed is tested at the confidence of its attack, so that more of
+    # them mean more chance alarms. Seeds without a promised curve have nothing to reject.
+    tested = [value for value in rejected if value is not None]
     return f"{sum(map(bool, tested))} of {len(tested)}" if tested else cells.MISSING
 
 
@@ -89,4 +95,5 @@ def _holds(attack: Leakage) -> str:
     confidence, delta = (attack.metrics.get(name) for name in ("confidence", "delta"))
     if confidence is None or delta is None:
         return f"as {attack.attack} says"
+    # Six digits: 0.9999 must not become a certain 100%.
     return f"with confidence {100 * confidence:.6g}% at δ {cells.number(delta)}"

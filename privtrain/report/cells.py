@@ -23,8 +23,10 @@ def number(value: float | None, digits: int = 3) -> str:
     """
     if value is None:
         return MISSING
+    # "inf" is a promise of nothing and no missing figure: docs/report.md, "What a cell says".
     if not math.isfinite(value):
         return str(value)
+    # Beyond its digits `g` would write 1.23e+04.
     if abs(value) >= 10**digits:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}".replace("e-0", "e-")
@@ -32,6 +34,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None) -> str:
     """A fraction as percent with one digit, such as "94.2%"."""
+    # One row of a thousand is a tenth of a percent: test sets are too small for a further digit.
     return MISSING if value is None else f"{100 * value:.1f}%"
 
 
@@ -46,6 +49,7 @@ def points(value: float | None) -> str:
     """A difference of fractions in percentage points with its sign, such as "−1.2"."""
     if value is None:
         return MISSING
+    # Rounded first: a tiny loss must not read "−0.0". The sign is U+2212, as wide as a plus.
     rounded = round(100 * value, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
@@ -57,6 +61,8 @@ def rate(value: float | None) -> str:
 
 def metric(value: float | None) -> str:
     """A figure of an attack: a rate with three decimals; what is tiny or large as a number."""
+    # Attacks name their metrics freely: 0.000 for a delta, or three decimals of a count of guesses,
+    # would hide the figure.
     if value is None or value == 0 or 0.0005 <= abs(value) <= 1:
         return rate(value)
     return number(value, 4)
@@ -66,6 +72,7 @@ def rate_interval(interval: Interval | None) -> str:
     """An interval of rates, such as "0.48–0.53", or "−0.02 to 0.11" where one is negative."""
     if interval is None:
         return ""
+    # A dash beside a minus sign cannot be read.
     between = "–" if interval[0] >= 0 else " to "
     return f"{interval[0]:.2f}{between}{interval[1]:.2f}".replace("-", "−")
 
@@ -75,6 +82,7 @@ def size(value: float | None) -> str:
     if value is None:
         return MISSING
     for unit in ("B", "kB", "MB", "GB"):
+        # What would be printed as 1,000 belongs to the next unit.
         if value < 999.5:
             return f"{value:.3g} {unit}"
         value /= 1000
@@ -92,6 +100,7 @@ def duration(value: float | None) -> str:
 
 def count(value: float | None) -> str:
     """A number of things; a mean over seeds may have a fraction."""
+    # 10.5 rounds is a mean over seeds; written as 10 it would look like a count.
     return MISSING if value is None else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
 
 

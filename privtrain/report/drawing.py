@@ -14,6 +14,7 @@ from typing import Any
 from privtrain.report import cells
 from privtrain.report.summary import unique
 
+# No colour that a trainer may have: the replacement must not hit a line.
 INK = "#010203"
 """Stands for the text colour of the page, which is put in its place afterwards."""
 
@@ -48,6 +49,7 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
         label: Style(
             COLOURS[index % len(COLOURS)],
             MARKERS[index % len(MARKERS)],
+            # Only the ninth label and later ones: dashes are for where colours run out.
             DASHES[index // len(COLOURS) % len(DASHES)],
         )
         for index, label in enumerate(unique(labels))
@@ -57,7 +59,7 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 def new_figure(
     width: float, height: float, panels: int = 1, columns: int | None = None
 ) -> tuple[Any, list[Any]]:
-    """A figure of its own, which no global state knows, with panels side by side.
+    """A figure outside matplotlib's global state, with panels side by side.
 
     Args:
         width: In inches.
@@ -68,6 +70,8 @@ def new_figure(
     Returns:
         The figure and its axes.
     """
+    # Imported late, and without pyplot: `import privtrain` stays quick, and the user's own figures
+    # and settings are left alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,8 +79,8 @@ def new_figure(
     FigureCanvasAgg(figure)
     across = columns or panels
     down = -(-panels // across)
-    found = [figure.add_subplot(down, across, number + 1) for number in range(panels)]
-    for axes in found:
+    all_axes = [figure.add_subplot(down, across, number + 1) for number in range(panels)]
+    for axes in all_axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         for side in ("left", "bottom"):
@@ -86,7 +90,7 @@ def new_figure(
         axes.set_axisbelow(True)
         for text in (axes.xaxis.label, axes.yaxis.label):
             text.set(color=INK, fontsize=9.5)
-    return figure, found
+    return figure, all_axes
 
 
 def add_title(axes: Any, text: str) -> None:
@@ -97,6 +101,8 @@ def add_title(axes: Any, text: str) -> None:
 def entry(text: str) -> str:
     """A name for a legend or an axis: short, and never hidden for its underscore."""
     short = cells.shortened(text, LONGEST_ENTRY)
+    # matplotlib leaves names with a leading underscore out of legends; behind a space of no width
+    # they are shown.
     return f"\u200b{short}" if short.startswith("_") else short
 
 
@@ -116,7 +122,7 @@ def add_legend(axes: Any, source: Any = None) -> None:
 
 
 def plain_log(axis: Any, words: Any, subs: tuple[float, ...] = (1.0,)) -> None:
-    """Ticks of a log axis in words of ours: matplotlib's own are formulas, which stay off."""
+    """Labels the ticks of a log axis by a function; matplotlib's own labels are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
@@ -146,13 +152,14 @@ def to_svg(figure: Any, name: str, title: str) -> str:
         written.set_parse_math(False)
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
     with rc_context(settings), warnings.catch_warnings():
-        # The browser draws the text, with fonts that may well hold the glyph.
+        # The browser draws the text, with fonts that may well have the glyph.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(
             text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04,
             metadata={"Date": None, "Creator": None},
         )  # fmt: skip
     svg = text.getvalue()
+    # An element within HTML has no XML header; metadata would change with versions.
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

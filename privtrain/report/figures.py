@@ -56,12 +56,14 @@ def accuracy_against_epsilon(comparison: Comparison) -> str | None:
     if not drawn:
         return None
     style = styles(row.label for row in comparison.rows)
+    # Infinity has no place on the axis, and is no missing promise either: a line across, named so.
     private = [group for group in drawn if math.isfinite(_epsilon(group))]
     units = unique(group.headline.unit for group in private if group.headline is not None)
     figure, (axes,) = new_figure(7.2, 3.5)
     for group in drawn:
         if group not in private:
             _reference(axes, group, style[group.label])
+    # Units in the legend as soon as there are two: their epsilons share an axis but no meaning.
     for label in unique(group.label for group in private):
         mine = sorted((group for group in private if group.label == label), key=_epsilon)
         _points(axes, mine, style[label], with_unit=len(units) > 1)
@@ -72,6 +74,7 @@ def accuracy_against_epsilon(comparison: Comparison) -> str | None:
     return to_svg(figure, "accuracy", "Accuracy against the formal epsilon to the public")
 
 
+# What was spent and not what was asked: a run that missed its epsilon must not seem to meet it.
 def _epsilon(group: Group) -> float:
     return math.inf if group.headline is None else group.headline.epsilon
 
@@ -100,10 +103,11 @@ def _reference(axes: Any, group: Group, style: Style) -> None:
 
 
 def _points(axes: Any, mine: Sequence[Group], style: Style, *, with_unit: bool) -> None:
-    found = [(group, group.accuracy) for group in mine]
-    means = [spread.mean for _, spread in found if spread is not None]
-    below = [spread.mean - spread.low for _, spread in found if spread is not None]
-    above = [spread.high - spread.mean for _, spread in found if spread is not None]
+    # From the worst to the best seed: a standard error of three seeds would say more than they do.
+    spreads = [spread for group in mine if (spread := group.accuracy) is not None]
+    means = [spread.mean for spread in spreads]
+    below = [spread.mean - spread.low for spread in spreads]
+    above = [spread.high - spread.mean for spread in spreads]
     unit = "" if mine[0].headline is None else f" (per {mine[0].headline.unit})"
     axes.errorbar(
         [_epsilon(group) for group in mine], means, yerr=[below, above], capsize=3,
@@ -125,6 +129,7 @@ def cost_bars(comparison: Comparison) -> str | None:
     if not drawn:
         return None
     style = styles(row.label for row in comparison.rows)
+    # All four beside each other: seconds in a simulation mean little without bytes and rounds.
     figure, panels = new_figure(11.0, 0.9 + 0.27 * len(drawn), len(COSTS))
     for axes, (name, title, words) in zip(panels, COSTS, strict=True):
         _bars(axes, drawn, [group.cost(name) for group in drawn], words, style)
@@ -142,7 +147,8 @@ def _bars(
     words: Callable[[float | None], str],
     style: dict[str, Style],
 ) -> None:
-    """Horizontal bars from a tenth of the smallest value on; zero has a word and no bar."""
+    """Draws horizontal bars on a log axis, each with its figure; zero has no bar."""
+    # A log axis has no zero. Where its bars start is arbitrary, so each bar carries its figure.
     positive = [value for value in values if value]
     start = 10 ** math.floor(math.log10(min(positive)) - 0.3) if positive else 0.1
     end = max(positive, default=1.0)
@@ -157,7 +163,7 @@ def _bars(
             words(value), (length, place), xytext=(3, 0), textcoords="offset points",
             va="center", color=INK, fontsize=8,
         )  # fmt: skip
-    # Room for the word at the end of the longest bar.
+    # Space for the figure at the end of the longest bar.
     axes.set_xlim(start, end * max(end / start, 10.0) ** 0.55)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
     axes.grid(False)
@@ -215,21 +221,21 @@ def epsilon_by_delta(comparison: Comparison) -> str | None:
         return None
     style = styles(row.label for row in comparison.rows)
     figure, (axes,) = new_figure(7.2, 3.3)
-    for group, found in drawn:
+    for group, curves in drawn:
         shade = _shade(group, [g for g, _ in drawn])
-        _line(axes, found.epsilon_by_delta, style[group.label], _with_mu(group, found), shade)
-        _mark_stated(axes, group, found, style[group.label])
+        _line(axes, curves.epsilon_by_delta, style[group.label], _with_mu(group, curves), shade)
+        _mark_stated(axes, group, curves, style[group.label])
     axes.set_xscale("log")
     axes.set_xlabel("δ (log scale)")
     axes.set_ylabel("formal ε to the public")
     plain_log(axes.xaxis, lambda value: f"{value:.0e}".replace("e-0", "e-"))
-    _epsilon_height(axes, [max(e for _, e in found.epsilon_by_delta) for _, found in drawn])
+    _epsilon_height(axes, [max(e for _, e in curves.epsilon_by_delta) for _, curves in drawn])
     add_legend(axes)
     return to_svg(figure, "deltas", "Formal epsilon to the public at every delta")
 
 
 def _epsilon_height(axes: Any, largest: Sequence[float]) -> None:
-    """From zero on, or on a log scale where the lowest curve would lie on the axis."""
+    """Starts the axis at zero, or makes it logarithmic where the lowest curve would lie on it."""
     positive = [epsilon for epsilon in largest if epsilon > 0]
     if not positive or max(positive) < WIDE * min(positive):
         axes.set_ylim(bottom=0)
@@ -253,10 +259,12 @@ def trade_off(comparison: Comparison) -> str | None:
         return None
     style = styles(row.label for row in comparison.rows)
     figure, (axes,) = new_figure(6.2, 3.6)
+    # Guessing by a coin: a test that learns nothing errs in one way as often as it is right in the
+    # other. Every promise lies below it.
     axes.plot([0, 1], [1, 0], color=LINES, linewidth=1, linestyle=":", label="perfect privacy")
-    for group, found in drawn:
+    for group, curves in drawn:
         shade = _shade(group, [g for g, _ in drawn])
-        _line(axes, found.trade_off, style[group.label], group.name, shade)
+        _line(axes, curves.trade_off, style[group.label], group.name, shade)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("smallest false negative rate")
     axes.set_xlim(0, 1)
@@ -267,26 +275,27 @@ def trade_off(comparison: Comparison) -> str | None:
 
 def _with_curves(comparison: Comparison) -> list[tuple[Group, PrivacyCurves]]:
     """Groups whose first finished seed has curves; data of worse seeds lie in the JSON file."""
-    found = []
+    drawn = []
     for group in groups(comparison):
         statements = [row.statement for row in group.done[:1] if row.statement is not None]
-        found += [(group, statement.curves[0]) for statement in statements if statement.curves]
-    return found
+        drawn += [(group, statement.curves[0]) for statement in statements if statement.curves]
+    return drawn
 
 
-def _with_mu(group: Group, found: PrivacyCurves) -> str:
-    return group.name if found.mu is None else f"{group.name} (μ ≈ {cells.number(found.mu)})"
+def _with_mu(group: Group, curves: PrivacyCurves) -> str:
+    # "About": the promise follows a Gaussian's curve at one delta only (docs/report.md).
+    return group.name if curves.mu is None else f"{group.name} (μ ≈ {cells.number(curves.mu)})"
 
 
-def _mark_stated(axes: Any, group: Group, found: PrivacyCurves, style: Style) -> None:
+def _mark_stated(axes: Any, group: Group, curves: PrivacyCurves, style: Style) -> None:
     """A point at the delta and epsilon that the table states."""
     stated = group.headline
-    if stated is not None and math.isfinite(stated.epsilon) and stated.observer == found.observer:
+    if stated is not None and math.isfinite(stated.epsilon) and stated.observer == curves.observer:
         axes.plot([stated.delta], [stated.epsilon], color=style.colour, marker=style.marker, ms=5)
 
 
 def _shade(group: Group, drawn: Sequence[Group]) -> float:
-    """Several epsilons of one label: the largest is drawn strongest."""
+    """The opacity of a group among those of its label: the largest epsilon is drawn strongest."""
     mine = sorted(g.epsilon_asked or 0.0 for g in drawn if g.label == group.label)
     return 0.45 + 0.55 * (mine.index(group.epsilon_asked or 0.0) + 1) / len(mine)
 
@@ -305,6 +314,7 @@ def _thinned(curve: Curve) -> Curve:
     """At most `MOST_POINTS` points, evenly chosen, the first and the last among them."""
     if len(curve) <= MOST_POINTS:
         return curve
+    # Points of the run as they are, never averaged ones: an epsilon between two would be made up.
     last = len(curve) - 1
     return [curve[round(index * last / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
 
@@ -326,12 +336,12 @@ def learning_curves(comparison: Comparison) -> str | None:
     if not names:
         return None
     style = styles(row.label for row in comparison.rows)
-    told = {
+    carriers = {
         name: sum(row.history is not None and name in row.history.unprotected for row in rows)
         for name in names
     }
     # What most runs have can be compared.
-    shown = sorted(names, key=lambda name: -told[name])[:MOST_PANELS]
+    shown = sorted(names, key=lambda name: -carriers[name])[:MOST_PANELS]
     columns = min(len(shown), 2)
     figure, panels = new_figure(
         3.2 + 3.4 * columns, 0.4 + 2.5 * -(-len(shown) // columns), len(shown), columns
@@ -346,18 +356,19 @@ def learning_curves(comparison: Comparison) -> str | None:
         axes.set_xlim(0, 1.02)
     fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
     add_legend(panels[columns - 1], fullest)
+    # Within the picture, so that it cannot be copied out of the page without its warning.
     figure.suptitle(UNPROTECTED, color=INK, fontsize=9.5)
     return to_svg(figure, "curves", "Unprotected diagnostics over rounds")
 
 
 def _shown(gathered: Sequence[Group]) -> list[Row]:
     """The first finished row of each label, at its largest epsilon."""
-    found: dict[str, Group] = {}
+    chosen: dict[str, Group] = {}
     for group in gathered:
-        best = found.get(group.label)
+        best = chosen.get(group.label)
         if group.done and (best is None or (group.epsilon_asked or 0) > (best.epsilon_asked or 0)):
-            found[group.label] = group
-    return [group.done[0] for group in found.values()]
+            chosen[group.label] = group
+    return [group.done[0] for group in chosen.values()]
 
 
 def _as_fraction(curve: Curve) -> list[tuple[float, float]]:

@@ -35,6 +35,7 @@ RENDERINGS: Mapping[str, Callable[[Comparison], str]] = {
 }
 """What is written beside the JSON, by file name."""
 
+# The only failures of which the cure is space, and no other folder.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,6 +60,7 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
     where = Path(folder)
     with _explained(where):
         where.mkdir(parents=True, exist_ok=True)
+        # The JSON alone counts as a comparison: all other files can be made from it again.
         taken = (where / JSON_NAME).exists()
     if taken and not force:
         raise DataError(
@@ -90,12 +92,15 @@ def _explained(where: Path) -> Iterator[None]:
 
 def _write(path: Path, text: str) -> None:
     """Writes beside the target and moves there, so that no reader ever sees half a file."""
+    # In the same folder, since a move is one step only within a file system; with the process in
+    # its name, since two may save at once.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path.parent):
         try:
             with beside.open("w", encoding="utf-8", newline="\n") as file:
                 file.write(text)
                 file.flush()
+                # Before the move: after a power cut the new name could stand for an empty file.
                 os.fsync(file.fileno())
             beside.replace(path)
         finally:
@@ -150,6 +155,7 @@ def load(folder: str | os.PathLike[str]) -> Comparison:
         ) from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    # Whatever a file of another shape runs into while it is read.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is not a comparison as this version of privtrain writes it "
@@ -171,6 +177,7 @@ def read_comparison(plain: Mapping[str, Any]) -> Comparison:
         rows=tuple(_row(row) for row in plain["rows"]),
         card=plain["card"],
         study=plain.get("study"),
+        # Renderers are not in the file (decision 009).
         as_text=comparison_text,
         as_html=comparison_fragment,
     )
@@ -197,6 +204,8 @@ def _row(plain: Mapping[str, Any]) -> Row:
         "history": None if history is None else _history(history),
         "notes": tuple(plain["notes"]),
     }
+    # All fields of the file are passed on: one that this version does not know is an error and not
+    # silently lost.
     return Row(**{**plain, **changed})
 
 
@@ -205,6 +214,7 @@ def _statement(plain: Mapping[str, Any]) -> PrivacyStatement:
         guarantees=tuple(_guarantee(guarantee) for guarantee in plain["guarantees"]),
         input_privacy=tuple(InputPrivacy(**entry) for entry in plain["input_privacy"]),
         caveats=tuple(plain["caveats"]),
+        # Older files may lack the curves, or in them the field "promised".
         curves=tuple(_curves(entry) for entry in plain.get("curves", ())),
     )
 

@@ -66,7 +66,9 @@ def _render(template: str, comparison: Comparison, **more: Any) -> str:
 
     environment = Environment(
         loader=PackageLoader("privtrain.report"),
+        # Labels, errors and observers are a user's text, and notebooks show the page as their own.
         autoescape=True,
+        # A misspelt field must fail and not print as an empty cell, which would mean "missing".
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -83,6 +85,7 @@ def _render(template: str, comparison: Comparison, **more: Any) -> str:
 def _context(comparison: Comparison) -> dict[str, Any]:
     gathered = groups(comparison)
     name = _data_name(comparison.card)
+    # A failed run says nothing about its randomness.
     finished = [row for row in comparison.rows if row.error is None]
     simulated = bool(finished) and all(is_simulated(row) for row in finished)
     return {
@@ -105,12 +108,14 @@ def _context(comparison: Comparison) -> dict[str, Any]:
 
 
 def _data_name(card: Mapping[str, Any]) -> str:
+    # A card read from a file may hold anything.
     data = card.get("data")
-    found = data.get("name") if isinstance(data, Mapping) else data
-    return found if isinstance(found, str) else ""
+    name = data.get("name") if isinstance(data, Mapping) else data
+    return name if isinstance(name, str) else ""
 
 
 def _metrics(gathered: tuple[Group, ...]) -> tuple[str, ...]:
+    # The columns follow from what the attacks measured: no attack has to be known here.
     return unique(
         metric for group in gathered for attack in group.attacks for metric in attack.metrics
     )

@@ -35,7 +35,7 @@ _ESCAPES = {
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """The text with what LaTeX would read as a command escaped."""
     return "".join(_ESCAPES.get(character, character) for character in text)
 
 
@@ -50,6 +50,8 @@ def to_latex(comparison: Comparison) -> str:
     """
     gathered = groups(comparison)
     columns = observers(gathered)
+    # Two tables, since they answer two questions: what a model is worth and cost, and what is
+    # promised to whom. One number for both would be the best epsilon beside the best accuracy.
     results = _table(
         "Accuracy, gap to pooled training in percentage points, AUC of the strongest attack that "
         "was run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds.",
@@ -57,6 +59,8 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", "accuracy", "gap", "attack AUC", "sent", "rounds", "time", "seeds"),
         [_result(group) for group in gathered],
     )
+    # A cell holds a number and a letter, the caption what the letter means: epsilons of different
+    # units, relations or deltas must not be compared.
     kinds = unique(kind for group in gathered for kind in map(_kind, _finite(group)))
     promises = _table(
         "Formal ε promised to each observer; inf: nothing is promised, –: nothing is stated. "
@@ -117,6 +121,7 @@ def bracketed(value: str, interval: str) -> str:
 
 
 def _finite(group: Group) -> list[Guarantee]:
+    # A data-dependent epsilon is itself private: in a paper it would be a release.
     return [g for g in group.guarantees if math.isfinite(g.epsilon) and not g.data_dependent]
 
 

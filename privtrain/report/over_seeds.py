@@ -38,10 +38,11 @@ class Measured:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Values over the seeds; None where there are none, or where one is missing."""
-    found = list(values)
-    present = [value for value in found if value is not None]
-    if not present or len(present) < len(found):
+    """The mean and the range of values over seeds; None where there are none, or one is missing."""
+    of_seeds = list(values)
+    present = [value for value in of_seeds if value is not None]
+    # A mean of the seeds that have a value would be one of chosen seeds.
+    if not present or len(present) < len(of_seeds):
         return None
     low, high = min(present), max(present)
     # Rounding can put the mean of equal values beside them.
@@ -50,6 +51,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 def hull(intervals: Sequence[Interval | None]) -> Interval | None:
     """The smallest interval that holds all; None where there are none, or one is missing."""
+    # No mean of ends, which would be an interval at no stated confidence.
     present = [interval for interval in intervals if interval is not None]
     if not present or len(present) < len(intervals):
         return None
@@ -64,13 +66,16 @@ def bonferroni(p_values: Sequence[float]) -> float:
     return min(1.0, len(p_values) * min(p_values))
 
 
-_TOGETHER: Mapping[str, Callable[[Sequence[float]], float]] = {
+_OVER_SEEDS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "epsilon_lower_bound": min,
     "gaussian_family_epsilon": min,
     "f_dp_p_value": bonferroni,
 }
-"""What holds at the confidence of one seed. The least of some lower bounds lies below the first of
-them, which nobody chose; their mean and their largest do not hold at any stated confidence."""
+"""By metric, how the values of all seeds become one that holds at the confidence of each.
+
+The least of several lower bounds lies below that of the first seed, which nobody chose; their mean
+and their largest hold at no stated confidence.
+"""
 
 
 def over_seeds(
@@ -86,11 +91,12 @@ def over_seeds(
     Returns:
         A mean; for a lower bound the least, for a p-value Bonferroni's, both with their range.
     """
-    found = spread(values)
-    if found is None:
+    figures = spread(values)
+    if figures is None:
         return Measured(None, hull(intervals))
-    together = _TOGETHER.get(metric)
-    if together is None:
-        return Measured(found.mean, hull(intervals))
-    across = (found.low, found.high) if found.low < found.high else None
-    return Measured(together([value for value in values if value is not None]), across)
+    rule = _OVER_SEEDS.get(metric)
+    if rule is None:
+        return Measured(figures.mean, hull(intervals))
+    # The range of the seeds: a bound has no interval of its own, its confidence is stated.
+    across = (figures.low, figures.high) if figures.low < figures.high else None
+    return Measured(rule([value for value in values if value is not None]), across)

@@ -32,6 +32,7 @@ def progress_bar(description: str, *, shown: bool | None = None) -> Iterator[Rep
         TimeRemainingColumn,
     )
 
+    # Standard error: the tables on standard output may be written to a file.
     console = Console(stderr=True)
     if not (console.is_terminal if shown is None else shown):
         yield silent
@@ -44,6 +45,7 @@ def progress_bar(description: str, *, shown: bool | None = None) -> Iterator[Rep
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
+        # How long it takes is not known before the first report.
         task = progress.add_task(description, total=None)
 
         def report(done: int, total: int) -> None:

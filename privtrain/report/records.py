@@ -26,6 +26,7 @@ def to_csv(comparison: Comparison) -> str:
         CSV text with numbers in full precision.
     """
     lines = [_columns(row, comparison) for row in comparison.rows]
+    # The union of all columns: trainers differ in their guarantees and attacks in their metrics.
     header = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
@@ -41,7 +42,7 @@ def _csv_value(value: Value) -> Value:
 def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
     low, high = row.accuracy_interval or (None, None)
     statement = row.statement
-    found: dict[str, Value] = {
+    columns: dict[str, Value] = {
         "trainer": row.trainer,
         "label": row.label,
         "seed": row.seed,
@@ -54,16 +55,17 @@ def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
         "accuracy_high": high,
         "gap_to_pooled": gap(row, comparison),
     }
-    found.update(_cost_columns(row))
+    columns.update(_cost_columns(row))
     if statement is not None:
+        # All of them and no headline: which one a reader needs depends on the observer.
         for number, guarantee in enumerate(statement.guarantees):
-            found.update(_guarantee_columns(guarantee, number, found))
-        found["input_privacy"] = "; ".join(map(str, statement.input_privacy))
-        found["caveats"] = "; ".join(statement.caveats)
+            columns.update(_guarantee_columns(guarantee, number, columns))
+        columns["input_privacy"] = "; ".join(map(str, statement.input_privacy))
+        columns["caveats"] = "; ".join(statement.caveats)
     for leakage in row.leakage:
-        found.update(_leakage_columns(leakage))
-    found["notes"] = "; ".join(row.notes)
-    return found
+        columns.update(_leakage_columns(leakage))
+    columns["notes"] = "; ".join(row.notes)
+    return columns
 
 
 def _cost_columns(row: Row) -> dict[str, Value]:
@@ -84,6 +86,8 @@ def _cost_columns(row: Row) -> dict[str, Value]:
 def _guarantee_columns(
     guarantee: Guarantee, number: int, taken: dict[str, Value]
 ) -> dict[str, Value]:
+    # Unit and relation stand in the column's name, so that no column mixes epsilons that cannot be
+    # compared; a data-dependent one has a column of its own.
     words = [guarantee.observer, guarantee.unit, guarantee.relation]
     words += ["data_dependent"] if guarantee.data_dependent else []
     name = "/".join(words)
@@ -99,10 +103,11 @@ def _guarantee_columns(
 
 
 def _leakage_columns(leakage: Leakage) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+    columns: dict[str, Value] = {}
     for metric, value in leakage.metrics.items():
         name = f"{leakage.attack}/{leakage.observer}/{metric}"
-        found[f"leakage[{name}]"] = cells.NOT_RESOLVABLE if value is None else value
+        # Empty would read as "not measured".
+        columns[f"leakage[{name}]"] = cells.NOT_RESOLVABLE if value is None else value
         low, high = leakage.intervals.get(metric, (None, None))
-        found[f"leakage_low[{name}]"], found[f"leakage_high[{name}]"] = low, high
-    return found
+        columns[f"leakage_low[{name}]"], columns[f"leakage_high[{name}]"] = low, high
+    return columns

@@ -23,6 +23,7 @@ OBSERVERS = ("public", "participant", "aggregator", "coalition")
 """The order of columns; further observers follow in the order in which they appear."""
 
 
+# Gathered once for all renderings: text, LaTeX, pictures and page cannot disagree on a figure.
 @dataclass(frozen=True)
 class Group:
     """All seeds of one trainer at one asked epsilon.
@@ -55,6 +56,7 @@ class Group:
     @property
     def seeds(self) -> str:
         """How many seeds are behind the figures: "3", or "2 of 3"."""
+        # A mean over the seeds that finished is one over chosen seeds, so it says how many failed.
         done, tried = len(self.done), len(self.rows)
         return str(done) if done == tried else f"{done} of {tried}"
 
@@ -81,22 +83,25 @@ class Group:
 
     def cost(self, name: str) -> float | None:
         """The mean of a field of the cost."""
-        found = self.spread(lambda row: None if row.cost is None else getattr(row.cost, name))
-        return None if found is None else found.mean
+        costs = self.spread(lambda row: None if row.cost is None else getattr(row.cost, name))
+        return None if costs is None else costs.mean
 
     @property
     def bytes_by_busiest_party(self) -> float | None:
         """Bytes sent by the party that sends most, as a mean."""
-        found = self.spread(_busiest)
-        return None if found is None else found.mean
+        # A total hides a bottleneck: an aggregator may send as much as all its clients together.
+        busiest = self.spread(_busiest)
+        return None if busiest is None else busiest.mean
 
     @property
     def guarantees(self) -> tuple[Guarantee, ...]:
         """For each observer, unit and relation the guarantee of the worst seed."""
+        # Seeds are separate runs: what the row promises is what each of them promises.
         return _by_kind(_guarantees(self.done), operator.gt)
 
     def promised(self, column: str) -> tuple[Guarantee, ...]:
         """The guarantees that belong into an observer's column, data-dependent ones last."""
+        # Shown apart and after the formal ones, and never in their place.
         mine = [g for g in self.guarantees if column_of(g.observer) == column]
         return tuple(sorted(mine, key=lambda guarantee: guarantee.data_dependent))
 
@@ -121,7 +126,7 @@ class Group:
         return tuple(first.values())
 
     def having(self, attack: Leakage, metric: str) -> tuple[Leakage, ...]:
-        """What an attack learned of each seed in which it has a metric."""
+        """The leakage by an attack in each of the seeds in which it has a metric."""
         return tuple(
             leakage
             for row in self.done
@@ -132,24 +137,19 @@ class Group:
 
     def measured(self, attack: Leakage, metric: str) -> Measured | None:
         """A metric of an attack over the seeds; None where no row has it."""
-        found = self.having(attack, metric)
-        return (
-            over_seeds(
-                metric,
-                [leakage.metrics[metric] for leakage in found],
-                [leakage.intervals.get(metric) for leakage in found],
-            )
-            if found
-            else None
-        )
+        leakages = self.having(attack, metric)
+        if not leakages:
+            return None
+        values = [leakage.metrics[metric] for leakage in leakages]
+        return over_seeds(metric, values, [leakage.intervals.get(metric) for leakage in leakages])
 
     def strongest(self, metric: str) -> Measured | None:
         """The largest value of a metric among the attacks; None where no attack has it."""
-        found = [self.measured(attack, metric) for attack in self.attacks]
-        present = [measured for measured in found if measured is not None]
+        # First the mean of each attack, then the largest: the best of all seeds is luck.
+        measured = [self.measured(attack, metric) for attack in self.attacks]
         return max(
-            present,
-            key=lambda measured: -math.inf if measured.value is None else measured.value,
+            (figure for figure in measured if figure is not None),
+            key=lambda figure: -math.inf if figure.value is None else figure.value,
             default=None,
         )
 
@@ -161,18 +161,20 @@ class Group:
 
 def groups(comparison: Comparison) -> tuple[Group, ...]:
     """The rows gathered over seeds, in the order in which they first appear."""
-    found: dict[tuple[str, str, float | None], list[Row]] = {}
+    rows_of: dict[tuple[str, str, float | None], list[Row]] = {}
     for row in comparison.rows:
-        found.setdefault((row.trainer, row.label, row.epsilon_asked), []).append(row)
+        rows_of.setdefault((row.trainer, row.label, row.epsilon_asked), []).append(row)
+    # By identity: two runs may be equal, and a row holds values that have no hash.
     gaps = {id(row): gap(row, comparison) for row in comparison.rows}
     return tuple(
         Group(trainer, label, asked, tuple(rows), _mean_gap(rows, gaps))
-        for (trainer, label, asked), rows in found.items()
+        for (trainer, label, asked), rows in rows_of.items()
     )
 
 
 def gap(row: Row, comparison: Comparison) -> float | None:
     """Accuracy minus that of the first pooled run with the same seed; None without one."""
+    # Seed by seed: what two runs draw alike from one seed drops out of their difference.
     for other in comparison.rows:
         if other.trainer == POOLED and other.seed == row.seed and other.accuracy is not None:
             return None if row.accuracy is None else row.accuracy - other.accuracy
@@ -180,8 +182,8 @@ def gap(row: Row, comparison: Comparison) -> float | None:
 
 
 def _mean_gap(rows: list[Row], gaps: dict[int, float | None]) -> float | None:
-    found = spread(gaps[id(row)] for row in rows if row.error is None)
-    return None if found is None else found.mean
+    of_finished = spread(gaps[id(row)] for row in rows if row.error is None)
+    return None if of_finished is None else of_finished.mean
 
 
 def unique(values: Iterable[T]) -> tuple[T, ...]:
@@ -203,18 +205,20 @@ def _by_kind(
     guarantees: Iterable[Guarantee], better: Callable[[float, float], bool]
 ) -> tuple[Guarantee, ...]:
     """One guarantee for each observer, unit and relation."""
-    found: dict[tuple[object, ...], Guarantee] = {}
+    chosen: dict[tuple[object, ...], Guarantee] = {}
     for new in guarantees:
+        # Kinds are never weighed against each other: their epsilons are not comparable.
         kind = (new.observer, new.unit, new.relation, new.data_dependent)
-        if kind not in found or better(new.epsilon, found[kind].epsilon):
-            found[kind] = new
-    return tuple(found.values())
+        if kind not in chosen or better(new.epsilon, chosen[kind].epsilon):
+            chosen[kind] = new
+    return tuple(chosen.values())
 
 
 def _guarantees(rows: Iterable[Row]) -> Iterator[Guarantee]:
     """The strongest guarantee of each kind, row by row."""
     for row in rows:
         if row.statement is not None:
+            # Within a run two theorems about one kind both hold: the smaller epsilon is promised.
             yield from _by_kind(row.statement.guarantees, operator.lt)
 
 
@@ -231,6 +235,7 @@ def column_of(observer: str) -> str:
 
 
 def _busiest(row: Row) -> float | None:
+    # Bytes without their senders: who sends most is unknown, and is not zero.
     if row.cost is None or (row.cost.bytes_sent and not row.cost.bytes_sent_by_party):
         return None
     return max(row.cost.bytes_sent_by_party.values(), default=0)
@@ -243,6 +248,7 @@ def _flags(group: Group) -> Iterator[str]:
     if any(row.halted for row in group.done):
         yield "halted"
     if any(row.met is False for row in group.done):
+        # Six digits: at three an asked 1.5 and a spent 1.5002 would look equal.
         spent = None if group.headline is None else group.headline.epsilon
         yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
@@ -273,6 +279,8 @@ def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy
 
 def protected_by(entry: InputPrivacy) -> str:
     """What keeps a reader from reading more, in a few words."""
+    # Cryptography protects inputs, noise outputs: a reader of releases is protected from by the
+    # guarantee to it, which stands in the other table.
     if entry.adversary == "untrusted":
         return "reads releases only; see what is promised to it"
     if entry.security == "none":
@@ -293,7 +301,7 @@ Remarks = tuple[tuple[str, tuple[str, ...]], ...]
 def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
     """What the reader has to know beside the figures, by heading; empty headings are left out."""
     rows = comparison.rows
-    found = (
+    sections = (
         ("Failed", _gather((row.error, row) for row in rows)),
         ("Halted early", _gather((row.halted, row) for row in rows)),
         ("Notes", _gather((note, row) for row in rows for note in row.notes)),
@@ -308,16 +316,16 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
             ),
         ),
     )
-    return tuple((title, _placed(texts, rows)) for title, texts in found if texts)
+    return tuple((title, _placed(texts, rows)) for title, texts in sections if texts)
 
 
 def _gather(pairs: Iterable[tuple[str | None, Row]]) -> dict[str, list[Row]]:
     """Text to the rows it stands in."""
-    found: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Row]] = {}
     for text, row in pairs:
         if text:
-            found.setdefault(text, []).append(row)
-    return found
+            rows_of.setdefault(text, []).append(row)
+    return rows_of
 
 
 def _placed(texts: dict[str, list[Row]], rows: Sequence[Row]) -> Remarks:
@@ -344,6 +352,6 @@ def _runs(rows: Sequence[Row]) -> list[str]:
         asked = "" if row.epsilon_asked is None else f", ε {number(row.epsilon_asked)}"
         seeds.setdefault(f"{row.label}{asked}", []).append(str(row.seed))
     return [
-        f"{name}, {'seed' if len(found) == 1 else 'seeds'} {', '.join(found)}"
-        for name, found in seeds.items()
+        f"{name}, {'seed' if len(numbers) == 1 else 'seeds'} {', '.join(numbers)}"
+        for name, numbers in seeds.items()
     ]

@@ -21,8 +21,6 @@ from privtrain.report.summary import (
 LONGEST_LABEL = 36
 """Longer labels are cut in tables; files keep them whole."""
 
-Cell = str
-
 
 def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
     """The comparison as tables: results, promises, costs, and who reads what.
@@ -39,7 +37,7 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
         Plain text.
     """
     gathered = groups(comparison)
-    parts = [
+    tables = [
         _render("Results", _RESULTS, [_result(group) for group in gathered], width),
         _promises(gathered, width),
         _audits(gathered, width),
@@ -47,9 +45,12 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
         _readers(gathered, width),
         _remarks(comparison, width),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(table for table in tables if table)
 
 
+# "ε asked" beside "ε public": a run that could not meet what it was asked shows both. "busiest"
+# beside "bytes sent": a total hides who carries it. "ceiling" beside "ε at least": a low bound
+# under a low ceiling is no evidence of safety. "seeds": how many runs are behind a mean.
 _RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", "attack AUC", "remarks")
 _COSTS = ("trainer", "ε asked", "bytes sent", "busiest", "rounds", "time", "peak memory", "seeds")
 _AUDITS = ("trainer", "ε asked", "audit", "ε at least", "ceiling", "right", "curve", "seeds")
@@ -58,7 +59,7 @@ _WORDS = ("trainer", "audit", "remarks", "reader", "reads", "protected by")
 
 
 def _render(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], width: int, note: str = ""
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], width: int, note: str = ""
 ) -> str:
     """A table as text. Cells are plain text: no markup is read from a user's names."""
     from rich import box
@@ -80,6 +81,7 @@ def _render(
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    # Rendered apart from any terminal: the same comparison prints the same text into a file.
     console = Console(file=io.StringIO(), width=width, color_system=None, emoji=False)
     with console.capture() as captured:
         console.print(table)
@@ -87,11 +89,11 @@ def _render(
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def _label(group: Group) -> Cell:
+def _label(group: Group) -> str:
     return cells.shortened(group.label, LONGEST_LABEL)
 
 
-def _result(group: Group) -> list[Cell]:
+def _result(group: Group) -> list[str]:
     accuracy = group.accuracy
     return [
         _label(group),
@@ -107,28 +109,29 @@ def _result(group: Group) -> list[Cell]:
     ]
 
 
-def stacked(*lines: str) -> Cell:
+def stacked(*lines: str) -> str:
     """A cell of several lines; empty ones are left out."""
     return "\n".join(line for line in lines if line)
 
 
-def headline_cell(guarantee: Guarantee | None) -> Cell:
+def headline_cell(guarantee: Guarantee | None) -> str:
     """The epsilon of a guarantee, with the unit it protects where it is finite."""
     if guarantee is None:
         return cells.MISSING
     return epsilon_cell(guarantee, relation=False)
 
 
-def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> Cell:
+def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> str:
     """The epsilon of a guarantee; where it is finite, also the unit and the relation."""
     epsilon = cells.number(guarantee.epsilon)
+    # Where nothing is promised there is nobody who is protected.
     if epsilon == "inf":
         return epsilon
     neighbours = guarantee.relation.replace("_", "-") if relation else ""
     return stacked(epsilon, str(guarantee.unit), neighbours)
 
 
-def attack_cell(group: Group) -> Cell:
+def attack_cell(group: Group) -> str:
     """The highest AUC among the attacks that were run, with its interval."""
     leak = group.strongest("auc")
     if leak is None:
@@ -136,13 +139,14 @@ def attack_cell(group: Group) -> Cell:
     return stacked(cells.rate(leak.value), cells.rate_interval(leak.interval))
 
 
-def _remark(group: Group) -> Cell:
+def _remark(group: Group) -> str:
     errors = [cells.shortened(error, 90) for error in group.errors]
+    # Simulated entropy is said among the caveats below, as what it is: void if the seed is known.
     flags = [flag for flag in group.flags if flag != SIMULATED]
     return stacked("; ".join(flags), *errors)
 
 
-def _cost(group: Group) -> list[Cell]:
+def _cost(group: Group) -> list[str]:
     return [
         _label(group),
         cells.number(group.epsilon_asked),
@@ -159,6 +163,7 @@ def _promises(gathered: Sequence[Group], width: int) -> str:
     columns = observers(gathered)
     if not columns:
         return ""
+    # A run that failed promises nothing; a row of "–" would say that it states nothing.
     rows = [
         [_label(g), cells.number(g.epsilon_asked), *(promise_cell(g, name) for name in columns)]
         for g in gathered
@@ -170,8 +175,9 @@ def _promises(gathered: Sequence[Group], width: int) -> str:
     return _render(title, ("trainer", "ε asked", *names), rows, width)
 
 
-def promise_cell(group: Group, column: str) -> Cell:
+def promise_cell(group: Group, column: str) -> str:
     """All formal guarantees to an observer, one below the other."""
+    # A terminal has no italics to set a data-dependent epsilon apart: it is left out.
     formal = [g for g in group.promised(column) if not g.data_dependent]
     if not formal:
         return cells.MISSING
@@ -186,14 +192,14 @@ def promise_cell(group: Group, column: str) -> Cell:
 
 
 def _audits(gathered: Sequence[Group], width: int) -> str:
-    found = [(group, audit) for group in gathered for audit in audits(group)]
-    rows = [_audit(group, audit) for group, audit in found]
-    note = explained(audit for _, audit in found)
+    audited = [(group, audit) for group in gathered for audit in audits(group)]
+    rows = [_audit(group, audit) for group, audit in audited]
+    note = explained(audit for _, audit in audited)
     title = "Audited: what right guesses prove of epsilon, and the most they could have proved"
     return _render(title, _AUDITS, rows, width, note) if rows else ""
 
 
-def _audit(group: Group, audit: Audit) -> list[Cell]:
+def _audit(group: Group, audit: Audit) -> list[str]:
     return [
         _label(group),
         cells.number(group.epsilon_asked),
@@ -221,9 +227,9 @@ def _remarks(comparison: Comparison, width: int) -> str:
     import textwrap
 
     sections = []
-    for title, found in remarks(comparison):
+    for title, texts in remarks(comparison):
         lines = [title]
-        for text, where in found:
+        for text, where in texts:
             line = f"{'; '.join(where)}: {' '.join(text.split())}"
             lines += textwrap.wrap(line, width, initial_indent="- ", subsequent_indent="  ")
         sections.append("\n".join(lines) + "\n")

@@ -1,1 +1,1 @@
-"""runs: to be said."""
+"""One run and many: fitting, calibrating, auditing, comparing, tuning."""

@@ -1,4 +1,4 @@
-"""Auditing: attack what training published."""
+"""Auditing: what an attack learns from a run's view of one observer."""
 
 from privtrain.attacks.attack import Attack, target_for
 from privtrain.core.result import Leakage, TrainResult
@@ -22,6 +22,7 @@ def audit(
     Returns:
         What the attack learned. It is no evidence of safety against another one.
     """
+    # `target_for` cuts the transcript down to the observer's view: an attack never sees more.
     target = target_for(
         attack.observer,
         transcript=result.transcript,

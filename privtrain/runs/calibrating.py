@@ -48,6 +48,7 @@ def calibrate(
             )
         return [plan for plan in noisier.plan(data, where) if plan.observer == observer]
 
+    # Which releases there are, and to whom, is the same at every scale; any scale shows it.
     samples = plans_at(1.0)
     if not samples:
         raise ValueError(
@@ -66,8 +67,10 @@ def calibrate(
             f"No noise of {trainer.token} protects from the {observer}: it knows the noise or "
             "reads what is sent. Let the parties draw the noise, or use a secure aggregation."
         )
+    # Each release has to keep the promise, so the one that needs most noise decides.
     scale = max(
         calibrate_scale(
+            # The event comes from the plan that training will spend, so the two cannot disagree.
             lambda value, number=number: plans_at(value)[number].event,  # type: ignore[misc]
             epsilon=epsilon,
             delta=delta,

@@ -25,7 +25,7 @@ def run_card(
     delta: float,
     device: str,
 ) -> dict[str, Any]:
-    """What a reader needs to repeat a comparison. It holds public seeds only.
+    """What a reader needs to repeat a comparison; of seeds, the public ones only.
 
     Returns:
         Versions, configuration, data, machine and seeds, as values that JSON can hold.
@@ -59,23 +59,25 @@ def run_card(
 
 
 def _factory_name(task: Task) -> str:
+    # A dataclass that makes models, such as LogisticRegression(64, 10), says more by its repr.
     name = getattr(task.model, "__qualname__", None)
     return f"{task.model.__module__}:{name}" if name else repr(task.model)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, privtrain and what it stands on; "not installed" where one is missing."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("privtrain", *PACKAGES):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
+        # CrypTen is installed by hand, and who does not compute on shares does without.
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def machine() -> dict[str, Any]:
-    """The kind of machine, without its name."""
+    """The kind of machine. Its name is left out: a card is published with the results."""
     import torch
 
     return {

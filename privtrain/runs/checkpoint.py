@@ -1,4 +1,4 @@
-"""The checkpoint of a run: what an interrupted run needs to go on."""
+"""The checkpoint of a run: what an interrupted run needs to go on, and which run it belongs to."""
 
 import hashlib
 import re
@@ -33,14 +33,15 @@ LOADED_BEFOREHAND = 10_000
 
 def layout_of(data: FederatedData) -> str:
     """What identifies who holds which rows; of very many parties, their names only."""
-    found = hashlib.sha256(repr(data.parties).encode())
+    layout = hashlib.sha256(repr(data.parties).encode())
     if len(data.parties) <= LOADED_BEFOREHAND:
         for party in data.parties:
             inputs = data.train[party].inputs
-            found.update(repr(tuple(inputs.shape)).encode())
+            layout.update(repr(tuple(inputs.shape)).encode())
+            # The data's own digest covers all values; this has to tell who holds which rows.
             few = inputs.reshape(len(inputs), -1)[:, :4].double()
-            found.update(few.contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()
+            layout.update(few.contiguous().cpu().numpy().tobytes())
+    return layout.hexdigest()
 
 
 @dataclass
@@ -74,6 +75,7 @@ class FileCheckpoint:
         if self.path is None or not self.path.exists():
             return
         try:
+            # Tensors and plain values only: a pickle could run code of whoever wrote the folder.
             saved = torch.load(self.path, weights_only=True)
             identity = saved["identity"]
             self._loaded = (saved["done"], saved["state"])
@@ -110,6 +112,7 @@ class FileCheckpoint:
             "done": done,
             "state": dict(state),
             "seconds": self.seconds,
+            # Only read where nothing is promised and no journal counts.
             "spent": self.spent(),
             "entries": [
                 (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
@@ -118,6 +121,7 @@ class FileCheckpoint:
             "setups": [(s.party, s.what) for s in self.transcript.setups],
             "unprotected": self.history.unprotected,
         }
+        # Replaced as a whole: where this write is interrupted, the last checkpoint is still there.
         fresh = self.path.with_suffix(".new")
         try:
             torch.save(document, fresh)
@@ -129,5 +133,4 @@ class FileCheckpoint:
             ) from error
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """The last state and the number of rounds it stands after, or None at the start."""
         return self._loaded

@@ -23,6 +23,8 @@ def check_data(data: FederatedData) -> None:
         raise DataError("Expected data.train to hold at least one party; it is empty.")
     if len(data.test) == 0:
         raise DataError("Expected data.test to hold rows; there are none to measure accuracy on.")
+    # One NaN spreads over a whole sum of gradients, and where clipping sets it to zero, the row is
+    # silently left out.
     check_finite(test=data.test.inputs)
     # More parties than this are loaded one by one when they are sampled, and checked by loss.
     if len(data.parties) <= LOADED_BEFOREHAND:
@@ -38,13 +40,16 @@ def check_data(data: FederatedData) -> None:
 
 
 def _population(plan: PrivacyPlan, data: FederatedData) -> int:
+    """How many units a plan protects."""
     if plan.unit is Unit.CLIENT:
         return len(data.parties)
     if plan.unit is Unit.USER:
         users = data.pooled().users
         return 1 if users is None else len(set(users.tolist()))
+    # The true number of rows may itself be private; then the stated one is all that may be used.
     if data.public_rows is not None:
         return data.public_rows
+    # Every party holds a row at least: a bound from below, without loading them all.
     return len(data.pooled()) if len(data.parties) <= LOADED_BEFOREHAND else len(data.parties)
 
 
@@ -58,7 +63,9 @@ def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: floa
         UnsoundReleaseError: If delta is at least one over the number of protected units.
     """
     check_delta(delta)
+    # Infinite after one release is infinite after all of them; such a plan needs no delta.
     promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
+    # Who publishes one of n units, chosen at random, is (0, 1/n)-DP: such a delta hides nothing.
     for plan in promising:
         check_delta_below(delta, _population(plan, data), str(plan.unit))
     return bool(promising)
@@ -66,6 +73,8 @@ def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: floa
 
 def check_device(device: str) -> None:
     """Raises `ValueError` if a device is unknown or not there."""
+    # torch has no question for "is it there": a tensor has to be made. A build without CUDA raises
+    # an AssertionError.
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

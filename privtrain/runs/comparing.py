@@ -1,4 +1,4 @@
-"""Comparing: fit and audit many trainers on one task and one data set."""
+"""Comparing: one comparison of many trainers on one task and one data set."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -87,6 +87,7 @@ def compare(
         device=device,
         study_ledger=study_ledger,
     )
+    # Rows of other data beside these would make the comparison dishonest.
     if home is not None:
         claim(home, conditions)
     planned = list(cells(trainers, chosen, epsilons))
@@ -94,10 +95,12 @@ def compare(
     for number, cell in enumerate(planned, start=1):
         place = None if home is None else home / cell.folder_name
         row = None if place is None else load_row(place)
+        # A row that failed is tried again: a lost party may be back.
         if row is None or row.error is not None:
             description = f"[{number}/{len(planned)}] {cell.label}"
             row = run_cell(cell, conditions, place, description)
             if place is not None:
+                # One by one, so that an interruption loses the row under way and no other.
                 save_row(row, place)
         rows.append(row)
     return Comparison(
@@ -112,8 +115,3 @@ def compare(
 def failed(comparison: Comparison) -> tuple[Row, ...]:
     """The rows that failed."""
     return tuple(row for row in comparison.rows if row.error is not None)
-
-
-def unmet(comparison: Comparison) -> tuple[Row, ...]:
-    """The rows that spent more than the epsilon that was asked."""
-    return tuple(row for row in comparison.rows if row.met is False)

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
-from privtrain.core.memory import reset_peak_memory
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
 from privtrain.core.seeding import (
@@ -32,7 +32,7 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
 
 WATCHED = 10
-"""How often the model is looked at on validation rows."""
+"""How often a run measures the model on validation rows."""
 
 
 def open_ledger(
@@ -53,6 +53,7 @@ def open_ledger(
         BudgetExceededError: If not one release fits the budget.
     """
     journal = None if folder is None else folder / "journal.jsonl"
+    # Overwriting it would forget what was spent on these rows.
     if journal is not None and journal.exists() and not promises:
         raise PrivacyError(
             f"The privacy journal {journal} belongs to another plan: this trainer promises "
@@ -63,6 +64,8 @@ def open_ledger(
         budget=budget,
         delta=delta,
         journal=journal if promises else None,
+        # One sync pays for a block of releases. A crash loses an unfinished block, so it is at most
+        # a twentieth of what is planned.
         block=max(1, max((plan.count for plan in plans), default=1) // 20),
     )
 
@@ -113,11 +116,13 @@ def fit(
         DataError: If the data cannot be trained on, or the folder cannot be written.
     """
     where = runtimes or default_runtimes()
+    # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
     real = where.star is not None and where.star.real
     kind, seeds = kind_of(entropy, real=real), Seeds(seed)
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
+    # All refusals come before the first release: what is refused has cost no privacy.
     check_device(device)
     check_data(data)
     plans = trainer.plan(data, where)
@@ -126,7 +131,9 @@ def fit(
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     fits = 0
     if study_ledger is not None:
+        # A study states its guarantee at a delta of its own, which has to mean something, too.
         check_plans(plans, data, study_ledger.delta)
+        # All that the run may spend: a study whose budget a run exceeds must refuse it unstarted.
         fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
     checkpoint = FileCheckpoint(
@@ -136,10 +143,12 @@ def fit(
         identity_of(trainer, task, data.name, data.digest, layout_of(data), seed, kind),
         lambda: ledger.spent,
     )
+    # No journal counts what promises nothing; how many rounds were made is still reported.
     if not promises and checkpoint.spent_before:
         ledger.spend(checkpoint.spent_before)
         ledger.use(checkpoint.spent_before)
-    # A resumed run draws fresh noise: whatever drew noise before was spent before.
+    # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
+    # fit of a study with the same seed: shared noise would cancel in the difference of two results.
     seeded = SeededEntropy(seed, attempt=ledger.spent, fit=fits)
     source = seeded if kind is SEEDED else SystemEntropy()
     with ExitStack() as stack:
@@ -150,6 +159,7 @@ def fit(
             seeds=seeds,
             entropy=OnceOnly(source),
             checkpoint=checkpoint,
+            # On first use: trainers without a coordinator start no parties.
             open_star=lambda: _open(stack, where, data, run),
             history=history,
             device=device,
@@ -157,9 +167,11 @@ def fit(
             watch=_watcher(data, history),
             notes=list(data.notes),
         )
+        # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()
         predictor = trainer.train(task, data, run)
         seconds = checkpoint.seconds
+    # Not in a `finally`: after an error it is unknown which releases of a block were made.
     ledger.close()
     return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
 
@@ -177,18 +189,21 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
         transcript=run.transcript,
         device=run.device,
     )
+    # The stack closes the parties when the run ends, however it ends.
     return stack.enter_context(runtimes.star.open(setting))
 
 
 def _watcher(data: FederatedData, history: History) -> Any:
-    """Looks at the model on validation rows a few times over a run."""
+    """Makes the function that measures a model on validation rows, a few times over a run."""
     rows = data.validation
 
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
-        looked = done % every == 0 or done == total
-        if rows is None or rows.targets is None or len(rows) == 0 or not looked:
+        due = done % every == 0 or done == total
+        if rows is None or rows.targets is None or len(rows) == 0 or not due:
             return
+        # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
+        # nothing may be stopped or chosen by it.
         correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
         history.record(done, validation_accuracy=float(correct.double().mean()))
 
@@ -197,4 +212,5 @@ def _watcher(data: FederatedData, history: History) -> Any:
 
 def default_runtimes() -> Runtimes:
     """Parties in this process for a star, real processes for a mesh."""
+    # Processes even in a simulation: a mesh's parties wait for each other in the middle of a step.
     return Runtimes(star=InProcess(), mesh=Processes())

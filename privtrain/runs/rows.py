@@ -1,4 +1,4 @@
-"""The rows of a comparison: one trainer, one seed, one asked epsilon; trained, attacked, kept."""
+"""The rows of a comparison: each trains one trainer at one seed and epsilon, and attacks it."""
 
 import hashlib
 import json
@@ -46,6 +46,7 @@ class Cell:
     @property
     def folder_name(self) -> str:
         """A folder's name that no other cell of the comparison has."""
+        # The text is for readers, the hash tells settings apart: a trainer is known by its repr.
         text = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")[:40] or "trainer"
         settings = hashlib.sha256(f"{self.label}{self.trainer!r}".encode()).hexdigest()[:8]
         asked = "" if self.epsilon is None else f"-epsilon-{self.epsilon:g}"
@@ -73,6 +74,7 @@ def cells(
 
     A trainer that draws no noise takes no budget: it has one row a seed.
     """
+    # An iterator would be empty after the first trainer.
     chosen = list(seeds)
     for label, trainer in trainers.items():
         noisy = trainer.with_noise(1.0) is not None
@@ -87,10 +89,11 @@ def claim(folder: Path, conditions: Conditions) -> None:
     Raises:
         DataError: If the folder is another comparison's, or cannot be written.
     """
-    held = conditions.data
+    data = conditions.data
+    # Trainers, seeds and epsilons are left out: more of them may be added to a folder later.
     mine = identity_of(
         conditions.task,
-        (held.name, held.digest, layout_of(held)),
+        (data.name, data.digest, layout_of(data)),
         (conditions.attacks, conditions.delta, conditions.entropy),
     )
     mark = made_folder(folder) / "comparison.id"
@@ -106,6 +109,7 @@ def save_row(row: Row, folder: Path) -> None:
     """Keeps a finished row in a folder, so that an interrupted comparison need not repeat it."""
     folder.mkdir(parents=True, exist_ok=True)
     document = plain_comparison(Comparison(rows=(row,), card={}))
+    # Replaced as a whole: an interruption never leaves half a row to be read.
     fresh = folder / "row.new"
     fresh.write_text(json.dumps(to_plain(document)))
     fresh.replace(folder / "row.json")
@@ -152,17 +156,17 @@ def _attacked(
     result: TrainResult, shared: Conditions, seed: int
 ) -> tuple[tuple[Leakage, ...], tuple[str, ...]]:
     """What the attacks learned, and which of them do not apply to what was trained."""
-    found, refused = [], []
+    leakages, refused = [], []
     for attack in shared.attacks:
         try:
-            found.append(audit(result, attack, shared.task, shared.data, seed=seed))
+            leakages.append(audit(result, attack, shared.task, shared.data, seed=seed))
         except ValueError as error:
             # Canaries that a trainer may have made public are not protected by it, so there is
             # nothing to audit; its other figures stand.
             if result.members is None or shared.data.canaries is None:
                 raise
             refused.append(f"{attack.name} was not run: {error}")
-    return tuple(found), tuple(refused)
+    return tuple(leakages), tuple(refused)
 
 
 def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:
@@ -177,6 +181,8 @@ def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...
             delta=shared.delta,
             runtimes=shared.runtimes,
         )
+    # The row then shows what the trainer spends with its own noise, and that the asked epsilon is
+    # not met; leaving it out would favour it.
     except (PrivacyError, UnsupportedError) as error:
         return cell.trainer, (f"could not be calibrated to epsilon={cell.epsilon:g}: {error}",)
     return trainer, ()
@@ -195,12 +201,14 @@ def accuracy_with_interval(
     Returns:
         Accuracy in 0..1, and the interval.
     """
+    # The interval is that of a count of successes, so the accuracy is turned into one again.
     accuracy = task.metrics["accuracy"](predictor(rows.inputs), rows.labels)
     return accuracy, clopper_pearson(round(accuracy * len(rows)), len(rows))
 
 
 def _filled(row: Row, result: TrainResult, task: Task, data: FederatedData) -> Row:
     accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    # What was spent, by the statement; what was calibrated to is not evidence.
     spent = result.statement.epsilon(PUBLIC.name)
     asked = row.epsilon_asked
     return replace(

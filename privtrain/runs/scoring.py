@@ -6,10 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from privtrain.accounting.epsilon import (
-    Event,
-    no_event,
-)
+from privtrain.accounting.event import Event, no_event
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Predictor
@@ -17,6 +14,7 @@ from privtrain.core.statement import Relation, Unit
 from privtrain.core.task import FederatedData, Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import is_secure
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND
 
 
 class Score(Protocol):
@@ -58,7 +56,6 @@ class PublicRows:
 
     @property
     def assumption(self) -> str:
-        """What has to hold for its cost."""
         return "the rows that scores were measured on are public, as the user declared"
 
     def event(self, unit: Unit, relation: Relation) -> Event:
@@ -109,7 +106,6 @@ class PrivateRows:
 
     @property
     def assumption(self) -> str:
-        """What has to hold for its cost."""
         return "scores are noisy counts of correctly answered private rows, paid for in each trial"
 
     def event(self, unit: Unit, relation: Relation) -> Event:
@@ -123,23 +119,26 @@ class PrivateRows:
                 f"The score hides one row, and the trainer promises something per {unit}, who may "
                 "hold many of the scored rows. Score on PublicRows instead."
             )
+        # Whoever reads the noised count knows none of its noise.
         seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
         return self.mechanism.event(seen, relation)
 
     def measure(self, predictor: Predictor, generator: np.random.Generator) -> float:
         """The number of rows answered correctly, plus noise; it may be negative."""
+        # Of a count, not of a rate: a row moves it by 1, which is the mechanism's clipping norm.
         count = torch.tensor([_correct(predictor, self.rows)], dtype=torch.float64)
         noise, _ = self.mechanism.noise(count, self.mechanism.init(count), generator)
         return float(count + noise)
 
 
 def check_score(score: Score, data: FederatedData) -> None:
-    """Refuses scores that would leak, or spoil the figures that are reported.
+    """Refuses scores that would leak, or make the reported figures too good.
 
     Raises:
         UnsoundReleaseError: If private rows are scored without noise.
         DataError: If there are no rows or labels, or they are the test rows.
     """
+    # Not any `Score`: an own one could look at private rows and charge nothing for it.
     if not isinstance(score, (PublicRows, PrivateRows)):
         raise UnsoundReleaseError(
             f"Expected score={type(score).__name__} to say whose rows it looks at: rows are "
@@ -154,12 +153,11 @@ def check_score(score: Score, data: FederatedData) -> None:
             "Expected score.rows to be other rows than data.test: a model that was chosen on the "
             "test rows looks better there than it is. Use validation or public rows."
         )
-    private = [*(data.train[party].inputs for party in data.parties[:_FEW])]
+    # By identity: the honest mistake is to hand in the training rows themselves. Of very many
+    # parties the first ones only, for the others are loaded when they are sampled.
+    private = [data.train[party].inputs for party in data.parties[:LOADED_BEFOREHAND]]
     if isinstance(score, PublicRows) and any(rows.inputs is inputs for inputs in private):
         raise UnsoundReleaseError(
             "PublicRows holds rows of data.train, which the statement protects. Score on other "
             "rows, or use PrivateRows(rows, Gaussian(1.0, noise_multiplier))."
         )
-
-
-_FEW = 10_000

@@ -10,15 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from privtrain.accounting.epsilon import (
-    Event,
-    RdpCurve,
-    non_private_event,
-    rdp_curve,
-    repeated,
-)
+from privtrain.accounting.divergences import ORDERS
+from privtrain.accounting.epsilon import rdp_curve
+from privtrain.accounting.event import Event, non_private_event, repeated
 from privtrain.accounting.guarantees import guarantees, public_curves
-from privtrain.accounting.losses import ORDERS
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.accounting.selection import THEOREMS, RandomTrials, costliest
 from privtrain.core.errors import PrivacyError, UnsoundReleaseError
 from privtrain.core.observers import PUBLIC
@@ -124,6 +120,7 @@ def tune(
             stays spent.
     """
     drawn, where = trials or RandomTrials(), runtimes or default_runtimes()
+    # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
     check_score(score, data)
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
@@ -136,21 +133,26 @@ def tune(
         name = f"tune({', '.join(trainers)})"
         fits = study_ledger.spend_run(ledger, data, name=name, folder=None)
     source = OnceOnly(SeededEntropy(seed, fit=fits) if kind is SEEDED else SystemEntropy())
+    # K, the number of runs: from entropy and not from a seed, because the theorem holds against who
+    # does not know it.
     count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)
     best: _Trial | None = None
     # No figures: how many trials there are stays secret, also on a screen.
     with progress_bar("tuning"):
         for number in range(count):
+            # With replacement and whatever the data: the settings of a trial tell nothing of them.
             place = int(source["settings", number, "tuner"].numpy().integers(len(labels)))
             options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
             result = fit(
                 *(trainers[labels[place]], task, data),
                 seed=_seed_of(seed, number, fits),
                 entropy=kind,
+                # A bar for each trial would show how many there are.
                 progress=lambda done, total: None,
                 **options,
             )
             value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
+            # Only the best run leaves the loop; the others are as if they had not been.
             if best is None or value > best.score:
                 best = _Trial(label=labels[place], score=value, result=result)
     if best is None:
@@ -175,7 +177,7 @@ def selection_plans(
     score: Score,
     trials: RandomTrials,
 ) -> tuple[PrivacyPlan, ...]:
-    """What each observer sees of a selection, as one release.
+    """The plan of a whole selection for each observer, as one release.
 
     Raises:
         ValueError: If there are no trainers.
@@ -187,14 +189,16 @@ def selection_plans(
     planned = {label: trainer.plan(data, runtimes) for label, trainer in trainers.items()}
     kinds = {label: [_kind_of(p) for p in plans] for label, plans in planned.items()}
     first = next(iter(trainers))
-    for label, found in kinds.items():
-        if found != kinds[first]:
+    # The theorem is about one curve for all trials; other units or relations have no common one.
+    for label, promised in kinds.items():
+        if promised != kinds[first]:
             raise UnsoundReleaseError(
                 f"{label!r} promises other things than {first!r}: other observers, units or "
                 "relations. Only settings of one promise can be chosen from."
             )
     made = []
     for number, plan in enumerate(planned[first]):
+        # The theorem holds for who sees the best run alone; within the trials, all are seen.
         if plan.observer != PUBLIC:
             event, assumptions = non_private_event(), (*plan.assumptions, SEES_TRIALS)
         else:
@@ -218,14 +222,16 @@ def _once(plan: PrivacyPlan, score: Score) -> list[Event]:
 
 def _cost(choices: list[list[Event]], trials: RandomTrials, relation: Relation) -> Event:
     """The curve of the selection; one that promises nothing where a trial promises nothing."""
+    # A curve is known at its own orders only, so the others are evaluated there.
     events = [event for parts in choices for event in parts]
     orders = next((e.orders for e in events if isinstance(e, RdpCurve)), ORDERS)
     curves = []
+    # A trial releases its model and its score; Rényi divergences of the two add up.
     for parts in choices:
         model, measured = (rdp_curve(part, orders, relation) for part in parts)
         curves.append(model + measured)
-    found = trials.cost(costliest(curves))
-    return non_private_event() if all(map(math.isinf, found.rdp)) else found
+    cost = trials.cost(costliest(curves))
+    return non_private_event() if all(map(math.isinf, cost.rdp)) else cost
 
 
 def _seed_of(seed: int, number: int, fits: int) -> int:

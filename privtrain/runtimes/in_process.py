@@ -1,4 +1,4 @@
-"""All parties in this process, one after the other: the plainest star there is."""
+"""A star whose parties are function calls in this process, one after the other."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class InProcessStar:
     _scratch: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
-        """Lets the named parties take a step; see `privtrain.core.runtime.Star.map`."""
+        # Before anything is sent: a round in which half of the parties took part cannot be undone.
         check_known(payloads, self.setting.data.train)
         return {
             party: self._exchange(step, party, payload, round)
@@ -37,7 +37,10 @@ class InProcessStar:
         for kind, tensor in payload.items():
             record(AGGREGATOR_NAME, party, kind, tensor, round=round)
         party_run = self._party_run(party, round)
+        # A copy each way: a step that writes into what it was sent, or later into what it replied,
+        # would reach the coordinator's model, which it cannot where parties are processes.
         reply = _copy(take_step(step, _copy(payload), party_run))
+        # Read afterwards: a step may put a new dictionary in the place of the one it was given.
         self._states[party] = party_run.state
         for kind, tensor in reply.items():
             record(party, AGGREGATOR_NAME, kind, tensor, round=round)
@@ -56,17 +59,15 @@ class InProcessStar:
         )
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round."""
         return {party: _copy(state) for party, state in self._states.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        """Gives the parties back what they kept."""
         check_known(states, self.setting.data.train)
         self._states = {party: _copy(state) for party, state in states.items()}
 
 
 def _copy(payload: Payload) -> Payload:
-    """The same tensors elsewhere: parties share no memory, not even within one process."""
+    """The same values in memory of their own."""
     return {kind: tensor.detach().clone() for kind, tensor in payload.items()}
 
 
@@ -80,7 +81,9 @@ def check_known(named: Mapping[str, object], train: Mapping[str, object]) -> Non
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Lets torch compute with one thread: sums depend on how many threads share them."""
+    """Lets torch compute with one thread."""
+    # How many threads share a sum decides in which order it is rounded. With one everywhere, every
+    # runtime gives the same bits, on every number of cores.
     before = torch.get_num_threads()
     if before == 1:
         yield
@@ -102,6 +105,7 @@ def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
         with one_thread():
             return step(payload, party_run)
     except PrivtrainError as error:
+        # A note leaves type and message as they are: callers catch by type, tests read the text.
         error.add_note(f"Raised at {party_run.party} in round {party_run.round}.")
         raise
     # Any error of user code (a model, a loss) at one party must end the run with its name.
@@ -116,22 +120,12 @@ class InProcess:
 
     @property
     def name(self) -> str:
-        """What the runtime is called."""
         return "in-process"
 
     @property
     def real(self) -> bool:
-        """Whether parties are separate processes; they are not."""
         return False
 
     @contextmanager
     def open(self, setting: Setting) -> Iterator[InProcessStar]:
-        """Starts the parties.
-
-        Args:
-            setting: Rows, streams and the transcript.
-
-        Yields:
-            The open star.
-        """
         yield InProcessStar(setting)

@@ -1,8 +1,9 @@
 """A mesh of parties on several hosts without a parent: each watches the others.
 
-Parties beat and report failures through a key-value store that rank 0 hosts. Whoever notices that
-another party is gone ends its own process with an error that names it; a thread does it, since the
-main thread may be blocked in the network for good.
+Parties beat and report failures through a key-value store that rank 0 hosts. A connection tells of
+a process that died, but not of one that is frozen or cut off: only its silence does, hence
+heartbeats. Whoever notices that another party is gone ends its own process with an error that names
+it; a thread does it, since the main thread may be blocked in the network for good.
 """
 
 import os
@@ -20,13 +21,36 @@ from privtrain.core.errors import PartyLostError, PrivtrainError
 
 Result = TypeVar("Result")
 
-_SILENCE = 0.7
-"""Fraction of the timeout after which a silent party counts as frozen; the rest is for ending."""
+SILENCE = 0.7
+"""Fraction of the timeout after which a silent party counts as frozen.
+
+The promise is that the run *ends* within the timeout; what is left is for ending it.
+"""
 _ENDING = 0.2
 """Fraction of the timeout for which the end waits for a thread that is blocked in the network."""
 
 FAILED = 1
 """Exit code of a process whose run was ended by another party."""
+
+
+def heartbeat(timeout: float) -> float:
+    """Seconds between two heartbeats: many in a timeout, so that a late one is no silence."""
+    return min(0.5, timeout / 20)
+
+
+def meeting(rank: int, count: int, host: str, port: int, timeout: float) -> dict[str, str]:
+    """The environment variables that tell an engine where its parties meet."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "RENDEZVOUS": "env://",
+        "DISTRIBUTED_BACKEND": "gloo",
+        # The store is open already; without this, torch would let rank 0 open another one.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "PRIVTRAIN_TIMEOUT": str(timeout),
+    }
 
 
 @dataclass
@@ -61,7 +85,7 @@ class Peers:
     @property
     def beat(self) -> float:
         """Seconds between two heartbeats."""
-        return min(0.5, self.timeout / 20)
+        return heartbeat(self.timeout)
 
     @property
     def _others(self) -> list[int]:
@@ -74,10 +98,11 @@ class Peers:
             PartyLostError: If one does not come within the timeout.
         """
         self._meet()
-        self._point_engine_here()
+        os.environ.update(meeting(self.rank, len(self.names), self.host, self.port, self.timeout))
         now = time.monotonic()
         self._polled = now
         self._beats = dict.fromkeys(self._others, (-1, now))
+        # Two threads: beating blocks where the store's host is frozen, and that has to be noticed.
         for target in (self._keep_beating, self._keep_watch):
             thread = threading.Thread(target=target, daemon=True)
             thread.start()
@@ -90,7 +115,9 @@ class Peers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tells the others how it ended; the store's host stays until they know."""
+        """Tells the others how the run ended; the store's host stays until they know."""
+        # If the host left first, its store would go with it, and the others would read "connection
+        # closed" instead of who failed.
         try:
             if error is None:
                 self._set(f"done/{self.rank}", "")
@@ -101,12 +128,12 @@ class Peers:
         except RuntimeError:  # the store went with its host; nobody is left to tell
             pass
         self._closing.set()
-        # A thread inside the store while the interpreter ends would abort the process.
+        # A daemon thread inside the store while the interpreter ends would abort the process.
         for thread in self._threads:
             thread.join(timeout=_ENDING * self.timeout)
 
     def run(self, program: Callable[[], Result]) -> Result:
-        """Runs the program; where it only lost contact, finds out with whom.
+        """The result of the program; where it lost contact with a party, an error that names it.
 
         Raises:
             PartyLostError: Naming the party that is gone.
@@ -149,9 +176,12 @@ class Peers:
                 raise PartyLostError(text, name) from error
 
     def _listen(self) -> int:
-        """The store's listening socket, on the named interface only."""
+        """The store's listening socket."""
+        # On the named interface only; torch's own would listen on all of them, and whoever reaches
+        # the store can write into it.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family)
+        # A port of a run that just ended stays reserved for a minute otherwise.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.host, self.port))
@@ -164,22 +194,11 @@ class Peers:
             ) from error
         return listener.detach()
 
-    def _point_engine_here(self) -> None:
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(len(self.names)),
-            MASTER_ADDR=self.host,
-            MASTER_PORT=str(self.port),
-            RENDEZVOUS="env://",
-            DISTRIBUTED_BACKEND="gloo",
-            TORCHELASTIC_USE_AGENT_STORE="True",  # the store is open already
-            PRIVTRAIN_TIMEOUT=str(self.timeout),
-        )
-
     def _set(self, key: str, value: str) -> None:
         self._store.set(key, value)
 
     def _get(self, key: str) -> str | None:
+        # `get` of a key that nobody has set would wait for it until the timeout.
         if not self._store.check([key]):
             return None
         value: bytes = self._store.get(key)
@@ -212,19 +231,24 @@ class Peers:
             self._done.add(rank)
         failure = self._get(f"failure/{rank}")
         if failure is not None:
+            # Acknowledged, so that a host that failed itself knows when it may leave.
             self._failures[rank] = failure
             self._set(f"heard/{self.rank}/{rank}", "")
+        # A count, not a time: clocks of different hosts differ. When it last changed is read off
+        # the own monotonic clock.
         beat = self._get(f"beat/{rank}")
         if beat is not None and int(beat) != self._beats[rank][0]:
             self._beats[rank] = (int(beat), time.monotonic())
 
     def _lost(self, silence: float) -> PrivtrainError | None:
-        """Who is gone: who said so, or who has been silent for longer than `silence` seconds."""
+        """An error that names who is gone: reported, or silent for over `silence` seconds."""
+        # The surest sign first: a report names its cause, a silence only its victim.
         now = time.monotonic()
         for rank, text in self._failures.items():
             return PartyLostError(f"{self.names[rank]} failed: {text}", self.names[rank])
         if self._done >= set(self._others):
             return None
+        # Without the store nobody's beats can be read: only its host can be blamed.
         host = self.names[0]
         if self._store_error:
             return PartyLostError(
@@ -233,6 +257,7 @@ class Peers:
         if now - self._polled > silence + 2 * self.beat:
             text = f"{host}, which hosts the rendezvous, froze: it has not answered for "
             return PartyLostError(f"{text}{now - self._polled:.1f} s.", host)
+        # Who is done beats no more, and is missed by nobody.
         ages = {
             rank: now - seen for rank, (_, seen) in self._beats.items() if rank not in self._done
         }
@@ -244,17 +269,19 @@ class Peers:
 
     def _keep_watch(self) -> None:
         while not self._closing.wait(self.beat):
-            error = self._lost(_SILENCE * self.timeout)
+            error = self._lost(SILENCE * self.timeout)
             if error is not None:
-                # The main thread may first tell it better, if it is not blocked.
+                # The main thread may raise the same error with a traceback, if it is not blocked.
                 if self._closing.wait(4 * self.beat):
                     return
                 print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                # `sys.exit` would end this thread alone.
                 os._exit(FAILED)
 
     def _culprit(self, said: str) -> PrivtrainError:
-        """After contact was lost: who it was, found by a much shorter silence."""
-        end = time.monotonic() + _SILENCE * self.timeout
+        """The error that names with whom contact was lost."""
+        # A broken connection shows that somebody is gone: a much shorter silence tells who.
+        end = time.monotonic() + SILENCE * self.timeout
         while time.monotonic() < end:
             error = self._lost(6 * self.beat)
             if error is not None:
@@ -264,7 +291,8 @@ class Peers:
 
     def _wait_for_others(self, end: float) -> None:
         while time.monotonic() < end and self._store_error == "":
-            known = [
+            # Each of the others has ended, has heard of the failure, or is gone itself.
+            informed = [
                 rank
                 for rank in self._others
                 if rank in self._done
@@ -272,6 +300,6 @@ class Peers:
                 or self._get(f"heard/{rank}/{self.rank}") is not None
                 or time.monotonic() - self._beats[rank][1] > 6 * self.beat
             ]
-            if len(known) == len(self._others):
+            if len(informed) == len(self._others):
                 return
             time.sleep(self.beat / 2)

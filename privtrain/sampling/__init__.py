@@ -1,1 +1,1 @@
-"""sampling: to be said."""
+"""Who takes part in a step or round, and what that adds to a guarantee."""

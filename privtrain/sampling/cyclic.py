@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from privtrain.core.task import FederatedData
 from privtrain.core.validate import check_count, check_flag
-from privtrain.sampling.batches import (
+from privtrain.sampling.figures import (
     Batches,
-    counted,
     poisson_figures,
     public_figures,
+    rows_are_public,
     whole_steps,
 )
 from privtrain.sampling.schedule import CyclicSample, FixedPasses
@@ -22,12 +22,11 @@ class CyclicPoisson:
     """Each row belongs to one of several groups; step t draws coins in group t modulo their number.
 
     The coins have rate min(1, groups x sampling rate), so that batches have the size of Poisson
-    batches. A run of T steps costs ceil(T / groups) Poisson-sampled Gaussians at that rate, the
-    whole of it before the first step. Which group a row belongs to is drawn from entropy, by
-    itself, once a run.
+    batches. A run of T steps costs ceil(T / groups) Poisson-sampled Gaussians at that rate, all of
+    them paid for before the first step. Each row's group is drawn from entropy, once a run.
 
     Args:
-        groups: How many groups; at least the number of bands of the mechanism.
+        groups: Number of groups; at least the number of bands of the mechanism.
 
     Source: Choquette-Choo et al. 2023, algorithm 2 (arXiv:2306.08153).
     """
@@ -45,16 +44,18 @@ class CyclicPoisson:
         sampling_rate: float | None,
         expected_batch: float,
     ) -> Batches:
-        """As many steps as Poisson batches have, paid for as a whole; see `poisson_figures`."""
+        # As many steps as Poisson batches have; see `poisson_figures`.
         plain, steps, assumptions = poisson_figures(
             data, epochs=epochs, sampling_rate=sampling_rate, expected_batch=expected_batch
         )
+        # Algorithm 2: a group holds 1 / groups of the rows, so its coins have a larger rate.
         coin = replace(plain, rate=min(1.0, self.groups * plain.rate))
         cycle = CyclicSample(coin, self.groups, steps)
         known = (
             f"each row belongs to one of {self.groups} groups, drawn for it alone, and takes part "
             "in its group's steps only",
         )
+        # The proof is about all steps at once, so the whole run is one draw and one payment.
         return Batches(cycle, steps, assumptions + known, per_draw=steps, schedule=cycle)
 
 
@@ -62,10 +63,10 @@ class CyclicPoisson:
 class FixedOrder:
     """One random order of all rows, cut into batches of nearly the expected size, in every epoch.
 
-    A row takes part once an epoch, always in the same place: its turns lie as many steps apart as
-    an epoch has batches. Nothing is amplified: a run that begins E epochs costs E Gaussians, all
-    of them before the first step. The number of rows is public, so a row can be zeroed out or
-    replaced, not added.
+    A row takes part once an epoch, always in the same place, so that its participations lie as many
+    steps apart as an epoch has batches. Nothing is amplified: a run that begins E epochs costs E
+    Gaussians, all of them paid for before the first step. The number of rows is public, so a row
+    can be zeroed out or replaced, not added.
 
     Args:
         replace_one: Whether the guarantee is for replacing one row by another, with twice the
@@ -88,16 +89,9 @@ class FixedOrder:
         sampling_rate: float | None,
         expected_batch: float,
     ) -> Batches:
-        """Batches that are paid for as a whole.
-
-        Raises:
-            ValueError: If `expected_batch` is no whole number, or more than there are rows.
-            UnsupportedError: If a sampling rate is given.
-        """
         rows, size = public_figures(self, data, sampling_rate, expected_batch)
         cut = -(-rows // size)
         steps = whole_steps(epochs * cut, epochs)
         passes = FixedPasses(cut, steps, self.replace_one)
-        return Batches(
-            *(passes, steps, (counted(rows),)), per_draw=steps, population=rows, schedule=passes
-        )
+        known = (rows_are_public(rows),)
+        return Batches(passes, steps, known, per_draw=steps, population=rows, schedule=passes)

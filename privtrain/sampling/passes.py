@@ -11,12 +11,12 @@ from privtrain.core.task import Rows
 def batches(
     rows: int, batch_size: int | None, epochs: int, generator: torch.Generator
 ) -> Iterator[Tensor | None]:
-    """Indices of the batches of some epochs, each epoch in an order of its own.
+    """Indices of the batches of all epochs, each epoch in a random order of its own.
 
     Args:
-        rows: How many rows there are.
+        rows: Number of rows.
         batch_size: Rows in a batch; None, or at least `rows`, for all in their own order.
-        epochs: How many epochs.
+        epochs: Number of epochs.
         generator: Where the orders come from.
 
     Yields:
@@ -24,6 +24,7 @@ def batches(
     """
     for _ in range(epochs):
         if batch_size is None or batch_size >= rows:
+            # No index, so that callers do not copy all rows in every epoch.
             yield None
         else:
             cuts = tuple(range(batch_size, rows, batch_size))
@@ -33,7 +34,7 @@ def batches(
 def row_batches(
     rows: Rows, batch_size: int | None, epochs: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets of the batches of some epochs; see `batches`.
+    """Inputs and targets of the batches of all epochs; see `batches`.
 
     Yields:
         Inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.

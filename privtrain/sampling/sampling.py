@@ -21,23 +21,23 @@ from privtrain.core.validate import check_count, check_flag, check_positive, che
 
 
 class Sampling(Protocol):
-    """Which of a population take part in a round."""
+    """Which members of a population take part in a round."""
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """Who takes part, as ascending numbers below the population."""
+        """The members that take part, as ascending numbers below the population."""
         ...
 
     def expected(self, population: int) -> float:
-        """A public number by which a noised sum is divided."""
+        """The public number by which a noised sum is divided."""
         ...
 
     def at_least(self, population: int) -> int:
-        """How many take part in any case."""
+        """Lower bound on the sample's size, if the member that is protected takes part."""
         ...
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random."""
+        """Whether the size of the sample is random."""
         ...
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
@@ -54,42 +54,35 @@ class Everyone:
     """Everybody takes part in every round."""
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """All numbers."""
         return list(range(population))
 
     def expected(self, population: int) -> float:
-        """The population."""
         return float(population)
 
     def at_least(self, population: int) -> int:
-        """The population."""
         return population
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is not."""
         return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Replace-one for a reader of single messages; zero-out for a reader of the sum.
-
-        Who takes part is public, so nobody can be added or removed unseen.
-        """
+        # An absent message is seen, so a reader of single messages is owed replace-one. Who takes
+        # part is public, so that a reader of sums is owed zero-out, not add/remove.
         return REPLACE_ONE if exposure.single_messages else ZERO_OUT
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """The event as it is."""
         return event
 
 
 @dataclass(frozen=True)
 class FixedSize:
-    """As many as said take part, drawn without replacement.
+    """A fixed number takes part, drawn without replacement.
 
     Args:
-        size: How many take part in a round; at least 1.
-        replace_one: Whether the guarantee is for replacing one, and by RDP, also where everybody
-            takes part; else zeroing one out is what is promised there.
+        size: Number of those that take part in a round; at least 1.
+        replace_one: Whether the guarantee is for replacing one, and by RDP, even if everybody
+            takes part; otherwise it is then for zeroing one out.
     """
 
     size: int
@@ -104,37 +97,31 @@ class FixedSize:
             raise ValueError(f"Expected size={self.size} <= {population}, the number of parties.")
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """A uniform subset of the stated size."""
         self._check(population)
         if self.size == population:
             return list(range(population))
         return sorted(generator.choice(population, self.size, replace=False).tolist())
 
     def expected(self, population: int) -> float:
-        """The stated size."""
         return float(self.size)
 
     def at_least(self, population: int) -> int:
-        """The stated size."""
         self._check(population)
         return self.size
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is not."""
         return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Zero-out for a reader of sums over everybody, unless told otherwise; else replace-one."""
+        # Samples of a fixed size have no add/remove: who leaves is replaced by another. Where
+        # everybody takes part there is nobody to take the place, so that zero-out can be promised.
         everybody = self.size >= population and not self.replace_one
         return ZERO_OUT if everybody and not exposure.single_messages else REPLACE_ONE
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """Sampling without replacement, for an observer who does not know the sample.
-
-        Corrupted parties know whether they took part themselves; in the worst case none did, and
-        the sample was drawn from the others.
-        """
+        # Corrupted parties know whether they took part themselves; in the worst case none did, and
+        # the sample was drawn from the others.
         others = population - corrupted
         everybody = self.size > others or (self.size == others and not self.replace_one)
         if exposure.knows_sample or everybody:
@@ -142,22 +129,21 @@ class FixedSize:
         return fixed_size_sampled(others, self.size, event)
 
 
-def heads(
+def chosen_by_coin(
     population: int, rate: float, generator: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The numbers whose coin shows heads, each with at most the stated probability.
-
-    A drawn number stands for all numbers up to the next multiple of 2^-53. Only where all of them
-    are below the rate is it heads: otherwise the least rate would be charged as less than is drawn.
+    """The members chosen by independent coins, each with at most the stated probability.
 
     Args:
-        population: How many coins there are.
-        rate: Probability of heads, in (0, 1].
+        population: Number of members.
+        rate: Probability of being chosen, in (0, 1].
         generator: Where the coins come from.
 
     Returns:
         Ascending numbers below the population.
     """
+    # A drawn number stands for all numbers up to the next multiple of 2^-53, and chooses only if
+    # all of them are below the rate: a rate below 2^-53 would be charged as less than is drawn.
     return np.flatnonzero(generator.random(population) + 2.0**-53 <= rate)
 
 
@@ -168,9 +154,9 @@ class Poisson:
     Args:
         rate: Probability of taking part, in (0, 1].
         expected_size: A public number by which noised sums are divided; None for the rate times
-            the number of parties, which is then part of what is public.
-        size_is_public: Whether the given number follows from how many there really are, so that
-            this count is public too.
+            the number of parties, which then is public.
+        size_is_public: Whether `expected_size` was computed from the true population, so that the
+            population is public, too.
     """
 
     rate: float
@@ -184,47 +170,41 @@ class Poisson:
         check_flag(size_is_public=self.size_is_public)
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """An independent coin for every number."""
-        drawn: list[int] = heads(population, self.rate, generator).tolist()
+        drawn: list[int] = chosen_by_coin(population, self.rate, generator).tolist()
         return drawn
 
     def expected(self, population: int) -> float:
-        """The public number by which a noised sum is divided."""
         return self.rate * population if self.expected_size is None else self.expected_size
 
     def at_least(self, population: int) -> int:
-        """One: where the changed party does not take part, there is nothing to hide."""
+        # Only the changed party is sure to be there: without it there is nothing to hide.
         return 1
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is, unless everybody does."""
         return self.rate < 1
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Replace-one for a reader of single messages, else add/remove or zero-out.
-
-        Where the number of parties sets the scale, it is public, and nobody can be added unseen.
-        """
         if exposure.single_messages:
             return REPLACE_ONE
+        # If the number of parties sets the scale, it is public, and nobody can be added unseen.
         public = self.expected_size is None or self.size_is_public
         return ZERO_OUT if public else ADD_REMOVE
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """Poisson sampling, for an observer who does not know the sample."""
+        # Amplification holds only for an observer who does not know the sample.
         return event if exposure.knows_sample else poisson_sampled(self.rate, event)
 
 
 @dataclass(frozen=True)
 class TruncatedPoisson:
-    """Like Poisson, but where more than a largest number take part, a random choice of them does.
+    """Poisson sampling, cut to a random choice of at most `largest` members.
 
-    How many there are is public.
+    The population is public.
 
     Args:
         rate: Probability of taking part before the cut, in (0, 1].
-        largest: How many take part at most; at least 1.
+        largest: Largest number of those that take part; at least 1.
     """
 
     rate: float
@@ -235,31 +215,28 @@ class TruncatedPoisson:
         check_count(largest=self.largest)
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """An independent coin for every number, then a random order that is cut off."""
-        drawn = heads(population, self.rate, generator)
+        drawn = chosen_by_coin(population, self.rate, generator)
         if len(drawn) > self.largest:
             drawn = np.sort(generator.permutation(drawn)[: self.largest])
         return [int(number) for number in drawn]
 
     def expected(self, population: int) -> float:
-        """The public number by which a noised sum is divided."""
         return min(float(self.largest), self.rate * population)
 
     def at_least(self, population: int) -> int:
-        """One: where the changed party does not take part, there is nothing to hide."""
         return 1
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random."""
         return self.rate < 1
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Zero-out: the number there are decides how often samples are cut."""
+        # Not add/remove: the population decides how often samples are cut.
         return REPLACE_ONE if exposure.single_messages else ZERO_OUT
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """Amplified for who knows nothing of the sample; the cut tells members about others."""
+        # docs/decisions/014: the cut ties members to each other, so that who knows whether one was
+        # in the sample knows something of the others.
         if exposure.knows_sample or exposure.single_messages or corrupted > 0:
             return event
         return truncated_poisson_sampled(population, self.rate, self.largest, event)
@@ -267,11 +244,11 @@ class TruncatedPoisson:
 
 @dataclass(frozen=True)
 class ByUser:
-    """Samples of rows, charged for all rows of one user together.
+    """Samples of rows, with a guarantee for all rows of one user.
 
     Args:
-        rows: How rows are drawn; each of them independently.
-        rows_per_user: How many rows a user has at most; at least 1.
+        rows: How rows are drawn, each of them independently.
+        rows_per_user: Largest number of rows of a user; at least 1.
     """
 
     rows: Poisson
@@ -281,28 +258,26 @@ class ByUser:
         check_count(rows_per_user=self.rows_per_user)
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """Rows, not users."""
+        # Rows are drawn, not users.
         return self.rows.choose(population, generator)
 
     def expected(self, population: int) -> float:
-        """The public number by which a noised sum is divided."""
         return self.rows.expected(population)
 
     def at_least(self, population: int) -> int:
-        """As for rows."""
         return self.rows.at_least(population)
 
     @property
     def varies(self) -> bool:
-        """Whether how many rows take part is itself random."""
         return self.rows.varies
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """As for rows: a user's rows are added together, or zeroed out together."""
+        # As for rows: a user's rows are added all at once, or zeroed out all at once.
         return self.rows.relation(exposure, population)
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """What a draw of rows shows of as many as a user may have."""
+        # Each row by a coin of its own: Binomial(rows_per_user, rate) of a user's rows take part
+        # (Choquette-Choo et al. 2023, arXiv:2310.15526).
         of_rows = self.rows.amplified(event, exposure, population, corrupted)
         return of_group(of_rows, self.rows_per_user)
 
@@ -325,33 +300,30 @@ class Shuffled:
         return [int(number) for number in generator.permutation(population)]
 
     def expected(self, population: int) -> float:
-        """The population."""
         return float(population)
 
     def at_least(self, population: int) -> int:
-        """The population."""
         return population
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is not."""
         return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Zero-out or replace-one: how many there are is public, so nobody can be added unseen."""
+        # The population is public, so nobody can be added unseen.
         return REPLACE_ONE if self.replace_one or exposure.single_messages else ZERO_OUT
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """The event as it is."""
         return event
 
 
 def check_delta_below(delta: float, population: int | None, unit: str) -> None:
-    """Refuses a delta under which publishing one unit in the clear would count as private.
+    """Refuses a delta that is not below one over the population.
 
     Raises:
         UnsoundReleaseError: If delta is at least 1 / population.
     """
+    # Publishing one unit in the clear, drawn at random, is (0, 1 / population)-DP.
     if population is not None and population > 1 and delta >= 1.0 / population:
         raise UnsoundReleaseError(
             f"delta={delta:g} is not below 1 / {population}, the number of {unit}s: publishing a "

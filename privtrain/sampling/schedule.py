@@ -1,7 +1,7 @@
-"""When a row takes part in a run of many steps: how far apart, and how often at most.
+"""Schedules: how far apart the participations of a row in a run lie, and how many there are.
 
-Noise that is correlated over steps hides only rows whose turns lie far enough apart. Here a whole
-run is one release: what it costs follows from how often a row takes part at most.
+Noise that is correlated over steps hides only rows whose participations lie far enough apart. Here
+a whole run is one release, and its cost follows from the largest number of participations.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from privtrain.accounting.epsilon import repeated
+from privtrain.accounting.event import repeated
 from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import Relation
@@ -24,32 +24,30 @@ class Schedule(Protocol):
 
     @property
     def minimum_separation(self) -> int:
-        """How many steps lie between a row's turns at least; 1: it may take part in the next."""
+        """Smallest distance, in steps, of two participations of a row; 1: no restriction."""
         ...
 
     @property
     def maximum_participations(self) -> int:
-        """How often a row takes part at most."""
+        """Largest number of participations of a row."""
         ...
 
     def batches(self, population: int, generator: np.random.Generator) -> Iterator[list[int]]:
-        """The rows of each step, in order, drawn as they are asked for."""
+        """The rows of each step, in order, drawn step by step."""
         ...
 
 
 @dataclass(frozen=True)
 class CyclicSample:
-    """Rows belong to groups; each step draws a Poisson sample of the group whose turn it is.
+    """Each step draws a Poisson sample of one group of rows; the groups take turns.
 
-    Every row's group is drawn independently of its values and of all other rows, so that adding a
-    row moves no other one. Given its group, a row can only take part in every `groups`-th step,
-    each time by a coin of its own: a run is as many sampled releases as a group has turns,
-    whatever the group, and a mixture over groups costs no more than the worst of them.
+    Given its group, a row can only take part in every `groups`-th step, each time by a coin of its
+    own: a run is as many sampled releases as a group has turns.
 
     Args:
-        poisson: The coin of a row whose group's turn it is.
-        groups: How many groups there are; at least 1.
-        steps: How many steps the run has.
+        poisson: The coin of a row in the group whose turn it is.
+        groups: Number of groups; at least 1.
+        steps: Number of steps of the run.
 
     Source: Choquette-Choo et al. 2023, algorithm 2 (arXiv:2306.08153).
     """
@@ -63,58 +61,56 @@ class CyclicSample:
 
     @property
     def minimum_separation(self) -> int:
-        """The number of groups: so many steps pass until it is a group's turn again."""
         return self.groups
 
     @property
     def maximum_participations(self) -> int:
-        """How many turns the first group has; later ones have as many, or one less."""
+        # The turns of the first group; later groups have as many, or one less.
         return -(-self.steps // self.groups)
 
     def batches(self, population: int, generator: np.random.Generator) -> Iterator[list[int]]:
-        """The rows of each step; may be none."""
+        # Algorithm 2, the partition. Every row's group is drawn by itself, so that adding a row
+        # moves no other one: groups of equal size would tie rows to each other.
         group_of = generator.integers(self.groups, size=population)
         members = [np.flatnonzero(group_of == group) for group in range(self.groups)]
         for step in range(self.steps):
+            # Algorithm 2, step t: the group t mod groups, of which each row takes part by a coin.
             group = members[step % self.groups]
             yield group[self.poisson.choose(len(group), generator)].tolist()
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """Who takes part in any step of the run."""
+        """The rows that take part in any step of the run."""
         return sorted(set(chain.from_iterable(self.batches(population, generator))))
 
     def expected(self, population: int) -> float:
-        """The public number by which the noised sum of a step is divided."""
         return self.poisson.expected(population)
 
     def at_least(self, population: int) -> int:
-        """One: where the changed row does not take part, there is nothing to hide."""
         return 1
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is."""
         return True
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """That of Poisson samples: add/remove, or zero-out where the number of rows is public."""
         return self.poisson.relation(exposure, population)
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """The event of a whole run: a sampled release for each turn of a row's group."""
+        # The event of a whole run: a sampled release for each turn of a row's group. A mixture
+        # over groups costs no more than the worst of them.
         once = self.poisson.amplified(event, exposure, population, corrupted)
         return repeated(once, self.maximum_participations)
 
 
 @dataclass(frozen=True)
 class FixedPasses:
-    """One random order of all rows, cut into batches, gone through again and again.
+    """Passes over all rows in one random order, cut into the same batches every time.
 
     Nothing is amplified: each pass costs one release about every row.
 
     Args:
-        cut: How many batches a pass is cut into; at least 1.
-        steps: How many steps the run has.
+        cut: Number of batches in a pass; at least 1.
+        steps: Number of steps of the run.
         replace_one: Whether the guarantee is for replacing one, instead of zeroing one out.
     """
 
@@ -127,16 +123,15 @@ class FixedPasses:
 
     @property
     def minimum_separation(self) -> int:
-        """The number of batches in a pass: a row keeps its place."""
+        # A row keeps its place in every pass.
         return self.cut
 
     @property
     def maximum_participations(self) -> int:
-        """How many passes are begun."""
+        # A pass that is begun counts as a whole.
         return -(-self.steps // self.cut)
 
     def batches(self, population: int, generator: np.random.Generator) -> Iterator[list[int]]:
-        """The rows of each step, all of nearly the same number."""
         order = generator.permutation(population)
         size = -(-population // self.cut)
         for step in range(self.steps):
@@ -144,39 +139,35 @@ class FixedPasses:
             yield order[first : first + size].tolist()
 
     def choose(self, population: int, generator: np.random.Generator) -> list[int]:
-        """Who takes part in any step of the run."""
+        """The rows that take part in any step of the run."""
         return sorted(set(chain.from_iterable(self.batches(population, generator))))
 
     def expected(self, population: int) -> float:
-        """How many rows a batch has."""
         return float(-(-population // self.cut))
 
     def at_least(self, population: int) -> int:
-        """The population."""
         return population
 
     @property
     def varies(self) -> bool:
-        """Whether how many take part is itself random; it is not."""
         return False
 
     def relation(self, exposure: Exposure, population: int) -> Relation:
-        """Zero-out or replace-one: how many there are is public, so nobody can be added unseen."""
         return Shuffled(self.replace_one).relation(exposure, population)
 
     def amplified(self, event: Any, exposure: Exposure, population: int, corrupted: int) -> Any:
-        """The event of a whole run: a release for each pass."""
+        # The event of a whole run: a release for each pass.
         return repeated(event, self.maximum_participations)
 
 
 def enforced(
     schedule: Schedule, population: int, generator: np.random.Generator
 ) -> Iterator[list[int]]:
-    """The batches of a schedule, each of them held against what it promises before it is used.
+    """The batches of a schedule, each checked against what the schedule promises.
 
     Args:
         schedule: Draws the batches.
-        population: How many rows there are.
+        population: Number of rows.
         generator: Where they are drawn from.
 
     Yields:
@@ -185,6 +176,8 @@ def enforced(
     Raises:
         UnsoundReleaseError: If a row is in a batch twice, comes again too early or too often.
     """
+    # The cost of correlated noise is proved for such schedules only, so that a schedule with a
+    # fault must not reach a model: it is checked while it runs, not only in tests.
     apart, most = schedule.minimum_separation, schedule.maximum_participations
     last = np.full(population, -apart, dtype=np.int64)
     turns = np.zeros(population, dtype=np.int64)
@@ -203,23 +196,23 @@ def enforced(
 
 
 def check_separation(mechanism: object, sampling: object) -> None:
-    """Refuses noise that is correlated over more steps than lie between a row's turns.
-
-    What says nothing of itself has independent noise, or may let a row take part in every step.
+    """Refuses noise that is correlated over more steps than a row's participations lie apart.
 
     Args:
         mechanism: Draws the noise.
-        sampling: Says who takes part.
+        sampling: Decides who takes part.
 
     Raises:
         UnsoundReleaseError: If a row may take part again too early.
     """
+    # A mechanism without the member has independent noise; a sampling without it may let a row take
+    # part in every step.
     needed = getattr(mechanism, "minimum_separation", 1)
-    found = getattr(sampling, "minimum_separation", 1)
-    if found < needed:
+    separation = getattr(sampling, "minimum_separation", 1)
+    if separation < needed:
         raise UnsoundReleaseError(
             f"{mechanism} promises something to rows that take part at least {needed} steps "
-            f"apart; under {sampling} it may be {found}. Use DPSGD with "
+            f"apart; under {sampling} it may be {separation}. Use DPSGD with "
             f"sampling=CyclicPoisson(groups={needed}), or FixedOrder() with at least {needed} "
             "batches in an epoch; or Gaussian noise, which is independent."
         )

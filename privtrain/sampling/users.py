@@ -1,4 +1,4 @@
-"""Users with several rows: whose they are, and how many of each may take part."""
+"""Users with several rows: the user of each row, and a limit on the rows of one user."""
 
 import numpy as np
 import torch
@@ -9,10 +9,10 @@ from privtrain.core.task import FederatedData, Rows
 
 
 def users_of(rows: Rows) -> torch.Tensor:
-    """Whose row each is, shape `(rows,)`.
+    """The number of each row's user, shape `(rows,)`.
 
     Raises:
-        DataError: If that is not known.
+        DataError: If the users are not known.
     """
     if rows.users is None:
         raise DataError(
@@ -22,34 +22,33 @@ def users_of(rows: Rows) -> torch.Tensor:
     return rows.users
 
 
-def some_of_each_user(rows: Rows, most: int, seeds: Streams) -> torch.Tensor:
-    """Which rows are kept so that no user has more than a number of them.
+def limit_per_user(rows: Rows, limit: int, seeds: Streams) -> torch.Tensor:
+    """Numbers of rows of which no user has more than a limit, ascending.
 
-    A user's choice follows from the user, how many rows the user has and a public seed, neither
-    from values nor from other users: who joins or leaves changes nobody else's rows.
+    A user's choice follows from the user, the user's number of rows and a public seed, neither
+    from values nor from other users.
 
     Args:
         rows: All rows, with their users.
-        most: How many rows of a user are kept at most; at least 1.
+        limit: Largest number of rows of a user; at least 1.
         seeds: The run's public streams.
-
-    Returns:
-        Numbers of the kept rows, rising.
     """
     users = users_of(rows).cpu().numpy()
     order = np.argsort(users, kind="stable")
     names, starts = np.unique(users[order], return_index=True)
-    kept = []
+    chosen = []
     for name, own in zip(names, np.split(order, starts[1:]), strict=True):
-        if len(own) > most:
+        if len(own) > limit:
+            # A stream for each user: who joins or leaves changes nobody else's rows, which the
+            # guarantee for users counts on.
             generator = seeds["rows of a user", 0, str(name)].numpy()
-            own = generator.permutation(own)[:most]
-        kept.append(own)
-    return torch.from_numpy(np.sort(np.concatenate(kept)))
+            own = generator.permutation(own)[:limit]
+        chosen.append(own)
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-def count_kept(data: FederatedData, rows_per_user: int | None) -> int:
-    """How many training rows there are, or are kept where users are protected."""
+def count_rows(data: FederatedData, rows_per_user: int | None) -> int:
+    """The number of training rows, counting at most `rows_per_user` of each user."""
     if rows_per_user is None:
         return sum(len(data.train[party]) for party in data.parties)
     _, each = np.unique(users_of(data.pooled()).cpu().numpy(), return_counts=True)

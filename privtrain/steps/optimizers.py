@@ -67,7 +67,7 @@ def descend(
 
 
 class GradientVector:
-    """One vector whose parts are the gradients of parameters.
+    """One vector whose pieces are the gradients of parameters.
 
     Args:
         parameters: The parameters, on one device.
@@ -78,18 +78,19 @@ class GradientVector:
         self._sizes = [parameter.numel() for parameter in parameters]
         like = parameters[0] if parameters else torch.zeros(0)
         self._vector = torch.zeros(sum(self._sizes), dtype=like.dtype, device=like.device)
-        self._parts = [
-            part.view(parameter.shape)
-            for parameter, part in zip(
+        # Views of one vector: a step writes it once, instead of once for each parameter.
+        self._views = [
+            piece.view(parameter.shape)
+            for parameter, piece in zip(
                 parameters, torch.split(self._vector, self._sizes), strict=True
             )
         ]
 
     def set(self, gradient: Tensor, divisor: float = 1.0) -> None:
-        """Makes a vector over a number the parameters' gradients.
+        """Writes a vector, divided by a number, into the gradients of the parameters.
 
         Args:
-            gradient: As many values as the parameters hold together, shape `(parameters,)`.
+            gradient: As many values as all parameters hold, shape `(parameters,)`.
             divisor: Not zero.
 
         Raises:
@@ -100,6 +101,8 @@ class GradientVector:
                 f"Expected gradient.shape={tuple(gradient.shape)} to be ({sum(self._sizes)},)."
             )
         torch.div(gradient, divisor, out=self._vector)
-        for parameter, part in zip(self._parameters, self._parts, strict=True):
-            if parameter.grad is not part:
-                parameter.grad = part.to(parameter.dtype)
+        for parameter, view in zip(self._parameters, self._views, strict=True):
+            # Only where it is not there already: an optimizer may have dropped it, and a parameter
+            # of another type needs a copy in each step.
+            if parameter.grad is not view:
+                parameter.grad = view.to(parameter.dtype)

@@ -23,7 +23,8 @@ class PlainSteps:
         epochs: Passes over the party's rows in each round; at least 1.
         batch_size: Rows in a batch; None for all rows as one batch.
         learning_rate: Learning rate; positive.
-        optimizer: Name of a class in `torch.optim`, or a factory. It starts anew in each round.
+        optimizer: Name of a class in `torch.optim`, or a factory. Its state starts at zero in each
+            round.
     """
 
     epochs: int = 1
@@ -49,22 +50,24 @@ class PlainSteps:
             The mean training loss, unprotected.
         """
         rows = party.rows.to(party.device)
+        # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
+        # `batch_size`, `epochs` and `learning_rate`.
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
         order = party.seeds["order", party.round, party.party].torch()
         losses = []
+        # A stream for each party and round, so that the order in which a worker takes its parties
+        # changes no dropout mask.
         with global_generator(party.seeds["dropout", party.round, party.party]):
             for batch in row_batches(rows, self.batch_size, self.epochs, order):
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def settled(self, data: FederatedData) -> "PlainSteps":
-        """The steps themselves: there is nothing to fill in."""
         return self
 
     def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
-        """No plans: without noise these steps promise nothing."""
+        # Without noise these steps promise nothing; what leaves may be noised by a release.
         return ()
 
     def with_scale(self, scale: float) -> None:
-        """None: there is no noise to scale."""
         return

@@ -1,5 +1,10 @@
 """Pooling: parties hand their rows to a curator, who trains on all of them."""
 
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows
@@ -10,7 +15,7 @@ CURATOR_READS = InputPrivacy(
     reads="all training rows",
     honest="the curator",
 )
-"""Who reads what where rows are pooled."""
+"""The input privacy of training on pooled rows."""
 
 
 def pool(data: FederatedData, run: Run) -> Rows:
@@ -35,3 +40,24 @@ def pool(data: FederatedData, run: Run) -> Rows:
             if held.users is not None:
                 run.transcript.send(party, CURATOR_NAME, "users", held.users, round=0)
     return rows.to(run.device)
+
+
+def training_state(model: nn.Module, optimizer: Optimizer, run: Run) -> dict[str, Any]:
+    """What an interrupted run with noise needs to go on, for its checkpoint."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return {**state, "memory": run.memory}
+
+
+def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[str, Any]]:
+    """Loads the model and optimizer that an interrupted run saved.
+
+    Returns:
+        How many steps or epochs it had done, and all that it saved; 0 and nothing for a new run.
+    """
+    saved = run.checkpoint.load()
+    if saved is None:
+        return 0, {}
+    done, state = saved
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return done, state

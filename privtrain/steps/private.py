@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from privtrain.accounting.epsilon import repeated
+from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.statement import Unit
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Loss, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.gradients import ClippedSum, Gradients
+from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
 from privtrain.mechanisms.mechanism import (
     Mechanism,
     assumptions_of,
@@ -24,13 +24,8 @@ from privtrain.mechanisms.mechanism import (
     l2_bound,
     noised,
 )
-from privtrain.sampling.batches import (
-    Batches,
-    PoissonBatches,
-    plan_batches,
-    poisson_batch,
-    whole_steps,
-)
+from privtrain.sampling.batches import PoissonBatches
+from privtrain.sampling.figures import Batches, poisson_batch, poisson_figures, whole_steps
 from privtrain.sampling.sampling import Poisson
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
@@ -48,11 +43,11 @@ def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
 
 
 NOTE = "note/"
-"""What the names of written notes begin with, among the diagnostics of a party's steps."""
+"""How the names of encoded notes begin, among the diagnostics of a party's steps."""
 
 
-def written(notes: tuple[str, ...]) -> dict[str, Tensor]:
-    """Notes as tensors of bytes, to ride along with diagnostics."""
+def encoded(notes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Notes as tensors of bytes: messages hold tensors alone."""
     texts = [torch.tensor(list(note.encode()), dtype=torch.uint8) for note in notes]
     return {f"{NOTE}{place}": text for place, text in enumerate(texts)}
 
@@ -75,7 +70,8 @@ class DPSteps:
         expected_batch: The public number by which noised sums are divided; None for the rate
             times the public number of rows for each party.
         learning_rate: Learning rate; positive.
-        optimizer: Name of a class in `torch.optim`, or a factory. It starts anew in each round.
+        optimizer: Name of a class in `torch.optim`, or a factory. Its state starts at zero in each
+            round.
         gradients: What computes per-example gradients, as `BookKeeping()` or `Opacus()`.
 
     Source: Abadi et al. 2016, Algorithm 1 (arXiv:1607.00133), run by each party.
@@ -91,7 +87,8 @@ class DPSteps:
 
     def __post_init__(self) -> None:
         l2_bound(self.mechanism)
-        # Poisson batches: a row may be in the next one, too.
+        # Poisson batches: a row may be in the next one, too, which correlated noise of banded
+        # matrices does not allow.
         check_separation(self.mechanism, PoissonBatches())
         check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
         check_probability(sampling_rate=self.sampling_rate)
@@ -100,16 +97,17 @@ class DPSteps:
             check_positive(expected_batch=self.expected_batch)
 
     def _batches(self, data: FederatedData) -> Batches:
-        return plan_batches(
+        figures = poisson_figures(
             data,
             epochs=self.epochs,
             sampling_rate=self.sampling_rate,
             expected_batch=self.expected_batch,
             parties=len(data.parties),
         )
+        return Batches(*figures)
 
     def settled(self, data: FederatedData) -> "DPSteps":
-        """The same steps with every public figure filled in, for parties to use."""
+        # A party knows its own rows only: a divisor that it computed from them would be private.
         return replace(self, expected_batch=self._batches(data).sampling.expected(0))
 
     def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
@@ -121,36 +119,51 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Training loss, fraction clipped and non-finite count, all unprotected; and written notes
+            Training loss, fraction clipped and non-finite count, all unprotected; and encoded notes
             of how gradients were computed.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
         gradient = GradientVector(parameters)
-        engine = self.gradients.engine_once(model, task.loss)
+        engine = self._engine(model, task.loss, party)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
         bound = l2_bound(self.mechanism)
-        seen: dict[str, float] = {}
+        last_seen: dict[str, float] = {}
         state = self.mechanism.init(to_vector(parameters))
         with global_generator(party.seeds["dropout", party.round, party.party]):
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
+                # Algorithm 1, "Take a random sample": an empty one is a step, too, and noised.
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
+                # "Compute gradient" and "Clip gradient".
                 clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
+                # "Add noise", over the public expected size: the true one is private.
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
                 value, state = noised(self.mechanism, clipped.value, state, stream)
                 gradient.set(value, sampling.expected(0))
+                # "Descent".
                 optimizer.step()
-                seen |= diagnostics(clipped, bound)
-        found = {name: torch.tensor(value) for name, value in seen.items()}
-        return found | written(engine.notes)
+                last_seen |= diagnostics(clipped, bound)
+        unprotected = {name: torch.tensor(value) for name, value in last_seen.items()}
+        return unprotected | encoded(engine.notes)
+
+    def _engine(self, model: nn.Module, loss: Loss, party: PartyRun) -> GradientEngine:
+        """The engine of this model; a worker keeps it, so that a model is tried once."""
+        # Out of the cache first: should preparing a model fail, no closed engine stays behind.
+        held = party.scratch.pop("engine", None)
+        # The model by `is`, and held here, so that no other one can come to have its identity.
+        if held is None or held[0] is not model or held[1:3] != (self.gradients, loss):
+            if held is not None:
+                held[3].close()
+            held = (model, self.gradients, loss, self.gradients.engine(model, loss))
+        party.scratch["engine"] = held
+        engine: GradientEngine = held[3]
+        return engine
 
     def plans(self, data: FederatedData, rounds: int) -> tuple[PrivacyPlan, ...]:
-        """The same guarantee to everybody: the noise is drawn before anything leaves.
-
-        In the worst case a party takes part in every round.
-        """
         batches = self._batches(data)
+        # The noise is drawn and the batch chosen at the party, so that even the aggregator, which
+        # reads single updates, sees sampled and fully noised sums.
         seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
         relation = batches.sampling.relation(seen, 0)
         step = batches.sampling.amplified(self.mechanism.event(seen, relation), seen, 0, 0)
@@ -161,6 +174,7 @@ class DPSteps:
                 unit=Unit.EXAMPLE,
                 relation=relation,
                 event=event,
+                # In the worst case a party takes part in every round.
                 count=rounds,
                 theorem=f"{self.mechanism.theorem}, Poisson sampling of examples in each silo",
                 assumptions=(*batches.assumptions, *assumptions_of(self.mechanism)),
@@ -170,6 +184,5 @@ class DPSteps:
         )
 
     def with_scale(self, scale: float) -> "DPSteps | None":
-        """The same steps with another noise scale."""
         mechanism = self.mechanism.with_scale(scale)
         return None if mechanism is None else replace(self, mechanism=mechanism)

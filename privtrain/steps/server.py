@@ -48,17 +48,22 @@ class Server:
         if average is None:
             return
         if self._optimizer is None:
+            # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, the server's line: the average
+            # becomes the model. In float64, so that a small change of a large weight survives.
             start = self.vector().double() if change else torch.zeros_like(average)
             load_vector(self._tensors, start + average)
             return
         trained = sum(parameter.numel() for parameter in self._parameters)
+        # Reddi et al. 2021 (arXiv:2003.00295), Algorithm 1, ServerOpt: the average change is the
+        # negative of a gradient.
         self._gradient.set(average[:trained], -1.0)
         self._optimizer.step()
+        # Statistics are no parameters: momentum would carry them past what any client saw.
         buffers = self._tensors[len(self._parameters) :]
         load_vector(buffers, to_vector(buffers) + average[trained:])
 
     def save(self, done: int, run: Run) -> None:
-        """Leaves what a resumed run needs."""
+        """Saves what a resumed run needs."""
         optimizer = None if self._optimizer is None else self._optimizer.state_dict()
         state: dict[str, Any] = {
             "model": self.vector(),
@@ -69,7 +74,7 @@ class Server:
         run.checkpoint.save(done, state)
 
     def resume(self, run: Run) -> int:
-        """Takes up what an interrupted run left; returns how many rounds were done."""
+        """Loads what an interrupted run saved; returns how many rounds were done."""
         saved = run.checkpoint.load()
         if saved is None:
             return 0

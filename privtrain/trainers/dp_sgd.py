@@ -1,9 +1,10 @@
 """DP-SGD on pooled rows: per-example clipping and noise (Abadi et al. 2016, Algorithm 1)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
@@ -16,25 +17,26 @@ from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import l2_bound
 from privtrain.release.aggregation import BoundedSum
 from privtrain.release.door import Release
-from privtrain.sampling.batches import Batches, BatchSampling, PoissonBatches, taken
+from privtrain.sampling.batches import PoissonBatches
+from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
-from privtrain.steps.pooling import CURATOR_READS, pool
+from privtrain.steps.pooling import CURATOR_READS, pool, resume, training_state
 from privtrain.steps.private import diagnostics
 
 SHOWN = 20
-"""How often the run is looked at, and how often at most it is kept."""
+"""How often a run is evaluated, and how often at most it is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPSGD:
     """Gradient descent on clipped and noised sums of per-example gradients.
 
-    The curator, who holds the rows and draws the noise, is promised nothing to; the public is.
+    The public is promised privacy. The curator, who holds the rows and draws the noise, reads all.
 
     Args:
         epochs: Expected passes over the rows; positive.
@@ -66,6 +68,7 @@ class DPSGD:
         check_offers("arrive", "Release(Gaussian(1.0, 1.0))", release=self.release)
         check_offers("batches", "PoissonBatches()", sampling=self.sampling)
         check_offers("engine", "BookKeeping()", gradients=self.gradients)
+        # Called for its refusal: a mechanism that does not clip in L2 norm raises here.
         l2_bound(self.release.mechanism)
         if self.release != Release(self.release.mechanism):
             raise UnsoundReleaseError(
@@ -82,7 +85,7 @@ class DPSGD:
             check_probability(sampling_rate=self.sampling_rate)
 
     def batches(self, data: FederatedData) -> Batches:
-        """How batches are drawn and how many there are, from public figures."""
+        """The way batches are drawn and their number, both from public figures alone."""
         return self.sampling.batches(
             data,
             epochs=self.epochs,
@@ -103,21 +106,14 @@ class DPSGD:
         )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
-        """The curator reads everything."""
         return (CURATOR_READS,)
 
     def with_noise(self, scale: float) -> "DPSGD | None":
-        """The same trainer with another noise multiplier."""
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Trains on the pooled rows.
-
-        Args:
-            task: What is learned.
-            data: Who holds which rows.
-            run: The run.
+        """Trains on the pooled rows, in the order of Algorithm 1.
 
         Returns:
             The model after the last step that was paid for.
@@ -129,39 +125,44 @@ class DPSGD:
         """
         batches = self.batches(data)
         rows = self._rows(data, batches, run)
+        # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
         parameters = trainable(model)
         gradient = GradientVector(parameters)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
-        start = self._resume(model, optimizer, run)
-        kept, parts = start * SHOWN // batches.steps, iter(list[list[int]]())
+        start, saved = resume(model, optimizer, run)
+        if saved:
+            # Without its earlier noise a correlated mechanism would begin a new sequence.
+            run.memory.update(saved["memory"])
+        saved_part, drawn = start * SHOWN // batches.steps, iter(list[list[int]]())
         for step in range(start, batches.steps):
-            if batches.opens(step):
+            opens = batches.begins_draw(step)
+            if opens:
+                # Paid before anything is drawn: an interrupted run may only spend too much.
                 if not run.spend():
                     _check_begun(batches)
-                    run.checkpoint.save(step, self._state(model, optimizer, run))
+                    run.checkpoint.save(step, training_state(model, optimizer, run))
                     break
-                draw = run.entropy["sample", step, CURATOR_NAME].numpy()
-                parts = batches.parts(len(rows), draw)
-            batch = taken(rows, next(parts))
-            bound, paid = l2_bound(self.release.mechanism), int(batches.opens(step))
-            with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
-                clipped = engine.clipped_sum(batch, bound)
-            bounded = BoundedSum(clipped.value, bound)
-            noised = self.release.arrive(bounded, run, round=step, kind="gradient", releases=paid)
+                drawn = self._draw(batches, len(rows), step, run)
+            batch = rows_at(rows, next(drawn))
+            # The steps of one draw share no row, or are one release: only its first one is charged.
+            clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
+            # "Add noise", the factor 1 / L: a public number, whatever size the batch really has.
             gradient.set(noised, self.expected_batch)
+            # "Descent": what an optimizer makes of a noised gradient is post-processing.
             optimizer.step()
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
-                run.history.record(step + 1, **diagnostics(clipped, bound))
+                shown = diagnostics(clipped, l2_bound(self.release.mechanism))
+                run.history.record(step + 1, **shown)
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
-            # What was paid for is done as a whole, so a run is resumed between draws only.
-            if batches.closes(step) and part > kept:
-                kept = part
-                run.checkpoint.save(step + 1, self._state(model, optimizer, run))
+            # A draw is paid for and drawn as a whole, so a run is resumed between draws only.
+            if batches.ends_draw(step) and part > saved_part:
+                saved_part = part
+                run.checkpoint.save(step + 1, training_state(model, optimizer, run))
         run.notes.extend(engine.notes)
         engine.close()
         run.transcript.publish(
@@ -169,41 +170,42 @@ class DPSGD:
         )
         return ModelPredictor(model)
 
+    def _draw(self, batches: Batches, rows: int, step: int, run: Run) -> Iterator[list[int]]:
+        """The batches of one draw: Algorithm 1, "Take a random sample L_t"."""
+        # From entropy, not from the seed: amplification holds while nobody knows the sample.
+        return batches.draw(rows, run.entropy["sample", step, CURATOR_NAME].numpy())
+
+    def _noised_sum(
+        self, engine: GradientEngine, batch: Rows, step: int, releases: int, run: Run
+    ) -> tuple[ClippedSum, Tensor]:
+        """The clipped sum of a batch, before and after the noise."""
+        bound = l2_bound(self.release.mechanism)
+        # "Compute gradient" and "Clip gradient", fused: no row's gradient need exist on its own.
+        with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
+            clipped = engine.clipped_sum(batch, bound)
+        # "Add noise": N(0, sigma^2 C^2 I) on the sum, drawn behind the door, which refuses a bound
+        # above the one its noise covers.
+        summed = BoundedSum(clipped.value, bound)
+        noised = self.release.arrive(summed, run, round=step, kind="gradient", releases=releases)
+        return clipped, noised
+
     def _rows(self, data: FederatedData, batches: Batches, run: Run) -> Rows:
         """The rows that may take part, at the curator."""
         rows = pool(data, run)
+        # 1 stands for "not public": Poisson samples promise the same over any number of rows.
         if batches.population not in (1, len(rows)):
             raise DataError(
                 f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
                 f"what {self.sampling} promises depends on their number."
             )
-        return batches.kept(rows, run.seeds)
-
-    def _state(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run
-    ) -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "memory": run.memory,
-        }
-
-    def _resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
-        saved = run.checkpoint.load()
-        if saved is None:
-            return 0
-        done, state = saved
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        run.memory.update(state["memory"])
-        return done
+        return batches.eligible(rows, run.seeds)
 
 
 def _check_begun(batches: Batches) -> None:
-    """Refuses to go on with a run that is one release: it was paid for, and nothing was kept."""
+    """Refuses to resume a run that is one release: it was paid for, and nothing was saved."""
     if batches.draws == 1:
         raise BudgetExceededError(
             f"This run was interrupted in this folder. Its {batches.steps} steps are one release, "
-            "which stays spent and cannot be taken up in the middle. Choose another folder to "
-            "train anew: that is charged as a whole run again."
+            "which stays spent and cannot be resumed in the middle. Choose another folder to "
+            "train from the start: that is charged as a whole run again."
         )

@@ -37,11 +37,11 @@ WEIGHT = "weight"
 
 
 class Weights(Protocol):
-    """How much each client counts."""
+    """The weight of each client in the average: n_k in Algorithm 1 of McMahan et al. 2017."""
 
     @property
     def bounded(self) -> bool:
-        """Whether one client's weight has a bound that is known beforehand."""
+        """Whether a client's weight is at most 1, whatever rows it holds."""
         ...
 
     def weight(self, rows: int) -> float:
@@ -56,19 +56,18 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every client counts the same."""
+    """The weight 1 for every client."""
 
     bounded: ClassVar[bool] = True
     uniform: ClassVar[bool] = True
 
     def weight(self, rows: int) -> float:
-        """One."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class ByExamples:
-    """A client counts by its number of rows.
+    """A weight that grows with a client's number of rows.
 
     Args:
         bound: Rows beyond this many do not count; None for no bound, which no noise can cover.
@@ -83,16 +82,16 @@ class ByExamples:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is a bound."""
         return self.bound is not None
 
     def weight(self, rows: int) -> float:
         """The number of rows, or its fraction of the bound, at most 1."""
+        # The bound is the per-user cap of McMahan et al. 2018: w_k = min(n_k / cap, 1).
         return float(rows) if self.bound is None else min(rows, self.bound) / self.bound
 
 
 def values(model: nn.Module, *, buffers: bool) -> list[Tensor]:
-    """What clients and server exchange: trainable parameters and, where asked, float buffers."""
+    """The tensors that clients and server exchange: parameters, then float buffers where asked."""
     return [*trainable(model), *(float_buffers(model) if buffers else [])]
 
 
@@ -119,43 +118,49 @@ def training_mode(model: nn.Module, *, statistics: bool) -> nn.Module:
 
 @dataclass(frozen=True)
 class ClientStep:
-    """What a client does in a round: improve the model it is sent, and release what changed.
+    """A client's round: it improves the model it is sent, and releases the result.
+
+    `ClientUpdate` in Algorithm 1 of McMahan et al. 2017, `UserUpdate` in that of 2018.
 
     Args:
         task: What is learned.
         local: How the model is improved.
         release: How the contribution leaves.
-        weights: How much the client counts.
-        delta: Whether the contribution is the change of the model, or the model itself.
+        weights: The client's weight in the average.
+        sends_change: Whether the contribution is the change of the model, or the model itself.
     """
 
     task: Task
     local: LocalSteps
     release: Release
     weights: Weights
-    delta: bool
+    sends_change: bool
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        """One round at one client."""
         exact = not self.release.bounding
         model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
+        # ClientUpdate, "for each local epoch ... for batch b": w <- w - eta * gradient.
         seen = self.local(model, self.task, party)
         trained = to_vector(tensors).cpu()
-        contribution = trained - payload["model"] if self.delta else trained
+        # UserUpdate returns theta - theta_0, which can be clipped; ClientUpdate returns w itself.
+        contribution = trained - payload["model"] if self.sends_change else trained
         weight = 1.0 if self.weights.uniform else self.weights.weight(len(party.rows))
         if not self.weights.uniform:
+            # Before `leave` clips: what the noise has to cover is the weighted contribution.
             contribution = contribution * weight
+        # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call.
         message = self.release.leave([contribution], party)
         if not (self.weights.uniform or self.release.mechanism.noisy):
+            # In the clear; under noise it stays at home and the server divides by a public number.
             message[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
     def _model(self, party: PartyRun, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
-        """The worker's model, to be overwritten; making a new one each time is slower.
+        """The worker's model, to be overwritten, and its exchanged tensors.
 
-        What is not exchanged, such as frozen layers, starts as it does at the server, and no
-        buffer carries anything from one client to the next.
+        One worker runs many clients: making a model for each is slower than overwriting one. What
+        is not exchanged, such as frozen layers, starts as it does at the server.
         """
         key = ("fedavg", self.task.model, statistics)
         if party.scratch.get("key") != key:
@@ -164,11 +169,15 @@ class ClientStep:
             buffers = [buffer.clone() for buffer in model.buffers()]
             exchanged = values(model, buffers=statistics)
             party.scratch.update(key=key, model=model, buffers=buffers, exchanged=exchanged)
-        held: nn.Module = party.scratch["model"]
+        worker_model: nn.Module = party.scratch["model"]
+        # No buffer, such as running statistics, may carry one client's rows to the next client.
+        # A model without buffers may register its first one while it runs.
         if party.scratch["buffers"]:
-            for buffer, initial in zip(held.buffers(), party.scratch["buffers"], strict=True):
+            for buffer, initial in zip(
+                worker_model.buffers(), party.scratch["buffers"], strict=True
+            ):
                 buffer.copy_(initial)
-        return training_mode(held, statistics=statistics), party.scratch["exchanged"]
+        return training_mode(worker_model, statistics=statistics), party.scratch["exchanged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +189,7 @@ class FedAvg:
         sampling: Which clients take part in a round.
         local: How a client improves the model: `PlainSteps` or `DPSteps`.
         release: How a client's contribution leaves, and how contributions become one.
-        weights: How much a client counts: `Uniform` or `ByExamples`.
+        weights: The weight of a client in the average: `Uniform` or `ByExamples`.
         server_optimizer: Steps on the averaged change as a pseudo-gradient (Reddi et al. 2021);
             None takes the average itself.
 
@@ -213,10 +222,10 @@ class FedAvg:
                 "weights=ByExamples() without a bound: one client could weigh more than any noise "
                 "covers. Use ByExamples(bound=...) or Uniform()."
             )
+        # Only steps that draw noise can be scaled; they promise privacy to each row.
         if not self.weights.uniform and self.local.with_scale(1.0) is not None:
             why = "with noised local steps: a weight tells how many rows a client holds"
             raise UnsoundReleaseError(f"weights={self.weights} {why}. Use Uniform().")
-
         if (
             self.release.mechanism.noisy
             and self.release.noise_at.drawer is Drawer.PARTY
@@ -236,6 +245,7 @@ class FedAvg:
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         """One release a round; with `DPSteps`, what each round's local steps reveal."""
         local = self.local.plans(data, self.rounds)
+        # What noised steps made is private already; sending it on exactly reveals no more.
         if local and not self.release.mechanism.noisy:
             return local
         return local + self.release.plans(
@@ -246,17 +256,16 @@ class FedAvg:
         )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
-        """Who reads the clients' contributions, and what the clients read."""
-        everyone = InputPrivacy(
+        clients = InputPrivacy(
             reader="client",
             reads="the model of every round it takes part in",
             adversary="untrusted",
         )
         what = "noised update" if self.local.plans(data, 1) else "update"
-        return (*self.release.aggregation.readers("client", what), everyone)
+        return (*self.release.aggregation.readers("client", what), clients)
 
     def with_noise(self, scale: float) -> "FedAvg | None":
-        """The same trainer with another noise scale, in the release or in the local steps."""
+        """The same trainer with another noise scale, in the release or else in the local steps."""
         release = self.release.with_scale(scale)
         if release is not None:
             return replace(self, release=release)
@@ -264,12 +273,7 @@ class FedAvg:
         return None if local is None else replace(self, local=local)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Runs the rounds.
-
-        Args:
-            task: What is learned.
-            data: Who holds which rows.
-            run: The run.
+        """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.
 
         Returns:
             The model after the last round that was paid for.
@@ -282,6 +286,7 @@ class FedAvg:
             raise UnsupportedError(
                 "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
             )
+        # "initialize w_0": from a public seed, so that every client can make the same model.
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         server = Server(
             values(model, buffers=not self.release.bounding),
@@ -295,8 +300,11 @@ class FedAvg:
             if not run.spend():
                 break
             current = server.vector()
+            # "S_t <- (random set of m clients)"
             chosen = self._cohort(data.parties, round, run)
+            # "for each client k in S_t in parallel": w^k_{t+1} <- ClientUpdate(k, w_t)
             replies = run.map(step, {name: {"model": current} for name in chosen}, round=round)
+            # "w_{t+1} <- sum over k of n_k / n * w^k_{t+1}"
             average = self._average(replies, current, len(data.parties), round, run)
             server.step(average, change=self._sends_change)
             self._record(replies, round, run)
@@ -308,11 +316,9 @@ class FedAvg:
 
     @property
     def _sends_change(self) -> bool:
-        """Whether clients send the change of the model, which can be clipped, or the model.
-
-        Without bound and server optimizer the models themselves are averaged: adding a rounded
-        difference back would not give the client's model to the bit.
-        """
+        """Whether clients send the change of the model, which can be clipped, or the model."""
+        # Adding a rounded difference back does not give the client's model to the bit, and one
+        # client with whole batches must equal `SGD` to the bit (docs/decisions/007).
         return self.release.bounding or self.server_optimizer is not None
 
     def _cohort(self, parties: tuple[str, ...], round: int, run: Run) -> list[str]:
@@ -326,16 +332,19 @@ class FedAvg:
     def _average(
         self, replies: dict[str, Payload], current: Tensor, parties: int, round: int, run: Run
     ) -> Tensor | None:
-        """The average of what arrived, in float64; None where nobody took part unnoised."""
+        """The average of the updates, in float64; None without noise where nobody took part."""
         noisy = self.release.mechanism.noisy
         messages = [_protocol_part(reply) for reply in replies.values()]
         if not messages and not noisy:
+            # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return None
         # A round nobody was drawn for is noised like any other: its emptiness is not public.
         arrived = messages or [{"update": torch.zeros_like(current)}]
         total = self.release.arrive(arrived, run, round=round).double()
         if noisy:
+            # Algorithm 1 of McMahan et al. 2018 with the estimator f_f: the denominator is fixed,
+            # here the expected number of clients. Who came, and with which weight, may be private.
             return total / self.sampling.expected(parties)
         weights = [float(m.get(WEIGHT, torch.ones(()))) for m in messages]
         if not bool(torch.isfinite(total).all()):
@@ -343,22 +352,23 @@ class FedAvg:
         return total / sum(weights)
 
     def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
-        found: dict[str, list[Tensor]] = {}
+        """Records the clients' diagnostics, averaged, and their notes."""
+        diagnostics: dict[str, list[Tensor]] = {}
         for reply in replies.values():
             for name in reply:
                 if name.startswith(UNPROTECTED):
-                    found.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
-        for name in sorted(found):
+                    diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
+        for name in sorted(diagnostics):
             if name.startswith(NOTE):  # parties with one model say the same; once will do
-                notes = dict.fromkeys(read_note(text) for text in found[name])
+                notes = dict.fromkeys(read_note(text) for text in diagnostics[name])
                 run.notes.extend(note for note in notes if note not in run.notes)
             else:
-                seen = [float(value) for value in found[name]]
+                seen = [float(value) for value in diagnostics[name]]
                 run.history.record(round + 1, **{name: sum(seen) / len(seen)})
 
 
 def _protocol_part(reply: Payload) -> Payload:
-    """A reply without the diagnostics that ride along in a simulation."""
+    """A reply without the diagnostics that a simulation adds to it (docs/decisions/005)."""
     return {kind: value for kind, value in reply.items() if not kind.startswith(UNPROTECTED)}
 
 

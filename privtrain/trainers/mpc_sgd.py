@@ -1,4 +1,4 @@
-"""Gradient descent on secret shares: nobody who follows the protocol sees a row or a gradient."""
+"""Minibatch gradient descent on additive secret shares, with Beaver triples from a dealer."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -68,22 +68,21 @@ class MPCSGD:
 
     @property
     def computing_names(self) -> tuple[str, ...]:
-        """Names of the computing parties, by rank."""
+        """The names of the computing parties, by rank."""
         return party_names("computing", self.computing_parties)
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the statement must say of the engine."""
+        """What the engine does not protect from, for the statement."""
         return self.engine.caveats
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        """One exact opening of the final model: secret sharing promises nothing about outputs."""
+        # One exact opening of the final model: sharing hides inputs and says nothing of outputs.
         observers = (PUBLIC, PARTICIPANT, coalition(frozenset(self.computing_names)))
         return self.release.plans(unit=Unit.EXAMPLE, count=1, parties=1, observers=observers)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
-        """Who reads what, party by party of the engine; and whoever starts all of them."""
-        together = InputPrivacy(
+        coalition_of_all = InputPrivacy(
             reader="all computing parties together",
             reads="everything: the shares add up to the rows",
             honest=f"one of {', '.join(self.computing_names)}, and always the dealer",
@@ -94,22 +93,13 @@ class MPCSGD:
             honest="that process",
         )
         simulated = () if runtimes.mesh is None else (machine,)
-        return (*self.engine.input_privacy(self.computing_names), together, *simulated)
+        return (*self.engine.input_privacy(self.computing_names), coalition_of_all, *simulated)
 
     def with_noise(self, scale: float) -> None:
-        """None: there is no noise to scale."""
-        return
+        return None
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Trains on shares.
-
-        Args:
-            task: What is learned; its model is a logistic regression or a multi-layer perceptron.
-            data: Who holds which rows or columns.
-            run: The run, with a mesh.
-
-        Returns:
-            The trained model.
+        """Trains a logistic regression or a multi-layer perceptron on shares.
 
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point.
@@ -119,10 +109,13 @@ class MPCSGD:
         """
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         program = self.program(task, model, data, run.seeds)
+        # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
+        # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         run.spend()
         run.ledger.use()
+        # Computation and output phase: all steps on shares, then one opening of the weights.
         replies = run.spmd(program, inputs)
         weights = agreed({name: reply["weights"] for name, reply in replies.items()})
         load_vector(trainable(model), weights)
@@ -139,12 +132,13 @@ class MPCSGD:
 
     def program(
         self, task: Task, model: nn.Module, data: FederatedData, seeds: Seeds
-    ) -> "SecureDescent":
-        """What every computing party runs.
+    ) -> SecureDescent:
+        """The program of every computing party.
 
         Raises:
             UnsupportedError: If the model or the loss cannot be trained on shares.
         """
+        # The gradient on shares is softmax minus target, which is that of cross-entropy alone.
         if task.loss is not cross_entropy:
             raise UnsupportedError(
                 f"The loss {task.loss} cannot be trained on shares; use the default, "
@@ -161,15 +155,17 @@ class MPCSGD:
             momentum=self.momentum,
         )
 
-    def _deal(self, data: FederatedData, program: "SecureDescent", run: Run) -> dict[str, Payload]:
-        """Each data party's shares, one payload a computing party."""
+    def _deal(self, data: FederatedData, program: SecureDescent, run: Run) -> dict[str, Payload]:
+        """The shares of every data party's rows, one payload a computing party."""
         dealt: dict[str, Payload] = {name: {} for name in self.computing_names}
         for number, party in enumerate(data.parties):
             labels = data.split is ROWS or party == data.label_holder
             for kind, integers in encoded(data.train[party], party, program.classes, labels=labels):
+                # A fresh key from the operating system: shares never follow from the user's seed.
                 shares = share(integers, self.computing_parties, Keystream())
-                for name, one in zip(self.computing_names, shares, strict=True):
-                    run.transcript.send(party, name, "input share", one, round=0)
-                    dealt[name][f"{kind}/{number:06d}"] = one
+                for name, input_share in zip(self.computing_names, shares, strict=True):
+                    run.transcript.send(party, name, "input share", input_share, round=0)
+                    # Numbered in fixed width, so that sorted keys are in the order of the parties.
+                    dealt[name][f"{kind}/{number:06d}"] = input_share
         program.check_features(dealt[self.computing_names[0]])
         return dealt

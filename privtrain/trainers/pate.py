@@ -52,6 +52,8 @@ def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
 
 def _numbers(rows: Rows, purpose: str, seed: int) -> list[int]:
     """A number for each row that follows from its contents, the purpose and the seed alone."""
+    # Over stored bits: rows that differ in the last bit are different rows. The key is public, so
+    # that anybody can check the teacher of a row they hold (docs/decisions/010).
     inputs = rows.inputs.cpu().contiguous().numpy()
     labels = rows.labels.cpu().contiguous().numpy()
     key = f"privtrain/{purpose}/{seed}".encode()[:64]
@@ -66,8 +68,17 @@ def _numbers(rows: Rows, purpose: str, seed: int) -> list[int]:
 def without_public_part(party: str, rows: Rows, given: int, seeds: Seeds) -> tuple[Rows, Rows]:
     """Splits a party's rows into those it gives up to the public, and those its teachers keep.
 
-    The rows with the smallest numbers are given up. A row that is kept has no say in which ones
-    these are: removing it takes it from its teacher and changes nothing else.
+    Removing a row that was kept takes it from its teacher and changes nothing else: the rows with
+    the smallest numbers are given up, and a row's number depends on no other row.
+
+    Args:
+        party: Its name; each party ranks its rows by a hash of its own.
+        rows: Its rows.
+        given: How many rows it gives up.
+        seeds: Public streams, of which the seed is used.
+
+    Returns:
+        The public rows, by rising number, and the teachers' rows, in their old order.
     """
     numbers = _numbers(rows, f"public/{party}", seeds.seed)
     order = torch.tensor(sorted(range(len(rows)), key=numbers.__getitem__), dtype=torch.long)
@@ -76,7 +87,7 @@ def without_public_part(party: str, rows: Rows, given: int, seeds: Seeds) -> tup
 
 @dataclass(frozen=True)
 class GivePublic:
-    """A party gives up some rows, without labels, to be asked about in public.
+    """A party publishes the inputs of a few of its rows, for the student to ask about.
 
     Args:
         given: How many rows each party gives up.
@@ -92,7 +103,7 @@ class GivePublic:
 
 @dataclass(frozen=True)
 class Vote:
-    """A party trains its teachers and lets them vote.
+    """A party's part of a query: it trains its teachers and sends the counts of their votes.
 
     Args:
         task: What is learned.
@@ -111,27 +122,31 @@ class Vote:
     seed: int
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        """Counts of one vote a teacher and query, `(queries, classes)`."""
-        _, kept = without_public_part(party.party, party.rows, self.given, party.seeds)
-        teacher = teacher_of_rows(kept, self.hosted[party.party], self.seed)
+        """The counts of the votes, one vote a teacher and query, `(queries, classes)`."""
+        _, teachers_rows = without_public_part(party.party, party.rows, self.given, party.seeds)
+        teacher = teacher_of_rows(teachers_rows, self.hosted[party.party], self.seed)
         queries = payload["queries"].to(party.device)
         votes, losses = [], []
+        # Papernot et al. 2017, "Data partitioning and teachers": one model for each disjoint set.
         for number in range(self.hosted[party.party]):
             name = f"{party.party}/teacher-{number}"
-            rows = kept.take((teacher == number).nonzero().squeeze(1))
+            rows = teachers_rows.take((teacher == number).nonzero().squeeze(1))
             model = initial_model(self.task, party.seeds["teacher", 0, name]).to(party.device)
+            # A teacher that no row belongs to votes by its initial model: that every teacher votes
+            # must not depend on the rows.
             if len(rows) > 0:
                 own = replace(party, party=name, train={name: rows}, scratch={})
                 losses.append(self.steps(model.train(), self.task, own)["training_loss"])
             votes.append(ModelPredictor(model)(queries).cpu())
+        # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
         message = self.release.leave(votes, party, kind="votes")
         if losses:
             message[UNPROTECTED + "training_loss"] = torch.stack(losses).mean()
         return message
 
 
-def _kept(run: Run) -> dict[str, tuple[list[float], list[float]]]:
-    """The data-dependent charges as plain values for a checkpoint."""
+def _plain_charges(run: Run) -> dict[str, tuple[list[float], list[float]]]:
+    """The data-dependent charges as plain values, for a checkpoint."""
     return {
         name: (list(curve.orders), list(curve.rdp))
         for name, curve in run.realised.items()
@@ -176,8 +191,9 @@ class PATE:
             )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        """One noisy vote a query."""
-        self.hosted(data.parties)  # an ensemble that cannot be must not be paid for
+        # Called for its refusal: an ensemble that cannot be hosted must not be paid for.
+        self.hosted(data.parties)
+        # One release an answered query, composed over queries (2018, Section 4.1).
         plans = self.release.plans(
             unit=Unit.EXAMPLE,
             count=self.queries,
@@ -185,24 +201,24 @@ class PATE:
             observers=(PUBLIC, AGGREGATOR),
             assumptions=("public queries are not protected",),
         )
+        # Votes are replaced, rows are added or removed: a row whose contents change may also move
+        # to another teacher and change two votes.
         return tuple(replace(plan, relation=ADD_REMOVE) for plan in plans)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
-        """Who reads votes, and what the student reads."""
-        reads = InputPrivacy(
+        student = InputPrivacy(
             reader=STUDENT_NAME,
             reads="public queries and the winner of each vote",
             adversary="untrusted",
         )
-        return (*self.release.aggregation.readers("party", "vote counts"), reads)
+        return (*self.release.aggregation.readers("party", "vote counts"), student)
 
     def with_noise(self, scale: float) -> "PATE | None":
-        """The same trainer with another noise scale on the votes."""
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
     def hosted(self, parties: tuple[str, ...]) -> dict[str, int]:
-        """How many teachers each party hosts: as evenly as possible, at least one.
+        """The number of teachers of each party: as even as possible, at least one.
 
         Raises:
             ValueError: If there are fewer teachers than parties.
@@ -216,12 +232,7 @@ class PATE:
         return {party: share + (number < more) for number, party in enumerate(parties)}
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Lets the teachers vote, and trains the student.
-
-        Args:
-            task: What is learned.
-            data: Who holds which rows; its public rows are what the student asks about.
-            run: The run.
+        """Lets the teachers vote on public rows, and trains the student on the answers.
 
         Returns:
             The student.
@@ -237,7 +248,9 @@ class PATE:
         saved = run.checkpoint.load()
         if saved is None:
             asked, labels = self._answered(task, data, given, run)
-            run.checkpoint.save(1, {"asked": asked, "labels": labels, "realised": _kept(run)})
+            run.checkpoint.save(
+                1, {"asked": asked, "labels": labels, "realised": _plain_charges(run)}
+            )
         else:
             # Answers were paid for and are public: a resumed run asks nothing twice.
             asked, labels = saved[1]["asked"], saved[1]["labels"]
@@ -251,17 +264,18 @@ class PATE:
     def _answered(
         self, task: Task, data: FederatedData, given: int, run: Run
     ) -> tuple[Tensor, Tensor]:
-        """The queries that the ledger has room for, and their answers."""
+        """The queries whose answers the ledger pays for, and these answers."""
         public = self._public(data, given, run)
         order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
         asked = public[order[: self.queries]]
         answered = 0
+        # All answers come in one round, so all that the budget allows are paid before it.
         while answered < len(asked) and run.spend():
             answered += 1
         return asked[:answered], self._ask(task, data, run, asked[:answered], given)
 
     def _given(self, data: FederatedData) -> int:
-        """How many rows each party has to give up, so that there is something to ask about."""
+        """The number of rows that each party gives up where the data has no public part."""
         if data.public is not None:
             return 0
         given = -(-self.queries // len(data.parties))
@@ -275,18 +289,19 @@ class PATE:
         return given
 
     def _tell_of_split(self, data: FederatedData, given: int, run: Run) -> None:
+        """Notes that rows were given up, and leaves attacks the protected rows only."""
         run.notes.append(
             f"the data has no public part: {given} rows of each party were taken from the "
             "training rows and from the teachers, and are not protected"
         )
-        kept = [
+        protected = [
             without_public_part(party, data.train[party], given, run.seeds)[1]
             for party in data.parties
         ]
-        run.members = concatenate(kept)
+        run.members = concatenate(protected)
 
     def _public(self, data: FederatedData, given: int, run: Run) -> Tensor:
-        """Inputs that may be asked about."""
+        """The inputs that may be asked about, shape `(rows, ...)`."""
         if data.public is not None:
             if len(data.public) < self.queries:
                 run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
@@ -304,12 +319,15 @@ class PATE:
         replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
         messages = list(replies.values())
         self._charge_what_was_answered(messages, run)
+        # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
+        # "Aggregation" of 2017, the noise is Lap(1 / gamma).
         labels = self.release.arrive(messages, run, round=1, kind="votes", releases=len(asked))
         run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
         return labels
 
     def _charge_what_was_answered(self, messages: list[Payload], run: Run) -> None:
-        """The data-dependent charge, where somebody can compute it from the counts."""
+        """Adds the data-dependent charge, where somebody can compute it from the counts."""
+        # It rests on the exact counts, which nobody sees where parties noise their own.
         if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
             return
         realised = getattr(self.release.mechanism, "realised", None)
@@ -320,6 +338,9 @@ class PATE:
             run.realised[PUBLIC.name] = realised(counts)
 
     def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
+        """The student, trained on the answered queries alone."""
+        # Queries and answers are public: everything from here on is post-processing. The papers
+        # train the student on unanswered queries, too (semi-supervised), which is not done here.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         if len(rows) > 0:
             own = PartyRun(

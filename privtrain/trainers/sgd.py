@@ -17,12 +17,12 @@ from privtrain.core.validate import check_count, check_positive
 from privtrain.release.door import Release
 from privtrain.sampling.passes import row_batches
 from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
-from privtrain.steps.pooling import CURATOR_READS, pool
+from privtrain.steps.pooling import CURATOR_READS, pool, resume
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Minibatch gradient descent on the pooled rows of all parties. Nothing is promised.
+    """Minibatch gradient descent on the pooled rows of all parties, without any privacy.
 
     Args:
         epochs: Passes over the rows; at least 1.
@@ -44,41 +44,32 @@ class SGD:
             check_count(batch_size=self.batch_size)
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        """One exact release of the final model."""
+        # The final model, exact; the epochs before it are not published.
         return Release().plans(
             unit=Unit.EXAMPLE, count=1, parties=1, observers=(PUBLIC, AGGREGATOR)
         )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
-        """The curator reads everything."""
         return (CURATOR_READS,)
 
     def with_noise(self, scale: float) -> None:
-        """None: there is no noise to scale."""
-        return
+        return None
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Trains on the pooled rows.
-
-        Args:
-            task: What is learned.
-            data: Who holds which rows.
-            run: The run.
-
-        Returns:
-            The trained model.
-        """
         rows = pool(data, run)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
-        start = self._resume(model, optimizer, run)
+        start, _ = resume(model, optimizer, run)
         for epoch in range(start, self.epochs):
             total, count = torch.zeros((), device=run.device), 0
+            # From the public seed: nothing is promised, so the order of the rows may be known.
             order = run.seeds["order", epoch, CURATOR_NAME].torch()
+            # Layers such as dropout draw from torch's global generator only.
             with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
                 for batch in row_batches(rows, self.batch_size, 1, order):
                     total += descend(model, optimizer, task.loss, *batch)
                     count += 1
+            # On the device until here: reading the loss of each batch would wait for each batch.
             run.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
             run.watch(epoch + 1, self.epochs, ModelPredictor(model))
             model.train()
@@ -86,18 +77,10 @@ class SGD:
                 epoch + 1, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             )
             run.progress(epoch + 1, self.epochs)
+        # The final model is the one release of the plan; what led to it stays at the curator.
         run.spend()
         run.ledger.use()
         run.transcript.publish(
             "model", to_vector(trainable(model)), sender=CURATOR_NAME, round=self.epochs
         )
         return ModelPredictor(model)
-
-    def _resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
-        saved = run.checkpoint.load()
-        if saved is None:
-            return 0
-        done, state = saved
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return done

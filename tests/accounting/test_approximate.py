@@ -6,22 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from privtrain.accounting.approximate import Approximate
 from privtrain.accounting.calibration import calibrate_scale
 from privtrain.accounting.curves import DELTAS, epsilon_curve, gaussian_delta, trade_off
-from privtrain.accounting.epsilon import (
-    Approximate,
-    best_accountant,
+from privtrain.accounting.epsilon import best_accountant, epsilon, evaluate, rdp_curve, supports
+from privtrain.accounting.event import (
     composed,
-    epsilon,
-    evaluate,
     fixed_size_sampled,
     gaussian_event,
     no_event,
     non_private_event,
     poisson_sampled,
-    rdp_curve,
     repeated,
-    supports,
 )
 from privtrain.accounting.files import event_from_plain, event_to_plain
 from privtrain.accounting.filter import RdpFilter

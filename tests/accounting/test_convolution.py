@@ -1,5 +1,7 @@
 """Rare losses of many releases, against the binomial law."""
 
+from typing import Any
+
 import dp_accounting as dp
 import numpy as np
 import pytest
@@ -13,8 +15,18 @@ def test_rare_sums_of_many_losses_are_those_of_the_binomial_law(rare: float) -> 
     count, chance = 100_000, 0.03
     one = dp.pld.pld_pmf.DensePLDPmf(1e-3, 0, np.array([1 - chance, chance]), 0.0, True)
     make = dp.pld.privacy_loss_distribution.PrivacyLossDistribution
-    whole = self_composed(dp, make(one), count)._pmf_remove
+    whole: Any = self_composed(make(one), count)
+    whole = whole._pmf_remove
     place = int(stats.binom.isf(rare, count, chance))
     found = whole._probs[place + 1 - whole._lower_loss :].sum()
     assert found == pytest.approx(stats.binom.sf(place, count, chance), rel=1e-3)
     assert (whole._probs >= 0).all()
+
+
+@pytest.mark.parametrize("pessimistic", [True, False])
+def test_one_infinite_loss_makes_the_sum_infinite(pessimistic: bool) -> None:
+    count, never = 1_000, 1e-4
+    one = dp.pld.pld_pmf.DensePLDPmf(1e-3, 0, np.array([0.5, 0.5 - never]), never, pessimistic)
+    make = dp.pld.privacy_loss_distribution.PrivacyLossDistribution
+    whole: Any = self_composed(make(one), count)
+    assert whole._pmf_remove._infinity_mass == pytest.approx(1 - (1 - never) ** count, rel=1e-9)

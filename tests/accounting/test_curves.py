@@ -15,15 +15,15 @@ from privtrain.accounting.curves import (
     smallest_miss,
     trade_off,
 )
-from privtrain.accounting.epsilon import (
-    RdpCurve,
-    epsilon,
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import (
     fixed_size_sampled,
     gaussian_event,
     non_private_event,
     poisson_sampled,
     repeated,
 )
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE
 
 RATES = np.linspace(0, 1, 41)

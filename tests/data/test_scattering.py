@@ -18,6 +18,7 @@ def test_shapes_are_those_of_two_scales_and_eight_directions() -> None:
     assert torch.equal(rows.labels, torch.arange(6))
 
 
+@pytest.mark.slow
 def test_features_of_an_image_do_not_depend_on_the_others() -> None:
     together = scattering_features(IMAGES.double())
     for index in range(len(IMAGES)):

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from sklearn.neighbors import NearestCentroid
 
 import privtrain as pt
 from privtrain.attacks.attack import target_for
+from privtrain.command.study_file import Study, read_study
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Target
 from privtrain.core.runtime import PartyRun
@@ -38,11 +40,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def module_of(page: str, folder: Path) -> ModuleType:
+def file_of(page: str, folder: Path) -> str:
     path = DOCS / "extending" / f"{page}.md"
     (file,) = [block for block in examples(path) if block.file is not None]
     run(path, [file], folder)
-    return importlib.import_module(str(file.file).removesuffix(".py"))
+    return str(file.file)
+
+
+def module_of(page: str, folder: Path) -> ModuleType:
+    return importlib.import_module(file_of(page, folder).removesuffix(".py"))
 
 
 def party_of(train: dict[str, Any]) -> PartyRun:
@@ -64,7 +70,8 @@ def test_every_page_has_one_file_and_uses_it(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param("trainer", marks=pytest.mark.slow), "mechanism", "attack"]
+    "page",
+    [*(pytest.param(page, marks=pytest.mark.slow) for page in ("trainer", "mechanism")), "attack"],
 )
 def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
     path = DOCS / "extending" / f"{page}.md"
@@ -76,6 +83,34 @@ def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
         assert [row.met for row in comparison.rows] == [None, True, True, True]
         assert all(row.accuracy is not None and row.accuracy > 0.5 for row in comparison.rows)
         assert all(row.leakage for row in comparison.rows)
+
+
+@pytest.mark.parametrize("page", ["trainer", "mechanism"])
+def test_study_file_of_a_page_makes_its_trainers(page: str, folder: Path) -> None:
+    path = DOCS / "extending" / f"{page}.md"
+    file = file_of(page, folder)
+    (text,) = re.findall(r"^```toml\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    (folder / "study.toml").write_text(text)
+    study = read_study(folder / "study.toml")
+    (made,) = study.make_trainers().values()
+    _, data = pt.data.load(study.data, **study.data_options)
+    assert made.plan(data, pt.Runtimes())
+    assert f"{file}:" in str(study.to_plain())
+
+
+def test_the_attack_of_a_page_is_named_by_its_file(folder: Path) -> None:
+    file = file_of("attack", folder)
+    (attack,) = Study(attacks=({"attack": f"{file}:RowSpan", "limit": 200},)).make_attacks()
+    assert (attack.name, attack.observer) == ("row span", pt.AGGREGATOR)
+
+
+@pytest.mark.parametrize("page", ["index", *PAGES])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (DOCS / "extending" / f"{page}.md").read_text()
+    files = re.findall(r"`((?:privtrain|tests|docs)/[\w/.]+)`", text)
+    assert [file for file in files if not (DOCS.parent / file).exists()] == []
+    # Constants of a module are not named: only what a stranger can find, the public names.
+    assert not re.search(r"TrainerName|_KINDS|`TRAINERS`|`ATTACKS`", text)
 
 
 # The trainer

@@ -2,14 +2,8 @@
 
 import pytest
 
-from privtrain.accounting.epsilon import (
-    Accountant,
-    epsilon,
-    fixed_size_sampled,
-    gaussian_event,
-    poisson_sampled,
-    repeated,
-)
+from privtrain.accounting.epsilon import Accountant, epsilon
+from privtrain.accounting.event import fixed_size_sampled, gaussian_event, poisson_sampled, repeated
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 
 DELTA = 1e-5

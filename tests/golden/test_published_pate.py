@@ -16,8 +16,8 @@ from privtrain.accounting.gnmax import (
     gnmax_rdp,
     lnmax_curve,
     lnmax_rdp,
-    rdp_to_epsilon,
 )
+from privtrain.accounting.renyi import rdp_to_epsilon
 
 DELTA = 1e-5
 MOMENTS = np.arange(2.0, 10.0)

@@ -1,15 +1,19 @@
-"""Clipped sums by Opacus against one example at a time."""
+"""Clipped sums by Opacus against one example at a time, and the models that it gets wrong."""
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.opacus import Opacus
+from tests.gradients.bookkeeping.cases import Case
+from tests.gradients.bookkeeping.test_torch_func import TimeFirst
 from tests.gradients.loops import (
     Make,
     Outside,
@@ -26,59 +30,50 @@ from tests.gradients.loops import (
     mlp,
     rows_for,
 )
+from tests.gradients.test_refusals import Counting, Mixed
 
-MODES = ("hooks", "ghost", "functorch")
 C = 0.4
 
 
-def clipped_sum(make: Make, mode: str, rows: Rows, times: int = 1) -> Tensor:
+def clipped_sum(make: Make, rows: Rows, times: int = 1) -> Tensor:
     model = in_float64(make)
-    engine = Opacus(mode).engine(model, cross_entropy)
+    engine = Opacus().engine(model, cross_entropy)
     for _ in range(times):
         value = engine.clipped_sum(rows, C).value
     return value
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [mlp, frozen_mlp, cnn, group_norm, layer_norm, Own])
-def test_equals_one_example_at_a_time(make: Make, mode: str) -> None:
+def test_equals_one_example_at_a_time(make: Make) -> None:
     rows = rows_for(make)
     gradients = example_gradients(in_float64(make), rows)
     norms = gradients.norm(dim=1)
     assert norms.min() < norms.max()
     assert (norms > C).any(), "the case must clip something"
-    found = clipped_sum(make, mode, rows, times=2)  # nothing is left over from the first batch
+    found = clipped_sum(make, rows, times=2)  # nothing is left over from the first batch
     torch.testing.assert_close(found, clipped(gradients, C).sum(dim=0), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", [Shared, Tied])
-def test_shared_weights_with_hooks(make: Make) -> None:
+def test_shared_weights(make: Make) -> None:
     rows = rows_for(make)
     expected = clipped(example_gradients(in_float64(make), rows), C).sum(dim=0)
-    found = clipped_sum(make, "hooks", rows, times=2)
+    found = clipped_sum(make, rows, times=2)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [Shared, Tied])
-def test_shared_weights_with_ghost_are_refused_with_the_way_out(make: Make) -> None:
-    with pytest.raises(UnsupportedError, match="mode='hooks'"):
-        clipped_sum(make, "ghost", rows_for(make))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_weight_that_no_layer_books_is_refused(mode: str) -> None:
-    """Its gradient was left out by hooks, and left out of the norms alone by ghost clipping."""
+def test_a_weight_outside_of_its_layer_is_refused() -> None:
+    """Its gradient was left out by hooks."""
     with pytest.raises(UnsupportedError, match="outside its own layer"):
-        clipped_sum(Outside, mode, rows_for(Outside))
+        clipped_sum(Outside, rows_for(Outside))
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e200])
-def test_a_broken_example_adds_nothing_and_harms_nobody(mode: str, value: float) -> None:
+def test_a_broken_example_adds_nothing_and_harms_nobody(value: float) -> None:
     rows = rows_for(mlp)
     bad = Rows(rows.inputs.clone(), rows.labels)
     bad.inputs[2, 3] = value
-    engine = Opacus(mode).engine(in_float64(mlp), cross_entropy)
+    engine = Opacus().engine(in_float64(mlp), cross_entropy)
     found = engine.clipped_sum(bad, C)
     good = rows.take(torch.tensor([0, 1, 3, 4, 5, 6]))
     expected = clipped(example_gradients(in_float64(mlp), good), C).sum(dim=0)
@@ -89,18 +84,16 @@ def test_a_broken_example_adds_nothing_and_harms_nobody(mode: str, value: float)
         assert float((found.value - expected).norm()) <= C * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_only_broken_examples_add_up_to_zero(mode: str) -> None:
+def test_only_broken_examples_add_up_to_zero() -> None:
     rows = rows_for(mlp)
     bad = Rows(torch.full_like(rows.inputs, float("inf")), rows.labels)
-    found = Opacus(mode).engine(in_float64(mlp), cross_entropy).clipped_sum(bad, C)
+    found = Opacus().engine(in_float64(mlp), cross_entropy).clipped_sum(bad, C)
     assert not found.value.any()
     assert found.non_finite == len(rows)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_empty_batch_adds_up_to_zero(mode: str) -> None:
-    engine = Opacus(mode).engine(in_float64(frozen_mlp), cross_entropy)
+def test_an_empty_batch_adds_up_to_zero() -> None:
+    engine = Opacus().engine(in_float64(frozen_mlp), cross_entropy)
     found = engine.clipped_sum(rows_for(mlp).take(torch.zeros(0, dtype=torch.long)), C)
     size = sum(p.numel() for p in frozen_mlp().parameters() if p.requires_grad)
     assert found.value.shape == (size,)
@@ -123,11 +116,8 @@ class Fixed(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_clipped_gradients_are_those_of_the_units_that_were_kept(
-    mode: str, broken: bool
-) -> None:
+def test_the_clipped_gradients_are_those_of_the_units_that_were_kept(broken: bool) -> None:
     """Factors of one draw of dropout on gradients of another would bound nothing."""
     model = in_float64(Fixed)
     rows = rows_for(Fixed)
@@ -135,7 +125,7 @@ def test_the_clipped_gradients_are_those_of_the_units_that_were_kept(
         rows.inputs[0, 0] = float("nan")
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        found = Opacus(mode).engine(model, cross_entropy).clipped_sum(rows, C).value
+        found = Opacus().engine(model, cross_entropy).clipped_sum(rows, C).value
     masks = model.seen[0]
 
     class Replay(nn.Module):
@@ -155,11 +145,10 @@ def test_the_clipped_gradients_are_those_of_the_units_that_were_kept(
     torch.testing.assert_close(found, clipped(gradients, C).sum(dim=0), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_no_contribution_exceeds_the_bound_in_float32(mode: str) -> None:
+def test_no_contribution_exceeds_the_bound_in_float32() -> None:
     generator = torch.Generator().manual_seed(3)
     model = in_float64(mlp).float()
-    engine = Opacus(mode).engine(model, cross_entropy)
+    engine = Opacus().engine(model, cross_entropy)
     for scale in (1e-3, 1.0, 1e3, 1e15):
         inputs = scale * torch.randn(40, 6, generator=generator)
         rows = Rows(inputs, torch.randint(3, (40,), generator=generator))
@@ -168,7 +157,6 @@ def test_no_contribution_exceeds_the_bound_in_float32(mode: str) -> None:
             assert float(one.double().norm()) <= C * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("layer", "way_out"),
     [
@@ -182,11 +170,9 @@ def test_no_contribution_exceeds_the_bound_in_float32(mode: str) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_layers_without_gradients_of_their_own_are_refused(
-    layer: nn.Module, way_out: str, mode: str
-) -> None:
+def test_layers_without_gradients_of_their_own_are_refused(layer: nn.Module, way_out: str) -> None:
     with pytest.raises(UnsupportedError, match=way_out):
-        Opacus(mode).engine(nn.Sequential(nn.Linear(6, 8), layer), cross_entropy)
+        Opacus().engine(nn.Sequential(nn.Linear(6, 8), layer), cross_entropy)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -202,9 +188,8 @@ def test_the_attention_with_a_wrong_forward_pass_is_refused() -> None:
     assert hasattr(__import__("opacus.layers", fromlist=["x"]), DPLSTM.__name__)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_loss_that_averages_is_refused(mode: str) -> None:
-    engine = Opacus(mode).engine(in_float64(mlp), nn.functional.cross_entropy)
+def test_a_loss_that_averages_is_refused() -> None:
+    engine = Opacus().engine(in_float64(mlp), nn.functional.cross_entropy)
     with pytest.raises(ValueError, match="one value for each example"):
         engine.clipped_sum(rows_for(mlp), C)
 
@@ -221,10 +206,9 @@ class Branches(nn.Module):
         return out + self.large(x) if len(x) > 4 else out
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_layers_that_a_batch_does_not_reach(mode: str) -> None:
+def test_layers_that_a_batch_does_not_reach() -> None:
     rows, few = rows_for(Branches), rows_for(Branches, count=3)
-    engine = Opacus(mode).engine(in_float64(Branches), cross_entropy)
+    engine = Opacus().engine(in_float64(Branches), cross_entropy)
     engine.clipped_sum(rows, C)
     found = engine.clipped_sum(few, C).value
     expected = clipped(example_gradients(in_float64(Branches), few), C).sum(dim=0)
@@ -236,7 +220,7 @@ def difference_of_two(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def nearly_constant_sequences(seed: int) -> Rows:
-    """Two steps that nearly cancel in the gradient, but not in the sums that ghost forms."""
+    """Two steps that nearly cancel in the gradient, but not in the terms of their Gram matrices."""
     generator = torch.Generator().manual_seed(seed)
     inputs = 1e4 * torch.randn(1, 1, 6, generator=generator).repeat(1, 2, 1)
     return Rows(inputs + torch.randn(1, 2, 6, generator=generator), torch.zeros(1))
@@ -244,30 +228,16 @@ def nearly_constant_sequences(seed: int) -> Rows:
 
 def test_sequences_that_cancel_stay_within_the_bound() -> None:
     model = nn.Sequential(nn.Linear(6, 4, bias=False))
-    engine = Opacus("hooks").engine(model, difference_of_two)
+    engine = Opacus().engine(model, difference_of_two)
     for seed in range(50):
         found = engine.clipped_sum(nearly_constant_sequences(seed), C)
         assert float(found.value.double().norm()) <= C * (1 + 1e-6)
-    ghost = Opacus("ghost").engine(nn.Sequential(nn.Linear(6, 4)), difference_of_two)
-    with pytest.raises(UnsupportedError, match="mode='hooks'"):
-        ghost.clipped_sum(nearly_constant_sequences(0), C)
 
 
-def test_a_model_is_prepared_once() -> None:
-    model = in_float64(mlp)
-    opacus = Opacus()
-    first = opacus.engine_once(model, cross_entropy)
-    assert opacus.engine_once(model, cross_entropy) is first
-    rows = rows_for(mlp)
-    expected = clipped(example_gradients(in_float64(mlp), rows), C).sum(dim=0)
-    torch.testing.assert_close(first.clipped_sum(rows, C).value, expected)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_looking_at_the_model_between_batches_changes_nothing(mode: str) -> None:
+def test_looking_at_the_model_between_batches_changes_nothing() -> None:
     rows = rows_for(mlp)
     model = in_float64(mlp)
-    engine = Opacus(mode).engine(model, cross_entropy)
+    engine = Opacus().engine(model, cross_entropy)
     before = engine.clipped_sum(rows, C).value
     model.eval()
     with torch.no_grad():
@@ -276,20 +246,147 @@ def test_looking_at_the_model_between_batches_changes_nothing(mode: str) -> None
     assert torch.equal(engine.clipped_sum(rows, C).value, before)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_closed_engine_leaves_a_model_that_can_be_copied_and_trained(mode: str) -> None:
+def test_a_closed_engine_leaves_a_model_that_can_be_copied_and_trained() -> None:
     rows = rows_for(mlp)
     model = in_float64(mlp)
-    engine = Opacus(mode).engine(model, cross_entropy)
+    engine = Opacus().engine(model, cross_entropy)
     engine.clipped_sum(rows, C)
     engine.close()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(example_gradients(twin, rows), example_gradients(in_float64(mlp), rows))
-    again = Opacus(mode).engine(model, cross_entropy).clipped_sum(rows, C).value
+    again = Opacus().engine(model, cross_entropy).clipped_sum(rows, C).value
     expected = clipped(example_gradients(in_float64(mlp), rows), C).sum(dim=0)
     torch.testing.assert_close(again, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_modes_are_checked() -> None:
-    with pytest.raises(ValueError, match="mode='fast'"):
-        Opacus("fast")
+def test_time_that_is_as_long_as_the_batch_is_not_taken_for_examples() -> None:
+    """Every step was clipped by itself, so that one example moved the sum by many times C."""
+    engine = Opacus().engine(in_float64(TimeFirst), cross_entropy)
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        engine.clipped_sum(Case(TimeFirst, (7, 6)).rows(7), C)
+    engine = Opacus().engine(in_float64(TimeFirst), cross_entropy)
+    with pytest.raises(UnsupportedError, match="must count the examples"):
+        engine.clipped_sum(Case(TimeFirst, (5, 6)).rows(7), C)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_models_that_mix_examples_are_refused(before: bool) -> None:
+    engine = Opacus().engine(in_float64(lambda: Mixed(before)), cross_entropy)
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        engine.clipped_sum(rows_for(mlp), C)
+
+
+def test_models_that_write_to_buffers_are_refused() -> None:
+    engine = Opacus().engine(in_float64(Counting), cross_entropy)
+    with pytest.raises(UnsupportedError, match="buffer 'mean'"):
+        engine.clipped_sum(rows_for(mlp), C)
+
+
+def silent_on_the_first(logits: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(logits, targets) * (targets > 0)
+
+
+def test_an_example_without_a_gradient_proves_nothing() -> None:
+    """A comparison of zero with zero says nothing of a model."""
+    rows = rows_for(Outside)
+    rows.labels[0] = 0
+    engine = Opacus().engine(in_float64(Outside), silent_on_the_first)
+    with pytest.raises(UnsupportedError, match="outside its own layer"):
+        engine.clipped_sum(rows.take(torch.tensor([0])), C)
+        engine.clipped_sum(rows, C)
+
+
+class ZeroHead(Outside):
+    """A weight outside of its layer, whose gradient is zero in the beginning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+
+
+def test_layers_that_start_without_a_gradient_are_checked_later() -> None:
+    model, rows = in_float64(ZeroHead), rows_for(Outside)
+    engine = Opacus().engine(model, cross_entropy)
+    with pytest.raises(UnsupportedError, match="outside its own layer"):
+        for _ in range(2):
+            engine.clipped_sum(rows, C)
+            nn.init.ones_(model.head.weight[0].data)  # type: ignore[union-attr, index]
+
+
+def test_gradients_whose_squares_vanish_are_no_reason_to_refuse() -> None:
+    def tiny(logits: Tensor, targets: Tensor) -> Tensor:
+        return 1e-30 * cross_entropy(logits, targets)
+
+    rows = rows_for(mlp)
+    engine = Opacus().engine(in_float64(mlp).float(), tiny)
+    found = engine.clipped_sum(Rows(rows.inputs.float(), rows.labels), C).value
+    assert 0 < float(found.double().norm()) < 1e-28
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_counts_as_zero_whatever_its_gradient(value: float) -> None:
+    rows = rows_for(mlp)
+    kept = rows.labels != 1
+    assert 0 < int(kept.sum()) < len(rows)
+
+    def shifted(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets) + torch.where(targets == 1, value, 0.0)
+
+    found = Opacus().engine(in_float64(mlp), shifted).clipped_sum(rows, C)
+    good = rows.take(kept.nonzero().squeeze(1))
+    wanted = clipped(example_gradients(in_float64(mlp), good), C).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-12)
+    assert found.non_finite == len(rows) - len(good)
+
+
+class Padded(nn.Module):
+    """Tokens, of which one is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.table(x.long())).mean(dim=1))
+        return out
+
+
+def test_padding_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"padding_idx=0.*BookKeeping\(\)"):
+        Opacus().engine(Padded(), cross_entropy)
+
+
+class Places(nn.Module):
+    """Adds what it learned of each place, looked up once for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place, self.head = nn.Embedding(7, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        placed = x + self.place(torch.arange(x.shape[1]))
+        out: Tensor = self.head(functional.gelu(placed).mean(dim=1))
+        return out
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_what_is_computed_once_for_all_examples_is_refused(count: int) -> None:
+    engine = Opacus().engine(in_float64(Places), cross_entropy)
+    with pytest.raises(UnsupportedError, match=r"must count the examples|other examples"):
+        engine.clipped_sum(Case(Places, (7, 6)).rows(count), C)
+
+
+def test_half_precision_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"'0\.weight' is of type float16"):
+        Opacus().engine(mlp().half(), cross_entropy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rounding_of_factors_is_allowed_for(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(10):
+        engine = Opacus().engine(in_float64(mlp, seed).to(dtype), cross_entropy)
+        for _ in range(4):
+            inputs = 100 * torch.randn(1, 6, generator=generator).to(dtype)
+            found = engine.clipped_sum(Rows(inputs, torch.zeros(1, dtype=torch.long)), 1e-3)
+            assert float(found.value.double().norm()) <= 1e-3

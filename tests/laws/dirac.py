@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.accounting.curves import wide_pairs
-from privtrain.accounting.epsilon import evaluate, repeated
+from privtrain.accounting.epsilon import evaluate
+from privtrain.accounting.event import repeated
 from privtrain.attacks.one_run import f_dp
 from privtrain.attacks.one_run.attack import right_guesses
 from privtrain.attacks.one_run.bounds import epsilon_bound

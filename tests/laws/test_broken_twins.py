@@ -92,9 +92,6 @@ class AfterTheSum:
     def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
         return _AfterTheSum(BookKeeping().engine(model, loss), self.of_mean)
 
-    def engine_once(self, model: nn.Module, loss: Loss) -> GradientEngine:
-        return self.engine(model, loss)
-
 
 @dataclass
 class _AfterTheSum:
@@ -190,7 +187,12 @@ def reused_noise(seed: int, broken: bool) -> Verdict:
     )  # fmt: skip
 
 
-BY_BOUND = [no_noise, clipping_of_the_mean, wrong_sampling_rate, reused_noise]
+BY_BOUND = [
+    no_noise,
+    clipping_of_the_mean,
+    pytest.param(wrong_sampling_rate, marks=pytest.mark.slow),
+    reused_noise,
+]
 
 
 @pytest.mark.parametrize("twin", BY_BOUND, ids=lambda twin: twin.__name__)

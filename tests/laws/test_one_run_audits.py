@@ -42,15 +42,18 @@ class Case:
     count: int = 1
 
 
+SLOW = pytest.mark.slow
 CASES = [
     Case(Gaussian(1.0, 0.5), 1.5),
     Case(Gaussian(0.3, 1.0), 0.8),
     Case(Gaussian(1.0, 2.0), 0.15),
     Case(Gaussian(1.0, 3.0), 0.2, count=9),
-    Case(Gaussian(1.0, 1.0), 0.2, sampling_rate=0.2, count=20),
-    Case(Gaussian(1.0, 0.5), 0.5, sampling_rate=0.5, count=2),
-    Case(Gaussian(1.0, 0.5, secure=True), 1.5),
-    Case(Gaussian(1.0, 1.0, secure=True), 0.2, sampling_rate=0.2, count=20),
+    pytest.param(Case(Gaussian(1.0, 1.0), 0.2, sampling_rate=0.2, count=20), marks=SLOW),
+    pytest.param(Case(Gaussian(1.0, 0.5), 0.5, sampling_rate=0.5, count=2), marks=SLOW),
+    pytest.param(Case(Gaussian(1.0, 0.5, secure=True), 1.5), marks=SLOW),
+    pytest.param(
+        Case(Gaussian(1.0, 1.0, secure=True), 0.2, sampling_rate=0.2, count=20), marks=SLOW
+    ),
     Case(Laplace(1.0, 0.5), 1.0),
     Case(Laplace(2.0, 2.0), 0.05),
     Case(GNMax(1.0), 1.0, votes=True),
@@ -80,7 +83,12 @@ def test_a_mechanism_keeps_its_epsilon_and_its_curve(case: Case) -> None:
 
 @pytest.mark.parametrize("gradients", [BookKeeping(), Opacus()], ids=str)
 @pytest.mark.parametrize(
-    ("noise_multiplier", "sampling_rate", "steps"), [(1.0, 1.0, 1), (1.0, 0.5, 6), (0.6, 0.25, 4)]
+    ("noise_multiplier", "sampling_rate", "steps"),
+    [
+        (1.0, 1.0, 1),
+        pytest.param(1.0, 0.5, 6, marks=SLOW),
+        pytest.param(0.6, 0.25, 4, marks=SLOW),
+    ],
 )
 def test_training_keeps_its_epsilon_and_its_curve(
     gradients: Gradients, noise_multiplier: float, sampling_rate: float, steps: int

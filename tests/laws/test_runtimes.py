@@ -35,9 +35,12 @@ QUICK = PlainSteps(epochs=2)
         FedAvg(rounds=3, weights=ByExamples(), sampling=FixedSize(3)),
         FedAvg(rounds=3, server_optimizer=torch.optim.Adam, sampling=Poisson(0.5)),
         FedAvg(rounds=3, release=Release(NOISY), sampling=FixedSize(3)),
-        FedAvg(rounds=3, release=Release(NOISY, AT_PARTY)),
-        FedAvg(rounds=3, release=Release(NOISY, SPLIT(honest_survivors=5))),
-        FedAvg(rounds=2, local=DPSteps(NOISY)),
+        pytest.param(FedAvg(rounds=3, release=Release(NOISY, AT_PARTY)), marks=pytest.mark.slow),
+        pytest.param(
+            FedAvg(rounds=3, release=Release(NOISY, SPLIT(honest_survivors=5))),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(FedAvg(rounds=2, local=DPSteps(NOISY)), marks=pytest.mark.slow),
         PATE(
             teachers=10,
             queries=20,

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -22,16 +23,16 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.sampling.batches import (
-    BatchSampling,
     FixedSizeBatches,
     PoissonBatches,
     ShuffledEpochs,
     TruncatedPoissonBatches,
 )
+from privtrain.sampling.figures import BatchSampling
 from privtrain.trainers.dp_sgd import DPSGD
 from tests.trainers.federations import STAR
 
-ENGINES: list[Gradients] = [BookKeeping(), Opacus("hooks"), Opacus("ghost"), Opacus("functorch")]
+ENGINES: list[Gradients] = [BookKeeping(), Opacus()]
 OTHERS: list[BatchSampling] = [
     FixedSizeBatches(),
     ShuffledEpochs(),

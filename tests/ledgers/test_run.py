@@ -11,12 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privtrain.accounting.epsilon import (
-    composed,
-    gaussian_event,
-    non_private_event,
-    poisson_sampled,
-)
+from privtrain.accounting.event import composed, gaussian_event, non_private_event, poisson_sampled
 from privtrain.accounting.guarantees import guarantees
 from privtrain.core.errors import BudgetExceededError, PrivacyError
 from privtrain.core.observers import AGGREGATOR, PUBLIC, QUERIER, coalition

@@ -1,7 +1,6 @@
 """Correlated noise: against dense matrices in float64, by its statistics, and its optimiser."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.mechanisms.banded import BandedMatrix, optimise_bands, prefix_error
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Mechanism, l2_bound
@@ -154,7 +153,10 @@ def columns_are_bounded(column: tuple[float, ...] | Array) -> bool:
     return bool((np.linalg.norm(matrix(column), axis=0) <= 1 + 1e-12).all())
 
 
-@pytest.mark.parametrize(("steps", "bands"), [(STEPS, 1), (STEPS, 5), (STEPS, STEPS), (300, 40)])
+@pytest.mark.parametrize(
+    ("steps", "bands"),
+    [(STEPS, 1), (STEPS, 5), (STEPS, STEPS), pytest.param(300, 40, marks=pytest.mark.slow)],
+)
 def test_columns_have_norm_one_and_those_far_apart_share_no_step(steps: int, bands: int) -> None:
     column = optimise_bands(steps, bands)
     assert len(column) == bands
@@ -175,14 +177,19 @@ def test_a_column_that_is_not_normalised_is_caught() -> None:
     assert not columns_are_bounded(root_of_sums(STEPS)[:5])
 
 
-@pytest.mark.parametrize(("steps", "bands"), [(1, 1), (12, 3), (STEPS, 5), (64, 64), (65, 7)])
+@pytest.mark.parametrize(
+    ("steps", "bands"),
+    [(1, 1), (12, 3), (STEPS, 5), pytest.param(64, 64, marks=pytest.mark.slow), (65, 7)],
+)
 def test_the_error_is_that_of_dense_matrices(steps: int, bands: int) -> None:
     for column in (optimise_bands(steps, bands), tuple(root_of_sums(steps)[:bands])):
         assert prefix_error(column, steps) == pytest.approx(dense_error(column, steps), rel=1e-10)
     assert prefix_error((1.0,), steps) == pytest.approx(math.sqrt((steps + 1) / 2))
 
 
-@pytest.mark.parametrize(("steps", "bands"), [(12, 3), (20, 4), (40, 2), (20, 20)])
+@pytest.mark.parametrize(
+    ("steps", "bands"), [(12, 3), (20, 4), (40, 2), pytest.param(20, 20, marks=pytest.mark.slow)]
+)
 def test_no_other_column_does_better(steps: int, bands: int) -> None:
     """An unconstrained search over all columns, by another optimiser on dense matrices."""
     start = root_of_sums(bands)[1:]
@@ -198,11 +205,9 @@ def test_all_bands_do_a_little_better_than_the_square_root() -> None:
 
 
 @pytest.mark.slow
-def test_more_bands_do_better_and_two_thousand_steps_take_seconds() -> None:
+def test_more_bands_do_better_over_two_thousand_steps() -> None:
     optimise_bands.cache_clear()
-    start = time.process_time()  # of a thread that may share its processor with others
     found = [optimise_bands(2000, bands) for bands in (1, 4, 32, 2000)]
-    assert time.process_time() - start < 30
     errors = [prefix_error(column, 2000) for column in found]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.99 * prefix_error(tuple(root_of_sums(500)), 2000)
@@ -211,6 +216,15 @@ def test_more_bands_do_better_and_two_thousand_steps_take_seconds() -> None:
 
 
 # ---------------------------------------------------------------------- what it says of itself
+
+
+@pytest.mark.parametrize(
+    ("relation", "sensitivity"), [(ADD_REMOVE, 0.5), (ZERO_OUT, 0.5), (REPLACE_ONE, 1.0)]
+)
+def test_only_a_replaced_row_moves_a_sum_by_twice_the_bound(
+    relation: Relation, sensitivity: float
+) -> None:
+    assert MECHANISM.sensitivity(relation) == sensitivity
 
 
 def test_an_event_is_one_participation() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from privtrain.core.words import Words
+from privtrain.core.seeding import Words
 from privtrain.mechanisms import normals
 from privtrain.mechanisms.normals import standard_normals
 from tests.statistics import assert_power, independent, normal_with_std, std_is

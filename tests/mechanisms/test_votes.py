@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privtrain.accounting.epsilon import RdpCurve, evaluate
+from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.gnmax import gnmax_rdp, lnmax_rdp
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.mechanisms.mechanism import Mechanism
@@ -71,7 +72,8 @@ def test_an_answer_costs_the_same_under_every_relation(relation: Relation) -> No
 
 def test_gnmax_is_a_gaussian_of_sensitivity_root_two() -> None:
     """RDP of a Gaussian is order sensitivity^2 / (2 sigma^2); dp_accounting is the oracle."""
-    from privtrain.accounting.epsilon import epsilon, gaussian_event
+    from privtrain.accounting.epsilon import epsilon
+    from privtrain.accounting.event import gaussian_event
 
     sigma = 5.0
     oracle = epsilon(gaussian_event(sigma / math.sqrt(2)), 1e-5, accountant="rdp")

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privtrain.mpc.keystream import KEY_BYTES, KeyAgreement, Keystream
+from privtrain.mpc.keystream import KEY_BYTES, Keystream
 from privtrain.mpc.sharing import LARGEST, decode, encode, reveal, share
 
 VALUES = st.lists(st.floats(-LARGEST / 2, LARGEST / 2), min_size=1, max_size=20)
@@ -28,9 +28,9 @@ def bit_z_scores(tensor: torch.Tensor) -> torch.Tensor:
 
 def test_one_share_alone_looks_uniform_whatever_the_value() -> None:
     integers = encode(torch.full((20_000,), 3.25))
-    for one in share(integers, 3, Keystream(bytes(KEY_BYTES))):
+    for single_share in share(integers, 3, Keystream(bytes(KEY_BYTES))):
         # 192 two-sided tests at 1e-4 together: |z| < 5.1.
-        assert float(bit_z_scores(one).abs().max()) < 5.1
+        assert float(bit_z_scores(single_share).abs().max()) < 5.1
     # The test has power: the value itself, or a value with one biased bit, fails it.
     assert float(bit_z_scores(integers).abs().max()) > 100
     biased = Keystream(bytes(KEY_BYTES)).integers((20_000,))
@@ -47,22 +47,3 @@ def test_what_fixed_point_cannot_hold_is_refused(bad: float) -> None:
 def test_fewer_than_two_shares_are_refused() -> None:
     with pytest.raises(ValueError, match="parties=1"):
         share(encode(torch.zeros(1)), 1, Keystream())
-
-
-def test_a_keystream_is_the_same_under_the_same_key_however_it_is_cut() -> None:
-    key = bytes(range(KEY_BYTES))
-    whole = Keystream(key).integers((3, 5))
-    parts = Keystream(key)
-    cut = torch.cat([parts.integers((4,)), parts.integers((0,)), parts.integers((11,))])
-    assert torch.equal(whole.reshape(-1), cut)
-    assert not torch.equal(Keystream().integers((8,)), Keystream().integers((8,)))
-    with pytest.raises(ValueError, match="to be 32"):
-        Keystream(b"short")
-
-
-def test_two_parties_agree_on_a_key_for_each_purpose() -> None:
-    left, right, other = KeyAgreement(), KeyAgreement(), KeyAgreement()
-    assert left.key(right.public, "a") == right.key(left.public, "a")
-    assert left.key(right.public, "a") != left.key(right.public, "b")
-    assert left.key(right.public, "a") != left.key(other.public, "a")
-    assert left.public != right.public

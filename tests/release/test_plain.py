@@ -4,7 +4,6 @@ from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, 
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.release import shared
 from privtrain.release.aggregation import Aggregation
-from privtrain.release.exposure import sum_exposure
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT
 from privtrain.release.plain import PlainSum
 from tests.contracts.aggregation import (
@@ -53,22 +52,3 @@ def test_a_sum_carries_the_noise_of_all_but_the_colluding() -> None:
         members = coalition({f"client-{index}" for index in range(colluding)})
         seen = PlainSum().exposure(members, AT_PARTY, parties=10)
         assert seen.hidden_variance == pytest.approx(10 - colluding)
-
-
-def test_the_party_that_is_protected_is_always_honest() -> None:
-    members = coalition({f"client-{index}" for index in range(50)})
-    seen = MaskedSum().exposure(members, SPLIT(honest_survivors=10), parties=10)
-    assert seen.hidden_variance == pytest.approx(0.1)
-
-
-def test_a_split_promises_no_more_than_its_honest_survivors_draw() -> None:
-    few = SPLIT(honest_survivors=5)
-    assert MaskedSum().exposure(PUBLIC, few, parties=10).hidden_variance == pytest.approx(1.0)
-    assert MaskedSum().exposure(PUBLIC, few, parties=3).hidden_variance == pytest.approx(0.6)
-
-
-def test_raw_messages_need_no_noise_to_be_known() -> None:
-    seen = sum_exposure(
-        AGGREGATOR, AT_AGGREGATOR, parties=10, reads_messages=True, knows_noise=False
-    )
-    assert seen.hidden_variance == 0.0

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +15,6 @@ from privtrain.report.audits import audits
 from privtrain.report.files import plain_comparison
 from privtrain.report.html import comparison_html
 from privtrain.report.latex import to_latex
-from privtrain.report.over_seeds import over_seeds
 from privtrain.report.records import to_csv
 from privtrain.report.summary import groups
 from privtrain.report.table import comparison_text
@@ -76,28 +73,6 @@ def test_one_seed_has_no_range_and_an_untested_curve_no_count() -> None:
     assert found.holds == "with confidence 95% at δ 1e-5"
     (plain,) = groups(Comparison(rows=(examples.sgd(0),), card={}))
     assert audits(plain) == ()
-
-
-def test_the_bound_over_seeds_is_wrong_no_more_often_than_that_of_one() -> None:
-    """Randomised response at epsilon 1, five seeds: a mean or the largest is wrong too often."""
-    rng, truth = np.random.default_rng(0), math.e / (1 + math.e)
-    counts = rng.binomial(200, truth, (600, 5))
-    bound = {
-        right: epsilon_bound(canaries=200, guesses=200, correct=right, delta=1e-12)
-        for right in map(int, np.unique(counts))
-    }
-
-    def wrong(together: Callable[[Sequence[float]], float]) -> int:
-        return sum(together([bound[int(right)] for right in row]) > 1.0 for row in counts)
-
-    def ours(values: Sequence[float]) -> float:
-        found = over_seeds("epsilon_lower_bound", values, [None] * len(values)).value
-        assert found is not None
-        return found
-
-    # Binomial(600, 0.05) exceeds 51 with probability 1e-4.
-    assert wrong(ours) <= 51
-    assert wrong(max) > 51
 
 
 RENDERINGS = {

@@ -1,7 +1,5 @@
 import functools
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -153,21 +151,3 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert len(thin) == figures.MOST_POINTS
     assert (thin[0], thin[-1]) == (curve[0], curve[-1])
     assert figures._thinned(curve[:7]) == curve[:7]
-
-
-def test_more_labels_than_colours_differ_by_dashes() -> None:
-    found = drawing.styles(f"label {index}" for index in range(20))
-    assert len({(style.colour, style.dash) for style in found.values()}) == 20
-
-
-@pytest.mark.slow
-def test_drawing_loads_late_and_changes_no_global_state() -> None:
-    script = (
-        "import sys; from tests.report import examples; import privtrain.report.files;"
-        "assert not {'matplotlib', 'jinja2', 'rich'} & set(sys.modules);"
-        "import matplotlib; before = dict(matplotlib.rcParams);"
-        "from privtrain.report import figures; figures.cost_bars(examples.hostile());"
-        "assert dict(matplotlib.rcParams) == before;"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

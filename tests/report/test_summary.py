@@ -141,12 +141,6 @@ def test_an_unresolvable_metric_stays_unresolvable() -> None:
     assert auc.interval == pytest.approx((0.531, 0.591))
 
 
-def test_one_missing_value_leaves_no_mean() -> None:
-    assert summary.spread([1.0, None]) is None
-    assert summary.spread([]) is None
-    assert summary.hull([(0.0, 1.0), None]) is None
-
-
 def test_remarks_name_their_runs_briefly() -> None:
     found = dict(summary.remarks(examples.realistic()))
     assert [where for _, where in found["Failed"]] == [

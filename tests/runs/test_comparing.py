@@ -13,8 +13,7 @@ import privtrain as pt
 from privtrain.core.result import Predictor
 from privtrain.core.trainer import Run
 from privtrain.report.files import plain_comparison, read_comparison
-from privtrain.runs.card import run_card
-from privtrain.runs.comparing import compare, failed, unmet
+from privtrain.runs.comparing import compare, failed
 from privtrain.runs.rows import cells, load_row
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
@@ -40,21 +39,6 @@ class Failing:
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
         raise self.error
-
-
-def test_epsilon_applies_only_to_trainers_that_draw_noise() -> None:
-    rows = list(cells(FAST, range(2), (1.0, 8.0)))
-    assert [(c.label, c.epsilon, c.seed) for c in rows] == [
-        ("pooled", None, 0),
-        ("pooled", None, 1),
-        ("FedAvg", None, 0),
-        ("FedAvg", None, 1),
-        ("DP-SGD", 1.0, 0),
-        ("DP-SGD", 1.0, 1),
-        ("DP-SGD", 8.0, 0),
-        ("DP-SGD", 8.0, 1),
-    ]
-    assert len({c.folder_name for c in rows}) == len(rows)
 
 
 def test_a_run_is_not_counted_twice() -> None:
@@ -108,45 +92,10 @@ def test_a_failed_trainer_shows_its_error_and_the_others_finish() -> None:
     assert "the disk is on fire" in (comparison._repr_html_() or "")
 
 
-def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() -> None:
-    planted = pt.data.with_canaries(DATA, pt.data.mislabelled_rows(DATA, 40), seed=0)
-    few = pt.PATE(teachers=4, queries=10, release=pt.Release(pt.GNMax(1.0), finish=pt.ARGMAX))
-    attacks = [pt.LossThreshold(), pt.OneRun(guesses=20)]
-    trainers = {"PATE": few, "pooled": pt.SGD(epochs=1)}
-    votes, pooled = compare(trainers, TASK, planted, attacks=attacks, runtimes=HERE).rows
-    assert votes.error is None and votes.accuracy is not None
-    assert [leak.attack for leak in votes.leakage] == ["loss threshold"]
-    assert "one-run audit was not run: Expected data with canaries" in votes.notes[-1]
-    assert [leak.attack for leak in pooled.leakage] == ["loss threshold", "one-run audit"]
-    (none,) = compare({"p": pt.SGD(epochs=1)}, TASK, DATA, attacks=attacks, runtimes=HERE).rows
-    assert none.error is not None and "Expected data with canaries" in none.error
-
-
 def test_two_attacks_of_one_name_are_refused() -> None:
     twice = [pt.OneRun(guesses=10), pt.LossThreshold(), pt.OneRun(guesses=20)]
     with pytest.raises(ValueError, match=r"attacks=OneRun\(guesses=20.*'one-run audit'"):
         compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, attacks=twice, runtimes=HERE)
-
-
-def test_an_interrupt_is_no_row() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]
-
-
-def test_a_trainer_that_cannot_meet_the_epsilon_shows_what_it_spent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*args: object, **named: object) -> pt.DPSGD:
-        raise pt.UnsupportedError("no such noise")
-
-    monkeypatch.setattr("privtrain.runs.rows.calibrate", refuse)
-    comparison = compare(
-        {"DP-SGD": pt.DPSGD(epochs=1.0)}, TASK, DATA, epsilons=(0.1,), runtimes=HERE
-    )
-    (row,) = comparison.rows
-    assert row.error is None and row.met is False and unmet(comparison) == (row,)
-    assert row.statement is not None and 0.1 < row.statement.epsilon("public") < math.inf
-    assert any("no such noise" in note for note in row.notes)
 
 
 def test_finished_rows_are_not_repeated(tmp_path: Path) -> None:
@@ -180,15 +129,6 @@ def test_json_has_the_promised_shape_and_comes_back() -> None:
     assert set(good["cost"]) >= {"bytes_sent", "rounds", "seconds", "peak_memory_bytes"}
     assert bad["statement"] is None and bad["cost"] is None and "on fire" in bad["error"]
     assert read_comparison(plain).rows[0] == comparison.rows[0]
-
-
-def test_the_card_names_versions_data_and_public_seeds_only() -> None:
-    card = run_card(FAST, TASK, DATA, HERE, [0, 1], [3.0], 1e-5, "cpu")
-    assert card["data"]["sha256"] == DATA.digest and len(DATA.digest) == 64
-    assert card["public_seeds"] == [0, 1]
-    assert card["versions"]["torch"] and card["versions"]["dp-accounting"]
-    text = json.dumps(card)
-    assert "entropy" not in text and "key" not in text
 
 
 def test_no_trainers_and_bad_epsilons_are_refused() -> None:

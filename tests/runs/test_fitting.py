@@ -1,6 +1,5 @@
 """Training: resuming, refusals, budgets, calibration and what a result says."""
 
-import errno
 import functools
 import json
 import math
@@ -13,27 +12,22 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import (
-    DataError,
     PartyLostError,
     PrivacyError,
-    PrivtrainError,
-    UnsoundReleaseError,
     UnsupportedError,
 )
-from privtrain.core.observers import AGGREGATOR, DEALER, PUBLIC
+from privtrain.core.observers import DEALER
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import PartyRun, Runtimes
 from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.statement import Budget
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
-from privtrain.release.placement import AT_PARTY
-from privtrain.runs.calibrating import calibrate
 from privtrain.runs.fitting import fit
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
@@ -76,9 +70,6 @@ class Interrupted(PlainSteps):
         if party.round == self.at and party.party == self.party and Path(self.bomb).exists():
             raise KeyboardInterrupt
         return super().__call__(model, task, party)
-
-
-# ------------------------------------------------------------------------------------ resuming
 
 
 @pytest.mark.parametrize("place", [1, 3])
@@ -193,6 +184,7 @@ def test_dp_sgd_keeps_what_an_unfinished_block_reserved(tmp_path: Path) -> None:
     assert max(numbers) == 80
 
 
+@pytest.mark.slow
 def test_silos_draw_fresh_noise_after_an_interruption(tmp_path: Path) -> None:
     trainer = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)))
     with pytest.raises(KeyboardInterrupt):
@@ -223,27 +215,6 @@ def test_answers_of_teachers_are_not_asked_for_twice(tmp_path: Path) -> None:
     assert again.statement == whole.statement
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"trainer": FedAvg(rounds=3, local=PlainSteps(learning_rate=0.3))},
-        {"trainer": FedAvg(rounds=4, local=LOCAL)},
-        {"seed": 1},
-        {"data": a_federation(12, 9)},
-        {"task": replace(TASK, name="other")},
-        {"trainer": FedAvg(rounds=3, local=LOCAL, release=NOISY)},
-        {"entropy": SYSTEM},
-    ],
-    ids=["settings", "rounds", "seed", "data", "task", "release", "entropy"],
-)
-def test_the_folder_of_another_run_is_refused(other: dict[str, object], tmp_path: Path) -> None:
-    given = {"trainer": FedAvg(rounds=3, local=LOCAL), "task": TASK, "data": DATA, "seed": 0}
-    settings = {"runtimes": STAR, "folder": tmp_path}
-    fit(**given, **settings)  # type: ignore[arg-type]
-    with pytest.raises(PrivtrainError, match=r"another (run|plan)"):
-        fit(**{**given, **settings, **other})  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("other", [FedAvg(rounds=3, local=LOCAL), SGD(epochs=1)])
 def test_the_journal_of_another_plan_is_refused(other: Trainer, tmp_path: Path) -> None:
     private = FedAvg(rounds=3, local=LOCAL, release=NOISY)
@@ -252,92 +223,6 @@ def test_the_journal_of_another_plan_is_refused(other: Trainer, tmp_path: Path) 
     for trainer in (other, replace(private, rounds=4)):
         with pytest.raises(PrivacyError, match="another plan"):
             run(trainer, tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])
-def test_a_broken_checkpoint_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(PrivtrainError, match=r"state\.pt cannot be read"):
-        run(SGD(epochs=1), tmp_path)
-
-
-def test_a_checkpoint_that_lacks_something_is_a_clear_error(tmp_path: Path) -> None:
-    torch.save({"done": 1}, tmp_path / "state.pt")
-    with pytest.raises(PrivtrainError, match=r"state\.pt cannot be read"):
-        run(SGD(epochs=1), tmp_path)
-
-
-@pytest.mark.parametrize("trainer", [SGD(epochs=3), FedAvg(rounds=3, local=LOCAL, release=NOISY)])
-def test_a_full_disk_is_a_clear_error_and_loses_nothing(
-    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(trainer, tmp_path, progress=stop_at(1))
-
-    def full(*given: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(PrivtrainError, match=r"(?s)No space left.*Free disk space"):
-            run(trainer, tmp_path)
-    assert bool(torch.isfinite(vector(module(run(trainer, tmp_path)))).all())
-
-
-# ------------------------------------------------------------------------------------ refusals
-
-
-def data_of(**train: Rows) -> FederatedData:
-    return FederatedData(train=train, test=some_rows(1))
-
-
-def test_odd_data_is_refused_with_a_name() -> None:
-    good = some_rows(2)
-    bad = Rows(good.inputs.clone(), good.labels)
-    bad.inputs[3, 1] = math.nan
-    unknown = Rows(good.inputs, torch.full((12,), math.inf))
-    for data, text in (
-        (data_of(), "at least one party"),
-        (data_of(a=good, b=some_rows(3, 0)), "party 'b' holds no rows"),
-        (data_of(a=good, b=bad), r"train\[b\].*\[3, 1\]"),
-        (data_of(a=unknown), r"train\[a\].targets"),
-        (FederatedData(train={"a": good}, test=some_rows(1, 0)), "data.test"),
-        (FederatedData(train={"a": good}, test=bad), "test"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            fit(SGD(epochs=1), TASK, data, runtimes=STAR)
-
-
-@pytest.mark.parametrize(
-    ("trainer", "delta", "population"),
-    [
-        (DPSGD(epochs=1), 1 / 36, 36),
-        (FedAvg(rounds=1, release=NOISY), 1 / 3, 3),
-        (FedAvg(rounds=1, local=DPSteps(Gaussian(1.0, 1.0))), 1 / 30, 36),
-    ],
-)
-def test_delta_has_to_be_below_one_over_the_units(
-    trainer: Trainer, delta: float, population: int
-) -> None:
-    with pytest.raises(UnsoundReleaseError, match=f"1 / {population}"):
-        run(trainer, delta=delta)
-    assert run(trainer, delta=0.9 / population).statement.epsilon() < math.inf
-
-
-def test_without_a_promise_delta_does_not_matter() -> None:
-    assert run(SGD(epochs=1), delta=0.5).statement.epsilon() == math.inf
-
-
-@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
-def test_delta_is_a_probability(delta: float) -> None:
-    with pytest.raises(ValueError, match="delta"):
-        run(SGD(epochs=1), delta=delta)
-
-
-@pytest.mark.parametrize("device", ["warp", "cuda:99", "meta:x"])
-def test_an_unknown_device_is_refused(device: str) -> None:
-    with pytest.raises(ValueError, match="device="):
-        run(SGD(epochs=1), device=device)
 
 
 def test_a_trainer_that_needs_a_star_says_so() -> None:
@@ -356,9 +241,6 @@ def test_an_error_of_a_users_model_names_the_party() -> None:
 def test_a_budget_for_an_observer_without_statement_is_refused() -> None:
     with pytest.raises(ValueError, match="dealer"):
         run(FedAvg(rounds=1, release=NOISY), budget=Budget(100.0, observer=DEALER))
-
-
-# ------------------------------------------------------------------------------------- entropy
 
 
 def test_seeded_and_system_entropy_are_told_apart() -> None:
@@ -384,9 +266,6 @@ def test_payloads_are_kept_in_seeded_simulation_only() -> None:
     assert all(e.payload is None for e in run(SGD(epochs=1)).transcript.entries)
     kept = run(SGD(epochs=1), keep_payloads=True).transcript.entries
     assert all(e.payload is not None for e in kept)
-
-
-# ------------------------------------------------------------------------------------- results
 
 
 def test_diagnostics_are_unprotected_and_apart_from_the_epsilon() -> None:
@@ -422,63 +301,3 @@ def test_progress_ends_at_its_total() -> None:
         seen: list[tuple[int, int]] = []
         run(trainer, progress=lambda done, total, seen=seen: seen.append((done, total)))  # type: ignore[misc]
         assert seen[-1][0] == seen[-1][1] == len(seen)
-
-
-# ---------------------------------------------------------------------------------- calibration
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("epsilon", [3.0, pytest.param(0.5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "trainer",
-    [
-        DPSGD(epochs=2, expected_batch=9.0),
-        FedAvg(rounds=3, release=NOISY),
-        FedAvg(rounds=3, release=NOISY, sampling=FixedSize(2)),
-        FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0))),
-        PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)),
-        PATE(teachers=6, queries=9, release=Release(LNMax(2.0), finish=ARGMAX)),
-    ],
-    ids=["dp_sgd", "fedavg", "fixed", "silos", "gnmax", "lnmax"],
-)
-def test_a_calibrated_trainer_stays_within_its_own_epsilon(
-    trainer: Trainer, epsilon: float
-) -> None:
-    found = calibrate(trainer, DATA, epsilon=epsilon, runtimes=STAR)
-    (plan, *_) = found.plan(DATA, STAR)
-    value = epsilon_of(plan, plan.count, 1e-5)
-    assert 0.97 * epsilon < value <= epsilon
-
-
-def test_where_noise_is_drawn_twice_the_scaled_one_is_calibrated() -> None:
-    trainer = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 0.5)), release=NOISY)
-    found = calibrate(trainer, DATA, epsilon=2.0, runtimes=STAR)
-    assert isinstance(found, FedAvg)
-    assert found.local == trainer.local
-    client = [p for p in found.plan(DATA, STAR) if p.observer == PUBLIC][1]
-    assert 1.9 < epsilon_of(client, client.count, 1e-5) <= 2.0
-
-
-def test_an_observer_that_reads_messages_can_be_promised_local_noise() -> None:
-    trainer = FedAvg(rounds=2, release=Release(Gaussian(1.0, 1.0), AT_PARTY))
-    found = calibrate(trainer, DATA, epsilon=4.0, observer=AGGREGATOR, runtimes=STAR)
-    plan = next(p for p in found.plan(DATA, STAR) if p.observer == AGGREGATOR)
-    assert 3.8 < epsilon_of(plan, plan.count, 1e-5) <= 4.0
-
-
-def test_what_cannot_be_calibrated_is_refused() -> None:
-    for plain in (SGD(), FedAvg(), PATE(release=Release(finish=ARGMAX))):
-        with pytest.raises(UnsupportedError, match="draws no noise"):
-            calibrate(plain, DATA, epsilon=1.0, runtimes=STAR)
-    both = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY)
-    for knowing in (DPSGD(), FedAvg(release=NOISY), both):
-        with pytest.raises(UnsoundReleaseError, match="aggregator"):
-            calibrate(knowing, DATA, epsilon=1.0, observer=AGGREGATOR, runtimes=STAR)
-    with pytest.raises(ValueError, match="dealer"):
-        calibrate(DPSGD(), DATA, epsilon=1.0, observer=DEALER, runtimes=STAR)
-    with pytest.raises(ValueError, match="epsilon"):
-        calibrate(DPSGD(), DATA, epsilon=-1.0, runtimes=STAR)
-
-
-def test_data_errors_are_value_errors() -> None:
-    assert issubclass(DataError, ValueError)

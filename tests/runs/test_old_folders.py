@@ -1,8 +1,8 @@
 """What version 0.1 wrote is read by every later version.
 
-The folder, the study and the journal in `tests/fixtures/version_0_1` were written by version 0.1
-and are never written again. A later version may add entries, never change the meaning of one that
-is there.
+The folder, the study and the journal in `tests/runs/fixtures/version_0_1` were written by version
+0.1 and are never written again. A later version may add entries, never change the meaning of one
+that is there.
 """
 
 import json
@@ -56,6 +56,7 @@ def test_its_figures_are_those_that_were_printed() -> None:
         assert statement.epsilon() == epsilon
 
 
+@pytest.mark.slow
 def test_it_can_be_rendered_again(tmp_path: Path) -> None:
     pt.save(pt.load(FINISHED), tmp_path)
     for name in ("table.csv", "table.tex"):
@@ -93,9 +94,17 @@ def test_finished_rows_are_taken_up_by_a_comparison_that_goes_on(
             assert row == old[row.label]
 
 
-@pytest.mark.parametrize("path", [FINISHED / "study.toml", OLD / "every_kind.toml"], ids=str)
-def test_a_study_says_what_it_said(path: Path) -> None:
+def test_a_study_says_what_it_said() -> None:
+    path = FINISHED / "study.toml"
     holds(read_study(path).to_plain(), tomllib.loads(path.read_text()))
+
+
+def test_a_setting_that_is_gone_is_read_and_no_longer_written() -> None:
+    path = OLD / "every_kind.toml"
+    old, new = tomllib.loads(path.read_text()), read_study(path).to_plain()
+    assert old["trainers"]["fixed"]["gradients"].pop("mode") == "hooks"
+    assert new["trainers"]["fixed"]["gradients"] == {"kind": "Opacus"}
+    holds(new, old)
 
 
 def test_a_journal_of_a_study_goes_on(tmp_path: Path) -> None:

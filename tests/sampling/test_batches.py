@@ -8,17 +8,16 @@ import pytest
 from scipy import stats
 from torch import Tensor
 
-from privtrain.accounting.epsilon import (
-    epsilon,
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import (
     fixed_size_sampled,
     gaussian_event,
     poisson_sampled,
     repeated,
     truncated_poisson_sampled,
 )
-from privtrain.core.errors import BudgetExceededError, UnsupportedError
+from privtrain.core.errors import BudgetExceededError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Relation
-from privtrain.core.task import FederatedData
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian
@@ -26,15 +25,13 @@ from privtrain.release.door import Release
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.fitting import fit
 from privtrain.sampling.batches import (
-    Batches,
-    BatchSampling,
     FixedSizeBatches,
     PoissonBatches,
     ShuffledEpochs,
     TruncatedPoissonBatches,
-    taken,
 )
-from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
+from privtrain.sampling.cyclic import FixedOrder
+from privtrain.sampling.figures import BatchSampling
 from privtrain.sampling.sampling import FixedSize, Poisson, Sampling, Shuffled
 from privtrain.trainers.dp_sgd import DPSGD
 from tests.trainers.federations import STAR, TASK, a_federation
@@ -57,8 +54,6 @@ class Watching:
             return inner.clipped_sum(batch, bound)
 
         return SimpleNamespace(clipped_sum=clipped_sum, notes=inner.notes, close=inner.close)
-
-    engine_once = engine
 
 
 def trainer(sampling: BatchSampling, noise: float = 1.0, **options: Any) -> DPSGD:
@@ -183,21 +178,6 @@ def test_a_batch_in_an_epoch_costs_nothing_more() -> None:
     assert few.epsilon == many.epsilon
 
 
-def test_twice_in_an_epoch_is_one_gaussian_too_few() -> None:
-    """The broken twin: rows drawn anew for every batch share rows, and cost a Gaussian each."""
-    drawn = Poisson(0.5).choose(41, np.random.default_rng(0))
-    again = Poisson(0.5).choose(41, np.random.default_rng(1))
-    assert set(drawn) & set(again)
-    batches = Batches(Shuffled(), 6, (), per_draw=6, population=41)
-    rows = DATA.pooled()
-    drawn_in = list(batches.parts(41, np.random.default_rng(0)))
-    assert len(drawn_in) == 6
-    parts = [rows_of([taken(rows, chosen).inputs]) for chosen in drawn_in]
-    for number, part in enumerate(parts):
-        for other in parts[number + 1 :]:
-            assert not {tuple(row) for row in part} & {tuple(row) for row in other}
-
-
 @pytest.mark.slow
 def test_truncated_batches_are_bounded_and_stated_as_such() -> None:
     sampling = TruncatedPoissonBatches(9)
@@ -239,20 +219,6 @@ def test_a_part_of_a_release_that_never_began_is_refused() -> None:
 # ---------------------------------------------------------------------- what does not fit
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS[1:])
-def test_figures_that_do_not_fit_are_refused(sampling: BatchSampling) -> None:
-    for size in (8.5, 42.0):
-        with pytest.raises(ValueError, match=f"expected_batch={size}"):
-            trainer(sampling, expected_batch=size).batches(DATA)
-    with pytest.raises(UnsupportedError, match=r"sampling_rate=0\.1"):
-        trainer(sampling, sampling_rate=0.1).batches(DATA)
-
-
-def test_an_empty_party_changes_nothing(data: FederatedData = DATA) -> None:
-    counts = {len(trainer(sampling).batches(data).assumptions) for sampling in SAMPLINGS}
-    assert counts <= {1, 2}
-
-
 @pytest.mark.parametrize("make", [ShuffledEpochs, FixedOrder, Shuffled])
 def test_what_is_neither_true_nor_false_is_refused(make: Any) -> None:
     for value in (1, None, "no"):
@@ -262,18 +228,6 @@ def test_what_is_neither_true_nor_false_is_refused(make: Any) -> None:
         FixedSize(3, replace_one=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="size_is_public='yes'"):
         Poisson(0.5, 3.0, "yes")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "sampling", [*SAMPLINGS, TruncatedPoissonBatches(9), FixedOrder(), CyclicPoisson(2)]
-)
-def test_more_steps_than_can_be_counted_are_refused(sampling: BatchSampling) -> None:
-    for epochs in (1e300, 1.7e308):
-        with pytest.raises(ValueError, match=r"epochs=.* to take fewer than 2\^53 steps"):
-            trainer(sampling, epochs=epochs).batches(DATA)
-    if isinstance(sampling, (PoissonBatches, TruncatedPoissonBatches, CyclicPoisson)):
-        with pytest.raises(ValueError, match=r"fewer than 2\^53 steps; it takes inf"):
-            trainer(sampling, epochs=1, sampling_rate=1e-320).batches(DATA)
 
 
 @pytest.mark.parametrize("value", [None, 0.1, "PoissonBatches", Poisson(0.1), PoissonBatches])

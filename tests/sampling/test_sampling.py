@@ -1,3 +1,4 @@
+import math
 import pickle
 from typing import Any
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privtrain.accounting.epsilon import (
-    epsilon,
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import (
     fixed_size_sampled,
     gaussian_event,
     poisson_sampled,
@@ -276,3 +277,31 @@ def test_a_delta_that_lets_one_unit_out_is_refused(delta: float, population: int
 )
 def test_a_smaller_one_is_not(delta: float, population: int | None) -> None:
     check_delta_below(delta, population, "client")
+
+
+def test_truncated_samples_are_drawn_as_they_are_charged() -> None:
+    sampling, generator = TruncatedPoisson(0.5, 5), np.random.default_rng(0)
+    drawn = [sampling.choose(8, generator) for _ in range(40_000)]
+    sizes = np.bincount([len(d) for d in drawn], minlength=9)
+    assert sizes[6:].sum() == 0
+    expected = [float(stats.binom.pmf(i, 8, 0.5)) for i in range(5)]
+    expected.append(1 - sum(expected))
+    assert stats.chisquare(sizes[:6], np.array(expected) * len(drawn)).pvalue > 1e-6
+    each = np.bincount(np.concatenate(drawn).astype(int), minlength=8)
+    inside = sum(float(stats.binom.pmf(i, 7, 0.5)) * 0.5 * min(1.0, 5 / (i + 1)) for i in range(8))
+    deviation = math.sqrt(len(drawn) * inside * (1 - inside))
+    assert np.abs(each - len(drawn) * inside).max() < 5 * deviation
+    assert all(d == sorted(set(d)) for d in drawn)
+
+
+def test_nothing_is_amplified_for_who_may_be_in_the_sample() -> None:
+    sampling, event = TruncatedPoisson(0.1, 5), gaussian_event(1.0)
+
+    def seeing(sample: bool) -> Exposure:
+        return Exposure(single_messages=False, knows_sample=sample, noise_known=0.0)
+
+    stranger, reader = seeing(False), seeing(True)
+    assert sampling.amplified(event, stranger, 30, 0) != event
+    assert sampling.amplified(event, stranger, 30, 1) == event
+    assert sampling.amplified(event, reader, 30, 0) == event
+    assert sampling.relation(stranger, 30) is ZERO_OUT

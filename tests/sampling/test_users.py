@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from privtrain.accounting.epsilon import (
-    epsilon,
-    gaussian_event,
-    of_group,
-    poisson_sampled,
-    repeated,
-)
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, of_group, poisson_sampled, repeated
 from privtrain.core.errors import DataError, UnsoundReleaseError
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task, concatenate
-from privtrain.data.arrays import from_arrays, to_users
+from privtrain.data.arrays import from_arrays
 from privtrain.data.tables import from_csv
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.mechanisms.gaussian import Gaussian
@@ -27,7 +22,7 @@ from privtrain.release.door import Release
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.fitting import fit
 from privtrain.sampling.batches import PoissonBatches
-from privtrain.sampling.users import some_of_each_user
+from privtrain.sampling.users import limit_per_user
 from privtrain.trainers.dp_sgd import DPSGD
 from tests.trainers.federations import STAR
 
@@ -54,17 +49,17 @@ def test_no_user_has_more_rows_than_allowed_and_nobody_changes_anothers() -> Non
     _, data = a_task()
     rows = data.pooled()
     assert rows.users is not None
-    kept = rows.take(some_of_each_user(rows, 3, Seeds(5)))
+    kept = rows.take(limit_per_user(rows, 3, Seeds(5)))
     assert kept.users is not None
     _, each = np.unique(kept.users.numpy(), return_counts=True)
     _, before = np.unique(rows.users.numpy(), return_counts=True)
     assert (each == np.minimum(before, 3)).all() and before.max() > 3
     for leaver in rows.users.unique()[:10]:
         others = rows.take((rows.users != leaver).nonzero().squeeze(1))
-        now = others.take(some_of_each_user(others, 3, Seeds(5)))
+        now = others.take(limit_per_user(others, 3, Seeds(5)))
         wanted = kept.inputs[kept.users != leaver]
         assert torch.equal(now.inputs, wanted)
-    again = rows.take(some_of_each_user(rows, 3, Seeds(6)))
+    again = rows.take(limit_per_user(rows, 3, Seeds(6)))
     assert not torch.equal(again.inputs, kept.inputs)
 
 
@@ -72,7 +67,7 @@ def test_which_rows_are_kept_does_not_follow_from_their_values() -> None:
     _, data = a_task()
     rows = data.pooled()
     other = Rows(rows.inputs.flip(1) * 7, rows.labels * 0, rows.users)
-    assert torch.equal(some_of_each_user(rows, 2, Seeds(0)), some_of_each_user(other, 2, Seeds(0)))
+    assert torch.equal(limit_per_user(rows, 2, Seeds(0)), limit_per_user(other, 2, Seeds(0)))
 
 
 @pytest.mark.slow
@@ -89,8 +84,6 @@ def test_batches_hold_kept_rows_only() -> None:
                 return inner.clipped_sum(batch, bound)
 
             return SimpleNamespace(clipped_sum=clipped_sum, notes=(), close=inner.close)
-
-        engine_once = engine
 
     fit(trainer(2, epochs=20, gradients=Watching()), task, data, runtimes=STAR, delta=1e-3)
     rows = data.pooled()
@@ -135,13 +128,6 @@ def test_what_is_missing_or_too_weak_is_refused() -> None:
         PoissonBatches(rows_per_user=0)
     with pytest.raises(DataError, match=r"users of shape \(2,\)"):
         Rows(torch.zeros(3, 1), users=torch.zeros(2))
-    with pytest.raises(DataError, match="users of shape"):
-        to_users([[1, 2]])
-
-
-def test_users_are_numbered_by_their_own_name_alone() -> None:
-    assert to_users(["b", "a", "b"]).tolist() == to_users(["b", "c", "b", "a"])[[0, 3, 0]].tolist()
-    assert to_users([7, 9]).tolist() == to_users([9, 7]).flip(0).tolist()
 
 
 def test_a_column_of_a_table_names_users(tmp_path: Path) -> None:

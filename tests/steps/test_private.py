@@ -2,28 +2,28 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact
-from privtrain.sampling.batches import plan_batches, poisson_batch
-from privtrain.sampling.sampling import Poisson
 from privtrain.steps.private import DPSteps, diagnostics
 from tests.gradients.loops import clipped, example_gradients, in_float64, mlp, rows_for
-from tests.statistics import ALARM, assert_power, mean_is_zero, normal_with_std, std_is
+from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
 
 
 class Linear:
@@ -76,71 +76,12 @@ class Locked(Mapping[str, Rows]):
         return 2
 
 
-def test_public_figures_are_taken_as_they_are() -> None:
-    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=1000)
-    found = plan_batches(data, epochs=3, sampling_rate=None, expected_batch=50.0)
-    assert (found.sampling.rate, found.sampling.expected_size, found.steps) == (0.05, 50.0, 60)
-    assert found.sampling.size_is_public is False
-    given = FederatedData(train=Locked(), test=empty_rows())
-    found = plan_batches(given, epochs=2, sampling_rate=0.1, expected_batch=33.0)
-    assert (found.sampling.rate, found.sampling.expected_size, found.steps) == (0.1, 33.0, 20)
-    assert not any("rows" in text for text in found.assumptions)
-
-
 def test_a_counted_number_of_rows_is_an_assumption_under_zero_out() -> None:
     data = FederatedData(train={"a": empty_rows(30), "b": empty_rows(10)}, test=empty_rows())
-    found = plan_batches(data, epochs=1, sampling_rate=None, expected_batch=10.0)
-    assert found.sampling.rate == 0.25
-    assert any("40, is public" in text for text in found.assumptions)
     plans = DPSteps(Gaussian(1.0, 1.0)).plans(data, 3)
     assert {plan.relation for plan in plans} == {ZERO_OUT}
     declared = FederatedData(train=data.train, test=empty_rows(), public_rows=50)
     assert {p.relation for p in DPSteps(Gaussian(1.0, 1.0)).plans(declared, 3)} == {ADD_REMOVE}
-
-
-def test_a_rate_or_a_batch_is_needed() -> None:
-    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=10)
-    with pytest.raises(ValueError, match="sampling_rate=None"):
-        plan_batches(data, epochs=1, sampling_rate=None, expected_batch=None)
-
-
-def test_batches_are_poisson() -> None:
-    rows = Rows(torch.arange(200, dtype=torch.float64).unsqueeze(1), torch.zeros(200))
-    source = SeededEntropy(9)
-    drawn = 2_000
-    counts, taken = [], np.zeros(200)
-    together = 0
-    for step in range(drawn):
-        batch = poisson_batch(rows, Poisson(0.1), source["sample", step, ""].numpy())
-        index = batch.inputs[:, 0].long().numpy()
-        counts.append(len(batch))
-        taken[index] += 1
-        together += {3, 4} <= set(index.tolist())
-
-    def binomial_with(rate: float) -> bool:
-        """Sizes of batches follow Binomial(200, rate): mean, and variance of its own."""
-        mean, variance = 200 * rate, 200 * rate * (1 - rate)
-        bound = stats.norm.ppf(1 - ALARM / 4)
-        spread = (drawn - 1) * np.var(counts, ddof=1) / variance
-        low, high = stats.chi2.ppf([ALARM / 4, 1 - ALARM / 4], drawn - 1)
-        centred = abs(np.mean(counts) - mean) <= bound * math.sqrt(variance / drawn)
-        return bool(centred and low <= spread <= high)
-
-    assert binomial_with(0.1)
-    assert not binomial_with(0.1 * 2 / 3)
-    assert not binomial_with(0.1 * 3 / 2)
-    each = ALARM / 200
-    assert min(stats.binomtest(int(n), drawn, 0.1).pvalue for n in taken) > each
-    assert stats.binomtest(together, drawn, 0.01).pvalue > ALARM  # independent coins
-
-
-def test_an_empty_batch_is_drawn_now_and_then() -> None:
-    source = SeededEntropy(1)
-    sizes = [
-        len(poisson_batch(empty_rows(5), Poisson(0.1), source["s", i, ""].numpy()))
-        for i in range(50)
-    ]
-    assert 0 in sizes
 
 
 def moved(steps: DPSteps, party: PartyRun) -> Tensor:
@@ -277,3 +218,21 @@ def test_an_expected_batch_is_a_positive_number(value: Any) -> None:
     with pytest.raises(ValueError, match="expected_batch=") as caught:
         DPSteps(Gaussian(1.0, 1.0), expected_batch=value)
     assert f"expected_batch={value!r}" in str(caught.value)
+
+
+def test_a_worker_prepares_a_model_once() -> None:
+    model, other, scratch = in_float64(mlp), in_float64(mlp), dict[str, Any]()
+    task, rows = Task(model=mlp), rows_for(mlp)
+
+    def engine_after(steps: DPSteps, model: nn.Module) -> object:
+        party = replace(a_party(rows), scratch=scratch)
+        steps(model.train(), task, party)
+        assert scratch["engine"][0] is model
+        return scratch["engine"][-1]
+
+    steps = DPSteps(Gaussian(1.0, 1.0), gradients=Opacus())
+    first = engine_after(steps, model)
+    assert engine_after(steps, model) is first
+    assert engine_after(steps, other) is not first
+    assert engine_after(replace(steps, gradients=BookKeeping()), other) is not first
+    assert not any(layer._backward_hooks for layer in (*model.modules(), *other.modules()))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import (
     BudgetExceededError,
     PrivacyError,
@@ -22,6 +23,8 @@ from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Budget
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.gradients.bookkeeping.engine import BookKeeping
+from privtrain.gradients.gradients import Gradients
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact
@@ -46,8 +49,8 @@ def start(task: Task = TASK, seed: int = 0) -> nn.Module:
 # ---------------------------------------------------------------------- against plain loops
 
 
-@pytest.mark.parametrize("mode", ["hooks", "ghost", "functorch"])
-def test_without_noise_training_equals_a_loop_over_examples(mode: str) -> None:
+@pytest.mark.parametrize("gradients", [BookKeeping(), Opacus()], ids=str)
+def test_without_noise_training_equals_a_loop_over_examples(gradients: Gradients) -> None:
     data = a_federation(30, 10)
     trainer = DPSGD(
         epochs=2,
@@ -55,7 +58,7 @@ def test_without_noise_training_equals_a_loop_over_examples(mode: str) -> None:
         sampling_rate=0.25,
         learning_rate=0.3,
         release=Release(Gaussian(0.4, 0.0)),
-        gradients=Opacus(mode),
+        gradients=gradients,
     )
     found = vector(module(run(trainer, data)))
     model, rows = start(), data.pooled()
@@ -222,6 +225,7 @@ def test_a_counted_number_of_rows_is_said_to_be_public() -> None:
     assert any("40, is public" in text for text in public.assumptions)
 
 
+@pytest.mark.slow
 def test_the_statement_is_that_of_poisson_gaussians() -> None:
     trainer = DPSGD(epochs=2, expected_batch=8.0, release=Release(Gaussian(3.0, 1.2)))
     data = a_federation(40, public_rows=40)
@@ -275,6 +279,7 @@ def test_a_budget_halts_and_keeps_what_was_trained() -> None:
     assert not torch.equal(vector(module(found)), vector(start()))
 
 
+@pytest.mark.slow
 def test_a_halted_run_can_be_opened_again(tmp_path: Path) -> None:
     trainer, data = DPSGD(epochs=5, expected_batch=8.0), a_federation(40, public_rows=40)
     budget = Budget(0.5 * run(trainer, data).statement.epsilon())

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.accounting.epsilon import epsilon, gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -25,6 +26,7 @@ from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import ByExamples, ClientStep, FedAvg, Uniform
+from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
     STAR,
@@ -265,6 +267,7 @@ def test_fixed_cohorts_have_their_size_and_differ(release: Release) -> None:
     assert len({tuple(cohort) for cohort in found.values()}) > 1
 
 
+@pytest.mark.slow
 def test_a_cohort_under_noise_does_not_follow_from_the_public_seed() -> None:
     """Amplification holds for those who do not know who was drawn."""
     data = a_federation(*[4] * 12)
@@ -521,3 +524,26 @@ def test_who_reads_what() -> None:
     assert any(item.reader == AGGREGATOR_NAME and "update" in item.reads for item in plain)
     silos = FedAvg(local=DPSteps(Gaussian(1.0, 1.0))).input_privacy(data, STAR)
     assert any("noised update" in item.reads for item in silos)
+
+
+def notes_of(task: Task) -> tuple[str, ...]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 6, generator=generator)
+    rows = Rows(inputs, torch.randint(3, (60,), generator=generator))
+    train = {name: rows.take(torch.arange(20 * i, 20 * i + 20)) for i, name in enumerate("abc")}
+    data = FederatedData(train=train, test=rows, public_rows=60)
+    local = DPSteps(Gaussian(1.0, 1.0), expected_batch=5.0)
+    result = fit(FedAvg(rounds=2, local=local), task, data, runtimes=STAR, delta=1e-3)
+    assert set(result.history.unprotected) >= {"training_loss", "non_finite"}
+    assert not [name for name in result.history.unprotected if "note" in name]
+    return result.notes
+
+
+def test_the_result_says_once_that_parties_could_not_book_the_model() -> None:
+    (note,) = notes_of(Task(model=Own))
+    assert "torch.func" in note
+    assert "'weight'" in note
+
+
+def test_a_model_that_is_booked_needs_no_note() -> None:
+    assert notes_of(Task(model=mlp)) == ()

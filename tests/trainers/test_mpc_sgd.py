@@ -1,71 +1,37 @@
 import math
 import pickle
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.transcript import Transcript
-from privtrain.core.validate import check_finite
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mpc.crypten.engine import CAVEATS
-from privtrain.mpc.sharing import LARGEST
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
 from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
+from tests.mpc.federations import (
+    CLASSES,
+    FEATURES,
+    binary,
+    by_columns,
+    by_rows,
+    logistic,
+    perceptron,
+)
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
-FEATURES, CLASSES, ROWS_EACH = 12, 4, 30
-
-
-def logistic() -> nn.Module:
-    return nn.Linear(FEATURES, CLASSES)
-
-
-def binary() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(FEATURES, 2, bias=False))
-
-
-def perceptron() -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Sequential(nn.Linear(FEATURES, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU()),
-        nn.Linear(8, CLASSES),
-    )
-
-
-def table(classes: int = CLASSES) -> Rows:
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(3 * ROWS_EACH, FEATURES, generator=generator)
-    truth = torch.randn(FEATURES, classes, generator=generator)
-    return Rows(inputs, (inputs @ truth).argmax(1))
-
-
-def by_rows(classes: int = CLASSES) -> FederatedData:
-    rows = table(classes)
-    parts = torch.arange(len(rows)).split(ROWS_EACH)
-    train = {f"party-{number}": rows.take(part) for number, part in enumerate(parts)}
-    return FederatedData(train=train, test=rows)
-
-
-def by_columns() -> FederatedData:
-    rows = table()
-    train = {
-        "bank": Rows(rows.inputs[:, :5]),
-        "shop": Rows(rows.inputs[:, 5:], rows.targets),
-    }
-    return FederatedData(train=train, test=rows, split=COLUMNS, label_holder="shop")
 
 
 def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
@@ -143,6 +109,7 @@ def check_transcript(transcript: Transcript, trainer: MPCSGD, data: FederatedDat
     assert setups == {(trainer.computing_names[0], True)}
 
 
+@pytest.mark.slow
 def test_a_short_run_in_two_real_processes() -> None:
     trainer = MPCSGD(epochs=1, batch_size=None, learning_rate=0.5)
     task, data = Task(model=partial(nn.Linear, FEATURES, CLASSES)), by_rows()
@@ -150,54 +117,6 @@ def test_a_short_run_in_two_real_processes() -> None:
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
     plain = plain_weights(trainer, task, data.pooled(), 0)
     assert float((trained - plain).abs().max()) < 0.002
-
-
-def fails(data: FederatedData, model: type[nn.Module] = logistic) -> None:  # type: ignore[assignment]
-    fit(MPCSGD(epochs=1), Task(model=model), data, runtimes=RUNTIMES)
-
-
-def broken(inputs: Tensor, targets: Tensor | None) -> FederatedData:
-    good = by_rows()
-    return replace(good, train={**good.train, "party-1": Rows(inputs, targets)})
-
-
-def test_rows_that_cannot_be_shared_are_refused_before_any_process_starts() -> None:
-    x, y = torch.zeros(2, FEATURES), torch.zeros(2, dtype=torch.long)
-    with pytest.raises(ValueError, match="party-1"):
-        fails(broken(x[:0], y[:0]))
-    for bad in (float("nan"), float("inf"), LARGEST, -1e30):
-        with pytest.raises(ValueError, match="party-1"):
-            fails(broken(torch.full_like(x, bad), y))
-    with pytest.raises(DataError, match="labels of party-1"):
-        fails(broken(x, y + CLASSES))
-    with pytest.raises(DataError, match="party-1"):
-        fails(broken(x, y.float()))
-    with pytest.raises(DataError):
-        fails(broken(x[:, 1:], y))
-    check_finite(x=x)
-
-
-def test_data_that_does_not_fit_the_model_is_refused() -> None:
-    with pytest.raises(DataError, match="12 features, the model takes 5"):
-        fails(by_rows(), lambda: nn.Linear(5, CLASSES))  # type: ignore[arg-type]
-    columns = by_columns()
-    with pytest.raises(DataError, match="label"):
-        fails(replace(columns, label_holder="bank"))
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        (nn.Sequential(nn.Linear(FEATURES, 4), nn.Tanh(), nn.Linear(4, CLASSES)), "Tanh"),
-        (nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)), "BatchNorm"),
-        (nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU()), "must end in nn.Linear"),
-        (nn.Sequential(nn.Linear(FEATURES, 4), nn.Flatten(), nn.Linear(4, 4)), "Flatten"),
-        (nn.ReLU(), "must end in nn.Linear"),
-    ],
-)
-def test_layers_that_cannot_be_trained_on_shares_are_named(model: nn.Module, name: str) -> None:
-    with pytest.raises(UnsupportedError, match=name):
-        fails(by_rows(), lambda: model)  # type: ignore[arg-type]
 
 
 def test_another_loss_is_refused() -> None:
@@ -237,7 +156,7 @@ def test_is_a_frozen_value_that_draws_no_noise() -> None:
     trainer = MPCSGD(computing_parties=3)
     assert pickle.loads(pickle.dumps(trainer)) == trainer
     assert trainer.with_noise(1.0) is None  # type: ignore[func-returns-value]
-    readers = [one.reader for one in trainer.input_privacy(by_rows(), RUNTIMES)]
+    readers = [reads.reader for reads in trainer.input_privacy(by_rows(), RUNTIMES)]
     assert readers[:3] == list(trainer.computing_names)
     observers = {plan.observer.name for plan in trainer.plan(by_rows(), RUNTIMES)}
     assert {"public", "participant"} <= observers

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,13 @@ def test_minibatches_equal_a_plain_loop_to_the_bit() -> None:
             losses.mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     assert torch.equal(vector(module(found)), vector(model))
+
+
+def test_the_model_is_looked_at_after_each_epoch() -> None:
+    data = a_federation(9, 14)
+    held_out = replace(data, validation=data.train["p1"])
+    result = fit(SGD(epochs=3), TASK, held_out, runtimes=STAR)
+    assert [epoch for epoch, _ in result.history.unprotected["validation_accuracy"]] == [1, 2, 3]
 
 
 def test_dropout_repeats_bit_for_bit() -> None:

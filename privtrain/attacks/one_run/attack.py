@@ -1,15 +1,23 @@
-"""The one-run audit: guess which canaries were trained on, and what that proves."""
+"""The one-run audit: it guesses which canaries were trained on, and bounds epsilon from below.
+
+Steinke, Nasr and Jagielski 2023, Algorithm 1: the coins S and the training run come before (see
+`pt.data.with_canaries`), the scores Y, the guesses T and the count of right ones are computed here.
+"""
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
 from privtrain.attacks.attack import check_target
 from privtrain.attacks.membership import row_losses, to_scores
 from privtrain.attacks.one_run import f_dp
-from privtrain.attacks.one_run.bounds import check_confidence, check_guesses, epsilon_bound
+from privtrain.attacks.one_run.bounds import (
+    ceiling,
+    check_confidence,
+    check_guesses,
+    epsilon_bound,
+)
 from privtrain.attacks.scores import Scores
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Leakage, Target
@@ -29,11 +37,11 @@ class OneRun:
     Plant canaries with `pt.data.with_canaries` before training.
 
     Args:
-        guesses: How many coins are guessed, half of them "in"; at least 2. Fixed beforehand:
+        guesses: The number of guessed coins, half of them "in"; at least 2. Fixed beforehand:
             choosing it by the result makes the figures void.
         delta: Of the lower bound, in (0, 1); compare it with an epsilon at the same delta.
         confidence: Of the bounds and the test, in (0, 1).
-        batch_size: How many rows the predictor is asked at once; at least 1.
+        batch_size: The number of rows in one call of the predictor; at least 1.
 
     Source: Steinke, Nasr and Jagielski 2023 (arXiv:2305.08846); the test of the curve:
         Mahloujifar, Melis and Chaudhuri 2024 (arXiv:2410.22235).
@@ -53,7 +61,7 @@ class OneRun:
         check_confidence(self.confidence)
 
     def run(self, target: Target, *, seed: int) -> Leakage:
-        """Guesses, counts the right guesses, and bounds what they prove.
+        """Guesses, counts the right guesses, and bounds epsilon by their number.
 
         Args:
             target: Holds the public view and the canaries; only the predictor, the loss, the
@@ -82,10 +90,11 @@ class OneRun:
             raise ValueError(
                 f"Expected guesses={self.guesses} <= {len(canaries)}, the number of canaries."
             )
+        # Algorithm 1, the vector of scores Y = (SCORE(x_i, w)), and the guesses T.
         losses = row_losses(target.predictor, target.task, canaries.rows, self.batch_size)
         correct = right_guesses(to_scores(losses), canaries, self.guesses, seed=seed)
         inside = int(canaries.included.sum())
-        promised = _fitting(target.promised)
+        promised = _example_curves(target.promised)
         metrics = self._metrics(len(canaries), correct, promised)
         return Leakage(
             attack=self.name,
@@ -105,31 +114,22 @@ class OneRun:
     def _metrics(
         self, canaries: int, correct: int, promised: PrivacyCurves | None
     ) -> dict[str, float | None]:
+        # The whole promised curve is tested at once (Mahloujifar et al. 2024), where there is one.
+        counts = {"canaries": canaries, "guesses": self.guesses}
         p_value = None
         if promised is not None:
-            p_value = f_dp.p_value(
-                f_dp.least_wrong(promised.promised),
-                canaries=canaries,
-                guesses=self.guesses,
-                correct=correct,
-            )
-        bound = partial(
-            epsilon_bound,
-            canaries=canaries,
-            guesses=self.guesses,
-            delta=self.delta,
-            confidence=self.confidence,
+            curve = f_dp.least_wrong(promised.promised)
+            p_value = f_dp.p_value(curve, **counts, correct=correct)
+        # Theorem 5.2 of Steinke et al. 2023, at one delta; it needs no promise.
+        bound = epsilon_bound(
+            **counts, correct=correct, delta=self.delta, confidence=self.confidence
         )
         gaussian = f_dp.gaussian_epsilon_bound(
-            canaries=canaries,
-            guesses=self.guesses,
-            correct=correct,
-            delta=self.delta,
-            confidence=self.confidence,
+            **counts, correct=correct, delta=self.delta, confidence=self.confidence
         )
         return {
-            "epsilon_lower_bound": bound(correct=correct),
-            "ceiling": bound(correct=self.guesses),
+            "epsilon_lower_bound": bound,
+            "ceiling": ceiling(**counts, delta=self.delta, confidence=self.confidence),
             "correct": float(correct),
             "guesses": float(self.guesses),
             "f_dp_p_value": p_value,
@@ -153,8 +153,8 @@ class OneRun:
         return tuple(notes)
 
 
-def _fitting(promised: tuple[PrivacyCurves, ...]) -> PrivacyCurves | None:
-    """The curve of the canaries' unit and relation, where one is promised."""
+def _example_curves(promised: tuple[PrivacyCurves, ...]) -> PrivacyCurves | None:
+    """The finite curves per example and add/remove, which is what a canary's coin decides."""
     for curves in promised:
         fits = curves.unit is Unit.EXAMPLE and curves.relation is ADD_REMOVE
         if fits and any(math.isfinite(bound) for _, bound in curves.promised):
@@ -163,16 +163,13 @@ def _fitting(promised: tuple[PrivacyCurves, ...]) -> PrivacyCurves | None:
 
 
 def right_guesses(scores: Scores, canaries: Canaries, guesses: int, *, seed: int) -> int:
-    """How many coins are guessed right: the highest scores "in", the lowest "out".
-
-    Canaries with equal scores are guessed in random order: the order in which they are stored
-    must not tell anything.
+    """The number of right guesses, where the highest scores are guessed "in", the lowest "out".
 
     Args:
         scores: Larger means "more likely in", shape `(canaries,)`; no NaN.
-        canaries: The coins.
-        guesses: How many canaries are guessed; the larger half of them "in".
-        seed: Public seed of the order among equals.
+        canaries: The canaries and their coins.
+        guesses: The number of guesses; the larger half of them "in".
+        seed: Public seed of the order among equal scores.
 
     Returns:
         In 0..guesses.
@@ -187,9 +184,12 @@ def right_guesses(scores: Scores, canaries: Canaries, guesses: int, *, seed: int
             f"Expected scores of shape {tuple(values.shape)} to be numbers, one for each of "
             f"{len(canaries)} canaries."
         )
+    # Equal scores in random order: the order in which canaries are stored must not tell anything.
     generator = Seeds(seed)["one-run audit/ties", 0, ""].torch()
     shuffled = torch.randperm(len(values), generator=generator)
     order = shuffled[values[shuffled].argsort(descending=True, stable=True)]
+    # Algorithm 1: T_i = +1 for the k_+ largest scores and -1 for the k_- smallest; 0, no guess, for
+    # the rest.
     said_out = guesses // 2
     inside = canaries.included[order[: guesses - said_out]].sum()
     outside = (~canaries.included[order[len(order) - said_out :]]).sum()

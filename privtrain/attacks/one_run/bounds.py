@@ -1,7 +1,7 @@
-"""What the guesses of a one-run audit prove about (epsilon, delta): pure functions.
+"""Lower bounds on epsilon at one delta from the guesses of a one-run audit: pure functions.
 
 Each of `canaries` rows was included or not by its own fair coin; after one run an attack guesses
-some coins, as many as it said beforehand, and abstains from the others.
+as many coins as it said beforehand, and abstains from the others.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def check_guesses(*, canaries: int, guesses: int, correct: int) -> None:
 
 
 def p_value(epsilon: float, *, canaries: int, guesses: int, correct: int, delta: float) -> float:
-    """How probable so many right guesses are at most, after an (epsilon, delta)-DP run.
+    """An upper bound on the probability of so many right guesses after an (epsilon, delta)-DP run.
 
     Without delta, the number of right guesses is dominated by a binomial one whose coin is right
     with probability e^epsilon / (1 + e^epsilon). Delta adds to it a count F >= 0 of mean at most
@@ -44,13 +44,13 @@ def p_value(epsilon: float, *, canaries: int, guesses: int, correct: int, delta:
 
     Args:
         epsilon: At least zero; neighbours differ in one canary being included or not.
-        canaries: How many coins were flipped.
-        guesses: How many of them were guessed; fixed beforehand.
-        correct: How many guesses were right.
+        canaries: The number of coins.
+        guesses: The number of guessed ones; fixed beforehand.
+        correct: The number of right guesses.
         delta: In [0, 1).
 
     Returns:
-        An upper bound on the probability, in [0, 1].
+        In [0, 1].
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -63,6 +63,8 @@ def p_value(epsilon: float, *, canaries: int, guesses: int, correct: int, delta:
     check_guesses(canaries=canaries, guesses=guesses, correct=correct)
     check_non_negative(epsilon=epsilon)
     check_fraction(delta=delta)
+    # Theorem 5.2: W' is binomial with e^epsilon / (1 + e^epsilon), P[W >= v] <= P[W' >= v] + 2 m
+    # delta alpha, and alpha is the largest P[v - i <= W' < v] / i.
     right = float(expit(epsilon))
     tail = float(binom.sf(correct - 1, guesses, right))
     if correct == 0 or delta == 0:
@@ -82,9 +84,9 @@ def epsilon_bound(
     most epsilon with the stated confidence, whatever the attack is.
 
     Args:
-        canaries: How many coins were flipped; independent and fair.
-        guesses: How many of them were guessed; fixed beforehand.
-        correct: How many guesses were right.
+        canaries: The number of coins; independent and fair.
+        guesses: The number of guessed ones; fixed beforehand.
+        correct: The number of right guesses.
         delta: In (0, 1).
         confidence: In (0, 1).
 
@@ -101,14 +103,16 @@ def epsilon_bound(
     alarm = 1 - confidence
 
     def refuted(epsilon: float) -> bool:
-        found = p_value(epsilon, canaries=canaries, guesses=guesses, correct=correct, delta=delta)
-        return found <= alarm
+        counts = {"canaries": canaries, "guesses": guesses, "correct": correct}
+        return p_value(epsilon, **counts, delta=delta) <= alarm
 
+    # The p-value rises with epsilon, so that the refuted ones are an interval from zero.
     if not refuted(0.0):
         return 0.0
     low, high = 0.0, 1.0
     while refuted(high):
         low, high = high, 2 * high
+    # The lower end is returned: it was refuted, whatever the bisection's precision.
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
@@ -116,11 +120,11 @@ def epsilon_bound(
 
 
 def ceiling(*, canaries: int, guesses: int, delta: float, confidence: float = 0.95) -> float:
-    """The bound that comes out if every guess is right: no audit of this size can show more.
+    """The bound that results if every guess is right: no audit of this size can show more.
 
     Args:
-        canaries: How many coins were flipped.
-        guesses: How many of them were guessed.
+        canaries: The number of coins.
+        guesses: The number of guessed ones.
         delta: In (0, 1).
         confidence: In (0, 1).
 

@@ -1,4 +1,4 @@
-"""Which layers are booked, and the parts of their parameters' per-example gradients."""
+"""Formulas of layers: per-example gradients of parameters from activations and output gradients."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,82 +9,85 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privtrain.gradients.bookkeeping.example_gradients import (
+    EmbeddingRows,
+    ExampleGradients,
+    Formed,
+    Measure,
+    OuterProduct,
+    outer_products,
+)
 from privtrain.gradients.bookkeeping.norms import (
     chunk_rows,
     forming_pays,
     over_chunks,
-    shortened,
-)
-from privtrain.gradients.bookkeeping.parts import (
-    Formed,
-    Lookups,
-    Measure,
-    Part,
-    Single,
-    over_time,
+    piece_norms,
 )
 from privtrain.gradients.bookkeeping.workspace import Workspace
 
-Parts = dict[str, Part]
-"""Name of a parameter of one layer, "weight" or "bias", to its part."""
+LayerGradients = dict[str, ExampleGradients]
+"""Name of a parameter of one layer, "weight" or "bias", to its gradients."""
 
 
-def linear(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def linear(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.Linear`: inputs `(batch, ..., in)`, gradient `(batch, ..., out)`."""
+    # With one activation and one output gradient an example, the gradient is one outer product.
     if gradient.dim() == 2:
-        return {"weight": Single(inputs, gradient), "bias": Formed(gradient)}
+        return {"weight": OuterProduct(inputs, gradient), "bias": Formed(gradient)}
     outputs = gradient.flatten(1, -2)
-    parts: Parts = {"weight": over_time(inputs.flatten(1, -2), outputs)}
+    gradients: LayerGradients = {"weight": outer_products(inputs.flatten(1, -2), outputs)}
     if _trained(layer.bias):
-        parts["bias"] = Formed(outputs.sum(dim=1))
-    return parts
+        gradients["bias"] = Formed(outputs.sum(dim=1))
+    return gradients
 
 
 def _trained(parameter: nn.Parameter | None) -> bool:
     return parameter is not None and parameter.requires_grad
 
 
-def embedding(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def embedding(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.Embedding`: inputs `(batch, ...)`, gradient `(batch, ..., width)`."""
     rows, width = len(inputs), gradient.shape[-1]
     tokens = inputs.reshape(rows, -1)
     owners = torch.arange(rows, device=tokens.device).unsqueeze(1).expand_as(tokens)
     keys, flat = (owners * layer.num_embeddings + tokens).reshape(-1), gradient.reshape(-1, width)
     if layer.padding_idx is not None:
-        kept = tokens.reshape(-1) != layer.padding_idx
-        keys, flat = keys[kept], flat[kept]
+        # torch leaves the row of the padding token as it is.
+        trained = tokens.reshape(-1) != layer.padding_idx
+        keys, flat = keys[trained], flat[trained]
+    # A token that an example holds twice: its gradients add up before they are measured.
     keys, place = torch.unique(keys, return_inverse=True)
     sums = flat.new_zeros(len(keys), width).index_add_(0, place, flat)
     owner, token = keys // layer.num_embeddings, keys % layer.num_embeddings
-    return {"weight": Lookups(rows, owner, token, sums, layer.num_embeddings)}
+    return {"weight": EmbeddingRows(rows, owner, token, sums, layer.num_embeddings)}
 
 
-def convolution(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def convolution(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.Conv1d` and `nn.Conv2d`: inputs `(batch, channels, ...)`."""
-    parts: Parts = {"weight": Windows(Geometry.of(layer), inputs, gradient)}
+    gradients: LayerGradients = {"weight": ConvolutionWeight(Geometry.of(layer), inputs, gradient)}
     if _trained(layer.bias):
-        parts["bias"] = Formed(gradient.flatten(2).sum(dim=2))
-    return parts
+        gradients["bias"] = Formed(gradient.flatten(2).sum(dim=2))
+    return gradients
 
 
-def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def layer_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.LayerNorm`: gradient `(batch, ..., *normalized_shape)`."""
 
     # Without a weight and a bias, torch takes twice as long.
-    one = inputs.new_ones(layer.normalized_shape)
-    zero = torch.zeros_like(one)
+    ones = inputs.new_ones(layer.normalized_shape)
+    zeros = torch.zeros_like(ones)
 
-    def normal(some: Tensor) -> Tensor:
-        return functional.layer_norm(some, layer.normalized_shape, one, zero, layer.eps)
+    def normal(values: Tensor) -> Tensor:
+        return functional.layer_norm(values, layer.normalized_shape, ones, zeros, layer.eps)
 
     return _scaled(layer, normal, inputs, gradient, _between(layer, gradient))
 
 
-def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def rms_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.RMSNorm`: gradient `(batch, ..., *normalized_shape)`."""
 
-    def normal(some: Tensor) -> Tensor:
-        return functional.rms_norm(some, layer.normalized_shape, eps=layer.eps)
+    def normal(values: Tensor) -> Tensor:
+        return functional.rms_norm(values, layer.normalized_shape, eps=layer.eps)
 
     return _scaled(layer, normal, inputs, gradient, _between(layer, gradient))
 
@@ -93,20 +96,20 @@ def _between(layer: Any, gradient: Tensor) -> tuple[int, ...]:
     return tuple(range(1, gradient.dim() - len(layer.normalized_shape)))
 
 
-def group_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def group_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.GroupNorm`: gradient `(batch, channels, ...)`."""
 
-    def normal(some: Tensor) -> Tensor:
-        return functional.group_norm(some, layer.num_groups, eps=layer.eps)
+    def normal(values: Tensor) -> Tensor:
+        return functional.group_norm(values, layer.num_groups, eps=layer.eps)
 
     return _scaled(layer, normal, inputs, gradient, tuple(range(2, gradient.dim())))
 
 
-def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> Parts:
+def instance_norm(layer: Any, inputs: Tensor, gradient: Tensor) -> LayerGradients:
     """`nn.InstanceNorm1d` and so on, without running statistics."""
 
-    def normal(some: Tensor) -> Tensor:
-        return functional.instance_norm(some, eps=layer.eps)
+    def normal(values: Tensor) -> Tensor:
+        return functional.instance_norm(values, eps=layer.eps)
 
     return _scaled(layer, normal, inputs, gradient, tuple(range(2, gradient.dim())))
 
@@ -117,7 +120,7 @@ def _scaled(
     inputs: Tensor,
     gradient: Tensor,
     between: tuple[int, ...],
-) -> Parts:
+) -> LayerGradients:
     """Weight and bias by which normalised inputs are scaled and moved.
 
     Args:
@@ -131,15 +134,17 @@ def _scaled(
     def summed(values: Tensor) -> Tensor:
         return values.sum(dim=between) if between else values
 
-    parts: Parts = {}
+    gradients: LayerGradients = {}
     if _trained(layer.weight):
+        # A few examples at a time, so that their normalised inputs are still in the cache when
+        # they are multiplied.
         size = chunk_rows(inputs[0].numel())
         pieces = zip(torch.split(inputs, size), torch.split(gradient, size), strict=True)
-        products = [summed(normal(some).mul_(factor)) for some, factor in pieces]
-        parts["weight"] = Formed(torch.cat(products))
+        products = [summed(normal(few).mul_(factor)) for few, factor in pieces]
+        gradients["weight"] = Formed(torch.cat(products))
     if _trained(getattr(layer, "bias", None)):
-        parts["bias"] = Formed(summed(gradient))
-    return parts
+        gradients["bias"] = Formed(summed(gradient))
+    return gradients
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Windows:
+class ConvolutionWeight:
     """The weight of a convolution.
 
     Args:
@@ -227,27 +232,24 @@ class Windows:
     def form(self, start: int, stop: int, workspace: Workspace) -> Formed:
         """The gradients of some examples, measured while the cache holds them."""
         formed = workspace.take(self._shape(stop - start))
-        pieces = [shortened(some.flatten(1)) for some in self._formed(formed, start)]
+        pieces = [piece_norms(chunk.flatten(1)) for chunk in self._formed(formed, start)]
         return Formed(formed, torch.cat(pieces))
 
     def measure(self) -> Measure:
-        """Squared norms by the cheaper form, and what two orders of summation may differ by.
-
-        Groups of channels do not meet.
-        """
+        # Groups of channels have weights of their own, so that their squares add up.
         squares, errors = over_chunks(self._chunks(0, len(self.inputs)))
         shape = (len(self.inputs), self.geometry.groups)
         return squares.reshape(shape).sum(dim=1), errors.reshape(shape).sum(dim=1)
 
     def each(self, start: int, stop: int) -> Tensor:
-        """The gradients of some examples."""
         formed = self.outputs.new_empty(self._shape(stop - start))
         for _ in self._formed(formed, start):
             pass
         return formed.reshape(stop - start, -1)
 
-    def add(self, out: Tensor, factors: Tensor, *, anew: bool) -> None:
-        """Adds the weighted sum, by the backward pass of the convolution itself."""
+    def add(self, out: Tensor, factors: Tensor, *, overwrite: bool) -> None:
+        # The backward pass of the convolution itself, with output gradients that are weighted: one
+        # pass for all examples.
         g, outputs = self.geometry, _planes(self.outputs)
         weighted = outputs * factors.view(-1, 1, 1, 1)
         _, weight, _ = torch.ops.aten.convolution_backward(
@@ -263,14 +265,13 @@ class Windows:
             g.groups,
             (False, True, False),
         )
-        if anew:
+        if overwrite:
             out.copy_(weight.flatten())
         else:
             out.add_(weight.flatten())
 
-    def take(self, index: Tensor) -> "Windows":
-        """The part of some examples."""
-        return Windows(self.geometry, self.inputs[index], self.outputs[index])
+    def take(self, index: Tensor) -> "ConvolutionWeight":
+        return ConvolutionWeight(self.geometry, self.inputs[index], self.outputs[index])
 
     def _shape(self, rows: int) -> tuple[int, int, int]:
         return rows, self.geometry.shape[0], math.prod(self.geometry.shape[1:])
@@ -292,11 +293,12 @@ class Windows:
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows and output gradients, `(examples x groups, positions, ...)`.
 
-        Windows are void as soon as the next ones are asked for.
+        Windows are overwritten as soon as the next ones are asked for.
         """
         groups, size = self.geometry.groups, math.prod(self.geometry.shape[1:])
         positions = self.outputs[0, 0].numel()
         most = chunk_rows(positions * (self.outputs.shape[1] + groups * size))
+        # One buffer for all chunks: fresh memory costs more than what is copied into it.
         buffer = self.inputs.new_empty(min(most, stop - start) * groups * size * positions)
         for first in range(start, stop, most):
             chosen = slice(first, min(first + most, stop))
@@ -314,7 +316,7 @@ def _planes(values: Tensor) -> Tensor:
     return values if values.dim() == 4 else values.unsqueeze(2)
 
 
-Formula = Callable[[Any, Tensor, Tensor], Parts]
+Formula = Callable[[Any, Tensor, Tensor], LayerGradients]
 
 _FORMULAS: Mapping[type[nn.Module], tuple[Formula, int]] = {
     nn.Linear: (linear, 0),
@@ -332,7 +334,7 @@ _FORMULAS: Mapping[type[nn.Module], tuple[Formula, int]] = {
 
 
 def formula_of(layer: nn.Module) -> tuple[Formula, int] | None:
-    """How a layer is booked, or None: another forward pass or a parameter that is computed."""
+    """A layer's formula and the dimensions of its inputs, or None if it has no formula."""
     for kind, formula in _FORMULAS.items():
         if isinstance(layer, kind) and not _overridden(layer, kind):
             return None if _unusual(layer) else formula
@@ -346,7 +348,7 @@ def _overridden(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _unusual(layer: Any) -> bool:
-    """Settings under which the formulas do not hold, such as gradients scaled by frequency."""
+    """Whether a layer's settings break its formula, as gradients scaled by frequency do."""
     if isinstance(layer, nn.Embedding):
         return bool(layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse)
     return bool(getattr(layer, "track_running_stats", False))

@@ -1,7 +1,7 @@
-"""`nn.LSTM` as linear layers, so that it can be booked: the same function, one step at a time.
+"""`nn.LSTM` as linear layers, whose gradients have formulas: the same function, step by step.
 
-torch's own LSTM hides its steps from autograd. While a batch is booked, its forward pass is taken
-over by linear layers that share its parameters; the model itself is not changed.
+torch's own LSTM hides its steps from autograd. During a forward pass of the engine, linear layers
+that share its parameters take its place; the model itself is not changed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,15 +37,17 @@ class Unrolled:
             for number in range(layer.num_layers)
             for side in (("", "_reverse") if layer.bidirectional else ("",))
         ]
+        # On "meta": they hold no values of their own, `share` gives them those of the LSTM.
         self._linear = {
             f"{part}_{ending}": nn.Linear(1, 1, bias=layer.bias, device="meta")
             for ending in self._endings
             for part in ("ih", "hh")
         }
-        self.parts = [(f"{name}.{part}", linear) for part, linear in self._linear.items()]
+        self.linear_layers = [(f"{name}.{part}", linear) for part, linear in self._linear.items()]
 
     def share(self) -> None:
         """Gives the linear layers the parameters that the LSTM has now."""
+        # Into `_parameters`: the same objects, so that a use here is a use of the LSTM's weight.
         for part, linear in self._linear.items():
             linear._parameters["weight"] = self.layer._parameters[f"weight_{part}"]
             if self.layer.bias:
@@ -68,13 +70,14 @@ class Unrolled:
         ways, ends = 2 if self.layer.bidirectional else 1, list[State]()
         for number in range(self.layer.num_layers):
             if number > 0:
+                # As torch does: between layers, never behind the last one.
                 outputs = nn.functional.dropout(outputs, self.layer.dropout, self.layer.training)
             both = []
             for way in range(ways):
                 place = number * ways + way
                 start = None if state is None else (state[0][place], state[1][place])
-                found, end = self._one_way(self._endings[place], outputs, start, way == 1)
-                both.append(found)
+                of_way, end = self._one_way(self._endings[place], outputs, start, way == 1)
+                both.append(of_way)
                 ends.append(end)
             outputs = both[0] if ways == 1 else torch.cat(both, dim=2)
         after = torch.stack([end[0] for end in ends]), torch.stack([end[1] for end in ends])
@@ -88,31 +91,34 @@ class Unrolled:
             zeros = inputs.new_zeros(len(inputs), self.layer.hidden_size)
             state = (zeros, zeros)
         hidden, cell = state
+        # Inputs of all steps at once: one product over time instead of one for each step.
         steps = self._linear[f"ih_{ending}"](inputs).unbind(dim=1)
         outputs = []
         for step in reversed(steps) if backwards else steps:
             gates = step + recurrent(hidden)
-            let_in, keep, new, let_out = gates.chunk(4, dim=1)
-            cell = keep.sigmoid() * cell + let_in.sigmoid() * new.tanh()
-            hidden = let_out.sigmoid() * cell.tanh()
+            # torch's order of gates, and its equations of `nn.LSTM`: i, f, g, o.
+            input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=1)
+            cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+            hidden = output_gate.sigmoid() * cell.tanh()
             outputs.append(hidden)
         return torch.stack(outputs[::-1] if backwards else outputs, dim=1), (hidden, cell)
 
 
 @contextmanager
-def taken_over(lstms: Iterable[Unrolled]) -> Iterator[None]:
+def forwarded_to(lstms: Iterable[Unrolled]) -> Iterator[None]:
     """Lets unrolled layers stand for the LSTMs of a model."""
-    held = list(lstms)
-    for one in held:
-        one.layer.forward = one  # type: ignore[assignment]
+    replaced = list(lstms)
+    for lstm in replaced:
+        # In the instance's dictionary, where it hides the method of the class until it goes again.
+        lstm.layer.forward = lstm  # type: ignore[assignment]
     try:
         yield
     finally:
-        for one in held:
-            del one.layer.forward
+        for lstm in replaced:
+            del lstm.layer.forward
 
 
-def unrolled(model: nn.Module) -> Iterator[Unrolled]:
+def unrolled_lstms(model: nn.Module) -> Iterator[Unrolled]:
     """The LSTMs of a model that can be unrolled."""
     for name, layer in model.named_modules():
         if can_be_unrolled(layer):

@@ -17,7 +17,7 @@ _LEVELS = 5
 """How often squares are added up at most: enough for 128^4 x 256 values."""
 
 _FORMING = 0.2
-"""How dear Gram matrices in float64 are beside passing over a gradient, measured."""
+"""Cost of Gram matrices in float64 beside that of a pass over the formed gradient, measured."""
 
 
 @lru_cache
@@ -35,16 +35,18 @@ def _smallest(dtype: torch.dtype) -> float:
 def row_norms(values: Tensor) -> Tensor:
     """Upper bounds of the norms along the last dimension, float64.
 
-    Squares are added in the type of the values; n of them are off by a factor of at most
-    1 + n x unit, and each may have vanished below the smallest number.
+    Squares are added in the type of the values.
     """
     length, dtype = values.shape[-1], values.dtype
     norms: Tensor = torch.linalg.vector_norm(values, dim=-1).double()
+    # A sum of n squares is off by a factor of at most 1 + n x unit, whatever its order,
+    # and so its root by half as much.
     norms.mul_(1 + (length / 2 + 4) * unit(dtype))
+    # Each square may have vanished below the smallest number.
     return norms.add_(math.sqrt(length * _smallest(dtype)))
 
 
-def shortened(values: Tensor) -> Tensor:
+def piece_norms(values: Tensor) -> Tensor:
     """Norms of pieces, whose rows have nearly the norms of the rows of values.
 
     Args:
@@ -63,7 +65,7 @@ def shortened(values: Tensor) -> Tensor:
     if whole < length:
         rest = torch.linalg.vector_norm(values[:, whole:], dim=-1, keepdim=True)
         norms = torch.cat([norms, rest], dim=1)
-    return shortened(norms)
+    return piece_norms(norms)
 
 
 @lru_cache(maxsize=1024)
@@ -73,29 +75,28 @@ def _piece(length: int) -> int:
 
 
 def bounded_squares(short: list[Tensor], values: int) -> Tensor:
-    """Upper bounds of the squared norms of rows that were shortened.
-
-    Squares were added in the type of the values, a piece at a time, so each level is off by a
-    factor of at most 1 + PIECE x unit, and each square may have vanished below the smallest number.
+    """Upper bounds of the squared norms of rows from the norms of their pieces.
 
     Args:
-        short: Of each tensor what `shortened` made of it; of one number of rows.
+        short: What `piece_norms` returned for each tensor; of one number of rows.
         values: How many values a row had at most.
 
     Returns:
         Shape `(tensors, rows)`, float64.
     """
-    found = torch.stack([torch.linalg.vector_norm(one, dim=1) for one in short])
-    coarsest = max((one.dtype for one in short), key=unit)
+    norms = torch.stack([torch.linalg.vector_norm(pieces, dim=1) for pieces in short])
+    coarsest = max((pieces.dtype for pieces in short), key=unit)
+    # Squares were added in the type of the values, a piece at a time: each level is off by a factor
+    # of at most 1 + PIECE x unit, however long the rows are.
     slack = 1 + _LEVELS * (PIECE / 2 + 4) * unit(coarsest)
     vanished = 2 * math.sqrt(values * _smallest(coarsest))
-    return found.double().mul_(slack).add_(vanished).square_()
+    return norms.double().mul_(slack).add_(vanished).square_()
 
 
 def formed_squares(gradients: Tensor) -> Tensor:
     """Upper bounds of the squared norms of gradients, `(batch, ...)`, shape `(batch,)`."""
     flat = gradients.flatten(1)
-    return bounded_squares([shortened(flat)], flat.shape[1])[0]
+    return bounded_squares([piece_norms(flat)], flat.shape[1])[0]
 
 
 def with_error(squares: Tensor, error: Tensor | None) -> Tensor:
@@ -136,13 +137,20 @@ def outer_squares(inputs: Tensor, outputs: Tensor) -> Tensor:
         Shape `(batch,)`, float64.
     """
     time, width, height = inputs.shape[1], inputs.shape[2], outputs.shape[2]
+    # The layerwise decision of the hybrid BK (Bu et al. 2023): form the gradient where 2 T^2
+    # values of Gram matrices are more than its own p x d.
     if 2 * time**2 >= width * height:
         return formed_squares(torch.bmm(outputs.transpose(1, 2), inputs))
+    # The ghost norm (Bu et al. 2023): the sum over pairs of steps of <a_s, a_t> <b_s, b_t>. In
+    # float64, since its terms cancel where steps do: in float32 a contribution could exceed the
+    # clipping norm many times.
     a, b = inputs.double(), outputs.double()
     products = torch.bmm(a, a.transpose(1, 2)).mul_(torch.bmm(b, b.transpose(1, 2)))
     squares = products.sum(dim=(1, 2))
     lost = (width + height + 32) * unit(torch.float64) * _magnitudes(a, b).square()
     tolerance = 1e-10 if inputs.dtype is torch.float64 else 1e-5
+    # What cancellation may have taken is added; where that is more than a small part of the result,
+    # the gradient itself is formed and measured. Not a number is doubtful, too.
     doubtful = ~(lost <= tolerance * squares)
     squares = squares.clamp_min(0) + lost
     if bool(doubtful.any()):

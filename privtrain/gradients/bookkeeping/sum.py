@@ -1,4 +1,4 @@
-"""From the parts of per-example gradients to their clipped sum."""
+"""From the per-example gradients of each parameter to their clipped sum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,15 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from privtrain.gradients.bookkeeping.layers import Windows
+from privtrain.gradients.bookkeeping.example_gradients import (
+    ExampleGradients,
+    OuterProductSum,
+    squared_norms,
+)
+from privtrain.gradients.bookkeeping.layers import ConvolutionWeight
 from privtrain.gradients.bookkeeping.norms import unit
-from privtrain.gradients.bookkeeping.parts import Part, Sequence, squared_norms
 from privtrain.gradients.bookkeeping.workspace import Workspace
-from privtrain.gradients.gradients import counted
+from privtrain.gradients.gradients import nan_where_not_finite
 from privtrain.mechanisms.clipping import Clipping
 
 FORMED_VALUES = 2**22
@@ -22,8 +26,8 @@ Weigh = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Slot:
-    """One parameter, whose gradient is a part of the sum.
+class TrainedParameter:
+    """One parameter, whose gradient has its place in the sum.
 
     Args:
         name: The parameter's name in the model.
@@ -36,15 +40,15 @@ class Slot:
     group: int
 
 
-Found = list[tuple[Slot, Part]]
-"""Parts of the gradients, and where they belong."""
+OfParameters = list[tuple[TrainedParameter, ExampleGradients]]
+"""Parameters, and the gradients of each example with respect to them."""
 
 
-def slots_of(model: nn.Module, clipping: Clipping) -> list[Slot]:
-    """The slots of the trained parameters, in the model's order."""
+def trained_parameters(model: nn.Module, clipping: Clipping) -> list[TrainedParameter]:
+    """The trained parameters, in the model's order, with their groups."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = clipping.groups([name for name, _ in named])
-    return [Slot(*one, group) for one, group in zip(named, groups, strict=True)]
+    return [TrainedParameter(*pair, group) for pair, group in zip(named, groups, strict=True)]
 
 
 def bounds(squares: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,21 +61,21 @@ def bounds(squares: Tensor, dtype: torch.dtype) -> Tensor:
     return squares.sqrt().mul_(1 + 8 * unit(dtype))
 
 
-def group_squares(found: Found, groups: int, values: int) -> Tensor:
+def group_squares(gradients: OfParameters, groups: int, values: int) -> Tensor:
     """Upper bounds of the squared norms over groups of parameters.
 
     Args:
-        found: Parts of the gradients; at least one.
+        gradients: At least one.
         groups: How many groups there are.
         values: How many values a gradient has at most.
 
     Returns:
-        Shape `(groups, batch)`, float64; zero for a group of which there is no part.
+        Shape `(groups, batch)`, float64; zero for a group without a gradient.
     """
-    squares = squared_norms([part for _, part in found], values)
+    squares = squared_norms([each for _, each in gradients], values)
     if groups == 1:
         return squares.sum(dim=0, keepdim=True)
-    index = torch.tensor([slot.group for slot, _ in found], device=squares.device)
+    index = torch.tensor([trained.group for trained, _ in gradients], device=squares.device)
     return squares.new_zeros(groups, squares.shape[1]).index_add_(0, index, squares)
 
 
@@ -82,7 +86,11 @@ def total(norms: Tensor) -> Tensor:
 
 @torch.no_grad()
 def weighted_sum(
-    slots: list[Slot], parts: dict[int, Part], losses: Tensor, weigh: Weigh, workspace: Workspace
+    trained: list[TrainedParameter],
+    gradients: dict[int, ExampleGradients],
+    losses: Tensor,
+    weigh: Weigh,
+    workspace: Workspace,
 ) -> tuple[Tensor, Tensor]:
     """Norms of per-example gradients, and their sum with weights that follow from the norms.
 
@@ -90,8 +98,8 @@ def weighted_sum(
     and added before the next ones take their place.
 
     Args:
-        slots: Where each parameter's gradient stands; at least one.
-        parts: Parts of the gradients by the `id` of their parameter.
+        trained: Where each parameter's gradient stands; at least one.
+        gradients: Per-example gradients by the `id` of their parameter.
         losses: Of each example, shape `(rows,)`; at least one. One that is not finite is left out,
             whatever its gradient.
         weigh: Gives the factors; an example with a factor of zero is left out.
@@ -100,34 +108,39 @@ def weighted_sum(
     Returns:
         The sum, shape `(parameters,)`, and upper bounds of norms, `(groups, rows)`, float64.
     """
-    like, sizes = slots[0].parameter, [slot.parameter.numel() for slot in slots]
+    like, sizes = trained[0].parameter, [each.parameter.numel() for each in trained]
     value = like.new_empty(sum(sizes))
-    unwritten = dict(zip([slot.name for slot in slots], torch.split(value, sizes), strict=True))
+    # What is added first overwrites; only what nothing was added to is set to zero in the end.
+    # Zeroing all of it beforehand would be one more pass over the whole gradient.
+    unwritten = dict(zip([each.name for each in trained], torch.split(value, sizes), strict=True))
     into = dict(unwritten)
-    groups = 1 + max(slot.group for slot in slots)
-    found = [(slot, parts[id(slot.parameter)]) for slot in slots if id(slot.parameter) in parts]
-    passing = [(slot, part) for slot, part in found if _better_formed(part)]
-    lasting: Found = [(slot, part) for slot, part in found if not _better_formed(part)]
+    groups = 1 + max(each.group for each in trained)
+    pairs = [(p, gradients[id(p.parameter)]) for p in trained if id(p.parameter) in gradients]
+    in_turn = [(p, each) for p, each in pairs if _better_formed(each)]
+    at_once: OfParameters = [(p, each) for p, each in pairs if not _better_formed(each)]
     rows = len(losses)
-    if lasting:
-        squares = group_squares(lasting, groups, value.numel())
+    # A norm is over all layers, so that what is never formed is measured before anything else.
+    if at_once:
+        squares = group_squares(at_once, groups, value.numel())
     else:
         squares = torch.zeros(groups, rows, dtype=torch.float64, device=like.device)
-    squares = counted(squares, losses)
-    room = sum(part.values for _, part in passing)
-    each = max(1, FORMED_VALUES // room) if room else rows
+    squares = nan_where_not_finite(squares, losses)
+    values = sum(each.values for _, each in in_turn)
+    few = max(1, FORMED_VALUES // values) if values else rows
     norms, factors = [], []
-    for start in range(0, rows, each):
-        stop = min(start + each, rows)
-        workspace.restart(like, room * (stop - start))
-        formed: Found = [(slot, part.form(start, stop, workspace)) for slot, part in passing]
+    for start in range(0, rows, few):
+        stop = min(start + few, rows)
+        workspace.restart(like, values * (stop - start))
+        formed: OfParameters = [(p, each.form(start, stop, workspace)) for p, each in in_turn]
         measured = squares[:, start:stop]
         if formed:
             measured = measured + group_squares(formed, groups, value.numel())
         norms.append(bounds(measured, like.dtype))
+        # Abadi et al. 2016, Algorithm 1, "Clip gradient": the factor 1 / max(1, norm / C), or that
+        # of another style.
         factors.append(weigh(norms[-1]).to(like.dtype))
         _add(into, formed, factors[-1], unwritten)
-    _add(into, lasting, joined(factors), unwritten)
+    _add(into, at_once, joined(factors), unwritten)
     for rest in unwritten.values():
         rest.zero_()
     return value, joined(norms)
@@ -138,21 +151,25 @@ def joined(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
-def _better_formed(part: Part) -> TypeGuard[Sequence | Windows]:
-    return isinstance(part, (Sequence, Windows)) and part.forming
+def _better_formed(gradients: ExampleGradients) -> TypeGuard[OuterProductSum | ConvolutionWeight]:
+    return isinstance(gradients, (OuterProductSum, ConvolutionWeight)) and gradients.forming
 
 
 def _add(
-    into: dict[str, Tensor], found: Found, factors: Tensor, unwritten: dict[str, Tensor]
+    into: dict[str, Tensor],
+    gradients: OfParameters,
+    factors: Tensor,
+    unwritten: dict[str, Tensor],
 ) -> None:
-    """Adds weighted parts; zero times infinity is not zero, so broken examples leave before."""
-    if found and not bool(factors.all()):
-        kept = (factors != 0).all(dim=0).nonzero().squeeze(1)
-        if len(kept) == 0:
+    """Adds weighted gradients to the places of their parameters."""
+    # Zero times infinity is not zero, so examples without a finite norm leave before.
+    if gradients and not bool(factors.all()):
+        left = (factors != 0).all(dim=0).nonzero().squeeze(1)
+        if len(left) == 0:
             return
-        factors = factors[:, kept]
-        found = [(slot, part.take(kept)) for slot, part in found]
-    own = factors.unbind(0)
-    for slot, part in found:
-        anew = unwritten.pop(slot.name, None) is not None
-        part.add(into[slot.name], own[slot.group], anew=anew)
+        factors = factors[:, left]
+        gradients = [(p, each.take(left)) for p, each in gradients]
+    of_group = factors.unbind(0)
+    for trained, each in gradients:
+        overwrite = unwritten.pop(trained.name, None) is not None
+        each.add(into[trained.name], of_group[trained.group], overwrite=overwrite)

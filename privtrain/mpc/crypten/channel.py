@@ -27,17 +27,18 @@ _DIGEST_BYTES = 16
 
 
 def digest(text: str) -> Tensor:
-    """Two ring elements that stand for a line of text; sums of unequal ones give them away."""
-    raw = hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
-    return torch.frombuffer(bytearray(raw), dtype=torch.int64)
+    """The first 16 bytes of a text's SHA-256, as two ring elements."""
+    return torch.frombuffer(bytearray(_digest_bytes(text)), dtype=torch.int64)
+
+
+def _digest_bytes(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:_DIGEST_BYTES]
 
 
 def header(text: str) -> Tensor:
-    """A line of text as a header of fixed size: a digest of all of it, then its beginning."""
-    raw = text.encode()
-    digest = hashlib.sha256(raw).digest()[:_DIGEST_BYTES]
-    body = raw[: HEADER_BYTES - _DIGEST_BYTES].ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
-    return torch.frombuffer(bytearray(digest + body), dtype=torch.uint8)
+    """A text as a header of fixed size: a digest of all of it, then its beginning."""
+    body = text.encode()[: HEADER_BYTES - _DIGEST_BYTES].ljust(HEADER_BYTES - _DIGEST_BYTES, b"\0")
+    return torch.frombuffer(bytearray(_digest_bytes(text) + body), dtype=torch.uint8)
 
 
 def header_text(line: Tensor) -> str:
@@ -53,15 +54,19 @@ def describe(tensors: Tensor | Sequence[Tensor]) -> str:
 
 
 def odd_one_out(lines: Sequence[bytes]) -> int | None:
-    """The first rank whose line differs from what most say; among two, from what rank 0 says."""
+    """The first rank whose line differs from the most frequent one; None where all are equal.
+
+    Among two different lines, rank 0's counts as the most frequent.
+    """
     if len(set(lines)) == 1:
         return None
-    usual = max(lines, key=lines.count)  # the first of the most frequent ones
+    # `max` returns the first of the most frequent lines, so every party names the same rank.
+    usual = max(lines, key=lines.count)
     return next(rank for rank, line in enumerate(lines) if line != usual)
 
 
 class DifferError(Exception):
-    """The digests of a frame differ; every party sees it, and they go on to compare the words."""
+    """The digests of a frame differ: every party sees it, and then compares the texts."""
 
 
 @dataclass
@@ -93,6 +98,7 @@ class Framed:
         if mine is None:
             return self.inner.all_reduce(tensor, **options)
         # One slot a party, zero elsewhere: a sum and an exclusive or both show every digest.
+        # CrypTen reduces arithmetic shares by the one and binary shares by the other.
         digests = self.count * len(mine)
         frame = torch.zeros(digests + FRAME, dtype=torch.int64)
         frame[:digests].view(self.count, -1)[self.rank] = mine
@@ -100,6 +106,7 @@ class Framed:
         if fits:
             frame[digests : digests + tensor.numel()] = tensor.reshape(-1)
         self.inner.all_reduce(frame, **options)
+        # Raised before the result is used: sums over different shapes must not be computed with.
         if not bool((frame[:digests].view(self.count, -1) == mine).all()):
             raise DifferError
         if not fits:
@@ -110,10 +117,10 @@ class Framed:
 
 @dataclass
 class Wire:
-    """How headers travel: plain collectives of torch.distributed.
+    """The functions that send headers: plain collectives of torch.distributed.
 
     Args:
-        gather: Gives every rank's header, by rank.
+        gather: Returns every rank's header, by rank.
         send: Sends a header to a rank.
         recv: Receives a header from a rank.
     """
@@ -132,12 +139,12 @@ class Channel:
 
     Args:
         inner: The communicator; its methods are CrypTen's.
-        wire: How headers travel.
+        wire: What sends headers.
         names: Names of the parties, by rank.
         rank: Own rank.
         entries: Where sent messages are recorded.
-        framed: What the communicator reduces through.
-        kind: What messages are called in the transcript.
+        framed: The stand-in for torch.distributed that the communicator calls.
+        kind: The name of messages in the transcript.
         checks: Whether shapes are compared; off only to measure what that costs.
     """
 
@@ -153,7 +160,7 @@ class Channel:
     _agreed: int = field(default=0, init=False)
 
     def __getattr__(self, name: str) -> Any:
-        # Everything that sends nothing: ranks, names, counters.
+        # What sends nothing passes through: ranks, names, counters.
         return getattr(self.inner, name)
 
     def all_reduce(self, input: Any, *args: Any, **options: Any) -> Any:
@@ -167,16 +174,16 @@ class Channel:
 
     def _all_reduce(self, input: Any, *args: Any, **options: Any) -> Any:
         if options.pop("batched", False):
-            return self._all_reduce_together(input, *args, **options)
+            return self._all_reduce_joined(input, *args, **options)
         return self._call("all_reduce", input, *args, **options)
 
-    def _all_reduce_together(self, tensors: list[Tensor], *args: Any, **options: Any) -> Any:
-        """One message instead of one a tensor, since small messages cost their latency."""
+    def _all_reduce_joined(self, tensors: list[Tensor], *args: Any, **options: Any) -> Any:
+        """The sums of several tensors, sent as one message: small messages cost their latency."""
         joined = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        parts = self._call("all_reduce", joined, *args, **options).split(
+        sums = self._call("all_reduce", joined, *args, **options).split(
             [tensor.numel() for tensor in tensors]
         )
-        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+        return [total.view(tensor.shape) for total, tensor in zip(sums, tensors, strict=True)]
 
     def reduce(self, input: Any, dst: int, *args: Any, **options: Any) -> Any:
         """Sum over all parties, at one."""
@@ -236,6 +243,7 @@ class Channel:
         self.round += 1
         return self._call("irecv", tensor, src)
 
+    # A pickle runs code of the sender's choice where it is read.
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise ProtocolError(
             "CrypTen was about to send a pickled object; privtrain lets tensors through only."
@@ -252,10 +260,10 @@ class Channel:
         return [rank for rank in range(len(self.names)) if rank != self.rank]
 
     def _record(self, tensors: Any, receivers: list[int], *, advance: bool = True) -> None:
-        """One entry a receiver; several tensors are one message, joined end to end."""
-        parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        size = sum(part.element_size() * part.nelement() for part in parts)
-        shape = tuple(parts[0].shape) if len(parts) == 1 else (sum(p.nelement() for p in parts),)
+        """Adds an entry for each receiver; several tensors are one message, joined end to end."""
+        sent = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        size = sum(tensor.element_size() * tensor.nelement() for tensor in sent)
+        shape = tuple(sent[0].shape) if len(sent) == 1 else (sum(t.nelement() for t in sent),)
         for receiver in receivers:
             sender, to = self.names[self.rank], self.names[receiver]
             self.entries.append(Entry(sender, to, self.kind, shape, size, self.round))
@@ -264,14 +272,16 @@ class Channel:
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
         try:
             return getattr(self.inner, name)(*args, **options)
-        except RuntimeError as error:  # gloo's only error; CrypTen would catch it and try again
+        # gloo's only error. CrypTen catches it in one place and repeats the exchange, so it must
+        # not pass as a RuntimeError.
+        except RuntimeError as error:
             raise PartyLostError(f"lost contact in {name}: {error}") from error
 
     def _stage(self, operation: str, tensors: Any) -> str:
-        """Lets the next all-reduce carry a digest of what this party is about to do."""
+        """Hands the next all-reduce a digest of the call that this party is about to make."""
         if not self.checks:
             return ""
-        # Counts collectives only: a party that takes no part in a send between two others must
+        # Collectives only are counted: a party that takes no part in a send between two others must
         # still agree on the number.
         self._agreed += 1
         text = f"call {self._agreed}: {operation} {describe(tensors)}"
@@ -279,7 +289,7 @@ class Channel:
         return text
 
     def _agree(self, operation: str, tensors: Any) -> None:
-        """Compares digests in a frame of their own, before an operation that has none."""
+        """Compares digests in a frame of their own, before an operation other than all-reduce."""
         if not self.checks:
             return
         text = self._stage(operation, tensors)
@@ -291,13 +301,14 @@ class Channel:
             raise self._differ(text) from None
 
     def _differ(self, text: str) -> ProtocolError | PartyLostError:
-        """After digests differed: everybody's words, and who is the odd one."""
+        """The error after digests differed: it names the odd party and quotes all texts."""
         try:
             lines = self.wire.gather(header(text))
         except RuntimeError as error:
             return PartyLostError(f"lost contact after call {self._agreed}: {error}")
         return _disagreement(self.names, lines)
 
+    # Between two parties no all-reduce carries a digest: the sender's description goes first.
     def _announce(self, tensor: Tensor, dst: int) -> None:
         if self.checks:
             self.wire.send(header(describe(tensor)), dst)

@@ -28,7 +28,7 @@ from privtrain.core.statement import InputPrivacy
 from privtrain.core.transcript import Setup
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten.channel import Channel, Framed, Wire
-from privtrain.mpc.crypten.functions import champion, softmax
+from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.keystream import KeyAgreement, Keystream
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
@@ -69,23 +69,20 @@ class CrypTen:
 
     @property
     def name(self) -> str:
-        """What the engine is called."""
         return "CrypTen"
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the engine does not protect from."""
         return CAVEATS
 
     def check(self, parties: int) -> None:
-        """Raises `UnsupportedError` unless CrypTen is installed and has 2 or 3 parties."""
         if parties not in (2, 3):
             raise UnsupportedError(f"CrypTen runs here with 2 or 3 parties, not with {parties}.")
         if importlib.util.find_spec("crypten") is None:
             raise UnsupportedError(f"The engine CrypTen is not installed: {INSTALL}")
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
-        """Who of the computing parties reads what: the dealer everything, the others nothing."""
+        # A value opened under a triple (a, b, ab) is x - a: whoever dealt a reads x from it.
         dealer = InputPrivacy(
             reader=names[0],
             reads="every input, gradient and weight, since it deals the triples they are masked by",
@@ -117,7 +114,7 @@ class CrypTen:
 
     @contextmanager
     def open(self, party: MeshParty) -> Iterator["CrypTenSession"]:
-        """Connects to the other parties, whose place the environment names as torchrun does.
+        """Connects to the other parties, whose address the environment names as torchrun does.
 
         Args:
             party: This party; its entries and setups are written.
@@ -140,6 +137,8 @@ class CrypTen:
                 party.setups.append(Setup(party.name, what))
             yield CrypTenSession(crypten, channel)
         finally:
+            # CrypTen keeps its communicator in a class attribute: the next session in this process
+            # must not meet this one's.
             communicator_class = crypten.communicator.DistributedCommunicator
             communicator_class.instance = None
             sys.modules[communicator_class.__module__].dist = dist  # type: ignore[attr-defined]
@@ -157,6 +156,7 @@ def load() -> Any:
     try:
         importlib.import_module(_MOVED)
     except ModuleNotFoundError:
+        # CrypTen 0.4.1 imports it by its old name, which newer versions of torch no longer have.
         moved_to = "torch.onnx._internal.torchscript_exporter.registration"
         sys.modules[_MOVED] = importlib.import_module(moved_to)
     return importlib.import_module("crypten")
@@ -177,10 +177,11 @@ def _connect(party: MeshParty) -> None:
 
 
 def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
-    """CrypTen's communicator over the open process group, inside our own."""
+    """CrypTen's communicator over the open process group, inside our channel."""
     ranks = list(range(len(party.names)))
     communicator_class = crypten.communicator.DistributedCommunicator
-    inner = communicator_class()  # does nothing while a process group is open; filled here
+    # Its constructor does nothing while a process group is open, so the fields are set here.
+    inner = communicator_class()
     inner.rank, inner.world_size = party.rank, len(ranks)
     inner.main_group = inner.ttp_group = dist.new_group(ranks)
     inner.ttp_initialized = False
@@ -188,7 +189,7 @@ def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
     inner.reset_communication_stats()
     _configure(crypten)
     framed = Framed(dist, len(ranks), party.rank)
-    # What CrypTen's communicator calls; its own counting stays around it.
+    # The communicator's module calls `dist`; CrypTen's own byte counter stays around that call.
     sys.modules[communicator_class.__module__].dist = framed  # type: ignore[attr-defined]
     channel = Channel(
         inner,
@@ -204,7 +205,7 @@ def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
 
 
 def _configure(crypten: Any) -> None:
-    """Plain attributes instead of OmegaConf, whose look-ups took a tenth of the time of a step."""
+    """Replaces OmegaConf by plain attributes: its look-ups took a tenth of the time of a step."""
 
     def plain(value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -212,7 +213,8 @@ def _configure(crypten: Any) -> None:
         return SimpleNamespace(**{key: plain(item) for key, item in value.items()})
 
     settings = plain(crypten.cfg.config)
-    settings.communicator.verbose = True  # CrypTen's own counter, against which ours is tested
+    # CrypTen's own byte counter, against which ours is tested.
+    settings.communicator.verbose = True
     crypten.cfg.set_config(settings)
 
 
@@ -236,13 +238,15 @@ def _agree_on_keys(crypten: Any, channel: Channel) -> None:
     agreement = KeyAgreement()
     public = torch.frombuffer(bytearray(agreement.public), dtype=torch.int64)
     kind, channel.kind = channel.kind, "public key"
-    halves = [bytes(half.view(torch.uint8).tolist()) for half in channel.all_gather(public)]
+    # Public keys in the clear: a listener learns nothing, somebody in between is not noticed.
+    public_keys = [bytes(half.view(torch.uint8).tolist()) for half in channel.all_gather(public)]
     channel.kind = kind
-    count, rank = len(halves), channel.rank
+    count, rank = len(public_keys), channel.rank
     after, before = (rank + 1) % count, (rank - 1) % count
+    # Two parties are each other's neighbour on both sides: the purpose keeps the two keys apart.
     keys = {
-        "next": agreement.key(halves[after], f"privtrain crypten {rank} to {after}"),
-        "prev": agreement.key(halves[before], f"privtrain crypten {before} to {rank}"),
+        "next": agreement.key(public_keys[after], f"privtrain crypten {rank} to {after}"),
+        "prev": agreement.key(public_keys[before], f"privtrain crypten {before} to {rank}"),
         "local": os.urandom(32),
     }
     for name, key in keys.items():
@@ -251,6 +255,8 @@ def _agree_on_keys(crypten: Any, channel: Channel) -> None:
 
 
 def _draw_from_keystreams(crypten: Any, *, dealer: bool) -> None:
+    """Replaces CrypTen's two random functions in every module that imported them."""
+
     def ring(
         size: Sequence[int], ring_size: int = 2**64, generator: Any = None, **_: Any
     ) -> Tensor:
@@ -268,7 +274,9 @@ def _draw_from_keystreams(crypten: Any, *, dealer: bool) -> None:
 
     for name in ("primitives.arithmetic", "primitives.binary", "provider.tfp_provider"):
         module: ModuleType = importlib.import_module(f"crypten.mpc.{name}")
-        deals_here = dealer or name != "provider.tfp_provider"  # CrypTen lets all of them draw
+        # The provider's draws make the triples (a, b, ab). CrypTen lets every party draw them and
+        # uses rank 0's; here the others draw nothing.
+        deals_here = dealer or name != "provider.tfp_provider"
         for function, replacement in (
             ("generate_random_ring_element", ring),
             ("generate_kbit_random_tensor", bits),
@@ -288,48 +296,48 @@ class CrypTenSession:
     def __init__(self, crypten: Any, channel: Channel) -> None:
         self._crypten = crypten
         self.channel = channel
+        # `mpc.layers` computes gradients itself; CrypTen would record a graph that nobody reads.
         crypten.CrypTensor.set_grad_enabled(False)
 
     @property
     def counted_bytes(self) -> int:
-        """Bytes that CrypTen's own counter saw this party send and receive."""
+        """The bytes that this party sent and received, by CrypTen's own counter."""
         return int(self.channel.inner.comm_bytes)
 
     def take(self, share: Tensor) -> Any:
-        """This party's share of a value."""
         return self._crypten.mpc.MPCTensor.from_shares(share)
 
     def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Any:
-        """Shares a value that one party holds: it adds it to its share of a random zero."""
-        mine = self._zero_share(shape)
+        """Shares a value that one party holds: the owner adds it to its share of a random zero."""
+        zero_share = self._zero_share(shape)
         if self.channel.rank != owner:
-            return self.take(mine)
+            return self.take(zero_share)
         if integers is None or tuple(integers.shape) != shape:
             raise ValueError(f"Expected the owner to bring integers of shape {shape}.")
-        return self.take(mine + integers)
+        return self.take(zero_share + integers)
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        """Tells all parties something public."""
         before, self.channel.kind = self.channel.kind, "announcement"
         try:
-            heard: list[Tensor] = self.channel.all_gather(values)
+            announced: list[Tensor] = self.channel.all_gather(values)
         finally:
             self.channel.kind = before
-        return heard
+        return announced
 
     def join(self, values: Sequence[Any], *, dim: int) -> Any:
-        """Shared values side by side along a dimension."""
         return self.take(torch.cat([value.share for value in values], dim=dim))
 
     def public(self, values: Tensor) -> Any:
-        """A value that everybody knows, as a shared one: rank 0's share is the value."""
+        """Public values as a shared tensor: rank 0's share is the value, the others' are zero."""
         integers = encode(values, name="public values")
         return self.take(integers if self.channel.rank == 0 else torch.zeros_like(integers))
 
     def scale(self, shared: Any, factor: float) -> Any:
-        """A shared value times a public number; the number keeps 16 significant bits."""
+        """The product of a shared value and a public number, of which 16 significant bits count."""
         if factor == 0:
             return shared * 0
+        # CrypTen would keep 16 bits after the binary point, of which a learning rate over a batch
+        # size fills few. Here factor * 2^shift lies in [2^15, 2^16); the truncation undoes 2^shift.
         shift = PRECISION_BITS - 1 - math.floor(math.log2(abs(factor)))
         result = shared.clone()
         if shift <= 0:
@@ -339,7 +347,6 @@ class CrypTenSession:
         return result.div_(2**shift)
 
     def positive(self, shared: Any) -> Any:
-        """1 where a value is above zero."""
         return shared.gt(0)
 
     def softmax(self, logits: Any) -> Any:
@@ -347,11 +354,9 @@ class CrypTenSession:
         return softmax(logits)
 
     def largest(self, shared: Any) -> Any:
-        """1 at the first largest value of a vector."""
-        return champion(shared)
+        return one_hot_argmax(shared)
 
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
-        """Opens values to all parties, in one message."""
         before, self.channel.kind = self.channel.kind, kind
         try:
             shares = [value.share for value in values]
@@ -364,6 +369,8 @@ class CrypTenSession:
         ]
 
     def _zero_share(self, shape: tuple[int, ...]) -> Tensor:
+        # Pseudo-random zero sharing (Cramer, Damgard and Ishai 2005): what one party adds, its
+        # neighbour in the ring subtracts, from the key that these two share. Nothing is sent.
         streams = self._crypten.generators
         share: Tensor = streams["prev"][_CPU].integers(shape)
         share -= streams["next"][_CPU].integers(shape)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 FLOOR = -(2.0**13)
-"""Below every value of a maximum: what short groups are filled up with."""
+"""The padding of short groups, below every value whose maximum is taken."""
 
+# The number of pairs grows with the square: six in a group of four, 45 among ten values.
 _GROUP = 4
 
 
-def champion(shared: Any) -> Any:
+def one_hot_argmax(shared: Any) -> Any:
     """1 at the first largest value along the last dimension and 0 elsewhere.
 
     All pairs are compared at once: as many rounds as one comparison, and log2(values) products.
@@ -30,25 +31,31 @@ def champion(shared: Any) -> Any:
     """
     count = shared.size(-1)
     left, right = torch.tensor(list(combinations(range(count), 2))).unbind(1)
-    loses = (shared[..., right] - shared[..., left]).gt(0)  # on a tie the first one wins
-    duels = _duels(count)
-    against = loses[..., duels.abs() - 1]
-    # The loser's bit is 1; the winner's is its complement.
-    sign = duels.sign()
-    wins = against * (-sign) + (sign > 0).long()
-    return _product(wins)
+    # Strictly above: on a tie the left value, which comes first, counts as the larger one.
+    right_is_larger = (shared[..., right] - shared[..., left]).gt(0)
+    pairs = _pairs_of_each_value(count)
+    outcome = right_is_larger[..., pairs.abs() - 1]
+    # The right value of a pair is the larger one where the bit is 1, the left one where it is 0.
+    side = pairs.sign()
+    is_larger = outcome * (-side) + (side > 0).long()
+    # The largest value is the larger one of all its pairs.
+    return _product(is_larger)
 
 
-def _duels(count: int) -> Tensor:
-    """For each value, the duels it is in: number + 1, negative where it is on the right."""
-    rows: list[list[int]] = [[] for _ in range(count)]
+def _pairs_of_each_value(count: int) -> Tensor:
+    """The pairs that hold each value, `(values, values - 1)`, as signed numbers from 1.
+
+    The sign is negative where the value is the right one of the pair.
+    """
+    pairs: list[list[int]] = [[] for _ in range(count)]
     for number, (left, right) in enumerate(combinations(range(count), 2), start=1):
-        rows[left].append(number)
-        rows[right].append(-number)
-    return torch.tensor(rows)
+        pairs[left].append(number)
+        pairs[right].append(-number)
+    return torch.tensor(pairs)
 
 
 def _product(shared: Any) -> Any:
+    """The product along the last dimension, by halves: log2(values) rounds."""
     while shared.size(-1) > 1:
         half = shared.size(-1) // 2
         rest = shared[..., 2 * half :]
@@ -59,7 +66,7 @@ def _product(shared: Any) -> Any:
 
 
 def maximum(shared: Any) -> Any:
-    """Largest value along the last dimension, by groups of four.
+    """The largest value along the last dimension, by groups of four.
 
     Args:
         shared: Shape `(batch, values)`; values above `FLOOR`.
@@ -73,7 +80,8 @@ def maximum(shared: Any) -> Any:
         if missing:
             shared = shared.pad((0, missing), value=FLOOR)
         groups = shared.reshape(shared.size(0), -1, group)
-        shared = (groups * champion(groups)).sum(-1)
+        # One-hot bits select each group's largest value without telling where it is.
+        shared = (groups * one_hot_argmax(groups)).sum(-1)
     return shared
 
 
@@ -85,13 +93,15 @@ def exponential(shared: Any) -> Any:
     """
     small = shared.div(64)
     result = small * 0.99985 + 1 + small.square() * (small * 0.14720 + 0.49702)
+    # Six squarings make the 64th power. Below -1/4 the cubic is not e^y, but its magnitude stays
+    # below 0.78, the 64th power of which is 1e-7.
     for _ in range(6):
         result = result.square()
     return result
 
 
 def reciprocal(shared: Any, largest: int) -> Any:
-    """1 / d of values in [1, largest], by Newton's iteration from the best straight line.
+    """1 / d of values d in [1, largest], by Newton's iteration from the best straight line.
 
     Args:
         shared: The denominators.
@@ -99,9 +109,12 @@ def reciprocal(shared: Any, largest: int) -> Any:
     """
     if largest == 1:
         return shared
+    # Of all lines r(d), this one has the smallest largest |1 - d r(d)|: the error is attained with
+    # alternating signs at 1, (1 + largest) / 2 and largest.
     bottom = largest**2 + 6 * largest + 1
     result = shared * (-8 / bottom) + 8 * (1 + largest) / bottom
     error = (largest - 1) ** 2 / bottom
+    # Newton's step r <- r (2 - d r) squares 1 - d r; 2^-18 is below what fixed point resolves.
     for _ in range(math.ceil(math.log2(math.log(2.0**-18) / math.log(error)))):
         result = result * (2 - result * shared)
     return result
@@ -116,5 +129,7 @@ def softmax(logits: Any) -> Any:
     Returns:
         Shape `(batch, classes)`.
     """
+    # The largest logit becomes zero, so that no power overflows and the sum of the exponentials
+    # lies in [1, classes], which is the public range that the reciprocal needs.
     numerators = exponential(logits - maximum(logits))
     return numerators * reciprocal(numerators.sum(-1, keepdim=True), logits.size(-1))

@@ -1,1 +1,1 @@
-"""flower: to be said."""
+"""Stars that speak Flower: its Grid in this process, and its simulation on Ray."""

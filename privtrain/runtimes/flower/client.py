@@ -1,4 +1,4 @@
-"""What travels between a Flower coordinator and its clients, and what a client does with it.
+"""Messages between a Flower coordinator and its clients, and what a client does with them.
 
 A message holds tensors as Flower arrays and, for a step, the step itself as pickled bytes: this is
 for simulation on one machine. The same client runs in this process and on Ray.
@@ -52,17 +52,21 @@ TAKE_STEP = "train.step"
 SET_STATE = "train.restore"
 TELL_STATE = "query.state"
 KEEPS_STATE = "keeps-state"
-"""Stands in the reply of a party that has something to ask for when a checkpoint is written."""
+"""Marks the reply of a party that keeps a state, which a checkpoint then has to ask for."""
 
 _ORDER, _TENSORS = "order", "tensors"
-_STEPS_KEPT = 8
+_STEPS_AT_HAND = 8
+"""How many steps a client keeps unpickled; a trainer has one or two."""
 _RAISED = 2
 """Flower's number for an exception in a client."""
 
 
+# Flower's arrays are files of `np.save`: a header that tells type and shape, then the values. The
+# header is made again and again for few types and shapes, and takes longer than copying a small
+# tensor; hence the cache.
 @lru_cache(maxsize=1024)
 def _header(descr: str, shape: tuple[int, ...]) -> bytes:
-    """What `np.save` writes before the values."""
+    """The bytes that `np.save` writes before the values."""
     buffer = BytesIO()
     fields = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, fields)
@@ -93,9 +97,12 @@ def to_array(tensor: Tensor) -> Array:
 
 def to_tensor(array: Array) -> Tensor:
     """The tensor that `to_array` made an array of, with memory of its own."""
+    # The values are the last bytes, whatever the header says; its length varies with its padding.
     dtype = np.dtype(array.dtype)
     start = len(array.data) - math.prod(array.shape) * dtype.itemsize
     values = np.ndarray(array.shape, dtype, buffer=array.data, offset=start)
+    # A copy: bytes are read-only, and on a grid within one process all parties are sent the same
+    # ones. A step that wrote into them would change what the others are sent.
     return torch.from_numpy(values.copy())
 
 
@@ -108,7 +115,8 @@ class Packer:
     """
 
     order: ConfigRecord | None = None
-    # By id; the tensors are kept, since the id of one that is gone is given to another.
+    # By id, since tensors compare by value. The tensor is stored along: were it freed, another one
+    # could get its id, and be taken for it.
     _sent: dict[int, tuple[Tensor, Array]] = field(default_factory=dict, repr=False)
 
     def __call__(self, payload: Payload) -> RecordDict:
@@ -165,10 +173,11 @@ class Site:
         return self.names[int(context.node_config["partition-id"])]
 
     def step(self, order: ConfigRecord) -> Step:
-        """The step that was sent; the same one again where it was sent before."""
+        """The step that was sent; the same object again where it was sent before."""
+        # Every message carries the step, which may hold a model; it is unpickled only if it is new.
         digest = str(order["digest"])
         if digest not in self.steps:
-            if len(self.steps) >= _STEPS_KEPT:
+            if len(self.steps) >= _STEPS_AT_HAND:
                 self.steps.clear()
             self.steps[digest] = cloudpickle.loads(order["step"])
         return self.steps[digest]
@@ -186,8 +195,10 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
         device=site.device,
         scratch=site.scratch,
     )
+    # The same function as in one process: one thread, and errors that name the party.
     reply = take_step(site.step(order), to_payload(content), party_run)
     packed = Packer()(reply)
+    # Flower stores a client's context between messages, also where workers serve many clients.
     context.state = Packer()(party_run.state) if party_run.state else RecordDict()
     if party_run.state:
         packed[KEEPS_STATE] = ConfigRecord()
@@ -195,6 +206,7 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
 
 
 def _tell_state(site: Site, content: RecordDict, context: Context) -> RecordDict:
+    # Copied, as below: within one process a message and a context would hold the same record.
     return context.state.copy()
 
 
@@ -218,7 +230,8 @@ class _Action:
     def __call__(self, message: Message, context: Context) -> Message:
         try:
             return Message(self.do(self.site(), message.content, context), reply_to=message)
-        # Whatever goes wrong here belongs to this party; Flower would pass on the text alone.
+        # Whatever goes wrong here belongs to this party. Flower itself would pass on a text alone,
+        # from which neither the type of the error nor the party could be told.
         except Exception as error:
             reason = {
                 "type": type(error).__name__,
@@ -253,18 +266,20 @@ def raised_at(party: str, round: int, error: Error) -> PrivtrainError:
         An error of privtrain's own type where one was raised, else one that names the party; the
         traceback is in its notes.
     """
+    # Errors of Flower itself, such as a node that is gone, have other codes and a plain text.
     text = error.reason or f"Flower's error {error.code}"
     if error.code != _RAISED or not text.startswith("{"):
         return PartyLostError(f"{party} was lost in round {round}: {text}", party)
     reason = json.loads(text)
-    found = _rebuilt(party, round, reason["type"], reason["message"])
-    found.add_note(f"Raised at {party} in round {round}:\n{reason['where']}")
-    return found
+    raised = _rebuilt(party, round, reason["type"], reason["message"])
+    raised.add_note(f"Raised at {party} in round {round}:\n{reason['where']}")
+    return raised
 
 
 def _rebuilt(party: str, round: int, name: str, message: str) -> PrivtrainError:
     if name == PartyLostError.__name__:
         return PartyLostError(message, party)
+    # By name among our own errors, never by unpickling: what a party replies must not run code.
     kind = vars(errors).get(name)
     if kind is None:
         return PartyLostError(f"{party} failed in round {round}: {name}({message!r})", party)

@@ -1,6 +1,7 @@
 """Flower as a star: its Grid in this process, or its own simulation on Ray.
 
-Names that flwr does not publish are used in this file alone; flwr is pinned for that reason.
+Names that flwr does not publish are used in this file alone, since any version may rename them:
+flwr is pinned to one minor version, and whoever moves the pin has one file to look through.
 """
 
 import importlib.util
@@ -22,13 +23,9 @@ import torch
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.runtime import Setting
 from privtrain.core.validate import check_non_negative, check_positive
-from privtrain.runtimes.flower.client import (
-    Site,
-    client_app,
-    quiet_import,
-)
+from privtrain.runtimes.flower.client import Site, client_app, quiet_import
 from privtrain.runtimes.flower.star import FlowerStar
-from privtrain.runtimes.processes.surroundings import silence, temporary_folder, variables
+from privtrain.runtimes.flower.surroundings import silence, temporary_folder, variables
 
 with quiet_import():
     from flwr.app import Context, Message, RecordDict
@@ -67,6 +64,8 @@ _LONGEST_RAY_FOLDER = 40
 @contextmanager
 def coordinator() -> Iterator[None]:
     """Makes this process the sender of Flower messages, as Flower's launcher would."""
+    # Flower keeps the sender in class attributes and sets them once, when it starts a process. Here
+    # the process is the user's and may speak Flower itself: they are put back.
     before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, _RUN_ID, SUPERLINK_NODE_ID
     try:
@@ -140,6 +139,7 @@ class LocalGrid(Grid):
         numbers = []
         for message in messages:
             number = str(next(self._numbers))
+            # Flower's server numbers messages, and there is none; a message has no setter for it.
             message.metadata.__dict__["_message_id"] = number
             reply = self._app(message, self._contexts[message.metadata.dst_node_id])
             reply.metadata.__dict__["_message_id"] = f"{number}-reply"
@@ -148,7 +148,8 @@ class LocalGrid(Grid):
         return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hands out the replies to some messages, each once."""
+        """The replies to these messages that nobody has pulled yet."""
+        # Each reply is handed out once, as Flower's server does, so that none piles up here.
         return [self._replies.pop(number) for number in message_ids if number in self._replies]
 
     def send_and_receive(
@@ -168,24 +169,15 @@ class FlowerGrid:
 
     @property
     def name(self) -> str:
-        """What the runtime is called."""
         return "flower-grid"
 
     @property
     def real(self) -> bool:
-        """Whether parties are separate processes that must not share secrets; they are not."""
         return False
 
     @contextmanager
     def open(self, setting: Setting) -> Iterator[FlowerStar]:
-        """Starts the parties.
-
-        Args:
-            setting: Rows, streams and the transcript.
-
-        Yields:
-            The open star.
-        """
+        # One site for all parties: rows and the unpickled step are loaded once in this process.
         site = _site_of(setting)
         grid = LocalGrid(client_app(lambda: site), setting.data.train)
         yield FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
@@ -194,14 +186,14 @@ class FlowerGrid:
 @lru_cache(maxsize=1)
 def _site_in(file: Path) -> Site:
     """The site of this worker, read once in its life."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as everywhere, so that sums have the same bits
     # Written by the process that started this worker, hence a pickle that can be trusted.
     return cast(Site, torch.load(file, weights_only=False))
 
 
 @dataclass
 class _Simulation:
-    """Flower's own simulation, which runs in a thread while its Grid is used from this one.
+    """Flower's own simulation, in a thread of its own, so that the trainer controls the rounds.
 
     Args:
         timeout_seconds: How long the replies of a round may take.
@@ -260,18 +252,19 @@ class _Simulation:
         from ray._private import worker
 
         self._backend = RayBackend(settings)
+        # Ray does not wait for what it ends; to do so for it, its processes are noted here.
         node = worker._global_node
         started: Any = [] if node is None else node.all_processes.values()
         self._processes = [info.process for infos in started for info in infos]
         return self._backend
 
     def _end(self, thread: threading.Thread) -> None:
+        # Asked first, killed afterwards: a worker that hangs in a step never reads the request.
         self._stop.set()
         thread.join(_PATIENCE_SECONDS)
         while thread.is_alive():
             self._kill_workers_that_hang()
             thread.join(1.0)
-        # Ray kills what it started, but does not wait until it is gone.
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_PATIENCE_SECONDS)
@@ -291,6 +284,7 @@ class _Simulation:
         Raises:
             ProtocolError: If the simulation ended or refused a message.
         """
+        # Flower's Grid has a call that waits; it would not notice that the simulation has ended.
         waiting = set(grid.push_messages(messages))
         if len(waiting) < len(messages):
             raise ProtocolError(f"Flower refused {len(messages) - len(waiting)} messages.")
@@ -308,7 +302,8 @@ class _Simulation:
 
 
 def _link_state() -> tuple[LinkStateFactory, Run]:
-    """What Flower's server side keeps, in memory, with one run."""
+    """Flower's server-side state, in memory, with one run registered."""
+    # What `flwr run` would write into a database; the simulation refuses messages of unknown runs.
     states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
     run = Run.create_empty(run_id=_RUN_ID)
     run.primary_task_id = _RUN_ID
@@ -342,23 +337,15 @@ class FlowerRay:
 
     @property
     def name(self) -> str:
-        """What the runtime is called."""
         return "flower-ray"
 
     @property
     def real(self) -> bool:
-        """Whether parties are processes that must not share secrets; workers are shared."""
-        return False
+        return False  # they are processes, but a worker serves many parties
 
     @contextmanager
     def open(self, setting: Setting) -> Iterator[FlowerStar]:
-        """Starts the workers, and ends them afterwards.
-
-        Args:
-            setting: Rows, streams and the transcript; rows and streams must pickle.
-
-        Yields:
-            The open star.
+        """Starts the workers, and ends them afterwards; the setting's rows and streams must pickle.
 
         Raises:
             UnsupportedError: If Ray is not installed.
@@ -373,6 +360,7 @@ class FlowerRay:
             temporary_folder() as folder,
             variables(_quiet(folder), *_CHANGED_BY_RAY),
         ):
+            # By a file, which each worker reads once: in messages, rows would travel every round.
             file = folder / "site"
             torch.save(_site_of(setting), file, pickle_module=cloudpickle)
             app = client_app(partial(_site_in, file))

@@ -42,8 +42,8 @@ class FlowerStar:
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
-        """Lets the named parties take a step; see `privtrain.core.runtime.Star.map`."""
         check_known(payloads, self.setting.data.train)
+        # One packer a round: most rounds send the same model to everybody.
         pack = Packer(self._order(step, round))
         contents: dict[str, RecordDict] = {}
         for party, payload in payloads.items():
@@ -55,9 +55,11 @@ class FlowerStar:
         return replies
 
     def _order(self, step: Step, round: int) -> ConfigRecord:
-        # A step is a frozen value: one that was pickled for the last round is not pickled again.
+        # A step is a frozen value, so that its pickle can be sent again. Compared by identity: a
+        # step may hold tensors, which have no plain equality.
         if self._last is None or self._last[0] is not step:
             self._last = (step, to_order(step))
+        # A copy, since messages of the last round may still be on their way with its number.
         order = self._last[1].copy()
         order["round"] = round
         return order
@@ -73,6 +75,7 @@ class FlowerStar:
             self.create(content, what, self.node_of(party), str(round))
             for party, content in contents.items()
         ]
+        # Flower hands out replies in any order; sums are taken in the order of the payloads.
         answers = {answer.metadata.src_node_id: answer for answer in self.send(messages)}
         return {party: self._read(party, answers, round) for party in contents}
 
@@ -87,14 +90,15 @@ class FlowerStar:
         return to_payload(answer.content)
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round, asked of those that keep something."""
+        # Only those that keep something are asked: of a million parties that is a few. States are
+        # no messages of the protocol, hence no entries of the transcript, and belong to no round.
         questions = {party: RecordDict() for party in self._keeping}
         answers = self._exchange(TELL_STATE, questions, -1)
         return {party: state for party, state in answers.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        """Gives the parties back what they kept; those that are not named keep nothing."""
         check_known(states, self.setting.data.train)
-        kept = {party: states.get(party, {}) for party in {**self._keeping, **states}}
+        # Whoever keeps something and is not named is sent an empty state, which it then has.
+        new = {party: states.get(party, {}) for party in {**self._keeping, **states}}
         self._keeping = dict.fromkeys(states)
-        self._exchange(SET_STATE, {party: Packer()(state) for party, state in kept.items()}, -1)
+        self._exchange(SET_STATE, {party: Packer()(state) for party, state in new.items()}, -1)

@@ -1,1 +1,1 @@
-"""processes: to be said."""
+"""A mesh of operating-system processes on one machine, one for each party."""

@@ -1,4 +1,4 @@
-"""The processes of a mesh as their parent sees them: what they say, and whose fault it was."""
+"""The processes of a mesh as their parent sees them, and which of them is at fault."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ class Child:
         seen: When it was last heard, on the monotonic clock.
         reply: What its program returned.
         failure: What its program raised.
-        died: How it ended without a word.
+        died: How it ended, where it did before it had replied.
         frozen: For how many seconds it has been silent, where that was too long.
         said: The last lines of its standard error.
     """
@@ -76,8 +76,9 @@ class Child:
         self._threads.append(thread)
 
     def _feed(self, stdin: BinaryIO, job: Job) -> None:
-        import cloudpickle
+        import cloudpickle  # heavy, and needed only where processes are started
 
+        # First where modules are found, then what is pickled: the job names modules of the user.
         writer = FrameWriter(stdin)
         with suppress(OSError, ValueError):  # it died meanwhile; the end of its output says so
             writer.write(Kind.PATHS, pickle.dumps(sys.path))
@@ -90,6 +91,7 @@ class Child:
         events.put((self, None, b""))
 
     def _overhear(self, stderr: BinaryIO, echo: bool) -> None:
+        # Read to the end, also where nobody wants it: a child whose pipe is full would block.
         with suppress(ValueError):
             for line in stderr:
                 text = line.decode(errors="replace").rstrip()
@@ -98,7 +100,8 @@ class Child:
                     print(f"[{self.name}] {text}", file=sys.stderr)
 
     def take(self, kind: Kind | None, body: bytes) -> tuple[int, int] | None:
-        """Takes note of an event; returns progress where it was a heartbeat."""
+        """Records an event; returns progress where it was a heartbeat."""
+        # Anything it says is a sign of life, not heartbeats alone.
         self.seen = time.monotonic()
         if kind is Kind.BEAT:
             return unpack_beat(body)
@@ -112,6 +115,8 @@ class Child:
 
     def end(self) -> None:
         """Kills the process and whatever it started, frozen or not, and waits for its end."""
+        # SIGKILL, which a frozen process cannot put off; the group, since a program may start
+        # processes of its own.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -149,6 +154,8 @@ def verdict(children: Sequence[Child], failed: Sequence[Child]) -> PrivtrainErro
     Returns:
         An error that names the party at fault.
     """
+    # The surest cause first. A death and an error are facts; a party that is silent may only be
+    # waiting; a party that lost contact is a witness, never the cause.
     for child in failed:
         if child.died is not None:
             text = f"{child.name} {child.died}; the run was ended everywhere.{child.last_words}"
@@ -163,6 +170,7 @@ def verdict(children: Sequence[Child], failed: Sequence[Child]) -> PrivtrainErro
 
 
 def _raised(child: Child, failure: Failure) -> PrivtrainError:
+    # Errors of our own keep their type, so that callers can catch it; they must name the party.
     error = failure.error
     if isinstance(error, ProtocolError) or (error is not None and child.name in str(error)):
         return error
@@ -175,6 +183,8 @@ def _raised(child: Child, failure: Failure) -> PrivtrainError:
 
 
 def _everybody_lost_contact(children: Sequence[Child]) -> PrivtrainError:
+    # Nobody died, raised or fell silent: whoever the others waited for either ended too early or
+    # hangs in its program while its thread still beats.
     waiting = [child for child in children if child.failure is not None]
     said = waiting[0].failure.text if waiting and waiting[0].failure is not None else ""
     left = [child for child in children if child.reply is not None]

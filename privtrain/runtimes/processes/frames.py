@@ -1,7 +1,9 @@
 """Framed messages over a pipe between the process that starts parties and its children.
 
-A frame is one byte for its kind, eight for its length, and a body. Both ends are processes of one
-user on one machine; nothing here crosses a network.
+A frame is one byte for its kind, eight for its length, and a body. A pipe is a stream of bytes that
+may arrive in any pieces: only the length in the header says where a message ends, and whether its
+sender died in the middle of it. Both ends are processes of one user on one machine; nothing here
+crosses a network.
 """
 
 import struct
@@ -42,6 +44,7 @@ class FrameWriter:
         Raises:
             OSError: If nobody reads any more.
         """
+        # Heartbeats come from a thread of their own and must not fall into the middle of a result.
         with self._lock:
             self.stream.write(_HEAD.pack(kind, len(body)))
             self.stream.write(body)
@@ -50,6 +53,7 @@ class FrameWriter:
 
 def read_frame(stream: BinaryIO) -> tuple[Kind, bytes] | None:
     """The next frame, or None where the other end closed."""
+    # A cut frame counts as the end: whoever wrote it died, and half a result is none.
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from privtrain.core.runtime import MeshReply, Payload, Program
 from privtrain.core.validate import check_positive
+from privtrain.runtimes.peers import SILENCE, heartbeat, meeting
 from privtrain.runtimes.processes.children import Child, Event, verdict
 from privtrain.runtimes.processes.worker import CHILD_FLAG, Job
 
 _LOOPBACK = "127.0.0.1"
-_SILENCE = 0.7
-"""Fraction of the timeout after which a silent party counts as frozen; the rest is for ending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +43,12 @@ class Processes:
 
     @property
     def name(self) -> str:
-        """What the runtime is called."""
         return "processes"
 
     @property
     def beat(self) -> float:
         """Seconds between two heartbeats of a party."""
-        return min(0.5, self.timeout / 20)
+        return heartbeat(self.timeout)
 
     def spmd(
         self,
@@ -59,20 +57,7 @@ class Processes:
         *,
         report: Callable[[int, int], None] | None = None,
     ) -> dict[str, MeshReply]:
-        """Runs a program at every party.
-
-        Args:
-            program: What every party runs; pickles with cloudpickle.
-            inputs: Party to what it brings, in the order of ranks.
-            report: Called as `report(done, total)` while rank 0 makes progress.
-
-        Returns:
-            Party to reply.
-
-        Raises:
-            PartyLostError: If a party dies, freezes or raises; its name is in the error.
-            ProtocolError: If a party breaks the protocol.
-        """
+        """Runs a program, which has to pickle with cloudpickle, at every party."""
         names = tuple(inputs)
         events: queue.Queue[Event] = queue.Queue()
         with _rendezvous(self.timeout) as port, self._children(names, port) as children:
@@ -91,6 +76,7 @@ class Processes:
                 environment = _environment(rank, len(names), port, self.timeout)
                 children.append(Child(name, _start(environment, self.beat)))
             yield children
+        # On every way out, an interrupt included: no process may outlive the call.
         finally:
             for child in children:
                 child.end()
@@ -109,10 +95,13 @@ class Processes:
                 break
             self._listen(children, events, report)
             if time.monotonic() - before > 4 * self.beat:
-                _forgive(children)  # this process was stopped itself and heard nobody
+                # This process was stopped itself (Ctrl-Z, a laptop's lid) and could hear nobody:
+                # the silence is its own.
+                _forgive(children)
             failed += [child for child in children if child.failed and child not in failed]
             if failed and deadline is None:
-                # Who failed first may only have lost contact: wait a little for the cause.
+                # Who is heard of first is often not who failed first: when a party dies, those that
+                # wait for it report a lost contact. A little later the cause is known, too.
                 deadline = time.monotonic() + min(2.0, 0.2 * self.timeout)
         if failed:
             raise verdict(children, failed)
@@ -131,10 +120,11 @@ class Processes:
             progress = child.take(kind, body)
             if progress is not None and progress[1] > 0 and child is children[0]:
                 report(*progress)
+        # Silence counts only when everything that was said is read: a parent that is busy is late.
         if events.empty():
             now = time.monotonic()
             for child in children:
-                if not child.settled and now - child.seen > _SILENCE * self.timeout:
+                if not child.settled and now - child.seen > SILENCE * self.timeout:
                     child.frozen = now - child.seen
 
 
@@ -145,7 +135,7 @@ def _forgive(children: list[Child]) -> None:
 
 @contextmanager
 def _rendezvous(timeout: float) -> Iterator[int]:
-    """Where the parties meet: a key-value store in this process, on a free port of loopback."""
+    """The port of a key-value store in this process, on loopback, where the parties meet."""
     # torch.distributed does not list the store among its names.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -179,18 +169,14 @@ def _start(environment: dict[str, str], beat: float) -> subprocess.Popen[bytes]:
 
 
 def _environment(rank: int, count: int, port: int, timeout: float) -> dict[str, str]:
+    # Children must find a checkout that is not installed, too.
     root = str(Path(__file__).resolve().parents[3])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
+    more = {
         "PYTHONPATH": os.pathsep.join(paths),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": _LOOPBACK,
-        "MASTER_PORT": str(port),
-        "RENDEZVOUS": "env://",
-        "DISTRIBUTED_BACKEND": "gloo",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent hosts the store, no child does
+        # Otherwise gloo takes the interface of the host's name, which may be open to others.
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-        "PRIVTRAIN_TIMEOUT": str(timeout),
+        # Read when torch is imported; parties would take the cores from each other.
         "OMP_NUM_THREADS": "1",
     }
+    return os.environ | meeting(rank, count, _LOOPBACK, port, timeout) | more

@@ -2,7 +2,9 @@
 
 Standard input brings the program and the party's inputs, and stays open: when it closes, the
 parent is gone and the child ends. Standard output carries frames only; what programs print goes to
-standard error. Heavy packages are imported after the first heartbeat.
+standard error. A thread sends heartbeats, since the program may compute for long; a process that is
+frozen or gone sends none, which is what they are there to tell. Heavy packages are imported after
+the first heartbeat: importing torch takes seconds, in which the parent would hear nothing.
 """
 
 import ctypes
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CHILD_FLAG = "--child"
 _PR_SET_PDEATHSIG = 1
+# gloo raises RuntimeError for everything; that a neighbour is gone stands in the text alone.
 _LOST_CONTACT = re.compile(
     r"gloo|connection (closed|reset|refused)|broken pipe|timed out|socket|store", re.IGNORECASE
 )
@@ -82,9 +85,11 @@ def main(beat: str) -> int:
     try:
         body = _run(source, progress)
         kind = Kind.RESULT
-    # Whatever a program raises must reach the parent, named; sys.exit would leave without a word.
+    # Whatever a program raises has to reach the parent, named; sys.exit would leave without a word.
     except (Exception, SystemExit) as error:
         kind, body = Kind.FAILURE, pickle.dumps(_failure(error))
+    # No `return`: threads of gloo and torch may abort the interpreter while it is torn down, and
+    # would print a crash behind a run that went well.
     out.write(kind, body)
     sys.stderr.flush()
     os._exit(0)
@@ -102,6 +107,8 @@ def _die_with_parent() -> None:
 
 def _private_output() -> FrameWriter:
     """Keeps standard output for frames and sends everybody else's prints to standard error."""
+    # At the level of descriptors: libraries in C print, too, and one line among the frames would
+    # make the rest unreadable.
     stream: BinaryIO = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -113,6 +120,7 @@ def _start(target: Any, *arguments: Any) -> None:
 
 
 def _beat(out: FrameWriter, seconds: float, progress: list[int]) -> None:
+    # A broken pipe means that the parent is gone: systems without the death signal have only this.
     while True:
         try:
             out.write(Kind.BEAT, pack_beat(*progress))
@@ -122,6 +130,7 @@ def _beat(out: FrameWriter, seconds: float, progress: list[int]) -> None:
 
 
 def _end_with(source: BinaryIO) -> None:
+    # Returns when the other end is closed, which the parent's death does as well.
     source.read()
     os._exit(1)
 
@@ -134,10 +143,11 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
     import cloudpickle
     import torch
 
-    from privtrain.core.memory import peak_memory
+    from privtrain.core.cost import peak_memory
     from privtrain.core.runtime import MeshParty, MeshReply
 
     torch.set_num_threads(1)
+    # Unpickled after `sys.path` is the parent's: the program may be a class of the user's script.
     job: Job = pickle.loads(body)
 
     def report(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from scipy.stats import binom, norm
 
 from privtrain.accounting.curves import gaussian_epsilon, smallest_miss, wide_pairs
-from privtrain.accounting.epsilon import gaussian_event
+from privtrain.accounting.event import gaussian_event
 from privtrain.attacks.one_run import f_dp
 
 PAIRS = [

@@ -1,10 +1,13 @@
-"""Clipped sums from the layers' books against one example at a time."""
+"""Clipped sums by book-keeping against one example at a time."""
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from privtrain.core.parameters import ModelPredictor, to_vector
@@ -12,7 +15,7 @@ from privtrain.core.result import TrainResult
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
-from privtrain.gradients.bookkeeping.engine import BookKeeping, Books
+from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import Gradients
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian
@@ -20,8 +23,18 @@ from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
-from tests.gradients.bookkeeping.booked import CASES, C, Case, books, equal, expected
+from tests.gradients.bookkeeping.cases import (
+    CASES,
+    C,
+    Case,
+    OverSpace,
+    OverTime,
+    engine_of,
+    equal,
+    expected,
+)
 from tests.gradients.loops import (
+    Make,
     Own,
     clipped,
     example_gradients,
@@ -36,34 +49,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-@pytest.mark.parametrize("price", [0.0, 1e9], ids=["unformed", "formed"])
-@pytest.mark.parametrize("values", [1, 300])
-def test_forming_gradients_changes_nothing(
-    case: Case, price: float, values: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("privtrain.gradients.bookkeeping.norms._FORMING", price)
-    monkeypatch.setattr("privtrain.gradients.bookkeeping.sum.FORMED_VALUES", values)
-    found = books(case.make).clipped_sum(case.rows(), C)
-    equal(found, expected(case.make, case.rows()))
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_equals_one_example_at_a_time(case: Case) -> None:
-    rows = case.rows()
-    gradients = example_gradients(in_float64(case.make), rows)
-    bound = float(gradients.norm(dim=1).median())
-    engine = books(case.make)
-    for _ in range(2):  # nothing is left over from the first batch
-        found = engine.clipped_sum(rows, bound)
-    equal(found, clipped(gradients, bound).sum(dim=0))
-    torch.testing.assert_close(found.norms, gradients.norm(dim=1), rtol=1e-9, atol=1e-12)
-    assert engine.notes == (), "the books must do, without the slower way"
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 @pytest.mark.parametrize("size", [1, 3, 7, 50])
 def test_micro_batches_change_nothing(case: Case, size: int) -> None:
-    found = books(case.make, micro_batch=size).clipped_sum(case.rows(), C)
+    found = engine_of(case.make, micro_batch=size).clipped_sum(case.rows(), C)
     equal(found, expected(case.make, case.rows()))
     assert len(found.norms) == len(found.losses) == 7
 
@@ -81,7 +69,7 @@ def test_broken_examples_add_nothing_and_harm_nobody(
         factor = torch.where(targets == rows.labels[0], torch.inf, 1.0)
         return cross_entropy(logits, targets) * factor
 
-    found = books(case.make, broken).clipped_sum(rows, C)
+    found = engine_of(case.make, broken).clipped_sum(rows, C)
     good = rows.take((~bad).nonzero().squeeze(1))
     assert 0 < len(good) < 12
     equal(found, expected(case.make, good))
@@ -93,7 +81,7 @@ def test_broken_inputs(value: float) -> None:
     rows = rows_for(mlp)
     bad = Rows(rows.inputs.clone(), rows.labels)
     bad.inputs[2, 3] = value
-    found = books(mlp).clipped_sum(bad, C)
+    found = engine_of(mlp).clipped_sum(bad, C)
     good = expected(mlp, rows.take(torch.tensor([0, 1, 3, 4, 5, 6])))
     if value != 1e200 or found.non_finite:
         assert found.non_finite == 1
@@ -104,13 +92,15 @@ def test_broken_inputs(value: float) -> None:
 
 def test_only_broken_examples_add_up_to_zero() -> None:
     rows = rows_for(mlp)
-    found = books(mlp).clipped_sum(Rows(rows.inputs * torch.inf, rows.labels), C)
+    found = engine_of(mlp).clipped_sum(Rows(rows.inputs * torch.inf, rows.labels), C)
     assert not found.value.any()
     assert found.non_finite == len(rows)
 
 
 def test_an_empty_batch_adds_up_to_zero() -> None:
-    found = books(frozen_mlp).clipped_sum(rows_for(mlp).take(torch.zeros(0, dtype=torch.long)), C)
+    found = engine_of(frozen_mlp).clipped_sum(
+        rows_for(mlp).take(torch.zeros(0, dtype=torch.long)), C
+    )
     size = sum(p.numel() for p in frozen_mlp().parameters() if p.requires_grad)
     assert found.value.shape == (size,)
     assert not found.value.any()
@@ -121,7 +111,7 @@ def test_a_model_that_is_frozen_as_a_whole_adds_nothing() -> None:
     def make() -> nn.Module:
         return mlp().requires_grad_(False)
 
-    found = books(make).clipped_sum(rows_for(mlp), C)
+    found = engine_of(make).clipped_sum(rows_for(mlp), C)
     assert found.value.shape == (0,)
     assert not found.norms.any()
 
@@ -132,33 +122,10 @@ def test_equals_opacus(name: str) -> None:
     rows = case.rows(count=9)
     rows = Rows(rows.inputs.float(), rows.labels)
     sums = []
-    for source in (BookKeeping(), Opacus("hooks")):
+    for source in (BookKeeping(), Opacus()):
         engine = source.engine(in_float64(case.make).float(), cross_entropy)
         sums.append(engine.clipped_sum(rows, C).value)
     torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_opacus_lstm_is_booked() -> None:
-    from opacus.layers import DPLSTM
-
-    class Reads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.head = DPLSTM(4, 5, batch_first=True), nn.Linear(5, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.body(x)[0][:, -1])
-            return out
-
-    case = Case(Reads, (6, 4))
-    rows = Rows(case.rows().inputs.float(), case.rows().labels)  # its first state is float32
-    engine = BookKeeping().engine(in_float64(Reads).float(), cross_entropy)
-    assert isinstance(engine, Books)
-    found = engine.clipped_sum(rows, C).value
-    wanted = clipped(example_gradients(in_float64(Reads).float(), rows), C).sum(dim=0)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert engine.notes == ()
 
 
 class Fixed(nn.Module):
@@ -213,23 +180,6 @@ def test_nothing_is_left_on_the_model() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("name", ["cnn", "over time", "attention", "recurrent"])
-def test_batches_of_changing_size_share_their_memory(name: str) -> None:
-    case = CASES[name]
-    engine = books(case.make)
-    for count in (3, 9, 1, 20, 4):
-        rows = case.rows(count, seed=count)
-        equal(engine.clipped_sum(rows, C), expected(case.make, rows))
-    equal(copy.deepcopy(engine).clipped_sum(rows, C), expected(case.make, rows))
-
-
-def test_a_model_is_prepared_once() -> None:
-    model = in_float64(mlp)
-    first = BookKeeping().engine_once(model, cross_entropy)
-    assert BookKeeping().engine_once(model, cross_entropy) is first
-    assert BookKeeping(micro_batch=2).engine_once(model, cross_entropy) is not first
-
-
 def trained(gradients: Gradients, task: Task) -> tuple[Tensor, TrainResult]:
     generator = torch.Generator().manual_seed(4)
     inputs = torch.randn(60, 6, generator=generator, dtype=torch.float64)
@@ -249,13 +199,13 @@ def trained(gradients: Gradients, task: Task) -> tuple[Tensor, TrainResult]:
 
 def test_training_equals_training_with_opacus() -> None:
     task = Task(model=lambda: layer_norm().double())
-    booked, result = trained(BookKeeping(), task)
+    by_bookkeeping, result = trained(BookKeeping(), task)
     by_opacus, _ = trained(Opacus(), task)
-    torch.testing.assert_close(booked, by_opacus, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(by_bookkeeping, by_opacus, rtol=1e-9, atol=1e-11)
     assert result.notes == ()
 
 
-def test_the_result_says_that_a_model_could_not_be_booked() -> None:
+def test_the_result_says_that_a_model_needed_torch_func() -> None:
     _, result = trained(BookKeeping(), Task(model=lambda: Own().double()))
     assert [note for note in result.notes if "torch.func" in note] == list(result.notes)
     assert len(result.notes) == 1
@@ -267,7 +217,7 @@ def test_steps_in_silos_equal_those_with_opacus() -> None:
     found = []
     for gradients in (BookKeeping(micro_batch=4), Opacus()):
         steps = DPSteps(Gaussian(C, 0.5), expected_batch=8.0, gradients=gradients)
-        model = task.model()
+        model, scratch = task.model(), dict[str, Any]()
         for count in range(2):  # the second round finds the model prepared
             party = PartyRun(
                 party="a",
@@ -276,7 +226,79 @@ def test_steps_in_silos_equal_those_with_opacus() -> None:
                 state={},
                 seeds=Seeds(0),
                 entropy=SeededEntropy(0),
+                scratch=scratch,
             )
             steps(model, task, party)
         found.append(to_vector(model.parameters()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+def test_micro_batches_are_counted() -> None:
+    with pytest.raises(ValueError, match="micro_batch=0"):
+        BookKeeping(micro_batch=0)
+
+
+@st.composite
+def random_models(draw: st.DrawFn) -> tuple[Make, tuple[int, ...]]:
+    """Stacks of layers over vectors, sequences or planes, some of which are called twice."""
+    kind = draw(st.sampled_from(["vectors", "sequences", "planes"]))
+    width = draw(st.sampled_from([2, 4, 6]))
+    plan = draw(
+        st.lists(
+            st.tuples(st.sampled_from("lnrs"), st.sampled_from([2, 4, 14]), st.booleans()),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    between = {"vectors": (), "sequences": (draw(st.integers(1, 6)),), "planes": (5, 4)}[kind]
+    shape = (width, *between) if kind == "planes" else (*between, width)
+
+    def make() -> nn.Module:
+        layers: list[nn.Module] = []
+        size = width
+        for letter, height, bias in plan:
+            if kind == "planes":
+                layers += _plane_layers(letter, size, height, bias)
+            else:
+                layers += _row_layers(letter, size, height, bias)
+            size = height if letter == "l" else size
+        if kind == "planes":
+            return OverSpace(*layers, nn.Conv2d(size, 3, 1))
+        whole = [*layers, nn.Linear(size, 3)]
+        return OverTime(*whole) if kind == "sequences" else nn.Sequential(*whole)
+
+    return make, shape
+
+
+def _row_layers(letter: str, size: int, height: int, bias: bool) -> list[nn.Module]:
+    if letter == "l":
+        return [nn.Linear(size, height, bias=bias), nn.Tanh()]
+    if letter == "s":
+        twice = nn.Linear(size, size, bias=bias)
+        return [twice, nn.Tanh(), twice]
+    return [nn.LayerNorm(size, bias=bias) if letter == "n" else nn.RMSNorm(size)]
+
+
+def _plane_layers(letter: str, size: int, height: int, bias: bool) -> list[nn.Module]:
+    if letter == "l":
+        groups = 2 if bias and height > 2 else 1
+        return [nn.Conv2d(size, height, 3, padding=1, groups=groups, bias=bias), nn.Tanh()]
+    if letter == "s":
+        twice = nn.Conv2d(size, size, 3, padding=1, bias=bias)
+        return [twice, nn.Tanh(), twice]
+    norm = nn.GroupNorm(2, size) if letter == "n" else nn.InstanceNorm2d(size, affine=True)
+    return [norm]
+
+
+@settings(deadline=None, max_examples=30)
+@given(model=random_models(), count=st.integers(1, 6), seed=st.integers(0, 100))
+def test_random_architectures(model: tuple[Make, tuple[int, ...]], count: int, seed: int) -> None:
+    make, shape = model
+    rows = Case(make, shape).rows(count, seed)
+    gradients = example_gradients(in_float64(make), rows)
+    bound = max(float(gradients.norm(dim=1).median()), 1e-3)
+    engine = engine_of(make)
+    found = engine.clipped_sum(rows, bound)
+    wanted = clipped(gradients, bound).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-9 * bound)
+    assert engine.notes == ()

@@ -1,4 +1,4 @@
-"""`nn.LSTM` is booked as linear layers: the same function, the same gradients, the same model."""
+"""`nn.LSTM` as linear layers: the same function, the same gradients, the same model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.bookkeeping.lstm import Unrolled
-from tests.gradients.bookkeeping.booked import ROUNDING, C
+from tests.gradients.bookkeeping.cases import ROUNDING, C
 from tests.gradients.loops import clipped, example_gradients
 
 
@@ -61,10 +61,10 @@ def rows(count: int = 6) -> Rows:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_it_is_the_same_function(kind: dict[str, Any]) -> None:
     lstm = model(**kind).body
-    one = Unrolled("body", lstm)
-    one.share()
+    twin = Unrolled("body", lstm)
+    twin.share()
     inputs = rows().inputs if lstm.batch_first else rows().inputs.transpose(0, 1)
-    for found, wanted in zip(one(inputs), lstm(inputs), strict=True):
+    for found, wanted in zip(twin(inputs), lstm(inputs), strict=True):
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
@@ -75,7 +75,7 @@ def test_sums_are_those_of_single_gradients(kind: dict[str, Any]) -> None:
     names = list(whole.state_dict())
     engine = BookKeeping().engine(whole, cross_entropy)
     found = engine.clipped_sum(rows(), C)
-    assert engine.notes == (), "it must be booked, not handed on"
+    assert engine.notes == (), "formulas must do, without torch.func"
     gradients = example_gradients(model(**kind), rows())
     torch.testing.assert_close(found.value, clipped(gradients, C).sum(dim=0), rtol=1e-9, atol=1e-11)
     assert bool((found.norms >= gradients.norm(dim=1)).all())
@@ -139,7 +139,7 @@ class Words(nn.Module):
         return out
 
 
-def test_an_lstm_beside_a_weight_that_is_not_booked() -> None:
+def test_an_lstm_beside_a_weight_without_a_formula() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole = Words().double()

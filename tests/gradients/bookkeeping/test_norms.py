@@ -1,4 +1,4 @@
-"""Norms from the layers' books are upper bounds: no contribution exceeds the bound."""
+"""Norms are upper bounds, rounding included: no contribution exceeds the bound."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from tests.gradients.bookkeeping.booked import CASES, ROUNDING, C, Case
+from tests.gradients.bookkeeping.cases import CASES, ROUNDING, C, Case
 from tests.gradients.loops import (
     in_float64,
 )

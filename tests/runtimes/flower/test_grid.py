@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
 from privtrain.core.runtime import PartyRun, Payload, StarRuntime
-from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
+from privtrain.runtimes.flower.client import to_array
 from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay, LocalGrid, coordinator
 from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import (
@@ -37,96 +36,10 @@ from tests.contracts.star_runtime import (
     three_rounds,
 )
 
-TENSORS = [
-    torch.linspace(-1, 1, 7),
-    torch.eye(3, dtype=torch.float64),
-    torch.tensor(3),
-    torch.zeros(2, 0, 4),
-    torch.tensor([True, False]),
-    torch.arange(12.0).reshape(3, 4).T,
-]
-
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_grid_keeps_the_promises_of_a_star(check: Callable[[StarRuntime], None]) -> None:
     check(FlowerGrid())
-
-
-@pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: str(tuple(tensor.shape)))
-def test_arrays_are_flowers_own(tensor: torch.Tensor) -> None:
-    ours, theirs = to_array(tensor), Array(tensor.contiguous())
-    assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
-    assert ours.data == theirs.data
-    assert bits(to_tensor(theirs)) == bits(tensor) == bits(torch.from_numpy(ours.numpy()))
-
-
-def test_a_type_that_flower_cannot_hold_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UnsupportedError, match=r"bfloat16.*float32"):
-        to_array(torch.ones(2, dtype=torch.bfloat16))
-
-
-def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_up() -> None:
-    class OnDemand(dict[str, Payload]):  # every payload is made when asked for, then forgotten
-        def items(self):  # type: ignore[no-untyped-def,override]  # iterates like a mapping
-            return ((name, {"x": torch.full((1000,), float(i))}) for i, name in enumerate(self))
-
-    with FlowerGrid().open(a_setting()) as star:
-        replies = star.map(Echo(), OnDemand.fromkeys(PARTIES, {}), round=0)
-    assert [float(reply["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
-
-
-@dataclass(frozen=True)
-class Counting:
-    """Counts in the worker's scratch how often this very step was unpickled."""
-
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        seen = party.scratch.setdefault("steps", [])
-        if not any(step is self for step in seen):
-            seen.append(self)
-        return {"different": torch.tensor(len(seen))}
-
-
-def test_a_client_unpickles_a_step_once() -> None:
-    with FlowerGrid().open(a_setting()) as star:
-        for round in range(3):
-            replies = star.map(Counting(), {name: {} for name in PARTIES}, round=round)
-    assert [int(reply["different"]) for reply in replies.values()] == [1, 1, 1]
-
-
-def test_the_client_works_on_a_copy_of_the_step() -> None:
-    step = Counting()
-    with FlowerGrid().open(a_setting()) as star:
-        star.map(step, {PARTIES[0]: {}}, round=0)
-    with InProcess().open(a_setting()) as plain:
-        plain.map(step, {PARTIES[0]: {}}, round=0)
-    assert not vars(step)
-
-
-def test_the_traceback_of_a_failed_party_is_in_the_notes() -> None:
-    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
-        star.map(Fail(PARTIES[2], KeyError("weight")), {name: {} for name in PARTIES}, round=1)
-    assert "star_runtime.py" in "".join(caught.value.__notes__)
-
-
-@dataclass(frozen=True)
-class NotATensor:
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        return {"loss": 0.5}  # type: ignore[dict-item]  # the mistake under test
-
-
-def test_a_reply_that_is_no_tensor_names_the_party() -> None:
-    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
-        star.map(NotATensor(), {PARTIES[1]: {}}, round=2)
-    assert caught.value.party == PARTIES[1]
-    assert "AttributeError" in str(caught.value)
-
-
-def test_errors_of_flower_itself_name_the_party() -> None:
-    gone = raised_at("client-1", 3, Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"))
-    assert isinstance(gone, PartyLostError)
-    assert gone.party == "client-1"
-    assert str(gone) == "client-1 was lost in round 3: Node Unavailable"
-    assert "error 0" in str(raised_at("client-1", 3, Error(ErrorCode.UNKNOWN)))
 
 
 def test_a_star_leaves_flowers_identity_as_it_was() -> None:

@@ -1,0 +1,97 @@
+"""Clipped sums for models without a formula for each parameter, by `torch.func`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Loss, Rows
+from privtrain.gradients.bookkeeping.example_gradients import ExampleGradients, Formed
+from privtrain.gradients.bookkeeping.lstm import Unrolled, forwarded_to
+from privtrain.gradients.bookkeeping.sum import total, trained_parameters, weighted_sum
+from privtrain.gradients.bookkeeping.workspace import Workspace
+from privtrain.gradients.gradients import ClippedSum, empty_sum
+from privtrain.mechanisms.clipping import Clipping, FlatClipping
+
+_VALUES = 2**23
+"""Values of per-example gradients that are held at a time: 32 MB in float32."""
+
+
+@dataclass
+class TorchFuncEngine:
+    """Forms every example's gradient by `torch.func`, a few examples at a time.
+
+    Args:
+        model: The model.
+        loss: Loss of each example.
+        clipping: How the clipping norm is shared out among layers.
+        lstms: The model's LSTMs, unrolled: `torch.func` cannot take torch's own.
+    """
+
+    model: nn.Module
+    loss: Loss
+    clipping: Clipping = FlatClipping()
+    lstms: Sequence[Unrolled] = ()
+
+    def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        """The sum over a batch of gradients, each clipped to an L2 norm.
+
+        Args:
+            rows: The batch, on the model's device; may be empty.
+            clipping_norm: Upper bound on each gradient's L2 norm; positive.
+
+        Returns:
+            The sum; an example without a finite gradient counts as zero.
+        """
+        if len(rows) == 0:
+            return empty_sum(self.model)
+        value = empty_sum(self.model).value
+        trained = trained_parameters(self.model, self.clipping)
+        size = max(1, _VALUES // max(1, value.numel()))
+        norms, losses = [], []
+        for index in torch.split(torch.arange(len(rows), device=rows.inputs.device), size):
+            # Abadi et al. 2016, Algorithm 1, "Compute gradient", as it stands there.
+            formed, of_rows = self._gradients(rows.take(index))
+            gradients: dict[int, ExampleGradients] = {
+                id(each.parameter): Formed(values)
+                for each, values in zip(trained, formed, strict=True)
+            }
+            added, of_groups = weighted_sum(
+                trained,
+                gradients,
+                of_rows,
+                lambda norms: self.clipping.factors(norms, clipping_norm),
+                Workspace(),
+            )
+            value += added
+            norms.append(total(of_groups))
+            losses.append(of_rows)
+        value *= self.clipping.scale(clipping_norm)
+        return ClippedSum(value, torch.cat(norms), torch.cat(losses))
+
+    def _gradients(self, rows: Rows) -> tuple[list[Tensor], Tensor]:
+        """Gradients of each parameter, `(batch, ...)`, and the losses, `(batch,)`."""
+        given = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        of_row: Callable[..., Any] = torch.func.grad(self._loss_of_row, has_aux=True)
+        # "different": dropout draws for each example, as it does in a batch.
+        of_rows = torch.func.vmap(of_row, in_dims=(None, 0, 0), randomness="different")
+        try:
+            with forwarded_to(self.lstms):
+                gradients, losses = of_rows(given, rows.inputs, rows.labels)
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedError(
+                "This model has parameters that are used outside of the layers that have a "
+                f"formula, and torch.func cannot take it one example at a time either: {error}. "
+                "Use layers for all parameters, or Opacus()."
+            ) from error
+        return [gradients[name] for name in given], losses
+
+    def _loss_of_row(
+        self, given: dict[str, Tensor], row: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = torch.func.functional_call(self.model, given, (row.unsqueeze(0),))
+        losses = self.loss(logits, label.unsqueeze(0))
+        return losses.sum(), losses.detach().sum()

@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import (
+    COLUMNS,
+    FederatedData,
+    Rows,
+    accuracy,
+    concatenate,
+    cross_entropy,
+)
+
+
+def rows(count: int, *, targets: bool = True, users: bool = True) -> Rows:
+    numbers = torch.arange(count)
+    return Rows(
+        torch.arange(2.0 * count).reshape(count, 2),
+        numbers if targets else None,
+        numbers + 10 if users else None,
+    )
+
+
+def test_columns_of_another_length_are_refused() -> None:
+    with pytest.raises(DataError, match=r"\(2,\).* have the shape \(3,\)"):
+        Rows(torch.zeros(3, 2), users=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(DataError, match="3 rows and targets with 4 rows"):
+        Rows(torch.zeros(3, 2), torch.zeros(4))
+    with pytest.raises(DataError, match="no targets"):
+        _ = Rows(torch.zeros(3, 2)).labels
+
+
+def test_taken_rows_keep_their_targets_and_users() -> None:
+    taken = rows(5).take(torch.tensor([3, 1]))
+    assert taken.inputs.tolist() == [[6.0, 7.0], [2.0, 3.0]]
+    assert taken.labels.tolist() == [3, 1]
+    assert taken.users is not None and taken.users.tolist() == [13, 11]
+
+
+def test_a_column_that_a_part_lacks_is_lost() -> None:
+    whole = concatenate([rows(2), rows(3)])
+    assert len(whole) == 5
+    assert whole.labels.tolist() == [0, 1, 0, 1, 2]
+    assert whole.users is not None and whole.users.tolist() == [10, 11, 10, 11, 12]
+    assert concatenate([rows(2), rows(3, users=False)]).users is None
+    assert concatenate([rows(2, targets=False), rows(3)]).targets is None
+
+
+def test_pooled_columns_stand_side_by_side_with_the_holders_labels() -> None:
+    parts = {"a": rows(3, targets=False, users=False), "b": rows(3, users=False)}
+    data = FederatedData(train=parts, test=rows(1), split=COLUMNS, label_holder="b")
+    assert data.parties == ("a", "b")
+    assert data.pooled().inputs.shape == (3, 4)
+    assert data.pooled().labels.tolist() == [0, 1, 2]
+    unlabelled = FederatedData(train=parts, test=rows(1), split=COLUMNS)
+    assert unlabelled.pooled().targets is None
+
+
+def test_losses_are_one_a_row_and_accuracy_is_a_fraction() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    targets = torch.tensor([0, 1, 1])
+    losses = cross_entropy(logits, targets)
+    assert losses.shape == (3,)
+    assert losses[2] == pytest.approx(3.0486, abs=1e-4)
+    assert accuracy(logits, targets) == 2 / 3

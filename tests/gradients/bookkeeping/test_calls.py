@@ -1,0 +1,80 @@
+"""Calls of layers must cover every use of a parameter, in every batch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Rows
+from tests.gradients.bookkeeping.cases import C, engine_of, equal, expected
+from tests.gradients.loops import (
+    mlp,
+    rows_for,
+)
+
+
+class Later(nn.Module):
+    """A weight that is used outside of its layer in large batches only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.body(x))
+        if len(x) != 3:
+            hidden = nn.functional.linear(hidden, self.body.weight)
+        out: Tensor = self.head(hidden)
+        return out
+
+
+def test_a_weight_outside_of_layers_is_noticed_in_any_batch() -> None:
+    engine = engine_of(Later)
+    few, rows = rows_for(mlp, count=3), rows_for(mlp)
+    equal(engine.clipped_sum(few, C), expected_of_three(few))
+    assert engine.notes == ()
+    equal(engine.clipped_sum(rows, C), expected(Later, rows))
+    assert len(engine.notes) == 1
+
+
+def expected_of_three(rows: Rows) -> Tensor:
+    def make() -> nn.Module:
+        model = Later()
+        return nn.Sequential(model.body, nn.Tanh(), model.head)
+
+    return expected(make, rows)
+
+
+class Aside(nn.Module):
+    """A layer whose output is dropped, and whose weight is used outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.body(x)
+        out: Tensor = self.head(torch.tanh(nn.functional.linear(x, self.body.weight)))
+        return out
+
+
+def test_a_call_that_leads_nowhere_does_not_hide_a_use_outside() -> None:
+    engine = engine_of(Aside)
+    equal(engine.clipped_sum(rows_for(mlp), C), expected(Aside, rows_for(mlp)))
+    assert len(engine.notes) == 1
+
+
+def test_inputs_that_are_overwritten_are_refused() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body(x) * 1.0
+            out: Tensor = self.head(hidden)
+            hidden.mul_(2.0)
+            return out
+
+    with pytest.raises(UnsupportedError, match="written to afterwards"):
+        engine_of(Overwrites).clipped_sum(rows_for(mlp), C)

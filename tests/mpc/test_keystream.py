@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from privtrain.mpc.keystream import KEY_BYTES, KeyAgreement, Keystream
+
+
+def test_a_keystream_is_the_same_under_the_same_key_however_it_is_cut() -> None:
+    key = bytes(range(KEY_BYTES))
+    whole = Keystream(key).integers((3, 5))
+    parts = Keystream(key)
+    cut = torch.cat([parts.integers((4,)), parts.integers((0,)), parts.integers((11,))])
+    assert torch.equal(whole.reshape(-1), cut)
+    assert not torch.equal(Keystream().integers((8,)), Keystream().integers((8,)))
+    with pytest.raises(ValueError, match="to be 32"):
+        Keystream(b"short")
+
+
+def test_two_parties_agree_on_a_key_for_each_purpose() -> None:
+    left, right, other = KeyAgreement(), KeyAgreement(), KeyAgreement()
+    assert left.key(right.public, "a") == right.key(left.public, "a")
+    assert left.key(right.public, "a") != left.key(right.public, "b")
+    assert left.key(right.public, "a") != left.key(other.public, "a")
+    assert left.public != right.public

@@ -1,0 +1,29 @@
+"""What observers of sums see, and which noise they can subtract."""
+
+import pytest
+
+from privtrain.core.observers import AGGREGATOR, PUBLIC, coalition
+from privtrain.release.exposure import sum_exposure
+from privtrain.release.placement import AT_AGGREGATOR, SPLIT
+from tests.contracts.aggregation import (
+    MaskedSum,
+)
+
+
+def test_the_party_that_is_protected_is_always_honest() -> None:
+    members = coalition({f"client-{index}" for index in range(50)})
+    seen = MaskedSum().exposure(members, SPLIT(honest_survivors=10), parties=10)
+    assert seen.hidden_variance == pytest.approx(0.1)
+
+
+def test_a_split_promises_no_more_than_its_honest_survivors_draw() -> None:
+    few = SPLIT(honest_survivors=5)
+    assert MaskedSum().exposure(PUBLIC, few, parties=10).hidden_variance == pytest.approx(1.0)
+    assert MaskedSum().exposure(PUBLIC, few, parties=3).hidden_variance == pytest.approx(0.6)
+
+
+def test_raw_messages_need_no_noise_to_be_known() -> None:
+    seen = sum_exposure(
+        AGGREGATOR, AT_AGGREGATOR, parties=10, reads_messages=True, knows_noise=False
+    )
+    assert seen.hidden_variance == 0.0

@@ -1,0 +1,80 @@
+"""Calibrating: the least noise that keeps a promise."""
+
+import pytest
+
+from privtrain.core.errors import (
+    UnsoundReleaseError,
+    UnsupportedError,
+)
+from privtrain.core.observers import AGGREGATOR, DEALER, PUBLIC
+from privtrain.core.trainer import Trainer
+from privtrain.ledgers.run import epsilon_of
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_PARTY
+from privtrain.runs.calibrating import calibrate
+from privtrain.sampling.sampling import FixedSize
+from privtrain.steps.private import DPSteps
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
+from privtrain.trainers.sgd import SGD
+from tests.trainers.federations import STAR, a_federation
+
+DATA = a_federation(12, 9, 15, public_rows=36)
+NOISY = Release(Gaussian(1.0, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [3.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        DPSGD(epochs=2, expected_batch=9.0),
+        FedAvg(rounds=3, release=NOISY),
+        FedAvg(rounds=3, release=NOISY, sampling=FixedSize(2)),
+        FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0))),
+        PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)),
+        PATE(teachers=6, queries=9, release=Release(LNMax(2.0), finish=ARGMAX)),
+    ],
+    ids=["dp_sgd", "fedavg", "fixed", "silos", "gnmax", "lnmax"],
+)
+def test_a_calibrated_trainer_stays_within_its_own_epsilon(
+    trainer: Trainer, epsilon: float
+) -> None:
+    found = calibrate(trainer, DATA, epsilon=epsilon, runtimes=STAR)
+    (plan, *_) = found.plan(DATA, STAR)
+    value = epsilon_of(plan, plan.count, 1e-5)
+    assert 0.97 * epsilon < value <= epsilon
+
+
+def test_where_noise_is_drawn_twice_the_scaled_one_is_calibrated() -> None:
+    trainer = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 0.5)), release=NOISY)
+    found = calibrate(trainer, DATA, epsilon=2.0, runtimes=STAR)
+    assert isinstance(found, FedAvg)
+    assert found.local == trainer.local
+    client = [p for p in found.plan(DATA, STAR) if p.observer == PUBLIC][1]
+    assert 1.9 < epsilon_of(client, client.count, 1e-5) <= 2.0
+
+
+def test_an_observer_that_reads_messages_can_be_promised_local_noise() -> None:
+    trainer = FedAvg(rounds=2, release=Release(Gaussian(1.0, 1.0), AT_PARTY))
+    found = calibrate(trainer, DATA, epsilon=4.0, observer=AGGREGATOR, runtimes=STAR)
+    plan = next(p for p in found.plan(DATA, STAR) if p.observer == AGGREGATOR)
+    assert 3.8 < epsilon_of(plan, plan.count, 1e-5) <= 4.0
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    for plain in (SGD(), FedAvg(), PATE(release=Release(finish=ARGMAX))):
+        with pytest.raises(UnsupportedError, match="draws no noise"):
+            calibrate(plain, DATA, epsilon=1.0, runtimes=STAR)
+    both = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY)
+    for knowing in (DPSGD(), FedAvg(release=NOISY), both):
+        with pytest.raises(UnsoundReleaseError, match="aggregator"):
+            calibrate(knowing, DATA, epsilon=1.0, observer=AGGREGATOR, runtimes=STAR)
+    with pytest.raises(ValueError, match="dealer"):
+        calibrate(DPSGD(), DATA, epsilon=1.0, observer=DEALER, runtimes=STAR)
+    with pytest.raises(ValueError, match="epsilon"):
+        calibrate(DPSGD(), DATA, epsilon=-1.0, runtimes=STAR)

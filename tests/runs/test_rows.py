@@ -1,0 +1,87 @@
+"""Rows: what one trainer, seed and epsilon becomes, whatever happens in it."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+import privtrain as pt
+from privtrain.core.result import Predictor
+from privtrain.core.trainer import Run
+from privtrain.runs.comparing import compare
+from privtrain.runs.rows import cells
+
+TASK, DATA = pt.data.digits(parties=4, seed=0)
+FAST = {
+    "pooled": pt.SGD(epochs=3),
+    "FedAvg": pt.FedAvg(rounds=3),
+    "DP-SGD": pt.DPSGD(epochs=2.0),
+}
+HERE = pt.Runtimes(star=pt.InProcess())
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A trainer whose training fails."""
+
+    inner: pt.SGD = pt.SGD(epochs=1)
+    error: Exception = RuntimeError("the disk is on fire")
+    token: ClassVar[str] = "sgd"
+
+    plan = property(lambda self: self.inner.plan)
+    input_privacy = property(lambda self: self.inner.input_privacy)
+    with_noise = property(lambda self: self.inner.with_noise)
+
+    def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
+        raise self.error
+
+
+def test_epsilon_applies_only_to_trainers_that_draw_noise() -> None:
+    rows = list(cells(FAST, range(2), (1.0, 8.0)))
+    assert [(c.label, c.epsilon, c.seed) for c in rows] == [
+        ("pooled", None, 0),
+        ("pooled", None, 1),
+        ("FedAvg", None, 0),
+        ("FedAvg", None, 1),
+        ("DP-SGD", 1.0, 0),
+        ("DP-SGD", 1.0, 1),
+        ("DP-SGD", 8.0, 0),
+        ("DP-SGD", 8.0, 1),
+    ]
+    assert len({c.folder_name for c in rows}) == len(rows)
+
+
+def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() -> None:
+    planted = pt.data.with_canaries(DATA, pt.data.mislabelled_rows(DATA, 40), seed=0)
+    few = pt.PATE(teachers=4, queries=10, release=pt.Release(pt.GNMax(1.0), finish=pt.ARGMAX))
+    attacks = [pt.LossThreshold(), pt.OneRun(guesses=20)]
+    trainers = {"PATE": few, "pooled": pt.SGD(epochs=1)}
+    votes, pooled = compare(trainers, TASK, planted, attacks=attacks, runtimes=HERE).rows
+    assert votes.error is None and votes.accuracy is not None
+    assert [leak.attack for leak in votes.leakage] == ["loss threshold"]
+    assert "one-run audit was not run: Expected data with canaries" in votes.notes[-1]
+    assert [leak.attack for leak in pooled.leakage] == ["loss threshold", "one-run audit"]
+    (none,) = compare({"p": pt.SGD(epochs=1)}, TASK, DATA, attacks=attacks, runtimes=HERE).rows
+    assert none.error is not None and "Expected data with canaries" in none.error
+
+
+def test_an_interrupt_is_no_row() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]
+
+
+def test_a_trainer_that_cannot_meet_the_epsilon_shows_what_it_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **named: object) -> pt.DPSGD:
+        raise pt.UnsupportedError("no such noise")
+
+    monkeypatch.setattr("privtrain.runs.rows.calibrate", refuse)
+    comparison = compare(
+        {"DP-SGD": pt.DPSGD(epochs=1.0)}, TASK, DATA, epsilons=(0.1,), runtimes=HERE
+    )
+    (row,) = comparison.rows
+    assert row.error is None and row.met is False
+    assert row.statement is not None and 0.1 < row.statement.epsilon("public") < math.inf
+    assert any("no such noise" in note for note in row.notes)

@@ -1,0 +1,73 @@
+"""Scores: the noise that they claim, and what would leak."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from torch.nn.functional import one_hot
+
+from privtrain.accounting.selection import RandomTrials
+from privtrain.core.errors import DataError, UnsoundReleaseError
+from privtrain.core.task import Rows
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.release.door import Release
+from privtrain.runs import tuning
+from privtrain.runs.scoring import PrivateRows, PublicRows
+from privtrain.runs.tuning import tune
+from privtrain.sampling.batches import ShuffledEpochs
+from privtrain.trainers.dp_sgd import DPSGD
+from tests.statistics import std_is
+from tests.trainers.federations import STAR, TASK, a_federation
+
+DATA = replace(a_federation(12, 9, 15, public_rows=36), digest="ab" * 32)
+OTHERS = a_federation(14, 7).pooled()
+PUBLIC_ROWS = PublicRows(OTHERS)
+NOISE, EPOCHS = 3.0, 2
+
+
+def setting(learning_rate: float = 0.5, noise: float = NOISE) -> DPSGD:
+    return DPSGD(
+        epochs=EPOCHS,
+        expected_batch=12.0,
+        learning_rate=learning_rate,
+        sampling=ShuffledEpochs(),
+        release=Release(Gaussian(1.0, noise)),
+    )
+
+
+def tuned(score: Any = PUBLIC_ROWS, mean: float = 3.0, **options: Any) -> tuning.Tuned:
+    given: dict[str, Any] = {"trainers": {"slow": setting(1e-9), "fast": setting()}, **options}
+    trials = RandomTrials(mean=mean)
+    return tune(
+        given.pop("trainers"), TASK, DATA, score=score, trials=trials, runtimes=STAR, **given
+    )
+
+
+def predict(inputs: Any) -> Any:
+    return one_hot((inputs.flatten(1)[:, 0] > 0).long(), 2)
+
+
+@pytest.mark.parametrize("factor", [2 / 3, 1.0, 3 / 2])
+def test_the_noise_of_a_private_score_has_the_stated_size(factor: float) -> None:
+    """1,000 scores tell 4 from 2.7 and from 6; the right answer count is their mean."""
+    score, generator = PrivateRows(OTHERS, Gaussian(1.0, 4.0 * factor)), np.random.default_rng(3)
+    found = np.array([score.measure(predict, generator) for _ in range(1000)])
+    exact = len(OTHERS) * PublicRows(OTHERS).measure(predict, generator)
+    assert std_is(found - exact, 4.0) == (factor == 1.0)
+
+
+def test_scores_that_would_leak_are_refused() -> None:
+    with pytest.raises(UnsoundReleaseError, match="draws none"):
+        PrivateRows(OTHERS, Gaussian(1.0, 0.0))
+    with pytest.raises(ValueError, match=r"clipping_norm=2\.0"):
+        PrivateRows(OTHERS, Laplace(2.0, 1.0))
+    with pytest.raises(UnsoundReleaseError, match="SimpleNamespace"):
+        tuned(SimpleNamespace(rows=OTHERS))
+    with pytest.raises(DataError, match=r"data\.test"):
+        tuned(PublicRows(DATA.test))
+    with pytest.raises(UnsoundReleaseError, match=r"data\.train"):
+        tuned(PublicRows(DATA.train[DATA.parties[0]]))
+    with pytest.raises(DataError, match="labels"):
+        tuned(PublicRows(Rows(OTHERS.inputs[:0], OTHERS.labels[:0])))

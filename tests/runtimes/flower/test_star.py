@@ -1,0 +1,40 @@
+"""The coordinator's side of a Flower star: what it sends, and how it reads what comes back."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from privtrain.core.errors import PartyLostError
+from privtrain.core.runtime import PartyRun, Payload
+from privtrain.runtimes.flower.grid import FlowerGrid
+from tests.contracts.star_runtime import PARTIES, Echo, Fail, a_setting
+
+
+def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_up() -> None:
+    class OnDemand(dict[str, Payload]):  # every payload is made when asked for, then forgotten
+        def items(self):  # type: ignore[no-untyped-def,override]  # iterates like a mapping
+            return ((name, {"x": torch.full((1000,), float(i))}) for i, name in enumerate(self))
+
+    with FlowerGrid().open(a_setting()) as star:
+        replies = star.map(Echo(), OnDemand.fromkeys(PARTIES, {}), round=0)
+    assert [float(reply["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
+
+
+def test_the_traceback_of_a_failed_party_is_in_the_notes() -> None:
+    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+        star.map(Fail(PARTIES[2], KeyError("weight")), {name: {} for name in PARTIES}, round=1)
+    assert "star_runtime.py" in "".join(caught.value.__notes__)
+
+
+@dataclass(frozen=True)
+class NotATensor:
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return {"loss": 0.5}  # type: ignore[dict-item]  # the mistake under test
+
+
+def test_a_reply_that_is_no_tensor_names_the_party() -> None:
+    with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+        star.map(NotATensor(), {PARTIES[1]: {}}, round=2)
+    assert caught.value.party == PARTIES[1]
+    assert "AttributeError" in str(caught.value)

@@ -1,0 +1,43 @@
+"""Which processes are alive, and what parties bring to a program."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from privtrain.core.runtime import Payload
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def children() -> set[int]:
+    own = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            own.add(int(stat.parent.name))
+    return own
+
+
+def inputs(count: int) -> dict[str, Payload]:
+    return {f"party-{i}": {"number": torch.tensor([float(i + 1)])} for i in range(count)}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,61 @@
+"""Optimizers, and one step by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from privtrain.steps.optimizers import GradientVector, descend, make_optimizer
+from tests.steps.test_plain import TASK, a_model, some_rows, weights
+
+
+def test_descend_steps_on_the_mean_loss() -> None:
+    rows, model = some_rows(), a_model()
+    loss = descend(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), TASK.loss, rows.inputs, rows.labels
+    )
+    twin = a_model()
+    expected = nn.functional.cross_entropy(twin(rows.inputs), rows.labels)
+    expected.backward()  # type: ignore[no-untyped-call]
+    moved = torch.cat([(p - p.grad).reshape(-1) for p in twin.parameters() if p.grad is not None])
+    torch.testing.assert_close(weights(model), moved.detach(), rtol=1e-13, atol=1e-15)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def test_a_gradient_is_copied_not_aliased() -> None:
+    model = a_model()
+    parameters = list(model.parameters())
+    gradient = torch.arange(weights(model).numel(), dtype=torch.float64)
+    vector = GradientVector(parameters)
+    vector.set(gradient, 2.0)
+    gradient.zero_()
+    assert parameters[-1].grad is not None
+    assert float(parameters[-1].grad[-1]) == (weights(model).numel() - 1) / 2
+    with pytest.raises(ValueError, match=r"gradient.shape=\(3,\)"):
+        vector.set(torch.zeros(3))
+
+
+def test_gradients_come_back_when_an_optimizer_drops_them() -> None:
+    model = a_model()
+    vector = GradientVector(list(model.parameters()))
+    for value in (1.0, 2.0):
+        vector.set(torch.full((weights(model).numel(),), value, dtype=torch.float64))
+        assert all(bool((p.grad == value).all()) for p in model.parameters() if p.grad is not None)
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+
+
+def test_gradients_have_the_types_of_their_parameters() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    vector = GradientVector(list(model.parameters()))
+    for value in (1.0, 2.0):
+        vector.set(torch.full((12,), value, dtype=torch.float64))
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.dtype is parameter.dtype
+            assert float(parameter.grad.sum()) == value * parameter.numel()
+
+
+@pytest.mark.parametrize("name", ["Nonsense", "lr_scheduler", "Optimizer2"])
+def test_an_unknown_optimizer_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"optimizer='{name}'"):
+        make_optimizer(name, list(a_model().parameters()), 0.1)

@@ -1,0 +1,44 @@
+"""Tests lie where their source lies: `privtrain/a/b.py` is tested by `tests/a/test_b.py`."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTED_ELSEWHERE = {
+    "__main__.py": "tests/command/test_cli.py and tests/runtimes/processes/test_worker.py start it",
+    "command/arguments.py": "tests/command/test_cli.py",
+    "core/result.py": "values of a result: tests/report",
+    "core/runtime.py": "a protocol: tests/contracts/star_runtime.py",
+    "core/trainer.py": "a protocol: tests/contracts/trainer.py",
+    "mpc/engine.py": "a protocol: tests/mpc/crypten/test_engine.py",
+    "release/aggregation.py": "a protocol: tests/contracts/aggregation.py",
+    "runs/statements.py": "tests/runs/test_fitting.py",
+    "runtimes/flower/surroundings.py": "tests/runtimes/flower/test_grid.py",
+    "steps/local.py": "a protocol: tests/contracts/trainer.py",
+}
+OF_NO_SOURCE = {
+    "runs/test_old_folders.py": "what version 0.1 wrote",
+    "trainers/test_contract.py": "every trainer through one suite",
+}
+LAWS = {"contracts", "docs", "golden", "laws", "reproductions", "scenarios"}
+
+
+def sources() -> set[Path]:
+    files = (path.relative_to(ROOT / "privtrain") for path in (ROOT / "privtrain").rglob("*.py"))
+    return {path for path in files if path.name != "__init__.py"}
+
+
+def mirrors() -> set[Path]:
+    files = (path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py"))
+    return {path for path in files if len(path.parts) > 1 and path.parts[0] not in LAWS}
+
+
+def test_every_source_has_a_test_file() -> None:
+    without = {
+        str(path) for path in sources() if path.with_name(f"test_{path.name}") not in mirrors()
+    }
+    assert without == set(TESTED_ELSEWHERE)
+
+
+def test_every_test_file_has_a_source() -> None:
+    mirrored = {path.with_name(f"test_{path.name}") for path in sources()}
+    assert {str(path) for path in mirrors() - mirrored} == set(OF_NO_SOURCE)
