@@ -73,6 +73,7 @@ def test_no_distance_changes_nothing_and_more_costs_more(accountant: str) -> Non
     assert found[-1] > found[0]
 
 
+@pytest.mark.slow
 def test_a_distance_that_takes_all_of_delta_promises_nothing() -> None:
     for far in (1e-5, 1e-6, 1.0):
         assert epsilon(Approximate(ONE, far), DELTA) == math.inf
@@ -143,6 +144,7 @@ def test_ledger_guarantee_and_capacity_charge_it() -> None:
     assert digest_of((near,), DELTA) != digest_of((a_plan(Approximate(ONE, 2 * FAR), 40),), DELTA)
 
 
+@pytest.mark.slow
 def test_curves_charge_it_at_every_delta() -> None:
     plain, near = dict(epsilon_curve(ONE)), dict(epsilon_curve(NEAR))
     assert set(near) == set(plain) == set(DELTAS)

@@ -43,7 +43,7 @@ def test_every_point_is_the_epsilon_of_its_delta() -> None:
     assert all(a > b for (_, a), (_, b) in itertools.pairwise(found))
 
 
-@pytest.mark.parametrize("mu", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("mu", [0.3, 1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_the_trade_off_of_a_gaussian_is_its_closed_form_from_below(mu: float) -> None:
     exact = gaussian_trade_off(mu)
     found = np.array(trade_off(gaussian_event(1 / mu), false_positives=RATES))[:, 1]

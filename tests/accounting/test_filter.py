@@ -99,6 +99,7 @@ EVENTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(events=st.lists(EVENTS, max_size=8), epsilon_of_all=st.floats(0.5, 10.0))
 @settings(max_examples=25, deadline=None)
 def test_whatever_is_asked_the_budget_holds(events: list[object], epsilon_of_all: float) -> None:

@@ -75,7 +75,7 @@ def test_pure_privacy_of_a_geometric_number_costs_three_times_as_much_at_most() 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("mean", [1.0, 3.0, 20.0])
+@pytest.mark.parametrize("mean", [1.0, pytest.param(3.0, marks=pytest.mark.slow), 20.0])
 def test_gamma_gives_the_mean(mean: float, shape: float) -> None:
     gamma = RandomTrials(mean=mean, shape=shape).gamma
     counts = range(1, 2500)
@@ -127,7 +127,9 @@ def numbers(trials: RandomTrials, seed: int, count: int = 4000) -> NDArray[np.in
     return np.array([trials.draw(generator) for _ in range(count)])
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, math.inf])
+@pytest.mark.parametrize(
+    "shape", [*(pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES), math.inf]
+)
 def test_the_number_of_trials_has_its_distribution_and_the_test_has_power(shape: float) -> None:
     trials = RandomTrials(mean=10.0, shape=shape)
     drawn = numbers(trials, seed=5)
@@ -136,6 +138,7 @@ def test_the_number_of_trials_has_its_distribution_and_the_test_has_power(shape:
     assert not follows(drawn, RandomTrials(mean=10.0 * 3 / 2, shape=shape))
 
 
+@pytest.mark.slow
 def test_a_fixed_number_and_the_larger_of_two_draws_are_caught() -> None:
     """Broken twins: ten trials always; and drawn again until there are enough."""
     trials = RandomTrials(mean=10.0)

@@ -45,6 +45,7 @@ def test_a_run_is_not_overwritten_without_force(
     assert main([*words, "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--seeds", "2", "--json", "--out", str(tmp_path / "run")]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -69,10 +69,8 @@ def test_every_page_has_one_file_and_uses_it(page: str) -> None:
     assert all(block.mark == "" for block in blocks)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [*(pytest.param(page, marks=pytest.mark.slow) for page in ("trainer", "mechanism")), "attack"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["trainer", "mechanism", "attack"])
 def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
     path = DOCS / "extending" / f"{page}.md"
     made = run(path, examples(path), folder)

@@ -60,7 +60,13 @@ def check_same(expected: TrainResult, found: TrainResult) -> None:
     assert found.cost.bytes_sent == expected.cost.bytes_sent
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in TRAINERS if name != "noise-at-party"),
+        pytest.param("noise-at-party", marks=pytest.mark.slow),
+    ],
+)
 def test_the_grid_gives_the_bits_of_a_plain_loop_of_clients(name: str) -> None:
     expected = trained(TRAINERS[name], InProcess())
     check_same(expected, trained(TRAINERS[name], FlowerGrid()))

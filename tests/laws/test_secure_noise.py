@@ -66,7 +66,7 @@ TRAINERS = [
 NAMES = ["steps", "rounds", "parties", "silos"]
 
 
-@pytest.mark.parametrize("entropy", [pt.SEEDED, pt.SYSTEM])
+@pytest.mark.parametrize("entropy", [pytest.param(pt.SEEDED, marks=pytest.mark.slow), pt.SYSTEM])
 @pytest.mark.parametrize("trainer", TRAINERS, ids=NAMES)
 def test_no_stream_is_used_twice_over_steps_parties_and_resumes(
     trainer: Any, entropy: Any, used: Counter[bytes], tmp_path: Path

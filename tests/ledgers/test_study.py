@@ -220,6 +220,7 @@ def test_a_fit_is_charged_before_it_trains() -> None:
     assert len(study.charges) == 1
 
 
+@pytest.mark.slow
 def test_two_fits_cost_what_the_study_says_and_a_third_is_refused() -> None:
     one = fit(DP, TASK, DATA, runtimes=STAR, delta=1e-3)
     budget = Budget(1.6 * one.statement.epsilon(), 1e-3)

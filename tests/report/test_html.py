@@ -114,6 +114,7 @@ def test_a_comparison_in_which_everything_failed_has_a_page() -> None:
     assert "No attack was run." in text
 
 
+@pytest.mark.slow
 def test_simulated_entropy_is_said_once_where_it_holds_for_all() -> None:
     alone = Comparison(rows=(examples.sgd(0), examples.fedavg(0)), card={})
     assert parsed(comparison_html(alone)).text.count("simulated entropy") == 1

@@ -71,6 +71,7 @@ def test_an_interrupt_is_no_row() -> None:
         compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_trainer_that_cannot_meet_the_epsilon_shows_what_it_spent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

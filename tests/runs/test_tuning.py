@@ -57,7 +57,7 @@ def plain_epsilon(rdp_of_one: np.ndarray[Any, Any], mean: float) -> float:
     return float(whole.min())
 
 
-@pytest.mark.parametrize("mean", [1.0, 3.0, 20.0])
+@pytest.mark.parametrize("mean", [1.0, 3.0, pytest.param(20.0, marks=pytest.mark.slow)])
 def test_the_choice_costs_what_the_theorem_says(mean: float) -> None:
     """Papernot and Steinke 2022, Theorem 2, over two Gaussians of noise multiplier 3."""
     one = np.array(ORDERS) * EPOCHS / (2 * NOISE**2)
@@ -78,6 +78,7 @@ def test_a_broken_twin_that_counts_one_run_says_less() -> None:
     assert tuned().result.statement.epsilon("public") > 1.3 * result.statement.epsilon("public")
 
 
+@pytest.mark.slow
 def test_settings_of_different_noise_cost_what_the_costliest_costs() -> None:
     one = np.array(ORDERS) * EPOCHS / (2 * 2.0**2)
     found = tuned(trainers={"quiet": setting(noise=2.0), "loud": setting(noise=9.0)})

@@ -160,7 +160,10 @@ def test_batches_of_all_rows_promise_what_smaller_ones_do(size: float, steps: in
 
 @pytest.mark.parametrize(
     ("sampling", "relation"),
-    [(ShuffledEpochs(), ZERO_OUT), (ShuffledEpochs(replace_one=True), REPLACE_ONE)],
+    [
+        (ShuffledEpochs(), ZERO_OUT),
+        pytest.param(ShuffledEpochs(replace_one=True), REPLACE_ONE, marks=pytest.mark.slow),
+    ],
 )
 def test_epochs_cost_as_many_gaussians_and_are_not_amplified(
     sampling: ShuffledEpochs, relation: Relation

@@ -81,7 +81,10 @@ def public(made: DPSGD, **options: Any) -> Any:
     return next(g for g in result.statement.guarantees if g.observer == "public")
 
 
-@pytest.mark.parametrize(("groups", "rate", "turns_at_most"), [(4, 0.8, 4), (5, 1.0, 3), (7, 1, 3)])
+@pytest.mark.parametrize(
+    ("groups", "rate", "turns_at_most"),
+    [pytest.param(4, 0.8, 4, marks=pytest.mark.slow), (5, 1.0, 3), (7, 1, 3)],
+)
 def test_cyclic_batches_cost_a_sampled_gaussian_for_each_turn_of_a_group(
     groups: int, rate: float, turns_at_most: int
 ) -> None:

@@ -186,6 +186,7 @@ def plans_by_observer(
     return {plan.observer.name: plan for plan in plans}
 
 
+@pytest.mark.slow
 def test_under_fixed_size_who_is_inside_is_charged_for_sampling_among_the_others() -> None:
     plans = plans_by_observer(FixedSize(3))
     inner = gaussian_event(3.0)

@@ -189,6 +189,7 @@ def _inf_at(logits: Tensor, targets: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------- public figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "public_rows"),
     [
@@ -366,6 +367,7 @@ def test_delta_has_to_be_below_one_over_the_rows() -> None:
         run(DPSGD(epochs=1), a_federation(40), delta=0.03)
 
 
+@pytest.mark.slow
 def test_dropout_repeats_bit_for_bit() -> None:
     def make() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()

@@ -198,7 +198,7 @@ def test_exact_statistics_are_averaged() -> None:
     assert {e.shape for e in updates} == {(size + 12,)}
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("noise", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_under_a_bound_statistics_neither_leave_nor_change(noise: float) -> None:
     task, data = a_task(Normalised()), a_federation(12, 18)
     trainer = FedAvg(rounds=3, local=LOCAL, release=Release(Gaussian(1.0, noise)))
@@ -329,9 +329,14 @@ C, Z = 0.5, 2.0
     [
         (Release(Gaussian(C, Z)), None, C * Z / 6),
         (Release(Gaussian(C, Z)), FixedSize(3), C * Z / 3),
-        (Release(Gaussian(C, Z)), Poisson(0.5), C * Z / 3),
+        pytest.param(Release(Gaussian(C, Z)), Poisson(0.5), C * Z / 3, marks=pytest.mark.slow),
         (Release(Gaussian(C, Z), AT_PARTY), None, C * Z * math.sqrt(6) / 6),
-        (Release(Gaussian(C, Z), AT_PARTY), FixedSize(3), C * Z * math.sqrt(3) / 3),
+        pytest.param(
+            Release(Gaussian(C, Z), AT_PARTY),
+            FixedSize(3),
+            C * Z * math.sqrt(3) / 3,
+            marks=pytest.mark.slow,
+        ),
         (Release(Gaussian(C, Z), SPLIT(honest_survivors=6)), None, C * Z / 6),
         (Release(Gaussian(C, Z), SPLIT(honest_survivors=3)), None, C * Z * math.sqrt(2) / 6),
     ],
@@ -370,6 +375,7 @@ def test_every_silo_noises_before_its_update_leaves() -> None:
     assert independent(updates[0], updates[1])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_clipping_bounds_what_every_client_sends() -> None:
     local = PlainSteps(epochs=5, batch_size=4, learning_rate=5.0)
     result = run(
