@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from privtrain.accounting.approximate import Approximate
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import laplace_event
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
+from privtrain.mechanisms.discrete import RELEASE_DISTANCE, charged_multiplier
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Mechanism, State
 from tests.contracts.mechanism import PUBLIC_SUM, drawn, generator
@@ -35,6 +37,14 @@ def test_gaussian_events_carry_the_noise_that_stays_hidden() -> None:
     assert Gaussian(3.0, 1.7).event(part, REPLACE_ONE).noise_multiplier == pytest.approx(1.7)
     part = Exposure(single_messages=True, knows_sample=True, noise_known=0.0, variance=0.25)
     assert Gaussian(3.0, 1.7).event(part, REPLACE_ONE).noise_multiplier == pytest.approx(0.85)
+
+
+def test_secure_noise_is_charged_with_its_distance_from_the_gaussian() -> None:
+    """Decision 013: a little less noise than is drawn, and a distance that goes into delta."""
+    charged = Gaussian(2.0, 1.5, secure=True).event(PUBLIC_SUM, ADD_REMOVE)
+    assert isinstance(charged, Approximate)
+    assert charged.distance == RELEASE_DISTANCE > 0
+    assert charged.event.noise_multiplier == charged_multiplier(1.5) < 1.5
 
 
 def test_the_clipping_norm_does_not_change_an_epsilon() -> None:
