@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Empty is off: tests start many processes, which would compile every file again.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help demo test quick lint docs coverage mutants clean
 
