@@ -147,6 +147,8 @@ class FederatedData:
         digest: SHA-256 of the rows, for the run card.
         notes: What the reader should know, such as that categories were read from private rows.
         canaries: What `pt.data.with_canaries` planted. Read by `audit` alone, never by training.
+        assumptions: What every guarantee about these rows assumes, such as that the classes are
+            public.
     """
 
     # A mapping that may load when asked: a million simulated clients cost no memory until sampled.
@@ -163,6 +165,7 @@ class FederatedData:
     digest: str = ""
     notes: tuple[str, ...] = ()
     canaries: Canaries | None = None
+    assumptions: tuple[str, ...] = ()
 
     @property
     def parties(self) -> tuple[str, ...]:

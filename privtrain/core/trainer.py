@@ -107,6 +107,7 @@ class Run:
         realised: Events that are known only after the releases, by observer name.
         memory: What mechanisms remember from release to release, by kind of message.
         members: The rows that are protected, where they are not all training rows.
+        assumptions: What turned out to be assumed by every guarantee while the run went on.
     """
 
     runtimes: Runtimes
@@ -128,6 +129,7 @@ class Run:
     realised: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     members: Rows | None = None
+    assumptions: list[str] = field(default_factory=list)
     _star: Star | None = field(default=None, repr=False)
 
     @property

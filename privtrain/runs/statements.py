@@ -39,7 +39,11 @@ def result_of(
         spent=run.ledger.spent,
         delta=delta,
         realised=run.realised,
-        assumptions=(SIMULATED,) if seeded else (),
+        assumptions=(
+            *data.assumptions,
+            *dict.fromkeys(run.assumptions),
+            *((SIMULATED,) if seeded else ()),
+        ),
     )
     run.history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
     statement = PrivacyStatement(

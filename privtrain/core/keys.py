@@ -1,0 +1,59 @@
+"""Keyed digests: what identifies private rows to whoever has the key, and tells nobody else.
+
+A plain digest of rows can be tried: who knows all of them but one value finds it by hashing.
+"""
+
+import hashlib
+import hmac
+import os
+from pathlib import Path
+
+from privtrain.core.errors import DataError
+
+PRIVATE = "private"
+"""The subfolder that is never published: it holds the key."""
+
+_BYTES = 32
+
+
+def keyed_digest(digest: str, folder: Path) -> str:
+    """HMAC-SHA256 of a digest, under the key of a folder.
+
+    Args:
+        digest: A digest of private rows.
+        folder: A run's folder; the key lies in its private subfolder, and is made there when it
+            is first needed, readable by its owner alone.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: If the key cannot be made or read.
+    """
+    return hmac.new(_key(folder), digest.encode(), hashlib.sha256).hexdigest()
+
+
+def _key(folder: Path) -> bytes:
+    path = folder / PRIVATE / "digest.key"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            # Exclusive: of two runs that begin at once, one makes the key and both read it.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+        else:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(os.urandom(_BYTES))
+        key = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"Cannot make or read the key {path}: {error.strerror}. Choose a folder that you may "
+            "write to."
+        ) from error
+    if len(key) != _BYTES:
+        raise DataError(
+            f"The key {path} has {len(key)} bytes, {_BYTES} expected. Choose another folder: what "
+            "was written under the lost key cannot be compared with anything."
+        )
+    return key
