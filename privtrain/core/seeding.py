@@ -182,11 +182,13 @@ class SeededEntropy:
         seed: The seed, a whole number; other secrets than those of `Seeds` with the same number.
         attempt: How often the run was resumed, so that a resumed run draws fresh noise.
         fit: Which fit of a study this is, from 0: noise that two of them share would cancel.
+        root: What else the streams follow from, as `runs.roots.noise_root` makes it of a fit.
     """
 
     seed: int
     attempt: int = 0
     fit: int = 0
+    root: bytes = field(default=b"", repr=False)
     kind: EntropyKind = field(default=SEEDED, init=False)
 
     def __post_init__(self) -> None:
@@ -196,8 +198,9 @@ class SeededEntropy:
     def __getitem__(self, name: Name) -> Stream:
         # Nothing for the first fit, which then draws what it would draw outside a study.
         of_study = f"{self.fit}/" if self.fit else ""
-        root = f"privtrain/entropy/{self.seed}/{self.attempt}/{of_study}"
-        return derive(root.encode(), name)
+        root = f"privtrain/entropy/{self.seed}/{self.attempt}/{of_study}".encode()
+        # Hashed together first: a root of any length cannot run into the name.
+        return derive(hashlib.sha256(self.root + root).digest() if self.root else root, name)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The checkpoint of a run: what an interrupted run needs to go on, and which run it belongs to."""
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from privtrain.core.errors import PrivtrainError
+from privtrain.core.identity import without_addresses
 from privtrain.core.result import History
 from privtrain.core.task import FederatedData
 from privtrain.core.transcript import Entry, Setup, Transcript
@@ -23,7 +23,7 @@ def identity_of(*parts: object) -> str:
         parts: Frozen values that print everything they consist of.
     """
     # Functions print their place in memory, which is another one in every process.
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(parts))
+    text = without_addresses(repr(parts))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.parameters import initial_model
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
 from privtrain.core.seeding import (
     SEEDED,
+    Entropy,
     EntropyKind,
     OnceOnly,
     SeededEntropy,
@@ -27,6 +29,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
 from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
 from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.roots import noise_root
 from privtrain.runs.statements import result_of
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
@@ -148,9 +151,12 @@ def fit(
         ledger.spend(checkpoint.spent_before)
         ledger.use(checkpoint.spent_before)
     # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
-    # fit of a study with the same seed: shared noise would cancel in the difference of two results.
-    seeded = SeededEntropy(seed, attempt=ledger.spent, fit=fits)
-    source = seeded if kind is SEEDED else SystemEntropy()
+    # fit of a study with the same seed, and any other fit: shared noise would cancel in the
+    # difference of two results.
+    source: Entropy = SystemEntropy()
+    if kind is SEEDED:
+        root = noise_root(trainer, task, data, initial_model(task, seeds["initialisation", 0, ""]))
+        source = SeededEntropy(seed, attempt=ledger.spent, fit=fits, root=root)
     with ExitStack() as stack:
         run = Run(
             runtimes=where,

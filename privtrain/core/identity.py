@@ -1,0 +1,253 @@
+"""What identifies a value by what it does, wherever its code lies.
+
+Two settings that compute the same have the same digest, in every process and after every move of a
+file: no module path, no source text, no line number and no place in memory enters.
+"""
+
+import functools
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+# By name, since nobody but a release changes them: their code differs from version to version of
+# Python, and reads state of the whole process.
+_LIBRARIES = {
+    *sys.stdlib_module_names,
+    *("privtrain", "torch", "numpy", "scipy", "sklearn", "opacus", "flwr", "crypten"),
+}
+"""Packages whose functions and classes are known by their name."""
+
+
+def value_digest(*values: object) -> bytes:
+    """SHA-256 over everything that values consist of.
+
+    Dataclasses count by their fields, tensors and arrays by their values, modules by their print,
+    parameters, buffers and code, functions by their compiled code, constants, defaults, closures
+    and the plain globals that they read.
+
+    Args:
+        values: Settings, functions, modules, tensors.
+
+    Returns:
+        32 bytes. A callable without compiled code, such as one written in C, counts by its name
+        where it is a function of a module, by what it pickles as, or else as one of its kind: then
+        no two digests are equal.
+    """
+    walk = _Walk()
+    walk.value(values)
+    return walk.state.digest()
+
+
+def without_addresses(text: str) -> str:
+    """A printed value without places in memory, which are others in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+_READ = (*_PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray, FunctionType, type)
+"""What a function may read from its module and does count."""
+
+
+class _Walk:
+    """Writes values into one hash, each with its kind and its length, so that none run together."""
+
+    def __init__(self) -> None:
+        self.state = hashlib.sha256()
+        # By identity, and kept alive: a number that is given again would name another value.
+        self._seen: dict[int, tuple[int, object]] = {}
+
+    def _put(self, kind: str, content: bytes = b"") -> None:
+        self.state.update(f"{kind}:{len(content)};".encode() + content)
+
+    def value(self, value: Any) -> None:
+        """One value of any kind."""
+        if isinstance(value, Enum):
+            return self._put("enum", f"{type(value).__name__}.{value.name}".encode())
+        if isinstance(value, _PLAIN):
+            # `repr`, by which 1, 1.0 and True differ, and no digit of a float is lost.
+            return self._put(type(value).__name__, repr(value).encode())
+        if isinstance(value, ModuleType):
+            return self._put("module")
+        # A value that holds itself, such as a function that calls itself.
+        if id(value) in self._seen:
+            return self._put("again", str(self._seen[id(value)][0]).encode())
+        self._seen[id(value)] = (len(self._seen), value)
+        self._composed(value)
+        return None
+
+    def _composed(self, value: Any) -> None:
+        if isinstance(value, (Tensor, np.ndarray)):
+            self._array(value)
+        elif isinstance(value, nn.Module):
+            self._module(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, CodeType):
+            self._code(value)
+        elif isinstance(value, Mapping):
+            self._put("mapping", str(len(value)).encode())
+            for key, item in value.items():
+                self.value(key)
+                self.value(item)
+        elif isinstance(value, Set):
+            # A set has no order of its own: that of its digests is the same everywhere.
+            self._put("set", b"".join(sorted(value_digest(item) for item in value)))
+        elif isinstance(value, Sequence) or type(value).__name__ == "deque":
+            self._put("sequence", str(len(value)).encode())
+            for item in value:
+                self.value(item)
+        elif callable(value) and not is_dataclass(value):
+            self._callable(value)
+        else:
+            self._object(value)
+
+    def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            return self.value(value.tolist())
+        if is_lazy(value):  # it has no values before the first batch
+            return self._put("lazy")
+        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+        whole = tensor.to_dense().cpu().contiguous()
+        self._put("array", f"{tuple(whole.shape)} {whole.dtype}".encode())
+        # As bytes: numpy has no bfloat16.
+        return self._put("bytes", whole.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    def _module(self, value: nn.Module) -> None:
+        self._put("nn.Module", without_addresses(repr(value)).encode())
+        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
+            self._put("tensor", name.encode())
+            self._array(tensor)
+        for layer in value.modules():
+            if isinstance(layer, torch.jit.ScriptModule):
+                self._put("script", str(getattr(layer, "code", "")).encode())
+                continue
+            # Two models may print alike and compute another function of the same layers.
+            self._class(type(layer))
+            own = {n: v for n, v in vars(layer).items() if not n.startswith("_")}
+            self.value(own)
+            # By their values: the keys count the hooks of a whole process.
+            for hooks in (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks):
+                self.value(tuple(hooks.values()))
+
+    def _class(self, value: type) -> None:
+        """A class by its name and, as far as it is the user's own, by what its methods compute."""
+        for base in value.__mro__:
+            self._put("class", base.__name__.encode())
+            if _package(base) in _LIBRARIES:
+                continue
+            for name in sorted(vars(base)):
+                member = vars(base)[name]
+                if isinstance(member, (staticmethod, classmethod)):
+                    member = member.__func__
+                if isinstance(member, property):
+                    member = member.fget
+                if isinstance(member, FunctionType) or not name.startswith("__"):
+                    self._put("member", name.encode())
+                    self.value(member)
+
+    def _code(self, code: CodeType, doc: str | None = None) -> None:
+        # Neither file, name, line nor source; `co_code` is the same before and after it ran.
+        self._put("code", code.co_code)
+        consts = code.co_consts
+        if doc is not None and consts and consts[0] == doc:
+            consts = consts[1:]
+        self.value((consts, code.co_names, code.co_freevars, code.co_argcount))
+
+    def _function(self, value: FunctionType) -> None:
+        if _package(value) in _LIBRARIES:
+            return self._put("library", value.__qualname__.encode())
+        self._code(value.__code__, value.__doc__)
+        cells = value.__closure__ or ()
+        self.value((value.__defaults__, value.__kwdefaults__))
+        self.value(tuple(_content(cell) for cell in cells))
+        for name in sorted(_names(value.__code__)):
+            read = value.__globals__.get(name)
+            # Not whatever a module holds: a logger or a cache is no constant.
+            if isinstance(read, _READ) or is_dataclass(read):
+                self._put("global", name.encode())
+                self.value(read)
+        return None
+
+    def _callable(self, value: Any) -> None:
+        if isinstance(value, functools.partial):
+            self._put("partial")
+            self.value((value.func, value.args, value.keywords))
+        elif isinstance(value, MethodType):
+            self.value((value.__func__, value.__self__))
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif hasattr(value, "__wrapped__"):
+            self.value(value.__wrapped__)
+        elif isinstance(value, (BuiltinFunctionType, MethodDescriptorType, np.ufunc)):
+            self._put("builtin", value.__name__.encode())
+            owner = getattr(value, "__self__", None)
+            if not isinstance(owner, (ModuleType, type(None))):
+                self.value(owner)
+        elif isinstance(value, torch.jit.ScriptFunction):
+            self._put("script", str(value.code).encode())
+        else:
+            self._object(value)
+
+    def _object(self, value: Any) -> None:
+        kind = type(value)
+        self._put("object", kind.__name__.encode())
+        if is_dataclass(value):
+            for field in fields(value):
+                self._put("field", field.name.encode())
+                self.value(getattr(value, field.name))
+        elif callable(value):
+            # What an object computes when it is called is its class's; `vars` alone would not tell.
+            self._class(kind)
+            if hasattr(value, "__dict__"):
+                self.value(vars(value))
+            else:
+                self._reduced(value)
+        elif _package(kind) not in _LIBRARIES and hasattr(value, "__dict__"):
+            self.value(vars(value))
+        else:
+            self._put("repr", without_addresses(repr(value)).encode())
+
+    def _reduced(self, value: Any) -> None:
+        """A callable of another language: by what it pickles as, or as no other one."""
+        try:
+            parts = value.__reduce_ex__(2)
+        except TypeError:
+            # Nothing tells what it computes: two runs must not draw the same noise for it.
+            parts = os.urandom(32)
+        self.value(parts)
+
+
+def _package(value: Any) -> str:
+    return str(getattr(value, "__module__", "") or "").partition(".")[0]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function and those inside it look up."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*(_names(each) for each in inner))
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet: a function that is defined further below
+        return None

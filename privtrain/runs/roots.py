@@ -1,0 +1,50 @@
+"""The root of a simulation's noise: no two fits share noise, whatever else they share.
+
+Where two fits of one seed drew the same normals, a statistic of both results would hold no noise.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.identity import value_digest
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import Trainer
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND
+
+
+def noise_root(trainer: Trainer, task: Task, data: FederatedData, model: nn.Module) -> bytes:
+    """What the streams of a seeded fit start from, beside the seed.
+
+    Args:
+        trainer: Its token and its settings by value; an own trainer by its code, too.
+        task: Its loss.
+        data: All that the parties hold; of very many parties the digest and their names.
+        model: The initial model, by its print, its weights and its code.
+
+    Returns:
+        32 bytes, the same wherever the code lies and wherever the parties run. Never sent or
+        recorded: whoever has it and the seed knows the noise.
+    """
+    return value_digest(trainer.token, trainer, task.loss, model, _rows(data))
+
+
+def _rows(data: FederatedData) -> bytes:
+    state = hashlib.sha256(repr((data.digest, data.parties, data.split)).encode())
+    # Rows are the user's to exchange: the digest of a table says nothing of who trains on what.
+    if len(data.parties) <= LOADED_BEFOREHAND:
+        for party in data.parties:
+            rows = data.train[party]
+            for tensor in (rows.inputs, rows.targets, rows.users):
+                _update(state, tensor)
+    return state.digest()
+
+
+def _update(state: "hashlib._Hash", tensor: Tensor | None) -> None:
+    if tensor is None:
+        state.update(b"none;")
+        return
+    whole = tensor.detach().cpu().contiguous()
+    state.update(f"{tuple(whole.shape)} {whole.dtype};".encode())
+    state.update(whole.reshape(-1).view(torch.uint8).numpy().data)

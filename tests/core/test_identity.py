@@ -1,0 +1,218 @@
+"""What identifies a value: what it computes, and nothing of where it lies."""
+
+import functools
+import math
+import operator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.identity import value_digest, without_addresses
+
+SOURCE = """
+SCALE = {scale}
+def helper(x):
+    return x * SCALE
+def loss(outputs, targets, weight={weight}):
+    "{doc}"
+    return [helper(outputs) + weight + {constant} for _ in range(2)]
+def made(inner):
+    def closed(x):
+        return x + inner
+    return closed
+class Net:
+    rate = {rate}
+    def forward(self, x):
+        return x {sign} self.rate
+"""
+USUAL = {"scale": 2, "weight": 1, "doc": "What.", "constant": 3, "rate": 0.5, "sign": "+"}
+
+
+def compiled(name: str = "one", before: str = "", **other: object) -> Any:
+    """A module of that text, under a name and behind some lines."""
+    module = ModuleType(name)
+    code = compile(before + SOURCE.format(**(USUAL | other)), f"/somewhere/{name}.py", "exec")
+    module.__dict__["__name__"] = name
+    exec(code, module.__dict__)
+    return module
+
+
+def test_a_function_that_moved_is_the_same() -> None:
+    here, there = compiled("one"), compiled("other", before="# a comment\n\n\n")
+    assert value_digest(here.loss) == value_digest(there.loss)
+    assert value_digest(here.made(4)) == value_digest(there.made(4))
+    assert value_digest(here.Net) == value_digest(there.Net)
+    assert value_digest(compiled(doc="Another text.").loss) == value_digest(here.loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"constant": 4}, "loss"),
+        ({"weight": 1.0}, "loss"),
+        ({"scale": 3}, "loss"),
+        ({"rate": 0.25}, "Net"),
+        ({"sign": "-"}, "Net"),
+    ],
+)
+def test_a_function_that_computes_something_else_is_another(
+    change: dict[str, object], what: str
+) -> None:
+    assert value_digest(getattr(compiled(), what)) != value_digest(
+        getattr(compiled(**change), what)
+    )
+
+
+def test_closures_defaults_and_partials_count() -> None:
+    module = compiled()
+    assert value_digest(module.made(4)) != value_digest(module.made(5))
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
+    assert value_digest(sgd) == value_digest(functools.partial(torch.optim.SGD, momentum=0.9))
+    assert value_digest(sgd) != value_digest(functools.partial(torch.optim.SGD, momentum=0.8))
+    assert value_digest(sgd) != value_digest(functools.partial(torch.optim.Adam, momentum=0.9))
+
+
+def test_a_function_that_ran_is_the_same() -> None:
+    module = compiled()
+    before = value_digest(module.helper)
+    for _ in range(10_000):  # the interpreter specialises what runs often
+        module.helper(3)
+    assert value_digest(module.helper) == before
+
+
+def test_what_calls_itself_ends() -> None:
+    def turn(x: int) -> int:
+        return 0 if x == 0 else turn(x - 1)
+
+    assert value_digest(turn) == value_digest(turn)
+
+
+class Same(nn.Module):
+    """Prints like its twin and has the same layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x))
+
+
+def twin() -> nn.Module:
+    """A model of the same name, print and weights that computes something else."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x))
+
+    kind = type("Same", (nn.Module,), {"forward": forward, "__module__": __name__})
+    model: Any = kind()
+    model.layer = nn.Linear(2, 2)
+    return model
+
+
+def test_models_count_by_print_weights_and_code() -> None:
+    torch.manual_seed(0)
+    one, other = Same(), Same()
+    assert value_digest(one) != value_digest(other)
+    other.load_state_dict(one.state_dict())
+    assert value_digest(one) == value_digest(other)
+    unlike = twin()
+    unlike.load_state_dict(one.state_dict())
+    assert repr(unlike) == repr(one)
+    assert value_digest(one) != value_digest(unlike)
+    other.scale = 2.0  # type: ignore[assignment]
+    assert value_digest(one) != value_digest(other)
+
+
+def test_hooks_count_by_what_they_do_and_not_by_their_number() -> None:
+    def hook(*given: object) -> None:
+        return None
+
+    def made(hooks: int) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Linear(2, 2)
+        for _ in range(hooks):
+            model.register_forward_hook(hook)
+        return model
+
+    assert value_digest(made(1)) == value_digest(made(1))
+    assert value_digest(made(1)) != value_digest(made(2))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value with a field."""
+
+    size: Any = 1
+
+
+@dataclass(frozen=True)
+class OtherSetting:
+    """Another kind with the same field."""
+
+    size: Any = 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 1.0),
+        (1, True),
+        ("1", 1),
+        (("ab", "c"), ("a", "bc")),
+        ((1, (2,)), ((1, 2),)),
+        ({"a": 1}, {"a": 2}),
+        ({1, 2}, {1, 3}),
+        (Setting(), OtherSetting()),
+        (Setting(0.1), Setting(0.1 + 1e-17 + 2e-17)),
+        (torch.zeros(2), torch.zeros(2, 1)),
+        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+        (torch.tensor([0.0]), torch.tensor([-0.0])),
+        (np.zeros(2), np.ones(2)),
+        (operator.itemgetter(0), operator.itemgetter(1)),
+        (math.sin, math.cos),
+        (nn.MSELoss(reduction="none"), nn.L1Loss(reduction="none")),
+    ],
+    ids=str,
+)
+def test_other_values_have_other_digests(one: object, other: object) -> None:
+    assert value_digest(one) != value_digest(other)
+    assert value_digest(one) == value_digest(one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({1, 2, 3}, {3, 2, 1}),
+        (Setting((1, 2)), Setting((1, 2))),
+        (torch.ones(2, 3).t(), torch.ones(3, 2)),
+        (torch.ones(2).bfloat16(), torch.ones(2).bfloat16()),
+        (operator.itemgetter(0), operator.itemgetter(0)),
+        (object(), object()),
+    ],
+    ids=str,
+)
+def test_equal_values_have_equal_digests(one: object, other: object) -> None:
+    assert value_digest(one) == value_digest(other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_scripted_function_counts_by_its_code() -> None:
+    def plus(x: Tensor) -> Tensor:
+        return x + 1
+
+    def minus(x: Tensor) -> Tensor:
+        return x - 1
+
+    script: Any = torch.jit.script
+    assert value_digest(script(plus)) == value_digest(script(plus))
+    assert value_digest(script(plus)) != value_digest(script(minus))
+
+
+def test_addresses_are_left_out() -> None:
+    assert without_addresses("<function f at 0x7f00>") == "<function f>"
