@@ -123,7 +123,7 @@ class _Walk:
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
         if isinstance(value, np.ndarray) and value.dtype.hasobject:
             return self.value(value.tolist())
-        if is_lazy(value):  # it has no values before the first batch
+        if isinstance(value, Tensor) and is_lazy(value):  # it has no values before the first batch
             return self._put("lazy")
         tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
         whole = tensor.to_dense().cpu().contiguous()
