@@ -1,18 +1,24 @@
 """One step of DP-SGD, noise included, against one of SGD and against Opacus's own modes.
 
     python benchmarks/per_example.py [--quick] [--json]
+    python benchmarks/per_example.py --against CHECKOUT
 
 Every side steps the same model on the same batch with `torch.optim.SGD`; one thread. Ours is what
 `DPSGD(gradients=BookKeeping())` runs in each step: clipped sum, noise, optimizer. Opacus's sides
 are its own `PrivacyEngine`. Before anything is timed, our clipped sums are held against gradients
 that are formed one example at a time. A mode that cannot take a model is named in the results.
 Peak memory is measured for each side in a process of its own, beyond what the process had before.
+
+`--against` measures whole steps of `fit` with `DPSGD` in this checkout and in another one, such as
+the commit before a change: one process a side, which step in turn.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,21 +28,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import SEED, Report, Row, compare, main
+from harness import SEED, Report, Row, compare, from_seconds, main, save, table
 from torch import Tensor, nn
 
 # The files of this folder run as scripts from a checkout that need not be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, os.environ.get("PRIVTRAIN_CHECKOUT", str(Path(__file__).parents[1].resolve())))
 
+import privtrain as pt
 from privtrain.core.parameters import trainable
 from privtrain.core.seeding import SeededEntropy
-from privtrain.core.task import Rows, cross_entropy
+from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.bookkeeping.torch_func import TorchFuncEngine
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import noised
 from privtrain.steps.optimizers import GradientVector, descend
 
+ROOT = Path(__file__).resolve().parent.parent
 C, Z, LEARNING_RATE = 1.0, 1.0, 1e-3
 Step = Callable[[], object]
 
@@ -331,9 +339,83 @@ def _peak_mb() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
 
 
+PAIRS, SECONDS = 15, 0.4
+"""Of two checkouts: how many pairs of timings, and about how long each of them takes."""
+
+
+def _serve(name: str) -> None:
+    """Trains, and after each number of steps that it reads says how long they took."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    work = WORKS[name]
+    rows = work.rows()
+    left, started = 0, 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal left, started
+        left -= 1
+        if left <= 0:
+            if done > 1:
+                print(time.perf_counter() - started, flush=True)
+            asked = sys.stdin.readline()
+            if not asked:
+                sys.exit()
+            left, started = int(asked), time.perf_counter()
+
+    # Every step takes all rows: both sides do the same work in each of them.
+    trainer = pt.DPSGD(
+        epochs=1_000_000,
+        expected_batch=float(work.batch),
+        sampling_rate=1.0,
+        learning_rate=LEARNING_RATE,
+        release=pt.Release(Gaussian(C, Z)),
+    )
+    data = FederatedData(
+        train={"all": rows}, test=rows.take(torch.arange(2)), public_rows=work.batch
+    )
+    pt.fit(trainer, Task(model=work.model), data, seed=SEED, progress=progress)
+
+
+def _against(checkout: Path) -> None:
+    """Whole steps of this checkout and of another one, in turn."""
+    found = []
+    for name in WORKS:
+        sides = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--serve", name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PRIVTRAIN_CHECKOUT": str(root)},
+                text=True,
+            )
+            for root in (ROOT, checkout.resolve())
+        ]
+
+        def seconds(side: Any, steps: int) -> float:
+            side.stdin.write(f"{steps}\n")
+            side.stdin.flush()
+            return float(side.stdout.readline())
+
+        probe = [seconds(side, 5) for side in (*sides, *sides)]
+        steps = max(2, round(SECONDS / (min(probe) / 5)))
+        timed: tuple[list[float], list[float]] = ([], [])
+        for repeat in range(PAIRS):
+            for index in (0, 1) if repeat % 2 == 0 else (1, 0):
+                timed[index].append(seconds(sides[index], steps) / steps)
+        for side in sides:
+            side.communicate()
+        found.append(from_seconds(name, *timed, ours_name="this", against_name="other"))
+    print(table(found))
+    save("per_example_against", found, {})
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         _measure_memory(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["--serve"]:
+        _serve(sys.argv[2])
+    elif sys.argv[1:2] == ["--against"]:
+        _against(Path(sys.argv[2]))
     else:
         extras: Report = {"peak_memory": MEMORY, "refused": REFUSED}
         main(build_rows, extras=extras)
