@@ -272,7 +272,7 @@ def missing(args: Args) -> list[Job]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """A table for the documentation: means over seeds, with the worst and the best."""
+    """A table for the documentation: mean and standard deviation over seeds, worst and best."""
     lines = ["| recipe | ε asked | sigma by | sigma | ε (PLD) | ε (RDP) | accuracy | seeds | s |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
@@ -287,7 +287,8 @@ def table(rows: list[dict[str, object]]) -> str:
             "–" if first[key] is None else f"{float(str(first[key])):.3f}"
             for key in ("sigma", "epsilon_pld", "epsilon_rdp")
         ]
-        spread = f"{statistics.fmean(scores):.2f} ({min(scores):.2f}–{max(scores):.2f})"
+        deviation = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        spread = f"{statistics.fmean(scores):.2f}{deviation} ({min(scores):.2f}–{max(scores):.2f})"
         lines.append(
             f"| {name} | {asked:g} | {by} | {' | '.join(shown)} | {spread} | {len(runs)} "
             f"| {seconds:.0f} |"

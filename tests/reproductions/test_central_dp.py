@@ -38,7 +38,7 @@ def test_finished_runs_are_kept_and_not_repeated(
     central_dp.write({**vars(first), **figures, "accuracy": 0.985, "seed": 1})
     assert len(json.loads(central_dp.RESULTS.read_text())["rows"]) == 2
     shown = central_dp.table(central_dp.read())
-    assert "| cnn | 3 | pld | 1.200 | 2.900 | 3.100 | 98.00 (97.50–98.50) | 2 | 5 |" in shown
+    assert "| cnn | 3 | pld | 1.200 | 2.900 | 3.100 | 98.00 ± 0.71 (97.50–98.50) | 2 | 5 |" in shown
 
 
 def test_the_page_shows_what_was_measured() -> None:
