@@ -14,7 +14,7 @@ Who learns what:
            is promised nothing.
 
 What a vote may tell is charged at its worst whatever the teachers said: the formal epsilon. Where
-they agree, the data-dependent one is smaller, and itself private: printed, as these data are public.
+they agree, the data-dependent one is smaller, and itself private: printed since data are public.
 
 Digits come with the package. MNIST is read from its four files: --data mnist --directory DIR, or
 the environment variable PRIVTRAIN_DATA. PATE's settings were chosen on validation images.
