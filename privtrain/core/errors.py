@@ -60,3 +60,7 @@ class DataError(PrivtrainError, ValueError):
 
 class UnsupportedError(PrivtrainError):
     """A sound request that is not available here, or needs a package that is missing."""
+
+
+READS_ROWS = "Unprotected: that this is refused tells of private rows."
+"""Ends the message of a refusal that was not decided on public figures alone."""

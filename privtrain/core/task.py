@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
+from privtrain.core.statement import ADD_REMOVE, Relation, Unit
 
 
 class Split(StrEnum):
@@ -130,6 +131,10 @@ class Canaries:
         return len(self.rows)
 
 
+HELD_AS_GIVEN = "who holds which rows is given"
+AS_SPLIT = "it speaks of the training rows as split, whose number is public"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
     """Rows that belong to several parties, and rows for testing that belong to nobody.
@@ -149,6 +154,7 @@ class FederatedData:
         canaries: What `pt.data.with_canaries` planted. Read by `audit` alone, never by training.
         assumptions: What every guarantee about these rows assumes, such as that the classes are
             public.
+        by_coin: Whether the training rows were chosen from a table, by a coin for each row.
     """
 
     # A mapping that may load when asked: a million simulated clients cost no memory until sampled.
@@ -166,11 +172,34 @@ class FederatedData:
     notes: tuple[str, ...] = ()
     canaries: Canaries | None = None
     assumptions: tuple[str, ...] = ()
+    by_coin: bool = False
 
     @property
     def parties(self) -> tuple[str, ...]:
         """Names of the parties, in order."""
         return tuple(self.train)
+
+    def assumed(self, unit: Unit, relation: Relation) -> tuple[str, ...]:
+        """What a guarantee about these rows assumes of them.
+
+        Args:
+            unit: Whose contribution it hides.
+            relation: Which data sets are neighbours.
+
+        Returns:
+            The assumptions, in words.
+        """
+        made = self.assumptions
+        if unit is Unit.CLIENT:
+            return made
+        # A partition reads the number of rows and their labels: with another row, others move.
+        if len(self.parties) > 1 and self.split is ROWS:
+            made = (*made, HELD_AS_GIVEN)
+        # A row of the table that is replaced may fall into another part than the old one: then the
+        # number of training rows changes. One that joins or leaves the table does so here, too.
+        if self.by_coin and relation is not ADD_REMOVE:
+            made = (*made, AS_SPLIT)
+        return made
 
     def pooled(self) -> Rows:
         """All training rows as one data set, as a trusted curator would hold them.

@@ -1,8 +1,7 @@
 """Federated data from arrays in memory: checked, scaled by public constants, split and shared."""
 
-import hashlib
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -18,6 +17,7 @@ from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.validate import check_count
 from privtrain.data.federation import EVENLY, Layout, federate
 from privtrain.data.models import Model, chosen_model
+from privtrain.data.owners import to_names, to_users
 from privtrain.data.partition import Partition
 
 Array = Tensor | ArrayLike
@@ -26,9 +26,34 @@ Array = Tensor | ArrayLike
 Scale = tuple[ArrayLike, ArrayLike]
 """Public lowest and highest values: one number each, or one a column."""
 
-CLASSES_COUNTED = (
-    "unprotected: the number of classes was counted in the targets; give classes= to state it"
+
+@dataclass(frozen=True)
+class ReadFromRows:
+    """What nobody stated and was read from private rows: one row can bring an output or a column.
+
+    Args:
+        what: What was read, as a clause.
+        way_out: Which argument states it.
+    """
+
+    what: str
+    way_out: str
+
+    @property
+    def note(self) -> str:
+        """For the reader of the data."""
+        return f"unprotected: {self.what}; {self.way_out}"
+
+    @property
+    def assumption(self) -> str:
+        """For every guarantee: the shape of the model tells of it."""
+        return f"public knowledge: {self.what}; {self.way_out}"
+
+
+CLASSES_READ = ReadFromRows(
+    "the number of classes was counted in the targets", "give classes= to state it"
 )
+CLASSES_COUNTED = CLASSES_READ.note
 
 
 def from_arrays(
@@ -48,13 +73,15 @@ def from_arrays(
     model: Model | None = None,
     public_rows: int | None = None,
     users: ArrayLike | None = None,
+    row_ids: ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
     name: str = "arrays",
 ) -> tuple[Task, FederatedData]:
     """Makes a classification task of own arrays.
 
-    Test, validation and public rows are the same for every seed. Nothing is measured on the rows:
-    features are scaled by the constants given, or not at all.
+    Test, validation and public rows are the same for every seed: a coin decides for each row, which
+    follows from its ID or, without one, from its contents; users have one coin for all their rows.
+    Nothing is measured on the rows: features are scaled by the constants given, or not at all.
 
     Args:
         inputs: Features, shape `(rows, ...)`; finite numbers.
@@ -74,6 +101,8 @@ def from_arrays(
         public_rows: A public figure of how many training rows there are, for sampling rates.
             Without it the number counts as private.
         users: Whose row each is, numbers or words, shape `(rows,)`, where users are protected.
+        row_ids: What each row is called, numbers or words, shape `(rows,)`, each once: with it, a
+            row stays in its part when its contents change. Without effect where users are given.
         dtype: `torch.float32` or `torch.float64`.
         name: What the data set is called.
 
@@ -111,16 +140,23 @@ def from_arrays(
         rows,
         layout,
         name=name,
+        names=None if row_ids is None else to_names(row_ids, len(rows)),
         test=test_rows,
         public=None if public_inputs is None else Rows(public_inputs),
         public_rows=public_rows,
         notes=() if classes is not None else (CLASSES_COUNTED,),
+        assumptions=() if classes is not None else (CLASSES_READ.assumption,),
     )
     return Task(model=chosen_model(model, rows.inputs, count), name=name), data
 
 
 def from_npz(
-    path: str | Path, *, inputs: str = "x", targets: str = "y", **options: Any
+    path: str | Path,
+    *,
+    inputs: str = "x",
+    targets: str = "y",
+    row_ids: str | None = None,
+    **options: Any,
 ) -> tuple[Task, FederatedData]:
     """Makes a classification task of a file that `numpy.savez` wrote.
 
@@ -128,7 +164,8 @@ def from_npz(
         path: The file.
         inputs: Name of the array with the features.
         targets: Name of the array with the class numbers.
-        options: What `from_arrays` takes.
+        row_ids: Name of the array that says what each row is called, where there is one.
+        options: What else `from_arrays` takes.
 
     Returns:
         The task and the data.
@@ -140,7 +177,8 @@ def from_npz(
     try:
         # Opened by us, hence closed by us: numpy leaves files open that turn out to be damaged.
         with path.open("rb") as file:
-            arrays = _arrays(file, path, (inputs, targets))
+            keys = (inputs, targets) if row_ids is None else (inputs, targets, row_ids)
+            arrays = _arrays(file, path, keys)
     except DataError:
         raise
     # For what is missing, cut off, no archive or pickled; numpy's advice is to unpickle it anyway.
@@ -150,10 +188,11 @@ def from_npz(
             f"Could not read data={str(path)!r} as an .npz file: {why}. Give the path of a file "
             "that numpy.savez wrote, with arrays of numbers."
         ) from error
-    return from_arrays(*arrays, **{"name": path.stem, **options})
+    named = {} if row_ids is None else {"row_ids": arrays[2]}
+    return from_arrays(*arrays[:2], **{"name": path.stem, **named, **options})
 
 
-def _arrays(file: BinaryIO, path: Path, keys: tuple[str, str]) -> list[NDArray[Any]]:
+def _arrays(file: BinaryIO, path: Path, keys: tuple[str, ...]) -> list[NDArray[Any]]:
     # Unpickling an array runs whatever code its file holds.
     loaded = np.load(file, allow_pickle=False)
     if not isinstance(loaded, NpzFile):
@@ -164,7 +203,7 @@ def _arrays(file: BinaryIO, path: Path, keys: tuple[str, str]) -> list[NDArray[A
     if missing:
         raise DataError(
             f"Expected {path} to hold an array {missing[0]!r}; it holds "
-            f"{', '.join(loaded.files) or 'none'}. Name them with inputs= and targets=."
+            f"{', '.join(loaded.files) or 'none'}. Name them with inputs=, targets=, row_ids=."
         )
     return [loaded[key] for key in keys]
 
@@ -235,34 +274,6 @@ def to_targets(array: Array, name: str) -> Tensor:
             f"Map the classes first: numpy.unique({name}, return_inverse=True)[1]."
         )
     return result
-
-
-def to_users(users: ArrayLike) -> Tensor:
-    """The number of each row's user, which follows from that user's own name alone.
-
-    Args:
-        users: Numbers or words, shape `(rows,)`.
-
-    Returns:
-        Type int64, shape `(rows,)`.
-
-    Raises:
-        DataError: If the shape is another.
-    """
-    values = np.asarray(users)
-    if values.ndim != 1 or values.dtype.kind not in "biuUSO":
-        raise DataError(
-            f"Expected users of shape {values.shape} and type {values.dtype} to have the shape "
-            "(rows,) and to hold whole numbers or words."
-        )
-    # A hash, not the place in a sorted list: who joins would move the others along, and data sets
-    # that differ in one user would then differ in the numbers, and the sampling, of all users.
-    # 63 bits: two of a million users share a number with probability 5e-8, and then count as one
-    # user, whose rows are bounded jointly.
-    names, index = np.unique(values.astype(str), return_inverse=True)
-    digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names.tolist()]
-    numbers = np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
-    return torch.from_numpy(numbers[index])
 
 
 def _tensor(array: Array, name: str) -> Tensor:

@@ -38,6 +38,9 @@ BREAST_CANCER_RANGES = (
     ("worst fractal dimension", 0.055, 0.208),
 )
 
+PUBLISHED_ROWS = {"digits": 1_797, "breast_cancer": 569, "mnist": 60_000, "adult": 32_561}
+"""How many rows, test rows of the publishers aside, the documentation of each data set states."""
+
 DIGITS_HIGHEST = 16.0
 """Pixels of `digits` count the dots that are on in a block of 4 x 4.
 

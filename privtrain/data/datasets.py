@@ -11,6 +11,7 @@ from privtrain.data.constants import (
     BREAST_CANCER_RANGES,
     DIGITS_HIGHEST,
     MNIST_HIGHEST,
+    PUBLISHED_ROWS,
 )
 from privtrain.data.federation import EVENLY, Layout, federate
 from privtrain.data.files import read_adult, read_mnist
@@ -250,7 +251,7 @@ def _known(
     classes: int,
     test: Rows | None = None,
 ) -> tuple[Task, FederatedData]:
-    # How many rows a published data set has is written in its documentation: sampling rates may be
-    # computed from it.
-    data = federate(rows, layout, name=name, test=test, count_is_public=True)
+    # A sampling rate from the number that fell to training would be a count (decision 004); one
+    # from the documentation is the same whichever rows are in the file.
+    data = federate(rows, layout, name=name, test=test, published=PUBLISHED_ROWS[name])
     return Task(model=chosen_model(model, rows.inputs, classes), name=name), data

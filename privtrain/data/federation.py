@@ -1,18 +1,19 @@
-"""Federated data from a table: a fixed public split, a partition, a digest."""
+"""Federated data from a table: a coin for each row, a partition, a digest."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parties import party_names
-from privtrain.core.seeding import Seeds, derive
+from privtrain.core.seeding import Seeds
 from privtrain.core.task import ROWS, FederatedData, Rows
 from privtrain.core.validate import check_count, check_fraction
+from privtrain.data.coins import coins
 from privtrain.data.partition import IID, Partition
 from privtrain.data.rows import LazyRows, by_columns, by_rows
 
@@ -56,6 +57,14 @@ class Layout:
                 f"rows for training; their sum is {reserved:g}."
             )
 
+    def fractions(self, *, test_given: bool) -> dict[str, float]:
+        """The fraction of the rows that is set aside for each part; none where rows are given."""
+        return {
+            "test": 0.0 if test_given else self.test_fraction,
+            "validation": self.validation_fraction,
+            "public": self.public_fraction,
+        }
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parties."""
@@ -73,87 +82,128 @@ def federate(
     layout: Layout,
     *,
     name: str,
+    names: Tensor | None = None,
     test: Rows | None = None,
     public: Rows | None = None,
     public_rows: int | None = None,
-    count_is_public: bool = False,
+    published: int | None = None,
     notes: tuple[str, ...] = (),
+    assumptions: tuple[str, ...] = (),
 ) -> FederatedData:
     """A table as federated data: split for testing and validation, the rest shared among parties.
 
-    The cut is a plain random permutation from a fixed generator: it depends on the number of
-    rows only, neither on the seed nor on labels or values.
+    The split is a coin for each row: it does not depend on the seed, and adding or removing a row
+    moves no other one.
 
     Args:
         rows: All rows, or all but the test rows where `test` is given.
         layout: How the table is cut.
         name: What the data set is called.
+        names: A number for each row that is its own, shape `(rows,)`, int64; None where rows are
+            known by their contents.
         test: Rows for testing, where they are known beforehand.
         public: Rows that anybody may read, where they are known beforehand.
         public_rows: A public figure of how many training rows there are.
-        count_is_public: Whether the exact number of training rows is public knowledge.
+        published: How many rows the documentation of a published data set states: the public
+            figure of how many training rows there are then follows from the fractions.
         notes: What the reader should know.
+        assumptions: What every guarantee about these rows assumes.
 
     Returns:
         The federated data.
 
     Raises:
-        DataError: If rows or parties would be left empty.
+        DataError: If a part or a party would be left empty.
     """
-    test_index, validation_index, public_index, train_index = fixed_split(
-        len(rows), layout, test_given=test is not None
-    )
-    train = rows.take(train_index)
+    asked = layout.fractions(test_given=test is not None)
+    parts = split_by_coin(rows, asked, names)
+    train = rows.take(parts["training"])
     # Only training rows have owners; test and validation rows belong to nobody.
     sharing = share(train, layout)
-    validation = rows.take(validation_index) if len(validation_index) else None
+    validation = rows.take(parts["validation"]) if asked["validation"] else None
     # Public rows lose their labels: what anybody may read, nobody has answered yet.
-    open_rows = Rows(rows.inputs[public_index]) if len(public_index) else public
+    open_rows = Rows(rows.inputs[parts["public"]]) if asked["public"] else public
+    # Where the number of rows is not public, only a stated figure is passed on: sampling rates of a
+    # counted one would be a query on private rows. The number that fell to training is counted.
+    if published is not None:
+        public_rows = round(published * (1 - sum(asked.values())))
     return FederatedData(
         train=sharing.train,
-        test=sharing.in_order(rows.take(test_index) if test is None else test),
+        test=sharing.in_order(rows.take(parts["test"]) if test is None else test),
         validation=None if validation is None else sharing.in_order(validation),
         public=None if open_rows is None else sharing.in_order(open_rows),
         split=layout.partition.split,
         label_holder=sharing.label_holder,
-        # Where the number of rows is not public, only a stated figure is passed on: sampling rates
-        # of a counted one would be a query on private rows.
-        public_rows=len(train) if count_is_public else public_rows,
+        public_rows=public_rows,
         name=name,
         digest=digest(part for part in (rows, test, public) if part is not None),
-        notes=notes,
+        notes=(*notes, *_far_from_asked(parts, asked, len(rows))),
+        assumptions=assumptions,
+        by_coin=any(asked.values()),
     )
 
 
-def fixed_split(rows: int, layout: Layout, *, test_given: bool) -> tuple[Tensor, ...]:
-    """The numbers of the test, validation, public and training rows.
+def split_by_coin(
+    rows: Rows, asked: Mapping[str, float], names: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The numbers of the rows of each part, each row by a coin of its own.
+
+    Adding or removing a row changes the part that this row is in, by this row, and no other part.
+    Rows of one user are in one part.
 
     Args:
-        rows: How many rows there are.
-        layout: The fractions.
-        test_given: Whether test rows are known beforehand, so that none are taken.
+        rows: The rows.
+        asked: Part to its fraction of the rows; the sum is below 1.
+        names: A number for each row that is its own, or None; see `coins`.
 
     Returns:
-        Four index tensors in rising order: test, validation, public, training. Test rows are cut
-        off first, so that they do not depend on the other fractions.
+        Index tensors in rising order, of the parts and of what is left for "training". The first
+        part does not depend on the fractions of the others, nor each on those behind it.
 
     Raises:
-        DataError: If there are too few rows.
+        DataError: If no row falls into a part that was asked for, or none is left for training.
     """
-    # No seed enters: results of all seeds are measured on the same test rows. And nothing is
-    # stratified: that would read private labels.
-    generator = derive(b"privtrain/fixed split", ("split", rows, "")).numpy()
-    test = 0 if test_given else max(1, round(rows * layout.test_fraction))
-    validation = round(rows * layout.validation_fraction)
-    public = round(rows * layout.public_fraction)
-    if test + validation + public >= rows:
-        raise DataError(
-            f"Expected {rows} rows to be more than the {test + validation + public} that are set "
-            "aside for testing, validation and the public. Give more rows or smaller fractions."
-        )
-    cuts = np.cumsum([test, validation, public])
-    indices = np.split(generator.permutation(rows), cuts)
-    return tuple(torch.from_numpy(np.sort(index)) for index in indices)
+    # One public key for all: results of all seeds are measured on the same test rows. And nothing
+    # is stratified: that would read the labels of other rows.
+    drawn = coins(rows, "privtrain/split", names=names)
+    place = np.searchsorted(np.cumsum(list(asked.values())), drawn, side="right")
+    wanted = {**asked, "training": 1.0}
+    parts = {
+        part: torch.from_numpy(np.flatnonzero(place == number))
+        for number, part in enumerate(wanted)
+    }
+    for part, fraction in wanted.items():
+        if fraction > 0 and len(parts[part]) == 0:
+            raise _empty(part, asked, len(rows))
+    return parts
+
+
+def _empty(part: str, asked: Mapping[str, float], rows: int) -> DataError:
+    if part == "training":
+        fractions = ", ".join(f"{name}_fraction={asked[name]:g}" for name in asked if asked[name])
+        asking, way_out = f"beside {fractions}", "smaller fractions"
+    else:
+        asking = f"with {part}_fraction={asked[part]:g}"
+        without = {"test": "test=", "validation": "validation_fraction=0", "public": "public="}
+        way_out = f"a larger {part}_fraction, or {without[part]}"
+    return DataError(
+        f"Expected {rows} rows to leave some for the {part} part {asking}; by a coin for each row "
+        f"(for each user, where users are known) none fell there. Give more rows, or {way_out}. "
+        f"{READS_ROWS}"
+    )
+
+
+def _far_from_asked(
+    parts: Mapping[str, Tensor], asked: Mapping[str, float], rows: int
+) -> tuple[str, ...]:
+    """Notes on parts that are far larger or smaller than was asked."""
+    got = {part: len(parts[part]) / rows for part in asked if asked[part] > 0}
+    return tuple(
+        f"unprotected: asked {asked[part]:.0%} of the rows for the {part} part, got about "
+        f"{share:.0%}: few rows, or few users, share it by coins"
+        for part, share in got.items()
+        if not 2 / 3 <= share / asked[part] <= 3 / 2
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +273,7 @@ def _check_cover(index: list[Tensor], names: tuple[str, ...], total: int, item: 
         if len(held) == 0:
             raise DataError(
                 f"Expected every party to hold a {item}; the partition leaves {name} empty. Name "
-                "fewer parties or choose another partition."
+                f"fewer parties or choose another partition. {READS_ROWS}"
             )
     # A row that two parties hold would enter a sum twice, and one clipping norm would no longer
     # bound what that row can change. Users write partitions, too, hence the check.
@@ -245,7 +295,7 @@ def _label_holder(partition: Partition, names: tuple[str, ...]) -> str:
 
 
 def digest(parts: Iterable[Rows]) -> str:
-    """SHA-256 over shapes, types and bytes of rows and targets, in order.
+    """SHA-256 over shapes, types and bytes of rows, targets and users, in order.
 
     Args:
         parts: Data sets on the CPU.
@@ -255,7 +305,7 @@ def digest(parts: Iterable[Rows]) -> str:
     """
     state = hashlib.sha256()
     for part in parts:
-        for tensor in (part.inputs, part.targets):
+        for tensor in (part.inputs, part.targets, part.users):
             if tensor is None:
                 continue
             # Shape and type as well: the same bytes in another shape are another data set.

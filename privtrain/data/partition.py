@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.task import COLUMNS, ROWS, Split
 from privtrain.core.validate import check_count, check_member, check_non_negative, check_positive
 
@@ -57,7 +57,7 @@ def _check_enough(targets: Tensor, parties: int, minimum: int = 1) -> None:
         raise DataError(
             f"Expected parties={parties} to be at most {len(targets) // minimum}: there are "
             f"{len(targets)} training rows, and every party needs {minimum}. Name fewer parties "
-            "or give more rows."
+            f"or give more rows. {READS_ROWS}"
         )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from privtrain.core.errors import DataError
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count
-from privtrain.data.arrays import CLASSES_COUNTED, from_arrays
+from privtrain.data.arrays import CLASSES_READ, ReadFromRows, from_arrays
 from privtrain.data.constants import Category, Number
 from privtrain.data.files import Place, in_range, one_hot, parse
 
@@ -33,6 +33,7 @@ def from_csv(
     classes: Sequence[str] | None = None,
     drop: Sequence[str] = (),
     user: str | None = None,
+    row_id: str | None = None,
     delimiter: str = ",",
     **options: Any,
 ) -> tuple[Task, FederatedData]:
@@ -40,7 +41,7 @@ def from_csv(
 
     Columns of numbers stay as they are, or are clamped to a public range and mapped to [0, 1].
     Columns of words become zeros and ones. Words and classes that are not listed are read from
-    the file, which nothing protects; `data.notes` then says so.
+    the file, which nothing protects; `data.notes` and every guarantee then say so.
 
     Args:
         path: The file, in UTF-8.
@@ -52,6 +53,8 @@ def from_csv(
         drop: Columns to leave out.
         user: Name of the column that says whose row it is, where users are protected; it is no
             feature.
+        row_id: Name of the column that says what each row is called; it is no feature. By it a
+            coin decides whether the row is trained on; without it, by the row's contents.
         delimiter: What stands between two values.
         options: What `from_arrays` takes, but for `scale` and `classes`.
 
@@ -66,19 +69,28 @@ def from_csv(
     ranges, categories = dict(ranges or {}), dict(categories or {})
     # Misspelt names are refused: a range that fits no column would leave one unscaled, unnoticed.
     owner = [] if user is None else [user]
-    table.check_names(label=[label], ranges=ranges, categories=categories, drop=drop, user=owner)
-    used = [name for name in table.columns if name not in (label, *owner, *drop)]
+    key = [] if row_id is None else [row_id]
+    table.check_names(
+        label=[label], ranges=ranges, categories=categories, drop=drop, user=owner, row_id=key
+    )
+    used = [name for name in table.columns if name not in (label, *owner, *key, *drop)]
     if not used:
         raise DataError(f"{path} holds no column beside {label!r} that could be learned from.")
-    notes: list[str] = []
-    blocks = [_block(table, name, ranges.get(name), categories.get(name), notes) for name in used]
-    targets, count = _targets(table, label, classes, notes)
+    read: list[ReadFromRows] = []
+    blocks = [_block(table, name, ranges.get(name), categories.get(name), read) for name in used]
+    targets, count = _targets(table, label, classes, read)
     # The count is passed on, and so is not counted again; the notes say where it comes from.
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
         given["users"] = list(table.columns[user])
+    if row_id is not None:
+        given["row_ids"] = list(table.columns[row_id])
     task, data = from_arrays(np.concatenate(blocks, axis=1), targets, **given)
-    return task, replace(data, notes=tuple(notes))
+    return task, replace(
+        data,
+        notes=(*(item.note for item in read), *data.notes),
+        assumptions=(*(item.assumption for item in read), *data.assumptions),
+    )
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ def _block(
     name: str,
     limits: tuple[float, float] | None,
     words: Sequence[str] | None,
-    notes: list[str],
+    read: list[ReadFromRows],
 ) -> NDArray[np.float64]:
     values = table.columns[name]
     if words is not None:
@@ -187,9 +199,11 @@ def _block(
             f"{MOST_WORDS}. Leave it out with drop=[{name!r}], or list its words with categories=."
         )
     # Which words occur tells about the rows, and nothing was paid for it: the statement says so.
-    notes.append(
-        f"unprotected: the {len(present)} categories of column {name!r} were read from the rows; "
-        "give categories= to state them"
+    read.append(
+        ReadFromRows(
+            f"the {len(present)} categories of column {name!r} were read from the rows",
+            "give categories= to state them",
+        )
     )
     return one_hot(values, Category(name, tuple(present)), table.place)
 
@@ -210,7 +224,7 @@ def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[n
 
 
 def _targets(
-    table: Table, label: str, classes: Sequence[str] | None, notes: list[str]
+    table: Table, label: str, classes: Sequence[str] | None, read: list[ReadFromRows]
 ) -> tuple[NDArray[np.int64], int]:
     values = table.columns[label]
     if classes is not None:
@@ -247,11 +261,13 @@ def _targets(
             "for classes. Name the label column with label=, or list its classes with classes=."
         )
     if names == [str(number) for number in range(len(names))]:
-        notes.append(CLASSES_COUNTED)
+        read.append(CLASSES_READ)
     else:
         order = ", ".join(f"{value} is {number}" for number, value in enumerate(names))
-        notes.append(
-            f"unprotected: the classes were read from column {label!r} ({order}); give classes= "
-            "to state them"
+        read.append(
+            ReadFromRows(
+                f"the classes were read from column {label!r} ({order})",
+                "give classes= to state them",
+            )
         )
     return codes, len(names)

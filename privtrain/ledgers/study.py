@@ -206,6 +206,8 @@ class StudyLedger:
             assumptions=(FIXED,),
         )
         made = guarantees((plan,), spent=1, delta=self.delta)[0]
+        known = self.data.assumed(first.unit, first.relation)
+        made = replace(made, assumptions=(*made.assumptions, *known))
         # Each fit counts as one release here; its own statement says how many it made.
         made = replace(made, releases=len(self._charges))
         if not self.adaptive or self.budget is None:
@@ -217,7 +219,7 @@ class StudyLedger:
             accountant="rdp",
             cross_check=None,
             theorem=FILTER,
-            assumptions=(f"everything is counted at order {self.order:g}",),
+            assumptions=(f"everything is counted at order {self.order:g}", *known),
         )
 
     def _total(self, *further: Charge) -> Event:

@@ -2,7 +2,7 @@
 
 import torch
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan
@@ -32,7 +32,8 @@ def check_data(data: FederatedData) -> None:
             rows = data.train[party]
             if len(rows) == 0:
                 raise DataError(
-                    f"The party {party!r} holds no rows. Leave it out, or use another partition."
+                    f"The party {party!r} holds no rows. Leave it out, or use another partition. "
+                    f"{READS_ROWS}"
                 )
             check_finite(**{f"train[{party}]": rows.inputs})
             if rows.targets is not None:
@@ -67,7 +68,14 @@ def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: floa
     promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
     # Who publishes one of n units, chosen at random, is (0, 1/n)-DP: such a delta hides nothing.
     for plan in promising:
-        check_delta_below(delta, _population(plan, data), str(plan.unit))
+        try:
+            check_delta_below(delta, _population(plan, data), str(plan.unit))
+        except UnsoundReleaseError as error:
+            public = plan.unit is Unit.CLIENT or (
+                plan.unit is Unit.EXAMPLE and data.public_rows is not None
+            )
+            # Whether a counted number is reached tells of it; there is no public one to ask.
+            raise error if public else UnsoundReleaseError(f"{error} {READS_ROWS}") from None
     return bool(promising)
 
 

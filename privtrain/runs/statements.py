@@ -1,6 +1,7 @@
 """The statement of a finished run: guarantees, caveats, curves, cost."""
 
 import math
+from dataclasses import replace
 
 from privtrain.accounting.guarantees import guarantees, public_curves
 from privtrain.core.cost import Cost, peak_memory
@@ -8,7 +9,7 @@ from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Curve, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import SEEDED
-from privtrain.core.statement import Guarantee, PrivacyStatement
+from privtrain.core.statement import Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
@@ -17,6 +18,11 @@ from privtrain.ledgers.run import epsilon_of
 SIMULATED = "simulated: void if the seed is known"
 FLOAT_NOISE = "float noise: research use"
 TUNING_NOT_COUNTED = "tuning not counted: settings chosen by looking at results are not counted"
+OTHER_PARTS = "rows in the test, validation and public parts are not protected"
+USERS_KNOWN = (
+    "users are known and may have several rows: what is promised per example is less for a user "
+    "with all rows; PoissonBatches(rows_per_user=...) of DPSGD protects users"
+)
 CAVEATS = ("timing and sizes of messages are not hidden", TUNING_NOT_COUNTED)
 
 
@@ -34,22 +40,24 @@ def result_of(
     seeded = run.entropy.kind is SEEDED
     # After what was spent, not what was planned: a halted run promises more, an aborted round that
     # was paid for counts although its result was lost.
-    made = guarantees(
-        plans,
-        spent=run.ledger.spent,
-        delta=delta,
-        realised=run.realised,
-        assumptions=(
-            *data.assumptions,
-            *dict.fromkeys(run.assumptions),
-            *((SIMULATED,) if seeded else ()),
+    made = about(
+        data,
+        guarantees(
+            plans,
+            spent=run.ledger.spent,
+            delta=delta,
+            realised=run.realised,
+            assumptions=(
+                *dict.fromkeys(run.assumptions),
+                *((SIMULATED,) if seeded else ()),
+            ),
         ),
     )
     run.history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
-        caveats=_caveats(trainer, plans, made),
+        caveats=_caveats(trainer, data, plans, made),
         curves=public_curves(plans, spent=run.ledger.spent, delta=delta),
     )
     cost = Cost(
@@ -67,13 +75,39 @@ def result_of(
         history=run.history,
         transcript=run.transcript,
         halted=run.halted,
-        notes=tuple(run.notes),
+        notes=(*run.notes, *_notes_on_users(data, made)),
         members=run.members,
     )
 
 
+def about(data: FederatedData, made: tuple[Guarantee, ...]) -> tuple[Guarantee, ...]:
+    """Guarantees with what they assume of the data; where nothing is promised, nothing is assumed.
+
+    Args:
+        data: What was trained on.
+        made: The guarantees, without it.
+    """
+    return tuple(
+        replace(g, assumptions=(*g.assumptions, *data.assumed(g.unit, g.relation)))
+        if math.isfinite(g.epsilon)
+        else g
+        for g in made
+    )
+
+
+def _notes_on_users(data: FederatedData, made: tuple[Guarantee, ...]) -> tuple[str, ...]:
+    """Says that a promise for single rows is none for users, where users are known."""
+    if not any(math.isfinite(g.epsilon) and g.unit is Unit.EXAMPLE for g in made):
+        return ()
+    # The rows of one party say whether a loader knows users; all parties may be a million.
+    return () if data.train[next(iter(data.train))].users is None else (USERS_KNOWN,)
+
+
 def _caveats(
-    trainer: Trainer, plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...]
+    trainer: Trainer,
+    data: FederatedData,
+    plans: tuple[PrivacyPlan, ...],
+    made: tuple[Guarantee, ...],
 ) -> tuple[str, ...]:
     """What the figures leave out, and what a trainer's engine does not protect from."""
     # The theorems speak of real numbers; floats have gaps that can give a contribution away
@@ -82,7 +116,8 @@ def _caveats(
     noise = (FLOAT_NOISE,) if noisy and any(plan.float_noise for plan in plans) else ()
     aggregation = getattr(getattr(trainer, "release", None), "aggregation", None)
     engine = (*getattr(trainer, "caveats", ()), *getattr(aggregation, "caveats", ()))
-    return (*noise, *CAVEATS, *dict.fromkeys(engine))
+    parts = (OTHER_PARTS,) if noisy and data.by_coin else ()
+    return (*noise, *parts, *CAVEATS, *dict.fromkeys(engine))
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:

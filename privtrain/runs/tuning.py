@@ -38,7 +38,7 @@ from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes, fit
 from privtrain.runs.scoring import Score, check_score
-from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
+from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED, about
 
 TUNING_COUNTED = (
     "tuning counted: the choice among the trials is; trials and grids chosen by looking are not"
@@ -164,7 +164,7 @@ def tune(
         label=best.label,
         trainer=trainers[best.label],
         score=best.score,
-        result=_stated(best.result, plans, delta, simulated=kind is SEEDED),
+        result=_stated(best.result, data, plans, delta, simulated=kind is SEEDED),
         trials=drawn,
     )
 
@@ -240,10 +240,16 @@ def _seed_of(seed: int, number: int, fits: int) -> int:
 
 
 def _stated(
-    result: TrainResult, plans: tuple[PrivacyPlan, ...], delta: float, *, simulated: bool
+    result: TrainResult,
+    data: FederatedData,
+    plans: tuple[PrivacyPlan, ...],
+    delta: float,
+    *,
+    simulated: bool,
 ) -> TrainResult:
     """The best trial's result, with the statement of the whole selection."""
     made = guarantees(plans, spent=1, delta=delta, assumptions=(SIMULATED,) if simulated else ())
+    made = about(data, made)
     caveats = [c for c in result.statement.caveats if c != TUNING_NOT_COUNTED]
     statement = PrivacyStatement(
         guarantees=made,

@@ -4,29 +4,33 @@ Teachers train on disjoint rows and vote on public queries; only the noised winn
 released, and a student learns from queries and winners alone.
 """
 
-import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from privtrain.accounting.event import of_group
 from privtrain.accounting.renyi import RdpCurve
-from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, InputPrivacy, Unit
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
+from privtrain.data.coins import coins, digests
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import Drawer
+from privtrain.sampling.figures import rows_are_public
+from privtrain.sampling.users import count_rows
 from privtrain.steps.plain import PlainSteps
 
 STUDENT_NAME = "student"
@@ -46,43 +50,29 @@ def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
     Returns:
         Teacher numbers, shape `(rows,)`.
     """
-    numbers = [number % teachers for number in _numbers(rows, "teachers", seed)]
+    # The key is public, so that anybody can check the teacher of a row they hold.
+    made = digests(rows, f"privtrain/teachers/{seed}")
+    numbers = [int.from_bytes(digest, "little") % teachers for digest in made]
     return torch.tensor(numbers, dtype=torch.long)
 
 
-def _numbers(rows: Rows, purpose: str, seed: int) -> list[int]:
-    """A number for each row that follows from its contents, the purpose and the seed alone."""
-    # Over stored bits: rows that differ in the last bit are different rows. The key is public, so
-    # that anybody can check the teacher of a row they hold (docs/decisions/010).
-    inputs = rows.inputs.cpu().contiguous().numpy()
-    labels = rows.labels.cpu().contiguous().numpy()
-    key = f"privtrain/{purpose}/{seed}".encode()[:64]
-    return [
-        int.from_bytes(
-            hashlib.blake2b(x.tobytes() + y.tobytes(), key=key, digest_size=16).digest(), "little"
-        )
-        for x, y in zip(inputs, labels, strict=True)
-    ]
-
-
-def without_public_part(party: str, rows: Rows, given: int, seeds: Seeds) -> tuple[Rows, Rows]:
+def without_public_part(party: str, rows: Rows, rate: float, seeds: Seeds) -> tuple[Rows, Rows]:
     """Splits a party's rows into those it gives up to the public, and those its teachers keep.
 
-    Removing a row that was kept takes it from its teacher and changes nothing else: the rows with
-    the smallest numbers are given up, and a row's number depends on no other row.
+    Each row is given up by a coin of its own, each user's rows by one coin (see `coins`): adding or
+    removing a row moves no other one, whether it is given up or kept.
 
     Args:
-        party: Its name; each party ranks its rows by a hash of its own.
+        party: Its name; the coins of no two parties are the same.
         rows: Its rows.
-        given: How many rows it gives up.
+        rate: Probability of being given up, in [0, 1).
         seeds: Public streams, of which the seed is used.
 
     Returns:
-        The public rows, by rising number, and the teachers' rows, in their old order.
+        The public rows and the teachers' rows, both in their old order.
     """
-    numbers = _numbers(rows, f"public/{party}", seeds.seed)
-    order = torch.tensor(sorted(range(len(rows)), key=numbers.__getitem__), dtype=torch.long)
-    return rows.take(order[:given]), rows.take(order[given:].sort().values)
+    public = torch.from_numpy(coins(rows, f"privtrain/public/{party}/{seeds.seed}") < rate)
+    return rows.take(public.nonzero().squeeze(1)), rows.take((~public).nonzero().squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -90,14 +80,14 @@ class GivePublic:
     """A party publishes the inputs of a few of its rows, for the student to ask about.
 
     Args:
-        given: How many rows each party gives up.
+        rate: Probability of each row to be given up.
     """
 
-    given: int
+    rate: float
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         """The inputs of the rows that become public."""
-        public, _ = without_public_part(party.party, party.rows, self.given, party.seeds)
+        public, _ = without_public_part(party.party, party.rows, self.rate, party.seeds)
         return {"public inputs": public.inputs}
 
 
@@ -110,7 +100,7 @@ class Vote:
         steps: How a teacher is trained.
         release: How a vote is bounded and leaves.
         hosted: Party to how many teachers it hosts.
-        given: How many rows each party gave up to the public.
+        rate: Probability of each row to have been given up to the public.
         seed: Public seed of the assignment of rows to teachers.
     """
 
@@ -118,12 +108,12 @@ class Vote:
     steps: PlainSteps
     release: Release
     hosted: dict[str, int]
-    given: int
+    rate: float
     seed: int
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         """The counts of the votes, one vote a teacher and query, `(queries, classes)`."""
-        _, teachers_rows = without_public_part(party.party, party.rows, self.given, party.seeds)
+        _, teachers_rows = without_public_part(party.party, party.rows, self.rate, party.seeds)
         teacher = teacher_of_rows(teachers_rows, self.hosted[party.party], self.seed)
         queries = payload["queries"].to(party.device)
         votes, losses = [], []
@@ -143,6 +133,18 @@ class Vote:
         if losses:
             message[UNPROTECTED + "training_loss"] = torch.stack(losses).mean()
         return message
+
+
+def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
+    """A plan about one moved vote, as it is for a replaced row."""
+    # A row whose contents change may leave one teacher and join another: a group of two. Both votes
+    # are of its own party, which keeps the row. The counts shift twice as far, in L2 (GNMax) and in
+    # L1 (LNMax). Gaussian divergences grow with the square of the shift: four times the curve. Of
+    # LNMax, min(e, a e^2 / 2) at order a with 2 e for e is at most four times as large.
+    event = plan.event
+    doubled = event.repeated(4) if isinstance(event, RdpCurve) else of_group(event, 2)
+    theorem = f"{plan.theorem}; a replaced row may move two votes, a group of two"
+    return replace(plan, event=doubled, theorem=theorem)
 
 
 def _plain_charges(run: Run) -> dict[str, tuple[list[float], list[float]]]:
@@ -191,19 +193,36 @@ class PATE:
             )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        # Called for its refusal: an ensemble that cannot be hosted must not be paid for.
+        """One release an answered query.
+
+        Raises:
+            UnsupportedError: If parties hold columns.
+            ValueError: If there are fewer teachers than parties.
+            DataError: If the queries would take all rows.
+        """
+        if data.split is not ROWS:
+            raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
+        # Called for their refusals: what cannot be trained must not be paid for.
         self.hosted(data.parties)
+        _, counted = self._public_part(data)
+        known = () if counted is None else (rows_are_public(counted),)
         # One release an answered query, composed over queries (2018, Section 4.1).
         plans = self.release.plans(
             unit=Unit.EXAMPLE,
             count=self.queries,
             parties=len(data.parties),
             observers=(PUBLIC, AGGREGATOR),
-            assumptions=("public queries are not protected",),
+            assumptions=("public queries are not protected", *known),
         )
-        # Votes are replaced, rows are added or removed: a row whose contents change may also move
-        # to another teacher and change two votes.
-        return tuple(replace(plan, relation=ADD_REMOVE) for plan in plans)
+        # One row more or less moves one vote. A rate that was counted is the same for neighbours
+        # of equally many rows only, one of which trains no teacher (docs/decisions/004).
+        relation = ADD_REMOVE if counted is None else ZERO_OUT
+        return tuple(
+            _of_two_votes(plan)
+            if plan.relation is REPLACE_ONE
+            else replace(plan, relation=relation)
+            for plan in plans
+        )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
@@ -236,18 +255,13 @@ class PATE:
 
         Returns:
             The student.
-
-        Raises:
-            UnsupportedError: If parties hold columns.
         """
-        if data.split is not ROWS:
-            raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
-        given = self._given(data)
-        if given:
-            self._tell_of_split(data, given, run)
+        rate, _ = self._public_part(data)
+        if rate:
+            self._tell_of_split(data, rate, run)
         saved = run.checkpoint.load()
         if saved is None:
-            asked, labels = self._answered(task, data, given, run)
+            asked, labels = self._answered(task, data, rate, run)
             run.checkpoint.save(
                 1, {"asked": asked, "labels": labels, "realised": _plain_charges(run)}
             )
@@ -262,60 +276,64 @@ class PATE:
         return student
 
     def _answered(
-        self, task: Task, data: FederatedData, given: int, run: Run
+        self, task: Task, data: FederatedData, rate: float, run: Run
     ) -> tuple[Tensor, Tensor]:
         """The queries whose answers the ledger pays for, and these answers."""
-        public = self._public(data, given, run)
+        public = self._public(data, rate, run)
         order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
         asked = public[order[: self.queries]]
         answered = 0
         # All answers come in one round, so all that the budget allows are paid before it.
         while answered < len(asked) and run.spend():
             answered += 1
-        return asked[:answered], self._ask(task, data, run, asked[:answered], given)
+        return asked[:answered], self._ask(task, data, run, asked[:answered], rate)
 
-    def _given(self, data: FederatedData) -> int:
-        """The number of rows that each party gives up where the data has no public part."""
+    def _public_part(self, data: FederatedData) -> tuple[float, int | None]:
+        """The rate at which rows are given up where the data has no public part, else 0.
+
+        Returns:
+            The rate, and the number of rows if they had to be counted for it.
+        """
         if data.public is not None:
-            return 0
-        given = -(-self.queries // len(data.parties))
-        smallest = min(len(data.train[party]) for party in data.parties)
-        if given >= smallest:
+            return 0.0, None
+        counted = None if data.public_rows else count_rows(data, None)
+        rows = data.public_rows or counted or 1
+        # As many as are asked and two standard deviations more: one run in forty has too few.
+        rate = (self.queries + 2 * math.sqrt(self.queries)) / rows
+        if rate >= 1:
             raise DataError(
-                f"The data has no public part, and queries={self.queries} would take {given} rows "
-                f"of each of {len(data.parties)} parties, the smallest of which holds {smallest}. "
-                "Ask fewer queries, or give data with public rows."
+                f"The data has no public part, and queries={self.queries} would take all of about "
+                f"{rows} training rows. Ask fewer queries, or give data with public rows."
+                + ("" if counted is None else f" {READS_ROWS}")
             )
-        return given
+        return rate, counted
 
-    def _tell_of_split(self, data: FederatedData, given: int, run: Run) -> None:
+    def _tell_of_split(self, data: FederatedData, rate: float, run: Run) -> None:
         """Notes that rows were given up, and leaves attacks the protected rows only."""
         run.notes.append(
-            f"the data has no public part: {given} rows of each party were taken from the "
-            "training rows and from the teachers, and are not protected"
+            f"the data has no public part: each training row was taken for it with probability "
+            f"{rate:.3g}, away from the teachers; rows that were taken are not protected"
         )
         protected = [
-            without_public_part(party, data.train[party], given, run.seeds)[1]
+            without_public_part(party, data.train[party], rate, run.seeds)[1]
             for party in data.parties
         ]
         run.members = concatenate(protected)
 
-    def _public(self, data: FederatedData, given: int, run: Run) -> Tensor:
+    def _public(self, data: FederatedData, rate: float, run: Run) -> Tensor:
         """The inputs that may be asked about, shape `(rows, ...)`."""
         if data.public is not None:
             if len(data.public) < self.queries:
                 run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
             return data.public.inputs
-        replies = run.map(GivePublic(given), {party: {} for party in data.parties}, round=0)
+        replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
         return torch.cat([reply["public inputs"] for reply in replies.values()])
 
-    def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, given: int) -> Tensor:
+    def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float) -> Tensor:
         """The noised winners of the votes on each query, shape `(queries,)`."""
         if len(asked) == 0:
             return torch.zeros(0, dtype=torch.long)
-        vote = Vote(
-            task, self.steps, self.release, self.hosted(data.parties), given, run.seeds.seed
-        )
+        vote = Vote(task, self.steps, self.release, self.hosted(data.parties), rate, run.seeds.seed)
         replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
         messages = list(replies.values())
         self._charge_what_was_answered(messages, run)

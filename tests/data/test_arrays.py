@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import DataError
 from privtrain.core.task import Rows
 from privtrain.data import MLP, ByColumn, LogisticRegression, from_arrays, from_npz
-from privtrain.data.arrays import CLASSES_COUNTED, to_users
+from privtrain.data.arrays import CLASSES_COUNTED, CLASSES_READ
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 5))
@@ -28,7 +28,8 @@ def test_rows_stay_what_they_are(as_tensor: bool, dtype: torch.dtype) -> None:
     assert torch.equal(rows.sort(dim=0).values, torch.from_numpy(X).to(dtype).sort(dim=0).values)
     assert task.model == LogisticRegression(5, 3, dtype)
     assert data.public_rows is None
-    assert data.notes == (CLASSES_COUNTED,)
+    assert data.notes[0] == CLASSES_COUNTED
+    assert data.assumptions == (CLASSES_READ.assumption,)
 
 
 def rows_of(rows: Rows | None) -> Tensor:
@@ -42,8 +43,11 @@ def test_test_and_public_rows_may_be_given() -> None:
     assert data.public is not None
     assert data.public.targets is None
     assert len(data.public) == 9
-    assert len(data.pooled()) == 90
+    # Nothing but validation is left to split, by coins.
+    assert len(data.pooled()) + len(rows_of(data.validation)) == 100
     assert data.public_rows == 90
+    options: dict[str, Any] = {"test": (X, Y), "validation_fraction": 0.0, "parties": 2}
+    assert [from_arrays(X, Y, **options)[1].by_coin, data.by_coin] == [False, True]
 
 
 def test_scaling_by_constants() -> None:
@@ -69,7 +73,7 @@ def test_images_and_models() -> None:
     images = RNG.normal(size=(60, 1, 8, 8))
     task, data = from_arrays(images, np.arange(60) % 2, parties=2)
     assert task.model == MLP((64, 64, 2), flatten=True)
-    assert task.model()(data.test.inputs).shape == (12, 2)
+    assert task.model()(data.test.inputs).shape == (len(data.test), 2)
     own = MLP((64, 3, 2), flatten=True)
     assert from_arrays(images, np.arange(60) % 2, parties=2, model=own)[0].model == own
 
@@ -83,7 +87,7 @@ def test_columns() -> None:
 def test_stated_classes_may_be_absent() -> None:
     task, data = from_arrays(X, Y * 2, parties=2, classes=6)
     assert task.model == LogisticRegression(5, 6)
-    assert data.notes == ()
+    assert CLASSES_COUNTED not in data.notes and data.assumptions == ()
 
 
 def broken(row: int, column: int, value: float) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -112,8 +116,12 @@ REFUSED: list[tuple[str, Call, str]] = [
     ("test class", lambda: from_arrays(X, Y, test=(X, Y + 1)), "below classes=3; class 3"),
     ("test width", lambda: from_arrays(X, Y, test=(X[:, :2], Y)), r"test\[0\].*\(2,\).*\(5,\)"),
     ("public width", lambda: from_arrays(X, Y, public=X[:, :2]), r"public with rows of shape"),
-    ("parties", lambda: from_arrays(X, Y, parties=71), "parties=71.* 70"),
-    ("rows", lambda: from_arrays(X[:2], Y[:2], test_fraction=0.9), "2 rows|to leave"),
+    ("parties", lambda: from_arrays(X, Y, parties=90), "parties=90.* training rows.*Unprotected"),
+    (
+        "rows",
+        lambda: from_arrays(X[:2], Y[:2]),
+        "2 rows to leave some for the .* part.*Unprotected",
+    ),
     ("type", lambda: from_arrays(X, Y, dtype=torch.float16), r"dtype=torch\.float16"),
     ("scale", lambda: from_arrays(X, Y, scale=(1.0, 1.0)), "lowest values below highest"),
     ("scale shape", lambda: from_arrays(X, Y, scale=([0, 0], [1, 1])), r"\(2,\).*\(5,\)"),
@@ -171,6 +179,11 @@ def test_npz(tmp_path: Path) -> None:
     assert from_npz(tmp_path / "other.npz", inputs="features", targets="label")[1].name == "other"
     with pytest.raises(DataError, match="array 'x'; it holds features, label"):
         from_npz(tmp_path / "other.npz")
+    np.savez(tmp_path / "named.npz", x=X, y=Y, id=np.arange(100))
+    _, named = from_npz(tmp_path / "named.npz", row_ids="id")
+    _, likewise = from_arrays(X, Y, row_ids=np.arange(100))
+    assert torch.equal(named.test.inputs, likewise.test.inputs)
+    assert not torch.equal(named.test.inputs[:5], same.test.inputs[:5])
 
 
 def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
@@ -189,10 +202,3 @@ def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Could not read .*objects\.npz") as refused:
         from_npz(tmp_path / "objects.npz")
     assert "allow_pickle" not in str(refused.value)
-
-
-def test_users_are_numbered_by_their_own_name_alone() -> None:
-    assert to_users(["b", "a", "b"]).tolist() == to_users(["b", "c", "b", "a"])[[0, 3, 0]].tolist()
-    assert to_users([7, 9]).tolist() == to_users([9, 7]).flip(0).tolist()
-    with pytest.raises(DataError, match="users of shape"):
-        to_users([[1, 2]])

@@ -40,7 +40,9 @@ def test_words_and_numbers(tmp_path: Path) -> None:
     assert inputs[:, 1:].sum(dim=1).tolist() == [1.0] * 40
     assert data.name == "people"
     assert data.public_rows is None
-    first, second = data.notes
+    first, second, *_ = data.notes
+    assert [text.startswith("public knowledge") for text in data.assumptions] == [True, True]
+    assert "city" in data.assumptions[0] and "classes=" in data.assumptions[1]
     assert first.startswith("unprotected: the 3 categories of column 'city'")
     assert "(no is 0, yes is 1)" in second
 
@@ -74,10 +76,10 @@ def test_options_reach_the_arrays(tmp_path: Path) -> None:
 
 def test_labels_of_numbers(tmp_path: Path) -> None:
     def load(*labels: str) -> tuple[Task, FederatedData]:
-        rows = [f"{n},{labels[n % len(labels)]}" for n in range(30)]
+        rows = [f"{n},{labels[n % len(labels)]}" for n in range(60)]
         return from_csv(write(tmp_path / "t.csv", rows, "a,y"), parties=2, validation_fraction=0.1)
 
-    assert load("0", "1", "2")[1].notes == (CLASSES_COUNTED,)
+    assert load("0", "1", "2")[1].notes[0] == CLASSES_COUNTED
     task, data = load("10", "9", "-1")
     assert "(-1 is 0, 9 is 1, 10 is 2)" in data.notes[0]
     assert task.model == LogisticRegression(1, 3)
@@ -93,11 +95,11 @@ def test_quotes_delimiters_and_marks(tmp_path: Path) -> None:
 
 
 def test_a_code_may_be_a_category(tmp_path: Path) -> None:
-    rows = [f"{n % 3},{n % 2}" for n in range(20)]
+    rows = [f"{n % 3},{n % 2}" for n in range(60)]
     path = write(tmp_path / "t.csv", rows, "code,y")
-    assert everything(from_csv(path, parties=2)[1]).shape == (20, 1)
+    assert everything(from_csv(path, parties=2)[1]).shape == (60, 1)
     listed = from_csv(path, parties=2, categories={"code": ("0", "1", "2")})[1]
-    assert everything(listed).shape == (20, 3)
+    assert everything(listed).shape == (60, 3)
 
 
 GOOD = [f"{n},{'Rome' if n % 2 else 'Oslo'},{n % 2}" for n in range(20)]
@@ -138,7 +140,9 @@ REFUSED: list[tuple[str, list[str], str, dict[str, Any], str]] = [
         {},
         "line 4, column 'y'.*not ''",
     ),
-    ("parties", GOOD, "age,city,y", {"parties": 15}, "parties=15.* 14"),
+    ("parties", GOOD, "age,city,y", {"parties": 20}, "parties=20.*Unprotected"),
+    ("row id", GOOD, "age,city,y", {"row_id": "b"}, "no column 'b', which row_id="),
+    ("twice an id", GOOD, "age,city,y", {"row_id": "city"}, "row_ids to name each row once"),
 ]
 
 
@@ -180,3 +184,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         from_csv(tmp_path / "latin.csv")
     with pytest.raises(DataError, match="Could not read"):
         from_csv(tmp_path)
+
+
+def test_a_row_stays_in_its_part_by_its_id_whatever_it_says(tmp_path: Path) -> None:
+    def test_ids(last: str) -> list[float]:
+        rows = [f"{n},{n % 7},{n % 2}" for n in range(59)] + [f"59,{last}"]
+        path = write(tmp_path / "t.csv", rows, "id,a,y")
+        options: dict[str, Any] = {"parties": 2, "row_id": "id", "user": None}
+        assert from_csv(path, **options)[1].test.inputs.shape[1] == 1
+        return from_csv(path, **options)[1].test.inputs[:, 0].tolist()
+
+    as_it_was, changed = test_ids("3,1"), test_ids("12,0")
+    assert [value for value in changed if value != 12] == [
+        value for place, value in enumerate(as_it_was) if changed[place] != 12
+    ]
+    by_contents = from_csv(tmp_path / "t.csv", parties=2, drop=["id"])[1].test.inputs[:, 0].tolist()
+    assert by_contents != changed

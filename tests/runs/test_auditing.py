@@ -78,8 +78,8 @@ def test_rows_that_became_public_are_no_members() -> None:
     attack = Looking()
     audit(result, attack, TASK, DATA)
     ((target, _),) = attack.seen
-    assert len(target.members) == 30
     assert result.members is not None
+    assert 0 < len(target.members) < len(DATA.pooled())
     assert torch.equal(target.members.inputs, result.members.inputs)
     planted = with_canaries(DATA, noise_rows(DATA, 8))
     audit(result, attack, TASK, planted)

@@ -68,6 +68,8 @@ def test_finished_rows_are_taken_up_by_a_comparison_that_goes_on(
 ) -> None:
     folder = tmp_path / "rows"
     shutil.copytree(FINISHED / "rows", folder)
+    # Version 0.1 split the same table otherwise (see the next test): as if it had been split so.
+    (folder / "comparison.id").unlink()
     study = read_study(FINISHED / "study.toml")
     task, data = pt.data.breast_cancer(**study.data_options)
     trained = []
@@ -92,6 +94,26 @@ def test_finished_rows_are_taken_up_by_a_comparison_that_goes_on(
     for row in again.rows:
         if row.error is None:
             assert row == old[row.label]
+
+
+def test_rows_of_another_split_are_never_mixed_with_new_ones(tmp_path: Path) -> None:
+    """The table is the same, its digest too; which rows are trained on is not."""
+    folder = tmp_path / "rows"
+    shutil.copytree(FINISHED / "rows", folder)
+    study = read_study(FINISHED / "study.toml")
+    task, data = pt.data.breast_cancer(**study.data_options)
+    written = json.loads((FINISHED / "comparison.json").read_text())
+    assert written["card"]["data"]["sha256"] == data.digest
+    with pytest.raises(pt.DataError, match="holds rows of another data set, partition"):
+        pt.compare(
+            study.make_trainers(),
+            task,
+            data,
+            attacks=study.make_attacks(),
+            epsilons=study.epsilons,
+            delta=study.delta,
+            folder=folder,
+        )
 
 
 def test_a_study_says_what_it_said() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,20 +12,30 @@ from scipy import stats
 from torch import Tensor
 
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import PartyRun, Payload
 from privtrain.core.seeding import SeededEntropy, Seeds
-from privtrain.core.statement import ADD_REMOVE, Budget
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
+from privtrain.data.coins import coins
+from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY
+from privtrain.release.placement import AT_PARTY
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
-from privtrain.trainers.pate import PATE, Vote, teacher_of_rows, without_public_part
+from privtrain.trainers.pate import (
+    PATE,
+    Vote,
+    _of_two_votes,
+    teacher_of_rows,
+    without_public_part,
+)
 from tests.statistics import ALARM
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
@@ -52,14 +63,23 @@ def with_public(data: FederatedData, count: int = 40) -> FederatedData:
     return replace(data, public=Rows(some_rows(77, count).inputs))
 
 
-def groups(rows: Rows, teachers: int, seed: int, given_up: int = 0) -> list[list[bytes]]:
-    """What each teacher trains on, row by row in its order."""
-    _, kept = without_public_part("p", rows, given_up, Seeds(seed))
+def groups(rows: Rows, teachers: int, seed: int, rate: float = 0.0) -> list[list[bytes]]:
+    """What each teacher trains on and, last, what is public: row by row."""
+    public, kept = without_public_part("p", rows, rate, Seeds(seed))
     number = teacher_of_rows(kept, teachers, seed).tolist()
-    found: list[list[bytes]] = [[] for _ in range(teachers)]
-    for teacher, row, label in zip(number, kept.inputs, kept.labels, strict=True):
-        found[teacher].append(row.numpy().tobytes() + bytes([int(label)]))
-    return found
+    found: list[list[bytes]] = [[] for _ in range(teachers + 1)]
+    places = zip([*number, *[teachers] * len(public)], concatenate_all(kept, public), strict=True)
+    for place, row in places:
+        found[place].append(row)
+    return [sorted(rows) for rows in found]
+
+
+def concatenate_all(*parts: Rows) -> list[bytes]:
+    return [
+        row.numpy().tobytes() + bytes([int(label)])
+        for part in parts
+        for row, label in zip(part.inputs, part.labels, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------- disjoint teachers
@@ -71,38 +91,51 @@ def groups(rows: Rows, teachers: int, seed: int, given_up: int = 0) -> list[list
     place=st.integers(0, 39),
     teachers=st.integers(1, 9),
     seed=st.integers(0, 50),
-    given_up=st.integers(0, 5),
-    twice=st.booleans(),
+    rate=st.floats(0, 0.9),
+    copies=st.integers(1, 4),
+    users=st.booleans(),
 )
-def test_removing_a_row_changes_what_one_teacher_trains_on(
-    count: int, place: int, teachers: int, seed: int, given_up: int, twice: bool
+def test_removing_a_row_changes_what_one_teacher_trains_on_or_what_is_public(
+    count: int, place: int, teachers: int, seed: int, rate: float, copies: int, users: bool
 ) -> None:
-    """For every row that is protected: not for those that were given to the public."""
     rows = some_rows(seed, count)
-    if twice:  # the row also occurs a second time
-        rows = concatenate([rows, rows.take(torch.tensor([place % count]))])
-    given_up = min(given_up, count - 2)
-    rest = rows.take(torch.tensor([i for i in range(len(rows)) if i != place % count]))
-    public, _ = without_public_part("p", rows, given_up, Seeds(seed))
-    public_of_rest, _ = without_public_part("p", rest, given_up, Seeds(seed))
-    if not torch.equal(public.inputs, public_of_rest.inputs):
-        gone = rows.inputs[place % count]
-        assert any(torch.equal(gone, row) for row in public.inputs)
-        return
-    pairs = zip(
-        groups(rows, teachers, seed, given_up), groups(rest, teachers, seed, given_up), strict=True
-    )
-    changed = [(sorted(more), sorted(less)) for more, less in pairs if sorted(more) != sorted(less)]
+    if users:
+        rows = replace(rows, users=torch.arange(count) // 3)
+    gone = place % count
+    for _ in range(copies - 1):  # the row also occurs some more times
+        rows = concatenate([rows, rows.take(torch.tensor([gone]))])
+    rest = rows.take(torch.tensor([i for i in range(len(rows)) if i != gone]))
+    pairs = zip(groups(rows, teachers, seed, rate), groups(rest, teachers, seed, rate), strict=True)
+    changed = [(more, less) for more, less in pairs if more != less]
     assert len(changed) == 1
     assert len(changed[0][0]) == len(changed[0][1]) + 1
 
 
+def test_rows_with_the_smallest_hashes_would_move_a_second_row() -> None:
+    """The broken twin: as many rows as were asked are given up, however many there are."""
+
+    def public(rows: Rows) -> set[bytes]:
+        return set(concatenate_all(rows.take(torch.from_numpy(coins(rows, "p").argsort()[:5]))))
+
+    rows = some_rows(3, 40)
+    rests = [rows.take(torch.tensor([i for i in range(40) if i != gone])) for gone in range(40)]
+    assert max(len(public(rows) ^ public(rest)) for rest in rests) == 2
+
+
+def test_a_users_rows_are_all_public_or_all_kept() -> None:
+    rows = replace(some_rows(3, 90), users=torch.arange(90) % 15)
+    public, kept = without_public_part("p", rows, 0.4, Seeds(0))
+    assert public.users is not None and kept.users is not None
+    assert not set(public.users.tolist()) & set(kept.users.tolist())
+    assert len(public) % 6 == 0 and 0 < len(public) < 90
+
+
 @settings(deadline=None, max_examples=30)
-@given(count=st.integers(1, 40), teachers=st.integers(1, 9), given_up=st.integers(0, 40))
-def test_every_row_has_one_teacher_or_is_public(count: int, teachers: int, given_up: int) -> None:
+@given(count=st.integers(1, 40), teachers=st.integers(1, 9), rate=st.floats(0, 1))
+def test_every_row_has_one_teacher_or_is_public(count: int, teachers: int, rate: float) -> None:
     rows = some_rows(3, count)
-    public, kept = without_public_part("p", rows, min(given_up, count), Seeds(1))
-    assert len(public) == min(given_up, count)
+    public, kept = without_public_part("p", rows, rate, Seeds(1))
+    assert rate > 0 or len(public) == 0
     everything = torch.cat([public.inputs, kept.inputs])
     assert sorted(everything.tolist()) == sorted(rows.inputs.tolist())
     number = teacher_of_rows(kept, teachers, 1)
@@ -116,31 +149,41 @@ def test_teachers_get_about_equally_many_rows() -> None:
     assert not torch.equal(number, teacher_of_rows(some_rows(1, 4_000), 8, 6))
 
 
-def votes_of(rows: Rows, teachers: int = 5, queries: int = 20, given_up: int = 0) -> Tensor:
+def votes_of(rows: Rows, teachers: int = 5, queries: int = 20, rate: float = 0.0) -> Tensor:
     """The counts that a party sends."""
     release = Release(GNMax(1.0), finish=ARGMAX)
-    vote = Vote(TASK, QUICK, release, {"p": teachers}, given_up, 3)
+    vote = Vote(TASK, QUICK, release, {"p": teachers}, rate, 3)
     party = PartyRun(
         party="p", round=1, train={"p": rows}, state={}, seeds=Seeds(3), entropy=SeededEntropy(3)
     )
     return vote({"queries": some_rows(50, queries).inputs}, party)["votes"]
 
 
-@pytest.mark.parametrize("given_up", [0, 4])
-def test_a_row_moves_at_most_one_vote_of_each_query(given_up: int) -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_row_moves_at_most_one_vote_of_each_query(rate: float) -> None:
+    """Of every row: one that was given up moves none."""
     rows = some_rows(9, 40)
-    whole = votes_of(rows, given_up=given_up)
+    whole = votes_of(rows, rate=rate)
     moved = 0
-    for place in range(0, 40, 4):
+    for place in range(0, 40, 3):
         rest = rows.take(torch.tensor([i for i in range(40) if i != place]))
-        public, _ = without_public_part("p", rows, given_up, Seeds(3))
-        if any(torch.equal(rows.inputs[place], row) for row in public.inputs):
-            continue
-        difference = whole - votes_of(rest, given_up=given_up)
+        difference = whole - votes_of(rest, rate=rate)
         assert float(difference.abs().sum(dim=1).max()) <= 2.0
         assert float(difference.norm(dim=1).max()) <= math.sqrt(2.0) + 1e-12
         moved += int(difference.abs().sum() > 0)
     assert moved > 0, "no row moved any vote, which proves nothing"
+
+
+def test_a_replaced_row_moves_two_votes_at_most_and_sometimes_two() -> None:
+    rows, others = some_rows(9, 40), some_rows(10, 40)
+    whole, most = votes_of(rows, queries=50), 0.0
+    for place in range(10):
+        inputs, labels = rows.inputs.clone(), rows.labels.clone()
+        inputs[place], labels[place] = others.inputs[place], others.labels[place]
+        difference = whole - votes_of(Rows(inputs, labels), queries=50)
+        assert float(difference.abs().sum(dim=1).max()) <= 4.0
+        most = max(most, float(difference.abs().sum(dim=1).max()))
+    assert most > 2.0, "a group of one would have been enough"
 
 
 def test_every_teacher_votes_once_on_every_query() -> None:
@@ -239,16 +282,54 @@ def _a_run(releases: int):  # type: ignore[no-untyped-def]
 
 
 def test_a_split_that_had_to_be_made_is_stated_and_its_rows_are_in_no_teacher() -> None:
-    data = a_federation(20, 20)
+    data = a_federation(60, 60, public_rows=110)
     result = run(a_pate(), data)
-    assert any("6 rows of each party" in note for note in result.notes)
+    rate = (12 + 2 * math.sqrt(12)) / 110
+    assert any(f"with probability {rate:.3g}" in note for note in result.notes)
     assert result.members is not None
-    assert len(result.members) == 28
     public = [e.payload for e in result.transcript.entries if e.kind == "public inputs"]
-    assert [len(rows) for rows in public if rows is not None] == [6, 6]
     given_up = torch.cat([rows for rows in public if rows is not None])
+    assert stats.binomtest(len(given_up), 120, rate).pvalue > ALARM
     together = torch.cat([given_up, result.members.inputs])
     assert sorted(together.tolist()) == sorted(data.pooled().inputs.tolist())
+
+
+def test_the_rate_is_a_public_figure_or_the_count_is_an_assumption() -> None:
+    """Under add/remove, one row more must not change other rows' chances to be public."""
+    declared, counted = a_federation(60, 60, public_rows=110), a_federation(60, 60)
+    for data, relation in ((declared, ADD_REMOVE), (counted, ZERO_OUT)):
+        public, _ = a_pate().plan(data, STAR)
+        assert public.relation is relation
+        assert ("the number of training rows, 120, is public" in public.assumptions) == (
+            relation is ZERO_OUT
+        )
+    assert a_pate().plan(with_public(counted), STAR)[0].relation is ADD_REMOVE
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(4.0), LNMax(4.0)])
+def test_who_reads_single_messages_is_owed_replace_one_of_two_votes(
+    mechanism: GNMax | LNMax,
+) -> None:
+    data = with_public(a_federation(20, 20, 20))
+    at_party = Release(mechanism, AT_PARTY, finish=ARGMAX)
+    if isinstance(mechanism, LNMax):  # a sum of Laplace noises is none, so the public has no curve
+        plans = at_party.plans(unit=Unit.EXAMPLE, count=1, parties=3, observers=(AGGREGATOR,))
+        (single,), (both,) = plans, (_of_two_votes(plans[0]),)
+        twice = replace(mechanism, scale=mechanism.scale / 2)
+    else:
+        public, both = a_pate(release=at_party).plan(data, STAR)
+        assert public.relation is ADD_REMOVE
+        single = at_party.plans(unit=Unit.EXAMPLE, count=1, parties=3)[-1]
+        twice = replace(mechanism, sigma=mechanism.sigma / 2)
+    assert both.observer == AGGREGATOR and both.relation is REPLACE_ONE
+    assert "group of two" in both.theorem
+    # A shift twice as large is noise half as wide, at every order.
+    exact = Release(twice, AT_PARTY, finish=ARGMAX)
+    (halved,) = exact.plans(unit=Unit.EXAMPLE, count=1, parties=3, observers=(AGGREGATOR,))
+    assert (np.array(both.event.rdp) >= np.array(halved.event.rdp) - 1e-12).all()
+    assert epsilon_of(both, 1, 1e-5) > 1.5 * epsilon_of(single, 1, 1e-5)
+    if isinstance(mechanism, GNMax):
+        assert np.allclose(both.event.rdp, halved.event.rdp)
 
 
 def test_a_public_part_is_used_and_costs_no_training_rows() -> None:
@@ -264,8 +345,10 @@ def test_fewer_public_rows_than_queries_are_said_and_charged_as_asked() -> None:
 
 
 def test_queries_that_would_take_all_rows_are_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match="Ask fewer queries"):
-        run(a_pate(queries=40), a_federation(20, 20))
+    with pytest.raises(DataError, match=r"Ask fewer queries.*Unprotected"):
+        a_pate(queries=40).plan(a_federation(20, 20), STAR)
+    with pytest.raises(DataError, match=r"public rows\.$"):
+        a_pate(queries=40).plan(a_federation(20, 20, public_rows=40), STAR)
 
 
 # ------------------------------------------------------------------------------------ the charge
