@@ -24,6 +24,7 @@ from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.mechanisms.votes import GNMax
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import Drawer
@@ -191,8 +192,10 @@ class PATE:
             )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
-        # Called for its refusal: an ensemble that cannot be hosted must not be paid for.
-        self.hosted(data.parties)
+        # Called for their refusals: what cannot be hosted or counted must not be paid for.
+        hosted = self.hosted(data.parties)
+        if runtimes != Runtimes():
+            self._check_release(hosted, runtimes)
         # One release an answered query, composed over queries (2018, Section 4.1).
         plans = self.release.plans(
             unit=Unit.EXAMPLE,
@@ -204,6 +207,14 @@ class PATE:
         # Votes are replaced, rows are added or removed: a row whose contents change may also move
         # to another teacher and change two votes.
         return tuple(replace(plan, relation=ADD_REMOVE) for plan in plans)
+
+    def _check_release(self, hosted: dict[str, int], runtimes: Runtimes) -> None:
+        self.release.check(runtimes, parties=len(hosted), largest=float(max(hosted.values())))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What parties are trusted with, where no guarantee says so."""
+        return self.release.trusted("party", "every answer")
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
@@ -242,6 +253,7 @@ class PATE:
         """
         if data.split is not ROWS:
             raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
+        self._check_release(self.hosted(data.parties), run.runtimes)
         given = self._given(data)
         if given:
             self._tell_of_split(data, given, run)
@@ -317,11 +329,15 @@ class PATE:
             task, self.steps, self.release, self.hosted(data.parties), given, run.seeds.seed
         )
         replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
-        messages = list(replies.values())
-        self._charge_what_was_answered(messages, run)
+        # One vote a teacher and query: a party that sends more is not believed.
+        expected = Expected(contributions=vote.hosted, shape=(len(asked), None))
+        votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
+        self._charge_what_was_answered(list(votes.values()), run)
         # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
         # "Aggregation" of 2017, the noise is Lap(1 / gamma).
-        labels = self.release.arrive(messages, run, round=1, kind="votes", releases=len(asked))
+        labels = self.release.arrive(
+            votes, run, round=1, kind="votes", releases=len(asked), expected=expected
+        )
         run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
         return labels
 
