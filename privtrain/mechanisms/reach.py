@@ -105,4 +105,5 @@ def part_norms(parts: Tensor, order: float) -> Tensor:
         return exact.new_zeros(len(parts))
     peaks = exact.abs().amax(dim=1, keepdim=True)
     scales = torch.where((peaks > 0) & torch.isfinite(peaks), peaks, torch.ones_like(peaks))
-    return torch.linalg.vector_norm(exact / scales, ord=order, dim=1) * scales.squeeze(1)
+    norms: Tensor = torch.linalg.vector_norm(exact / scales, ord=order, dim=1)
+    return norms * scales.squeeze(1)

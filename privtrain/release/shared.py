@@ -74,7 +74,7 @@ class SharedSum:
     def check(
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
     ) -> None:
-        _check_finish(finish)
+        _on_shares(finish)
         self.engine.check(self.computing_parties)
         if runtimes.mesh is None:
             raise UnsupportedError(NO_MESH)
@@ -168,11 +168,13 @@ class SharedSum:
         return (first, *rest, all_of_them, relay)
 
 
-def _check_finish(finish: Finish) -> None:
+def _on_shares(finish: Finish) -> Identity | Argmax | Threshold:
+    """The finish itself, if it can be computed on shares."""
     if not isinstance(finish, (Identity, Argmax, Threshold)):
         raise UnsupportedError(f"{finish} cannot be computed on shares.")
     if isinstance(finish, Threshold) and not abs(finish.threshold) < LARGEST:
         raise UnsupportedError(f"{finish} cannot be computed on shares: use one below {LARGEST:g}.")
+    return finish
 
 
 def _check_overflow(parties: int) -> None:
@@ -228,10 +230,10 @@ class SharedTotal:
             PartyLostError: If a computing party dies or freezes.
             ProtocolError: If the computing parties opened different values.
         """
-        _check_finish(finish)
+        known = _on_shares(finish)
         self.engine.check(len(self.held))
         start = _MESH_ROUNDS + self.run.transcript.rounds
-        replies = self.run.spmd(SumAndOpen(self.engine, finish, start), self.held)
+        replies = self.run.spmd(SumAndOpen(self.engine, known, start), self.held)
         opened = [reply["opened"] for reply in replies.values()]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):
