@@ -185,8 +185,9 @@ class Arrival:
         )
         if not reach.kept:
             raise ProtocolError(
-                f"Round {round}: the {kind} of {party} has norm {reach.norm:.6g}, and an honest "
-                f"one stays within {reach.radius:.6g} but with probability 2^-40. It is refused."
+                f"Round {round}: {party} sent {kind!r} of norm {reach.norm:.6g}, and honest ones "
+                f"stay within {reach.radius:.6g} but with probability 2^-40. Scaling would bias "
+                "the sum, so it is refused."
             )
         return body
 
