@@ -192,6 +192,13 @@ class ClientStep:
         return training_mode(worker_model, statistics=statistics), party.scratch["exchanged"]
 
 
+def _check_rows(data: FederatedData) -> None:
+    if data.split is not ROWS:
+        raise UnsupportedError(
+            "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FedAvg:
     """Rounds in which clients improve the model and a server averages what they release.
@@ -256,6 +263,7 @@ class FedAvg:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         """One release a round; with `DPSteps`, what each round's local steps reveal."""
+        _check_rows(data)
         # Asked without runtimes, a plan says what would be seen wherever parties run.
         if runtimes != Runtimes():
             self._check_release(data, runtimes)
@@ -317,10 +325,7 @@ class FedAvg:
             UnsupportedError: If parties hold columns.
             ProtocolError: If an update without a bound is not finite.
         """
-        if data.split is not ROWS:
-            raise UnsupportedError(
-                "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
-            )
+        _check_rows(data)
         self._check_release(data, run.runtimes)
         # "initialize w_0": from a public seed, so that every client can make the same model.
         model = initial_model(task, run.seeds["initialisation", 0, ""])
