@@ -31,8 +31,9 @@ from privtrain.runtimes.processes.mesh import Processes
 from privtrain.sampling.sampling import FixedSize
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
+from privtrain.steps.weights import ByExamples
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.trainers.fedavg import ByExamples, FedAvg
+from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 from tests.contracts.deviating import Deviating, Deviation
@@ -247,7 +248,7 @@ def test_under_a_plain_sum_the_weight_is_part_of_the_one_message() -> None:
 def test_weights_of_millions_fit_into_fixed_point_and_larger_products_are_refused_by_name() -> None:
     from privtrain.mpc.sharing import decode, reveal
     from privtrain.release.shared import SUM_BITS
-    from privtrain.trainers.fedavg import scale_of
+    from privtrain.steps.weights import scale_of
     from tests.contracts.aggregation import a_party
 
     release, scale = Release(aggregation=SharedSum()), scale_of(ByExamples())
