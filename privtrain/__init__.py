@@ -109,10 +109,10 @@ if TYPE_CHECKING:
     from privtrain.sampling.sampling import Poisson as Poisson
     from privtrain.steps.plain import PlainSteps as PlainSteps
     from privtrain.steps.private import DPSteps as DPSteps
+    from privtrain.steps.weights import ByExamples as ByExamples
+    from privtrain.steps.weights import Uniform as Uniform
     from privtrain.trainers.dp_sgd import DPSGD as DPSGD
-    from privtrain.trainers.fedavg import ByExamples as ByExamples
     from privtrain.trainers.fedavg import FedAvg as FedAvg
-    from privtrain.trainers.fedavg import Uniform as Uniform
     from privtrain.trainers.mpc_sgd import MPCSGD as MPCSGD
     from privtrain.trainers.pate import PATE as PATE
     from privtrain.trainers.sgd import SGD as SGD

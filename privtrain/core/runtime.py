@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
-from privtrain.core.task import FederatedData, Rows
+from privtrain.core.task import FederatedData, Rows, check_party_rows
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 # Tensors and nothing else, numbers too: whatever is sent has bytes that the transcript counts.
@@ -53,13 +53,21 @@ class PartyRun:
 
     @property
     def rows(self) -> Rows:
-        """The party's own rows; the worker keeps those of a few parties at hand."""
+        """The party's own rows; the worker keeps those of a few parties at hand.
+
+        Raises:
+            DataError: If there are none, or a value is not finite, with the name of the party.
+        """
         held: dict[str, Rows] = self.scratch.setdefault("rows", {})
         if self.party not in held:
             # Which ones are dropped does not matter: they are loaded again, as the same rows.
             if len(held) >= ROWS_AT_HAND:
                 held.clear()
-            held[self.party] = self.train[self.party]
+            rows = self.train[self.party]
+            # Where there are many parties, nobody looked at their rows before: an empty or broken
+            # one would count as a zero update without a word.
+            check_party_rows(self.party, rows)
+            held[self.party] = rows
         return held[self.party]
 
 
@@ -215,6 +223,18 @@ class MeshRuntime(Protocol):
             ProtocolError: If a party breaks the protocol.
         """
         ...
+
+
+NO_STAR = (
+    "This trainer needs rounds around a coordinator: give runtimes=Runtimes(star=InProcess())."
+)
+"""What is said where a star is missing."""
+
+NO_MESH = (
+    "This trainer needs processes that talk to each other: give "
+    "runtimes=Runtimes(mesh=Processes())."
+)
+"""What is said where a mesh is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
+from privtrain.core.validate import check_finite
 
 
 class Split(StrEnum):
@@ -100,6 +101,40 @@ def _concatenated(columns: list[Tensor | None]) -> Tensor | None:
     """One column of all parts, or None where a part lacks it."""
     present = [column for column in columns if column is not None]
     return torch.cat(present) if len(present) == len(columns) else None
+
+
+def check_party_rows(party: str, rows: Rows) -> None:
+    """Refuses rows of a party that could not be trained on.
+
+    Args:
+        party: Its name.
+        rows: Its rows.
+
+    Raises:
+        DataError: If there are none, or inputs or targets are NaN, infinite or complex.
+    """
+    if len(rows) == 0:
+        raise DataError(
+            f"The party {party!r} holds no rows. Leave it out, or use another partition. "
+            f"{READS_ROWS}"
+        )
+    columns = (
+        {"": rows.inputs}
+        if rows.targets is None
+        else {
+            "": rows.inputs,
+            ".targets": rows.targets,
+        }
+    )
+    for name, values in columns.items():
+        if values.is_complex():
+            raise DataError(
+                f"Expected train[{party}]{name} to hold real numbers, not complex ones."
+            )
+        try:
+            check_finite(**{f"train[{party}]{name}": values})
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
 from privtrain.core.result import History, Predictor
-from privtrain.core.runtime import MeshReply, Payload, Program, Runtimes, Star, Step
+from privtrain.core.runtime import NO_MESH, MeshReply, Payload, Program, Runtimes, Star, Step
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
 from privtrain.core.task import FederatedData, Rows, Task
@@ -149,7 +149,14 @@ class Run:
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
         """Lets the named parties take a step; see `Star.map`."""
-        return self.star.map(step, payloads, round=round)
+        replies = self.star.map(step, payloads, round=round)
+        # In the order of the parties that were asked, and nobody else's: a runtime is not believed.
+        if list(replies) != list(payloads):
+            raise ProtocolError(
+                f"Round {round}: {list(payloads)} were asked in this order, and {list(replies)} "
+                "replied."
+            )
+        return replies
 
     def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
         """Lets all parties of the mesh run a program, and records what they sent.
@@ -165,10 +172,7 @@ class Run:
             UnsupportedError: If the run has no mesh.
         """
         if self.runtimes.mesh is None:
-            raise UnsupportedError(
-                "This trainer needs processes that talk to each other: give "
-                "runtimes=Runtimes(mesh=Processes())."
-            )
+            raise UnsupportedError(NO_MESH)
         replies = self.runtimes.mesh.spmd(program, inputs, report=self.progress)
         return {name: self._account(reply) for name, reply in replies.items()}
 

@@ -27,9 +27,10 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_count, check_non_negative, check_positive
-from privtrain.mechanisms.clipping import clip
+from privtrain.mechanisms.clipping import clip, clip_again
 from privtrain.mechanisms.mechanism import State
 from privtrain.mechanisms.normals import standard_normals
+from privtrain.mechanisms.reach import Reach, gaussian_reach
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class BandedMatrix:
 
     def bound(self, contribution: Tensor) -> Tensor:
         return clip(contribution, self.clipping_norm)
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return clip_again(total, self.clipping_norm, contributions)
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        # Parties draw noise of one band only, which is independent.
+        std = self.standard_deviation * math.sqrt(fraction)
+        return gaussian_reach(message.reshape(1, -1), contributions * self.clipping_norm, std)
 
     def sensitivity(self, relation: Relation) -> float:
         # L2 distance in one step; over the steps of one participation it is the same, since the

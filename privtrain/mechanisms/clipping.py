@@ -8,7 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from privtrain.core.validate import check_positive
+from privtrain.core.validate import check_count, check_positive
+
+RECLIPPING_SLACK = 1e-9
+"""By how much a norm that is measured again may exceed the bound, as a fraction of it."""
 
 
 def clip(update: Tensor, clipping_norm: float, *, order: float = 2.0) -> Tensor:
@@ -40,6 +43,31 @@ def clip(update: Tensor, clipping_norm: float, *, order: float = 2.0) -> Tensor:
     # Algorithm 1, "Clip gradient": g / max(1, |g| / C). In float64, as the norm was computed.
     clipped = (update.double() * (clipping_norm / norm)).to(update.dtype)
     return _shrink_rounded(clipped, clipping_norm, order)
+
+
+def clip_again(
+    total: Tensor, clipping_norm: float, contributions: int, *, order: float = 2.0
+) -> Tensor:
+    """A sum of clipped contributions that somebody else formed, clipped as a whole.
+
+    Args:
+        total: What arrived, any shape.
+        clipping_norm: Upper bound on the norm of each contribution; positive.
+        contributions: How many of them may be in the sum; at least 1.
+        order: 2 for the L2 norm, 1 for the L1 norm.
+
+    Returns:
+        The same tensor where its norm is at most `contributions` x `clipping_norm`, to within
+        rounding; else one that is scaled to it. A non-finite one becomes zero.
+    """
+    check_count(contributions=contributions)
+    limit = contributions * clipping_norm
+    # How many threads form a norm decides its last digits, and sums of several contributions are
+    # rounded: what an honest party clipped must keep its bits.
+    rounding = contributions * torch.finfo(total.dtype).eps if contributions > 1 else 0.0
+    if _norm(total, order) <= limit * (1 + RECLIPPING_SLACK + rounding):
+        return total
+    return clip(total, limit, order=order)
 
 
 def _norm(update: Tensor, order: float) -> float:

@@ -14,7 +14,7 @@ from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_flag, check_non_negative, check_positive
-from privtrain.mechanisms.clipping import clip
+from privtrain.mechanisms.clipping import clip, clip_again
 from privtrain.mechanisms.discrete import (
     ASSUMPTION,
     RELEASE_DISTANCE,
@@ -23,6 +23,7 @@ from privtrain.mechanisms.discrete import (
 )
 from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise, to_tensor
 from privtrain.mechanisms.normals import standard_normals
+from privtrain.mechanisms.reach import Reach, gaussian_reach, laplace_reach
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ class Gaussian:
     def bound(self, contribution: Tensor) -> Tensor:
         # Abadi et al. 2016, Algorithm 1, "Clip gradient".
         return clip(contribution, self.clipping_norm)
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return clip_again(total, self.clipping_norm, contributions)
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        # Secure noise, too: it is closer to a rounded Gaussian than beta, and its grid is fine.
+        std = self.standard_deviation * math.sqrt(fraction)
+        return gaussian_reach(message.reshape(1, -1), contributions * self.clipping_norm, std)
 
     def sensitivity(self, relation: Relation) -> float:
         # In L2: a replaced contribution may move from one end of the ball to the other.
@@ -192,6 +201,14 @@ class Laplace:
     def bound(self, contribution: Tensor) -> Tensor:
         # In L1, the norm in which Laplace noise is calibrated.
         return clip(contribution, self.clipping_norm, order=1.0)
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return clip_again(total, self.clipping_norm, contributions, order=1.0)
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        check_whole(fraction)
+        scale = self.clipping_norm * self.noise_multiplier
+        return laplace_reach(message.reshape(1, -1), contributions * self.clipping_norm, scale)
 
     def sensitivity(self, relation: Relation) -> float:
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)

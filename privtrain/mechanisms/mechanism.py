@@ -4,6 +4,7 @@ A mechanism is how a contribution is bounded and what noise is drawn. The noise 
 an accountant reads come out of one value, so they cannot disagree.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
 from privtrain.core.statement import Relation
+from privtrain.mechanisms.reach import Reach
 
 State = Any
 """What a mechanism remembers from release to release; None where it remembers nothing."""
@@ -36,6 +38,28 @@ class Mechanism(Protocol):
 
     def bound(self, contribution: Tensor) -> Tensor:
         """The contribution, bounded as the guarantee needs it; same shape."""
+        ...
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        """What a party sent without noise of its own, as the sum of bounded contributions.
+
+        Args:
+            total: What arrived; any finite or non-finite floating-point values.
+            contributions: How many bounded contributions the party may have added up; at least 1.
+
+        Returns:
+            The same tensor where it may be such a sum, to within rounding; else one that is.
+        """
+        ...
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        """How far a message goes that carries noise of its own, and how far it may go.
+
+        Args:
+            message: What arrived; any finite or non-finite floating-point values.
+            contributions: How many bounded contributions the party may have added up; at least 1.
+            fraction: Fraction of the mechanism's variance that the party drew, in (0, 1].
+        """
         ...
 
     def sensitivity(self, relation: Relation) -> float | None:
@@ -84,6 +108,12 @@ class Exact:
 
     def bound(self, contribution: Tensor) -> Tensor:
         return contribution
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return total
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        return Reach(norm=0.0, radius=math.inf, bound=math.inf)
 
     def sensitivity(self, relation: Relation) -> float | None:
         return None

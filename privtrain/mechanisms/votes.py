@@ -18,8 +18,9 @@ from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import Relation
-from privtrain.core.validate import check_positive
+from privtrain.core.validate import check_count, check_positive
 from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise, to_tensor
+from privtrain.mechanisms.reach import Reach, gaussian_reach, laplace_reach
 
 
 def one_vote(scores: Tensor) -> Tensor:
@@ -35,6 +36,31 @@ def one_vote(scores: Tensor) -> Tensor:
     votes = torch.nn.functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).double()
     finite = torch.isfinite(scores).all(dim=-1, keepdim=True)
     return torch.where(finite, votes, torch.zeros_like(votes))
+
+
+def castable(counts: Tensor, voters: int) -> Tensor:
+    """Counts of votes, without those of queries that so many voters cannot have cast.
+
+    Args:
+        counts: Shape `(queries, classes)`.
+        voters: Number of voters, of whom each has one vote or none in each query; at least 1.
+
+    Returns:
+        The same tensor where every row holds whole numbers, at least zero, that sum to at most
+        the number of voters; else a copy in which the other rows are zero: an invalid ballot
+        counts for nobody.
+    """
+    check_count(voters=voters)
+    valid = (counts >= 0) & (counts == counts.floor())  # false for a NaN
+    within = valid.all(dim=-1) & (counts.double().sum(dim=-1) <= voters)
+    if bool(within.all()):
+        return counts
+    return torch.where(within.unsqueeze(-1), counts, torch.zeros_like(counts))
+
+
+def _by_query(counts: Tensor) -> Tensor:
+    """Counts as a matrix, shape `(queries, classes)`."""
+    return counts.reshape(-1, counts.shape[-1]) if counts.dim() else counts.reshape(1, 1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,14 @@ class GNMax:
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return castable(total, contributions)
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        # Every query is a release. Counts that sum to n have an L2 norm of at most n.
+        sigma = self.sigma * math.sqrt(fraction)
+        return gaussian_reach(_by_query(message), float(contributions), sigma)
 
     def sensitivity(self, relation: Relation) -> float:
         # One vote less and one more in another class, under every relation.
@@ -127,6 +161,14 @@ class LNMax:
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
+
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return castable(total, contributions)
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        check_whole(fraction)
+        # Every query is a release. Counts that sum to n have an L1 norm of at most n.
+        return laplace_reach(_by_query(message), float(contributions), self.scale)
 
     def sensitivity(self, relation: Relation) -> float:
         # One vote less and one more in another class, under every relation; in L1.

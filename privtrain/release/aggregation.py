@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.release.finish import Finish
@@ -56,8 +56,33 @@ class Aggregation(Protocol):
         """Whether one bounded contribution moves the aggregate by at most its bound."""
         ...
 
+    @property
+    def exact_only(self) -> bool:
+        """Whether a release with noise is refused, since only exact values can be added up."""
+        ...
+
+    def check(
+        self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
+    ) -> None:
+        """Refuses what could not be aggregated here, before anything is trained or spent.
+
+        Args:
+            finish: The function of the aggregate that is released.
+            runtimes: Where parties run.
+            parties: Smallest number of contributing parties.
+            largest: Upper bound on the magnitude of a message's values; None where there is none.
+
+        Raises:
+            UnsupportedError: If the finish, a runtime or an engine is missing, or numbers do not
+                fit.
+        """
+        ...
+
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
-        """At the party: the message that leaves, made of a bounded contribution."""
+        """At the party: the message that leaves, made of a bounded contribution.
+
+        Where the aggregator reads single messages, it finds the contribution under its kind.
+        """
         ...
 
     def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:

@@ -4,23 +4,30 @@ A release has two sides. `leave` runs at the party, before anything leaves it; `
 aggregator, on the messages. A release that was not paid for is refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
-from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import PartyRun, Payload
-from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Relation, Unit
+from privtrain.core.runtime import NO_STAR, PartyRun, Payload, Runtimes
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_offers
 from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
 from privtrain.release.aggregation import Aggregation, BoundedSum
+from privtrain.release.arrival import (
+    UNREADABLE,
+    Arrival,
+    Expected,
+    with_weight,
+    without_diagnostics,
+)
 from privtrain.release.finish import IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.release.plain import PlainSum
@@ -29,6 +36,9 @@ from privtrain.sampling.schedule import check_separation
 
 NON_FINITE = UNPROTECTED + "non_finite"
 """Diagnostic: how many of a party's contributions were not finite and counted as zero."""
+
+ONE_CONTRIBUTION = Expected()
+"""One bounded contribution a party, of the shape of the first message, without a weight."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,51 @@ class Release:
         """Whether contributions are bounded, with or without noise on their sum."""
         return self.mechanism.sensitivity(ADD_REMOVE) is not None
 
+    def check(self, runtimes: Runtimes, *, parties: int, largest: float | None = None) -> None:
+        """Refuses a release that could not be made here, before anything is trained or spent.
+
+        Args:
+            runtimes: Where parties run.
+            parties: Smallest number of contributing parties.
+            largest: Upper bound on the magnitude of a message's values, where a party's
+                contributions have one; None for the mechanism's bound on a single contribution.
+
+        Raises:
+            UnsupportedError: If noise cannot be drawn where it would have to be, or the
+                aggregation misses something.
+        """
+        self._check_exact()
+        if runtimes.star is None:
+            raise UnsupportedError(NO_STAR)
+        if self._parties_draw:
+            if self.mechanism.init(torch.zeros(1)) is not None:
+                raise UnsupportedError(self._remembers)
+            # Called for its refusal: the event of a part of the noise that cannot be drawn.
+            alone = Exposure(
+                single_messages=True,
+                knows_sample=True,
+                noise_known=0.0,
+                variance=self.noise_at.fraction,
+            )
+            self.mechanism.event(alone, REPLACE_ONE)
+        bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
+        self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
+
+    def _check_exact(self) -> None:
+        # Noise that is rounded to fixed point afterwards is not what was proved.
+        if self.mechanism.noisy and self.aggregation.exact_only:
+            raise UnsupportedError(
+                f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
+                "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
+            )
+
     def leave(
-        self, contributions: Iterable[Tensor], party: PartyRun, *, kind: str = "update"
+        self,
+        contributions: Iterable[Tensor],
+        party: PartyRun,
+        *,
+        kind: str = "update",
+        weight: float | None = None,
     ) -> Payload:
         """At the party: the message that leaves, of bounded contributions and the party's noise.
 
@@ -84,16 +137,20 @@ class Release:
             contributions: The party's contributions, all of one shape.
             party: The party's side of the run.
             kind: What the message is called in the transcript.
+            weight: A number that is added up like the contributions, of shape `(parameters,)`,
+                and is sealed with them as the last value of the message; never bounded. None for
+                none. Refused under noise, which would not cover it.
 
         Raises:
             UnsupportedError: If the release has noise and the aggregation adds exact values only.
+            UnsoundReleaseError: If a weight would leave beside noise.
             ValueError: If there is no contribution.
         """
-        # Noise that is rounded to fixed point afterwards is not what was proved.
-        if self.mechanism.noisy and getattr(self.aggregation, "exact_only", False):
-            raise UnsupportedError(
-                f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
-                "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
+        self._check_exact()
+        if weight is not None and self.mechanism.noisy:
+            raise UnsoundReleaseError(
+                f"weight={weight:g} would leave without noise beside what {self.mechanism} covers. "
+                "Divide by a public number."
             )
         bounded, non_finite, bounding = [], 0, self.bounding
         # First step, bound: each contribution by itself, since one unit changes one of them.
@@ -108,8 +165,10 @@ class Release:
             )
         # A party's own contributions are added before its noise: one noise hides all of them.
         total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
-        if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+        if self._parties_draw:
             total = self._with_own_noise(total, party, kind)
+        if weight is not None:
+            total = with_weight(total, weight)
         message = self.aggregation.seal(total, party, kind=kind)
         # Computed from private values without noise, hence under an unprotected name.
         if non_finite:
@@ -123,34 +182,98 @@ class Release:
         released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
         # The state would have to outlive the party's round, and the party may not be sampled again.
         if after is not None:
-            raise UnsupportedError(
-                f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
-                "let the aggregator draw it (noise_at=AT_AGGREGATOR)."
-            )
+            raise UnsupportedError(self._remembers)
         return released
+
+    @property
+    def _remembers(self) -> str:
+        return (
+            f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
+            "let the aggregator draw it (noise_at=AT_AGGREGATOR)."
+        )
+
+    @property
+    def _parties_draw(self) -> bool:
+        return self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY
+
+    @property
+    def readable(self) -> bool:
+        """Whether the aggregator reads single messages."""
+        seen = self.aggregation.exposure(AGGREGATOR, self.noise_at, parties=1)
+        return seen.single_messages
+
+    def trusted(self, sender: str, result: str) -> tuple[str, ...]:
+        """What senders are trusted with, in sentences for the caveats of a statement.
+
+        Args:
+            sender: What a contributing party is called, such as "client".
+            result: What a message without a bound could replace, such as "the model".
+        """
+        if not self.bounding:
+            return (f"messages have no bound: one {sender} can replace {result}",)
+        # Under noise it is an assumption of each guarantee.
+        return () if self.readable or self.mechanism.noisy else (UNREADABLE,)
+
+    def admit(
+        self,
+        messages: Mapping[str, Payload],
+        run: Run,
+        *,
+        round: int,
+        kind: str = "update",
+        expected: Expected = ONE_CONTRIBUTION,
+    ) -> dict[str, Payload]:
+        """At the aggregator: the messages that `arrive` adds up, none of which is believed.
+
+        What can be read is bounded again, or refused where its party drew noise of its own. An
+        honest message keeps its bits.
+
+        Args:
+            messages: Party to message.
+            run: The run, whose history counts what was bounded again.
+            round: Communication round, from 0.
+            kind: What the messages are called in the transcript.
+            expected: What messages are held to.
+
+        Raises:
+            ProtocolError: If a message cannot be an honest one, with the name of its party.
+        """
+        received = {party: without_diagnostics(message) for party, message in messages.items()}
+        if not self.readable:
+            return received
+        own_noise = self.noise_at.fraction if self._parties_draw else None
+        arrival = Arrival(mechanism=self.mechanism, own_noise=own_noise, expected=expected)
+        return arrival.admit(received, run, round=round, kind=kind)
 
     def arrive(
         self,
-        messages: Sequence[Payload] | BoundedSum,
+        messages: Mapping[str, Payload] | BoundedSum,
         run: Run,
         *,
         round: int,
         kind: str = "update",
         releases: int = 1,
+        expected: Expected = ONE_CONTRIBUTION,
     ) -> Tensor:
         """At the aggregator: the released value, of messages that are aggregated and noised.
 
         Args:
-            messages: The parties' messages, in the order of the parties; or a sum whose
-                contributions were bounded while it was formed, if the aggregator owns the data.
+            messages: Party to message, in the order of the parties; or a sum whose contributions
+                were bounded while it was formed, if the aggregator owns the data.
             run: The run, whose ledger was paid before.
             round: Communication round, from 0.
             kind: What the messages are called in the transcript.
             releases: Number of paid releases that this uses, such as one a query; 0 for a further
                 part of the last one, such as a later batch of an epoch, which shares no row with
                 the earlier ones.
+            expected: What messages are held to: by default one bounded contribution a party.
+
+        Returns:
+            The released value; with weights, the last value is their sum.
 
         Raises:
+            ProtocolError: If a message cannot be an honest one, with the name of its party, or
+                messages add up to what is not finite.
             BudgetExceededError: If the release was not paid for.
             UnsoundReleaseError: If a sum was bounded less than the noise covers, or nobody would
                 draw the noise.
@@ -162,7 +285,8 @@ class Release:
             self._check_sum(messages)
             aggregate: Tensor = messages.value
         else:
-            value = self.aggregation(messages, run, kind=kind).value
+            admitted = self.admit(messages, run, round=round, kind=kind, expected=expected)
+            value = self.aggregation(list(admitted.values()), run, kind=kind).value
             if not isinstance(value, Tensor):
                 if self._aggregator_draws:
                     raise UnsupportedError(
@@ -171,6 +295,11 @@ class Release:
                     )
                 # On shares the finish comes before the opening: only its result is ever read.
                 return value.open(self.finish)
+            if not bool(torch.isfinite(value).all()):
+                raise ProtocolError(
+                    f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
+                    f"{len(messages)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
+                )
             aggregate = value
         # Third and fourth step: the finish sees the noised aggregate only.
         return self.finish(self._noised(aggregate, run, round, kind))
@@ -232,9 +361,10 @@ class Release:
         """
         chosen = sampling or Everyone()
         check_separation(self.mechanism, chosen)
+        unread = (UNREADABLE,) if self.mechanism.noisy and not self.readable else ()
         plans = []
         for observer in observers:
-            relation, event = self._event(observer, chosen, parties)
+            relation, event, counted = self._event(observer, chosen, parties)
             plan = PrivacyPlan(
                 observer=observer,
                 unit=unit,
@@ -242,30 +372,52 @@ class Release:
                 event=event,
                 count=count,
                 theorem=self.mechanism.theorem,
-                assumptions=(*assumptions, *assumptions_of(self.mechanism)),
+                assumptions=(*assumptions, *assumptions_of(self.mechanism), *counted, *unread),
                 float_noise=not is_secure(self.mechanism),
             )
             plans.append(plan)
         return tuple(plans)
 
-    def _event(self, observer: Observer, sampling: Sampling, parties: int) -> tuple[Relation, Any]:
-        """The relation under which an observer gets its guarantee, and the event of one release."""
+    def _event(
+        self, observer: Observer, sampling: Sampling, parties: int
+    ) -> tuple[Relation, Any, tuple[str, ...]]:
+        """The relation of an observer's guarantee, the event of one release, whose noise counts."""
         # The smallest sample is the worst case: fewer parties draw less noise of their own.
         exposure = self.aggregation.exposure(
             observer, self.noise_at, parties=sampling.at_least(parties)
         )
         relation = sampling.relation(exposure, parties)
-        if self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY:
+        if self._parties_draw:
             # A party takes its noise along: nobody leaves unseen, and where the number of
             # parties varies, so does the noise, which shows who takes part.
             relation = ZERO_OUT if relation is ADD_REMOVE else relation
             exposure = replace(exposure, knows_sample=exposure.knows_sample or sampling.varies)
         event = self.mechanism.event(exposure, relation)
+        counted = self._counted(exposure, relation, event) if self._parties_draw else ()
         # A participant is one party that knows whether it took part, whoever it is.
         corrupted = 1 if observer == PARTICIPANT else len(observer.corrupted)
-        return relation, sampling.amplified(event, exposure, parties, corrupted)
+        return relation, sampling.amplified(event, exposure, parties, corrupted), counted
+
+    def _counted(self, exposure: Exposure, relation: Relation, event: Any) -> tuple[str, ...]:
+        """Whose honest noise an event rests on, for the assumptions of its guarantee."""
+        fraction = self.noise_at.fraction
+        drawers = round(exposure.hidden_variance / fraction)
+        if drawers > 1:
+            # Some mechanisms charge several noises as one, which the protected party draws itself.
+            alone = replace(exposure, variance=fraction, noise_known=0.0)
+            whole = fraction == 1
+            if not (whole and self.mechanism.event(alone, relation) == event):
+                return (
+                    f"counts on the noise of {drawers} honest parties that stay to the end, each "
+                    f"of which draws {_share(fraction)}",
+                )
+        return (f"counts on the noise of the protected party itself, {_share(fraction)}",)
 
     def with_scale(self, scale: float) -> "Release | None":
         """The same release with another noise scale, or None if it draws no noise."""
         mechanism = self.mechanism.with_scale(scale)
         return None if mechanism is None else replace(self, mechanism=mechanism)
+
+
+def _share(fraction: float) -> str:
+    return "all of it" if fraction == 1 else f"1/{round(1 / fraction)} of its variance"

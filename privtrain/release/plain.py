@@ -8,11 +8,12 @@ from torch import Tensor
 
 from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.release.aggregation import Aggregate
 from privtrain.release.exposure import sum_exposure
+from privtrain.release.finish import Finish
 from privtrain.release.placement import Placement
 
 
@@ -23,6 +24,15 @@ class PlainSum:
     @property
     def bounded(self) -> bool:
         return True
+
+    @property
+    def exact_only(self) -> bool:
+        return False
+
+    def check(
+        self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
+    ) -> None:
+        return
 
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
         return {kind: contribution}

@@ -14,13 +14,13 @@ from torch import Tensor
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import MeshParty, PartyRun, Payload
+from privtrain.core.runtime import NO_MESH, MeshParty, PartyRun, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine, Session
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.sharing import PRECISION_BITS, encode, reveal, share
+from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
 from privtrain.release.aggregation import Aggregate
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.finish import Argmax, Finish, Identity, Threshold
@@ -71,6 +71,21 @@ class SharedSum:
         """Whether a release with noise is refused, as noise cannot be drawn on shares yet."""
         return True
 
+    def check(
+        self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
+    ) -> None:
+        _on_shares(finish)
+        self.engine.check(self.computing_parties)
+        if runtimes.mesh is None:
+            raise UnsupportedError(NO_MESH)
+        if largest is not None and largest >= LARGEST:
+            raise UnsupportedError(
+                f"Contributions up to {largest:g} may not fit into fixed point, which ends at "
+                f"{LARGEST:g}, so {self} could fail in the middle. Choose a smaller bound or fewer "
+                "teachers a party, or PlainSum()."
+            )
+        _check_overflow(parties)
+
     def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
         """At the party: one share for each computing party, of fixed-point numbers.
 
@@ -94,6 +109,7 @@ class SharedSum:
         """
         if not messages:
             raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
+        _check_overflow(len(messages))
         # The star relays shares; nobody but their receiver may be said to have read them.
         _readdress(run, kind, self.computing_names)
         held: dict[str, Payload] = {}
@@ -152,6 +168,25 @@ class SharedSum:
         return (first, *rest, all_of_them, relay)
 
 
+def _on_shares(finish: Finish) -> Identity | Argmax | Threshold:
+    """The finish itself, if it can be computed on shares."""
+    if not isinstance(finish, (Identity, Argmax, Threshold)):
+        raise UnsupportedError(f"{finish} cannot be computed on shares.")
+    if isinstance(finish, Threshold) and not abs(finish.threshold) < LARGEST:
+        raise UnsupportedError(f"{finish} cannot be computed on shares: use one below {LARGEST:g}.")
+    return finish
+
+
+def _check_overflow(parties: int) -> None:
+    """Refuses so many messages that a sum on shares could wrap around, which nobody would see."""
+    most = int(2.0**63 / (LARGEST * 2.0**SUM_BITS)) - 1
+    if parties > most:
+        raise UnsupportedError(
+            f"Sums on shares hold up to {most} contributions, and there are {parties}. Sample "
+            "fewer parties a round, or use PlainSum()."
+        )
+
+
 def share_kind(kind: str, receiver: str) -> str:
     """The kind of a message's share for one computing party."""
     return f"{kind} share for {receiver}"
@@ -195,11 +230,10 @@ class SharedTotal:
             PartyLostError: If a computing party dies or freezes.
             ProtocolError: If the computing parties opened different values.
         """
-        if not isinstance(finish, (Identity, Argmax, Threshold)):
-            raise UnsupportedError(f"{finish} cannot be computed on shares.")
+        known = _on_shares(finish)
         self.engine.check(len(self.held))
         start = _MESH_ROUNDS + self.run.transcript.rounds
-        replies = self.run.spmd(SumAndOpen(self.engine, finish, start), self.held)
+        replies = self.run.spmd(SumAndOpen(self.engine, known, start), self.held)
         opened = [reply["opened"] for reply in replies.values()]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):

@@ -4,7 +4,7 @@ import torch
 
 from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError
 from privtrain.core.statement import Unit
-from privtrain.core.task import FederatedData
+from privtrain.core.task import FederatedData, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_delta, check_finite
 from privtrain.ledgers.run import epsilon_of
@@ -16,8 +16,9 @@ def check_data(data: FederatedData) -> None:
     """Refuses data that cannot be trained on.
 
     Raises:
-        DataError: If a party is empty, or there are no parties or test rows.
-        ValueError: If a value is NaN or infinite.
+        DataError: If a party is empty or holds a NaN or an infinity, or there are no parties or
+            test rows.
+        ValueError: If a value of the test rows is NaN or infinite.
     """
     if not data.parties:
         raise DataError("Expected data.train to hold at least one party; it is empty.")
@@ -26,18 +27,10 @@ def check_data(data: FederatedData) -> None:
     # One NaN spreads over a whole sum of gradients, and where clipping sets it to zero, the row is
     # silently left out.
     check_finite(test=data.test.inputs)
-    # More parties than this are loaded one by one when they are sampled, and checked by loss.
+    # More parties than this are loaded one by one when they are sampled, and checked then.
     if len(data.parties) <= LOADED_BEFOREHAND:
         for party in data.parties:
-            rows = data.train[party]
-            if len(rows) == 0:
-                raise DataError(
-                    f"The party {party!r} holds no rows. Leave it out, or use another partition. "
-                    f"{READS_ROWS}"
-                )
-            check_finite(**{f"train[{party}]": rows.inputs})
-            if rows.targets is not None:
-                check_finite(**{f"train[{party}].targets": rows.targets})
+            check_party_rows(party, data.train[party])
 
 
 def _population(plan: PrivacyPlan, data: FederatedData) -> int:

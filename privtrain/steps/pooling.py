@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.statement import InputPrivacy
-from privtrain.core.task import FederatedData, Rows
+from privtrain.core.task import FederatedData, Rows, check_party_rows
 from privtrain.core.trainer import Run
 
 CURATOR_READS = InputPrivacy(
@@ -27,6 +27,9 @@ def pool(data: FederatedData, run: Run) -> Rows:
 
     Returns:
         All training rows on the run's device.
+
+    Raises:
+        DataError: If a party holds no rows, or values that are not finite.
     """
     rows = data.pooled()
     # The curator of a resumed run has the rows already.
@@ -34,6 +37,8 @@ def pool(data: FederatedData, run: Run) -> Rows:
     if len(data.parties) > 1 and not sent:
         for party in data.parties:
             held = data.train[party]
+            # Where there are many parties, nobody looked at their rows before.
+            check_party_rows(party, held)
             run.transcript.send(party, CURATOR_NAME, "rows", held.inputs, round=0)
             if held.targets is not None:
                 run.transcript.send(party, CURATOR_NAME, "labels", held.targets, round=0)

@@ -1,7 +1,8 @@
 """Federated averaging (McMahan et al. 2017, Algorithm 1), plain or differentially private."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
 from privtrain.release.placement import Drawer
@@ -32,62 +34,7 @@ from privtrain.steps.local import LocalSteps
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import NOTE, read_note
 from privtrain.steps.server import Server, ServerOptimizer
-
-WEIGHT = "weight"
-
-
-class Weights(Protocol):
-    """The weight of each client in the average: n_k in Algorithm 1 of McMahan et al. 2017."""
-
-    @property
-    def bounded(self) -> bool:
-        """Whether a client's weight is at most 1, whatever rows it holds."""
-        ...
-
-    def weight(self, rows: int) -> float:
-        """The weight of a client with so many rows."""
-        ...
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all clients count the same."""
-        ...
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """The weight 1 for every client."""
-
-    bounded: ClassVar[bool] = True
-    uniform: ClassVar[bool] = True
-
-    def weight(self, rows: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True)
-class ByExamples:
-    """A weight that grows with a client's number of rows.
-
-    Args:
-        bound: Rows beyond this many do not count; None for no bound, which no noise can cover.
-    """
-
-    bound: int | None = None
-    uniform: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.bound is not None:
-            check_count(bound=self.bound)
-
-    @property
-    def bounded(self) -> bool:
-        return self.bound is not None
-
-    def weight(self, rows: int) -> float:
-        """The number of rows, or its fraction of the bound, at most 1."""
-        # The bound is the per-user cap of McMahan et al. 2018: w_k = min(n_k / cap, 1).
-        return float(rows) if self.bound is None else min(rows, self.bound) / self.bound
+from privtrain.steps.weights import Uniform, Weights, scale_of
 
 
 def values(model: nn.Module, *, buffers: bool) -> list[Tensor]:
@@ -150,10 +97,11 @@ class ClientStep:
             # Before `leave` clips: what the noise has to cover is the weighted contribution.
             contribution = contribution * weight
         # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call.
-        message = self.release.leave([contribution], party)
-        if not (self.weights.uniform or self.release.mechanism.noisy):
-            # In the clear; under noise it stays at home and the server divides by a public number.
-            message[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
+        # Sealed with the update; under noise it stays at home and the server divides by a public
+        # number.
+        weighted = not (self.weights.uniform or self.release.mechanism.noisy)
+        sealed = weight * scale_of(self.weights) if weighted else None
+        message = self.release.leave([contribution], party, weight=sealed)
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
     def _model(self, party: PartyRun, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
@@ -178,6 +126,13 @@ class ClientStep:
             ):
                 buffer.copy_(initial)
         return training_mode(worker_model, statistics=statistics), party.scratch["exchanged"]
+
+
+def _check_rows(data: FederatedData) -> None:
+    if data.split is not ROWS:
+        raise UnsupportedError(
+            "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +199,10 @@ class FedAvg:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         """One release a round; with `DPSteps`, what each round's local steps reveal."""
+        _check_rows(data)
+        # Asked without runtimes, a plan says what would be seen wherever parties run.
+        if runtimes != Runtimes():
+            self._check_release(data, runtimes)
         local = self.local.plans(data, self.rounds)
         # What noised steps made is private already; sending it on exactly reveals no more.
         if local and not self.release.mechanism.noisy:
@@ -255,6 +214,24 @@ class FedAvg:
             sampling=self.sampling,
         )
 
+    def _check_release(self, data: FederatedData, runtimes: Runtimes) -> None:
+        smallest = self.sampling.at_least(len(data.parties))
+        self.release.check(runtimes, parties=smallest)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What clients are trusted with, where no guarantee says so."""
+        trusted = self.release.trusted("client", "the model")
+        if not self._weighted or (self.weights.bounded and self.release.readable):
+            return trusted
+        why = "nobody can read it" if self.weights.bounded else "weights have no bound"
+        return (*trusted, f"a client may claim any weight: {why}")
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether weights are sent: under noise the server divides by a public number."""
+        return not (self.weights.uniform or self.release.mechanism.noisy)
+
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         clients = InputPrivacy(
             reader="client",
@@ -262,6 +239,8 @@ class FedAvg:
             adversary="untrusted",
         )
         what = "noised update" if self.local.plans(data, 1) else "update"
+        # In one message: who reads single updates reads weights, and who reads sums their sum.
+        what = f"{what} and weight" if self._weighted else what
         return (*self.release.aggregation.readers("client", what), clients)
 
     def with_noise(self, scale: float) -> "FedAvg | None":
@@ -282,10 +261,8 @@ class FedAvg:
             UnsupportedError: If parties hold columns.
             ProtocolError: If an update without a bound is not finite.
         """
-        if data.split is not ROWS:
-            raise UnsupportedError(
-                "FedAvg needs parties that hold rows; these hold columns. Use MPCSGD."
-            )
+        _check_rows(data)
+        self._check_release(data, run.runtimes)
         # "initialize w_0": from a public seed, so that every client can make the same model.
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         server = Server(
@@ -334,22 +311,34 @@ class FedAvg:
     ) -> Tensor | None:
         """The average of the updates, in float64; None without noise where nobody took part."""
         noisy = self.release.mechanism.noisy
-        messages = [_protocol_part(reply) for reply in replies.values()]
-        if not messages and not noisy:
+        if not replies and not noisy:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return None
         # A round nobody was drawn for is noised like any other: its emptiness is not public.
-        arrived = messages or [{"update": torch.zeros_like(current)}]
-        total = self.release.arrive(arrived, run, round=round).double()
+        arrived = replies or {AGGREGATOR_NAME: {"update": torch.zeros_like(current)}}
+        scale = scale_of(self.weights)
+        expected = Expected(
+            shape=tuple(current.shape),
+            largest_weight=(scale if self.weights.bounded else math.inf)
+            if self._weighted
+            else None,
+        )
+        total = self.release.arrive(arrived, run, round=round, expected=expected).double()
         if noisy:
             # Algorithm 1 of McMahan et al. 2018 with the estimator f_f: the denominator is fixed,
             # here the expected number of clients. Who came, and with which weight, may be private.
             return total / self.sampling.expected(parties)
-        weights = [float(m.get(WEIGHT, torch.ones(()))) for m in messages]
-        if not bool(torch.isfinite(total).all()):
-            raise ProtocolError(_not_finite(replies, round))
-        return total / sum(weights)
+        if not self._weighted:
+            return total / len(replies)
+        weights = float(total[-1]) / scale
+        # Single weights may have been unreadable; their sum is not.
+        if not 0 < weights <= (len(replies) * (1 + 1e-6) if self.weights.bounded else math.inf):
+            raise ProtocolError(
+                f"Round {round}: the weights of {len(replies)} clients add up to {weights:g}, "
+                "which honest ones cannot."
+            )
+        return total[:-1] / weights
 
     def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
         """Records the clients' diagnostics, averaged, and their notes."""
@@ -365,21 +354,3 @@ class FedAvg:
             else:
                 seen = [float(value) for value in diagnostics[name]]
                 run.history.record(round + 1, **{name: sum(seen) / len(seen)})
-
-
-def _protocol_part(reply: Payload) -> Payload:
-    """A reply without the diagnostics that a simulation adds to it (docs/decisions/005)."""
-    return {kind: value for kind, value in reply.items() if not kind.startswith(UNPROTECTED)}
-
-
-def _not_finite(replies: dict[str, Payload], round: int) -> str:
-    culprits = [
-        party
-        for party, reply in replies.items()
-        if not bool(torch.isfinite(reply.get("update", torch.zeros(()))).all())
-    ]
-    who = ", ".join(culprits) or "the sum"
-    return (
-        f"Round {round}: the update of {who} is not finite. Lower the learning rate, check the "
-        "rows for extreme values, or clip updates with Release(Gaussian(clipping_norm, 0.0))."
-    )

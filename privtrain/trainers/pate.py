@@ -26,6 +26,7 @@ from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
 from privtrain.mechanisms.votes import GNMax
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import Drawer
@@ -203,7 +204,9 @@ class PATE:
         if data.split is not ROWS:
             raise UnsupportedError("PATE needs parties that hold rows; these hold columns.")
         # Called for their refusals: what cannot be trained must not be paid for.
-        self.hosted(data.parties)
+        hosted = self.hosted(data.parties)
+        if runtimes != Runtimes():
+            self._check_release(hosted, runtimes)
         _, counted = self._public_part(data)
         known = () if counted is None else (rows_are_public(counted),)
         # One release an answered query, composed over queries (2018, Section 4.1).
@@ -223,6 +226,14 @@ class PATE:
             else replace(plan, relation=relation)
             for plan in plans
         )
+
+    def _check_release(self, hosted: dict[str, int], runtimes: Runtimes) -> None:
+        self.release.check(runtimes, parties=len(hosted), largest=float(max(hosted.values())))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What parties are trusted with, where no guarantee says so."""
+        return self.release.trusted("party", "every answer")
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
@@ -256,6 +267,7 @@ class PATE:
         Returns:
             The student.
         """
+        self._check_release(self.hosted(data.parties), run.runtimes)
         rate, _ = self._public_part(data)
         if rate:
             self._tell_of_split(data, rate, run)
@@ -335,11 +347,15 @@ class PATE:
             return torch.zeros(0, dtype=torch.long)
         vote = Vote(task, self.steps, self.release, self.hosted(data.parties), rate, run.seeds.seed)
         replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
-        messages = list(replies.values())
-        self._charge_what_was_answered(messages, run)
+        # One vote a teacher and query: a party that sends more is not believed.
+        expected = Expected(contributions=vote.hosted, shape=(len(asked), None))
+        votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
+        self._charge_what_was_answered(list(votes.values()), run)
         # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
         # "Aggregation" of 2017, the noise is Lap(1 / gamma).
-        labels = self.release.arrive(messages, run, round=1, kind="votes", releases=len(asked))
+        labels = self.release.arrive(
+            votes, run, round=1, kind="votes", releases=len(asked), expected=expected
+        )
         run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
         return labels
 

@@ -1,5 +1,6 @@
 """What every mechanism promises, and the statistics that catch broken ones."""
 
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -83,6 +84,52 @@ def bounding_twice_changes_nothing(mechanism: Mechanism) -> None:
     assert torch.equal(contribution, torch.linspace(-3, 4, 12).view(3, 4))
 
 
+def honest_sum(mechanism: Mechanism, contributions: int, dtype: torch.dtype) -> Tensor:
+    """What an honest party adds up: contributions far above the bound, each bounded."""
+    source = torch.Generator().manual_seed(contributions)
+    wild = [1e3 * torch.randn(6, 7, generator=source).to(dtype) for _ in range(contributions)]
+    bounded = [mechanism.bound(one) for one in wild]
+    # As `Release.leave` adds them, in the type of the contributions.
+    return bounded[0] if contributions == 1 else torch.stack(bounded).sum(dim=0)
+
+
+def an_honest_sum_keeps_its_bits(mechanism: Mechanism) -> None:
+    for contributions in (1, 2, 17):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            total = honest_sum(mechanism, contributions, dtype)
+            assert mechanism.bound_again(total, contributions) is total
+
+
+def a_deviating_sum_is_brought_back_once(mechanism: Mechanism) -> None:
+    if mechanism.sensitivity(ADD_REMOVE) is None:
+        return  # no bound, which statements say
+    honest = honest_sum(mechanism, 3, torch.float64)
+    for broken in (1e300, math.nan, math.inf, -math.inf, 1e5):
+        sent = honest.clone()
+        sent[0, 0] = broken
+        kept = mechanism.bound_again(sent, 3)
+        assert kept is not sent
+        assert bool(torch.isfinite(kept).all())
+        assert mechanism.bound_again(kept, 3) is kept
+        assert float(kept.abs().max()) <= 3 * max(1.0, mechanism.sensitivity(ADD_REMOVE) or 0)
+
+
+def own_noise_is_kept_and_more_is_not(mechanism: Mechanism) -> None:
+    like = torch.zeros(6, 7, dtype=torch.float64)
+    if not mechanism.noisy or mechanism.init(like) is not None:
+        return
+    for seed in range(50):
+        sent = honest_sum(mechanism, 2, torch.float64) + drawn(mechanism, like, seed)
+        reach = mechanism.reach(sent, 2, fraction=1.0)
+        assert reach.kept
+        # A larger noise reaches further; one contribution less does not.
+        assert mechanism.reach(sent, 1, fraction=1.0).radius < reach.radius
+    for broken in (1e300, math.nan, math.inf, 2.1 * reach.radius):
+        sent = torch.zeros_like(like)
+        sent[5, 6] = broken
+        assert not mechanism.reach(sent, 2, fraction=1.0).kept
+
+
 def nothing_is_promised_where_all_noise_is_known(mechanism: Mechanism) -> None:
     for relation in RELATIONS:
         event = mechanism.event(ALL_KNOWN, relation)
@@ -126,6 +173,9 @@ CHECKS: tuple[Callable[[Mechanism], None], ...] = (
     noise_is_never_reused,
     noise_leaves_the_global_generators_alone,
     bounding_twice_changes_nothing,
+    an_honest_sum_keeps_its_bits,
+    a_deviating_sum_is_brought_back_once,
+    own_noise_is_kept_and_more_is_not,
     nothing_is_promised_where_all_noise_is_known,
     something_is_promised_exactly_where_noise_is_drawn,
     a_larger_scale_promises_more,

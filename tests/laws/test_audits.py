@@ -21,6 +21,7 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.aggregation import BoundedSum
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
@@ -202,11 +203,14 @@ def test_answers_of_teachers_stay_below_their_epsilon(mechanism: GNMax, sound: b
     plans = release.plans(unit=Unit.EXAMPLE, count=REPEATS, parties=1)
     epsilon = epsilon_of(plans[0], 1, DELTA)
     answers = []
+    expected = Expected(contributions=5)
     for seed, counts in enumerate(([3.0, 2.0], [2.0, 3.0])):
         run = a_run(plans, seed)
         assert run.spend(REPEATS)
         votes = {"votes": torch.tensor([counts]).repeat(REPEATS, 1).double()}
-        winners = release.arrive([votes], run, round=1, kind="votes", releases=REPEATS)
+        winners = release.arrive(
+            {"a": votes}, run, round=1, kind="votes", releases=REPEATS, expected=expected
+        )
         answers.append(winners.numpy() == 1)
     bound = bound_of(answers[1], answers[0])
     assert bound > 0.5

@@ -18,7 +18,8 @@ from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
 from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import FixedSize
 from privtrain.steps.plain import PlainSteps
-from privtrain.trainers.fedavg import ByExamples, FedAvg
+from privtrain.steps.weights import ByExamples
+from privtrain.trainers.fedavg import FedAvg
 
 TRAINERS = {
     "plain": FedAvg(rounds=3),

@@ -19,7 +19,8 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
-from privtrain.trainers.fedavg import ByExamples, FedAvg
+from privtrain.steps.weights import ByExamples
+from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from tests.contracts.trainer import weights_of
 

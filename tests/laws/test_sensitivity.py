@@ -16,7 +16,8 @@ from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.release.door import Release
 from privtrain.steps.plain import PlainSteps
-from privtrain.trainers.fedavg import ByExamples, ClientStep, Uniform
+from privtrain.steps.weights import ByExamples, Uniform
+from privtrain.trainers.fedavg import ClientStep
 from tests.gradients.loops import in_float64, layer_norm, mlp
 
 C = 0.7

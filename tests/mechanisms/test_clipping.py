@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from privtrain.mechanisms.clipping import clip, clip_factors
+from privtrain.mechanisms.clipping import RECLIPPING_SLACK, clip, clip_again, clip_factors
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Mechanism
 
@@ -158,3 +158,35 @@ def test_factors_of_the_unusual() -> None:
     assert clip_factors(unusual, 1.0).tolist() == [1.0, 0.0, 0.0, 0.25]
     assert clip_factors(torch.zeros(2), 1e-60).tolist() == [1.0, 1.0]
     assert clip_factors(torch.zeros(0), 1.0).shape == (0,)
+
+
+# ------------------------------------------------------------------------- clipped by somebody else
+
+
+@given(values, st.floats(1e-30, 1e30), orders, dtypes)
+def test_what_was_clipped_keeps_its_bits_when_it_is_clipped_again(
+    numbers: list[float], norm: float, order: float, dtype: torch.dtype
+) -> None:
+    clipped = clip(as_type(numbers, dtype), norm, order=order)
+    assert clip_again(clipped, norm, 1, order=order) is clipped
+
+
+@given(values, st.floats(1e-30, 1e30), orders, st.integers(1, 9))
+def test_nobody_gets_more_than_the_bound_through(
+    numbers: list[float], norm: float, order: float, contributions: int
+) -> None:
+    sent = torch.tensor(numbers, dtype=torch.float64)
+    kept = clip_again(sent, norm, contributions, order=order)
+    assert exact_norm(kept, order) <= contributions * norm * (1 + 2 * RECLIPPING_SLACK)
+    if exact_norm(sent, order) <= contributions * norm:
+        assert kept is sent
+
+
+def test_the_slack_is_for_rounding_only() -> None:
+    at_the_bound = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert clip_again(at_the_bound * (1 + 0.5e-9), 1.0, 1)[0] > 1.0
+    assert clip_again(at_the_bound * (1 + 3e-9), 1.0, 1)[0] <= 1.0
+    assert clip_again(at_the_bound * 1.5, 1.0, 2)[0] == 1.5
+    assert clip_again(at_the_bound * math.nan, 1.0, 2).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="contributions=0"):
+        clip_again(at_the_bound, 1.0, 0)

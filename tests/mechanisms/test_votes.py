@@ -12,7 +12,8 @@ from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.mechanisms.mechanism import Mechanism
-from privtrain.mechanisms.votes import GNMax, LNMax, one_vote
+from privtrain.mechanisms.reach import Reach
+from privtrain.mechanisms.votes import GNMax, LNMax, castable, one_vote
 from tests.contracts.mechanism import PUBLIC_SUM
 
 scores = st.lists(
@@ -128,3 +129,43 @@ def test_scales_are_positive(scale: float) -> None:
 def test_with_scale(mechanism: Mechanism) -> None:
     assert mechanism.with_scale(3.0) == mechanism
     assert mechanism.with_scale(4.0) == type(mechanism)(4.0)  # type: ignore[call-arg] # both take one
+
+
+# ----------------------------------------------------------------------- what voters can have cast
+
+
+def test_counts_that_voters_can_have_cast_stay_as_they_are() -> None:
+    counts = tensor([[3.0, 0.0], [1.0, 2.0], [0.0, 0.0]])  # a teacher may give no vote
+    assert castable(counts, 3) is counts
+    assert GNMax(1.0).bound_again(counts, 3) is counts
+    assert LNMax(1.0).bound_again(counts, 3) is counts
+
+
+@pytest.mark.parametrize(
+    "ballot", [[4.0, 0.0], [2.0, 2.0], [-1.0, 4.0], [0.5, 2.5], [math.nan, 1.0], [math.inf, 0.0]]
+)
+def test_an_invalid_ballot_counts_for_nobody_and_takes_no_other_along(ballot: list[float]) -> None:
+    found = castable(tensor([[1.0, 2.0], ballot, [3.0, 0.0]]), 3)
+    assert found.tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 0.0]]
+
+
+def test_votes_with_noise_are_held_to_the_radius_of_one_query() -> None:
+    """Not of all queries together, among which one could hide much more."""
+
+    def reach(queries: int, largest: float) -> Reach:
+        counts = torch.zeros(queries, 10, dtype=torch.float64)
+        counts[-1, 0] = largest
+        return GNMax(2.0).reach(counts, 5, fraction=1.0)
+
+    one, many = reach(1, 0.0), reach(1_000, 0.0)
+    assert one.radius == pytest.approx(5 + 2 * (math.sqrt(10) + math.sqrt(80 * math.log(2))))
+    assert one.radius < many.radius < 1.3 * one.radius
+    assert reach(1_000, 1.01 * many.radius).kept is False
+    half = GNMax(2.0).reach(torch.zeros(1, 10), 5, fraction=0.25)
+    assert half.radius == pytest.approx((one.radius + 5) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+def test_votes_of_any_shape_are_measured(shape: tuple[int, ...]) -> None:
+    assert GNMax(2.0).reach(torch.ones(shape), 5, fraction=1.0).kept
+    assert LNMax(2.0).reach(torch.ones(shape), 5, fraction=1.0).kept

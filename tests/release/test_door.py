@@ -26,8 +26,10 @@ from privtrain.core.transcript import UNPROTECTED
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism, State
+from privtrain.mechanisms.reach import Reach
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.aggregation import BoundedSum
+from privtrain.release.arrival import Expected
 from privtrain.release.door import NON_FINITE, Release
 from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
@@ -49,11 +51,13 @@ def released(
     release: Release, contributions: list[list[Tensor]], *, seed: int = 0, round: int = 0
 ) -> Tensor:
     """One release of several parties, each with its contributions."""
-    messages = [
-        release.leave(own, a_party(f"client-{number}", seed=seed, round=round))
+    messages = {
+        f"client-{number}": release.leave(own, a_party(f"client-{number}", seed=seed, round=round))
         for number, own in enumerate(contributions)
-    ]
-    return release.arrive(messages, a_run(seed), round=round)
+    }
+    most = max(map(len, contributions))
+    expected = Expected(contributions=most)
+    return release.arrive(messages, a_run(seed), round=round, expected=expected)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_messages_bear_the_name_of_their_kind() -> None:
     message = Release().leave([torch.ones(2)], a_party(), kind="votes")
     assert set(message) == {"votes"}
     with pytest.raises(ProtocolError, match="update"):
-        Release().arrive([message], a_run(), round=0)
+        Release().arrive({"client-0": message}, a_run(), round=0)
 
 
 def test_sums_are_float64_in_party_order() -> None:
@@ -129,14 +133,14 @@ def test_sums_are_float64_in_party_order() -> None:
 
 def test_a_message_of_another_shape_is_refused() -> None:
     run = a_run()
-    messages = [Release().leave([torch.ones(size)], a_party()) for size in (3, 4)]
-    with pytest.raises(ProtocolError, match=r"shape \(4,\)"):
+    messages = {f"p{size}": Release().leave([torch.ones(size)], a_party()) for size in (3, 4)}
+    with pytest.raises(ProtocolError, match=r"of p4 has shape \(4,\)"):
         Release().arrive(messages, run, round=0)
 
 
 def test_no_message_and_no_contribution_are_named_errors() -> None:
     with pytest.raises(ProtocolError, match="update"):
-        Release().arrive([], a_run(), round=0)
+        Release().arrive({}, a_run(), round=0)
     with pytest.raises(ValueError, match=r"contributions=\[\] of 'client-7'"):
         Release(Gaussian(1.0, 1.0), AT_PARTY).leave([], a_party("client-7"))
 
@@ -148,7 +152,7 @@ def test_an_unpaid_release_does_not_come_through() -> None:
     release = Release(Gaussian(1.0, 1.0))
     ledger = JournalLedger(release.plans(unit=Unit.CLIENT, count=5, parties=1))
     run = a_run(ledger=ledger)
-    messages = [release.leave([torch.ones(2)], a_party())]
+    messages = {"client-0": release.leave([torch.ones(2)], a_party())}
     with pytest.raises(BudgetExceededError, match="not paid for"):
         release.arrive(messages, run, round=0)
     bounded = BoundedSum(torch.ones(2), 1.0)
@@ -164,7 +168,7 @@ def test_a_further_part_needs_a_release_under_way_and_none_counts_backwards() ->
     release = Release(Gaussian(1.0, 1.0))
     run = a_run(ledger=JournalLedger(release.plans(unit=Unit.CLIENT, count=5, parties=1)))
     assert run.spend(3)
-    messages = [release.leave([torch.ones(2)], a_party())]
+    messages = {"client-0": release.leave([torch.ones(2)], a_party())}
     with pytest.raises(ValueError, match="count="):
         release.arrive(messages, run, round=0, releases=-1)
     with pytest.raises(BudgetExceededError, match="not paid for"):
@@ -175,7 +179,7 @@ def test_a_further_part_needs_a_release_under_way_and_none_counts_backwards() ->
 
 def test_several_answers_are_several_releases() -> None:
     release, ledger = Release(GNMax(4.0), finish=ARGMAX), OpenLedger()
-    votes = [release.leave([torch.ones(6, 3)], a_party(), kind="votes")]
+    votes = {"client-0": release.leave([torch.ones(6, 3)], a_party(), kind="votes")}
     release.arrive(votes, a_run(ledger=ledger), round=0, kind="votes", releases=6)
     assert ledger.used == 6
 
@@ -185,10 +189,10 @@ def test_an_aborted_release_stays_spent() -> None:
     run = a_run(ledger=JournalLedger(release.plans(unit=Unit.CLIENT, count=2, parties=1)))
     assert run.spend()
     with pytest.raises(ProtocolError):
-        release.arrive([{"votes": torch.ones(2)}], run, round=0)
+        release.arrive({"a": {"votes": torch.ones(2)}}, run, round=0)
     assert run.ledger.spent == 1
     with pytest.raises(BudgetExceededError):
-        release.arrive([{"update": torch.ones(2)}], run, round=0)
+        release.arrive({"a": {"update": torch.ones(2)}}, run, round=0)
 
 
 # --------------------------------------------------------------------------- whose noise is in it
@@ -262,7 +266,7 @@ def test_a_party_gets_each_noise_once() -> None:
 
 def test_the_aggregator_never_draws_the_same_noise_twice() -> None:
     release, run = Release(Gaussian(1.0, 1.0)), a_run()
-    message = [release.leave([WIDE], a_party())]
+    message = {"client-0": release.leave([WIDE], a_party())}
     first = release.arrive(message, run, round=0)
     with pytest.raises(RuntimeError, match="twice"):
         release.arrive(message, run, round=0)
@@ -306,7 +310,10 @@ def test_a_fused_sum_that_is_bounded_too_loosely_is_refused() -> None:
 
 
 def test_a_sealed_sum_is_finished_on_shares_and_never_without_its_noise() -> None:
-    messages = [{"update": torch.tensor([1.0, 5.0])}, {"update": torch.tensor([2.0, 5.0])}]
+    messages = {
+        "a": {"update": torch.tensor([1.0, 5.0])},
+        "b": {"update": torch.tensor([2.0, 5.0])},
+    }
     shared = Release(aggregation=SharedSum(), finish=ARGMAX)
     assert shared.arrive(messages, a_run(), round=0).item() == 1
     for release in (
@@ -347,6 +354,12 @@ class Remembering:
     def bound(self, contribution: Tensor) -> Tensor:
         return contribution
 
+    def bound_again(self, total: Tensor, contributions: int) -> Tensor:
+        return total
+
+    def reach(self, message: Tensor, contributions: int, *, fraction: float) -> Reach:
+        return Reach(norm=0.0, radius=1.0, bound=1.0)
+
     def sensitivity(self, relation: Relation) -> float:
         return 1.0
 
@@ -368,7 +381,7 @@ class Remembering:
 
 def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     release, run = Release(Remembering()), a_run()
-    zeros = [{"update": torch.zeros(2000, dtype=torch.float64)}]
+    zeros = {"a": {"update": torch.zeros(2000, dtype=torch.float64)}}
     total = sum(release.arrive(zeros, run, round=r) for r in range(8))
     assert isinstance(total, Tensor)
     # The noises cancel but for the last one: eight independent ones would have std sqrt(8).
@@ -378,8 +391,8 @@ def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
 
 def test_kinds_have_a_memory_each() -> None:
     release, run = Release(Remembering()), a_run()
-    release.arrive([{"update": torch.zeros(3)}], run, round=0)
-    release.arrive([{"check": torch.zeros(5)}], run, round=0, kind="check")
+    release.arrive({"a": {"update": torch.zeros(3)}}, run, round=0)
+    release.arrive({"a": {"check": torch.zeros(5)}}, run, round=0, kind="check")
     assert {kind: len(state) for kind, state in run.memory.items()} == {"update": 3, "check": 5}
 
 
@@ -498,7 +511,7 @@ def test_with_scale() -> None:
 def test_the_aggregators_name_is_no_clients() -> None:
     """Its stream and a party's of the same round must differ even for one kind."""
     run = a_run()
-    theirs = Release(Gaussian(1.0, 1.0)).arrive([{"update": WIDE}], run, round=0)
+    theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": {"update": WIDE}}, run, round=0)
     local = Release(Gaussian(1.0, 1.0), AT_PARTY).leave([WIDE], a_party("client-0"))["update"]
     assert independent(theirs, local)
     assert a_party("client-0").party != AGGREGATOR_NAME

@@ -19,8 +19,9 @@ from privtrain.sampling.cyclic import CyclicPoisson
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
+from privtrain.steps.weights import ByExamples
 from privtrain.trainers.dp_sgd import DPSGD
-from privtrain.trainers.fedavg import ByExamples, FedAvg
+from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 from tests.contracts.trainer import CHECKS, Case

@@ -25,7 +25,8 @@ from privtrain.runs.fitting import fit
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
-from privtrain.trainers.fedavg import ByExamples, ClientStep, FedAvg, Uniform
+from privtrain.steps.weights import ByExamples, Uniform
+from privtrain.trainers.fedavg import ClientStep, FedAvg
 from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (

@@ -24,6 +24,7 @@ from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY
 from privtrain.release.placement import AT_PARTY
@@ -246,7 +247,10 @@ def test_winners_are_those_of_counts_with_noise_of_the_stated_size(
     queries = 4_000
     message: Payload = {"votes": torch.tensor([[3.0, 0.0]]).repeat(queries, 1).double()}
     run_ = _a_run(queries)
-    winners = release.arrive([message], run_, round=1, kind="votes", releases=queries)
+    expected = Expected(contributions=3)
+    winners = release.arrive(
+        {"a": message}, run_, round=1, kind="votes", releases=queries, expected=expected
+    )
     wins = int((winners == 0).sum())
 
     def rate(scale: float) -> float:

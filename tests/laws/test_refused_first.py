@@ -1,0 +1,154 @@
+"""What will be refused is refused before anything is spent or trained."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+from torch import Tensor, nn
+
+from privtrain.core.errors import (
+    BudgetExceededError,
+    ProtocolError,
+    UnsupportedError,
+)
+from privtrain.core.runtime import Payload, Runtimes
+from privtrain.core.statement import Budget
+from privtrain.core.task import Rows, Task
+from privtrain.ledgers.study import StudyLedger
+from privtrain.mechanisms.banded import BandedMatrix
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.mechanisms.mechanism import Exact
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX, Threshold
+from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.release.shared import SharedSum
+from privtrain.runs.fitting import fit
+from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.processes.mesh import Processes
+from privtrain.steps.plain import PlainSteps
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
+from tests.contracts.aggregation import a_run
+from tests.trainers.federations import STAR, TASK, a_federation, some_rows
+
+C = 0.3
+QUICK = PlainSteps(epochs=1, learning_rate=0.2)
+PARTIES = a_federation(12, 9, 15, 11)
+DATA = replace(PARTIES, public=Rows(some_rows(77, 40).inputs), digest="these rows")
+BOTH = Runtimes(star=InProcess(), mesh=Processes())
+
+
+class Counting:
+    """A model factory that counts what is trained."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> nn.Module:
+        self.made += 1
+        return TASK.model()
+
+
+def votes(mechanism: object, *rest: object, **parts: object) -> PATE:
+    return PATE(
+        teachers=8,
+        queries=12,
+        steps=QUICK,
+        student=QUICK,
+        release=Release(mechanism, *rest, finish=ARGMAX, **parts),
+    )  # type: ignore[arg-type]
+
+
+def averages(*release: object, **parts: object) -> FedAvg:
+    return FedAvg(rounds=2, local=QUICK, release=Release(*release, **parts))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class NoEngine:
+    """An engine that is not installed."""
+
+    name: str = "none"
+    caveats: tuple[str, ...] = ()
+
+    def check(self, parties: int) -> None:
+        raise UnsupportedError("The engine none is not installed: pip install none")
+
+
+CASES: list[tuple[str, Callable[[], object], Runtimes, str]] = [
+    ("pate", lambda: votes(GNMax(2.0), aggregation=SharedSum()), BOTH, "on shares"),
+    ("pate ln", lambda: votes(LNMax(2.0), aggregation=SharedSum()), BOTH, "on shares"),
+    ("pate own", lambda: votes(GNMax(2.0), AT_PARTY, aggregation=SharedSum()), BOTH, "on shares"),
+    ("fedavg", lambda: averages(Gaussian(C, 1.0), aggregation=SharedSum()), BOTH, "on shares"),
+    ("no mesh", lambda: averages(aggregation=SharedSum()), STAR, "mesh=Processes"),
+    ("no star", lambda: averages(Gaussian(C, 1.0)), Runtimes(mesh=Processes()), "star=InProcess"),
+    ("no runtime", lambda: averages(Gaussian(C, 1.0)), Runtimes(), "star=InProcess"),
+    ("engine", lambda: averages(aggregation=SharedSum(NoEngine())), BOTH, "not installed"),
+    ("range", lambda: averages(Gaussian(5e3, 0.0), aggregation=SharedSum()), BOTH, "fixed point"),
+    ("split", lambda: averages(Laplace(C, 1.0), SPLIT(honest_survivors=4)), STAR, "split"),
+    ("split votes", lambda: votes(LNMax(2.0), SPLIT(honest_survivors=4)), STAR, "split"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "runtimes", "why"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
+def test_what_will_be_refused_costs_nothing(
+    make: Callable[[], object], runtimes: Runtimes, why: str
+) -> None:
+    counting = Counting()
+    ledger = StudyLedger(DATA, budget=Budget(1e6, 1e-5))
+    given = {"runtimes": runtimes, "study_ledger": None if runtimes == Runtimes() else ledger}
+    task = Task(model=counting)
+    with pytest.raises(UnsupportedError, match=why):
+        fit(make(), task, DATA, **given)  # type: ignore[arg-type] # one dict for all options
+    assert counting.made == 0
+    assert ledger.charges == ()
+
+
+def test_too_many_votes_and_parties_for_fixed_point_are_refused() -> None:
+    many = replace(votes(Exact(), aggregation=SharedSum()), teachers=4 * 4_096)
+    with pytest.raises(UnsupportedError, match="fixed point"):
+        many.plan(DATA, BOTH)
+    with pytest.raises(UnsupportedError, match="hold up to"):
+        Release(aggregation=SharedSum()).check(BOTH, parties=2**19)
+    Release(aggregation=SharedSum()).check(BOTH, parties=2**19 - 1)
+
+
+def test_a_finish_that_shares_cannot_compute_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Squared:
+        def __call__(self, aggregate: Tensor) -> Tensor:
+            return aggregate**2
+
+    with pytest.raises(UnsupportedError, match="Squared"):
+        Release(aggregation=SharedSum(), finish=Squared()).check(BOTH, parties=3)
+    for limit in (4_096.0, float("nan"), -1e9):
+        release = Release(aggregation=SharedSum(), finish=Threshold(limit))
+        with pytest.raises(UnsupportedError, match="below 4096"):
+            release.check(BOTH, parties=3)
+    Release(aggregation=SharedSum(), finish=Threshold(2.0)).check(BOTH, parties=3)
+
+
+def test_noise_with_memory_is_not_left_to_parties() -> None:
+    release = Release(BandedMatrix(C, 1.0, bands=2, steps=2), AT_PARTY)
+    with pytest.raises(UnsupportedError, match="remembers"):
+        release.check(STAR, parties=3)
+    Release(BandedMatrix(C, 1.0, bands=1, steps=2), AT_PARTY).check(STAR, parties=3)
+
+
+def test_a_runtime_that_asks_others_is_not_believed() -> None:
+    @dataclass
+    class Astray:
+        def map(self, step: object, payloads: Mapping[str, Payload], *, round: int) -> object:
+            return {f"{party}'": payload for party, payload in payloads.items()}
+
+    one = a_run()
+    one._star = Astray()  # type: ignore[assignment] # half a star is enough
+    with pytest.raises(ProtocolError, match=r"\['a'\] were asked"):
+        one.map(lambda payload, party: payload, {"a": {}}, round=3)
+
+
+def test_the_budget_error_is_still_the_first() -> None:
+    with pytest.raises(BudgetExceededError):
+        fit(averages(Gaussian(C, 1.0)), TASK, DATA, runtimes=STAR, budget=Budget(1e-6, 1e-5))

@@ -1,0 +1,375 @@
+"""Nobody is believed: what a deviating party can and cannot do to a sum."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError
+from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.runtime import Payload
+from privtrain.core.statement import Unit
+from privtrain.core.trainer import Run
+from privtrain.core.transcript import UNPROTECTED
+from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.arrival import BOUNDED_AGAIN, UNCOUNTED, UNREADABLE, Expected
+from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.shared import SharedSum
+from privtrain.sampling.sampling import FixedSize, Poisson
+from tests.contracts.aggregation import MaskedSum, a_party, a_run
+
+NAMES = tuple(f"client-{number}" for number in range(5))
+FORGED = 42.7
+
+
+def honest(release: Release, dtype: torch.dtype = torch.float32) -> dict[str, Payload]:
+    """Messages of honest clients whose updates are far above any bound."""
+    source = torch.Generator().manual_seed(1)
+    return {
+        name: release.leave([torch.randn(40, generator=source).to(dtype)], a_party(name))
+        for name in NAMES
+    }
+
+
+def with_one(messages: dict[str, Payload], forged: Payload) -> dict[str, Payload]:
+    return {**messages, "client-3": forged}
+
+
+def of_norm(norm: float, values: int = 40) -> Payload:
+    update = torch.zeros(values)
+    update[7] = norm
+    return {"update": update}
+
+
+def arrived(
+    release: Release, messages: dict[str, Payload], expected: Expected | None = None
+) -> tuple[Tensor, Run]:
+    run = a_run()
+    released = release.arrive(messages, run, round=0, expected=expected or Expected())
+    return released, run
+
+
+# ------------------------------------------------------------------------- without noise of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "mechanism", [Gaussian(0.3, 0.0), Gaussian(0.3, 1.0), Laplace(0.3, 1.0), Laplace(0.3, 0.0)]
+)
+def test_honest_messages_keep_their_bits(mechanism: Mechanism, dtype: torch.dtype) -> None:
+    release = Release(mechanism)
+    messages = honest(release, dtype)
+    run = a_run()
+    admitted = release.admit(messages, run, round=0)
+    for name in NAMES:
+        assert admitted[name]["update"] is messages[name]["update"]
+    assert run.history.unprotected == {}
+    assert run.assumptions == []
+
+
+@pytest.mark.parametrize("mechanism", [Gaussian(0.3, 0.0), Laplace(0.3, 0.0)])
+def test_a_client_that_skips_its_clipping_moves_the_sum_by_the_bound(mechanism: Mechanism) -> None:
+    release = Release(mechanism)
+    messages = honest(release)
+    fair, _ = arrived(release, with_one(messages, of_norm(0.0)))
+    for size in (FORGED, 1e30, -FORGED):
+        total, run = arrived(release, with_one(messages, of_norm(size)))
+        assert float((total - fair).norm()) == pytest.approx(0.3, rel=1e-6)
+        assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+        # Who it was stands nowhere: who takes part may be a secret.
+        assert not any("client" in text for text in (*run.notes, *run.assumptions))
+
+
+def test_the_twin_that_believes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gaussian, "bound_again", lambda self, total, contributions: total)
+    release = Release(Gaussian(0.3, 0.0))
+    messages = honest(release)
+    fair, _ = arrived(release, with_one(messages, of_norm(0.0)))
+    total, _ = arrived(release, with_one(messages, of_norm(FORGED)))
+    assert float((total - fair).norm()) == pytest.approx(FORGED, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_counts_as_zero_and_poisons_nothing(bad: float) -> None:
+    release = Release(Gaussian(0.3, 1.0))
+    messages = honest(release)
+    fair, _ = arrived(release, with_one(messages, of_norm(0.0)))
+    total, run = arrived(release, with_one(messages, of_norm(bad)))
+    assert torch.equal(total, fair)
+    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+
+
+def test_a_party_may_add_up_as_many_contributions_as_it_has() -> None:
+    release = Release(Gaussian(1.0, 0.0))
+    contributions = [torch.tensor([9.0, 0.0])] * 3
+    message = release.leave(contributions, a_party("a"))
+    both = Expected(contributions={"a": 3, "b": 1})
+    total, run = arrived(release, {"a": message, "b": {"update": torch.tensor([0.0, 3.0])}}, both)
+    assert total.tolist() == pytest.approx([3.0, 1.0])
+    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+    unknown = Expected(contributions=None)
+    total, run = arrived(release, {"a": message}, unknown)
+    assert total.tolist() == pytest.approx([3.0, 0.0])
+    assert run.assumptions == [UNCOUNTED]
+    with pytest.raises(ProtocolError, match="of a is not finite"):
+        arrived(release, {"a": {"update": torch.tensor([math.nan, 0.0])}}, unknown)
+    for wrong in (0, {"a": 0}, -1):
+        with pytest.raises(ValueError, match="contributions="):
+            Expected(contributions=wrong)
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(1e-6), LNMax(1e-6)])
+def test_a_party_casts_no_more_votes_than_it_has_teachers(mechanism: Mechanism) -> None:
+    release = Release(mechanism, finish=ARGMAX)
+    votes = {
+        "a": {"votes": torch.tensor([[2.0, 0.0], [0.0, 2.0]])},
+        "b": {"votes": torch.tensor([[0.0, 99.0], [1.0, 0.0]])},
+    }
+    teachers = Expected(contributions={"a": 2, "b": 1})
+    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=teachers)
+    assert winners.tolist() == [0, 1]
+    believed = Expected(contributions={"a": 2, "b": 99})
+    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=believed)
+    assert winners.tolist() == [1, 1]
+
+
+# ---------------------------------------------------------------------------- with noise of its own
+
+
+@pytest.mark.parametrize("noise_at", [AT_PARTY, SPLIT(honest_survivors=5)], ids=str)
+def test_a_message_with_its_own_noise_is_never_scaled_but_refused_by_name(
+    noise_at: Placement,
+) -> None:
+    release = Release(Gaussian(0.3, 0.5), noise_at)
+    messages = honest(release)
+    run = a_run()
+    admitted = release.admit(messages, run, round=0)
+    assert all(admitted[name]["update"] is messages[name]["update"] for name in NAMES)
+    # C + std (sqrt(d) + sqrt(2 ln(1 / beta))), std of what one party draws.
+    std = 0.15 * math.sqrt(noise_at.fraction)
+    radius = 0.3 + std * (math.sqrt(40) + math.sqrt(2 * math.log(2.0**40)))
+    for size in (1.001 * radius, FORGED, 1e38, math.nan, -math.inf):
+        with pytest.raises(ProtocolError, match=r"Round 0: client-3 sent 'update' of norm"):
+            arrived(release, with_one(messages, of_norm(size)))
+    arrived(release, with_one(messages, of_norm(0.999 * radius)))
+    # The statement says how far that is.
+    (text,) = run.assumptions
+    assert f"{radius / 0.3:.3g} times its bound (0.3)" in text
+    assert f"{radius:.3g}" in text
+
+
+def test_the_radius_of_a_split_is_that_of_a_part_of_the_noise() -> None:
+    whole, part = (
+        Release(Gaussian(1.0, 1.0), noise_at) for noise_at in (AT_PARTY, SPLIT(honest_survivors=25))
+    )
+    forged = of_norm(5.0)
+    arrived(whole, {"client-0": forged})
+    with pytest.raises(ProtocolError, match="client-0"):
+        arrived(part, {"client-0": forged})
+
+
+def test_laplace_noise_has_a_radius_in_its_own_norm() -> None:
+    release = Release(Laplace(0.3, 0.5), AT_PARTY)
+    messages = honest(release)
+    t, scale = math.log(2.0**40), 0.15
+    radius = 0.3 + scale * (40 + math.sqrt(2 * 40 * t) + t)
+    arrived(release, with_one(messages, of_norm(0.999 * radius)))
+    with pytest.raises(ProtocolError, match="client-3"):
+        arrived(release, with_one(messages, of_norm(1.001 * radius)))
+
+
+def test_secure_noise_is_held_to_the_same_radius() -> None:
+    release = Release(Gaussian(0.3, 0.5, secure=True), AT_PARTY)
+    arrived(release, honest(release))
+    with pytest.raises(ProtocolError, match="client-3"):
+        arrived(release, with_one(honest(release), of_norm(FORGED)))
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(2.0), LNMax(2.0)])
+def test_noised_votes_are_refused_beyond_the_radius_of_a_query(mechanism: Mechanism) -> None:
+    release = Release(mechanism, AT_PARTY, finish=ARGMAX)
+    scores = torch.eye(3).repeat(10, 1)
+    votes = {name: release.leave([scores] * 4, a_party(name), kind="votes") for name in NAMES}
+    four = Expected(contributions=4, shape=(30, None))
+    release.arrive(votes, a_run(), round=0, kind="votes", expected=four)
+    votes["client-2"]["votes"][7, 1] = 500.0
+    with pytest.raises(ProtocolError, match="client-2 sent 'votes' of norm 5"):
+        release.arrive(votes, a_run(), round=0, kind="votes", expected=four)
+
+
+# ------------------------------------------------------------------ without a bound, and malformed
+
+
+def test_exact_messages_have_no_bound_but_no_message_poisons_the_sum_unnamed() -> None:
+    release = Release()
+    messages = honest(release)
+    total, run = arrived(release, with_one(messages, of_norm(FORGED)))
+    assert float(total[7]) > 30
+    assert run.history.unprotected == {}
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ProtocolError, match=r"Round 0: the update of client-3 is not finite"):
+            arrived(release, with_one(messages, of_norm(bad)))
+    huge = {name: {"update": torch.tensor([1.5e308], dtype=torch.float64)} for name in "ab"}
+    with pytest.raises(ProtocolError, match="sum of messages 'update' is not finite"):
+        arrived(release, huge)
+    assert release.trusted("client", "the model") == (
+        "messages have no bound: one client can replace the model",
+    )
+
+
+@pytest.mark.parametrize(
+    ("forged", "why"),
+    [
+        ({"update": torch.zeros(1)}, r"shape \(1,\)"),
+        ({"update": torch.zeros(())}, r"shape \(\)"),
+        ({"update": torch.zeros(40, 1)}, r"shape \(40, 1\)"),
+        ({"update": torch.zeros(41)}, r"shape \(41,\)"),
+        ({"update": torch.zeros(40, dtype=torch.complex64)}, "complex64"),
+        ({"update": torch.zeros(40, dtype=torch.int64)}, "int64"),
+        ({"update": torch.zeros(40, dtype=torch.bool)}, "bool"),
+        ({"votes": torch.zeros(40)}, "votes"),
+        ({}, r"got \[\]"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_malformed_messages_are_refused_by_name(forged: Payload, why: str, first: bool) -> None:
+    """Whoever is the first to send is no measure for the others."""
+    name = "client-0" if first else "client-3"
+    release = Release(Gaussian(0.3, 0.0))
+    messages = {**honest(release), name: forged}
+    with pytest.raises(ProtocolError, match=f"{name}.*{why}"):
+        arrived(release, messages, Expected(shape=(40,)))
+
+
+def test_whole_numbers_can_be_added_up_exactly() -> None:
+    counts = {name: {"update": torch.tensor([1, 2])} for name in "ab"}
+    assert arrived(Release(), counts)[0].tolist() == [2.0, 4.0]
+
+
+def test_what_else_a_reply_holds_changes_nothing() -> None:
+    release = Release(Gaussian(0.3, 0.0))
+    messages = honest(release)
+    total, _ = arrived(release, messages)
+    extra = {"weight": torch.tensor(1e9), UNPROTECTED + "loss": torch.tensor(math.nan)}
+    again, _ = arrived(release, with_one(messages, messages["client-3"] | extra))
+    assert torch.equal(total, again)
+
+
+# ----------------------------------------------------------------------------------------- weights
+
+
+def weighted(update: list[float], weight: float) -> Payload:
+    return {"update": torch.tensor([*update, weight])}
+
+
+def test_a_weight_is_sealed_as_the_last_value_and_never_bounded() -> None:
+    release = Release(Gaussian(0.5, 0.0))
+    message = release.leave([torch.tensor([3.0, 4.0])], a_party(), weight=451.0)
+    assert set(message) == {"update"}
+    assert message["update"].tolist() == pytest.approx([0.3, 0.4, 451.0])
+    shares = Release(aggregation=SharedSum()).leave([torch.ones(2)], a_party(), weight=451.0)
+    assert all("share for computing" in kind for kind in shares)
+    assert {share.shape for share in shares.values()} == {(3,)}
+
+
+def test_half_precision_counts_rows_all_the_same() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        update = torch.ones(2, dtype=dtype)
+        message = Release().leave([update], a_party(), weight=100_001.0)
+        assert float(message["update"][-1]) == 100_001.0
+
+
+@pytest.mark.parametrize("weight", [-1.0, -1e-3, 1.1, 1e9, math.nan, math.inf])
+def test_a_forged_weight_is_refused_by_name(weight: float) -> None:
+    expected = Expected(shape=(2,), largest_weight=1.0)
+    messages = {"a": weighted([1.0, 2.0], 1.0), "b": weighted([1.0, 2.0], weight)}
+    with pytest.raises(ProtocolError, match=r"weight that b sent .* in \[0, 1\]"):
+        arrived(Release(), messages, expected)
+
+
+def test_a_weighted_message_is_bounded_without_its_weight() -> None:
+    expected = Expected(shape=(2,), largest_weight=math.inf)
+    messages = {"a": weighted([3.0, 4.0], 400.0), "b": weighted([0.0, 0.5], 1.0)}
+    total, run = arrived(Release(Gaussian(0.5, 0.0)), messages, expected)
+    assert total.tolist() == pytest.approx([0.3, 0.9, 401.0])
+    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+
+
+def test_no_weight_leaves_beside_noise_and_only_vectors_carry_one() -> None:
+    with pytest.raises(UnsoundReleaseError, match="without noise"):
+        Release(Gaussian(1.0, 1.0)).leave([torch.ones(2)], a_party(), weight=1.0)
+    with pytest.raises(ValueError, match="vector"):
+        Release().leave([torch.ones(2, 2)], a_party(), weight=1.0)
+    with pytest.raises(ValueError, match="largest_weight"):
+        Expected(largest_weight=-1.0)
+
+
+# ------------------------------------------------------------------------------ what is said of it
+
+PLANNED = {"unit": Unit.CLIENT, "count": 1}
+
+
+def texts(release: Release, observer: object = PUBLIC, **options: object) -> str:
+    settings: dict[str, object] = {**PLANNED, "parties": 100, "observers": (observer,), **options}
+    (plan,) = release.plans(**settings)  # type: ignore[arg-type] # one dict for all cases
+    return "; ".join(plan.assumptions)
+
+
+def test_statements_say_whose_noise_they_count_on() -> None:
+    split = Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=100))
+    local = Release(Gaussian(1.0, 1.0), AT_PARTY)
+    said: Callable[..., str] = texts
+    assert "noise of 100 honest parties that stay to the end" in said(split)
+    assert "1/100 of its variance" in said(split)
+    assert "noise of 100 honest parties that stay to the end" in said(local)
+    # Fewer count than there are, where fewer are enough.
+    assert "noise of 30 honest parties" in said(
+        Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=30))
+    )
+    assert "noise of 10 honest parties" in said(local, sampling=FixedSize(10))
+    # Who reads single messages is protected from by the party's own noise alone.
+    for release in (split, local):
+        alone = said(release, AGGREGATOR)
+        assert "noise of the protected party itself" in alone
+        assert "honest parties" not in alone
+    assert said(Release(Gaussian(1.0, 1.0))) == ""
+
+
+def test_a_participant_counts_on_one_noise_less() -> None:
+    plans = Release(Gaussian(1.0, 1.0), AT_PARTY).plans(unit=Unit.CLIENT, count=1, parties=100)
+    said = {plan.observer.name: plan.assumptions[0] for plan in plans}
+    assert "noise of 100 honest" in said["public"]
+    assert "noise of 99 honest" in said["participant"]
+
+
+@pytest.mark.parametrize("mechanism", [Laplace(1.0, 1.0), Gaussian(1.0, 1.0, secure=True)])
+def test_noises_that_are_charged_as_one_count_on_the_protected_party(mechanism: Mechanism) -> None:
+    said = texts(Release(mechanism, AT_PARTY))
+    assert "noise of the protected party itself, all of it" in said
+    assert "honest parties" not in said
+
+
+def test_where_the_number_of_parties_varies_one_noise_is_counted() -> None:
+    said = texts(Release(Gaussian(1.0, 1.0), AT_PARTY), sampling=Poisson(0.3))
+    assert "noise of the protected party itself" in said
+
+
+def test_what_nobody_can_read_is_an_assumption() -> None:
+    masked = Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=5), MaskedSum())
+    assert UNREADABLE in texts(masked)
+    assert UNREADABLE not in texts(Release(Gaussian(1.0, 1.0), AT_AGGREGATOR))
+    assert Release(Gaussian(1.0, 0.0), aggregation=SharedSum()).trusted("client", "it") == (
+        UNREADABLE,
+    )
+    assert Release(Gaussian(1.0, 0.0)).trusted("client", "it") == ()
+    # And it is not touched.
+    run = a_run()
+    sent = {"client-0": {"update": torch.full((3,), 1e9)}}
+    assert masked.admit(sent, run, round=0) == sent
+    assert run.history.unprotected == {}
