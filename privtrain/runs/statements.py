@@ -86,10 +86,17 @@ def _caveats(
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
-    """Epsilon to the public after eighths of the releases; empty where nothing is promised."""
+    """Epsilon to the public after eighths of the releases; empty where nothing is promised.
+
+    Of several units the worst, as `PrivacyStatement.epsilon` has it.
+    """
     public = [plan for plan in plans if plan.observer == PUBLIC]
-    if not public or spent == 0 or epsilon_of(public[0], 1, delta) == float("inf"):
+
+    def worst(count: int) -> float:
+        return max(epsilon_of(plan, count, delta) for plan in public)
+
+    if not public or spent == 0 or worst(1) == float("inf"):
         return []
     # Eighths: every point is an evaluation by the accountant, which may take seconds.
     counts = sorted({max(1, round(spent * part / 8)) for part in range(1, 9)})
-    return [(count, epsilon_of(public[0], count, delta)) for count in counts]
+    return [(count, worst(count)) for count in counts]
