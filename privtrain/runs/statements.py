@@ -86,17 +86,10 @@ def _caveats(
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
-    """Epsilon to the public after eighths of the releases; empty where nothing is promised.
-
-    Of several units the worst, as `PrivacyStatement.epsilon` has it.
-    """
+    """Epsilon to the public after eighths of the releases; empty where nothing is promised."""
     public = [plan for plan in plans if plan.observer == PUBLIC]
-
-    def worst(count: int) -> float:
-        return max(epsilon_of(plan, count, delta) for plan in public)
-
-    if not public or spent == 0 or worst(1) == float("inf"):
+    if not public or spent == 0 or epsilon_of(public[0], 1, delta) == float("inf"):
         return []
     # Eighths: every point is an evaluation by the accountant, which may take seconds.
     counts = sorted({max(1, round(spent * part / 8)) for part in range(1, 9)})
-    return [(count, worst(count)) for count in counts]
+    return [(count, epsilon_of(public[0], count, delta)) for count in counts]

@@ -214,9 +214,7 @@ def readable(journal: Path) -> list[dict[str, object]]:
     return lines
 
 
-@pytest.mark.parametrize(
-    "tail", [b'\n{"spent_up_', b"\n\x00\x00\x00", b"\n\xff\xfe", b"\n"]
-)
+@pytest.mark.parametrize("tail", [b'\n{"spent_up_', b"\n\x00\x00\x00", b"\n\xff\xfe", b"\n"])
 def test_a_damaged_last_line_reserved_nothing(tmp_path: Path, tail: bytes) -> None:
     assert a_ledger(tmp_path).spend(3)
     with journal_of(tmp_path).open("ab") as file:
