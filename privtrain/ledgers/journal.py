@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,24 +73,9 @@ class JournalFile:
         # The line break comes first: a line that a crash cut off must not swallow the next.
         head = b"" if self.begun else _written(first)
         text = head + _written(line)
-        try:
-            append_synced(self.path, text, size=self.size, first=not self.begun)
-        except OSError:
-            # Part of the text may be there: the next write goes on behind it.
-            left = self._left_by(text)
-            self.begun = self.begun or left >= len(head)
-            self.size += left
-            raise
+        append_synced(self.path, text, size=self.size, first=not self.begun)
         self.begun = True
         self.size += len(text)
-
-    def _left_by(self, text: bytes) -> int:
-        """How many bytes of a failed write are in the file; none where they are another's."""
-        try:
-            left = self.path.read_bytes()[self.size :]
-        except OSError:
-            return 0
-        return len(left) if text.startswith(left) else 0
 
 
 def _written(line: Mapping[str, Any]) -> bytes:
@@ -97,7 +83,7 @@ def _written(line: Mapping[str, Any]) -> bytes:
 
 
 def append_synced(journal: Path, text: bytes, *, size: int, first: bool) -> None:
-    """Adds text to a journal; it is on the disk when this returns.
+    """Adds text to a journal; it is on the disk when this returns, and gone when this raises.
 
     Args:
         journal: The file.
@@ -112,14 +98,22 @@ def append_synced(journal: Path, text: bytes, *, size: int, first: bool) -> None
     # Before the folder is made: a journal that vanished with its folder is not begun again.
     check_alone(journal, size)
     journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("ab") as file:
+    # No buffer: what could not be written must not follow when the file is closed.
+    with journal.open("ab", buffering=0) as file:
         if fcntl is not None:  # given back when the file is closed
             fcntl.flock(file, fcntl.LOCK_EX)
         check_alone(journal, size)  # again, now that nobody else can write
-        file.write(text)
-        # flush hands the bytes to the system, fsync to the disk: only then may a release follow.
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            rest = text
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())  # only then may a release follow
+        except OSError:
+            # Nothing follows from it. Where it stays, the file is too long to be written again, so
+            # that what somebody else adds is never taken for it.
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), size)
+            raise
     if first:
         _sync_folder(journal.parent)
 
