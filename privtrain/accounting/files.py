@@ -78,8 +78,8 @@ def _field(name: str, value: Any) -> Any:
     """A field of an event; the library takes any number, also one that lowers what was spent."""
     if name == "event":
         return _made(value)
-    if name == "events" and isinstance(value, list):
-        return tuple(_made(part) for part in value)
+    if name == "events":
+        return tuple(map(_made, value))
     if isinstance(value, list):
         return tuple(_field(name, part) for part in value)
     (number,) = _numbers(name, [value])

@@ -92,7 +92,7 @@ def check_observer(observer: Observer, parties: Iterable[str]) -> None:
     """
     # Names alone: a mapping that is asked whether it holds a party may load its rows.
     known = tuple(parties)
-    if not observer.corrupted and observer.name in known:
+    if not (observer.corrupted or is_role(observer.name)) and observer.name in known:
         raise ValueError(
             f"Expected observer={observer.name!r} to be a role, such as participant: what it would "
             f"see is what everybody sees. A party is coalition({{{observer.name!r}}})."

@@ -82,10 +82,8 @@ def read_charge(line: Line, journal: Path, earlier: Sequence[Charge]) -> Charge:
     """
     values = dict(line.values)
     try:
-        first, *further = (
-            _cost({key: part.pop(key) for key in _COST})
-            for part in (values, *values.pop("further", ()))
-        )
+        further = [_cost(part) for part in values.pop("further", ())]
+        first = _cost({key: values.pop(key) for key in _COST})
         charge = Charge(
             name=_text(values.pop("name")),
             run=_text(values.pop("run")),
@@ -110,6 +108,8 @@ def _plain(cost: Cost) -> dict[str, Any]:
 
 
 def _cost(plain: Mapping[str, Any]) -> Cost:
+    if set(plain) != set(_COST):
+        raise ValueError(f"expected {', '.join(_COST)}, and nothing else")
     return Cost(
         unit=Unit(plain["unit"]),
         relation=Relation(plain["relation"]),
