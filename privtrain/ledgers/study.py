@@ -29,6 +29,7 @@ from privtrain.ledgers.journal import JournalFile, lines_of, size_of, text_of
 from privtrain.ledgers.run import JournalLedger, check_one_plan, digest_of, epsilon_of
 
 FIXED = "trainers and settings of the study were fixed before the first result was seen"
+EACH = "what the statement of each fit assumes, such as that nobody knows the seed of its noise"
 COMPOSED = "composition of all fits of the study"
 
 
@@ -214,7 +215,7 @@ class StudyLedger:
             event=self._total(number),
             count=1,
             theorem=COMPOSED,
-            assumptions=(FIXED,),
+            assumptions=(FIXED, EACH, *self.data.assumptions),
         )
         made = guarantees((plan,), spent=1, delta=self.delta)[0]
         # Each fit counts as one release here; its own statement says how many it made.
@@ -228,7 +229,7 @@ class StudyLedger:
             accountant="rdp",
             cross_check=None,
             theorem=FILTER,
-            assumptions=(f"everything is counted at order {self.order:g}",),
+            assumptions=(f"everything is counted at order {self.order:g}", *made.assumptions[1:]),
         )
 
     def _total(self, number: int, *further: Event) -> Event:

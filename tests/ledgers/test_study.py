@@ -170,6 +170,19 @@ def test_a_journal_that_cannot_be_written_means_nothing_is_spent(tmp_path: Path)
     assert study.charges == ()
 
 
+def test_the_guarantee_of_a_study_says_what_it_rests_on() -> None:
+    assumed = "the classes are public"
+    data = replace(DATA, assumptions=(assumed,))
+    for adaptive in (False, True):
+        study = StudyLedger(data, budget=BUDGET, adaptive=adaptive)
+        spent(study, 20.0)
+        said = study.guarantee().assumptions
+        assert len(said) == 3
+        assert "statement of each fit" in said[1]
+        assert said[2] == assumed
+        assert ("fixed before" in said[0]) is not adaptive
+
+
 # Threads
 
 
