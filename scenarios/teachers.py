@@ -14,7 +14,8 @@ Who learns what:
            is promised nothing.
 
 What a vote may tell is charged at its worst whatever the teachers said: the formal epsilon. Where
-they agree, the data-dependent one is smaller, and itself private: printed since data are public.
+they agree, the data-dependent one is smaller, itself private, and holds in one direction only: it
+is no differential privacy. It is printed since data are public.
 
 Digits come with the package. MNIST is read from its four files: --data mnist --directory DIR, or
 the environment variable PRIVTRAIN_DATA. PATE's settings were chosen on validation images.
@@ -130,8 +131,8 @@ def reading(comparison: pt.Comparison) -> str:
     return (
         f"The student reaches {fmean(score['PATE']):.1%}, DP-SGD for the same epsilon "
         f"{fmean(score['DP-SGD']):.1%}, pooled without a promise {fmean(score['pooled']):.1%}.\n"
-        f"Formal epsilon to the public: {formal:.2f}. Data-dependent, itself PRIVATE, not to be "
-        f"published: {private:.2f}."
+        f"Formal epsilon to the public: {formal:.2f}. Data-dependent, one-sided, itself PRIVATE, "
+        f"not to be published: {private:.2f}."
     )
 
 

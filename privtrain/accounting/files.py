@@ -44,23 +44,55 @@ def event_from_plain(plain: Any) -> Event:
     Raises:
         PrivacyError: If it stands for none: what was spent is unknown then.
     """
-    if isinstance(plain, list):
-        return tuple(event_from_plain(part) for part in plain)
-    if not isinstance(plain, Mapping):
-        return plain
-    kind, values = plain.get("kind"), [event_from_plain(part) for part in plain.get("fields", ())]
+    kind = plain.get("kind") if isinstance(plain, Mapping) else plain
     try:
-        if kind == "RdpCurve":
-            return RdpCurve(*values)
-        if kind == "Approximate":
-            return Approximate(*values)
-        # Nothing but events: a journal must not name any other class of the library.
-        made = event_class(str(kind))
-        if made is None:
-            raise TypeError(f"{kind!r} is no event.")
-        return made(*values)
-    except (AttributeError, TypeError, ValueError) as error:
+        return _made(plain)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise PrivacyError(
             f"The journal names the event {kind!r}, which is not known here: what was spent is "
-            "unknown, so nothing may be released. Use the version that wrote it."
+            f"unknown, so nothing may be released. Use the version that wrote it. ({error})"
         ) from error
+
+
+def _made(plain: Any) -> Event:
+    if not isinstance(plain, Mapping) or set(plain) != {"kind", "fields"}:
+        raise TypeError(f"{plain!r} is no event.")
+    kind, fields = plain["kind"], plain["fields"]
+    if not isinstance(fields, list):
+        raise TypeError(f"{fields!r} are no fields.")
+    if kind == "RdpCurve":
+        orders, rdp = fields
+        return RdpCurve(_numbers("orders", orders), _numbers("rdp", rdp))
+    if kind == "Approximate":
+        inner, distance = fields
+        return Approximate(_made(inner), *_numbers("distance", [distance]))
+    # Nothing but events: a journal must not name any other class of the library.
+    known = event_class(str(kind))
+    if known is None:
+        raise TypeError(f"{kind!r} is no event.")
+    names = field_names(known)
+    return known(*(_field(name, value) for name, value in zip(names, fields, strict=True)))
+
+
+def _field(name: str, value: Any) -> Any:
+    """A field of an event; the library takes any number, also one that lowers what was spent."""
+    if name == "event":
+        return _made(value)
+    if name == "events":
+        return tuple(map(_made, value))
+    if isinstance(value, list):
+        return tuple(_field(name, part) for part in value)
+    (number,) = _numbers(name, [value])
+    if name.startswith("sampling_prob") and number > 1:
+        raise ValueError(f"{name}={number!r} is no probability.")
+    if name.endswith(("count", "size")) and not isinstance(number, int):
+        raise ValueError(f"{name}={number!r} is no whole number.")
+    return number
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Numbers of an event, none of which is a truth value, negative or NaN."""
+    for value in values:
+        if type(value) not in (int, float) or not value >= 0:
+            raise ValueError(f"{name}={value!r} is no number of at least 0.")
+    return tuple(values)

@@ -13,6 +13,7 @@ from privtrain.accounting.epsilon import rdp_curve
 from privtrain.accounting.event import Event
 from privtrain.accounting.renyi import RdpCurve, check_orders
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
+from privtrain.core.locks import Lock
 from privtrain.core.statement import ADD_REMOVE, Budget, Relation
 
 THEOREM = "Rényi filter at one order fixed beforehand (Feldman and Zrnic 2021; Lécuyer 2021)"
@@ -108,6 +109,7 @@ class RdpFilter:
     _order: float = field(init=False, repr=False)
     _allowance: float = field(init=False, repr=False)
     _spent: float = field(default=0.0, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # The theorems hold at one order that was fixed beforehand: no smallest over orders here.
@@ -155,16 +157,17 @@ class RdpFilter:
                 smaller release may still fit.
             UnsupportedError: If no Rényi accountant reads the event.
         """
-        # `not <=`, so that a NaN is refused, too.
-        after = self._after(event)
-        if not after <= self._allowance:
-            raise BudgetExceededError(
-                f"This release costs {after - self._spent:.4g} at order {self._order:g}, and "
-                f"{self.remaining:.4g} of {self._allowance:.4g} is left of "
-                f"epsilon={self.budget.epsilon:g}, delta={self.budget.delta:g}. Use more noise or "
-                "fewer steps; the budget of a filter cannot be raised afterwards."
-            )
-        self._spent = after
+        with self._lock:  # from the check to the sum: two threads must not fill one gap
+            # `not <=`, so that a NaN is refused, too.
+            after = self._after(event)
+            if not after <= self._allowance:
+                raise BudgetExceededError(
+                    f"This release costs {after - self._spent:.4g} at order {self._order:g}, and "
+                    f"{self.remaining:.4g} of {self._allowance:.4g} is left of "
+                    f"epsilon={self.budget.epsilon:g}, delta={self.budget.delta:g}. Use more noise "
+                    "or fewer steps; the budget of a filter cannot be raised afterwards."
+                )
+            self._spent = after
 
     def _after(self, event: Event) -> float:
         return self._spent + rdp_at(event, self._order, self.relation)

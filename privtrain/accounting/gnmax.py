@@ -38,7 +38,9 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
         orders: Rényi orders, shape `(orders,)`, each above 1.
 
     Returns:
-        Upper bounds in nats, shape `(queries, orders)`. Add over queries to compose them.
+        Upper bounds in nats, shape `(queries, orders)`. Add over queries to compose them. Where
+        the votes decide, they hold in one direction: of the answers to these votes from those to
+        neighbouring votes, not the reverse.
 
     Raises:
         ValueError: If an argument is out of its range.

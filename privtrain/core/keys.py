@@ -6,6 +6,7 @@ A plain digest of rows can be tried: who knows all of them but one value finds i
 import hashlib
 import hmac
 import os
+import time
 from pathlib import Path
 
 from privtrain.core.errors import DataError
@@ -14,6 +15,9 @@ PRIVATE = "private"
 """The subfolder that is never published: it holds the key."""
 
 _BYTES = 32
+
+# A second in all: a key that stays empty is one that a crash left.
+_TRIES, _PAUSE = 100, 0.01
 
 
 def keyed_digest(digest: str, folder: Path) -> str:
@@ -33,8 +37,17 @@ def keyed_digest(digest: str, folder: Path) -> str:
     return hmac.new(_key(folder), digest.encode(), hashlib.sha256).hexdigest()
 
 
+def has_key(folder: Path) -> bool:
+    """Whether a folder has its key already; without it, nothing can be told from its digests."""
+    return _place(folder).exists()
+
+
+def _place(folder: Path) -> Path:
+    return folder / PRIVATE / "digest.key"
+
+
 def _key(folder: Path) -> bytes:
-    path = folder / PRIVATE / "digest.key"
+    path = _place(folder)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -56,4 +69,14 @@ def _key(folder: Path) -> bytes:
             f"The key {path} has {len(key)} bytes, {_BYTES} expected. Choose another folder: what "
             "was written under the lost key cannot be compared with anything."
         )
+    return key
+
+
+def _read(path: Path) -> bytes:
+    """The key; where another run is just making it, a moment later."""
+    for _ in range(_TRIES):
+        key = path.read_bytes()
+        if key:
+            break
+        time.sleep(_PAUSE)
     return key

@@ -1,7 +1,11 @@
 """Observers: who might look, and what each of them sees of one release."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, is_role
 from privtrain.core.validate import check_non_negative
 
 
@@ -38,6 +42,10 @@ QUERIER = Observer("querier")
 """Sees the answers to its own queries."""
 
 
+_NAMED = 4
+"""So many members of a coalition stand in its name; a longer one shows a digest of all."""
+
+
 def coalition(corrupted: frozenset[str] | set[str]) -> Observer:
     """Several parties that pool everything they saw.
 
@@ -45,18 +53,57 @@ def coalition(corrupted: frozenset[str] | set[str]) -> Observer:
         corrupted: Names of the parties; at least one.
 
     Returns:
-        The observer that sees what any of them sees.
+        The observer that sees what any of them sees. Other members make another name, such as
+        "coalition of a, b", which is all that statements and tables hold.
 
     Raises:
-        ValueError: If nobody is named.
+        ValueError: If nobody is named, or a name is no text.
     """
-    if not corrupted:
-        raise ValueError("Expected corrupted=set() to name at least one party.")
-    # A guarantee stores the name alone, so the name says how many they are.
-    count = len(corrupted)
-    return Observer(
-        f"coalition of {count} {'party' if count == 1 else 'parties'}", frozenset(corrupted)
-    )
+    # A text is a collection of letters, each of which would be taken for a party.
+    if not corrupted or isinstance(corrupted, str):
+        raise ValueError(
+            f"Expected corrupted={corrupted!r} to be a set that names at least one party."
+        )
+    odd = [name for name in corrupted if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"Expected corrupted to hold names of parties; it holds {odd[0]!r}.")
+    # Who pools the rows is an aggregator under another name, and what it knows is decided by one.
+    members = sorted({AGGREGATOR_NAME if name == CURATOR_NAME else name for name in corrupted})
+    text = ", ".join(members)
+    # {"a", "b"} and {"a, b"} read alike, and a long list fills a table.
+    if len(members) > _NAMED or text.count(",") >= len(members):
+        digest = hashlib.sha256(json.dumps(members).encode()).hexdigest()[:12]
+        shown = ", ".join(members[:_NAMED])
+        more = len(members) - _NAMED
+        text = f"{shown} and {more} more ({digest})" if more > 0 else f"{shown} ({digest})"
+    return Observer(f"coalition of {text}", frozenset(members))
+
+
+def check_observer(observer: Observer, parties: Iterable[str]) -> None:
+    """Refuses an observer that nobody in a setting is: what it would see is then unknown.
+
+    Args:
+        observer: Whom a promise is made to, or whose view an attack reads.
+        parties: Names of the parties that hold data.
+
+    Raises:
+        ValueError: If a coalition names a party that is not there, or a single observer is a
+            party rather than a role.
+    """
+    # Names alone: a mapping that is asked whether it holds a party may load its rows.
+    known = tuple(parties)
+    if not (observer.corrupted or is_role(observer.name)) and observer.name in known:
+        raise ValueError(
+            f"Expected observer={observer.name!r} to be a role, such as participant: what it would "
+            f"see is what everybody sees. A party is coalition({{{observer.name!r}}})."
+        )
+    strangers = sorted(name for name in observer.corrupted.difference(known) if not is_role(name))
+    if strangers:
+        shown = ", ".join((*known[:10], *(("...",) if len(known) > 10 else ()), AGGREGATOR_NAME))
+        raise ValueError(
+            f"Expected the coalition to name parties that take part; {strangers[0]!r} does not. "
+            f"Known are {shown}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

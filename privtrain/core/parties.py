@@ -1,5 +1,10 @@
 """Who takes part: a party is named by a string, and a few names are reserved for roles."""
 
+import re
+from collections.abc import Iterable
+
+from privtrain.core.errors import DataError
+
 AGGREGATOR_NAME = "aggregator"
 """The coordinator of a star: sends the model, receives the messages of a round."""
 
@@ -8,6 +13,48 @@ CURATOR_NAME = "curator"
 
 PUBLIC_NAME = "public"
 """Everybody: receives what is published at the end."""
+
+ROLES = (
+    AGGREGATOR_NAME,
+    CURATOR_NAME,
+    PUBLIC_NAME,
+    "participant",
+    "dealer",
+    "querier",
+    "student",
+    "tuner",
+    "coalition",
+)
+"""Names that stand for who does something, not for who holds rows."""
+
+# `computing-0` computes on shares, `north/teacher-3` is a teacher that `north` trains, and a
+# coalition is called by its members: all of them send, receive or draw under these names.
+_ROLE = re.compile(r"computing-\d+|.*/teacher-\d+|coalition of .*", re.DOTALL)
+
+
+def is_role(name: str) -> bool:
+    """Whether a name stands for a role; capitals and spaces around it tell nobody apart."""
+    plain = name.strip().casefold()
+    return plain in ROLES or _ROLE.fullmatch(plain) is not None
+
+
+def check_party_names(names: Iterable[str]) -> None:
+    """Refuses parties whose messages, noise or views would be mixed with those of a role.
+
+    Args:
+        names: What the parties that hold data are called.
+
+    Raises:
+        DataError: If a name is no text, is empty, or is that of a role.
+    """
+    for name in names:
+        # The empty name is the one under which a run itself draws.
+        if not isinstance(name, str) or not name.strip() or is_role(name):
+            raise DataError(
+                f"Expected the party {name!r} to have a name of its own: not empty, and none of a "
+                f"role, which are {', '.join(ROLES)}, and names such as computing-0 and "
+                "a/teacher-0. Call it something else, such as site-0."
+            )
 
 
 def party_names(prefix: str, count: int) -> tuple[str, ...]:

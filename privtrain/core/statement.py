@@ -77,10 +77,11 @@ class Guarantee:
     def __str__(self) -> str:
         # Unit and relation beside every epsilon: without them two of them cannot be compared.
         epsilon = "inf" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
-        text = (
-            f"({epsilon}, {self.delta:g})-DP to the {self.observer}, "
-            f"per {self.unit}, {self.relation.replace('_', '-')}"
-        )
+        pair = f"({epsilon}, {self.delta:g})-DP"
+        if self.data_dependent:
+            # No "-DP": its theorems bound one direction, from the votes that were seen.
+            pair = f"epsilon {epsilon} at delta {self.delta:g} for these votes, one-sided,"
+        text = f"{pair} to the {self.observer}, per {self.unit}, {self.relation.replace('_', '-')}"
         return f"{text}, data-dependent" if self.data_dependent else text
 
 

@@ -57,23 +57,25 @@ class Setup:
 
 @dataclass(frozen=True)
 class View:
-    """What one observer saw: its own inputs and randomness, setup material, received messages.
+    """What one observer saw: its own inputs and randomness, setup material, its messages.
 
     Args:
         observer: Whose view it is.
         own: In words, what the observer brought itself.
         setup: What it was dealt, or dealt.
-        messages: What it received.
+        messages: What it sent and received, and what was published, in order.
+        names: The parties whose place the observer takes, sorted; none for the public.
     """
 
     observer: Observer
     own: tuple[str, ...]
     setup: tuple[Setup, ...]
     messages: tuple[Entry, ...]
+    names: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of messages received, sorted, each once."""
+        """Kinds of messages sent and received, sorted, each once."""
         return tuple(sorted({entry.kind for entry in self.messages}))
 
 
@@ -133,14 +135,19 @@ class Transcript:
         A coalition sees what its members see; everybody sees what was published. A participant
         sees what the first party that received something saw; the aggregator what the
         coordinator of a star or the curator of pooled rows saw; the dealer what those saw who
-        have setup material.
+        have setup material. Who sent a message knows it as well as who received it.
         """
         # The same entries that cost is read from: what was not recorded was neither sent nor seen.
-        names = set(observer.corrupted) or self._played_by(observer.name)
-        messages = tuple(e for e in self.entries if e.receiver in names | {PUBLIC_NAME})
+        places = (self._played_by(name) or {name} for name in observer.corrupted)
+        names = set().union(*places) if observer.corrupted else self._played_by(observer.name)
+        messages = tuple(
+            e
+            for e in self.entries
+            if e.receiver == PUBLIC_NAME or e.receiver in names or e.sender in names
+        )
         setup = tuple(s for s in self.setups if s.party in names)
         own = tuple(f"the inputs and random choices of {name}" for name in sorted(names))
-        return View(observer, own, setup, messages)
+        return View(observer, own, setup, messages, tuple(sorted(names)))
 
     def _played_by(self, role: str) -> set[str]:
         """Names of the parties whose place an observer takes."""
@@ -149,7 +156,7 @@ class Transcript:
             # several that pool what they saw are a coalition.
             outside = {*_COORDINATORS, PUBLIC_NAME}
             return set([e.receiver for e in self.entries if e.receiver not in outside][:1])
-        if role == "aggregator":
+        if role in _COORDINATORS:
             seen = {name for e in self.entries for name in (e.sender, e.receiver)}
             return seen.intersection(_COORDINATORS) or {AGGREGATOR_NAME}
         if role == "dealer":

@@ -112,6 +112,26 @@ def without_canaries(data: FederatedData) -> Rows:
     )
 
 
+def canaries_besides(data: FederatedData, names: frozenset[str]) -> Canaries | None:
+    """The canaries of all parties but some, who know which of their rows were planted.
+
+    Args:
+        data: Parties that hold rows, with or without canaries of `with_canaries`.
+        names: Parties whose canaries are left out.
+
+    Returns:
+        The other canaries; None where there are none.
+    """
+    if data.canaries is None or not names:
+        return data.canaries
+    parties = data.parties
+    numbers = range(len(data.canaries))
+    index = torch.tensor([n for n in numbers if parties[n % len(parties)] not in names])
+    if len(index) == 0:
+        return None
+    return Canaries(rows=data.canaries.rows.take(index), included=data.canaries.included[index])
+
+
 def _check_rows(data: FederatedData, rows: Rows) -> None:
     if len(rows) == 0:
         raise DataError("Expected rows to hold at least one canary; they hold none.")

@@ -7,18 +7,22 @@ counting. What is written down is never taken back: not by an error, not by a re
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.event import repeated
 from privtrain.accounting.library import field_names
-from privtrain.core.errors import BudgetExceededError, PrivacyError
+from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
+from privtrain.core.locks import Lock
+from privtrain.core.observers import Observer
 from privtrain.core.statement import Budget
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count
-from privtrain.ledgers.journal import append_synced, lines_of, size_of, text_of
+from privtrain.ledgers.journal import JournalFile, Line, lines_of, size_of, text_of, unreadable
 
 
 def epsilon_of(plan: PrivacyPlan, count: int, delta: float) -> float:
@@ -64,6 +68,23 @@ def capacity(plans: tuple[PrivacyPlan, ...], budget: Budget | None) -> int:
     return fitting
 
 
+def check_one_plan(plans: Iterable[PrivacyPlan]) -> None:
+    """Refuses two plans about what one observer sees of one unit.
+
+    Each of them would hold for a part of what it sees, and the figure of a part is no promise.
+
+    Raises:
+        UnsoundReleaseError: If an observer has two plans about a unit.
+    """
+    for (observer, unit), number in Counter((p.observer, p.unit) for p in plans).items():
+        if number > 1:
+            raise UnsoundReleaseError(
+                f"{number} plans say what the {observer} sees of one {unit}, and what it sees is "
+                "all of them. Compose their events into one plan, with "
+                "privtrain.accounting.event.composed."
+            )
+
+
 def _largest_count(plan: PrivacyPlan, budget: Budget) -> int:
     def fits(count: int) -> bool:
         return epsilon_of(plan, count, budget.delta) <= budget.epsilon
@@ -80,8 +101,16 @@ def _largest_count(plan: PrivacyPlan, budget: Budget) -> int:
 
 def digest_of(plans: tuple[PrivacyPlan, ...], delta: float) -> str:
     """What identifies a set of plans in a journal."""
-    parts = [(p.observer, p.unit, p.relation, p.event, p.count) for p in plans]
+    parts = [(_named(p.observer), p.unit, p.relation, p.event, p.count) for p in plans]
     return hashlib.sha256(_identity((parts, delta)).encode()).hexdigest()[:32]
+
+
+def _named(observer: Observer) -> Observer:
+    """An observer under the name of version 0.1, so that its journals go on."""
+    count = len(observer.corrupted)
+    if not count:
+        return observer
+    return replace(observer, name=f"coalition of {count} {'party' if count == 1 else 'parties'}")
 
 
 def _identity(value: Any) -> str:
@@ -120,14 +149,16 @@ class JournalLedger:
     _spent: int = field(default=0, init=False)
     _used: int = field(default=0, init=False)
     _written: int = field(default=0, init=False)
-    _begun: bool = field(default=False, init=False, repr=False)
-    _size: int = field(default=0, init=False, repr=False)
+    _file: JournalFile | None = field(default=None, init=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count(block=self.block)
         self._limit = capacity(self.plans, self.budget)
-        if self.journal is not None and self.journal.exists():
-            self._resume(self.journal)
+        if self.journal is not None:
+            self._file = JournalFile(self.journal)
+            if self.journal.exists():
+                self._resume(self._file)
 
     @property
     def limit(self) -> int:
@@ -152,16 +183,17 @@ class JournalLedger:
             PrivacyError: If the journal cannot be written.
         """
         check_count(count=count)
-        if self._spent + count > self._limit:
-            return False
-        # Written before it is counted: a crash in between spends too much, never too little.
-        if self._spent + count > self._written:
-            # A whole block at a time: one sync pays for several releases.
-            target = max(self._spent + count, min(self._limit, self._written + self.block))
-            self._write({"spent_up_to": target})
-            self._written = target
-        self._spent += count
-        return True
+        with self._lock:  # from the check to the count: two threads must not pay once
+            if self._spent + count > self._limit:
+                return False
+            # Written before it is counted: a crash in between spends too much, never too little.
+            if self._spent + count > self._written:
+                # A whole block at a time: one sync pays for several releases.
+                target = max(self._spent + count, min(self._limit, self._written + self.block))
+                self._write({"spent_up_to": target})
+                self._written = target
+            self._spent += count
+            return True
 
     def use(self, count: int = 1) -> None:
         """Takes note that releases are being made now.
@@ -171,55 +203,78 @@ class JournalLedger:
             ValueError: If the count is negative. Zero is a further part of the last release.
         """
         check_count(0, count=count)
-        if self._used + count > self._spent or self._used + count == 0:
-            raise BudgetExceededError(
-                f"A release was about to be made that was not paid for ({self._used} of "
-                f"{self._spent} paid releases are made). Call run.spend() before it."
-            )
-        self._used += count
+        with self._lock:
+            if self._used + count > self._spent or self._used + count == 0:
+                raise BudgetExceededError(
+                    f"A release was about to be made that was not paid for ({self._used} of "
+                    f"{self._spent} paid releases are made). Call run.spend() before it."
+                )
+            self._used += count
 
     def close(self) -> None:
         """Writes down that the run finished: what a block reserved beyond it was never used."""
-        if self._written > self._spent:
-            self._write({"finished_at": self._spent})
-            self._written = self._spent
+        with self._lock:
+            if self._written > self._spent:
+                self._write({"finished_at": self._spent})
+                self._written = self._spent
 
     def _write(self, line: dict[str, int | str]) -> None:
-        if self.journal is None:
+        if self._file is None:
             return
-        lines = [line] if self._begun else [self._first_line, line]
-        # The line break comes first: a line that a crash cut off must not swallow the next.
-        text = "".join("\n" + json.dumps(item) for item in lines).encode()
         try:
-            append_synced(self.journal, text, size=self._size, first=not self._begun)
+            self._file.append(self._first_line, line)
         except OSError as error:
-            # Part of the text may be there: the next write goes on behind it.
-            self._size = size_of(self.journal)
             raise PrivacyError(
                 f"Cannot write the privacy journal {self.journal}: {error}. Nothing was released; "
                 "free disk space or choose another folder, then resume."
             ) from error
-        self._begun = True
-        self._size += len(text)
 
     @property
     def _first_line(self) -> dict[str, int | str]:
         return {"plan": digest_of(self.plans, self.delta)}
 
-    def _resume(self, journal: Path) -> None:
-        self._size = size_of(journal)
-        text = text_of(journal)
-        if ("\n" + json.dumps(self._first_line)).startswith(text):
+    def _resume(self, file: JournalFile) -> None:
+        file.size = size_of(file.path)
+        text = text_of(file.path)
+        if file.is_start(text, self._first_line):
             return  # a crash cut off the very first write, before anything was spent
-        lines = lines_of(text)
-        self._begun = True
-        if not lines or lines[0].get("plan") != digest_of(self.plans, self.delta):
+        lines = lines_of(file.path, text, _BEGINNINGS)
+        file.begun = True
+        if not lines or lines[0].values != self._first_line:
             raise PrivacyError(
-                f"The privacy journal {journal} belongs to another plan. Resume with the settings "
-                "it was started with, or choose another folder."
+                f"The privacy journal {file.path} belongs to another plan. Resume with the "
+                "settings it was started with, or choose another folder."
             )
         # The last line counts. A block that was reserved and not closed stays spent: which of its
         # releases were made before the crash is unknown.
+        before = 0
         for line in lines[1:]:
-            self._written = int(line.get("spent_up_to", line.get("finished_at", self._written)))
+            count = self._count_of(line, file.path, before)
+            # What a finished run never used is part of its last block; nothing before falls.
+            if count != self._written:
+                before = min(self._written, count)
+            self._written = count
         self._spent = self._used = self._written
+
+    def _count_of(self, line: Line, journal: Path, before: int) -> int:
+        """How many releases are spent after an entry; `before` were before its block."""
+        planned = max((plan.count for plan in self.plans), default=0)
+        key, value = next(iter(line.values.items()), ("", None))
+        # No boolean, which is a whole number to Python, and no float.
+        if len(line.values) == 1 and type(value) is int:
+            if key == "spent_up_to" and max(self._written, 1) <= value <= planned:
+                return value
+            # Twice where writing it failed after it stood there.
+            if key == "finished_at" and (
+                before < value <= self._written or 0 < value == self._written
+            ):
+                return value
+        raise unreadable(
+            journal,
+            line.number,
+            f"{json.dumps(line.values)} after {self._written} of {planned} planned releases",
+        )
+
+
+_BEGINNINGS = ('{"plan": "', '{"spent_up_to": ', '{"finished_at": ')
+"""How the entries of a run's journal begin."""

@@ -13,40 +13,24 @@ from typing import Any
 
 from privtrain.accounting.epsilon import best_accountant, evaluate
 from privtrain.accounting.event import Event, composed, no_event, repeated
-from privtrain.accounting.files import event_from_plain, event_to_plain
 from privtrain.accounting.filter import THEOREM as FILTER
 from privtrain.accounting.filter import RdpFilter, order_for
 from privtrain.accounting.guarantees import guarantees
 from privtrain.core.errors import BudgetExceededError, DataError, PrivacyError, UnsoundReleaseError
-from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.keys import PRIVATE, has_key, keyed_digest
+from privtrain.core.locks import Lock
+from privtrain.core.observers import PUBLIC, Observer, check_observer
 from privtrain.core.statement import Budget, Guarantee, Relation, Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_delta
-from privtrain.ledgers.journal import append_synced, lines_of, size_of, text_of
-from privtrain.ledgers.run import JournalLedger, digest_of, epsilon_of
+from privtrain.ledgers.charges import BEGINNINGS, Charge, Cost, charge_to_plain, read_charge
+from privtrain.ledgers.journal import JournalFile, lines_of, size_of, text_of
+from privtrain.ledgers.run import JournalLedger, check_one_plan, digest_of, epsilon_of
 
 FIXED = "trainers and settings of the study were fixed before the first result was seen"
+EACH = "what the statement of each fit assumes, such as that nobody knows the seed of its noise"
 COMPOSED = "composition of all fits of the study"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Charge:
-    """What one fit was charged.
-
-    Args:
-        name: What was trained.
-        unit: Whose contribution is hidden.
-        relation: Which data sets are neighbours.
-        event: Everything that the fit may release.
-        run: What identifies a run that may be resumed; empty where it cannot be.
-    """
-
-    name: str
-    unit: Unit
-    relation: Relation
-    event: Event
-    run: str = ""
 
 
 @dataclass
@@ -54,7 +38,8 @@ class StudyLedger:
     """Adds up what several fits on the same rows release, and refuses a fit beyond the budget.
 
     Args:
-        data: The rows of the study. Fits on rows of another digest are refused.
+        data: The rows of the study. Fits on rows of another digest are refused; whoever changes
+            rows by hand gives them another digest.
         budget: What all fits together may spend; None for no limit. Its observer and its delta
             replace `delta` and the public.
         adaptive: Whether the next trainer or its settings may be chosen after looking at the
@@ -63,12 +48,14 @@ class StudyLedger:
             accountant, and the guarantee assumes that they were fixed beforehand.
         order: The order of that filter; None for the one that suits the budget.
         delta: Delta of the guarantee where there is no budget.
-        journal: The file; None keeps the charges in memory only.
+        journal: The file; None keeps the charges in memory only. Beside it, `private/digest.key`
+            tells whether rows are the study's; without that key the journal cannot go on.
 
     Raises:
         DataError: If the data have no digest.
-        PrivacyError: If the journal is another study's.
-        ValueError: If `adaptive` comes without a budget, or an order without `adaptive`.
+        PrivacyError: If the journal is another study's, or holds what no study writes.
+        ValueError: If `adaptive` comes without a budget, an order without `adaptive`, or the
+            budget's observer names a party that holds none of the data.
     """
 
     data: FederatedData = field(repr=False)
@@ -78,8 +65,8 @@ class StudyLedger:
     delta: float = 1e-5
     journal: str | Path | None = None
     _charges: list[Charge] = field(default_factory=list, init=False)
-    _size: int = field(default=0, init=False, repr=False)
-    _begun: bool = field(default=False, init=False, repr=False)
+    _file: JournalFile | None = field(default=None, init=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.journal = None if self.journal is None else Path(self.journal)
@@ -101,8 +88,11 @@ class StudyLedger:
                 "Expected data.digest to identify the rows of the study; it is empty. Load the "
                 "rows with pt.data, or set digest= to a hash of them."
             )
-        if self.journal is not None and self.journal.exists():
-            self._resume(self.journal)
+        check_observer(self.observer, self.data.parties)
+        if isinstance(self.journal, Path):
+            self._file = JournalFile(self.journal)
+            if self.journal.exists():
+                self._resume(self._file)
 
     @property
     def observer(self) -> Observer:
@@ -145,25 +135,30 @@ class StudyLedger:
             PrivacyError: If the journal cannot be written.
             UnsupportedError: If no accountant reads this fit and the earlier ones together.
         """
+        # No digest in the message: of all rows but one that are known, it tells the last.
         if data.digest != self.data.digest:
             raise DataError(
-                f"The study is about rows of digest {self.data.digest[:12]}, and these have "
-                f"{data.digest[:12] or 'none'}. Open another StudyLedger for other rows."
+                f"Expected {name} to train on the rows of the study; these are others. Rows that "
+                "are in both, as in a file with one row more or less, pay for both, and no ledger "
+                "would add it up: train on the study's own rows. For rows of which not one is in "
+                "the study, open another StudyLedger."
             )
-        if run and resumes:
-            # Paid for when it began; its own journal says how far it came.
-            for place, charge in enumerate(self._charges):
-                if charge.run == run:
-                    return place
-        charge = self._charge(plans, name, count, run)
-        if self.budget is not None:
-            self._check(charge, self.budget)
-        else:  # nothing is charged whose sum nobody can state
-            best_accountant(self._total(charge), charge.relation)
-        # On the disk first: a charge that could not be written is not made.
-        self._write(charge)
-        self._charges.append(charge)
-        return len(self._charges) - 1
+        with self._lock:  # from the check to the list: two threads must not fill one gap
+            if run and resumes:
+                # Paid for when it began; its own journal says how far it came.
+                for place, charge in enumerate(self._charges):
+                    if charge.run == run:
+                        return place
+            charge = self._charge(plans, name, count, run)
+            for number, cost in enumerate(charge.costs):
+                if self.budget is not None:
+                    self._check(name, number, cost, self.budget)
+                else:  # nothing is charged whose sum nobody can state
+                    best_accountant(self._total(number, cost.event), cost.relation)
+            # On the disk first: a charge that could not be written is not made.
+            self._write(charge)
+            self._charges.append(charge)
+            return len(self._charges) - 1
 
     def spend_run(
         self, ledger: JournalLedger, data: FederatedData, *, name: str, folder: Path | None
@@ -184,26 +179,43 @@ class StudyLedger:
 
     @property
     def epsilon(self) -> float:
-        """Epsilon of all fits; of an adaptive study, its budget once anything is spent."""
+        """Epsilon of all fits; of an adaptive study, its budget once anything is spent.
+
+        Where several units are protected, such as clients and their examples, the largest.
+        """
         return self.guarantee().epsilon if self._charges else 0.0
 
     def guarantee(self) -> Guarantee:
-        """The guarantee of all fits to the observer.
+        """The guarantee of all fits to the observer; of several units, that of the worst.
 
         Raises:
             PrivacyError: If nothing was charged yet.
         """
-        if not self._charges:
-            raise PrivacyError("Nothing was charged to this study yet, so there is no guarantee.")
-        first = self._charges[0]
+        return max(self.guarantees(), key=lambda made: made.epsilon)
+
+    def guarantees(self) -> tuple[Guarantee, ...]:
+        """The guarantee of all fits to the observer, for each unit that the study protects.
+
+        Raises:
+            PrivacyError: If nothing was charged yet.
+        """
+        with self._lock:
+            if not self._charges:
+                raise PrivacyError(
+                    "Nothing was charged to this study yet, so there is no guarantee."
+                )
+            costs = self._charges[0].costs
+            return tuple(self._guarantee(number, cost) for number, cost in enumerate(costs))
+
+    def _guarantee(self, number: int, first: Cost) -> Guarantee:
         plan = PrivacyPlan(
             observer=self.observer,
             unit=first.unit,
             relation=first.relation,
-            event=self._total(),
+            event=self._total(number),
             count=1,
             theorem=COMPOSED,
-            assumptions=(FIXED,),
+            assumptions=(FIXED, EACH),
         )
         made = guarantees((plan,), spent=1, delta=self.delta)[0]
         known = self.data.assumed(first.unit, first.relation)
@@ -219,112 +231,135 @@ class StudyLedger:
             accountant="rdp",
             cross_check=None,
             theorem=FILTER,
-            assumptions=(f"everything is counted at order {self.order:g}", *known),
+            assumptions=(f"everything is counted at order {self.order:g}", *made.assumptions[1:]),
         )
 
-    def _total(self, *further: Charge) -> Event:
-        events = [charge.event for charge in (*self._charges, *further)]
+    def _total(self, number: int, *further: Event) -> Event:
+        """Everything about one unit, by its place among those of the study."""
+        events = [*(charge.costs[number].event for charge in self._charges), *further]
         return composed(events) if events else no_event()
 
     def _charge(
         self, plans: tuple[PrivacyPlan, ...], name: str, count: int | None, run: str
     ) -> Charge:
         seen = [plan for plan in plans if plan.observer == self.observer]
-        # The first fit sets the unit and the relation of the study.
-        held = self._charges[0] if self._charges else None
-        for plan in seen:
-            agrees = held is None or (plan.unit, plan.relation) == (held.unit, held.relation)
-            # What promises nothing, to whatever unit, makes the sum infinite.
-            if agrees or math.isinf(epsilon_of(plan, 1, self.delta)):
-                times = plan.count if count is None else min(count, plan.count)
-                return Charge(
-                    name=name,
-                    unit=plan.unit if held is None else held.unit,
-                    relation=plan.relation if held is None else held.relation,
-                    event=repeated(plan.event, times),
-                    run=run,
-                )
-        promised = ", ".join(sorted({f"per {p.unit}, {p.relation}" for p in seen})) or "nothing"
-        wanted = "" if held is None else f" per {held.unit}, {held.relation}"
-        raise UnsoundReleaseError(
-            f"{name} promises the {self.observer} {promised}, and the study promises{wanted}: the "
-            "two have no common sum. Train with the same unit and relation, or name the larger of "
-            "them in a study of its own and state both."
+        check_one_plan(seen)
+        # The first fit sets the units and the relations of the study: all that it promises.
+        held = [(c.unit, c.relation) for charge in self._charges[:1] for c in charge.costs]
+        kinds = held or [(plan.unit, plan.relation) for plan in seen]
+        costs = []
+        for unit, relation in kinds:
+            plan = self._plan_of(seen, unit, relation)
+            if plan is None:
+                break
+            times = plan.count if count is None else min(count, plan.count)
+            costs.append(Cost(unit=unit, relation=relation, event=repeated(plan.event, times)))
+        if not costs or len(costs) < len(kinds):
+            promised = ", ".join(sorted({f"per {p.unit}, {p.relation}" for p in seen}))
+            wanted = "; ".join(f" per {unit}, {relation}" for unit, relation in held)
+            raise UnsoundReleaseError(
+                f"{name} promises the {self.observer} {promised or 'nothing'}, and the study "
+                f"promises{wanted}: the two have no common sum. Train with the same units and "
+                "relations, or name the larger of them in a study of its own and state both."
+            )
+        first, *further = costs
+        return Charge(
+            name=name,
+            unit=first.unit,
+            relation=first.relation,
+            event=first.event,
+            run=run,
+            further=tuple(further),
         )
 
-    def _check(self, charge: Charge, budget: Budget) -> None:
+    def _plan_of(
+        self, seen: list[PrivacyPlan], unit: Unit, relation: Relation
+    ) -> PrivacyPlan | None:
+        """The plan that says what a fit costs a unit; None where it says nothing of it."""
+        for plan in seen:
+            if (plan.unit, plan.relation) == (unit, relation):
+                return plan
+        # What promises nothing, to whatever unit, makes the sum infinite.
+        return next((p for p in seen if math.isinf(epsilon_of(p, 1, self.delta))), None)
+
+    def _check(self, name: str, number: int, cost: Cost, budget: Budget) -> None:
         if self.adaptive:
             # Played again from the start: the charges alone say what is left, after a restart, too.
-            spent = RdpFilter(budget, self.order, charge.relation)
+            spent = RdpFilter(budget, self.order, cost.relation)
             for earlier in self._charges:
-                spent.spend(earlier.event)
-            spent.spend(charge.event)
+                spent.spend(earlier.costs[number].event)
+            spent.spend(cost.event)
             return
-        total = evaluate(self._total(charge), budget.delta, charge.relation).epsilon
+        total = evaluate(self._total(number, cost.event), budget.delta, cost.relation).epsilon
         if not total <= budget.epsilon:
-            alone = evaluate(charge.event, budget.delta, charge.relation).epsilon
-            before = self.epsilon
+            alone = evaluate(cost.event, budget.delta, cost.relation).epsilon
+            before = evaluate(self._total(number), budget.delta, cost.relation).epsilon
             raise BudgetExceededError(
-                f"{charge.name} would bring the study to epsilon={total:.4g} at "
+                f"{name} would bring the study to epsilon={total:.4g} per {cost.unit} at "
                 f"delta={budget.delta:g}, beyond its budget of {budget.epsilon:g}: {before:.4g} is "
                 f"spent, and this fit alone costs {alone:.4g}. Nothing was trained; use more noise."
             )
 
     # The journal
 
-    @property
-    def _header(self) -> dict[str, Any]:
+    def _header(self, digest: str) -> dict[str, Any]:
+        """The first line of the journal, with the rows' digest as it is kept there."""
         return {
-            "study": self.data.digest,
+            "study": digest,
             "epsilon": None if self.budget is None else self.budget.epsilon,
             "delta": self.delta,
             "observer": self.observer.name,
             "order": self.order,
         }
 
+    def _keyed_header(self, journal: Path) -> dict[str, Any]:
+        # Keyed: who has the journal and all rows but one would find that row by hashing. All
+        # members: a charge to some parties says nothing of others that pool what they saw.
+        digest = keyed_digest(self.data.digest, journal.parent)
+        members = sorted(self.observer.corrupted)
+        return {**self._header(digest), "members": members, "keyed": True}
+
     def _write(self, charge: Charge) -> None:
-        line: dict[str, Any] = {
-            "name": charge.name,
-            "unit": str(charge.unit),
-            "relation": str(charge.relation),
-            "run": charge.run,
-        }
-        if not isinstance(self.journal, Path):
+        if self._file is None:
             return
-        line["event"] = event_to_plain(charge.event)
-        lines = [line] if self._begun else [self._header, line]
-        text = "".join("\n" + json.dumps(item) for item in lines).encode()
         try:
-            append_synced(self.journal, text, size=self._size, first=not self._begun)
-        except OSError as error:
-            # Part of the text may be there: the next write goes on behind it.
-            self._size = size_of(self.journal)
+            header = {} if self._file.begun else self._keyed_header(self._file.path)
+            self._file.append(header, charge_to_plain(charge))
+        except (OSError, DataError) as error:
             raise PrivacyError(
                 f"Cannot write the study's journal {self.journal}: {error}. Nothing was trained; "
                 "free disk space or choose another place, then try again."
             ) from error
-        self._begun = True
-        self._size += len(text)
 
-    def _resume(self, journal: Path) -> None:
-        self._size, text = size_of(journal), text_of(journal)
-        if ("\n" + json.dumps(self._header)).startswith(text):
-            return  # a crash cut off the very first write, before anything was trained
-        lines: list[dict[str, Any]] = [*lines_of(text)]
-        self._begun = True
-        if not lines or lines[0] != json.loads(json.dumps(self._header)):
+    def _resume(self, file: JournalFile) -> None:
+        file.size, text = size_of(file.path), text_of(file.path)
+        lines = lines_of(file.path, text, BEGINNINGS)
+        first = lines[0].values if lines else {}
+        old = "study" in first and "keyed" not in first
+        if old and self.observer.corrupted:
             raise PrivacyError(
-                f"The journal {journal} belongs to a study of other rows, or of another budget, "
-                "delta or order, which are fixed when a study begins. Open it with those, or "
-                "choose another file."
+                f"The journal {file.path} was begun by version 0.1, which wrote down how many "
+                f"parties a coalition has and not which: what the {self.observer} was charged is "
+                "unknown. Choose another file, and count what this one spent beside it."
+            )
+        if "keyed" in first and not has_key(file.path.parent):
+            raise PrivacyError(
+                f"The journal {file.path} cannot go on without its key, which was in the folder "
+                f"{file.path.parent / PRIVATE}: nobody can tell whether these rows are the "
+                "study's. Bring the key back, or choose another file and count both."
+            )
+        # Rows are told by the plain digest where 0.1 began; it is not written again.
+        header = self._header(self.data.digest) if old else self._keyed_header(file.path)
+        if file.is_start(text, header) or (
+            not lines and file.is_start(text, self._header(self.data.digest))
+        ):
+            return  # a crash cut off the very first write, before anything was trained
+        file.begun = True
+        if first != json.loads(json.dumps(header)):
+            raise PrivacyError(
+                f"The journal {file.path} belongs to a study of other rows, or of another "
+                "observer, budget, delta or order, which are fixed when a study begins. Open it "
+                "with those, or choose another file."
             )
         for line in lines[1:]:
-            self._charges.append(
-                Charge(
-                    name=line["name"],
-                    unit=Unit(line["unit"]),
-                    relation=Relation(line["relation"]),
-                    event=event_from_plain(line["event"]),
-                    run=line["run"],
-                )
-            )
+            self._charges.append(read_charge(line, file.path, self._charges[:1]))

@@ -3,11 +3,13 @@
 import torch
 
 from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError
+from privtrain.core.observers import check_observer
+from privtrain.core.parties import check_party_names
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_delta, check_finite
-from privtrain.ledgers.run import epsilon_of
+from privtrain.ledgers.run import check_one_plan, epsilon_of
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND
 from privtrain.sampling.sampling import check_delta_below
 
@@ -16,12 +18,13 @@ def check_data(data: FederatedData) -> None:
     """Refuses data that cannot be trained on.
 
     Raises:
-        DataError: If a party is empty or holds a NaN or an infinity, or there are no parties or
-            test rows.
+        DataError: If a party is empty, named like a role, or holds a NaN or an infinity, or there
+            are no parties or test rows.
         ValueError: If a value of the test rows is NaN or infinite.
     """
     if not data.parties:
         raise DataError("Expected data.train to hold at least one party; it is empty.")
+    check_party_names(data.parties)
     if len(data.test) == 0:
         raise DataError("Expected data.test to hold rows; there are none to measure accuracy on.")
     # One NaN spreads over a whole sum of gradients, and where clipping sets it to zero, the row is
@@ -48,15 +51,21 @@ def _population(plan: PrivacyPlan, data: FederatedData) -> int:
 
 
 def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: float) -> bool:
-    """Refuses a delta that would make a guarantee empty.
+    """Refuses plans that promise what nobody could keep, and a delta that empties a guarantee.
 
     Returns:
         Whether anything is promised to anybody.
 
     Raises:
-        UnsoundReleaseError: If delta is at least one over the number of protected units.
+        UnsoundReleaseError: If delta is at least one over the number of protected units, or an
+            observer has two plans about one unit.
+        ValueError: If a plan is about a coalition with a party that is not there.
     """
     check_delta(delta)
+    check_one_plan(plans)
+    for plan in plans:
+        if plan.observer.corrupted:
+            check_observer(plan.observer, data.parties)
     # Infinite after one release is infinite after all of them; such a plan needs no delta.
     promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
     # Who publishes one of n units, chosen at random, is (0, 1/n)-DP: such a delta hides nothing.

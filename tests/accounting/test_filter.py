@@ -1,6 +1,8 @@
 """The Rényi filter: closed forms, adaptive choices, and twins that choose afterwards."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from privtrain.accounting import filter as filters
 from privtrain.accounting.divergences import ORDERS
 from privtrain.accounting.epsilon import epsilon, rdp_curve
 from privtrain.accounting.event import (
@@ -24,6 +27,7 @@ from privtrain.accounting.filter import RdpFilter, order_for, rdp_allowance
 from privtrain.accounting.renyi import RdpCurve, rdp_to_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, Budget
+from tests.threads import meeting, outcomes
 
 BUDGET = Budget(3.0, 1e-5)
 
@@ -180,3 +184,17 @@ def test_a_twin_that_chooses_the_order_afterwards_is_caught() -> None:
 def test_a_twin_that_only_sums_is_caught() -> None:
     assert refuses_beforehand(RdpFilter, BUDGET)
     assert not refuses_beforehand(BrokenFilter, BUDGET)
+
+
+def test_threads_do_not_spend_one_gap_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    paid = RdpFilter(BUDGET, order=10.0)
+    release = gaussian_event((10.0 / (2 * 0.7 * paid.allowance)) ** 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "rdp_at", meeting(3, filters.rdp_at))
+        made = outcomes(3, lambda: paid.spend(release))
+    assert sorted(type(one).__name__ for one in made) == ["BudgetExceededError"] * 2 + ["NoneType"]
+    assert paid.spent <= paid.allowance
+    # A filter with its lock is a value still.
+    other = pickle.loads(pickle.dumps(paid))
+    assert other == paid
+    assert copy.deepcopy(paid).spent == paid.spent

@@ -1,12 +1,14 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binom, norm
 
 from privtrain.accounting.epsilon import epsilon, evaluate
 from privtrain.accounting.event import fixed_size_sampled, gaussian_event
-from privtrain.accounting.guarantees import PRIVATE_NUMBER, guarantees, public_curves
+from privtrain.accounting.guarantees import ONE_SIDED, PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.trainer import PrivacyPlan
@@ -78,6 +80,40 @@ def test_a_data_dependent_charge_stands_beside_the_formal_one_and_says_what_it_i
     assert PRIVATE_NUMBER in private.assumptions
     assert PRIVATE_NUMBER not in formal.assumptions
     assert aggregator.epsilon == math.inf  # the counts say nothing to whoever reads them
+
+
+def test_a_data_dependent_line_is_true_of_one_direction_and_claims_no_other() -> None:
+    """20 queries, votes 11 to 7, sigma 0.5: exactly, since both answers are binomial."""
+    queries, sigma, delta = 20, 0.5, 1e-5
+    mechanism = GNMax(sigma)
+    plans = Release(mechanism).plans(
+        unit=Unit.EXAMPLE, count=queries, parties=18, observers=(PUBLIC,)
+    )
+    counts = torch.tensor([[11.0, 7.0]]).repeat(queries, 1)
+    realised = {PUBLIC.name: mechanism.realised(counts)}
+    formal, made = guarantees(plans, spent=queries, delta=delta, realised=realised)
+    assert made.epsilon == pytest.approx(15.402, abs=5e-4)
+    # How often class 1 wins, with all votes and with one of them moved (11:7 becomes 10:8).
+    often = np.arange(queries + 1)
+    seen, other = (
+        binom.pmf(often, queries, norm.sf(gap / (math.sqrt(2) * sigma))) for gap in (4, 2)
+    )
+    forward = np.maximum(0, seen - math.exp(made.epsilon) * other).sum()
+    back = np.maximum(0, other - math.exp(made.epsilon) * seen).sum()
+    assert forward <= delta
+    assert back == pytest.approx(1.0e-3, rel=0.05)
+    assert back > 50 * delta, "it is no (epsilon, delta)-DP, so the line must not say so"
+    line = str(made).splitlines()[0]
+    assert line == (
+        "epsilon 15.4 at delta 1e-05 for these votes, one-sided, to the public, per example, "
+        "zero-out, data-dependent"
+    )
+    assert "DP" not in str(made).replace(GNMax(sigma).theorem, "")
+    assert ONE_SIDED in made.theorem
+    # The formal line is proved in both directions.
+    assert str(formal).startswith(f"({formal.epsilon:.4g}, 1e-05)-DP to the public")
+    assert ONE_SIDED not in formal.theorem
+    assert np.maximum(0, other - math.exp(formal.epsilon) * seen).sum() <= delta
 
 
 def test_realised_charges_of_others_change_nothing() -> None:

@@ -2,7 +2,14 @@ import pickle
 
 import pytest
 
-from privtrain.core.observers import AGGREGATOR, PUBLIC, Exposure, Observer, coalition
+from privtrain.core.observers import (
+    AGGREGATOR,
+    PUBLIC,
+    Exposure,
+    Observer,
+    check_observer,
+    coalition,
+)
 
 
 def test_observers_are_frozen_values_equal_by_who_they_are() -> None:
@@ -13,12 +20,56 @@ def test_observers_are_frozen_values_equal_by_who_they_are() -> None:
     assert one == other
     assert hash(one) == hash(other)
     assert one != coalition({"a", "c"})
-    assert (str(one), str(coalition({"a"}))) == ("coalition of 2 parties", "coalition of 1 party")
+    assert (str(one), str(coalition({"a"}))) == ("coalition of a, b", "coalition of a")
 
 
 def test_a_coalition_has_members() -> None:
-    with pytest.raises(ValueError, match="corrupted="):
-        coalition(set())
+    for nobody in (set(), frozenset(), "client-1", [1], {"a", None}):
+        with pytest.raises(ValueError, match="corrupted"):
+            coalition(nobody)  # type: ignore[arg-type]
+
+
+def test_other_members_make_another_name() -> None:
+    """Statements and tables hold nothing but the name."""
+    many = {f"client-{number:02d}" for number in range(40)}
+    coalitions = [
+        {"a"},
+        {"b"},
+        {"a", "b"},
+        {"a, b"},
+        {"a, b", "c"},
+        {"a", "b, c"},
+        {"a", "b", "c"},
+        {"a", "aggregator"},
+        many,
+        many - {"client-39"},
+        many - {"client-38"},
+        many | {"aggregator"},
+    ]
+    names = [coalition(members).name for members in coalitions]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("coalition of ") and len(name) < 90 for name in names)
+    assert coalition(many).name.startswith("coalition of client-00, client-01, ")
+    assert " and 36 more (" in coalition(many).name
+    assert coalition(many).corrupted == many
+
+
+def test_the_curator_is_an_aggregator_under_another_name() -> None:
+    """Whoever asks what a coalition knows asks for one of the two."""
+    assert coalition({"curator", "a"}) == coalition({"aggregator", "a"})
+
+
+def test_an_observer_who_is_not_there_is_refused_by_name() -> None:
+    parties = ("north", "south")
+    for known in (PUBLIC, AGGREGATOR, coalition({"north"}), coalition({"south", "aggregator"})):
+        check_observer(known, parties)
+    check_observer(coalition({"computing-0", "computing-1"}), parties)
+    with pytest.raises(ValueError, match=r"'nroth' does not\. Known are north, south, aggregator"):
+        check_observer(coalition({"nroth", "south"}), parties)
+    with pytest.raises(ValueError, match=r"observer='north'.*coalition\(\{'north'\}\)"):
+        check_observer(Observer("north"), parties)
+    with pytest.raises(ValueError, match=r"'x' does not\. Known are 0, .*, 9, \.\.\., aggregator"):
+        check_observer(coalition({"x"}), [str(number) for number in range(1000)])
 
 
 def test_exposures() -> None:

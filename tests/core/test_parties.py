@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
-from privtrain.core.parties import party_names
+from privtrain.core.errors import DataError
+from privtrain.core.parties import check_party_names, is_role, party_names
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 11, 100, 101])
@@ -14,3 +17,38 @@ def test_names_sort_in_the_order_of_their_numbers(count: int) -> None:
 
 def test_no_parties_have_no_names() -> None:
     assert party_names("client", 0) == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aggregator",
+        "curator",
+        "public",
+        "participant",
+        "dealer",
+        "querier",
+        "student",
+        "tuner",
+        "coalition",
+        "coalition of a, b",
+        "computing-0",
+        "computing-17",
+        "north/teacher-3",
+        "Aggregator",
+        " public ",
+        "",
+        " ",
+        3,
+        None,
+    ],
+)
+def test_a_party_named_like_a_role_is_refused(name: object) -> None:
+    with pytest.raises(DataError, match=re.escape(repr(name)) + r".*aggregator, .*site-0"):
+        check_party_names(["site-0", name])  # type: ignore[list-item]
+
+
+def test_other_names_are_names() -> None:
+    for name in ("client-0", "computing", "computing-x", "teacher-1", "a/b", "aggregators", "p,q"):
+        assert not is_role(name)
+        check_party_names([name])

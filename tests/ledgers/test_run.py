@@ -1,11 +1,16 @@
+import copy
 import errno
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,15 +18,22 @@ from hypothesis import strategies as st
 
 from privtrain.accounting.event import composed, gaussian_event, non_private_event, poisson_sampled
 from privtrain.accounting.guarantees import guarantees
-from privtrain.core.errors import BudgetExceededError, PrivacyError
+from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC, QUERIER, coalition
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.trainer import PrivacyPlan
-from privtrain.ledgers.run import JournalLedger, capacity, digest_of, epsilon_of
+from privtrain.ledgers.run import (
+    JournalLedger,
+    capacity,
+    check_one_plan,
+    digest_of,
+    epsilon_of,
+)
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
+from tests.threads import PATIENCE, meeting, outcomes
 
 
 def a_plan(count: int = 10, noise: float = 2.0) -> PrivacyPlan:
@@ -214,9 +226,7 @@ def readable(journal: Path) -> list[dict[str, object]]:
     return lines
 
 
-@pytest.mark.parametrize(
-    "tail", [b'\n{"spent_up_', b"\n\x00\x00\x00", b"\n\xff\xfe", b"\n[]", b"\n"]
-)
+@pytest.mark.parametrize("tail", [b'\n{"spent_up_', b"\n\x00\x00\x00", b"\n\xff\xfe", b"\n"])
 def test_a_damaged_last_line_reserved_nothing(tmp_path: Path, tail: bytes) -> None:
     assert a_ledger(tmp_path).spend(3)
     with journal_of(tmp_path).open("ab") as file:
@@ -271,6 +281,195 @@ def test_a_journal_that_vanished_is_not_begun_anew(tmp_path: Path) -> None:
     journal_of(tmp_path).unlink()
     with pytest.raises(PrivacyError, match="changed by somebody else"):
         ledger.spend()
+
+
+# ------------------------------------------------------------------------------------- threads
+
+
+class Slow(int):
+    """A count that two threads add to what was used at the same moment."""
+
+    barrier = threading.Barrier(2)
+
+    def __radd__(self, other: int) -> int:
+        with suppress(threading.BrokenBarrierError):
+            self.barrier.wait(PATIENCE)
+        return other + int(self)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_threads_do_not_pay_once_for_two_releases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    ledger = JournalLedger((a_plan(1),), journal=journal_of(tmp_path) if on_disk else None)
+    true_write = JournalLedger._write
+    bound = meeting(2, lambda line: true_write(ledger, line))
+    monkeypatch.setattr(JournalLedger, "_write", lambda self, line: bound(line))
+    assert sorted(outcomes(2, ledger.spend)) == [False, True]
+    assert ledger.spent == 1
+    made = outcomes(2, lambda: ledger.use(Slow(1)))
+    assert sorted(type(one).__name__ for one in made) == ["BudgetExceededError", "NoneType"]
+
+
+def test_threads_of_one_ledger_all_write_their_journal(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path, count=8, block=2)
+    assert sorted(outcomes(12, ledger.spend)) == [False] * 4 + [True] * 8
+    ledger.close()
+    assert a_ledger(tmp_path, count=8).spent == 8
+
+
+def test_of_two_ledgers_of_one_journal_in_two_threads_one_is_refused(tmp_path: Path) -> None:
+    ledgers = [a_ledger(tmp_path), a_ledger(tmp_path)]
+    made = outcomes(2, lambda: ledgers.pop().spend(4))
+    assert sorted(type(one).__name__ for one in made) == ["PrivacyError", "bool"]
+    assert a_ledger(tmp_path).spent == 4
+
+
+def test_a_failed_write_does_not_adopt_what_somebody_else_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = a_ledger(tmp_path), a_ledger(tmp_path)
+
+    true_open = Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        with monkeypatch.context() as inner:
+            inner.setattr(Path, "open", true_open)
+            assert second.spend(6)  # word for word what the first one would have written
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        with pytest.raises(PrivacyError, match="Input/output error"):
+            first.spend(6)
+    with pytest.raises(PrivacyError, match="changed by somebody else"):
+        first.spend(6)
+    assert first.spent == 0
+    assert a_ledger(tmp_path).spent == 6
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_first_write_that_failed_late_begins_no_second_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undone: bool
+) -> None:
+    ledger = a_ledger(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        if not undone:
+            patch.setattr(os, "ftruncate", lambda descriptor, size: full(descriptor))
+        with pytest.raises(PrivacyError, match="No space left"):
+            ledger.spend()
+    if undone:
+        assert journal_of(tmp_path).read_text() == ""
+    else:  # what is there may be another's; a ledger that reads it counts it
+        with pytest.raises(PrivacyError, match="changed by somebody else"):
+            ledger.spend(2)
+        ledger = a_ledger(tmp_path)
+        assert ledger.spent == 1
+    assert ledger.spend(2)
+    assert journal_of(tmp_path).read_text().count('"plan"') == 1
+    assert a_ledger(tmp_path).spent == (2 if undone else 3)
+
+
+def test_ledgers_are_values_with_their_lock() -> None:
+    ledger = JournalLedger((a_plan(),))
+    assert ledger.spend(3)
+    for other in (pickle.loads(pickle.dumps(ledger)), copy.deepcopy(ledger)):
+        assert other == ledger
+        assert other.spend()
+        assert (other.spent, ledger.spent) == (4, 3)
+    assert "_lock" not in repr(ledger)
+
+
+# ------------------------------------------------------------------------ entries that cannot be
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"spent_up_to": -5}',
+        '{"spent_up_to": 0}',
+        '{"spent_up_to": "x"}',
+        '{"spent_up_to": "7"}',
+        '{"spent_up_to": NaN}',
+        '{"spent_up_to": Infinity}',
+        '{"spent_up_to": true}',
+        '{"spent_up_to": 7.0}',
+        '{"spent_up_to": null}',
+        '{"spent_up_to": [7]}',
+        '{"spent_up_to": 5}',
+        '{"spent_up_to": 11}',
+        '{"spent_up_to": 7, "spent_up_to": 3}',
+        '{"spent_up_to": 7, "by": "me"}',
+        '{"spent": 7}',
+        "{}",
+        "[]",
+        "7",
+        '"x"',
+        "null",
+        '{"finished_at": 3}',
+        '{"finished_at": 2}',
+        '{"finished_at": 0}',
+        '{"finished_at": -1}',
+        '{"finished_at": 7}',
+        '{"finished_at": true}',
+        '{"finished_at": 4.0}',
+        '{"spent_up_to": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        "my notes",
+        "HEADER",
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused_with_file_and_line(tmp_path: Path, line: str) -> None:
+    ledger = a_ledger(tmp_path, block=3)
+    assert ledger.spend(3)
+    assert ledger.spend()  # up to 6
+    header = journal_of(tmp_path).read_text().splitlines()[1]
+    line = header if line == "HEADER" else line
+    whole = journal_of(tmp_path).read_text()
+    for text in (f"{whole}\n{line}", f'{whole}\n{line}\n{{"spent_up_to": 9}}'):
+        journal_of(tmp_path).write_text(text)
+        with pytest.raises(PrivacyError, match=r"Line 5 of the privacy journal .*journal\.jsonl"):
+            a_ledger(tmp_path)
+        assert journal_of(tmp_path).read_text() == text
+
+
+def test_a_smaller_number_is_only_what_a_finished_run_gave_back(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path, block=3)
+    assert ledger.spend(3)
+    assert ledger.spend(1)
+    ledger.close()
+    resumed = a_ledger(tmp_path, block=3)
+    assert resumed.spent == 4
+    assert resumed.spend(1)
+    resumed.close()
+    assert a_ledger(tmp_path).spent == 5
+    # Twice, as where writing it failed after it stood there.
+    with journal_of(tmp_path).open("a") as file:
+        file.write('\n{"finished_at": 5}')
+    assert a_ledger(tmp_path).spent == 5
+    with journal_of(tmp_path).open("a") as file:
+        file.write('\n{"finished_at": 4}')
+    with pytest.raises(PrivacyError, match="after 5 of 10 planned"):
+        a_ledger(tmp_path)
+
+
+def test_a_journal_cut_at_every_byte_goes_on(tmp_path: Path) -> None:
+    ledger = a_ledger(tmp_path, block=3)
+    for _ in range(7):
+        assert ledger.spend()
+    whole = journal_of(tmp_path).read_bytes()
+    for size in range(len(whole) + 1):
+        journal_of(tmp_path).write_bytes(whole[:size])
+        resumed = a_ledger(tmp_path, block=3)
+        assert resumed.spent in (0, 3, 6, 9)
+        before = resumed.spent
+        assert resumed.spend()
+        assert a_ledger(tmp_path).spent == min(before + 3, 10)
 
 
 # ----------------------------------------------------------------------------- another plan
@@ -493,3 +692,21 @@ def test_composition_never_lowers_epsilon() -> None:
         assert curve[0] == 0.0
         assert curve == sorted(curve)
         assert not any(map(math.isnan, curve))
+
+
+def test_two_plans_about_one_unit_are_refused_and_two_units_are_not() -> None:
+    check_one_plan(())
+    check_one_plan((a_plan(), same_but(unit=Unit.EXAMPLE), same_but(observer=AGGREGATOR)))
+    for twin in (a_plan(3, 5.0), same_but(relation=REPLACE_ONE)):
+        with pytest.raises(UnsoundReleaseError, match=r"2 plans .* public sees of one client.*one"):
+            check_one_plan((a_plan(), twin))
+
+
+def test_plans_about_a_coalition_have_the_digest_that_version_0_1_wrote() -> None:
+    def digest(*members: str) -> str:
+        return digest_of((same_but(observer=coalition(set(members))),), 1e-5)
+
+    # Computed by version 0.1.0.
+    assert digest("a", "b") == "4151ef68928a6da92bb1bcd8efccec69"
+    assert digest("a") == "12bd7d3a71a1588c19e684cc9c5507d7"
+    assert digest("a", "b") != digest("a", "c")

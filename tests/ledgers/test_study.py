@@ -1,6 +1,9 @@
 """The study ledger: all fits on the same rows add up, before each of them, and stay spent."""
 
+import copy
+import json
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +30,8 @@ from privtrain.core.errors import (
     UnsoundReleaseError,
     UnsupportedError,
 )
-from privtrain.core.observers import PUBLIC
+from privtrain.core.keys import keyed_digest
+from privtrain.core.observers import AGGREGATOR, PUBLIC, Observer, coalition
 from privtrain.core.parameters import to_vector
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Budget, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan
@@ -37,6 +41,7 @@ from privtrain.runs.comparing import compare
 from privtrain.runs.fitting import fit
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.sgd import SGD
+from tests.threads import meeting, outcomes
 from tests.trainers.federations import STAR, TASK, a_federation
 
 DATA = replace(a_federation(12, 9, 15, public_rows=36), digest="ab" * 32)
@@ -162,6 +167,344 @@ def test_a_journal_that_cannot_be_written_means_nothing_is_spent(tmp_path: Path)
     study = StudyLedger(DATA, journal=tmp_path / "file" / "journal.jsonl")
     with pytest.raises(PrivacyError, match="Nothing was trained"):
         spent(study, 4.0)
+    assert study.charges == ()
+
+
+def test_the_guarantee_of_a_study_says_what_it_rests_on() -> None:
+    assumed = "the classes are public"
+    data = replace(DATA, assumptions=(assumed,))
+    for adaptive in (False, True):
+        study = StudyLedger(data, budget=BUDGET, adaptive=adaptive)
+        spent(study, 20.0)
+        said = study.guarantee().assumptions
+        assert len(said) == 3
+        assert "statement of each fit" in said[1]
+        assert said[2] == assumed
+        assert ("fixed before" in said[0]) is not adaptive
+
+
+# Threads
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_threads_do_not_spend_one_budget_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: bool, adaptive: bool
+) -> None:
+    journal = tmp_path / "study.jsonl" if on_disk else None
+    study = StudyLedger(DATA, budget=BUDGET, adaptive=adaptive, journal=journal)
+    checked = StudyLedger._check
+    with monkeypatch.context() as patch:
+        # All of them have been checked before the first is charged, unless a lock forbids it.
+        bound = meeting(4, lambda *arguments: checked(study, *arguments))
+        patch.setattr(StudyLedger, "_check", lambda self, *arguments: bound(*arguments))
+        made = outcomes(4, lambda: study.spend(a_plan(4.0), DATA, name="dp_sgd"))
+    errors = [type(one).__name__ for one in made if isinstance(one, Exception)]
+    assert errors == ["BudgetExceededError"] * 3
+    assert len(study.charges) == 1
+    assert study.epsilon <= BUDGET.epsilon
+    if on_disk:
+        again = StudyLedger(DATA, budget=BUDGET, adaptive=adaptive, journal=journal)
+        assert again.charges == study.charges
+
+
+def test_threads_get_numbers_of_their_own() -> None:
+    """Two fits of one number would draw the same noise."""
+    study = StudyLedger(DATA)
+    assert sorted(outcomes(6, lambda: study.spend(a_plan(), DATA, name="x"))) == list(range(6))
+
+
+def test_of_two_studies_on_one_journal_in_two_threads_one_pays(tmp_path: Path) -> None:
+    journal = tmp_path / "study.jsonl"
+    studies = [StudyLedger(DATA, budget=BUDGET, journal=journal) for _ in range(2)]
+    made = outcomes(2, lambda: studies.pop().spend(a_plan(5.0), DATA, name="x"))
+    assert sorted(type(one).__name__ for one in made) == ["PrivacyError", "int"]
+    assert len(StudyLedger(DATA, budget=BUDGET, journal=journal).charges) == 1
+
+
+@pytest.mark.slow
+def test_fits_in_threads_keep_the_budget_together() -> None:
+    alone = fit(DP, TASK, DATA, runtimes=STAR, delta=1e-3).statement.epsilon()
+    study = StudyLedger(DATA, budget=Budget(1.1 * alone, 1e-3))
+    made = outcomes(4, lambda: fit(DP, TASK, DATA, runtimes=STAR, study_ledger=study))
+    assert sum(isinstance(one, BudgetExceededError) for one in made) == 3
+    assert study.epsilon <= 1.1 * alone
+
+
+def test_a_study_is_a_value_with_its_lock() -> None:
+    study = spent(StudyLedger(DATA, budget=BUDGET), 8.0)
+    for other in (pickle.loads(pickle.dumps(study)), copy.deepcopy(study)):
+        assert other.charges == study.charges
+        spent(other, 20.0)
+        assert len(other.charges) == len(study.charges) + 1
+    assert "_lock" not in repr(study)
+
+
+# Whose promise it is
+
+
+def to(observer: Observer, noise: float = 8.0) -> tuple[PrivacyPlan, ...]:
+    return tuple(replace(plan, observer=observer) for plan in a_plan(noise, unit=Unit.CLIENT))
+
+
+def test_a_journal_of_one_coalition_is_none_of_another(tmp_path: Path) -> None:
+    """The aggregator draws the noise: what two clients were charged says nothing of it."""
+    journal = tmp_path / "study.jsonl"
+    charged = coalition({"p1", "p2"})
+    study = StudyLedger(DATA, budget=Budget(3.0, 1e-3, charged), journal=journal)
+    study.spend(to(charged), DATA, name="fedavg")
+    assert study.guarantee().observer == "coalition of p1, p2"
+    assert json.loads(journal.read_text().splitlines()[1])["members"] == ["p1", "p2"]
+    for other in (
+        coalition({"p0", "aggregator"}),
+        coalition({"p0", "p1"}),
+        coalition({"p1"}),
+        # The same name by hand, and other members.
+        Observer(charged.name, frozenset({"p0", "p1"})),
+        PUBLIC,
+    ):
+        with pytest.raises(PrivacyError, match="of another observer"):
+            StudyLedger(DATA, budget=Budget(3.0, 1e-3, other), journal=journal)
+    again = StudyLedger(DATA, budget=Budget(3.0, 1e-3, coalition({"p2", "p1"})), journal=journal)
+    assert again.charges == study.charges
+
+
+def test_a_coalition_with_a_party_that_holds_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'p9' does not\. Known are p0, p1, p2, aggregator"):
+        StudyLedger(DATA, budget=Budget(3.0, 1e-3, coalition({"p1", "p9"})))
+    with pytest.raises(ValueError, match=r"observer='p1'"):
+        StudyLedger(DATA, budget=Budget(3.0, 1e-3, Observer("p1")))
+
+
+@pytest.mark.parametrize("observer", [PUBLIC, AGGREGATOR, coalition({"p1", "p2"})])
+def test_journals_of_version_0_1_go_on_where_they_say_whose_they_are(
+    tmp_path: Path, observer: Observer
+) -> None:
+    name = "coalition of 2 parties" if observer.corrupted else observer.name
+    header = {
+        "study": DATA.digest,
+        "epsilon": 3.0,
+        "delta": 1e-3,
+        "observer": name,
+        "order": None,
+    }
+    charge = {
+        "name": "fedavg",
+        "unit": "client",
+        "relation": "zero_out",
+        "run": "",
+        "event": {"kind": "GaussianDpEvent", "fields": [8.0]},
+    }
+    journal = tmp_path / "study.jsonl"
+    old = f"\n{json.dumps(header)}\n{json.dumps(charge)}"
+    journal.write_text(old)
+    budget = Budget(3.0, 1e-3, observer)
+    if observer.corrupted:
+        with pytest.raises(PrivacyError, match=r"version 0\.1.*how many.*not which"):
+            StudyLedger(DATA, budget=budget, journal=journal)
+        return
+    study = StudyLedger(DATA, budget=budget, journal=journal)
+    assert len(study.charges) == 1
+    study.spend(to(observer), DATA, name="fedavg")
+    # It goes on behind what stands there; the digest that 0.1 wrote is not written again.
+    assert journal.read_text().startswith(old)
+    assert journal.read_text().count(DATA.digest) == 1
+    assert len(StudyLedger(DATA, budget=budget, journal=journal).charges) == 2
+    with pytest.raises(PrivacyError, match="of other rows"):
+        StudyLedger(replace(DATA, digest="cd" * 32), budget=budget, journal=journal)
+    for size in range(len(f"\n{json.dumps(header)}") + 1):
+        journal.write_text(old[:size])
+        begun = StudyLedger(DATA, budget=budget, journal=journal)
+        begun.spend(to(observer), DATA, name="fedavg")
+        assert len(StudyLedger(DATA, budget=budget, journal=journal).charges) == 1
+
+
+# What the journal tells of the rows
+
+
+def test_nothing_that_is_written_or_said_identifies_rows_to_who_has_no_key(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    journal = folder / "study.jsonl"
+    study = StudyLedger(DATA, journal=journal)
+    assert not folder.exists(), "nothing is written before the first charge"
+    spent(study, 8.0)
+    key = folder / "private" / "digest.key"
+    assert key.stat().st_mode & 0o077 == 0
+    text = journal.read_text()
+    header = json.loads(text.splitlines()[1])
+    assert header["keyed"] is True
+    assert header["study"] == keyed_digest(DATA.digest, folder)
+    assert DATA.digest[:8] not in text
+    other = replace(DATA, digest="cd" * 32)
+    with pytest.raises(DataError, match="pay for both") as refused:
+        study.spend(a_plan(), other, name="dp_sgd")
+    with pytest.raises(PrivacyError) as reopened:
+        StudyLedger(other, journal=journal)
+    for error in (refused, reopened):
+        assert "cdcd" not in str(error.value)
+        assert DATA.digest[:8] not in str(error.value)
+        assert header["study"][:8] not in str(error.value)
+    # Two studies of the same rows show two digests.
+    elsewhere = tmp_path / "elsewhere" / "study.jsonl"
+    spent(StudyLedger(DATA, journal=elsewhere), 8.0)
+    assert json.loads(elsewhere.read_text().splitlines()[1])["study"] != header["study"]
+
+
+def test_without_a_journal_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spent(StudyLedger(DATA), 8.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_without_its_key_does_not_go_on(tmp_path: Path) -> None:
+    journal = tmp_path / "study.jsonl"
+    spent(StudyLedger(DATA, journal=journal), 8.0)
+    (tmp_path / "private" / "digest.key").unlink()
+    with pytest.raises(PrivacyError, match=r"without its key.*private"):
+        StudyLedger(DATA, journal=journal)
+    assert not (tmp_path / "private" / "digest.key").exists(), "no other key in its place"
+
+
+# Entries that cannot be
+
+
+CHARGE: dict[str, Any] = {
+    "name": "dp_sgd",
+    "run": "",
+    "unit": "example",
+    "relation": "zero_out",
+    "event": {"kind": "GaussianDpEvent", "fields": [8.0]},
+}
+
+
+def gaussian(value: Any) -> dict[str, Any]:
+    return {"kind": "GaussianDpEvent", "fields": [value]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        CHARGE | {"unit": "row"},
+        CHARGE | {"unit": "client"},
+        CHARGE | {"relation": "swap"},
+        CHARGE | {"relation": "replace_one"},
+        CHARGE | {"event": None},
+        CHARGE | {"event": 8.0},
+        CHARGE | {"event": [gaussian(8.0)]},
+        CHARGE | {"event": {"kind": "Popen", "fields": ["ls"]}},
+        CHARGE | {"event": gaussian(-8.0)},
+        CHARGE | {"event": gaussian(math.nan)},
+        CHARGE | {"event": gaussian("8")},
+        CHARGE | {"event": gaussian(True)},
+        CHARGE | {"event": {"kind": "SelfComposedDpEvent", "fields": [gaussian(8.0), -3]}},
+        CHARGE | {"event": {"kind": "SelfComposedDpEvent", "fields": [gaussian(8.0), 0.5]}},
+        CHARGE | {"event": {"kind": "PoissonSampledDpEvent", "fields": [1.5, gaussian(8.0)]}},
+        CHARGE | {"event": {"kind": "RdpCurve", "fields": [[2.0], [-1.0]]}},
+        CHARGE | {"event": {"kind": "Approximate", "fields": [gaussian(8.0), -1e-9]}},
+        CHARGE | {"event": gaussian(8.0) | {"times": 0}},
+        CHARGE | {"name": 3},
+        CHARGE | {"run": None},
+        CHARGE | {"refund": 1.0},
+        CHARGE | {"further": [{"unit": "client"}]},
+        CHARGE | {"further": 7},
+        {key: value for key, value in CHARGE.items() if key != "event"},
+        {},
+        {"spent_up_to": 3},
+        [],
+        "x",
+        -1,
+        "HEADER",
+        "GARBAGE",
+    ],
+    ids=repr,
+)
+def test_an_entry_that_cannot_be_is_refused_with_file_and_line(tmp_path: Path, line: Any) -> None:
+    journal = tmp_path / "study.jsonl"
+    spent(StudyLedger(DATA, journal=journal), 8.0)
+    whole = journal.read_text()
+    made = {"HEADER": whole.splitlines()[1], "GARBAGE": "no entry"}
+    text = made[line] if line in ("HEADER", "GARBAGE") else json.dumps(line)
+    for further in ("", f"\n{json.dumps(CHARGE)}"):
+        journal.write_text(f"{whole}\n{text}{further}")
+        with pytest.raises(PrivacyError, match=r"Line 4 of the privacy journal .*study\.jsonl"):
+            StudyLedger(DATA, journal=journal)
+    journal.write_text(f"{whole}\n{json.dumps(CHARGE)}")
+    assert len(StudyLedger(DATA, journal=journal).charges) == 2
+
+
+def test_a_study_cut_at_every_byte_goes_on(tmp_path: Path) -> None:
+    journal = tmp_path / "study.jsonl"
+    spent(StudyLedger(DATA, journal=journal), 8.0, 9.0)
+    whole = journal.read_bytes()
+    header, first = whole.split(b"\n")[1:3]
+    ends = (len(header) + len(first) + 2, len(whole))
+    for size in range(len(whole) + 1):
+        journal.write_bytes(whole[:size])
+        study = StudyLedger(DATA, journal=journal)
+        before = len(study.charges)
+        assert before == sum(size >= end for end in ends)
+        spent(study, 10.0)
+        assert len(StudyLedger(DATA, journal=journal).charges) == before + 1
+
+
+# Several units
+
+
+BOTH = (*a_plan(4.0), *a_plan(2.0, unit=Unit.CLIENT))
+
+
+def test_a_budget_holds_for_every_unit_that_is_promised(tmp_path: Path) -> None:
+    """Noise in the silos and on their sum: each protects other units, and both are promised."""
+    alone = [StudyLedger(DATA) for _ in range(2)]
+    for study, plan in zip(alone, BOTH, strict=True):
+        study.spend((plan,), DATA, name="fedavg")
+    example, client = (study.epsilon for study in alone)
+    assert client > 1.5 * example
+    both = StudyLedger(DATA, journal=tmp_path / "study.jsonl")
+    both.spend(BOTH, DATA, name="fedavg")
+    assert [(g.unit, g.epsilon) for g in both.guarantees()] == [
+        (Unit.EXAMPLE, example),
+        (Unit.CLIENT, client),
+    ]
+    assert (both.epsilon, both.guarantee().unit) == (client, Unit.CLIENT)
+    again = StudyLedger(DATA, journal=tmp_path / "study.jsonl")
+    assert again.charges == both.charges
+    assert again.guarantees() == both.guarantees()
+    # A budget that the first unit keeps and the second does not.
+    budget = Budget((example + client) / 2, 1e-5)
+    for adaptive in (False, True):
+        study = StudyLedger(DATA, budget=budget, adaptive=adaptive)
+        for plans in (BOTH, BOTH[::-1]):
+            with pytest.raises(BudgetExceededError):
+                study.spend(plans, DATA, name="fedavg")
+        assert study.charges == ()
+        study.spend((*a_plan(40.0), *a_plan(20.0, unit=Unit.CLIENT)), DATA, name="fedavg")
+        with pytest.raises(BudgetExceededError):
+            study.spend(BOTH, DATA, name="fedavg")
+
+
+def test_a_fit_that_says_nothing_of_a_unit_has_no_place_in_its_sum() -> None:
+    study = StudyLedger(DATA)
+    study.spend(BOTH, DATA, name="fedavg")
+    with pytest.raises(UnsoundReleaseError, match="no common sum"):
+        study.spend(a_plan(), DATA, name="dp_sgd")
+    # The other way round the study promises one unit, and says so.
+    examples = spent(StudyLedger(DATA), 4.0)
+    examples.spend(BOTH, DATA, name="fedavg")
+    assert [g.unit for g in examples.guarantees()] == [Unit.EXAMPLE]
+    # What promises nothing makes every sum infinite.
+    study.spend(a_plan(0.0), DATA, name="sgd")
+    assert [g.epsilon for g in study.guarantees()] == [math.inf] * 2
+
+
+def test_two_plans_about_one_unit_are_not_charged_as_one() -> None:
+    study = StudyLedger(DATA)
+    with pytest.raises(UnsoundReleaseError, match="2 plans"):
+        study.spend((*a_plan(4.0), *a_plan(9.0)), DATA, name="mine")
+    with pytest.raises(UnsoundReleaseError, match="2 plans"):
+        study.spend((*a_plan(4.0), *a_plan(relation=REPLACE_ONE)), DATA, name="mine")
     assert study.charges == ()
 
 

@@ -84,7 +84,7 @@ def test_all_sections_are_there(page: Page) -> None:
         "coalition of 6 parties",
         "every teacher's vote",
         "not evidence of safety",
-        "data-dependent: itself private",
+        "data-dependent: one-sided, itself private",
         "Unprotected.",
         "PartyLostError: computing-1 did not answer within 60 s",
         "BudgetExceededError: not one query fits",

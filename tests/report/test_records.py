@@ -39,7 +39,7 @@ def test_csv_holds_all_guarantees_and_figures() -> None:
     assert lines[0]["leakage[loss threshold/public/tpr_at_0.1%_fpr]"] == "n/r"
     assert lines[0]["gap_to_pooled"] == "0.0"
     asked = [line for line in lines if line["label"] == "PATE" and line["epsilon_asked"] == "3.0"]
-    assert "epsilon[public/example/replace_one/data_dependent]" in asked[0]
+    assert "epsilon[public/example/replace_one/data_dependent/one_sided]" in asked[0]
     assert asked[0]["bytes_sent"] == "32000"
     assert '"teacher-00": 1600' in asked[0]["bytes_sent_by_party"]
 

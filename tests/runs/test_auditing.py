@@ -9,7 +9,8 @@ from privtrain.attacks.membership import LossThreshold
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import Leakage, Target
-from privtrain.core.task import Rows
+from privtrain.core.task import FederatedData, Rows, concatenate
+from privtrain.core.trainer import Trainer
 from privtrain.data.canaries import noise_rows, with_canaries
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
@@ -41,18 +42,17 @@ class Looking:
 
 
 @pytest.mark.parametrize(
-    ("observer", "receivers"),
+    ("observer", "names"),
     [
-        (PUBLIC, {PUBLIC_NAME}),
-        (AGGREGATOR, {PUBLIC_NAME, AGGREGATOR_NAME}),
-        (PARTICIPANT, {PUBLIC_NAME, "p0"}),
-        (coalition({"p1", AGGREGATOR_NAME}), {PUBLIC_NAME, "p1", AGGREGATOR_NAME}),
+        (PUBLIC, set()),
+        (AGGREGATOR, {AGGREGATOR_NAME}),
+        (PARTICIPANT, {"p0"}),
+        (coalition({"p1"}), {"p1"}),
+        (coalition({"p1", AGGREGATOR_NAME}), {"p1", AGGREGATOR_NAME}),
     ],
-    ids=["public", "aggregator", "participant", "coalition"],
+    ids=["public", "aggregator", "participant", "party", "coalition"],
 )
-def test_an_attack_is_handed_its_observers_view_alone(
-    observer: Observer, receivers: set[str]
-) -> None:
+def test_an_attack_is_handed_its_observers_view_alone(observer: Observer, names: set[str]) -> None:
     result = fit(FedAvg(rounds=2), TASK, DATA, runtimes=STAR)
     attack = Looking(observer)
     leakage = audit(result, attack, TASK, DATA, seed=7)
@@ -60,8 +60,93 @@ def test_an_attack_is_handed_its_observers_view_alone(
     assert seed == 7
     assert leakage.attack == "looking"
     assert target.view.observer == observer
-    assert {entry.receiver for entry in target.view.messages} == receivers
+    assert set(target.view.names) == names
+    expected = [
+        entry
+        for entry in result.transcript.entries
+        if entry.receiver == PUBLIC_NAME or names & {entry.sender, entry.receiver}
+    ]
+    assert list(target.view.messages) == expected
     assert target.predictor is result.predictor
+
+
+THREE = a_federation(20, 16, 12)
+
+
+def members(trainer: Trainer, observer: Observer, data: FederatedData = THREE) -> Rows:
+    result = fit(trainer, TASK, data, runtimes=STAR, delta=1e-3)
+    attack = Looking(observer)
+    audit(result, attack, TASK, data)
+    ((target, _),) = attack.seen
+    return target.members
+
+
+@pytest.mark.parametrize("trainer", [FedAvg(rounds=1), DPSGD(epochs=1), SGD(epochs=1)])
+@pytest.mark.parametrize(
+    ("observer", "others"),
+    [
+        (PUBLIC, ("p0", "p1", "p2")),
+        # Who takes part knows its own rows: calling them members is no discovery.
+        (PARTICIPANT, ("p1", "p2")),
+        (coalition({"p1"}), ("p0", "p2")),
+        (coalition({"p1", "p2"}), ("p0",)),
+        (coalition({"p1", AGGREGATOR_NAME}), ("p0", "p2")),
+    ],
+    ids=str,
+)
+def test_rows_of_the_observer_itself_are_no_candidates(
+    trainer: Trainer, observer: Observer, others: tuple[str, ...]
+) -> None:
+    expected = torch.cat([THREE.train[name].inputs for name in others])
+    assert torch.equal(members(trainer, observer).inputs, expected)
+
+
+def test_rows_of_the_observer_are_left_out_once_each() -> None:
+    """Equal rows of somebody else are still to be guessed."""
+    mine = THREE.train["p0"]
+    data = replace(THREE, train={"p0": mine, "p1": concatenate([mine, THREE.train["p1"]])})
+    left = members(FedAvg(rounds=1), PARTICIPANT, data)
+    assert len(left) == 20 + 16
+
+
+def test_rows_of_a_participant_are_no_candidates_where_some_rows_became_public() -> None:
+    trainer = PATE(teachers=4, queries=10, release=Release(GNMax(1.0), finish=ARGMAX))
+    own = {row.numpy().tobytes() for row in DATA.train["p0"].inputs}
+    left = members(trainer, PARTICIPANT, DATA)
+    assert len(left) == 15
+    assert not own & {row.numpy().tobytes() for row in left.inputs}
+
+
+def test_canaries_of_the_observer_itself_are_left_out() -> None:
+    """Whoever holds a canary knows its coin."""
+    planted = with_canaries(THREE, noise_rows(THREE, 9))
+    result = fit(FedAvg(rounds=1), TASK, planted, runtimes=STAR)
+    attack = Looking(coalition({"p1"}))
+    audit(result, attack, TASK, planted)
+    ((target, _),) = attack.seen
+    assert planted.canaries is not None
+    assert target.canaries is not None
+    others = torch.tensor([0, 2, 3, 5, 6, 8])
+    assert torch.equal(target.canaries.rows.inputs, planted.canaries.rows.inputs[others])
+    assert torch.equal(target.canaries.included, planted.canaries.included[others])
+    expected = [THREE.train[name].inputs for name in ("p0", "p2")]
+    assert torch.equal(target.members.inputs, torch.cat(expected))
+    everybody = Looking(coalition({"p0", "p1", "p2"}))
+    with pytest.raises(ValueError, match=r"all training rows are those of p0, p1, p2 itself"):
+        audit(result, everybody, TASK, planted)
+
+
+def test_an_observer_that_nobody_is_is_refused() -> None:
+    result = fit(FedAvg(rounds=1), TASK, THREE, runtimes=STAR)
+    for observer, text in (
+        (coalition({"p0", "p3"}), r"'p3' does not\. Known are aggregator, p0, p1, p2"),
+        (Observer("p1"), r"observer='p1' .*coalition\(\{'p1'\}\)"),
+        (Observer("agregator"), "observer='agregator' to be a role"),
+    ):
+        attack = Looking(observer)
+        with pytest.raises(ValueError, match=text):
+            audit(result, attack, TASK, THREE)
+        assert attack.seen == []
 
 
 def test_members_are_the_training_rows_and_non_members_the_test_rows() -> None:

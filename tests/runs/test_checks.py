@@ -1,6 +1,7 @@
 """What is refused before a run."""
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,26 @@ from privtrain.core.errors import (
     DataError,
     UnsoundReleaseError,
 )
-from privtrain.core.result import TrainResult
-from privtrain.core.task import FederatedData, Rows
-from privtrain.core.trainer import Trainer
+from privtrain.core.observers import AGGREGATOR, PUBLIC, Observer, coalition
+from privtrain.core.result import Predictor, TrainResult
+from privtrain.core.runtime import Runtimes
+from privtrain.core.statement import REPLACE_ONE, Budget, InputPrivacy, Unit
+from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import PrivacyPlan, Run, Trainer
+from privtrain.ledgers.run import check_one_plan
+from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
+from privtrain.runs.calibrating import calibrate
+from privtrain.runs.checks import check_data, check_plans
 from privtrain.runs.fitting import fit
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.mpc_sgd import MPCSGD
+from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
@@ -85,3 +97,97 @@ def test_an_unknown_device_is_refused(device: str) -> None:
 
 def test_data_errors_are_value_errors() -> None:
     assert issubclass(DataError, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """A trainer with plans of its own, that must not come to training."""
+
+    plans: tuple[PrivacyPlan, ...]
+    token: str = "planning"
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        return self.plans
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        return ()
+
+    def with_noise(self, scale: float) -> "Planning":
+        return self
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
+        raise AssertionError("trained")
+
+
+def planned(*observers: Observer, unit: Unit = Unit.CLIENT) -> tuple[PrivacyPlan, ...]:
+    return Release(Gaussian(1.0, 9.0)).plans(unit=unit, count=3, parties=3, observers=observers)
+
+
+def test_two_plans_to_one_observer_and_unit_are_refused_before_anything_is_spent(
+    tmp_path: Path,
+) -> None:
+    """Each would hold for a part of what the observer sees, and the smaller would be printed."""
+    study = StudyLedger(replace(DATA, digest="ab" * 32), delta=1e-3)
+    data = study.data
+    zero_out = planned(PUBLIC)
+    replaced = tuple(replace(plan, relation=REPLACE_ONE) for plan in zero_out)
+    for plans in ((*zero_out, *planned(PUBLIC)), (*zero_out, *replaced)):
+        trainer = Planning(plans=plans)
+        with pytest.raises(UnsoundReleaseError, match=r"2 plans.*public sees of one client.*one"):
+            fit(trainer, TASK, data, runtimes=STAR, delta=1e-3, folder=tmp_path, study_ledger=study)
+        with pytest.raises(UnsoundReleaseError, match="2 plans"):
+            calibrate(trainer, data, epsilon=1.0, delta=1e-3, runtimes=STAR)
+    assert study.charges == ()
+    assert list(tmp_path.iterdir()) == []
+    check_plans((*zero_out, *planned(PUBLIC, unit=Unit.EXAMPLE), *planned(AGGREGATOR)), data, 1e-3)
+
+
+def test_no_built_in_trainer_plans_a_unit_twice() -> None:
+    trainers: tuple[Trainer, ...] = (
+        SGD(),
+        DPSGD(),
+        FedAvg(),
+        FedAvg(release=NOISY),
+        FedAvg(local=DPSteps(Gaussian(1.0, 1.0))),
+        FedAvg(local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY),
+        PATE(release=Release(GNMax(1.0), finish=ARGMAX)),
+        MPCSGD(),
+    )
+    for trainer in trainers:
+        check_one_plan(trainer.plan(DATA, STAR))
+
+
+def test_a_plan_about_a_party_that_is_not_there_is_refused() -> None:
+    there, typo = coalition({"p0", "p1"}), coalition({"p0", "P1"})
+    check_plans(planned(there, coalition({"p0", "aggregator"})), DATA, 1e-3)
+    trainer = Planning(plans=planned(PUBLIC, typo))
+    for budget in (None, Budget(3.0, 1e-3, typo)):
+        with pytest.raises(ValueError, match=r"'P1' does not\. Known are p0, p1, p2"):
+            fit(trainer, TASK, DATA, runtimes=STAR, delta=1e-3, budget=budget)
+    with pytest.raises(ValueError, match="'P1' does not"):
+        calibrate(trainer, DATA, epsilon=1.0, delta=1e-3, observer=typo, runtimes=STAR)
+
+
+@pytest.mark.parametrize("name", ["aggregator", "curator", "public", "student", "computing-0", ""])
+def test_a_party_named_like_a_role_is_refused_before_anything_is_spent(name: str) -> None:
+    good = some_rows(2)
+    data = replace(data_of(north=good, **{name: good}), digest="ab" * 32, public_rows=24)
+    study = StudyLedger(data, delta=1e-3)
+    trainers: tuple[Trainer, ...] = (SGD(epochs=1), DPSGD(epochs=1), FedAvg(rounds=1))
+    for trainer in trainers:
+        with pytest.raises(DataError, match=f"party {name!r} to have a name of its own"):
+            fit(trainer, TASK, data, runtimes=STAR, delta=1e-3, study_ledger=study)
+    assert study.charges == ()
+
+
+def test_names_of_a_million_parties_are_looked_at_without_their_rows() -> None:
+    class Unread(dict[str, Rows]):
+        def __getitem__(self, name: str) -> Rows:
+            raise AssertionError("loaded")
+
+    train = Unread.fromkeys(f"client-{number}" for number in range(20_000))
+    data = FederatedData(train=train, test=some_rows(1))
+    check_data(data)
+    train["dealer"] = some_rows(2)
+    with pytest.raises(DataError, match="party 'dealer'"):
+        check_data(data)

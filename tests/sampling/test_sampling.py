@@ -192,9 +192,16 @@ def test_under_fixed_size_who_is_inside_is_charged_for_sampling_among_the_others
     inner = gaussian_event(3.0)
     assert plans["public"].event == fixed_size_sampled(10, 3, inner)
     assert plans["participant"].event == fixed_size_sampled(9, 3, inner)
-    assert plans["coalition of 3 parties"].event == fixed_size_sampled(7, 3, inner)
+    assert plans["coalition of client-1, client-2, client-3"].event == fixed_size_sampled(
+        7, 3, inner
+    )
     found = {name: epsilon_of(plan, 5, 1e-5) for name, plan in plans.items()}
-    assert found["public"] < found["participant"] < found["coalition of 3 parties"] < 99
+    assert (
+        found["public"]
+        < found["participant"]
+        < found["coalition of client-1, client-2, client-3"]
+        < 99
+    )
     assert found["aggregator"] == float("inf")
 
 
