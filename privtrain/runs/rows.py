@@ -23,7 +23,8 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.checkpoint import identity_of, layout_of
+from privtrain.runs.card import rows_are_public
+from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
 from privtrain.runs.fitting import fit
 
 
@@ -97,12 +98,14 @@ def claim(folder: Path, conditions: Conditions) -> None:
         (conditions.attacks, conditions.delta, conditions.entropy),
     )
     mark = made_folder(folder) / "comparison.id"
-    if mark.exists() and mark.read_text() != mine:
+    keyed = keyed_identity(mine, folder)
+    # Version 0.1 wrote its mark without a key: it is recognised once, and replaced.
+    if mark.exists() and mark.read_text() not in (keyed, mine):
         raise DataError(
             f"The folder {folder} holds rows of another data set, partition, task, delta or "
-            "attack. Choose another folder."
+            "attack, or the key in its private folder is gone. Choose another folder."
         )
-    mark.write_text(mine)
+    mark.write_text(keyed)
 
 
 def save_row(row: Row, folder: Path) -> None:
@@ -146,6 +149,8 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
             )
         leakage, refused = _attacked(result, shared, cell.seed)
         filled = _filled(empty, result, shared.task, shared.data)
+        if not rows_are_public(shared.data, [result.statement]):
+            leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
         return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:

@@ -35,8 +35,8 @@ def test_csv_holds_all_guarantees_and_figures() -> None:
     assert noisy["epsilon[coalition of 6 parties/client/zero_out]"] == "1.23"
     assert lines[0]["epsilon[public/example/add_remove]"] == "inf"
     assert math.isinf(float(lines[0]["epsilon[public/example/add_remove]"]))
-    assert lines[0]["leakage[loss threshold/public/auc]"] == "0.561"
-    assert lines[0]["leakage[loss threshold/public/tpr_at_0.1%_fpr]"] == "n/r"
+    assert lines[0]["unprotected_leakage[loss threshold/public/auc]"] == "0.561"
+    assert lines[0]["unprotected_leakage[loss threshold/public/tpr_at_0.1%_fpr]"] == "n/r"
     assert lines[0]["gap_to_pooled"] == "0.0"
     asked = [line for line in lines if line["label"] == "PATE" and line["epsilon_asked"] == "3.0"]
     assert "epsilon[public/example/replace_one/data_dependent]" in asked[0]
