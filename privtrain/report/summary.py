@@ -304,8 +304,14 @@ COST_BASIS = (
 
 def cost_note(comparison: Comparison) -> str:
     """What must be known of bytes and rounds; empty where all of them were counted."""
-    known = (row.cost.basis for row in comparison.rows if row.cost is not None)
-    return COST_BASIS if any(basis is not Basis.MEASURED for basis in known) else ""
+    return COST_BASIS if any(map(_is_computed, comparison.rows)) else ""
+
+
+def _is_computed(row: Row) -> bool:
+    if row.cost is None or row.statement is None or row.cost.basis is Basis.MEASURED:
+        return False
+    promised = any(math.isfinite(g.epsilon) for g in row.statement.guarantees)
+    return promised or row.cost.basis is Basis.WITHHELD
 
 
 def is_simulated(row: Row) -> bool:

@@ -92,23 +92,30 @@ def _digest(data: FederatedData, folder: Path | None) -> dict[str, str]:
     }
 
 
+def promises(statements: Sequence[PrivacyStatement]) -> list[Guarantee]:
+    """The guarantees with a finite epsilon."""
+    made = [guarantee for statement in statements for guarantee in statement.guarantees]
+    return [guarantee for guarantee in made if math.isfinite(guarantee.epsilon)]
+
+
 def rows_are_public(data: FederatedData, statements: Sequence[PrivacyStatement]) -> bool:
     """Whether exact numbers of rows may stand beside these statements.
 
-    They may if the data state their public number of rows, or if nobody is promised that one more
-    or one less row could not be told.
+    They may if the data state a public number of rows, or if nobody is promised that one row, or
+    one user's rows, more or less cannot be told.
     """
-    hidden = any(_hides_number(g) and g.unit is not Unit.CLIENT for g in _promises(statements))
+    hidden = any(
+        g.relation is ADD_REMOVE and g.unit is not Unit.CLIENT for g in promises(statements)
+    )
     return data.public_rows is not None or not hidden
 
 
-def _hides_number(guarantee: Guarantee) -> bool:
-    return guarantee.relation is ADD_REMOVE
+def parties_are_public(statements: Sequence[PrivacyStatement]) -> bool:
+    """Whether the parties and their number may stand beside these statements.
 
-
-def _promises(statements: Sequence[PrivacyStatement]) -> list[Guarantee]:
-    made = [guarantee for statement in statements for guarantee in statement.guarantees]
-    return [guarantee for guarantee in made if math.isfinite(guarantee.epsilon)]
+    They may unless somebody is promised that one client more or less cannot be told.
+    """
+    return not any(g.relation is ADD_REMOVE and g.unit is Unit.CLIENT for g in promises(statements))
 
 
 def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict[str, int | str]:
@@ -119,10 +126,8 @@ def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict
         "validation_rows": 0 if validation is None else len(validation),
         "public_part_rows": 0 if public is None else len(public),
     }
-    # Per client under add/remove it is the number of parties that a removed one would change.
-    clients = any(_hides_number(g) and g.unit is Unit.CLIENT for g in _promises(statements))
     return {
-        "parties": NOT_PUBLIC if clients else len(data.parties),
+        "parties": len(data.parties) if parties_are_public(statements) else NOT_PUBLIC,
         **{name: count if exact else NOT_PUBLIC for name, count in rows.items()},
     }
 

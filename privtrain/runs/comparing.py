@@ -15,7 +15,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.html import comparison_fragment
 from privtrain.report.table import comparison_text
 from privtrain.runs.card import run_card
-from privtrain.runs.rows import Conditions, cells, claim, load_row, run_cell, save_row
+from privtrain.runs.rows import Conditions, cells, claim, load_row, published, run_cell, save_row
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.processes.mesh import Processes
 
@@ -106,7 +106,7 @@ def compare(
                 save_row(row, place)
         rows.append(row)
     return Comparison(
-        rows=tuple(rows),
+        rows=published(rows, data),
         card=run_card(
             *(trainers, task, data, where, chosen, epsilons, delta, device),
             statements=[row.statement for row in rows if row.statement is not None],

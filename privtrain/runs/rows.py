@@ -9,6 +9,7 @@ from pathlib import Path
 
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
+from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
@@ -23,7 +24,7 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.card import rows_are_public
+from privtrain.runs.card import parties_are_public, promises, rows_are_public
 from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
 from privtrain.runs.fitting import fit
 
@@ -149,12 +150,38 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
             )
         leakage, refused = _attacked(result, shared, cell.seed)
         filled = _filled(empty, result, shared.task, shared.data)
-        if not rows_are_public(shared.data, [result.statement]):
-            leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
         return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:
         return replace(empty, error=f"{type(error).__name__}: {error}")
+
+
+def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
+    """The rows without what a guarantee of any of them hides from who reads all of them.
+
+    What is counted in a run that promises nothing, such as the bytes of all rows, would tell the
+    number that another run of the same comparison promises to hide.
+    """
+    made = tuple(rows)
+    statements = [row.statement for row in made if row.statement is not None]
+    hides_rows = not rows_are_public(data, statements)
+    hides_parties = not parties_are_public(statements)
+    return tuple(_published(row, hides_rows, hides_parties) for row in made)
+
+
+def _published(row: Row, hides_rows: bool, hides_parties: bool) -> Row:
+    cost = row.cost
+    counted = cost is not None and cost.basis is Basis.MEASURED
+    # A run that promises nothing may name its parties, whatever its figures follow from.
+    named = hides_parties and row.statement is not None and not promises((row.statement,))
+    if cost is not None and ((hides_rows and counted) or named):
+        cost = replace(
+            cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
+        )
+    leakage = row.leakage
+    if hides_rows:
+        leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
+    return replace(row, cost=cost, leakage=leakage)
 
 
 def _attacked(

@@ -90,17 +90,17 @@ def _about_sample(plan: PrivacyPlan, seeded: bool) -> tuple[str, ...]:
 def _cost(
     plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...], run: Run, seconds: float
 ) -> Cost:
-    """Bytes and rounds as measured, or by public figures where measured ones break a promise."""
+    """Bytes and rounds by public figures, or as measured where that breaks no promise."""
     promised = {(g.observer, g.unit) for g in made if math.isfinite(g.epsilon)}
     hidden = any(
         _hides_messages(plan) for plan in plans if (plan.observer.name, plan.unit) in promised
     )
-    figures: PublicCost | None = PublicCost.of(run.transcript)
-    basis = Basis.MEASURED
-    if hidden:
-        # Never by a look at the measured figures: that the two agree would tell of the sample.
-        figures = run.public_cost
-        basis = Basis.WITHHELD if figures is None else Basis.PUBLIC
+    # Never by a look at the measured figures: that the two agree would tell of the sample.
+    figures, basis = run.public_cost, Basis.PUBLIC
+    if figures is None and hidden:
+        basis = Basis.WITHHELD
+    elif figures is None or (figures.bytes_sent is None and not hidden):
+        figures, basis = PublicCost.of(run.transcript), Basis.MEASURED
     return Cost(
         bytes_sent=None if figures is None else figures.bytes_sent,
         bytes_sent_by_party={} if figures is None else figures.bytes_sent_by_party,

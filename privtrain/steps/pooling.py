@@ -56,7 +56,7 @@ def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicC
     if number is None:
         return PublicCost(bytes_sent=None, rounds=1)
     of_a_row = sum(
-        tensor[:1].nelement() * tensor.element_size()
+        tensor.shape[1:].numel() * tensor.element_size()
         for tensor in (rows.inputs, rows.targets, rows.users)
         if tensor is not None
     )
