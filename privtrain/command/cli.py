@@ -225,7 +225,7 @@ def fit_command(args: Fit) -> int:
     from privtrain.core.seeding import EntropyKind
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
-    from privtrain.report.summary import UNPROTECTED
+    from privtrain.report.publishing import UNPROTECTED
     from privtrain.runs.calibrating import calibrate
     from privtrain.runs.fitting import fit
     from privtrain.runs.rows import accuracy_with_interval

@@ -24,8 +24,8 @@ from privtrain.core.statement import (
 )
 from privtrain.report.html import comparison_fragment, comparison_html
 from privtrain.report.latex import to_latex
+from privtrain.report.publishing import UNPROTECTED, publishable_card
 from privtrain.report.records import to_csv
-from privtrain.report.summary import UNPROTECTED, publishable_card
 from privtrain.report.table import comparison_text
 
 JSON_NAME = "comparison.json"

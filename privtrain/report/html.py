@@ -8,17 +8,15 @@ from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import Guarantee, to_plain
 from privtrain.report import cells, figures
 from privtrain.report.drawing import styles
+from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
 from privtrain.report.summary import (
     SIMULATED,
-    UNPROTECTED,
     Group,
-    cost_note,
     groups,
     headlines,
     is_simulated,
     observers,
     protected_by,
-    publishable_card,
     readers,
     remarks,
     unique,

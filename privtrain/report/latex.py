@@ -8,7 +8,8 @@ from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
-from privtrain.report.summary import Group, cost_note, groups, observers, remarks, unique
+from privtrain.report.publishing import cost_note
+from privtrain.report.summary import Group, groups, observers, remarks, unique
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",

@@ -2,11 +2,10 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from privtrain.core.cost import Basis
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import Guarantee, InputPrivacy, Unit
@@ -261,7 +260,7 @@ def _busiest(row: Row) -> float | None:
     cost = row.cost
     if cost is None or (cost.bytes_sent != 0 and not cost.bytes_sent_by_party):
         return None
-    return max(row.cost.bytes_sent_by_party.values(), default=0)
+    return max(cost.bytes_sent_by_party.values(), default=0)
 
 
 def _flags(group: Group) -> Iterator[str]:
@@ -276,42 +275,6 @@ def _flags(group: Group) -> Iterator[str]:
         yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
         yield SIMULATED
-
-
-UNPROTECTED = {
-    "accuracy": "computed from the test rows, which nothing protects",
-    "leakage": "what attacks and audits measured: exact functions of members' rows and coins",
-    "history.unprotected": "diagnostics of a simulation, computed from private rows without noise",
-    "error": "why a run failed: it may name parties, rows or their number",
-    "cost.seconds": "timing is not hidden, nor is memory",
-}
-"""Which figures of a row no guarantee covers, by their names in comparison.json, and why."""
-
-
-def publishable_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A card without what version 0.1 wrote into it: a digest of all rows without a key."""
-    data = card.get("data")
-    if not isinstance(data, Mapping):
-        return dict(card)
-    return {**card, "data": {name: item for name, item in data.items() if name != "sha256"}}
-
-
-COST_BASIS = (
-    "Bytes and rounds beside a promise that hides who was drawn, or how many rows there are, "
-    "follow from public figures and expected numbers; – where these do not give them."
-)
-
-
-def cost_note(comparison: Comparison) -> str:
-    """What must be known of bytes and rounds; empty where all of them were counted."""
-    return COST_BASIS if any(map(_is_computed, comparison.rows)) else ""
-
-
-def _is_computed(row: Row) -> bool:
-    if row.cost is None or row.statement is None or row.cost.basis is Basis.MEASURED:
-        return False
-    promised = any(math.isfinite(g.epsilon) for g in row.statement.guarantees)
-    return promised or row.cost.basis is Basis.WITHHELD
 
 
 def is_simulated(row: Row) -> bool:

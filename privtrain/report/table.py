@@ -7,10 +7,10 @@ from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
+from privtrain.report.publishing import cost_note
 from privtrain.report.summary import (
     SIMULATED,
     Group,
-    cost_note,
     groups,
     observers,
     protected_by,

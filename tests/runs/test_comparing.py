@@ -200,10 +200,10 @@ def test_a_run_without_promise_tells_no_number_that_another_one_hides(tmp_path: 
     rows = sum(len(data.train[party]) for party in data.parties)
     for name, file in published(made, tmp_path).items():
         text = re.sub(r"(?s)<(svg|style).*?</\1>", "", file)
-        for count in (rows, rows * 48, len(data.test)):
+        for count in (rows, rows * 28, len(data.test)):
             assert not re.search(rf"\b{count}\b", text), (name, count)
     alone = compare({"pooled": pt.SGD(epochs=1)}, task, data, delta=1e-4, runtimes=HERE)
-    assert alone.rows[0].cost is not None and alone.rows[0].cost.bytes_sent == rows * 48
+    assert alone.rows[0].cost is not None and alone.rows[0].cost.bytes_sent == rows * 28
 
 
 def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
