@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -292,8 +293,11 @@ def fit_command(args: Fit) -> int:
 def report_command(args: Report) -> int:
     """Prints a finished comparison and renders its files again."""
     from privtrain.report.files import load, plain_comparison, save
+    from privtrain.report.publishing import publishable_card
 
     comparison = load(args.folder)
+    # What version 0.1 wrote and no version publishes any more.
+    comparison = replace(comparison, card=publishable_card(comparison.card))
     # Over what is there: it is made of the same rows, by a newer version perhaps.
     save(comparison, args.folder, force=True)
     _show(comparison, args.json, plain_comparison, args.folder)

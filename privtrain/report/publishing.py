@@ -9,7 +9,7 @@ from privtrain.core.result import Comparison, Row
 
 UNPROTECTED = {
     "accuracy": "computed from the test rows, which nothing protects",
-    "leakage": "what attacks and audits measured: exact functions of members' rows and coins",
+    "leakage": "exact functions of members' rows and coins, as attacks and audits measured them",
     "history.unprotected": "diagnostics of a simulation, computed from private rows without noise",
     "error": "why a run failed: it may name parties, rows or their number",
     "cost.seconds": "timing is not hidden, nor is memory",
