@@ -11,7 +11,6 @@ TESTED_ELSEWHERE = {
     "core/trainer.py": "a protocol: tests/contracts/trainer.py",
     "mpc/engine.py": "a protocol: tests/mpc/crypten/test_engine.py",
     "release/aggregation.py": "a protocol: tests/contracts/aggregation.py",
-    "runs/statements.py": "tests/runs/test_fitting.py",
     "runtimes/flower/surroundings.py": "tests/runtimes/flower/test_grid.py",
     "steps/local.py": "a protocol: tests/contracts/trainer.py",
 }

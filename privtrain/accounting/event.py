@@ -276,6 +276,20 @@ def terms_of(event: Event) -> dict[Event, int]:
     return counts
 
 
+def relies_on_sample(event: Event) -> bool:
+    """Whether a guarantee for an event counts on a sample that its observer does not know.
+
+    A curve does not say what was released: only exact sampled events are told.
+    """
+    kinds = (
+        Kind.POISSON_SAMPLED,
+        Kind.FIXED_SIZE_SAMPLED,
+        Kind.TRUNCATED_GAUSSIAN,
+        Kind.GAUSSIAN_MIXTURE,
+    )
+    return any(is_kind(leaf, *kinds) for leaf in terms_of(exact_part(event)))
+
+
 def _leaves(event: Event, count: int) -> Iterator[tuple[Event, int]]:
     """Each release inside an event, and how often it is made there."""
     if count == 0 or is_kind(event, Kind.NO_OP):

@@ -79,7 +79,7 @@ class LossThreshold:
             intervals=intervals,
             members=count,
             non_members=count,
-            notes=_notes(count, unscored, metrics),
+            notes=_notes(unscored, metrics),
         )
 
 
@@ -156,14 +156,14 @@ def _metrics(
     return metrics, intervals
 
 
-def _notes(count: int, unscored: int, metrics: dict[str, float | None]) -> tuple[str, ...]:
+def _notes(unscored: int, metrics: dict[str, float | None]) -> tuple[str, ...]:
     notes = ["this attack only, not evidence of safety"]
     for name, rate in LOW_RATES:
         if metrics[f"tpr_at_{name}_fpr"] is None:
             needed = round(FALSE_POSITIVES_NEEDED / rate)
             notes.append(
-                f"TPR at {name} FPR is not resolvable: {needed:,} non-members are needed, "
-                f"{count:,} were attacked"
+                f"TPR at {name} FPR is not resolvable: {needed:,} non-members are needed, more "
+                "than were attacked"
             )
     if unscored:
         notes.append(f"{unscored} losses were not a number and got the worst score")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -80,6 +80,8 @@ class RunArgs:
 class Compare:
     """Train one model in several ways, attack each, and write one honest comparison.
 
+    A simulation: all noise follows from public seeds. Make a model to publish with privtrain fit.
+
     Example: privtrain compare --data digits --trainers sgd fedavg dp_sgd mpc_sgd pate
     --epsilon 1 3 8 --seeds 3 --out runs/digits
     """
@@ -126,6 +128,9 @@ class Fit:
     """Draw Gaussian noise exactly, from AES, instead of as floats."""
     seed: int = 0
     """Public seed of data order and initialisation."""
+    entropy: Literal["system", "seeded"] = "system"
+    """Where noise comes from: the operating system, for a model that is published; or the seed, to
+    repeat a run to the bit, which protects from nobody who knows or guesses the seed."""
     runtime: RuntimeName = "flower-grid"
     """Where the rounds of a federation run."""
     run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,6 +141,7 @@ def compare_command(args: Compare) -> int:
     import torch
 
     from privtrain.command.study_file import write_study
+    from privtrain.core.keys import make_key
     from privtrain.report.files import plain_comparison, save
     from privtrain.runs.checks import check_device
     from privtrain.runs.comparing import compare, failed
@@ -155,6 +157,8 @@ def compare_command(args: Compare) -> int:
     data = study.planted(data)
     folder = _folder(args.run, study.data)
     _claim(folder, force=args.run.force, resume=args.resume)
+    # Here and not below rows/: one key for all that the run writes.
+    make_key(folder)
     # Before training, so that an interrupted comparison can be resumed from its own folder.
     write_study(study, folder / "study.toml")
     try:
@@ -210,7 +214,7 @@ def _show(
         print(json.dumps(plain(comparison), indent=2))
         return
     print(comparison)
-    print(f"\nThe report lies in {folder / 'report.html'}")
+    print(f"\nThe report lies in {folder / 'report.html'}; never publish rows/ and private/ there")
     print(f"Repeat it with: privtrain compare {folder / 'study.toml'} --out ANOTHER_FOLDER")
 
 
@@ -219,8 +223,10 @@ def fit_command(args: Fit) -> int:
     import torch
 
     from privtrain.command.tables import default_tables, make_trainer
+    from privtrain.core.seeding import EntropyKind
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
+    from privtrain.report.publishing import UNPROTECTED
     from privtrain.runs.calibrating import calibrate
     from privtrain.runs.fitting import fit
     from privtrain.runs.rows import accuracy_with_interval
@@ -245,6 +251,7 @@ def fit_command(args: Fit) -> int:
             runtimes=runtimes,
             delta=args.delta,
             seed=args.seed,
+            entropy=EntropyKind(args.entropy),
             device=args.run.device,
             progress=progress,
         )
@@ -257,6 +264,8 @@ def fit_command(args: Fit) -> int:
         "cost": result.cost,
         "halted": result.halted,
         "notes": result.notes,
+        "entropy": args.entropy,
+        "unprotected": {name: UNPROTECTED[name] for name in ("accuracy", "cost.seconds")},
     }
     document = {name: to_plain(value) for name, value in document.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,8 +277,15 @@ def fit_command(args: Fit) -> int:
     if args.run.json:
         print(to_json_text(document))
     else:
-        print(f"accuracy {accuracy:.4f} (95% interval {interval[0]:.4f} to {interval[1]:.4f})")
+        low, high = interval
+        print(
+            f"accuracy {accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), on unprotected test "
+            "rows"
+        )
         print(result.statement)
+        for line in (result.halted, *result.notes):
+            if line:
+                print(line)
         print(f"The model and its statement lie in {folder}")
     return 0
 
@@ -277,8 +293,11 @@ def fit_command(args: Fit) -> int:
 def report_command(args: Report) -> int:
     """Prints a finished comparison and renders its files again."""
     from privtrain.report.files import load, plain_comparison, save
+    from privtrain.report.publishing import publishable_card
 
     comparison = load(args.folder)
+    # What version 0.1 wrote and no version publishes any more.
+    comparison = replace(comparison, card=publishable_card(comparison.card))
     # Over what is there: it is made of the same rows, by a newer version perhaps.
     save(comparison, args.folder, force=True)
     _show(comparison, args.json, plain_comparison, args.folder)

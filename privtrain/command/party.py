@@ -251,5 +251,7 @@ def _tell(
         args.out.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), args.out)
         print(f"{party.name}: weights saved to {args.out}")
-    for line in (*trainer.engine.input_privacy(party.names), *trainer.caveats):
+    # Shares hide rows from the other parties, not from who reads the opened weights.
+    opened = "the opened weights are exact: nothing is promised to whoever reads them"
+    for line in (opened, *trainer.engine.input_privacy(party.names), *trainer.caveats):
         print(f"{party.name}: {line}")

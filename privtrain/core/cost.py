@@ -3,26 +3,73 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+
+from privtrain.core.transcript import Transcript
+
+
+class Basis(StrEnum):
+    """What the bytes and rounds of a cost were taken from."""
+
+    MEASURED = "measured"
+    """Counted from the messages of the run."""
+
+    PUBLIC = "public figures"
+    """Computed from settings and public numbers, since the messages follow a secret sample."""
+
+    WITHHELD = "withheld"
+    """Not stated, since they follow a secret sample or the number of private rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicCost:
+    """Bytes and rounds as public figures give them: settings, shapes, expected numbers.
+
+    Who was drawn, how many were, and how many rows they hold stays out of it.
+
+    Args:
+        bytes_sent: Bytes of tensors sent between parties; None where they follow the number of
+            private rows.
+        rounds: Communication rounds.
+        bytes_sent_by_party: The same by sender or by role, such as "all clients"; never the name
+            of a party whose part in a sample is secret.
+    """
+
+    bytes_sent: int | None
+    rounds: int
+    bytes_sent_by_party: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, transcript: Transcript) -> "PublicCost":
+        """What was measured, of a protocol whose messages and senders are public."""
+        return cls(
+            bytes_sent=transcript.bytes_sent,
+            rounds=transcript.rounds,
+            bytes_sent_by_party=transcript.bytes_sent_by_party,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run cost.
+    """What a run cost, as it may stand beside the guarantees of the run.
 
     Args:
-        bytes_sent: Bytes of tensors sent between parties in the whole run.
-        bytes_sent_by_party: The same for each sender.
-        rounds: Communication rounds.
+        bytes_sent: Bytes of tensors sent between parties in the whole run; None where they are
+            withheld.
+        bytes_sent_by_party: The same for each sender or role.
+        rounds: Communication rounds; None where they are withheld.
         seconds: Wall-clock time of training.
         peak_memory_bytes: Largest resident memory of one process while it trained.
+        basis: Whether bytes and rounds were measured, or follow from public figures.
     """
 
-    bytes_sent: int
-    rounds: int
+    bytes_sent: int | None
+    rounds: int | None
     seconds: float
     peak_memory_bytes: int
     bytes_sent_by_party: Mapping[str, int] = field(default_factory=dict)
+    basis: Basis = Basis.MEASURED
 
 
 def reset_peak_memory() -> bool:

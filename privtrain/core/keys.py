@@ -14,6 +14,13 @@ from privtrain.core.errors import DataError
 PRIVATE = "private"
 """The subfolder that is never published: it holds the key."""
 
+KEY = "digest.key"
+
+WARNING = (
+    "Never publish this folder. With the key, whoever knows all rows but one value can find that "
+    "value by trying.\n"
+)
+
 _BYTES = 32
 
 # A second in all: a key that stays empty is one that a crash left.
@@ -42,8 +49,34 @@ def has_key(folder: Path) -> bool:
     return _place(folder).exists()
 
 
+def make_key(folder: Path) -> None:
+    """Makes the key of a folder, where it has none yet.
+
+    Raises:
+        DataError: If the key cannot be made or read.
+    """
+    _key(folder)
+
+
+def home_of_key(folder: Path) -> Path:
+    """The folder whose key is used in a folder: that of the run which it is a part of.
+
+    A comparison keeps its rows in folders of their own, below its own one or below `rows/` in it;
+    all of them share its key, so that there is one secret to keep.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        The nearest of the folder and the two above it that has a key; the folder itself if none
+        of them has one.
+    """
+    above = (folder, *folder.absolute().parents[:2])
+    return next((place for place in above if has_key(place)), folder)
+
+
 def _place(folder: Path) -> Path:
-    return folder / PRIVATE / "digest.key"
+    return folder / PRIVATE / KEY
 
 
 def _key(folder: Path) -> bytes:
@@ -58,6 +91,7 @@ def _key(folder: Path) -> bytes:
         else:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(os.urandom(_BYTES))
+            (path.parent / "README").write_text(WARNING)
         key = path.read_bytes()
     except OSError as error:
         raise DataError(

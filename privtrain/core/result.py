@@ -106,8 +106,8 @@ class Leakage:
         observer: Whose view it used.
         metrics: Name to value; None where the value is not resolvable with so few rows.
         intervals: Name to a 95% confidence interval.
-        members: How many members were attacked.
-        non_members: How many non-members were attacked.
+        members: How many members were attacked; None where the number of rows is not public.
+        non_members: How many non-members were attacked, likewise.
         notes: What limits the figures.
     """
 
@@ -116,8 +116,8 @@ class Leakage:
     # None, never zero or a default: a rate of 0.1% cannot be seen in 359 rows (sharp edges).
     metrics: Mapping[str, float | None]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    members: int = 0
-    non_members: int = 0
+    members: int | None = 0
+    non_members: int | None = 0
     notes: tuple[str, ...] = ()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -74,7 +74,9 @@ class Guarantee:
     data_dependent: bool = False
     releases: int = 0
 
-    def __str__(self) -> str:
+    @property
+    def claim(self) -> str:
+        """What is promised, on one line; what it rests on is left out."""
         # Unit and relation beside every epsilon: without them two of them cannot be compared.
         epsilon = "inf" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
         pair = f"({epsilon}, {self.delta:g})-DP"
@@ -83,6 +85,17 @@ class Guarantee:
             pair = f"epsilon {epsilon} at delta {self.delta:g} for these votes, one-sided,"
         text = f"{pair} to the {self.observer}, per {self.unit}, {self.relation.replace('_', '-')}"
         return f"{text}, data-dependent" if self.data_dependent else text
+
+    @property
+    def rests_on(self) -> tuple[str, ...]:
+        """The theorem and the assumptions, a text each; empty where nothing is promised."""
+        if math.isinf(self.epsilon):
+            return ()
+        theorem = (f"by {self.theorem}",) if self.theorem else ()
+        return (*theorem, *(f"if {assumption}" for assumption in self.assumptions))
+
+    def __str__(self) -> str:
+        return "\n".join([self.claim, *(f"  {text}" for text in self.rests_on)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +187,28 @@ class PrivacyStatement:
         return plain
 
     def __str__(self) -> str:
-        lines = [*map(str, self.guarantees), *map(str, self.input_privacy), *self.caveats]
-        return "\n".join(lines)
+        claims, texts = numbered(self.guarantees)
+        return "\n".join([*claims, *texts, *map(str, self.input_privacy), *self.caveats])
+
+
+def numbered(guarantees: Iterable[Guarantee]) -> tuple[list[str], list[str]]:
+    """Claims with the numbers of what they rest on, and these texts, each once.
+
+    Args:
+        guarantees: In the order in which they are printed.
+
+    Returns:
+        Lines such as "(1, 1e-05)-DP to the public, per example, zero-out [1, 2]" and lines such
+        as "[1] by ..." and "[2] if ...".
+    """
+    made = list(guarantees)
+    texts = list(dict.fromkeys(text for g in made for text in g.rests_on))
+    places = {text: number for number, text in enumerate(texts, start=1)}
+    claims = []
+    for guarantee in made:
+        known = ", ".join(str(places[text]) for text in guarantee.rests_on)
+        claims.append(f"{guarantee.claim} [{known}]" if known else guarantee.claim)
+    return claims, [f"[{places[text]}] {text}" for text in texts]
 
 
 def to_plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
 from privtrain.core.result import History, Predictor
@@ -108,6 +109,8 @@ class Run:
         memory: What mechanisms remember from release to release, by kind of message.
         members: The rows that are protected, where they are not all training rows.
         assumptions: What turned out to be assumed by every guarantee while the run went on.
+        public_cost: Bytes and rounds by public figures alone, which are published beside a promise
+            that counts on a secret sample or hides a number; None withholds them there.
     """
 
     runtimes: Runtimes
@@ -130,6 +133,7 @@ class Run:
     memory: dict[str, Any] = field(default_factory=dict)
     members: Rows | None = None
     assumptions: list[str] = field(default_factory=list)
+    public_cost: PublicCost | None = None
     _star: Star | None = field(default=None, repr=False)
 
     @property

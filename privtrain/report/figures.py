@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from privtrain.core.result import Comparison, Curve, Row
-from privtrain.core.statement import PrivacyCurves
+from privtrain.core.statement import PrivacyCurves, PrivacyStatement
 from privtrain.report import cells
 from privtrain.report.drawing import (
     INK,
@@ -69,7 +69,7 @@ def accuracy_against_epsilon(comparison: Comparison) -> str | None:
         _points(axes, mine, style[label], with_unit=len(units) > 1)
     _epsilon_axis(axes, [_epsilon(group) for group in private])
     axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.4g}%")
-    axes.set_ylabel("accuracy on the test rows")
+    axes.set_ylabel("accuracy on the test rows (unprotected)")
     add_legend(axes)
     return to_svg(figure, "accuracy", "Accuracy against the formal epsilon to the public")
 
@@ -278,8 +278,16 @@ def _with_curves(comparison: Comparison) -> list[tuple[Group, PrivacyCurves]]:
     drawn = []
     for group in groups(comparison):
         statements = [row.statement for row in group.done[:1] if row.statement is not None]
-        drawn += [(group, statement.curves[0]) for statement in statements if statement.curves]
+        drawn += [(group, curves) for s in statements for curves in _headline_curves(group, s)]
     return drawn
+
+
+def _headline_curves(group: Group, statement: PrivacyStatement) -> tuple[PrivacyCurves, ...]:
+    """The curves of the unit that the headline is about, if there are any."""
+    stated = group.headline
+    of_unit = [curves for curves in statement.curves if stated and curves.unit == stated.unit]
+    same = [curves for curves in of_unit if stated and curves.relation == stated.relation]
+    return tuple((same or of_unit)[:1])
 
 
 def _with_mu(group: Group, curves: PrivacyCurves) -> str:

@@ -5,10 +5,11 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from privtrain.core.cost import Cost
+from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison, Curve, History, Leakage, Row
 from privtrain.core.statement import (
@@ -23,6 +24,7 @@ from privtrain.core.statement import (
 )
 from privtrain.report.html import comparison_fragment, comparison_html
 from privtrain.report.latex import to_latex
+from privtrain.report.publishing import UNPROTECTED, publishable_card
 from privtrain.report.records import to_csv
 from privtrain.report.table import comparison_text
 
@@ -109,9 +111,9 @@ def _write(path: Path, text: str) -> None:
 
 def _json_text(comparison: Comparison) -> str:
     """JSON with a line for each row: long curves would fill a line for each number."""
-    plain = plain_comparison(comparison)
+    plain = plain_comparison(replace(comparison, card=publishable_card(comparison.card)))
     rows = ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in plain["rows"])
-    rest = to_json_text({"card": plain["card"], "study": plain["study"]})
+    rest = to_json_text({**{name: plain[name] for name in plain if name != "rows"}})
     return f'{{\n"rows": [\n{rows}\n],{rest[1:]}\n'
 
 
@@ -122,13 +124,15 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
         comparison: What was compared.
 
     Returns:
-        `{"rows": [...], "card": {...}, "study": {...} | None}`; infinity is the string "inf". A
-        failed row has null for its statement and its cost.
+        `{"rows": [...], "card": {...}, "study": {...} | None, "unprotected": {...}}`; infinity is
+        the string "inf". A failed row has null for its statement and its cost. `unprotected` names
+        the figures of a row that no guarantee covers, and says why.
     """
     return {
         "rows": [to_plain(row) for row in comparison.rows],
         "card": to_plain(comparison.card),
         "study": to_plain(comparison.study),
+        "unprotected": dict(UNPROTECTED),
     }
 
 
@@ -243,7 +247,9 @@ def _guarantee(plain: Mapping[str, Any]) -> Guarantee:
 
 
 def _cost(plain: Mapping[str, Any]) -> Cost:
-    return Cost(**{**plain, "seconds": _number(plain["seconds"])})
+    # Older files lack the basis: all they hold was counted.
+    basis = Basis(plain.get("basis", Basis.MEASURED))
+    return Cost(**{**plain, "seconds": _number(plain["seconds"]), "basis": basis})
 
 
 def _leakage(plain: Mapping[str, Any]) -> Leakage:

@@ -8,11 +8,12 @@ from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import Guarantee, to_plain
 from privtrain.report import cells, figures
 from privtrain.report.drawing import styles
+from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
 from privtrain.report.summary import (
     SIMULATED,
     Group,
     groups,
-    headline,
+    headlines,
     is_simulated,
     observers,
     protected_by,
@@ -102,7 +103,9 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "metrics": _metrics(gathered),
         "remarks": remarks(comparison),
         "styles": styles(row.label for row in comparison.rows),
-        "card": tuple(_flat(comparison.card)),
+        "unprotected": UNPROTECTED,
+        "cost_note": cost_note(comparison),
+        "card": tuple(_flat(publishable_card(comparison.card))),
         "study": tuple(_flat(comparison.study or {})),
     }
 
@@ -140,8 +143,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield path, plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
-def _row_headline(row: Row) -> Guarantee | None:
-    return None if row.statement is None else headline(row.statement.guarantees)
+def _row_headlines(row: Row) -> tuple[Guarantee, ...]:
+    return () if row.statement is None else headlines(row.statement.guarantees)
 
 
 _FILTERS = {
@@ -155,6 +158,6 @@ _FILTERS = {
     "duration": cells.duration,
     "count": cells.count,
     "protected_by": protected_by,
-    "headline": _row_headline,
+    "headlines": _row_headlines,
     "metric_name": _metric_name,
 }

@@ -8,7 +8,8 @@ from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
-from privtrain.report.summary import Group, groups, observers, unique
+from privtrain.report.publishing import cost_note
+from privtrain.report.summary import Group, groups, observers, remarks, unique
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -42,6 +43,8 @@ def escape(text: str) -> str:
 def to_latex(comparison: Comparison) -> str:
     r"""Tables in booktabs style: results with costs, promises, and audits where some were made.
 
+    Below them stand the theorems, assumptions and caveats, without which no epsilon is a statement.
+
     Args:
         comparison: What was compared.
 
@@ -54,9 +57,15 @@ def to_latex(comparison: Comparison) -> str:
     # promised to whom. One number for both would be the best epsilon beside the best accuracy.
     results = _table(
         "Accuracy, gap to pooled training in percentage points, AUC of the strongest attack that "
-        "was run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds.",
+        "was run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds. "
+        + " ".join(
+            ["Accuracy and AUC are covered by no guarantee.", cost_note(comparison)]
+        ).strip(),
         "privtrain-results",
-        ("trainer", "ε asked", "accuracy", "gap", "attack AUC", "sent", "rounds", "time", "seeds"),
+        (
+            *("trainer", "ε asked", "accuracy", "gap", "attack AUC (unprotected)"),
+            *("sent", "rounds", "time", "seeds"),
+        ),
         [_result(group) for group in gathered],
     )
     # A cell holds a number and a letter, the caption what the letter means: epsilons of different
@@ -71,14 +80,34 @@ def to_latex(comparison: Comparison) -> str:
     )
     audited = [(group, audit) for group in gathered for audit in audits(group)]
     bounds = _table(
-        "What audits prove, and the most that all right guesses would have proved. "
-        + explained(audit for _, audit in audited),
+        "Covered by no guarantee: what audits prove, and the most that all right guesses would "
+        "have proved. " + explained(audit for _, audit in audited),
         "privtrain-audits",
         ("trainer", "ε asked", "ε at least", "ceiling", "right guesses", "curve", "seeds"),
         [_audit(group, audit) for group, audit in audited],
     )
-    tables = [results, promises, *([bounds] if audited else [])]
+    tables = [results, promises, *([bounds] if audited else []), *_lists(comparison)]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+
+
+LISTED = ("Guarantees rest on", "Caveats")
+
+
+def _lists(comparison: Comparison) -> list[str]:
+    """What the guarantees rest on and leave out, each text once, for below the tables."""
+    return [
+        "\n".join(
+            [
+                f"\\noindent\\textbf{{{escape(title)}}}",
+                r"\begin{itemize}",
+                *(f"  \\item {escape('; '.join(where))}: {escape(text)}" for text, where in texts),
+                r"\end{itemize}",
+                "",
+            ]
+        )
+        for title, texts in remarks(comparison)
+        if title in LISTED
+    ]
 
 
 def _result(group: Group) -> list[str]:

@@ -16,8 +16,9 @@ def to_csv(comparison: Comparison) -> str:
     """One line for each trainer, seed and asked epsilon, with a header.
 
     What is missing is empty, what is not resolvable "n/r", infinity "inf". Each guarantee has
-    columns named after its observer, unit and relation; each metric of an attack has columns
-    named after attack, observer and metric.
+    columns named after its observer, unit and relation, its theorem and its assumptions among
+    them; each metric of an attack has columns named after attack, observer and metric, and called
+    unprotected, since no guarantee covers it.
 
     Args:
         comparison: What was compared.
@@ -72,12 +73,16 @@ def _cost_columns(row: Row) -> dict[str, Value]:
     cost = row.cost
     if cost is None:
         return dict.fromkeys(
-            ("bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes")
+            (
+                *("bytes_sent", "bytes_sent_by_party", "rounds", "cost_basis"),
+                *("seconds", "peak_memory_bytes"),
+            )
         )
     return {
         "bytes_sent": cost.bytes_sent,
         "bytes_sent_by_party": json.dumps(dict(cost.bytes_sent_by_party)),
         "rounds": cost.rounds,
+        "cost_basis": cost.basis,
         "seconds": cost.seconds,
         "peak_memory_bytes": cost.peak_memory_bytes,
     }
@@ -99,6 +104,8 @@ def _guarantee_columns(
         f"accountant[{name}]": guarantee.accountant,
         f"cross_check[{name}]": guarantee.cross_check,
         f"releases[{name}]": guarantee.releases,
+        f"theorem[{name}]": guarantee.theorem,
+        f"assumptions[{name}]": "; ".join(guarantee.assumptions),
     }
 
 
@@ -107,7 +114,8 @@ def _leakage_columns(leakage: Leakage) -> dict[str, Value]:
     for metric, value in leakage.metrics.items():
         name = f"{leakage.attack}/{leakage.observer}/{metric}"
         # Empty would read as "not measured".
-        columns[f"leakage[{name}]"] = cells.NOT_RESOLVABLE if value is None else value
+        columns[f"unprotected_leakage[{name}]"] = cells.NOT_RESOLVABLE if value is None else value
         low, high = leakage.intervals.get(metric, (None, None))
-        columns[f"leakage_low[{name}]"], columns[f"leakage_high[{name}]"] = low, high
+        columns[f"unprotected_leakage_low[{name}]"] = low
+        columns[f"unprotected_leakage_high[{name}]"] = high
     return columns

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Row
-from privtrain.core.statement import Guarantee, InputPrivacy
+from privtrain.core.statement import Guarantee, InputPrivacy, Unit
 from privtrain.report.cells import Interval, number
 from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
@@ -112,9 +113,19 @@ class Group:
         return unique(entry for statement in statements for entry in statement.input_privacy)
 
     @property
+    def headlines(self) -> tuple[Guarantee, ...]:
+        """For each unit the formal guarantee to the public of the worst seed, the worst first."""
+        worst: dict[Unit, Guarantee] = {}
+        for row in self.done:
+            for g in () if row.statement is None else headlines(row.statement.guarantees):
+                if g.unit not in worst or g.epsilon > worst[g.unit].epsilon:
+                    worst[g.unit] = g
+        return _worst_first(worst.values())
+
+    @property
     def headline(self) -> Guarantee | None:
-        """The strongest formal guarantee to the public; None where none is stated."""
-        return headline(self.guarantees)
+        """The worst of the headlines, as `PrivacyStatement.epsilon` has it; None without one."""
+        return next(iter(self.headlines), None)
 
     @property
     def attacks(self) -> tuple[Leakage, ...]:
@@ -191,14 +202,24 @@ def unique(values: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def headline(guarantees: Iterable[Guarantee]) -> Guarantee | None:
-    """The strongest formal guarantee to the public, as `PrivacyStatement.epsilon` has it.
+def headlines(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
+    """For each unit the strongest formal guarantee to the public, the worst of them first.
 
-    To be shown with its unit: guarantees of different units are not alternatives to each other.
-    A data-dependent epsilon is itself private and never shown as a guarantee.
+    Guarantees of one unit each hold, so the best is the answer. Several units are no alternatives
+    to each other, so none of them stands for the others: the first one has the epsilon that
+    `PrivacyStatement.epsilon` gives. A data-dependent epsilon is itself private and never among
+    them.
     """
-    formal = [g for g in guarantees if g.observer == "public" and not g.data_dependent]
-    return min(formal, key=lambda guarantee: guarantee.epsilon, default=None)
+    best: dict[Unit, Guarantee] = {}
+    for g in guarantees:
+        formal = g.observer == PUBLIC.name and not g.data_dependent
+        if formal and (g.unit not in best or g.epsilon < best[g.unit].epsilon):
+            best[g.unit] = g
+    return _worst_first(best.values())
+
+
+def _worst_first(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
+    return tuple(sorted(guarantees, key=lambda guarantee: -guarantee.epsilon))
 
 
 def _by_kind(
@@ -236,9 +257,10 @@ def column_of(observer: str) -> str:
 
 def _busiest(row: Row) -> float | None:
     # Bytes without their senders: who sends most is unknown, and is not zero.
-    if row.cost is None or (row.cost.bytes_sent and not row.cost.bytes_sent_by_party):
+    cost = row.cost
+    if cost is None or (cost.bytes_sent != 0 and not cost.bytes_sent_by_party):
         return None
-    return max(row.cost.bytes_sent_by_party.values(), default=0)
+    return max(cost.bytes_sent_by_party.values(), default=0)
 
 
 def _flags(group: Group) -> Iterator[str]:
@@ -269,6 +291,15 @@ def conditions(row: Row) -> tuple[str, ...]:
     return unique((*simulated, *row.statement.caveats))
 
 
+def rests_on(row: Row) -> tuple[str, ...]:
+    """Theorems and assumptions of a row's guarantees, each once; `conditions` has the others."""
+    if row.statement is None:
+        return ()
+    said = {f"if {text}" for text in conditions(row)}
+    texts = unique(text for g in row.statement.guarantees for text in g.rests_on)
+    return tuple(text for text in texts if text not in said)
+
+
 def readers(gathered: Iterable[Group]) -> Iterator[tuple[str, tuple[InputPrivacy, ...]]]:
     """Who reads what, once for each label."""
     by_label: dict[str, list[InputPrivacy]] = {}
@@ -294,6 +325,8 @@ def protected_by(entry: InputPrivacy) -> str:
     return "; ".join(words)
 
 
+FAILED = "Failed"
+
 Remarks = tuple[tuple[str, tuple[str, ...]], ...]
 """Texts, each with the runs it belongs to."""
 
@@ -302,12 +335,13 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
     """What the reader has to know beside the figures, by heading; empty headings are left out."""
     rows = comparison.rows
     sections = (
-        ("Failed", _gather((row.error, row) for row in rows)),
+        (FAILED, _gather((row.error, row) for row in rows)),
         ("Halted early", _gather((row.halted, row) for row in rows)),
         ("Notes", _gather((note, row) for row in rows for note in row.notes)),
+        ("Guarantees rest on", _gather((text, row) for row in rows for text in rests_on(row))),
         ("Caveats", _gather((text, row) for row in rows for text in conditions(row))),
         (
-            "Attacks",
+            "Attacks (unprotected)",
             _gather(
                 (f"{leakage.attack}: {note}", row)
                 for row in rows

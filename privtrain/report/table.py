@@ -7,6 +7,7 @@ from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
+from privtrain.report.publishing import cost_note
 from privtrain.report.summary import (
     SIMULATED,
     Group,
@@ -16,6 +17,11 @@ from privtrain.report.summary import (
     readers,
     remarks,
     unique,
+)
+
+UNPROTECTED_RESULTS = (
+    "No guarantee covers the figures of attacks, which are exact functions of members' rows, nor "
+    "the accuracy, which is measured on unprotected test rows."
 )
 
 LONGEST_LABEL = 36
@@ -38,10 +44,10 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
     """
     gathered = groups(comparison)
     tables = [
-        _render("Results", _RESULTS, [_result(group) for group in gathered], width),
+        _render("Results", _RESULTS, [_result(g) for g in gathered], width, UNPROTECTED_RESULTS),
         _promises(gathered, width),
         _audits(gathered, width),
-        _render("Cost", _COSTS, [_cost(group) for group in gathered], width),
+        _render("Cost", _COSTS, [_cost(g) for g in gathered], width, cost_note(comparison)),
         _readers(gathered, width),
         _remarks(comparison, width),
     ]
@@ -51,7 +57,8 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
 # "ε asked" beside "ε public": a run that could not meet what it was asked shows both. "busiest"
 # beside "bytes sent": a total hides who carries it. "ceiling" beside "ε at least": a low bound
 # under a low ceiling is no evidence of safety. "seeds": how many runs are behind a mean.
-_RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", "attack AUC", "remarks")
+_AUC = "attack AUC\n(unprotected)"
+_RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", _AUC, "remarks")
 _COSTS = ("trainer", "ε asked", "bytes sent", "busiest", "rounds", "time", "peak memory", "seeds")
 _AUDITS = ("trainer", "ε asked", "audit", "ε at least", "ceiling", "right", "curve", "seeds")
 _WORDS = ("trainer", "audit", "remarks", "reader", "reads", "protected by")
@@ -98,7 +105,7 @@ def _result(group: Group) -> list[str]:
     return [
         _label(group),
         cells.number(group.epsilon_asked),
-        headline_cell(group.headline),
+        headline_cell(group.headlines),
         stacked(
             cells.percent(None if accuracy is None else accuracy.mean),
             cells.percent_interval(group.accuracy_interval),
@@ -114,11 +121,13 @@ def stacked(*lines: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def headline_cell(guarantee: Guarantee | None) -> str:
-    """The epsilon of a guarantee, with the unit it protects where it is finite."""
-    if guarantee is None:
-        return cells.MISSING
-    return epsilon_cell(guarantee, relation=False)
+def headline_cell(guarantees: Sequence[Guarantee]) -> str:
+    """The epsilon of each protected unit, the worst first."""
+    # One unit's epsilon never stands for another's; "inf" has no unit where it stands alone.
+    if len(guarantees) == 1:
+        return epsilon_cell(guarantees[0], relation=False)
+    of_units = [stacked(cells.number(g.epsilon), str(g.unit)) for g in guarantees]
+    return stacked(*of_units) or cells.MISSING
 
 
 def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> str:
@@ -195,7 +204,7 @@ def _audits(gathered: Sequence[Group], width: int) -> str:
     audited = [(group, audit) for group in gathered for audit in audits(group)]
     rows = [_audit(group, audit) for group, audit in audited]
     note = explained(audit for _, audit in audited)
-    title = "Audited: what right guesses prove of epsilon, and the most they could have proved"
+    title = "Audited (unprotected): what right guesses prove of ε, and the most they could have"
     return _render(title, _AUDITS, rows, width, note) if rows else ""
 
 

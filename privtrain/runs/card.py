@@ -1,16 +1,24 @@
 """The run card: what a reader needs to repeat a comparison."""
 
+import math
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from privtrain.core.keys import PRIVATE
 from privtrain.core.runtime import Runtimes
+from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
+from privtrain.runs.checkpoint import keyed_identity
+
+NOT_PUBLIC = "not public"
+"""Stands for a number that a guarantee hides."""
 
 PACKAGES = ("torch", "numpy", "flwr", "opacus", "crypten", "dp-accounting", "scikit-learn")
 
@@ -24,26 +32,40 @@ def run_card(
     epsilons: Sequence[float],
     delta: float,
     device: str,
+    *,
+    statements: Sequence[PrivacyStatement] = (),
+    entropy: str = "",
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """What a reader needs to repeat a comparison; of seeds, the public ones only.
+
+    Args:
+        trainers: Label to trainer.
+        task: What is learned.
+        data: Who holds which rows.
+        runtimes: Where parties run.
+        seeds: Public seeds.
+        epsilons: What was asked for.
+        delta: Delta of every guarantee.
+        device: Where tensors are computed.
+        statements: What the runs promise: counts that this hides are left out.
+        entropy: Where noise came from.
+        folder: The comparison's folder, under whose key the rows are identified; None leaves a
+            digest of them out.
 
     Returns:
         Versions, configuration, data, machine and seeds, as values that JSON can hold.
     """
-    validation, public = data.validation, data.public
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(),
         "data": {
             "name": data.name,
-            "sha256": data.digest,
-            "parties": len(data.parties),
+            **_digest(data, folder),
             "split": str(data.split),
             "public_rows_stated": data.public_rows,
-            "test_rows": len(data.test),
-            "validation_rows": 0 if validation is None else len(validation),
-            "public_part_rows": 0 if public is None else len(public),
+            **_counts(data, statements),
         },
         "configuration": {
             "task": task.name,
@@ -51,10 +73,62 @@ def run_card(
             "trainers": {label: repr(trainer) for label, trainer in trainers.items()},
             "runtimes": [r.name for r in (runtimes.star, runtimes.mesh) if r is not None],
             "device": device,
+            "entropy": entropy,
             "delta": delta,
             "epsilons": list(epsilons),
         },
         "public_seeds": list(seeds),
+    }
+
+
+def _digest(data: FederatedData, folder: Path | None) -> dict[str, str]:
+    # Whoever knows all rows but one value finds it by hashing, unless there is a key to it.
+    if folder is None or not data.digest:
+        return {}
+    return {
+        "keyed_digest": keyed_identity(data.digest, folder),
+        "keyed_digest_means": f"HMAC-SHA256 of all rows, under the key in {PRIVATE}/: never "
+        "publish that folder",
+    }
+
+
+def promises(statements: Sequence[PrivacyStatement]) -> list[Guarantee]:
+    """The guarantees with a finite epsilon."""
+    made = [guarantee for statement in statements for guarantee in statement.guarantees]
+    return [guarantee for guarantee in made if math.isfinite(guarantee.epsilon)]
+
+
+def rows_are_public(data: FederatedData, statements: Sequence[PrivacyStatement]) -> bool:
+    """Whether exact numbers of rows may stand beside these statements.
+
+    They may if the data state a public number of rows, or if nobody is promised that one row, or
+    one user's rows, more or less cannot be told.
+    """
+    hidden = any(
+        g.relation is ADD_REMOVE and g.unit is not Unit.CLIENT for g in promises(statements)
+    )
+    return data.public_rows is not None or not hidden
+
+
+def parties_are_public(statements: Sequence[PrivacyStatement]) -> bool:
+    """Whether the parties and their number may stand beside these statements.
+
+    They may unless somebody is promised that one client more or less cannot be told.
+    """
+    return not any(g.relation is ADD_REMOVE and g.unit is Unit.CLIENT for g in promises(statements))
+
+
+def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict[str, int | str]:
+    validation, public = data.validation, data.public
+    exact = rows_are_public(data, statements)
+    rows = {
+        "test_rows": len(data.test),
+        "validation_rows": 0 if validation is None else len(validation),
+        "public_part_rows": 0 if public is None else len(public),
+    }
+    return {
+        "parties": len(data.parties) if parties_are_public(statements) else NOT_PUBLIC,
+        **{name: count if exact else NOT_PUBLIC for name, count in rows.items()},
     }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from privtrain.core.errors import PrivtrainError
 from privtrain.core.identity import without_addresses
+from privtrain.core.keys import home_of_key, keyed_digest
 from privtrain.core.result import History
 from privtrain.core.task import FederatedData
 from privtrain.core.transcript import Entry, Setup, Transcript
@@ -25,6 +26,19 @@ def identity_of(*parts: object) -> str:
     # Functions print their place in memory, which is another one in every process.
     text = without_addresses(repr(parts))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def keyed_identity(identity: str, folder: Path) -> str:
+    """An identity as it may lie in a folder: under the key of the run that the folder is part of.
+
+    An identity says which rows there are, so that without a key whoever knows all of them but one
+    value finds it by trying.
+
+    Args:
+        identity: What `identity_of` gave.
+        folder: Where it is written.
+    """
+    return keyed_digest(identity, home_of_key(folder))
 
 
 LOADED_BEFOREHAND = 10_000
@@ -52,7 +66,7 @@ class FileCheckpoint:
         transcript: Kept along; filled with what earlier sittings of the run sent.
         history: Kept along, too.
         path: The file, or None.
-        identity: What identifies the run.
+        identity: What identifies the run; it is written under the key of the folder.
         spent: How many releases were spent so far; called at each save.
         seconds_before: Seconds that earlier sittings took.
         spent_before: Releases that were spent when the file was written.
@@ -69,10 +83,14 @@ class FileCheckpoint:
     seconds_before: float = field(default=0.0, init=False)
     spent_before: int = field(default=0, init=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
+    _mark: str = field(default="", init=False, repr=False)
     _loaded: tuple[int, dict[str, Any]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return
+        self._mark = keyed_identity(self.identity, self.path.parent)
+        if not self.path.exists():
             return
         try:
             # Tensors and plain values only: a pickle could run code of whoever wrote the folder.
@@ -88,10 +106,14 @@ class FileCheckpoint:
                 f"The checkpoint {self.path} cannot be read: {error}. Choose another folder to "
                 "start again; what the journal here spent stays spent for that data."
             ) from error
-        if identity != self.identity:
+        # Version 0.1 wrote the identity without a key: it is recognised once, and replaced.
+        if identity == self.identity:
+            _write(self.path, {**saved, "identity": self._mark})
+        elif identity != self._mark:
             raise PrivtrainError(
-                f"The checkpoint {self.path} belongs to another run. Resume with the trainer, "
-                "data, seed and entropy it was started with, or choose another folder."
+                f"The checkpoint {self.path} belongs to another run, or the key in its private "
+                "folder is gone. Resume with the trainer, data, seed and entropy it was started "
+                "with, or choose another folder."
             )
 
     @property
@@ -108,7 +130,7 @@ class FileCheckpoint:
         if self.path is None:
             return
         document = {
-            "identity": self.identity,
+            "identity": self._mark,
             "done": done,
             "state": dict(state),
             "seconds": self.seconds,
@@ -121,16 +143,20 @@ class FileCheckpoint:
             "setups": [(s.party, s.what) for s in self.transcript.setups],
             "unprotected": self.history.unprotected,
         }
-        # Replaced as a whole: where this write is interrupted, the last checkpoint is still there.
-        fresh = self.path.with_suffix(".new")
-        try:
-            torch.save(document, fresh)
-            fresh.replace(self.path)
-        except (OSError, RuntimeError) as error:
-            raise PrivtrainError(
-                f"Cannot write the checkpoint {self.path}: {error}. Free disk space or choose "
-                "another folder; the last checkpoint is still there, so the run can be resumed."
-            ) from error
+        _write(self.path, document)
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         return self._loaded
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    # Replaced as a whole: where this write is interrupted, the last checkpoint is still there.
+    fresh = path.with_suffix(".new")
+    try:
+        torch.save(document, fresh)
+        fresh.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise PrivtrainError(
+            f"Cannot write the checkpoint {path}: {error}. Free disk space or choose "
+            "another folder; the last checkpoint is still there, so the run can be resumed."
+        ) from error

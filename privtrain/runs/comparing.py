@@ -7,7 +7,7 @@ from typing import Any
 from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.core.result import Comparison, Row
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import EntropyKind
+from privtrain.core.seeding import EntropyKind, kind_of
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_distinct, check_positive
@@ -15,7 +15,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.html import comparison_fragment
 from privtrain.report.table import comparison_text
 from privtrain.runs.card import run_card
-from privtrain.runs.rows import Conditions, cells, claim, load_row, run_cell, save_row
+from privtrain.runs.rows import Conditions, cells, claim, load_row, published, run_cell, save_row
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.processes.mesh import Processes
 
@@ -54,7 +54,8 @@ def compare(
         entropy: `SEEDED` or `SYSTEM`; see `fit`.
         device: Where tensors are computed.
         folder: Where finished rows and checkpoints are kept, so that a comparison that was
-            interrupted goes on; None keeps everything in memory.
+            interrupted goes on, with the key of its digests in `private/`; never publish it. None
+            keeps everything in memory, and the card then holds no digest of the rows.
         study: The study file that repeats the comparison, for its card.
         study_ledger: Adds up all rows' fits; a fit beyond its budget shows that in its row.
 
@@ -76,6 +77,7 @@ def compare(
         raise ValueError("Expected seeds=[] to hold at least one seed.")
     check_distinct(seeds=chosen, epsilons=epsilons)
     where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
+    kind = kind_of(entropy, real=where.star is not None and where.star.real)
     home = None if folder is None else Path(folder)
     conditions = Conditions(
         task=task,
@@ -104,8 +106,13 @@ def compare(
                 save_row(row, place)
         rows.append(row)
     return Comparison(
-        rows=tuple(rows),
-        card=run_card(trainers, task, data, where, chosen, epsilons, delta, device),
+        rows=published(rows, data),
+        card=run_card(
+            *(trainers, task, data, where, chosen, epsilons, delta, device),
+            statements=[row.statement for row in rows if row.statement is not None],
+            entropy=kind.value,
+            folder=home,
+        ),
         study=study,
         as_text=comparison_text,
         as_html=comparison_fragment,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
+from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
@@ -23,7 +24,8 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.checkpoint import identity_of, layout_of
+from privtrain.runs.card import parties_are_public, promises, rows_are_public
+from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
 from privtrain.runs.fitting import fit
 
 
@@ -97,12 +99,14 @@ def claim(folder: Path, conditions: Conditions) -> None:
         (conditions.attacks, conditions.delta, conditions.entropy),
     )
     mark = made_folder(folder) / "comparison.id"
-    if mark.exists() and mark.read_text() != mine:
+    keyed = keyed_identity(mine, folder)
+    # Version 0.1 wrote its mark without a key: it is recognised once, and replaced.
+    if mark.exists() and mark.read_text() not in (keyed, mine):
         raise DataError(
             f"The folder {folder} holds rows of another data set, partition, task, delta or "
-            "attack. Choose another folder."
+            "attack, or the key in its private folder is gone. Choose another folder."
         )
-    mark.write_text(mine)
+    mark.write_text(keyed)
 
 
 def save_row(row: Row, folder: Path) -> None:
@@ -150,6 +154,34 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:
         return replace(empty, error=f"{type(error).__name__}: {error}")
+
+
+def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
+    """The rows without what a guarantee of any of them hides from who reads all of them.
+
+    What is counted in a run that promises nothing, such as the bytes of all rows, would tell the
+    number that another run of the same comparison promises to hide.
+    """
+    made = tuple(rows)
+    statements = [row.statement for row in made if row.statement is not None]
+    hides_rows = not rows_are_public(data, statements)
+    hides_parties = not parties_are_public(statements)
+    return tuple(_published(row, hides_rows, hides_parties) for row in made)
+
+
+def _published(row: Row, hides_rows: bool, hides_parties: bool) -> Row:
+    cost = row.cost
+    counted = cost is not None and cost.basis is Basis.MEASURED
+    # A run that promises nothing may name its parties, whatever its figures follow from.
+    named = hides_parties and row.statement is not None and not promises((row.statement,))
+    if cost is not None and ((hides_rows and counted) or named):
+        cost = replace(
+            cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
+        )
+    leakage = row.leakage
+    if hides_rows:
+        leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
+    return replace(row, cost=cost, leakage=leakage)
 
 
 def _attacked(

@@ -1,18 +1,22 @@
 """The statement of a finished run: guarantees, caveats, curves, cost."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
+from privtrain.accounting.event import relies_on_sample
 from privtrain.accounting.guarantees import guarantees, public_curves
-from privtrain.core.cost import Cost, peak_memory
+from privtrain.accounting.renyi import RdpCurve
+from privtrain.core.cost import Basis, Cost, PublicCost, peak_memory
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Curve, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import SEEDED
-from privtrain.core.statement import Guarantee, PrivacyStatement, Unit
+from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
+from privtrain.sampling.figures import SAMPLED_IN_SECRET
 
 # These texts are stored in results and compared by reports: they do not change.
 SIMULATED = "simulated: void if the seed is known"
@@ -38,6 +42,7 @@ def result_of(
 ) -> TrainResult:
     """The result of a finished run: the predictor, its statement, its cost and its history."""
     seeded = run.entropy.kind is SEEDED
+    plans = with_secret_samples(plans, seeded=seeded)
     # After what was spent, not what was planned: a halted run promises more, an aborted round that
     # was paid for counts although its result was lost.
     made = about(
@@ -60,18 +65,10 @@ def result_of(
         caveats=_caveats(trainer, data, plans, made),
         curves=public_curves(plans, spent=run.ledger.spent, delta=delta),
     )
-    cost = Cost(
-        bytes_sent=run.transcript.bytes_sent,
-        bytes_sent_by_party=run.transcript.bytes_sent_by_party,
-        rounds=run.transcript.rounds,
-        seconds=seconds,
-        # Parties in other processes report their own.
-        peak_memory_bytes=max(peak_memory(), run.peak_memory_bytes),
-    )
     return TrainResult(
         predictor=predictor,
         statement=statement,
-        cost=cost,
+        cost=_cost(plans, made, run, seconds),
         history=run.history,
         transcript=run.transcript,
         halted=run.halted,
@@ -103,6 +100,56 @@ def _notes_on_users(data: FederatedData, made: tuple[Guarantee, ...]) -> tuple[s
     return () if data.train[next(iter(data.train))].users is None else (USERS_KNOWN,)
 
 
+def with_secret_samples(plans: tuple[PrivacyPlan, ...], *, seeded: bool) -> tuple[PrivacyPlan, ...]:
+    """The plans, each assuming that its sample is secret if it counts on that, and never if seeded.
+
+    A sample that follows from a seed is no secret to whoever knows the seed: `SIMULATED` says so
+    in place of it.
+    """
+    return tuple(replace(plan, assumptions=_about_sample(plan, seeded)) for plan in plans)
+
+
+def _about_sample(plan: PrivacyPlan, seeded: bool) -> tuple[str, ...]:
+    said = SAMPLED_IN_SECRET in plan.assumptions
+    if seeded:
+        return tuple(text for text in plan.assumptions if text != SAMPLED_IN_SECRET)
+    needed = relies_on_sample(plan.event) and not said
+    return (*plan.assumptions, SAMPLED_IN_SECRET) if needed else plan.assumptions
+
+
+def _cost(
+    plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...], run: Run, seconds: float
+) -> Cost:
+    """Bytes and rounds by public figures, or as measured where that breaks no promise."""
+    promised = {(g.observer, g.unit) for g in made if math.isfinite(g.epsilon)}
+    hidden = any(
+        _hides_messages(plan) for plan in plans if (plan.observer.name, plan.unit) in promised
+    )
+    # Never by a look at the measured figures: that the two agree would tell of the sample.
+    figures, basis = run.public_cost, Basis.PUBLIC
+    if figures is None and hidden:
+        basis = Basis.WITHHELD
+    elif figures is None or (figures.bytes_sent is None and not hidden):
+        figures, basis = PublicCost.of(run.transcript), Basis.MEASURED
+    return Cost(
+        bytes_sent=None if figures is None else figures.bytes_sent,
+        bytes_sent_by_party={} if figures is None else figures.bytes_sent_by_party,
+        rounds=None if figures is None else figures.rounds,
+        seconds=seconds,
+        # Parties in other processes report their own.
+        peak_memory_bytes=max(peak_memory(), run.peak_memory_bytes),
+        basis=basis,
+    )
+
+
+def _hides_messages(plan: PrivacyPlan) -> bool:
+    """Whether names, sizes or number of messages may show what a plan promises to hide."""
+    # Under add/remove a name, a count or a size that is there for one neighbour only tells them
+    # apart; a curve does not say whether a secret sample is behind it.
+    curve = isinstance(plan.event, RdpCurve)
+    return plan.relation is ADD_REMOVE or curve or relies_on_sample(plan.event)
+
+
 def _caveats(
     trainer: Trainer,
     data: FederatedData,
@@ -123,8 +170,17 @@ def _caveats(
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
     """Epsilon to the public after eighths of the releases; empty where nothing is promised."""
     public = [plan for plan in plans if plan.observer == PUBLIC]
-    if not public or spent == 0 or epsilon_of(public[0], 1, delta) == float("inf"):
+    if spent == 0 or math.isinf(_worst_unit(public, 1, delta)):
         return []
     # Eighths: every point is an evaluation by the accountant, which may take seconds.
     counts = sorted({max(1, round(spent * part / 8)) for part in range(1, 9)})
-    return [(count, epsilon_of(public[0], count, delta)) for count in counts]
+    return [(count, _worst_unit(public, count, delta)) for count in counts]
+
+
+def _worst_unit(public: Iterable[PrivacyPlan], count: int, delta: float) -> float:
+    """The epsilon of the worst protected unit, as `PrivacyStatement.epsilon` has it."""
+    best: dict[Unit, float] = {}
+    for plan in public:
+        spent = epsilon_of(plan, count, delta)
+        best[plan.unit] = min(spent, best.get(plan.unit, math.inf))
+    return max(best.values(), default=math.inf)

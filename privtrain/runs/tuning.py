@@ -38,7 +38,12 @@ from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes, fit
 from privtrain.runs.scoring import Score, check_score
-from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED, about
+from privtrain.runs.statements import (
+    SIMULATED,
+    TUNING_NOT_COUNTED,
+    about,
+    with_secret_samples,
+)
 
 TUNING_COUNTED = (
     "tuning counted: the choice among the trials is; trials and grids chosen by looking are not"
@@ -248,6 +253,7 @@ def _stated(
     simulated: bool,
 ) -> TrainResult:
     """The best trial's result, with the statement of the whole selection."""
+    plans = with_secret_samples(plans, seeded=simulated)
     made = guarantees(plans, spent=1, delta=delta, assumptions=(SIMULATED,) if simulated else ())
     made = about(data, made)
     caveats = [c for c in result.statement.caveats if c != TUNING_NOT_COUNTED]

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from privtrain.core.cost import PublicCost
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows, check_party_rows
@@ -45,6 +46,26 @@ def pool(data: FederatedData, run: Run) -> Rows:
             if held.users is not None:
                 run.transcript.send(party, CURATOR_NAME, "users", held.users, round=0)
     return rows.to(run.device)
+
+
+def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicCost:
+    """What pooling costs by public figures.
+
+    Args:
+        data: Who holds which rows.
+        rows: The pooled rows, of which only the shape of one counts.
+        number: How many rows there are, if that is public; None withholds the bytes.
+    """
+    if len(data.parties) == 1:
+        return PublicCost(bytes_sent=0, rounds=0)
+    if number is None:
+        return PublicCost(bytes_sent=None, rounds=1)
+    of_a_row = sum(
+        tensor.shape[1:].numel() * tensor.element_size()
+        for tensor in (rows.inputs, rows.targets, rows.users)
+        if tensor is not None
+    )
+    return PublicCost(bytes_sent=number * of_a_row, rounds=1)
 
 
 def training_state(model: nn.Module, optimizer: Optimizer, run: Run) -> dict[str, Any]:

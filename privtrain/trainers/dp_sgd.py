@@ -12,7 +12,7 @@ from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, 
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import global_generator
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import ADD_REMOVE, InputPrivacy
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_offers, check_positive, check_probability
@@ -25,7 +25,7 @@ from privtrain.release.door import Release
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
-from privtrain.steps.pooling import CURATOR_READS, pool, resume, training_state
+from privtrain.steps.pooling import CURATOR_READS, pool, pooling_cost, resume, training_state
 from privtrain.steps.private import diagnostics
 
 SHOWN = 20
@@ -192,6 +192,9 @@ class DPSGD:
     def _rows(self, data: FederatedData, batches: Batches, run: Run) -> Rows:
         """The rows that may take part, at the curator."""
         rows = pool(data, run)
+        # Under add/remove the true number is what the guarantee hides: only a stated one is used.
+        hidden = self.plan(data, run.runtimes)[0].relation is ADD_REMOVE
+        run.public_cost = pooling_cost(data, rows, data.public_rows if hidden else len(rows))
         # 1 stands for "not public": Poisson samples promise the same over any number of rows.
         if batches.population not in (1, len(rows)):
             raise DataError(

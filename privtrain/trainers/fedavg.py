@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
     ModelPredictor,
@@ -273,7 +274,8 @@ class FedAvg:
         step = ClientStep(
             task, self.local.settled(data), self.release, self.weights, self._sends_change
         )
-        for round in range(server.resume(run), self.rounds):
+        done = server.resume(run)
+        for round in range(done, self.rounds):
             if not run.spend():
                 break
             current = server.vector()
@@ -288,8 +290,20 @@ class FedAvg:
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             server.save(round + 1, run)
             run.progress(round + 1, self.rounds)
+            done = round + 1
+        run.public_cost = self._public_cost(server.vector(), done, len(data.parties), run)
         run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
         return ModelPredictor(model)
+
+    def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost:
+        """What the rounds cost with as many clients as are expected; no client is named."""
+        # Without noise on the sum the cohort follows from the public seed, and so do the messages.
+        if not self.release.mechanism.noisy:
+            return PublicCost.of(run.transcript)
+        one_way = rounds * self.sampling.expected(parties) * model.nelement() * model.element_size()
+        # The model goes down to each client of a round, and an update of the same size comes up.
+        sent = {AGGREGATOR_NAME: round(one_way), "all clients": round(one_way)}
+        return PublicCost(bytes_sent=sum(sent.values()), rounds=rounds, bytes_sent_by_party=sent)
 
     @property
     def _sends_change(self) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from privtrain.accounting.event import of_group
 from privtrain.accounting.renyi import RdpCurve
+from privtrain.core.cost import PublicCost
 from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
@@ -283,6 +284,8 @@ class PATE:
             for name, (orders, rdp) in saved[1]["realised"].items():
                 run.realised[name] = RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
         run.progress(1, 2)
+        # Who votes and how many numbers a message holds follows from settings and public queries.
+        run.public_cost = PublicCost.of(run.transcript)
         student = self._student(task, Rows(asked, labels), run)
         run.progress(2, 2)
         return student

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from privtrain.accounting.approximate import Approximate
 from privtrain.accounting.calibration import calibrate_scale
 from privtrain.accounting.curves import gaussian_delta
 from privtrain.accounting.epsilon import epsilon, group_epsilon, supports
@@ -17,13 +18,16 @@ from privtrain.accounting.event import (
     fixed_size_sampled,
     gaussian_event,
     laplace_event,
+    no_event,
     non_private_event,
     of_group,
     poisson_sampled,
+    relies_on_sample,
     repeated,
     truncated_poisson_sampled,
 )
 from privtrain.accounting.files import event_from_plain, event_to_plain
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
 
@@ -175,3 +179,27 @@ def test_a_cut_that_never_happens_costs_nothing() -> None:
     assert not supports(often, ADD_REMOVE, "pld") and not supports(often, REPLACE_ONE, "pld")
     with pytest.raises(UnsupportedError, match="Gaussian noise only"):
         truncated_poisson_sampled(1_000, 0.01, 10, laplace_event(1.0))
+
+
+def test_what_relies_on_a_secret_sample_is_told() -> None:
+    plain = gaussian_event(1.0)
+    sampled = poisson_sampled(0.1, plain)
+    for event in (
+        sampled,
+        repeated(sampled, 7),
+        composed([plain, repeated(sampled, 2)]),
+        fixed_size_sampled(20, 2, plain),
+        truncated_poisson_sampled(20, 0.1, 3, plain),
+        of_group(sampled, 3),
+        Approximate(sampled, 1e-9),
+    ):
+        assert relies_on_sample(event), event
+    for event in (
+        plain,
+        repeated(plain, 3),
+        poisson_sampled(1.0, plain),
+        no_event(),
+        poisson_sampled(0.1, non_private_event()),
+        RdpCurve((2.0,), (1.0,)),
+    ):
+        assert not relies_on_sample(event), event

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from privtrain.command.cli import FAILED, INTERRUPTED, MISUSED, main
+from privtrain.data.loading import load
 
 QUICK = ["compare", "--trainers", "sgd", "--data", "breast_cancer", "--parties", "3"]
 
@@ -228,6 +229,45 @@ def test_fit_writes_model_and_statement(tmp_path: Path, capsys: pytest.CaptureFi
     assert "float noise: research use" not in printed["statement"]["caveats"]
     assert printed["statement"]["guarantees"][0]["epsilon"] <= 2
     assert (folder / "model.pt").exists() and (folder / "statement.json").exists()
+
+
+def test_fit_draws_from_the_system_unless_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer", "--runtime", "in-process"]
+    models, printed = [], []
+    for number, entropy in enumerate(["", "", "seeded", "seeded"]):
+        folder = tmp_path / str(number)
+        chosen = ["--entropy", entropy] if entropy else []
+        assert main([*words, *chosen, "--out", str(folder)]) == 0
+        printed.append(capsys.readouterr().out)
+        models.append((folder / "model.pt").read_bytes())
+        document = json.loads((folder / "statement.json").read_text())
+        assert document["entropy"] == (entropy or "system")
+        assert set(document["unprotected"]) == {"accuracy", "cost.seconds"}
+    assert models[0] != models[1]
+    assert models[2] == models[3]
+    # The same weights start every run: it is the noise that differs.
+    for text in printed[:2]:
+        assert "simulated" not in text
+        assert "if the sample of each step is secret" in text
+    for text in printed[2:]:
+        assert "if simulated: void if the seed is known" in text
+        assert "secret" not in text
+    assert all("by Gaussian mechanism" in text for text in printed)
+
+
+def test_a_comparison_has_one_key_beside_what_is_published(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["compare", "--trainers", "sgd", "dp_sgd", "--data", "breast_cancer"]
+    assert main([*words, "--runtime", "in-process", "--out", str(folder)]) == 0
+    keys = list(folder.rglob("digest.key"))
+    assert [key.relative_to(folder) for key in keys] == [Path("private/digest.key")]
+    assert keys[0].stat().st_mode & 0o777 == 0o600
+    _, data = load("breast_cancer")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert data.digest.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.slow

@@ -113,10 +113,10 @@ def test_of_several_units_the_worst_protected_one_is_the_answer() -> None:
 
 
 def test_printing() -> None:
-    assert str(GUARANTEE) == "(2.346, 1e-05)-DP to the public, per client, zero-out"
+    assert GUARANTEE.claim == "(2.346, 1e-05)-DP to the public, per client, zero-out"
     assert str(NOTHING).startswith("(inf, 1e-05)-DP to the aggregator")
-    assert str(replace(GUARANTEE, data_dependent=True)).endswith("zero-out, data-dependent")
-    assert str(STATEMENT).splitlines()[2:] == [
+    assert replace(GUARANTEE, data_dependent=True).claim.endswith("zero-out, data-dependent")
+    assert str(STATEMENT).splitlines()[4:] == [
         "aggregator reads every update (trusted, none)",
         "floating point",
     ]
@@ -136,3 +136,27 @@ def test_budgets() -> None:
     for delta in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match="delta="):
             Budget(1.0, delta)
+
+
+def test_a_guarantee_prints_what_it_rests_on() -> None:
+    first, *rest = str(GUARANTEE).splitlines()
+    assert first == GUARANTEE.claim == "(2.346, 1e-05)-DP to the public, per client, zero-out"
+    assert rest == ["  by Gaussian mechanism", "  if the sample is secret"]
+    # Where nothing is promised, nothing has to hold for it.
+    assert str(NOTHING) == NOTHING.claim
+
+
+def test_a_statement_prints_each_theorem_and_assumption_once() -> None:
+    other = replace(
+        GUARANTEE, unit=Unit.EXAMPLE, assumptions=("the sample is secret", "simulated: void")
+    )
+    lines = str(replace(STATEMENT, guarantees=(GUARANTEE, other, NOTHING))).splitlines()
+    assert lines[:6] == [
+        f"{GUARANTEE.claim} [1, 2]",
+        f"{other.claim} [1, 2, 3]",
+        NOTHING.claim,
+        "[1] by Gaussian mechanism",
+        "[2] if the sample is secret",
+        "[3] if simulated: void",
+    ]
+    assert lines[6:] == [str(STATEMENT.input_privacy[0]), "floating point"]

@@ -304,7 +304,7 @@ def card() -> dict[str, object]:
         "privtrain": "0.1.0",
         "versions": {"python": "3.11.7", "torch": "2.13.0", "flwr": "1.41.0", "numpy": "2.4.6"},
         "machine": {"system": "Linux x86_64", "cpus": 2, "memory_bytes": 25_000_000_000},
-        "data": {"name": "digits", "rows": 1437, "sha256": "9f2c" * 16, "parties": 20},
+        "data": {"name": "digits", "rows": 1437, "keyed_digest": "9f2c" * 16, "parties": 20},
         "seeds": [0, 1, 2],
         "delta": 1e-5,
         "entropy": "seeded",

@@ -91,8 +91,8 @@ def test_the_ceiling_stands_beside_the_bound_in_every_rendering(rendering: str) 
     mean = np.mean([epsilon_bound(**AT, correct=right, delta=1e-5) for right in (70, 90)])
     if rendering == "csv":
         line = next(csv.DictReader(io.StringIO(text)))
-        assert float(line["leakage[one-run audit/public/epsilon_lower_bound]"]) == bound
-        assert f"{float(line['leakage[one-run audit/public/ceiling]']):.3g}" == CEILING
+        assert float(line["unprotected_leakage[one-run audit/public/epsilon_lower_bound]"]) == bound
+        assert f"{float(line['unprotected_leakage[one-run audit/public/ceiling]']):.3g}" == CEILING
     elif rendering == "json":
         metrics = json.loads(text)["rows"][0]["leakage"][0]["metrics"]
         assert metrics["epsilon_lower_bound"] == bound

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from privtrain.core.result import Comparison, History, Row
+from privtrain.core.statement import PrivacyStatement, Unit
 from privtrain.report import drawing, figures
 from tests.report import examples
 
@@ -151,3 +152,15 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert len(thin) == figures.MOST_POINTS
     assert (thin[0], thin[-1]) == (curve[0], curve[-1])
     assert figures._thinned(curve[:7]) == curve[:7]
+
+
+def test_the_curve_of_the_headline_s_unit_is_drawn() -> None:
+    example, client = (
+        examples.guarantee("public", e, u) for e, u in ((1.5, Unit.EXAMPLE), (5.458, Unit.CLIENT))
+    )
+    curves = (examples.curves(1.5), replace(examples.curves(5.458), unit=Unit.CLIENT))
+    statement = PrivacyStatement(guarantees=(example, client), curves=curves)
+    row = replace(examples.dp_sgd(0, 3.0), statement=statement)
+    (drawn,) = figures._with_curves(Comparison(rows=(row,), card={}))
+    assert drawn[1] == curves[1]
+    assert figures._epsilon(drawn[0]) == statement.epsilon() == 5.458

@@ -2,11 +2,14 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.result import Comparison
 from privtrain.report import files
 from tests.report import examples
 
@@ -53,7 +56,7 @@ def test_infinity_is_a_string_and_comes_back(saved: Path) -> None:
 
 def test_schema(saved: Path) -> None:
     plain = json.loads((saved / "comparison.json").read_text())
-    assert set(plain) == {"rows", "card", "study"}
+    assert set(plain) == {"rows", "card", "study", "unprotected"}
     row = plain["rows"][0]
     assert set(row) == {
         "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",
@@ -61,12 +64,51 @@ def test_schema(saved: Path) -> None:
     }  # fmt: skip
     assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats", "curves"}
     assert set(row["cost"]) == {
-        "bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes",
+        "bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes", "basis",
     }  # fmt: skip
     assert row["epsilon_asked"] is None
     failed = next(row for row in plain["rows"] if row["error"])
     assert failed["statement"] is None
     assert failed["cost"] is None
+
+
+def test_what_no_guarantee_covers_is_named(saved: Path) -> None:
+    plain = json.loads((saved / "comparison.json").read_text())
+    row = plain["rows"][0]
+    for name in plain["unprotected"]:
+        value = row
+        for part in name.split("."):
+            value = value[part]
+    assert {"accuracy", "leakage", "history.unprotected", "error"} <= set(plain["unprotected"])
+
+
+def test_the_digest_without_a_key_that_version_0_1_wrote_is_not_written_again(
+    tmp_path: Path,
+) -> None:
+    card = {"data": {"name": "digits", "sha256": "ab12" * 16}, "public_seeds": [0]}
+    (tmp_path / "old").mkdir()
+    old = replace(examples.realistic(), card=card)
+    (tmp_path / "old" / "comparison.json").write_text(json.dumps(files.plain_comparison(old)))
+    loaded = files.load(tmp_path / "old")
+    assert loaded.card == card
+    files.save(loaded, tmp_path / "new")
+    for path in (tmp_path / "new").iterdir():
+        assert "ab12ab12" not in path.read_text(), path.name
+        assert "digits" in path.read_text() or path.suffix in (".csv", ".tex")
+
+
+def test_withheld_bytes_come_back_as_withheld(tmp_path: Path) -> None:
+    cost = Cost(
+        bytes_sent=None, rounds=None, seconds=1.0, peak_memory_bytes=1, basis=Basis.WITHHELD
+    )
+    leakage = replace(examples.leakage(0.5), members=None, non_members=None)
+    row = replace(examples.dp_sgd(0, 3.0), cost=cost, leakage=(leakage,))
+    files.save(Comparison(rows=(row,), card={}), tmp_path)
+    assert files.load(tmp_path).rows == (row,)
+    for name in ("table.tex", "report.html"):
+        assert "beside a promise" in (tmp_path / name).read_text()
+    assert "not public" in (tmp_path / "report.html").read_text()
+    assert "beside a promise" in " ".join(str(files.load(tmp_path)).split())
 
 
 def test_a_run_is_not_overwritten_without_force(copy: Path) -> None:

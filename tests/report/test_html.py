@@ -98,6 +98,13 @@ def test_all_sections_are_there(page: Page) -> None:
         assert words in page.text, words
 
 
+def test_figures_of_attacks_stand_under_the_unprotected_heading(page: Page) -> None:
+    before, after = page.text.split("What attacks found")
+    assert "Attack AUC unprotected" in before.replace("AUCunprotected", "AUC unprotected")
+    assert after.lstrip().startswith("Unprotected. These figures are exact functions of members")
+    assert "Guarantees rest on" in page.text and "if the sample is secret" in page.text
+
+
 def test_names_cannot_break_out() -> None:
     for text in (comparison_html(examples.hostile()), comparison_fragment(examples.hostile())):
         hostile = parsed(text)

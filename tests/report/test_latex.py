@@ -25,3 +25,13 @@ def test_latex_escapes_names() -> None:
     assert text.count("{") == text.count("}")
     columns = text.split(r"\midrule")[1].split("\n")[1]
     assert columns.replace(r"\&", "").count("&") == 8
+
+
+def test_caveats_and_what_guarantees_rest_on_stand_below_the_tables() -> None:
+    text = to_latex(examples.realistic())
+    rest = text.split(r"\end{table}")[-1]
+    assert r"\textbf{Guarantees rest on}" in rest and r"\textbf{Caveats}" in rest
+    assert "float noise: research use" in rest
+    assert "Gaussian mechanism, Poisson sampling (Abadi et al. 2016)" in rest
+    assert "attack AUC (unprotected)" in text
+    assert "Accuracy and AUC are covered by no guarantee." in text

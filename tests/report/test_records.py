@@ -35,8 +35,8 @@ def test_csv_holds_all_guarantees_and_figures() -> None:
     assert noisy["epsilon[coalition of 6 parties/client/zero_out]"] == "1.23"
     assert lines[0]["epsilon[public/example/add_remove]"] == "inf"
     assert math.isinf(float(lines[0]["epsilon[public/example/add_remove]"]))
-    assert lines[0]["leakage[loss threshold/public/auc]"] == "0.561"
-    assert lines[0]["leakage[loss threshold/public/tpr_at_0.1%_fpr]"] == "n/r"
+    assert lines[0]["unprotected_leakage[loss threshold/public/auc]"] == "0.561"
+    assert lines[0]["unprotected_leakage[loss threshold/public/tpr_at_0.1%_fpr]"] == "n/r"
     assert lines[0]["gap_to_pooled"] == "0.0"
     asked = [line for line in lines if line["label"] == "PATE" and line["epsilon_asked"] == "3.0"]
     assert "epsilon[public/example/replace_one/data_dependent/one_sided]" in asked[0]
@@ -57,3 +57,17 @@ def test_csv_keeps_two_guarantees_of_one_kind() -> None:
     row = replace(examples.sgd(0), statement=twice)
     (line,) = read(to_csv(Comparison(rows=(row,), card={})))
     assert [value for name, value in line.items() if name.startswith("epsilon[")] == ["2.0", "3.0"]
+
+
+def test_csv_holds_theorems_assumptions_and_caveats() -> None:
+    lines = read(to_csv(examples.realistic()))
+    private = next(line for line in lines if line["label"] == "DP-SGD")
+    assert private["assumptions[public/example/add_remove]"] == "the sample is secret"
+    assert private["theorem[public/example/add_remove]"].startswith("Gaussian mechanism")
+    assert "float noise: research use" in private["caveats"]
+
+
+def test_csv_calls_figures_of_attacks_unprotected() -> None:
+    (header, *_) = to_csv(examples.realistic()).splitlines()
+    attacks = [name for name in header.split(",") if "loss threshold" in name]
+    assert attacks and all(name.startswith("unprotected_leakage") for name in attacks)

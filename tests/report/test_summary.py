@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from privtrain.core.result import Comparison, Row
-from privtrain.core.statement import ADD_REMOVE, PrivacyStatement, Unit
+from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, PrivacyStatement, Unit
 from privtrain.report import summary
 from tests.report import examples
 
@@ -100,7 +100,7 @@ def test_a_data_dependent_epsilon_is_no_headline() -> None:
     assert group.headline.epsilon == 3.0
     assert [g.data_dependent for g in group.promised("public")] == [False, True]
     only = examples.guarantee("public", 1.0, data_dependent=True)
-    assert summary.headline([only]) is None
+    assert summary.headlines([only]) == ()
 
 
 def test_missing_is_not_infinite() -> None:
@@ -120,7 +120,43 @@ def test_guarantees_of_different_units_stay_apart() -> None:
     (group,) = summary.groups(compared(replace(examples.sgd(0), statement=statement)))
     assert len(group.promised("public")) == 2
     assert group.headline is not None
-    assert (group.headline.epsilon, group.headline.unit) == (3.0, Unit.EXAMPLE)
+    assert (group.headline.epsilon, group.headline.unit) == (math.inf, Unit.CLIENT)
+    assert [g.epsilon for g in group.headlines] == [math.inf, 3.0]
+
+
+@pytest.mark.parametrize("epsilons", [(5.458, 1.5), (1.5, 5.458), (2.0, 2.0)])
+def test_no_headline_is_the_best_of_several_units(epsilons: tuple[float, float]) -> None:
+    statement = PrivacyStatement(
+        guarantees=(
+            examples.guarantee("public", epsilons[0], Unit.EXAMPLE, ADD_REMOVE),
+            examples.guarantee("public", 0.1, Unit.EXAMPLE, ADD_REMOVE, data_dependent=True),
+            examples.guarantee("public", epsilons[1], Unit.CLIENT, ZERO_OUT),
+            examples.guarantee("public", 9.0, Unit.CLIENT, REPLACE_ONE),
+            examples.guarantee("participant", 50.0, Unit.CLIENT, ZERO_OUT),
+        )
+    )
+    (group,) = summary.groups(compared(replace(examples.sgd(0), statement=statement)))
+    assert group.headline is not None
+    assert group.headline.epsilon == statement.epsilon("public") == max(epsilons)
+    assert sorted(g.epsilon for g in group.headlines) == sorted(epsilons)
+
+
+def test_the_headline_is_that_of_the_worst_seed() -> None:
+    def row(seed: int, example: float, client: float) -> Row:
+        made = (
+            examples.guarantee("public", example, Unit.EXAMPLE, ADD_REMOVE),
+            examples.guarantee("public", client, Unit.CLIENT, ZERO_OUT),
+        )
+        return replace(examples.sgd(seed), statement=PrivacyStatement(guarantees=made))
+
+    rows = (row(0, 3.0, 2.0), row(1, 2.5, 4.0))
+    (group,) = summary.groups(compared(*rows))
+    assert [(g.epsilon, g.unit) for g in group.headlines] == [
+        (4.0, Unit.CLIENT),
+        (3.0, Unit.EXAMPLE),
+    ]
+    statements = [row.statement for row in rows if row.statement is not None]
+    assert group.headlines[0].epsilon == max(s.epsilon() for s in statements)
 
 
 def test_all_coalitions_share_a_column() -> None:
@@ -148,7 +184,7 @@ def test_remarks_name_their_runs_briefly() -> None:
         ("PATE, ε 1, seeds 0, 1, 2",),
     ]
     assert found["Halted early"][0][1] == ("DP-SGD, ε 3, seed 2",)
-    assert found["Attacks"][0][1] == ("all",)
+    assert found["Attacks (unprotected)"][0][1] == ("all",)
     assert summary.remarks(compared(replace(examples.mpc_sgd(0), notes=(), leakage=())))[0][0] == (
         "Caveats"
     )

@@ -1,4 +1,8 @@
+from dataclasses import replace
+
 from privtrain.core.result import Comparison, Row
+from privtrain.core.statement import ZERO_OUT, PrivacyStatement, Unit
+from privtrain.report.latex import to_latex
 from privtrain.report.table import comparison_text
 from tests.report import examples
 
@@ -42,3 +46,41 @@ def test_no_cell_is_made_up() -> None:
 def test_names_are_no_markup() -> None:
     text = comparison_text(examples.hostile(), width=400)
     assert "[bold]b[/bold]" in text
+
+
+def two_units() -> Comparison:
+    """Clients and their examples are protected, the clients less."""
+    statement = PrivacyStatement(
+        guarantees=(
+            examples.guarantee("public", 1.5, Unit.EXAMPLE),
+            examples.guarantee("public", 5.458, Unit.CLIENT, ZERO_OUT),
+        )
+    )
+    row = replace(examples.fedavg(0), epsilon_asked=2.0, statement=statement, met=False)
+    return Comparison(rows=(row,), card={})
+
+
+def test_a_cell_shows_every_unit_and_the_worst_first() -> None:
+    results = section(comparison_text(two_units()), "Results")
+    column = [line.split() for line in results.splitlines() if line.startswith((" ", "FedAvg"))]
+    words = [word for line in column for word in line]
+    assert words.index("5.46") < words.index("client") < words.index("1.5")
+    assert words.index("1.5") < words.index("example")
+    assert "asked 2, spent 5.458" in " ".join(words)
+
+
+def test_theorems_and_assumptions_are_printed_once() -> None:
+    for text in (comparison_text(examples.realistic(), width=400), to_latex(examples.realistic())):
+        assert text.count("by Gaussian mechanism, Poisson sampling") == 1
+        assert text.count("if the sample is secret") == 1
+        assert text.count("void if the seed is known") == 1
+
+
+def test_what_no_guarantee_covers_is_marked_beside_its_figures() -> None:
+    results = section(comparison_text(examples.realistic(), width=200), "Results")
+    head = results.split("97.4%")[0]
+    assert "attack AUC" in head and "(unprotected)" in head
+    text = " ".join(comparison_text(examples.realistic()).split())
+    assert "No guarantee covers the figures of attacks" in text
+    assert "accuracy, which is measured on unprotected test rows" in text
+    assert "Attacks (unprotected)" in text

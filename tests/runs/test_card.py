@@ -1,23 +1,100 @@
 """The run card."""
 
+import hashlib
+import hmac
 import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 import privtrain as pt
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    ZERO_OUT,
+    Guarantee,
+    PrivacyStatement,
+    Relation,
+    Unit,
+)
 from privtrain.runs.card import run_card
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
+OWN = replace(DATA, public_rows=None)
 FAST = {
     "pooled": pt.SGD(epochs=3),
     "FedAvg": pt.FedAvg(rounds=3),
     "DP-SGD": pt.DPSGD(epochs=2.0),
 }
 HERE = pt.Runtimes(star=pt.InProcess())
+GIVEN = (HERE, [0, 1], [3.0], 1e-5, "cpu")
+
+
+def stated(unit: Unit, relation: Relation, epsilon: float = 1.0) -> PrivacyStatement:
+    made = Guarantee(
+        observer="public",
+        unit=unit,
+        relation=relation,
+        epsilon=epsilon,
+        delta=1e-5,
+        accountant="pld",
+    )
+    return PrivacyStatement(guarantees=(made,))
 
 
 def test_the_card_names_versions_data_and_public_seeds_only() -> None:
-    card = run_card(FAST, TASK, DATA, HERE, [0, 1], [3.0], 1e-5, "cpu")
-    assert card["data"]["sha256"] == DATA.digest and len(DATA.digest) == 64
+    card = run_card(FAST, TASK, DATA, *GIVEN, entropy="seeded")
     assert card["public_seeds"] == [0, 1]
     assert card["versions"]["torch"] and card["versions"]["dp-accounting"]
-    text = json.dumps(card)
-    assert "entropy" not in text and "key" not in text
+    assert card["configuration"]["entropy"] == "seeded"
+    assert "key" not in json.dumps(card)
+
+
+def test_without_a_folder_there_is_no_digest_of_the_rows() -> None:
+    assert len(DATA.digest) == 64
+    assert DATA.digest not in json.dumps(run_card(FAST, TASK, DATA, *GIVEN))
+
+
+def test_the_digest_of_the_rows_is_keyed(tmp_path: Path) -> None:
+    card = run_card(FAST, TASK, DATA, *GIVEN, folder=tmp_path)
+    assert DATA.digest not in json.dumps(card)
+    key = (tmp_path / "private" / "digest.key").read_bytes()
+    expected = hmac.new(key, DATA.digest.encode(), hashlib.sha256).hexdigest()
+    assert card["data"]["keyed_digest"] == expected
+    assert "never publish" in card["data"]["keyed_digest_means"]
+    other = run_card(FAST, TASK, replace(DATA, digest="0" * 64), *GIVEN, folder=tmp_path)
+    assert other["data"]["keyed_digest"] != expected
+    none = run_card(FAST, TASK, replace(DATA, digest=""), *GIVEN, folder=tmp_path)
+    assert "keyed_digest" not in none["data"]
+
+
+@pytest.mark.parametrize(
+    ("data", "statement", "exact"),
+    [
+        (OWN, stated(Unit.EXAMPLE, ADD_REMOVE), False),
+        (OWN, stated(Unit.USER, ADD_REMOVE), False),
+        (OWN, stated(Unit.CLIENT, ADD_REMOVE), True),
+        (OWN, stated(Unit.EXAMPLE, ZERO_OUT), True),
+        (OWN, stated(Unit.EXAMPLE, REPLACE_ONE), True),
+        (OWN, stated(Unit.EXAMPLE, ADD_REMOVE, math.inf), True),
+        (replace(OWN, public_rows=1000), stated(Unit.EXAMPLE, ADD_REMOVE), True),
+    ],
+)
+def test_exact_numbers_of_rows_stand_there_only_where_they_are_public(
+    data: pt.FederatedData, statement: PrivacyStatement, exact: bool
+) -> None:
+    both = [stated(Unit.EXAMPLE, ZERO_OUT), statement]
+    found = run_card(FAST, TASK, data, *GIVEN, statements=both)["data"]
+    assert data.validation is not None
+    assert found["test_rows"] == (len(data.test) if exact else "not public")
+    assert found["validation_rows"] == (len(data.validation) if exact else "not public")
+    assert (found["public_part_rows"] == "not public") is not exact
+
+
+def test_the_number_of_clients_is_hidden_where_one_more_or_less_is() -> None:
+    hidden = run_card(FAST, TASK, DATA, *GIVEN, statements=[stated(Unit.CLIENT, ADD_REMOVE)])
+    assert hidden["data"]["parties"] == "not public"
+    for shown in (stated(Unit.CLIENT, ZERO_OUT), stated(Unit.CLIENT, ADD_REMOVE, math.inf)):
+        assert run_card(FAST, TASK, DATA, *GIVEN, statements=[shown])["data"]["parties"] == 4

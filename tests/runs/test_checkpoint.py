@@ -12,10 +12,11 @@ from privtrain.core.errors import (
     PrivtrainError,
 )
 from privtrain.core.result import TrainResult
-from privtrain.core.seeding import SYSTEM
+from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
+from privtrain.runs.checkpoint import identity_of, layout_of
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
@@ -90,3 +91,29 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
         with pytest.raises(PrivtrainError, match=r"(?s)No space left.*Free disk space"):
             run(trainer, tmp_path)
     assert bool(torch.isfinite(vector(module(run(trainer, tmp_path)))).all())
+
+
+def test_an_identity_without_a_key_is_recognised_once_and_replaced(tmp_path: Path) -> None:
+    """As version 0.1 wrote it, which whoever knows all rows but one value could try."""
+    with pytest.raises(KeyboardInterrupt):
+        run(SGD(epochs=3), tmp_path, progress=stop_at(1))
+    path = tmp_path / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    plain = identity_of(SGD(epochs=3), TASK, DATA.name, DATA.digest, layout_of(DATA), 0, SEEDED)
+    assert saved["identity"] != plain
+    torch.save({**saved, "identity": plain}, path)
+    resumed = run(SGD(epochs=3), tmp_path)
+    assert torch.load(path, weights_only=True)["identity"] == saved["identity"]
+    assert torch.equal(vector(module(resumed)), vector(module(run(SGD(epochs=3)))))
+    # A run that was finished is rewritten, too, when it is next looked at.
+    finished = torch.load(path, weights_only=True)
+    torch.save({**finished, "identity": plain}, path)
+    run(SGD(epochs=3), tmp_path)
+    assert torch.load(path, weights_only=True)["identity"] == saved["identity"]
+
+
+def test_without_its_key_a_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
+    run(SGD(epochs=1), tmp_path)
+    (tmp_path / "private" / "digest.key").unlink()
+    with pytest.raises(PrivtrainError, match="the key in its private folder is gone"):
+        run(SGD(epochs=1), tmp_path)

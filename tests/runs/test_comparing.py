@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import math
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 import privtrain as pt
 from privtrain.core.result import Predictor
 from privtrain.core.trainer import Run
 from privtrain.report.files import plain_comparison, read_comparison
+from privtrain.runs.checkpoint import identity_of, layout_of
 from privtrain.runs.comparing import compare, failed
 from privtrain.runs.rows import cells, load_row
 
@@ -136,3 +140,110 @@ def test_no_trainers_and_bad_epsilons_are_refused() -> None:
         compare({}, TASK, DATA)
     with pytest.raises(ValueError, match="epsilon=-1"):
         compare(FAST, TASK, DATA, epsilons=(-1.0,))
+
+
+CLIENTS = 20
+DRAWN = pt.FedAvg(
+    rounds=2,
+    sampling=pt.Poisson(0.1, 2.0),
+    local=pt.PlainSteps(epochs=1),
+    release=pt.Release(pt.Gaussian(1.0, 1.0)),
+)
+
+
+def own_rows(count: int = 400) -> tuple[pt.Task, pt.FederatedData]:
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(count, 5)), rng.integers(0, 2, count)
+    return pt.data.from_arrays(inputs, labels, parties=CLIENTS, classes=2)
+
+
+def published(comparison: pt.Comparison, folder: Path) -> dict[str, str]:
+    """All that is published of a comparison, by name."""
+    pt.save(comparison, folder)
+    texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+    return {**texts, "text": str(comparison), "notebook": comparison._repr_html_() or ""}
+
+
+def test_no_published_file_tells_who_was_drawn(tmp_path: Path) -> None:
+    task, data = own_rows()
+    seen = []
+    for number in range(2):
+        made = compare({"f": DRAWN}, task, data, delta=1e-3, entropy=pt.SYSTEM, runtimes=HERE)
+        (row,) = made.rows
+        assert row.error is None and row.statement is not None and row.cost is not None
+        assert row.statement.guarantees[0].relation is pt.ADD_REMOVE
+        for name, text in published(made, tmp_path / str(number)).items():
+            assert not any(re.search(rf"\b{party}\b", text) for party in data.parties), name
+        seen.append(dataclasses.replace(row.cost, seconds=0.0, peak_memory_bytes=0))
+        assert made.card["data"]["parties"] == "not public"
+    assert seen[0] == seen[1]
+
+
+def test_a_run_without_promise_tells_no_number_that_another_one_hides(tmp_path: Path) -> None:
+    task, data = own_rows(4027)
+    private = pt.DPSGD(epochs=1, sampling_rate=0.1, expected_batch=28)
+    trainers = {"pooled": pt.SGD(epochs=1), "FedAvg": pt.FedAvg(rounds=1), "DP-SGD": private}
+    attacks = [pt.LossThreshold()]
+    made = compare(trainers, task, data, attacks=attacks, delta=1e-4, runtimes=HERE)
+    pooled, plain, noised = made.rows
+    assert noised.statement is not None
+    assert noised.statement.guarantees[0].relation is pt.ADD_REMOVE
+    for row in (pooled, noised):
+        assert row.cost is not None and row.cost.bytes_sent is None
+        assert row.cost.bytes_sent_by_party == {}
+    # Messages of federated rounds are models, whatever the number of rows.
+    assert plain.cost is not None and plain.cost.bytes_sent is not None
+    assert all(
+        leak.members is leak.non_members is None for row in made.rows for leak in row.leakage
+    )
+    assert made.card["data"]["test_rows"] == "not public"
+    rows = sum(len(data.train[party]) for party in data.parties)
+    for name, file in published(made, tmp_path).items():
+        text = re.sub(r"(?s)<(svg|style).*?</\1>", "", file)
+        for count in (rows, rows * 28, len(data.test)):
+            assert not re.search(rf"\b{count}\b", text), (name, count)
+    alone = compare({"pooled": pt.SGD(epochs=1)}, task, data, delta=1e-4, runtimes=HERE)
+    assert alone.rows[0].cost is not None and alone.rows[0].cost.bytes_sent == rows * 28
+
+
+def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
+    tmp_path: Path,
+) -> None:
+    task, data = own_rows()
+    run = tmp_path / "run"
+    made = compare(FAST, task, data, delta=1e-3, runtimes=HERE, folder=run)
+    pt.save(made, run)
+    # All that 0.1 wrote: of the rows, of who holds which of them, and of both with the settings.
+    marks = [data.digest, layout_of(data)]
+    marks.append(identity_of(task, (data.name, data.digest, layout_of(data)), ((), 1e-3, None)))
+    marks += [
+        identity_of(trainer, task, data.name, data.digest, layout_of(data), 0, pt.SEEDED)
+        for trainer in FAST.values()
+    ]
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.name == "state.pt"]) == 3
+    for path in files:
+        content = path.read_bytes()
+        assert not any(mark.encode() in content for mark in marks), path
+    keys = [path for path in files if path.name == "digest.key"]
+    assert [path.relative_to(run) for path in keys] == [Path("private/digest.key")]
+    assert stat.S_IMODE(keys[0].stat().st_mode) == 0o600
+    assert made.card["data"]["keyed_digest"] in (run / "comparison.json").read_text()
+    # Saved elsewhere, the key does not come along.
+    pt.save(made, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / "private").exists()
+
+
+def test_without_its_key_a_folder_is_not_taken_up(tmp_path: Path) -> None:
+    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+    (tmp_path / "private" / "digest.key").unlink()
+    with pytest.raises(pt.DataError, match="the key in its private folder is gone"):
+        compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+
+
+def test_a_mark_without_a_key_is_recognised_once_and_replaced(tmp_path: Path) -> None:
+    mark = identity_of(TASK, (DATA.name, DATA.digest, layout_of(DATA)), ((), 1e-5, None))
+    (tmp_path / "comparison.id").write_text(mark)
+    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+    assert mark not in (tmp_path / "comparison.id").read_text()
+    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)

@@ -9,7 +9,7 @@ from privtrain.core.task import FederatedData, Rows
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import Transcript
 from privtrain.ledgers.run import JournalLedger
-from privtrain.steps.pooling import pool
+from privtrain.steps.pooling import pool, pooling_cost
 
 
 class Nowhere:
@@ -75,3 +75,16 @@ def test_columns_are_put_side_by_side_and_labels_sent_by_their_holder_alone() ->
     assert pooled.inputs.tolist() == [[7.0, 0.0, 1.0, 2.0], [8.0, 3.0, 4.0, 5.0]]
     assert pooled.labels.tolist() == [0, 1]
     assert [e.kind for e in run.transcript.entries if e.sender == "a"] == ["rows"]
+
+
+def test_by_public_figures_pooling_costs_what_so_many_rows_weigh() -> None:
+    data = FederatedData(train={"a": rows(0, 2), "b": rows(6, 4)}, test=rows(0, 1))
+    run = a_run()
+    pooled = pool(data, run)
+    assert pooling_cost(data, pooled, 6).bytes_sent == run.transcript.bytes_sent == 120
+    assert pooling_cost(data, pooled, 6).rounds == run.transcript.rounds
+    # From the shape of a row alone: that nothing is there must not show either.
+    assert pooling_cost(data, rows(0, 0), 10).bytes_sent == 200
+    assert pooling_cost(data, pooled, None).bytes_sent is None
+    alone = FederatedData(train={"a": rows(0, 2)}, test=rows(0, 1))
+    assert (pooling_cost(alone, rows(0, 2), None).bytes_sent) == 0
