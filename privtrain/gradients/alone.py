@@ -154,7 +154,7 @@ class _Trial:
 
     def _repeated(self, first: Pass) -> str:
         """Runs the first batch once more."""
-        same = Change("the same", self.rows, torch.arange(len(self.rows)), 0)
+        same = Change("the same", self.rows, torch.arange(len(self.rows)), None)
         if not self._differ(first, self._run(same), same):
             return ""
         return (

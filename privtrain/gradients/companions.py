@@ -70,7 +70,6 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
     few[chosen.nonzero().squeeze(1)[:3]] = True
     yield _beside(rows, same, few, None)
     yield _beside(rows, other, ~chosen, 1)
-    yield _beside(rows, other, chosen, 0)
     if count == 2:
         yield _shuffled(rows, torch.tensor([1, 0]))
         return
@@ -85,12 +84,11 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
 
 
 def _removed(rows: Rows, losses: Tensor) -> list[int]:
-    """Places of the rows whose removal is tried: those that may matter most, and the last one."""
-    places = [int(losses.argmax()), len(rows) - 1]
+    """Places of the rows whose removal is tried: those that may matter most."""
+    size = torch.arange(len(rows))
     if rows.inputs.is_floating_point():
         size = rows.inputs.detach().double().flatten(1).square().sum(dim=1)
-        places.append(int(size.argmax()))
-    return list(dict.fromkeys(places))
+    return [int(losses.argmax()), int(size.argmax())]
 
 
 def _beside(rows: Rows, others: Rows, chosen: Tensor, group: int | None) -> Change:
