@@ -89,7 +89,7 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if raised[0] is None:
                 self._number("the last operation")
             _, key, position, *_ = np.random.get_state(legacy=True)
-            self.elsewhere = (key.tobytes(), position, random.getstate())
+            self.elsewhere = (np.asarray(key).tobytes(), position, random.getstate())
         finally:
             for put_back in self._held:
                 put_back()

@@ -200,7 +200,9 @@ KEEPING: dict[str, Callable[[Tensor, Any], tuple[Tensor, Any]]] = {
     ),
     "the batch before": lambda h, kept: (h if kept is None else h - kept, h.detach().mean(dim=0)),
     "a moving mean": lambda h, kept: (
-        (h, h.detach().mean(dim=0)) if kept is None else (h - kept, 0.9 * kept + 0.1 * h.detach()[0])
+        (h, h.detach().mean(dim=0))
+        if kept is None
+        else (h - kept, 0.9 * kept + 0.1 * h.detach()[0])
     ),
 }
 
