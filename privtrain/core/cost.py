@@ -14,14 +14,16 @@ class Cost:
         bytes_sent: Bytes of tensors sent between parties in the whole run.
         bytes_sent_by_party: The same for each sender.
         rounds: Communication rounds.
-        seconds: Wall-clock time of training.
-        peak_memory_bytes: Largest resident memory of one process while it trained.
+        seconds: Wall-clock time of training; not a number where it is withheld, as it is of the
+            trial that `tune` chose.
+        peak_memory_bytes: Largest resident memory of one process while it trained; not a number
+            where it is withheld.
     """
 
     bytes_sent: int
     rounds: int
     seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: float
     bytes_sent_by_party: Mapping[str, int] = field(default_factory=dict)
 
 

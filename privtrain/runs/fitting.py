@@ -115,6 +115,40 @@ def fit(
         PartyLostError: If a party dies or freezes.
         DataError: If the data cannot be trained on, or the folder cannot be written.
     """
+    return fit_trial(
+        *(trainer, task, data),
+        noise_seed=seed,
+        runtimes=runtimes,
+        budget=budget,
+        delta=delta,
+        seed=seed,
+        entropy=entropy,
+        device=device,
+        folder=folder,
+        progress=progress,
+        keep_payloads=keep_payloads,
+        study_ledger=study_ledger,
+    )
+
+
+def fit_trial(
+    trainer: Trainer,
+    task: Task,
+    data: FederatedData,
+    *,
+    noise_seed: int,
+    runtimes: Runtimes | None = None,
+    budget: Budget | None = None,
+    delta: float = 1e-5,
+    seed: int = 0,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    progress: Report | None = None,
+    keep_payloads: bool = False,
+    study_ledger: StudyLedger | None = None,
+) -> TrainResult:
+    """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise."""
     where = runtimes or default_runtimes()
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
@@ -149,7 +183,7 @@ def fit(
         ledger.use(checkpoint.spent_before)
     # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
     # fit of a study with the same seed: shared noise would cancel in the difference of two results.
-    seeded = SeededEntropy(seed, attempt=ledger.spent, fit=fits)
+    seeded = SeededEntropy(noise_seed, attempt=ledger.spent, fit=fits)
     source = seeded if kind is SEEDED else SystemEntropy()
     with ExitStack() as stack:
         run = Run(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from privtrain.core.task import Loss
+from privtrain.core.task import Loss, check_losses
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
@@ -54,12 +54,17 @@ def descend(
 
     Returns:
         The mean loss before the step, detached.
+
+    Raises:
+        ValueError: If the loss is not one value for each example.
     """
     # As `optimizer.zero_grad()`, without its profiling, which costs a tenth of a small step.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    value = loss(model(inputs), targets).mean()
+    losses = loss(model(inputs), targets)
+    check_losses(losses, len(inputs))
+    value = losses.mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -11,7 +11,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import global_generator
+from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
@@ -26,7 +26,7 @@ from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool, resume, training_state
-from privtrain.steps.private import diagnostics
+from privtrain.steps.private import DRAWN_IN_SECRET, diagnostics
 
 SHOWN = 20
 """How often a run is evaluated, and how often at most it is saved."""
@@ -102,7 +102,7 @@ class DPSGD:
             parties=batches.population,
             sampling=batches.sampling,
             observers=(PUBLIC, AGGREGATOR),
-            assumptions=batches.assumptions,
+            assumptions=(*batches.assumptions, DRAWN_IN_SECRET),
         )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
@@ -112,6 +112,7 @@ class DPSGD:
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
+    @kept_generators()
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains on the pooled rows, in the order of Algorithm 1.
 
@@ -181,7 +182,8 @@ class DPSGD:
         """The clipped sum of a batch, before and after the noise."""
         bound = l2_bound(self.release.mechanism)
         # "Compute gradient" and "Clip gradient", fused: no row's gradient need exist on its own.
-        with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
+        # What the model draws is part of the mechanism, and as secret as the noise.
+        with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
             clipped = engine.clipped_sum(batch, bound)
         # "Add noise": N(0, sigma^2 C^2 I) on the sum, drawn behind the door, which refuses a bound
         # above the one its noise covers.
