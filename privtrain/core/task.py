@@ -198,12 +198,13 @@ def check_losses(losses: Tensor, rows: int) -> None:
         rows: How many examples there are.
 
     Raises:
-        ValueError: If the shape is not `(rows,)`.
+        DataError: If the shape is not `(rows,)`.
     """
     # Outputs `(rows, 1)` against targets `(rows,)` become a table of all pairs, whose mean trains
     # towards the mean target without a word.
     if losses.shape != (rows,):
-        raise ValueError(
+        # One of our own, so that it does not look like a party that was lost.
+        raise DataError(
             f"Expected the task's loss to return one value for each example, of shape ({rows},); "
             f"it returned shape {tuple(losses.shape)}. Do not average in it (reduction='none'), "
             "and give outputs and targets one shape, as outputs.squeeze(1) does with one output."

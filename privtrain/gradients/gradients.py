@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import trainable
-from privtrain.core.task import Loss, Rows
+from privtrain.core.task import Loss, Rows, check_losses
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,5 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
     losses = loss(model(rows.inputs), rows.labels)
-    if losses.shape != (len(rows),):
-        raise ValueError(
-            f"Expected the task's loss to return one value for each example, of shape "
-            f"({len(rows)},); it returned shape {tuple(losses.shape)}. Do not average in it."
-        )
+    check_losses(losses, len(rows))
     return losses

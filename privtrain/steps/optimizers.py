@@ -56,7 +56,7 @@ def descend(
         The mean loss before the step, detached.
 
     Raises:
-        ValueError: If the loss is not one value for each example.
+        DataError: If the loss is not one value for each example.
     """
     # As `optimizer.zero_grad()`, without its profiling, which costs a tenth of a small step.
     for group in optimizer.param_groups:

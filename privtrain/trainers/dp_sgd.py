@@ -147,12 +147,14 @@ class DPSGD:
                     break
                 drawn = self._draw(batches, len(rows), step, run)
             batch = rows_at(rows, next(drawn))
-            # The steps of one draw share no row, or are one release: only its first one is charged.
-            clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
-            # "Add noise", the factor 1 / L: a public number, whatever size the batch really has.
-            gradient.set(noised, self.expected_batch)
-            # "Descent": what an optimizer makes of a noised gradient is post-processing.
-            optimizer.step()
+            # What the model draws is part of the mechanism, and as secret as the noise.
+            with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
+                # The steps of one draw share no row, or are one release: the first one is charged.
+                clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
+                # "Add noise", the factor 1 / L: a public number, whatever the batch's true size.
+                gradient.set(noised, self.expected_batch)
+                # "Descent": what an optimizer makes of a noised gradient is post-processing.
+                optimizer.step()
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
@@ -182,9 +184,7 @@ class DPSGD:
         """The clipped sum of a batch, before and after the noise."""
         bound = l2_bound(self.release.mechanism)
         # "Compute gradient" and "Clip gradient", fused: no row's gradient need exist on its own.
-        # What the model draws is part of the mechanism, and as secret as the noise.
-        with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
-            clipped = engine.clipped_sum(batch, bound)
+        clipped = engine.clipped_sum(batch, bound)
         # "Add noise": N(0, sigma^2 C^2 I) on the sum, drawn behind the door, which refuses a bound
         # above the one its noise covers.
         summed = BoundedSum(clipped.value, bound)
