@@ -256,9 +256,6 @@ class OnceOnly:
         return self.source[name]
 
 
-_PYTHON = KEY_BYTES // 8
-"""Words of 64 bits from which Python's generator starts."""
-
 _TWISTER = 624
 """Words of 32 bits in the state of a Mersenne twister, as torch, numpy and Python have one."""
 
@@ -294,13 +291,16 @@ def kept_generators() -> Iterator[None]:
 
 
 @contextmanager
-def _borrowed(torch_state: Tensor, device_seed: int, words: Halves) -> Iterator[None]:
+def _borrowed(
+    torch_state: Tensor, device_seed: int, for_numpy: Halves, for_python: bytes
+) -> Iterator[None]:
     """Starts torch's, numpy's and Python's global generators, and puts them back afterwards.
 
     Args:
         torch_state: State of the CPU's generator.
         device_seed: Seed of the generators of other devices; 64 bits.
-        words: For numpy's generator and, behind, for Python's.
+        for_numpy: What numpy's generator starts from.
+        for_python: What Python's starts from.
     """
     with kept_generators(), _BORROWED:
         before = torch.get_rng_state()
@@ -313,8 +313,8 @@ def _borrowed(torch_state: Tensor, device_seed: int, words: Halves) -> Iterator[
             torch.set_rng_state(torch_state)
             if on_devices:
                 torch.cuda.manual_seed_all(device_seed)
-            np.random.seed(words[:_TWISTER])
-            random.seed(words[_TWISTER:].tobytes())
+            np.random.seed(for_numpy)
+            random.seed(for_python)
             yield
         finally:
             _KEPT.reset(token)
@@ -331,8 +331,8 @@ def global_generator(stream: Stream) -> Iterator[None]:
     hand them others. They are put back afterwards. Not for secrets; see `secret_generators`.
     """
     generator = stream.torch()
-    words = _halves(stream.words().take(_TWISTER // 2 + _PYTHON))
-    with _borrowed(generator.get_state(), generator.initial_seed(), words):
+    state, seed = generator.get_state(), generator.initial_seed()
+    with _borrowed(state, seed, np.frombuffer(stream.key, "<u4"), stream.key):
         yield
 
 
@@ -351,13 +351,15 @@ def secret_generators(stream: Stream) -> Iterator[None]:
     Raises:
         UnsupportedError: If torch's generator was seeded meanwhile.
     """
-    drawn = stream.words().take(2 + 2 * (_TWISTER // 2) + _PYTHON)
+    drawn = stream.words().take(2 + _TWISTER + KEY_BYTES // 8)
     seed, device_seed = int(drawn[0]), int(drawn[1])
-    words = _halves(drawn[2:])
+    words = drawn[2:].astype("<u8", copy=False).view("<u4")
     state = _torch_layout().copy()
     # All words: `manual_seed` makes them from 32 bits, which can be tried one after another.
     state[_SEED], state[_STATE] = seed, words[:_TWISTER]
-    with _borrowed(torch.from_numpy(state.view(np.uint8)), device_seed, words[_TWISTER:]):
+    torch_state = torch.from_numpy(state.view(np.uint8))
+    for_numpy, for_python = words[_TWISTER : 2 * _TWISTER], words[2 * _TWISTER :].tobytes()
+    with _borrowed(torch_state, device_seed, for_numpy, for_python):
         yield
         if torch.initial_seed() != seed:
             raise UnsupportedError(
@@ -379,8 +381,3 @@ def _torch_layout() -> np.ndarray[Any, np.dtype[np.uint64]]:
             "torch 2.13 does, so that no secret can be put there. Use torch 2.13."
         )
     return state
-
-
-def _halves(words: np.ndarray[Any, np.dtype[np.uint64]]) -> Halves:
-    """Each word as two of 32 bits, the lower one first on every machine."""
-    return words.astype("<u8", copy=False).view("<u4")
