@@ -189,28 +189,6 @@ class FederatedData:
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(batch, classes)` and targets `(batch,)` to a loss for each example, `(batch,)`."""
 
-
-def check_losses(losses: Tensor, rows: int) -> None:
-    """Refuses what is not one loss for each example.
-
-    Args:
-        losses: What the task's loss returned.
-        rows: How many examples there are.
-
-    Raises:
-        DataError: If the shape is not `(rows,)`.
-    """
-    # Outputs `(rows, 1)` against targets `(rows,)` become a table of all pairs, whose mean trains
-    # towards the mean target without a word.
-    if losses.shape != (rows,):
-        # One of our own, so that it does not look like a party that was lost.
-        raise DataError(
-            f"Expected the task's loss to return one value for each example, of shape ({rows},); "
-            f"it returned shape {tuple(losses.shape)}. Do not average in it (reduction='none'), "
-            "and give outputs and targets one shape, as outputs.squeeze(1) does with one output."
-        )
-
-
 Metric = Callable[[Tensor, Tensor], float]
 """Logits `(rows, classes)` and targets `(rows,)` to a number."""
 

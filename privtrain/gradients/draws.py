@@ -63,6 +63,8 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Operations that drew for each row."""
         self.for_batch: dict[str, None] = {}
         """Operations that drew for the batch as a whole."""
+        self.elsewhere: object = None
+        """The states of Python's and numpy's global generators at the end."""
         self._most = _MOST
         self._held: list[Callable[[], None]] = []
         self._on_devices: dict[int, Tensor] = {}
@@ -86,6 +88,8 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             super().__exit__(*raised)  # type: ignore[no-untyped-call]
             if raised[0] is None:
                 self._number("the last operation")
+            _, key, position, *_ = np.random.get_state(legacy=True)
+            self.elsewhere = (np.asarray(key).tobytes(), position, random.getstate())
         finally:
             for put_back in self._held:
                 put_back()
@@ -98,10 +102,10 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not _draws(func, args, kwargs):
+            return func(*args, **kwargs)
         # Other modes that are on must not take the draws of single rows for draws of a batch.
         with _disable_current_modes():
-            if not _draws(func, args, kwargs):
-                return func(*args, **kwargs)
             return self._drawn(func, list(args), kwargs)
 
     def _drawn(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:

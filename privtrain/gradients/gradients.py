@@ -1,14 +1,15 @@
 """Clipped sums of per-example gradients: what every way to compute them offers."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.parameters import trainable
-from privtrain.core.task import Loss, Rows, check_losses
+from privtrain.core.task import Loss, Rows
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,29 @@ class GradientEngine(Protocol):
         """What the reader of a result should know of how gradients were computed."""
         ...
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the sensitivity of the sums assumes, as far as it is known by now."""
+        ...
+
+    def try_on(self, rows: Rows) -> None:
+        """Tries before training, on rows that are not private, what else the first batch decides.
+
+        Args:
+            rows: Public or synthetic rows, on the model's device, about as many as a batch has;
+                their targets may all be zero, of the training targets' type and shape.
+
+        Raises:
+            UnsupportedError: If examples influence one another, or the model cannot be taken.
+        """
+        ...
+
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
-        """The sum over a batch of gradients, each clipped to an L2 norm."""
+        """The sum over a batch of gradients, each clipped to an L2 norm.
+
+        Where `try_on` settled nothing, the first batch that can tell is tried instead, and a
+        refusal names itself unprotected.
+        """
         ...
 
     def close(self) -> None:
@@ -97,6 +119,34 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
-    losses = loss(model(rows.inputs), rows.labels)
-    check_losses(losses, len(rows))
-    return losses
+    return check_losses(loss(model(rows.inputs), rows.labels), rows)
+
+
+def check_losses(losses: Tensor, rows: Sized) -> Tensor:
+    """Refuses losses that are not one for each example.
+
+    Args:
+        losses: What a task's loss returned.
+        rows: The batch, or its inputs.
+
+    Returns:
+        The losses, shape `(batch,)`.
+
+    Raises:
+        DataError: With their shape, and the way out.
+    """
+    if losses.shape == (len(rows),):
+        return losses
+    way_out = "Do not average in it."
+    if losses.dim() > 1:
+        # As outputs (rows, 1) and targets (rows,) give by broadcasting: (rows, rows).
+        way_out = (
+            f"Give outputs and targets one shape, as outputs.squeeze(1) does for targets of shape "
+            f"({len(rows)},), and average over what belongs to one example: "
+            "losses.flatten(1).mean(dim=1)."
+        )
+    # One of our own: any other error of a loss would look like a party that was lost.
+    raise DataError(
+        f"Expected the task's loss to return one value for each example, of shape "
+        f"({len(rows)},); it returned shape {tuple(losses.shape)}. {way_out}"
+    )

@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
+from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
@@ -26,6 +27,7 @@ from privtrain.gradients.refusals import (
     check_apart,
     check_model,
     conclusive,
+    decided_on_rows,
     first_rows,
     refuse_statistics,
     tried,
@@ -125,10 +127,22 @@ class Hooks:
     notes: tuple[str, ...] = field(default=(), init=False)
     _hooks: Any = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
+    _alone: RowTrial = field(init=False, repr=False)
     _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._hooks = _attach(self.model)
+        self._alone = RowTrial(self.model, self.loss)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the sensitivity of the sums assumes, as far as it is known by now."""
+        return (self._alone.assumption,)
+
+    def try_on(self, rows: Rows) -> None:
+        """Tries the model on rows that are not private: see `GradientEngine`."""
+        if len(rows):
+            self._prepare(rows, public=True)
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -142,11 +156,12 @@ class Hooks:
         """
         if len(rows) == 0:
             return empty_sum(self.model)
+        if not (self._tried and self._alone.done):
+            self._prepare(rows, public=False)
         parameters = trainable(self.model)
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         with _without_hook_warning():
-            self._tried = self._tried or self._try(rows)
             # Abadi et al. 2016, Algorithm 1, "Compute gradient".
             losses = one_loss_each(self.model, self.loss, rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -167,6 +182,17 @@ class Hooks:
         """Takes the hooks off the model."""
         _detach(self._hooks, self.model)
 
+    def _prepare(self, rows: Rows, *, public: bool) -> None:
+        """Tries what has not been settled yet."""
+        # Opacus's own hooks would take a trial's backward passes for those of the batch.
+        self._hooks.disable_hooks()
+        try:
+            with _without_hook_warning(), decided_on_rows(public=public):
+                self._tried = self._tried or self._try(rows)
+                self._alone.on(rows, public=public)
+        finally:
+            self._hooks.enable_hooks()
+
     def _try(self, rows: Rows) -> bool:
         """Tries a model on a few rows: layers see one row an example, and examples are apart.
 
@@ -181,8 +207,6 @@ class Hooks:
         """
         few = first_rows(rows, TRIAL)
         outputs: list[Any] = []
-        # Opacus's own hooks would take the trial's backward passes for those of the batch.
-        self._hooks.disable_hooks()
         watchers = [
             layer.register_forward_hook(_watcher(name, len(few), outputs))
             for name, layer in self.model.named_modules()
@@ -196,7 +220,6 @@ class Hooks:
         finally:
             for watcher in watchers:
                 watcher.remove()
-            self._hooks.enable_hooks()
         return conclusive(losses)
 
     def _check_once(
@@ -208,19 +231,21 @@ class Hooks:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter.grad is None or id(parameter) in self._checked:
                 continue
-            _check_whole(parameter.grad.reshape(-1), gradient.sum(dim=0), float(norms.sum()))
+            _check_whole(parameter.grad.reshape(-1), gradient.sum(dim=0), norms)
             if bool(gradient.any()):  # a gradient of zero says nothing yet
                 self._checked.add(id(parameter))
 
 
-def _check_whole(whole: Tensor, of_hooks: Tensor, scale: float) -> None:
+def _check_whole(whole: Tensor, of_hooks: Tensor, norms: Tensor) -> None:
     """Refuses a model of which the layers' hooks see another gradient than autograd does.
 
     Raises:
         UnsupportedError: If the two differ by more than rounding.
     """
+    # Sums of many float32 numbers round more.
+    rounding = max(1e-3, len(norms) * torch.finfo(torch.float32).eps)
     # A bound on half of a gradient bounds nothing.
-    if float(torch.linalg.vector_norm(whole - of_hooks)) > 1e-3 * scale:
+    if float(torch.linalg.vector_norm(whole - of_hooks)) > rounding * float(norms.sum()):
         raise UnsupportedError(
             "The layers of this model account for another gradient than the whole model has: a "
             "weight is used outside its own layer, as in F.linear(x, layer.weight). Call the "

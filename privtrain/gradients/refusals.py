@@ -1,6 +1,7 @@
 """What a model must be, so that per-example gradients are those of its examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -82,9 +83,46 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+@contextmanager
+def decided_on_rows(*, public: bool) -> Iterator[None]:
+    """Marks refusals within it as unprotected where they were decided on private rows."""
+    try:
+        yield
+    except UnsupportedError as error:
+        if public:
+            raise
+        raise UnsupportedError(
+            f"{error} (unprotected: this was decided on private rows, and may tell something of "
+            "them. With data that have public rows it is decided on those.)"
+        ) from error
+
+
 def first_rows(rows: Rows, count: int) -> Rows:
     """At most so many rows, from the first on."""
     return rows.take(torch.arange(min(len(rows), count), device=rows.inputs.device))
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Puts the attributes of a model's modules back behind it, such as what they keep of a batch.
+
+    Args:
+        model: The model.
+
+    Yields:
+        What puts them back at once.
+    """
+    held = [(module, dict(module.__dict__)) for module in model.modules()]
+
+    def put_back() -> None:
+        for module, attributes in held:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+
+    try:
+        yield put_back
+    finally:
+        put_back()
 
 
 def tried(model: nn.Module, rows: Rows, forward: Callable[[Rows], T]) -> tuple[T, list[Any]]:
@@ -99,17 +137,18 @@ def tried(model: nn.Module, rows: Rows, forward: Callable[[Rows], T]) -> tuple[T
         What `forward` returned, and the inputs if they can have gradients: see `check_apart`.
 
     Raises:
-        UnsupportedError: If a buffer is written to.
+        UnsupportedError: If a buffer or a parameter is written to.
     """
     inputs = rows.inputs.detach()
     inputs.requires_grad_(inputs.is_floating_point())
-    before = _buffers(model)
+    before, values = _buffers(model), _values(model)
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     # Whether a model is tried, which depends on the worker, must not change what dropout draws.
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), as_it_was(model):
         # A copy, since a model may write to what it is given.
         outcome = forward(Rows(inputs.clone(), rows.targets))
     _check_buffers(before, model)
+    _check_values(values, model)
     return outcome, [inputs] if inputs.requires_grad else []
 
 
@@ -161,4 +200,22 @@ def _check_buffers(before: list[tuple[str, int, int]], model: nn.Module) -> None
             raise UnsupportedError(
                 f"The model writes to its buffer {new[0]!r} while it is trained, which no noise "
                 "protects. Keep no statistics of inputs; nn.GroupNorm needs none."
+            )
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def _check_values(before: dict[str, Tensor], model: nn.Module) -> None:
+    """Refuses what `_version` does not count: values written through `data`."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        # Not a number is no change.
+        if bool(((tensor != before[name]) & ~(tensor.isnan() & before[name].isnan())).any()):
+            raise UnsupportedError(
+                f"The model writes to its tensor {name!r} while it runs forward, which no noise "
+                "protects, as when it is scaled by the first batch. Set it before training, from "
+                "public rows."
             )

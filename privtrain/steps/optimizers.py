@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from privtrain.core.task import Loss, check_losses
+from privtrain.core.task import Loss
+from privtrain.gradients.gradients import check_losses
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
@@ -62,9 +63,9 @@ def descend(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    losses = loss(model(inputs), targets)
-    check_losses(losses, len(inputs))
-    value = losses.mean()
+    # Outputs `(batch, 1)` against targets `(batch,)` become a table of all pairs, whose mean trains
+    # towards the mean target without a word.
+    value = check_losses(loss(model(inputs), targets), inputs).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

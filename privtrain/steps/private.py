@@ -1,5 +1,6 @@
 """How one data holder improves a model under example-level differential privacy."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,24 @@ def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
         "fraction_clipped": float((clipped.norms > clipping_norm).double().mean()),
         "non_finite": float(clipped.non_finite),
     }
+
+
+def public_trial(public: Rows, private: Rows, count: float) -> Rows:
+    """Public rows on which a model may be tried before it sees private ones.
+
+    Args:
+        public: Rows that anybody may read; their targets, if there are any, are not used.
+        private: The training rows, of which the shape alone is used.
+        count: About how many rows a batch has.
+
+    Returns:
+        Public inputs with targets of zero, on the device of the training rows; none where public
+        inputs are of another shape or type.
+    """
+    alike = public.inputs.shape[1:] == private.inputs.shape[1:]
+    alike = alike and public.inputs.dtype == private.inputs.dtype
+    inputs = public.inputs[: math.ceil(count) if alike else 0].to(private.inputs.device)
+    return Rows(inputs, private.labels.new_zeros((len(inputs), *private.labels.shape[1:])))
 
 
 NOTE = "note/"
@@ -129,7 +148,7 @@ class DPSteps:
 
         Returns:
             Training loss, fraction clipped and non-finite count, all unprotected; and encoded notes
-            of how gradients were computed.
+            of how gradients were computed, and what their sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -157,7 +176,8 @@ class DPSteps:
                 optimizer.step()
                 last_seen |= diagnostics(clipped, bound)
         unprotected = {name: torch.tensor(value) for name, value in last_seen.items()}
-        return unprotected | encoded(engine.notes)
+        said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
+        return unprotected | said
 
     def _engine(self, model: nn.Module, loss: Loss, party: PartyRun) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""

@@ -26,7 +26,7 @@ from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool, resume, training_state
-from privtrain.steps.private import DRAWN_IN_SECRET, diagnostics
+from privtrain.steps.private import DRAWN_IN_SECRET, diagnostics, public_trial
 
 SHOWN = 20
 """How often a run is evaluated, and how often at most it is saved."""
@@ -129,6 +129,9 @@ class DPSGD:
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
+        if data.public is not None:
+            with secret_generators(run.entropy["draws/trial", 0, CURATOR_NAME]):
+                engine.try_on(public_trial(data.public, rows, self.expected_batch))
         parameters = trainable(model)
         gradient = GradientVector(parameters)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
@@ -167,6 +170,7 @@ class DPSGD:
                 saved_part = part
                 run.checkpoint.save(step + 1, training_state(model, optimizer, run))
         run.notes.extend(engine.notes)
+        run.assumptions.extend(engine.assumptions)
         engine.close()
         run.transcript.publish(
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.task import Loss, Rows, cross_entropy
+from privtrain.gradients.draws import HeldDraws
+from privtrain.gradients.gradients import GradientEngine
 
 Make = Callable[[], nn.Module]
 
@@ -130,3 +132,22 @@ def rows_for(make: Make, count: int = 7, seed: int = 1) -> Rows:
     shape = (count, 1, 6, 6) if make in (cnn, group_norm) else (count, 6)
     inputs = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
     return Rows(inputs, torch.randint(3, (count,), generator=generator))
+
+
+def coupled_sum(
+    engine: GradientEngine, rows: Rows, chosen: Tensor, clipping_norm: float, seed: int = 0
+) -> Tensor:
+    """The clipped sum of chosen rows, each of which draws what it draws among any others.
+
+    Args:
+        engine: Of a model that may draw; it sees all rows of a sum at once.
+        rows: All rows there are.
+        chosen: Places of the rows of this sum, `(chosen,)`.
+        clipping_norm: Bound on each gradient.
+        seed: Of all draws.
+
+    Returns:
+        Shape `(parameters,)`, float64.
+    """
+    with HeldDraws(chosen.tolist(), seed):
+        return engine.clipped_sum(rows.take(chosen), clipping_norm).value.double()

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Rows, cross_entropy
+from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.draws import HeldDraws
+from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.opacus import Opacus
+from tests.gradients.loops import coupled_sum
 
 ROWS = 6
 ATTENTION = functional.scaled_dot_product_attention
@@ -133,6 +138,48 @@ def test_a_generator_that_cannot_be_held_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message), HeldDraws(range(ROWS)):
         draw()
+
+
+class Dropping(nn.Module):
+    """Dropout twice, and a parameter that belongs to no layer if it is asked for."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+        self.own = nn.Parameter(torch.zeros(3)) if own else torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.dropout(torch.relu(self.body(functional.dropout(x))), 0.7)
+        out: Tensor = self.head(hidden) + self.own
+        return out
+
+
+@pytest.mark.parametrize(
+    ("gradients", "own"), [(BookKeeping(), False), (BookKeeping(), True), (Opacus(), False)]
+)
+def test_one_row_moves_a_sum_by_its_bound_at_most_where_draws_are_coupled(
+    gradients: Gradients, own: bool
+) -> None:
+    count, bound = 40, 0.5
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows(
+        torch.randn(count, 6, generator=generator) * 3,
+        torch.randint(3, (count,), generator=generator),
+    )
+    engine, every = gradients.engine(Dropping(own), cross_entropy), torch.arange(count)
+    engine.clipped_sum(rows, bound)
+    for row in (0, 17, count - 1):
+        for seed in range(3):
+            whole = coupled_sum(engine, rows, every, bound, seed)
+            without = coupled_sum(engine, rows, every[every != row], bound, seed)
+            assert float((whole - without).norm()) <= bound * (1 + 1e-5)
+    # By place, as a seeded generator draws them, all rows behind the first get other masks.
+    by_place = []
+    for chosen in (every, every[1:]):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            by_place.append(engine.clipped_sum(rows.take(chosen), bound).value)
+    assert float((by_place[0] - by_place[1]).norm()) > 2 * bound
 
 
 def recomputed(keep: bool) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
+from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.bookkeeping.calls import (
     LayerCall,
     NotCoveredError,
@@ -51,6 +52,7 @@ from privtrain.gradients.refusals import (
     TRIAL,
     check_apart,
     conclusive,
+    decided_on_rows,
     first_rows,
     refuse_layers,
     tried,
@@ -120,16 +122,28 @@ class BookKeepingEngine:
     _layers: list[WatchedLayer] = field(init=False, repr=False)
     _lstms: list[Unrolled] = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
+    _alone: RowTrial = field(init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
     _fallback: TorchFuncEngine | None = field(default=None, init=False, repr=False)
     _trained: list[TrainedParameter] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._alone = RowTrial(self.model, self.loss)
         self._lstms = list(unrolled_lstms(self.model))
         self._layers = watched_layers(self.model)
         self._layers += [(*layer, 0) for lstm in self._lstms for layer in lstm.linear_layers]
         # Here already, so that wrong settings show before training starts.
         self._trained = trained_parameters(self.model, self.clipping)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the sensitivity of the sums assumes, as far as it is known by now."""
+        return (self._alone.assumption,)
+
+    def try_on(self, rows: Rows) -> None:
+        """Tries the model on rows that are not private: see `GradientEngine`."""
+        if len(rows):
+            self._prepare(rows, public=True)
 
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         """The sum over a batch of gradients, each clipped to an L2 norm.
@@ -147,19 +161,36 @@ class BookKeepingEngine:
         """
         if len(rows) == 0:
             return empty_sum(self.model)
+        if not (self._tried and self._alone.done):
+            self._prepare(rows, public=False)
         if self._fallback is None:
             try:
-                self._try_out(rows)
                 return self._in_pieces(rows, clipping_norm)
             except NotCoveredError as reason:
-                # From here on for every batch, as the note says of the whole result.
-                self._fallback = TorchFuncEngine(self.model, self.loss, self.clipping, self._lstms)
-                self.notes = (f"gradients by torch.func, which is slower: {reason}",)
+                self._fallback = self._by_torch_func(reason)
         return self._fallback.clipped_sum(rows, clipping_norm)
 
     def close(self) -> None:
         """Lets memory go; nothing is left on the model between sums."""
         self._workspace = Workspace()
+
+    def _prepare(self, rows: Rows, *, public: bool) -> None:
+        """Tries what has not been settled yet."""
+        with decided_on_rows(public=public):
+            if not self._tried:
+                try:
+                    self._try_out(rows)
+                except NotCoveredError as reason:
+                    self._fallback, self._tried = self._by_torch_func(reason), True
+            # As many as the model sees at once. `torch.func` sees one, and so trains another
+            # function without a word if they are not alone.
+            at_once = first_rows(rows, self.micro_batch or len(rows))
+            self._alone.on(at_once, public=public)
+
+    def _by_torch_func(self, reason: NotCoveredError) -> TorchFuncEngine:
+        """What computes the sums from here on, as the note says of the whole result."""
+        self.notes = (f"gradients by torch.func, which is slower: {reason}",)
+        return TorchFuncEngine(self.model, self.loss, self.clipping, self._lstms)
 
     def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         size = self.micro_batch or len(rows)
@@ -246,8 +277,6 @@ class BookKeepingEngine:
             NotCoveredError: If the sums of gradients differ.
             UnsupportedError: If examples are mixed, or a buffer is written to.
         """
-        if self._tried:
-            return
         few = first_rows(rows, TRIAL)
         try:
             losses = self._try(few)

@@ -1,0 +1,243 @@
+"""Whether rows are alone: no loss and no gradient of a row changes with the rows beside it.
+
+What `check_apart` looks for is gradients between rows. A largest value behind `detach`, a count, a
+rank or an expert that is full pass it by, and still let one row move all others. So a model is run
+on the same rows among other companions, with a row less and at other places, each row's own draws
+held fixed, and what may not change is compared.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.task import Loss, Rows
+from privtrain.gradients.companions import Change, changes, groups
+from privtrain.gradients.draws import WAY_OUT
+from privtrain.gradients.passes import DOUBLE, Pass, own_precision, run
+from privtrain.gradients.refusals import as_it_was
+
+ALONE = "rows do not influence one another"
+"""What every guarantee of a clipped sum assumes."""
+
+_SEED = 20180215
+
+# What a model raises that cannot be run in float64, or on a batch that nobody gave.
+_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError)
+
+
+@dataclass
+class RowTrial:
+    """Tries once whether a model and a loss treat each row alone.
+
+    Args:
+        model: The model, in training mode.
+        loss: Loss of each row.
+    """
+
+    model: nn.Module
+    loss: Loss
+    done: bool = field(default=False, init=False)
+    """Whether a trial could tell; no other one follows."""
+    assumption: str = field(default=f"{ALONE}: assumed, not tried", init=False)
+    """What a guarantee has to say."""
+
+    def on(self, rows: Rows, *, public: bool) -> None:
+        """Tries the model on rows. Costs about eight steps of SGD in float64.
+
+        Two rows, or losses that are not finite, can refuse a model but not settle it.
+
+        Args:
+            rows: As many as the model is given at once.
+            public: Whether anybody may learn the outcome.
+
+        Raises:
+            UnsupportedError: If a loss or a gradient changes with other rows, if the model draws
+                from a generator that cannot be held, or if it hides a parameter from autograd.
+        """
+        if self.done or len(rows) < 2:
+            return
+        trial = _Trial(self.model, self.loss, rows)
+        told, reason = trial.outcome()
+        if reason and trial.cut and len(rows) > 3:
+            # Where something else is as long as the batch, such as a weight that gets noise, draws
+            # were cut into rows that are none; it is not as long with a row less.
+            index = torch.arange(len(rows), device=rows.inputs.device)
+            fewer = rows.take(index[index != len(rows) // 3])
+            told, reason = _Trial(self.model, self.loss, fewer).outcome()
+        if reason:
+            raise UnsupportedError(reason)
+        self.done = told and len(rows) > 2
+        if self.done:
+            where = f"{len(rows)} public rows" if public else "the rows of one batch"
+            marked = "" if public else " (unprotected: these rows are private)"
+            self.assumption = f"{ALONE}: tried on {where}, not proved{marked}"
+
+
+class _Trial:
+    """The passes over the rows of one batch, and what differs between them."""
+
+    def __init__(self, model: nn.Module, loss: Loss, rows: Rows) -> None:
+        self.model, self.loss, self.rows = model, loss, rows
+        self.cut = False
+        self._precision = DOUBLE
+        self._groups: list[Tensor] = []
+        generator = torch.Generator().manual_seed(_SEED)
+        weights = 0.5 + torch.rand(len(rows), generator=generator, dtype=torch.float64)
+        # Of both signs: a change of some rows must not cancel against that of others.
+        self._weights = weights * (torch.randint(2, (len(rows),), generator=generator) * 2 - 1)
+
+    def outcome(self) -> tuple[bool, str]:
+        """Whether the rows could tell, and the reason for a refusal or "" for none."""
+        with as_it_was(self.model) as put_back:
+            first = self._first()
+            self.cut = bool(first.held.by_row)
+            if not bool(first.losses.isfinite().all()):
+                return False, ""
+            if self._entangled(first):
+                return True, _depends("as its gradient passes backward through the model")
+            # What is kept of the first batch ever shows in the next pass, what is kept of the
+            # batch before in those that follow.
+            put_back()
+            for change in changes(self.rows, first.losses, first.classes):
+                reason = self._compared(first, change)
+                if reason:
+                    return True, reason
+            reason = self._repeated(first) or self._hidden(first.unreached)
+            return bool(first.sums.isfinite().all()), reason
+
+    def _first(self) -> Pass:
+        """The pass that others are compared with, in float64 if the model can be run in it."""
+        places = range(len(self.rows))
+
+        def weigh(losses: Tensor) -> list[Tensor]:
+            self._groups = groups(self.rows, losses)
+            one, other, _, stay = (self._weights * group for group in self._groups)
+            return [one, other, self._loud * one + other, stay]
+
+        try:
+            return run(self.model, self.loss, self.rows, places, DOUBLE, weigh)
+        except _ERRORS:
+            self._precision = own_precision(self.model)
+            return run(self.model, self.loss, self.rows, places, self._precision, weigh)
+
+    def _run(self, change: Change) -> Pass:
+        def weigh(losses: Tensor) -> list[Tensor]:
+            if change.group is None:
+                return []
+            weights = self._weights * self._groups[change.group]
+            known = change.identities < len(weights)
+            return [torch.where(known, weights[change.identities % len(weights)], 0.0)]
+
+        identities = change.identities.tolist()
+        return run(self.model, self.loss, change.rows, identities, self._precision, weigh)
+
+    def _compared(self, first: Pass, change: Change) -> str:
+        try:
+            other = self._run(change)
+        except _ERRORS:
+            # The model cannot take this batch, as one of made-up rows or of another length.
+            return ""
+        if self._differ(first, other, change):
+            drawn = ", ".join(other.held.for_batch)
+            return self._repeated(first) or _depends(
+                f"with {change.name} it is another one, although each row's own random draws are "
+                f"held fixed{f' ({drawn} drew for the batch as a whole)' if drawn else ''}"
+            )
+        if change.name == "one row fewer" and other.held.elsewhere != first.held.elsewhere:
+            return (
+                "How much the model or the loss draws from numpy's or Python's global generator "
+                f"depends on how many rows there are, and so does what it draws next. {WAY_OUT}"
+            )
+        return ""
+
+    def _repeated(self, first: Pass) -> str:
+        """Runs the first batch once more."""
+        same = Change("the same", self.rows, torch.arange(len(self.rows)), None)
+        if not self._differ(first, self._run(same), same):
+            return ""
+        return (
+            "The same rows under the same random draws have another loss or gradient than a few "
+            "batches before: the model or the loss keeps something of earlier batches, or draws "
+            "from a generator of its own, such as numpy.random.default_rng(). Keep nothing from "
+            f"batch to batch. {WAY_OUT}"
+        )
+
+    def _differ(self, first: Pass, other: Pass, change: Change) -> bool:
+        """Whether losses or gradients of the rows that both batches have differ."""
+        known = (change.identities < len(first.losses)).nonzero().squeeze(1)
+        before, after = first.losses[change.identities[known]], other.losses[known]
+        usual, rounding = first.losses.abs().median(), self._precision.losses
+        room = rounding * (before.abs() + usual + 1e-3)
+        # Written so that not a number differs from every number.
+        if not bool(((after - before).abs() <= room).all()):
+            return True
+        finite = bool(first.sums.isfinite().all() and other.losses.isfinite().all())
+        if change.group is None or not finite:
+            # Zero times what a row without a finite loss has is no difference.
+            return False
+        return self._apart(first.sums[change.group], other.sums[0, 0])
+
+    def _entangled(self, first: Pass) -> bool:
+        """Whether the gradient of all rows is another one than that of both halves together.
+
+        It is where a backward pass scales or cuts gradients by those of the batch.
+        """
+        one, other, both, _ = first.sums
+        finite = bool(first.sums.isfinite().all())
+        return finite and self._apart(both, self._loud * one[0] + other[0])
+
+    @property
+    def _loud(self) -> float:
+        """How much more one half weighs where both are in one gradient."""
+        # As much as rounding allows: small gradients beside large ones are what may be cut.
+        return 100.0 if self._precision.double else 1.0
+
+    def _apart(self, before: Tensor, projection: Tensor) -> bool:
+        """Whether two sums of gradients differ."""
+        room = self._precision.sums * (before[1] + 1e-6)
+        return not bool((projection - before[0]).abs() <= room)
+
+    def _hidden(self, names: tuple[str, ...]) -> str:
+        """Moves parameters that autograd does not reach, and looks at the losses."""
+        parameters = {name: self.model.get_parameter(name) for name in names}
+        if not (names and self._moves(list(parameters.values()))):
+            return ""
+        hidden = [name for name, parameter in parameters.items() if self._moves([parameter])]
+        return (
+            f"The losses depend on {', '.join(map(repr, hidden or names))}, which autograd does "
+            "not reach, so that it would never be trained: it is used behind detach(), or in a "
+            "torch.autograd.Function that is not given it as an argument. Give it to the function "
+            "and return its gradient, or freeze it with requires_grad_(False)."
+        )
+
+    def _moves(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether losses change with these parameters."""
+        before = self._losses()
+        values = [parameter.detach().clone() for parameter in parameters]
+        generator = torch.Generator().manual_seed(_SEED)
+        try:
+            for parameter in parameters:
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                # In its own memory: who hides a parameter may hold another view of it.
+                parameter.data.add_(noise * (1 + parameter.detach().abs().max()))
+            return not torch.allclose(self._losses(), before, rtol=1e-3, atol=1e-6)
+        except _ERRORS:
+            return False
+        finally:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.data.copy_(value)
+
+    def _losses(self) -> Tensor:
+        own, places = own_precision(self.model), range(len(self.rows))
+        return run(self.model, self.loss, self.rows, places, own, lambda _: []).losses
+
+
+def _depends(how: str) -> str:
+    return (
+        f"The loss or the gradient of one example depends on other examples of its batch: {how}. "
+        "One row can then move a clipped sum by more than the clipping norm. Use a model and a "
+        "loss that treat each example alone: no statistic, count, rank or largest value of the "
+        "batch, detached or not; nn.GroupNorm in place of normalising over the batch."
+    )
