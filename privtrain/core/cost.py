@@ -59,15 +59,17 @@ class Cost:
             withheld.
         bytes_sent_by_party: The same for each sender or role.
         rounds: Communication rounds; None where they are withheld.
-        seconds: Wall-clock time of training.
-        peak_memory_bytes: Largest resident memory of one process while it trained.
+        seconds: Wall-clock time of training; not a number where it is withheld, as it is of the
+            trial that `tune` chose.
+        peak_memory_bytes: Largest resident memory of one process while it trained; not a number
+            where it is withheld.
         basis: Whether bytes and rounds were measured, or follow from public figures.
     """
 
     bytes_sent: int | None
     rounds: int | None
     seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: float
     bytes_sent_by_party: Mapping[str, int] = field(default_factory=dict)
     basis: Basis = Basis.MEASURED
 

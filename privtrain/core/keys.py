@@ -92,7 +92,7 @@ def _key(folder: Path) -> bytes:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(os.urandom(_BYTES))
             (path.parent / "README").write_text(WARNING)
-        key = path.read_bytes()
+        key = _read(path)
     except OSError as error:
         raise DataError(
             f"Cannot make or read the key {path}: {error.strerror}. Choose a folder that you may "

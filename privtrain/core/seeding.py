@@ -5,16 +5,22 @@ Each stream has a name, a round and a party, and nobody asks twice for the same 
 
 import hashlib
 import os
+import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.validate import check_count, check_member, check_seed
 
 KEY_BYTES = 32
@@ -25,6 +31,10 @@ _ZEROS = memoryview(bytes(2**18))
 # drew before it, so every runtime, in whatever order it runs the parties, gives the same bits.
 Name = tuple[str, int, str]
 """What a stream is called: its purpose, the round, the party."""
+
+
+Halves = np.ndarray[Any, np.dtype[np.uint32]]
+"""Words of 32 bits."""
 
 
 class EntropyKind(StrEnum):
@@ -249,23 +259,128 @@ class OnceOnly:
         return self.source[name]
 
 
-@contextmanager
-def global_generator(stream: Stream) -> Iterator[None]:
-    """Lets torch's global generators start from a stream, and puts them back afterwards.
+_TWISTER = 624
+"""Words of 32 bits in the state of a Mersenne twister, as torch, numpy and Python have one."""
 
-    Layers initialise themselves and drop units with the global generators, and there is no way to
-    hand them others.
+# Where torch keeps the seed and those words, as 64-bit numbers: the legacy part of
+# `CPUGeneratorImplState`, in ATen/CPUGeneratorImpl.cpp.
+_SEED, _STATE = 0, slice(3, 3 + _TWISTER)
+
+# One thread at a time: each would start the process's generators for itself, and one's masks would
+# come from the other's public seed.
+_BORROWED = threading.RLock()
+
+# Whether somebody puts numpy's and Python's generators back later on, and draws nothing meanwhile.
+_KEPT: ContextVar[bool] = ContextVar("kept", default=False)
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Puts numpy's and Python's global generators back in the end, once for all that borrow them.
+
+    Their states take a tenth of a millisecond to read and as long to write: too long for each step.
     """
-    before = torch.get_rng_state()
-    # Each device has a generator of its own, from which layers on it drop units.
-    on_devices = torch.cuda.is_available()
-    devices_before = torch.cuda.get_rng_state_all() if on_devices else []
-    torch.set_rng_state(stream.torch().get_state())
-    if on_devices:
-        torch.cuda.manual_seed_all(stream.torch().initial_seed())
+    if _KEPT.get():
+        yield
+        return
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    token = _KEPT.set(True)
     try:
         yield
     finally:
-        torch.set_rng_state(before)
-        if on_devices:
-            torch.cuda.set_rng_state_all(devices_before)
+        _KEPT.reset(token)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+@contextmanager
+def _borrowed(
+    torch_state: Tensor, device_seed: int, for_numpy: Halves, for_python: bytes
+) -> Iterator[None]:
+    """Starts torch's, numpy's and Python's global generators, and puts them back afterwards.
+
+    Args:
+        torch_state: State of the CPU's generator.
+        device_seed: Seed of the generators of other devices; 64 bits.
+        for_numpy: What numpy's generator starts from.
+        for_python: What Python's starts from.
+    """
+    with kept_generators(), _BORROWED:
+        before = torch.get_rng_state()
+        # Each device has a generator of its own, from which layers on it drop units.
+        on_devices = torch.cuda.is_available()
+        devices_before = torch.cuda.get_rng_state_all() if on_devices else []
+        # They are drawn from in here: whoever borrows them meanwhile has to put all of them back.
+        token = _KEPT.set(False)
+        try:
+            torch.set_rng_state(torch_state)
+            if on_devices:
+                torch.cuda.manual_seed_all(device_seed)
+            np.random.seed(for_numpy)
+            random.seed(for_python)
+            yield
+        finally:
+            _KEPT.reset(token)
+            torch.set_rng_state(before)
+            if on_devices:
+                torch.cuda.set_rng_state_all(devices_before)
+
+
+@contextmanager
+def global_generator(stream: Stream) -> Iterator[None]:
+    """Lets the global generators start from a stream: torch's, numpy's and Python's.
+
+    Layers initialise themselves and drop units with the global generators, and there is no way to
+    hand them others. They are put back afterwards. Not for secrets; see `secret_generators`.
+    """
+    generator = stream.torch()
+    state, seed = generator.get_state(), generator.initial_seed()
+    with _borrowed(state, seed, np.frombuffer(stream.key, "<u4"), stream.key):
+        yield
+
+
+# Drawn by place in the batch from a public seed, as an initialisation is, one removed row would
+# give every row behind it another mask, and move a sum by many times its sensitivity. Under secret
+# draws, whose law is the same for every batch, each row is compared under the same draws.
+@contextmanager
+def secret_generators(stream: Stream) -> Iterator[None]:
+    """Lets the global generators start from a secret that nobody can find by trying seeds.
+
+    For what a model draws while it trains privately, such as dropout masks.
+
+    Args:
+        stream: A stream of entropy, for one step alone.
+
+    Raises:
+        UnsupportedError: If torch's generator was seeded meanwhile.
+    """
+    drawn = stream.words().take(2 + _TWISTER + KEY_BYTES // 8)
+    seed, device_seed = int(drawn[0]), int(drawn[1])
+    words = drawn[2:].astype("<u8", copy=False).view("<u4")
+    state = _torch_layout().copy()
+    # All words: `manual_seed` makes them from 32 bits, which can be tried one after another.
+    state[_SEED], state[_STATE] = seed, words[:_TWISTER]
+    torch_state = torch.from_numpy(state.view(np.uint8))
+    for_numpy, for_python = words[_TWISTER : 2 * _TWISTER], words[2 * _TWISTER :].tobytes()
+    with _borrowed(torch_state, device_seed, for_numpy, for_python):
+        yield
+        if torch.initial_seed() != seed:
+            raise UnsupportedError(
+                "The model seeds torch's global generator while it trains. What it draws then "
+                "follows from that seed and from the place of a row in the batch, so that a "
+                "removed row changes what others draw. Leave out torch.manual_seed."
+            )
+
+
+@cache
+def _torch_layout() -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The state of a generator of torch's right after it was seeded, as 64-bit numbers."""
+    state = torch.Generator().manual_seed(0).get_state().numpy().view(np.uint64)
+    # numpy makes the same words of the same seed. Anywhere else ours would have no effect.
+    expected = np.random.RandomState(0).get_state(legacy=False)["state"]["key"]
+    if not np.array_equal(state[_STATE], expected):
+        raise UnsupportedError(
+            f"torch {torch.__version__} keeps the state of its generator in another place than "
+            "torch 2.13 does, so that no secret can be put there. Use torch 2.13."
+        )
+    return state

@@ -1,12 +1,13 @@
 """Clipped sums of per-example gradients: what every way to compute them offers."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.parameters import trainable
 from privtrain.core.task import Loss, Rows
 
@@ -121,18 +122,18 @@ def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     return check_losses(loss(model(rows.inputs), rows.labels), rows)
 
 
-def check_losses(losses: Tensor, rows: Rows) -> Tensor:
+def check_losses(losses: Tensor, rows: Sized) -> Tensor:
     """Refuses losses that are not one for each example.
 
     Args:
         losses: What a task's loss returned.
-        rows: The batch.
+        rows: The batch, or its inputs.
 
     Returns:
         The losses, shape `(batch,)`.
 
     Raises:
-        ValueError: With their shape, and the way out.
+        DataError: With their shape, and the way out.
     """
     if losses.shape == (len(rows),):
         return losses
@@ -144,7 +145,8 @@ def check_losses(losses: Tensor, rows: Rows) -> Tensor:
             f"({len(rows)},), and average over what belongs to one example: "
             "losses.flatten(1).mean(dim=1)."
         )
-    raise ValueError(
+    # One of our own: any other error of a loss would look like a party that was lost.
+    raise DataError(
         f"Expected the task's loss to return one value for each example, of shape "
         f"({len(rows)},); it returned shape {tuple(losses.shape)}. {way_out}"
     )

@@ -118,6 +118,40 @@ def fit(
         PartyLostError: If a party dies or freezes.
         DataError: If the data cannot be trained on, or the folder cannot be written.
     """
+    return fit_trial(
+        *(trainer, task, data),
+        noise_seed=seed,
+        runtimes=runtimes,
+        budget=budget,
+        delta=delta,
+        seed=seed,
+        entropy=entropy,
+        device=device,
+        folder=folder,
+        progress=progress,
+        keep_payloads=keep_payloads,
+        study_ledger=study_ledger,
+    )
+
+
+def fit_trial(
+    trainer: Trainer,
+    task: Task,
+    data: FederatedData,
+    *,
+    noise_seed: int,
+    runtimes: Runtimes | None = None,
+    budget: Budget | None = None,
+    delta: float = 1e-5,
+    seed: int = 0,
+    entropy: EntropyKind | None = None,
+    device: str = "cpu",
+    folder: str | Path | None = None,
+    progress: Report | None = None,
+    keep_payloads: bool = False,
+    study_ledger: StudyLedger | None = None,
+) -> TrainResult:
+    """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise."""
     where = runtimes or default_runtimes()
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
@@ -156,7 +190,7 @@ def fit(
     source: Entropy = SystemEntropy()
     if kind is SEEDED:
         root = noise_root(trainer, task, data, initial_model(task, seeds["initialisation", 0, ""]))
-        source = SeededEntropy(seed, attempt=ledger.spent, fit=fits, root=root)
+        source = SeededEntropy(noise_seed, attempt=ledger.spent, fit=fits, root=root)
     with ExitStack() as stack:
         run = Run(
             runtimes=where,

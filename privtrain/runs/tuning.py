@@ -36,19 +36,18 @@ from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
-from privtrain.runs.fitting import default_runtimes, fit
+from privtrain.runs.fitting import default_runtimes, fit_trial
 from privtrain.runs.scoring import Score, check_score
-from privtrain.runs.statements import (
-    SIMULATED,
-    TUNING_NOT_COUNTED,
-    about,
-    with_secret_samples,
-)
+from privtrain.runs.statements import TUNING_NOT_COUNTED, with_secret_samples
 
 TUNING_COUNTED = (
     "tuning counted: the choice among the trials is; trials and grids chosen by looking are not"
 )
 UNSEEN = "neither the number of trials nor any other trial, nor the time they took, is released"
+ONE_TRIAL = (
+    "bytes, rounds, transcript and history are those of the best trial alone; its seconds and "
+    "memory are withheld, since they would tell how many trials were made before it"
+)
 SEES_TRIALS = "it sees every trial, not only the best one"
 
 
@@ -60,8 +59,8 @@ class Tuned:
         label: What the user called its trainer.
         trainer: Its settings.
         score: Its score, as it was compared.
-        result: Its result. The statement speaks of the whole selection; cost, transcript and
-            history are those of the best trial alone.
+        result: Its result. The statement speaks of the whole selection; transcript, history, bytes
+            and rounds are those of the best trial alone. Its seconds and memory are withheld.
         trials: How the number of trials was drawn. The number itself stays secret.
     """
 
@@ -109,7 +108,7 @@ def tune(
         budget: What the whole may cost the public at most. Its delta replaces `delta`.
         delta: Delta of the guarantee.
         runtimes: Where parties run; see `fit`.
-        seed: Public seed of data order and initialisation.
+        seed: Public seed of data order and initialisation, which are those of every trial.
         entropy: `SEEDED` or `SYSTEM`, of which the number of trials, the settings and the noise
             are drawn; see `fit`.
         device: Where tensors are computed.
@@ -148,9 +147,12 @@ def tune(
             # With replacement and whatever the data: the settings of a trial tell nothing of them.
             place = int(source["settings", number, "tuner"].numpy().integers(len(labels)))
             options: dict[str, Any] = {"runtimes": where, "delta": delta, "device": device}
-            result = fit(
+            result = fit_trial(
                 *(trainers[labels[place]], task, data),
-                seed=_seed_of(seed, number, fits),
+                # All start alike: a model shows its start, most of all in a frozen layer, and with
+                # it would show the number of its trial, which the theorem keeps secret.
+                seed=seed,
+                noise_seed=_noise_seed(seed, number, fits),
                 entropy=kind,
                 # A bar for each trial would show how many there are.
                 progress=lambda done, total: None,
@@ -169,7 +171,7 @@ def tune(
         label=best.label,
         trainer=trainers[best.label],
         score=best.score,
-        result=_stated(best.result, data, plans, delta, simulated=kind is SEEDED),
+        result=_stated(best.result, plans, delta, simulated=kind is SEEDED),
         trials=drawn,
     )
 
@@ -239,23 +241,26 @@ def _cost(choices: list[list[Event]], trials: RandomTrials, relation: Relation) 
     return non_private_event() if all(map(math.isinf, cost.rdp)) else cost
 
 
-def _seed_of(seed: int, number: int, fits: int) -> int:
-    """The public seed of a trial: data order and initialisation are not those of another one."""
+def _noise_seed(seed: int, number: int, fits: int) -> int:
+    """The seed of a trial's entropy in a simulation: two trials must not draw the same noise."""
     return int.from_bytes(Seeds(seed)["trial", number, str(fits or "")].key[:6], "little")
 
 
 def _stated(
-    result: TrainResult,
-    data: FederatedData,
-    plans: tuple[PrivacyPlan, ...],
-    delta: float,
-    *,
-    simulated: bool,
+    result: TrainResult, plans: tuple[PrivacyPlan, ...], delta: float, *, simulated: bool
 ) -> TrainResult:
     """The best trial's result, with the statement of the whole selection."""
     plans = with_secret_samples(plans, seeded=simulated)
-    made = guarantees(plans, spent=1, delta=delta, assumptions=(SIMULATED,) if simulated else ())
-    made = about(data, made)
+    planned = {text for plan in plans for text in plan.assumptions}
+    # What was assumed of the rows, and what turned out while the trial ran.
+    assumed = dict.fromkeys(
+        text
+        for guarantee in result.statement.guarantees
+        if guarantee.observer == PUBLIC.name and not guarantee.data_dependent
+        for text in guarantee.assumptions
+        if text not in planned
+    )
+    made = guarantees(plans, spent=1, delta=delta, assumptions=tuple(assumed))
     caveats = [c for c in result.statement.caveats if c != TUNING_NOT_COUNTED]
     statement = PrivacyStatement(
         guarantees=made,
@@ -265,5 +270,13 @@ def _stated(
     )
     # Epsilon over the rounds is that of one trial, which is not what was promised.
     history = replace(result.history, epsilon=[])
-    note = "cost, transcript and history are those of the best trial alone"
-    return replace(result, statement=statement, history=history, notes=(*result.notes, note))
+    # The first trial is slower than later ones, and memory grows from trial to trial: either would
+    # tell which one won.
+    cost = replace(result.cost, seconds=math.nan, peak_memory_bytes=math.nan)
+    return replace(
+        result,
+        statement=statement,
+        history=history,
+        cost=cost,
+        notes=(*result.notes, ONE_TRIAL),
+    )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.task import Loss
+from privtrain.gradients.gradients import check_losses
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
@@ -54,12 +55,17 @@ def descend(
 
     Returns:
         The mean loss before the step, detached.
+
+    Raises:
+        DataError: If the loss is not one value for each example.
     """
     # As `optimizer.zero_grad()`, without its profiling, which costs a tenth of a small step.
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
-    value = loss(model(inputs), targets).mean()
+    # Outputs `(batch, 1)` against targets `(batch,)` become a table of all pairs, whose mean trains
+    # towards the mean target without a word.
+    value = check_losses(loss(model(inputs), targets), inputs).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

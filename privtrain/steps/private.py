@@ -1,5 +1,6 @@
 """How one data holder improves a model under example-level differential privacy."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.runtime import PartyRun
-from privtrain.core.seeding import global_generator
+from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Loss, Task
 from privtrain.core.trainer import PrivacyPlan
@@ -30,6 +31,12 @@ from privtrain.sampling.sampling import Poisson
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 
+DRAWN_IN_SECRET = (
+    "what the model draws while it trains, such as dropout masks, comes from entropy, fresh in "
+    "each step for each row, by a law that does not depend on the batch"
+)
+"""What private training assumes of layers that draw."""
+
 
 def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
     """Unprotected diagnostics of one clipped sum; empty for an empty batch."""
@@ -42,14 +49,35 @@ def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
     }
 
 
+def public_trial(public: Rows, private: Rows, count: float) -> Rows:
+    """Public rows on which a model may be tried before it sees private ones.
+
+    Args:
+        public: Rows that anybody may read; their targets, if there are any, are not used.
+        private: The training rows, of which the shape alone is used.
+        count: About how many rows a batch has.
+
+    Returns:
+        Public inputs with targets of zero, on the device of the training rows; none where public
+        inputs are of another shape or type.
+    """
+    alike = public.inputs.shape[1:] == private.inputs.shape[1:]
+    alike = alike and public.inputs.dtype == private.inputs.dtype
+    inputs = public.inputs[: math.ceil(count) if alike else 0].to(private.inputs.device)
+    return Rows(inputs, private.labels.new_zeros((len(inputs), *private.labels.shape[1:])))
+
+
 NOTE = "note/"
 """How the names of encoded notes begin, among the diagnostics of a party's steps."""
 
+ASSUMPTION = "assumption/"
+"""How those of encoded assumptions begin."""
 
-def encoded(notes: tuple[str, ...]) -> dict[str, Tensor]:
+
+def encoded(notes: tuple[str, ...], prefix: str = NOTE) -> dict[str, Tensor]:
     """Notes as tensors of bytes: messages hold tensors alone."""
     texts = [torch.tensor(list(note.encode()), dtype=torch.uint8) for note in notes]
-    return {f"{NOTE}{place}": text for place, text in enumerate(texts)}
+    return {f"{prefix}{place}": text for place, text in enumerate(texts)}
 
 
 def read_note(text: Tensor) -> str:
@@ -120,7 +148,7 @@ class DPSteps:
 
         Returns:
             Training loss, fraction clipped and non-finite count, all unprotected; and encoded notes
-            of how gradients were computed.
+            of how gradients were computed, and what their sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -131,12 +159,15 @@ class DPSteps:
         bound = l2_bound(self.mechanism)
         last_seen: dict[str, float] = {}
         state = self.mechanism.init(to_vector(parameters))
-        with global_generator(party.seeds["dropout", party.round, party.party]):
+        with kept_generators():
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
                 # Algorithm 1, "Take a random sample": an empty one is a step, too, and noised.
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
                 # "Compute gradient" and "Clip gradient".
-                clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
+                batch = poisson_batch(rows, sampling, draw)
+                # What the model draws is part of the mechanism, and as secret as the noise.
+                with secret_generators(party.entropy[f"draws/{step}", party.round, party.party]):
+                    clipped = engine.clipped_sum(batch, bound)
                 # "Add noise", over the public expected size: the true one is private.
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
                 value, state = noised(self.mechanism, clipped.value, state, stream)
@@ -145,7 +176,8 @@ class DPSteps:
                 optimizer.step()
                 last_seen |= diagnostics(clipped, bound)
         unprotected = {name: torch.tensor(value) for name, value in last_seen.items()}
-        return unprotected | encoded(engine.notes)
+        said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
+        return unprotected | said
 
     def _engine(self, model: nn.Module, loss: Loss, party: PartyRun) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""
@@ -177,7 +209,11 @@ class DPSteps:
                 # In the worst case a party takes part in every round.
                 count=rounds,
                 theorem=f"{self.mechanism.theorem}, Poisson sampling of examples in each silo",
-                assumptions=(*batches.assumptions, *assumptions_of(self.mechanism)),
+                assumptions=(
+                    *batches.assumptions,
+                    DRAWN_IN_SECRET,
+                    *assumptions_of(self.mechanism),
+                ),
                 float_noise=not is_secure(self.mechanism),
             )
             for observer in (PUBLIC, PARTICIPANT, AGGREGATOR)

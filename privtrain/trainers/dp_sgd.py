@@ -11,7 +11,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import global_generator
+from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import ADD_REMOVE, InputPrivacy
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
@@ -26,7 +26,7 @@ from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool, pooling_cost, resume, training_state
-from privtrain.steps.private import diagnostics
+from privtrain.steps.private import DRAWN_IN_SECRET, diagnostics, public_trial
 
 SHOWN = 20
 """How often a run is evaluated, and how often at most it is saved."""
@@ -102,7 +102,7 @@ class DPSGD:
             parties=batches.population,
             sampling=batches.sampling,
             observers=(PUBLIC, AGGREGATOR),
-            assumptions=batches.assumptions,
+            assumptions=(*batches.assumptions, DRAWN_IN_SECRET),
         )
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
@@ -112,6 +112,7 @@ class DPSGD:
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
+    @kept_generators()
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains on the pooled rows, in the order of Algorithm 1.
 
@@ -128,6 +129,9 @@ class DPSGD:
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
+        if data.public is not None:
+            with secret_generators(run.entropy["draws/trial", 0, CURATOR_NAME]):
+                engine.try_on(public_trial(data.public, rows, self.expected_batch))
         parameters = trainable(model)
         gradient = GradientVector(parameters)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
@@ -146,12 +150,14 @@ class DPSGD:
                     break
                 drawn = self._draw(batches, len(rows), step, run)
             batch = rows_at(rows, next(drawn))
-            # The steps of one draw share no row, or are one release: only its first one is charged.
-            clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
-            # "Add noise", the factor 1 / L: a public number, whatever size the batch really has.
-            gradient.set(noised, self.expected_batch)
-            # "Descent": what an optimizer makes of a noised gradient is post-processing.
-            optimizer.step()
+            # What the model draws is part of the mechanism, and as secret as the noise.
+            with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
+                # The steps of one draw share no row, or are one release: the first one is charged.
+                clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
+                # "Add noise", the factor 1 / L: a public number, whatever the batch's true size.
+                gradient.set(noised, self.expected_batch)
+                # "Descent": what an optimizer makes of a noised gradient is post-processing.
+                optimizer.step()
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
@@ -164,6 +170,7 @@ class DPSGD:
                 saved_part = part
                 run.checkpoint.save(step + 1, training_state(model, optimizer, run))
         run.notes.extend(engine.notes)
+        run.assumptions.extend(engine.assumptions)
         engine.close()
         run.transcript.publish(
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
@@ -181,8 +188,7 @@ class DPSGD:
         """The clipped sum of a batch, before and after the noise."""
         bound = l2_bound(self.release.mechanism)
         # "Compute gradient" and "Clip gradient", fused: no row's gradient need exist on its own.
-        with global_generator(run.seeds["dropout", step, CURATOR_NAME]):
-            clipped = engine.clipped_sum(batch, bound)
+        clipped = engine.clipped_sum(batch, bound)
         # "Add noise": N(0, sigma^2 C^2 I) on the sum, drawn behind the door, which refuses a bound
         # above the one its noise covers.
         summed = BoundedSum(clipped.value, bound)

@@ -19,7 +19,7 @@ from privtrain.core.parameters import (
 )
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
-from privtrain.core.seeding import Streams
+from privtrain.core.seeding import Streams, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
@@ -33,7 +33,7 @@ from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import NOTE, read_note
+from privtrain.steps.private import ASSUMPTION, NOTE, read_note
 from privtrain.steps.server import Server, ServerOptimizer
 from privtrain.steps.weights import Uniform, Weights, scale_of
 
@@ -252,6 +252,7 @@ class FedAvg:
         local = self.local.with_scale(scale)
         return None if local is None else replace(self, local=local)
 
+    @kept_generators()
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.
 
@@ -362,9 +363,11 @@ class FedAvg:
                 if name.startswith(UNPROTECTED):
                     diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
         for name in sorted(diagnostics):
-            if name.startswith(NOTE):  # parties with one model say the same; once will do
-                notes = dict.fromkeys(read_note(text) for text in diagnostics[name])
-                run.notes.extend(note for note in notes if note not in run.notes)
+            if name.startswith((NOTE, ASSUMPTION)):
+                texts = run.notes if name.startswith(NOTE) else run.assumptions
+                # Parties with one model say the same; once will do.
+                said = dict.fromkeys(read_note(text) for text in diagnostics[name])
+                texts.extend(text for text in said if text not in texts)
             else:
                 seen = [float(value) for value in diagnostics[name]]
                 run.history.record(round + 1, **{name: sum(seen) / len(seen)})

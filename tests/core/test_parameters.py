@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +19,27 @@ from privtrain.core.task import Task
 
 def make() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("source", ["numpy", "python"])
+def test_a_model_that_starts_from_other_global_generators_follows_from_the_stream(
+    source: str,
+) -> None:
+    def model() -> nn.Module:
+        layer = nn.Linear(2, 1)
+        start = np.random.randn(2) if source == "numpy" else [random.random(), random.random()]
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(start).float())
+        return layer
+
+    found = [
+        to_vector(
+            initial_model(Task(model=model), Seeds(seed)["initialisation", 0, ""]).parameters()
+        )
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0][:2], found[2][:2])
 
 
 def test_a_model_as_one_vector_and_back() -> None:

@@ -1,7 +1,11 @@
 import os
 import pickle
+import random
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.seeding import (
     SEEDED,
     SYSTEM,
@@ -22,7 +28,9 @@ from privtrain.core.seeding import (
     Words,
     derive,
     global_generator,
+    kept_generators,
     kind_of,
+    secret_generators,
 )
 from tests.statistics import independent, normal_with_std, uniform_over_ring
 
@@ -163,6 +171,162 @@ def test_borrowing_nests() -> None:
         with global_generator(Seeds(1)["inner", 0, ""]):
             torch.rand(7)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+Borrowing = Callable[[Stream], AbstractContextManager[None]]
+BORROWING = pytest.mark.parametrize("borrow", [global_generator, secret_generators])
+
+
+def drawn() -> tuple[list[float], ...]:
+    """Some numbers of each global generator; an odd number of normals, of which one is kept."""
+    return (
+        torch.rand(3).tolist(),
+        torch.randn(3).tolist(),
+        np.random.rand(3).tolist(),
+        np.random.randn(3).tolist(),
+        [random.random() for _ in range(3)],
+        [random.gauss(0.0, 1.0) for _ in range(3)],
+    )
+
+
+@BORROWING
+def test_all_global_generators_follow_from_the_stream(borrow: Borrowing) -> None:
+    found = []
+    for seed in (1, 1, 2):
+        drawn()  # whatever came before
+        with borrow(Seeds(seed)["draws", 0, ""]):
+            found.append(drawn())
+    assert found[0] == found[1]
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))
+
+
+@BORROWING
+@pytest.mark.parametrize("kept", [False, True])
+def test_all_global_generators_are_put_back(borrow: Borrowing, kept: bool) -> None:
+    def started() -> None:
+        torch.manual_seed(5)
+        np.random.seed(5)
+        random.seed(5)
+        # Half of a pair of normals is left over.
+        np.random.randn()
+        random.gauss(0.0, 1.0)
+
+    def borrowed() -> None:
+        with borrow(Seeds(1)["draws", 0, ""]):
+            drawn()
+        with pytest.raises(KeyError), borrow(Seeds(1)["draws", 0, ""]):
+            drawn()
+            raise KeyError
+
+    started()
+    expected = drawn()
+    started()
+    if kept:
+        with kept_generators():
+            borrowed()
+    else:
+        borrowed()
+    assert drawn() == expected
+
+
+@BORROWING
+def test_borrowing_within_a_borrowing_puts_everything_back(borrow: Borrowing) -> None:
+    def outer(inner: bool) -> tuple[list[float], ...]:
+        with kept_generators(), borrow(Seeds(1)["outer", 0, ""]):
+            drawn()
+            if inner:
+                with borrow(Seeds(1)["inner", 0, ""]):
+                    drawn()
+            return drawn()
+
+    assert outer(True) == outer(False)
+
+
+def test_a_secret_fills_the_whole_state_of_torchs_generator() -> None:
+    """The twister of numpy, given the same words, draws the same numbers."""
+
+    def state() -> np.ndarray[Any, Any]:
+        return torch.get_rng_state().numpy().view(np.uint64)[3:627].astype(np.uint32)
+
+    def words_of_a_seed(words: np.ndarray[Any, Any]) -> bool:
+        """Whether they follow from their first one, as 32 bits of a seed make them."""
+        found = [int(words[0])]
+        for place in range(1, 624):
+            found.append((1812433253 * (found[-1] ^ found[-1] >> 30) + place) % 2**32)
+        return found == words.tolist()
+
+    with global_generator(Seeds(1)["draws", 0, ""]):
+        assert words_of_a_seed(state())
+    with secret_generators(SeededEntropy(1)["draws", 0, ""]):
+        words = state()
+        assert not words_of_a_seed(words)
+        twin = np.random.RandomState()
+        twin.set_state(("MT19937", words, 624))
+        expected = twin.randint(0, 2**32, 2_000, dtype=np.uint32) % 2**16
+        assert torch.randint(2**16, (2_000,)).tolist() == expected.tolist()
+    assert uniform_over_ring(torch.from_numpy(words.astype(np.int64)), 32)
+
+
+def test_a_mask_depends_on_the_last_word_of_the_state() -> None:
+    """Were a mask drawn under a seed of its own, its 32 bits could be tried."""
+    with secret_generators(SeededEntropy(1)["draws", 0, ""]):
+        state = torch.get_rng_state()
+        mask = nn.functional.dropout(torch.ones(1_000))
+        state.numpy().view(np.uint64)[626] ^= 1
+        torch.set_rng_state(state)
+        other = nn.functional.dropout(torch.ones(1_000))
+    assert 0 < int((mask != other).sum()) < 20
+
+
+def test_a_layout_of_torch_that_we_do_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from privtrain.core import seeding
+
+    monkeypatch.setattr(seeding, "_STATE", slice(2, 626))
+    seeding._torch_layout.cache_clear()
+    with pytest.raises(UnsupportedError, match="torch"), secret_generators(Stream(b"k" * 32)):
+        pytest.fail("a secret was put into the wrong place")
+
+
+def test_a_model_that_seeds_torch_is_refused() -> None:
+    with (
+        pytest.raises(UnsupportedError, match="manual_seed"),
+        secret_generators(SeededEntropy(1)["draws", 0, ""]),
+    ):
+        torch.manual_seed(0)
+    with secret_generators(SeededEntropy(1)["draws", 0, ""]), torch.random.fork_rng():
+        torch.rand(2)
+
+
+def test_devices_start_from_64_secret_bits_and_are_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["before"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", calls.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
+    for round in range(8):
+        with pytest.raises(KeyError), secret_generators(SeededEntropy(1)["draws", round, ""]):
+            raise KeyError
+    seeds = calls[::2]
+    assert calls[1::2] == [["before"]] * 8
+    assert len(set(seeds)) == 8
+    assert max(seeds) > 2**60
+
+
+def test_threads_draw_what_they_would_draw_alone() -> None:
+    def draws(party: str) -> list[tuple[list[float], ...]]:
+        found = []
+        for round in range(50):
+            borrow = (secret_generators, global_generator)[round % 2]
+            with borrow(SeededEntropy(1)["draws", round, party]):
+                found.append(drawn())
+        return found
+
+    parties = ["a", "b", "c", "d"]
+    alone = [draws(party) for party in parties]
+    with ThreadPoolExecutor(len(parties)) as threads:
+        assert list(threads.map(draws, parties)) == alone
 
 
 @pytest.mark.parametrize("value", [0.5, "1", None, True, float("nan")])

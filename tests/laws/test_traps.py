@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.statement import ADD_REMOVE
-from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
+from privtrain.core.task import FederatedData, Loss, Rows, Task, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import Gradients
 from privtrain.gradients.opacus import Opacus
@@ -29,7 +29,11 @@ from privtrain.sampling.batches import (
     TruncatedPoissonBatches,
 )
 from privtrain.sampling.figures import BatchSampling
+from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
+from privtrain.trainers.sgd import SGD
 from tests.trainers.federations import STAR
 
 ENGINES: list[Gradients] = [BookKeeping(), Opacus()]
@@ -124,3 +128,35 @@ def test_one_row_cannot_break_the_model(spoil: str, gradients: Gradients) -> Non
     other = next(iter(plain.predictor.module.parameters()))  # type: ignore[attr-defined]
     if spoil == "loss":  # the row counts as zero, so that the model is the one without it
         assert torch.allclose(weights, other, atol=1e-6)
+
+
+def _all_pairs(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs[:, :1] - targets) ** 2
+
+
+def _column(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets).unsqueeze(1)
+
+
+def _averaged(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets).mean()
+
+
+@pytest.mark.parametrize("loss", [_all_pairs, _column, _averaged])
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        SGD(epochs=1),
+        FedAvg(rounds=1),
+        FedAvg(rounds=1, local=DPSteps(Gaussian(1.0, 1.0))),
+        FedAvg(rounds=1, release=Release(Gaussian(1.0, 1.0))),
+        DPSGD(epochs=1),
+        PATE(teachers=2),
+    ],
+    ids=["sgd", "fedavg", "dp_steps", "dp_fedavg", "dp_sgd", "pate"],
+)
+def test_a_loss_that_is_not_one_value_for_each_row_is_refused(trainer: Any, loss: Loss) -> None:
+    """Outputs `(rows, 1)` against targets `(rows,)` would train towards the mean target."""
+    data = replace(equal_rows(40), public=Rows(torch.ones(8, 2)))
+    with pytest.raises(ValueError, match="loss to return one value for each example"):
+        fit(trainer, Task(model=lambda: nn.Linear(2, 2), loss=loss), data, runtimes=STAR)

@@ -6,23 +6,42 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from privtrain.accounting.divergences import ORDERS
 from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import BudgetExceededError, UnsoundReleaseError
+from privtrain.core.result import TrainResult
+from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import Budget
+from privtrain.core.task import Task
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
 from privtrain.runs import tuning
 from privtrain.runs.fitting import fit
 from privtrain.runs.scoring import PrivateRows, PublicRows
-from privtrain.runs.statements import TUNING_NOT_COUNTED
+from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
 from privtrain.runs.tuning import TUNING_COUNTED, tune
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.sgd import SGD
-from tests.trainers.federations import STAR, TASK, a_federation
+from tests.trainers.federations import STAR, TASK, a_federation, module, vector
+
+
+def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
+    return 0.0 * logits.sum(dim=1)
+
+
+class Silent(nn.Linear):
+    """A layer that starts at zero: what it ends as is noise."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 200, dtype=torch.float64)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
 
 DATA = replace(a_federation(12, 9, 15, public_rows=36), digest="ab" * 32)
 OTHERS = a_federation(14, 7).pooled()
@@ -43,8 +62,9 @@ def setting(learning_rate: float = 0.5, noise: float = NOISE) -> DPSGD:
 def tuned(score: Any = PUBLIC_ROWS, mean: float = 3.0, **options: Any) -> tuning.Tuned:
     given: dict[str, Any] = {"trainers": {"slow": setting(1e-9), "fast": setting()}, **options}
     trials = RandomTrials(mean=mean)
+    task = given.pop("task", TASK)
     return tune(
-        given.pop("trainers"), TASK, DATA, score=score, trials=trials, runtimes=STAR, **given
+        given.pop("trainers"), task, DATA, score=score, trials=trials, runtimes=STAR, **given
     )
 
 
@@ -110,13 +130,121 @@ def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_runs_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "fit", lambda *given, **options: pytest.fail("a trial was run"))
+    monkeypatch.setattr(
+        tuning, "fit_trial", lambda *given, **options: pytest.fail("a trial was run")
+    )
     one = fit(setting(), TASK, DATA, runtimes=STAR, delta=DELTA).statement.epsilon("public")
     with pytest.raises(BudgetExceededError):
         tuned(budget=Budget(one * 1.1, DELTA))
     study = StudyLedger(DATA, budget=Budget(one * 1.1, DELTA))
     with pytest.raises(BudgetExceededError):
         tuned(study_ledger=study)
+
+
+class Frozen(nn.Module):
+    """Frozen random features, which a published model shows as they started.
+
+    Args:
+        numpy: Whether they are drawn by numpy.
+    """
+
+    def __init__(self, numpy: bool) -> None:
+        super().__init__()
+        self.features = nn.Linear(5, 16, dtype=torch.float64).requires_grad_(False)
+        self.last = nn.Linear(16, 3, dtype=torch.float64)
+        if numpy:
+            self.features.weight.copy_(torch.from_numpy(np.random.randn(16, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.last(torch.relu(self.features(x)))
+        return answer
+
+
+@pytest.mark.parametrize("entropy", [SEEDED, SYSTEM])
+@pytest.mark.parametrize("numpy", [False, True])
+def test_a_published_start_does_not_tell_which_trial_won(
+    entropy: EntropyKind, numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the trials is the best."""
+    winners = []
+    for winner in range(6):
+        scores = iter(range(-winner, 100))
+        monkeypatch.setattr(PublicRows, "measure", lambda *_, left=scores: -abs(next(left)))
+        monkeypatch.setattr(RandomTrials, "draw", lambda *_: 6)
+        result = tuned(
+            task=Task(model=lambda: Frozen(numpy)), trainers={"one": setting()}, entropy=entropy
+        ).result
+        winners.append(result)
+    modules: list[Any] = [winner.predictor.module for winner in winners]  # type: ignore[attr-defined]
+    # Each is another trial, whose noise is its own.
+    assert len({tuple(m.last.weight.flatten().tolist()) for m in modules}) == 6
+    assert len({tuple(m.features.weight.flatten().tolist()) for m in modules}) == 1
+    # Nor does anything else that was not trained tell it.
+    public = [
+        (
+            *(
+                winner.statement,
+                winner.notes,
+                winner.halted,
+                winner.members,
+                winner.history.epsilon,
+            ),
+            *(
+                winner.transcript.entries,
+                winner.transcript.setups,
+                list(winner.history.unprotected),
+            ),
+            (winner.cost.bytes_sent, winner.cost.rounds, dict(winner.cost.bytes_sent_by_party)),
+        )
+        for winner in winners
+    ]
+    assert all(one == public[0] for one in public)
+    assert all(math.isnan(w.cost.seconds) and math.isnan(w.cost.peak_memory_bytes) for w in winners)
+
+
+@pytest.mark.slow
+def test_twelve_tunes_publish_one_start() -> None:
+    """Secret trials, drawn and scored as they come."""
+    results = [
+        tuned(task=Task(model=lambda: Frozen(False)), entropy=SYSTEM, mean=10.0).result
+        for _ in range(12)
+    ]
+    starts = [result.predictor.module.features.weight for result in results]  # type: ignore[attr-defined]
+    assert len({tuple(start.flatten().tolist()) for start in starts}) == 1
+
+
+def test_trials_of_one_trainer_share_no_noise_though_they_start_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[TrainResult] = []
+    plain = tuning.fit_trial
+
+    def kept(*given: Any, **options: Any) -> TrainResult:
+        seen.append(plain(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(tuning, "fit_trial", kept)
+    monkeypatch.setattr(RandomTrials, "draw", lambda *_: 5)
+    study = StudyLedger(DATA)
+    # A round without signal: what a model moved is noise alone.
+    for options in ({}, {"study_ledger": study}, {"study_ledger": study}):
+        tuned(task=Task(model=Silent, loss=no_signal), trainers={"one": setting()}, **options)
+    # The first fit of a study draws what it would draw outside of one.
+    moved = torch.stack([vector(module(result)) for result in [*seen[:5], *seen[10:]]])
+    correlation = torch.corrcoef(moved) - torch.eye(len(moved))
+    # Of 1,200 coordinates each: six standard errors.
+    assert float(correlation.abs().max()) < 0.2
+
+
+def test_a_tuned_statement_keeps_what_data_and_trial_assume() -> None:
+    data = replace(DATA, assumptions=("the classes are public",))
+    trials = RandomTrials(mean=1.0)
+    one = {"one": setting()}
+    found = tune(one, TASK, data, score=PUBLIC_ROWS, trials=trials, runtimes=STAR)
+    public = found.result.statement.guarantees[0]
+    assert public.assumptions.count("the classes are public") == 1
+    assert public.assumptions.count(SIMULATED) == 1
+    assert len(set(public.assumptions)) == len(public.assumptions)
 
 
 def test_settings_that_promise_other_things_are_refused() -> None:

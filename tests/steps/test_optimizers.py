@@ -1,9 +1,12 @@
 """Optimizers, and one step by hand."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+from privtrain.core.task import Loss
 from privtrain.steps.optimizers import GradientVector, descend, make_optimizer
 from tests.steps.test_plain import TASK, a_model, some_rows, weights
 
@@ -19,6 +22,28 @@ def test_descend_steps_on_the_mean_loss() -> None:
     moved = torch.cat([(p - p.grad).reshape(-1) for p in twin.parameters() if p.grad is not None])
     torch.testing.assert_close(weights(model), moved.detach(), rtol=1e-13, atol=1e-15)
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"),
+    [
+        ((8, 8), lambda o, t: (o - t) ** 2),
+        ((8, 1), lambda o, t: (o - t.unsqueeze(1)) ** 2),
+        ((), lambda o, t: nn.functional.mse_loss(o.squeeze(1), t)),
+        ((1,), lambda o, t: (o.squeeze(1) - t).square().mean().reshape(1)),
+    ],
+)
+def test_a_loss_has_one_value_for_each_example(shape: tuple[int, ...], loss: Loss) -> None:
+    model = nn.Linear(3, 1)
+    before = weights(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=re.escape(f"of shape (8,); it returned shape {shape}")):
+        descend(model, optimizer, loss, torch.randn(8, 3), torch.randn(8))
+    assert torch.equal(weights(model), before)
+    descend(
+        *(model, optimizer, lambda o, t: (o.squeeze(1) - t) ** 2), torch.randn(8, 3), torch.randn(8)
+    )
+    assert not torch.equal(weights(model), before)
 
 
 def test_a_gradient_is_copied_not_aliased() -> None:

@@ -173,7 +173,38 @@ def test_as_many_steps_are_made_as_are_planned() -> None:
     party.entropy = Counting(0)
     steps = DPSteps(Gaussian(1.0, 1.0), epochs=0.9, sampling_rate=0.2, expected_batch=1.0)
     moved(steps, party)
-    assert len(names) == len(set(names)) == 2 * 5  # a sample and a noise for each step
+    # A sample, what the model draws, and a noise for each step.
+    assert len(names) == len(set(names)) == 3 * 5
+
+
+def test_what_a_model_draws_comes_from_the_partys_entropy_fresh_in_each_step() -> None:
+    drawn: list[tuple[float, ...]] = []
+
+    class Drawing(Linear):
+        def __call__(self) -> nn.Module:
+            layer = super().__call__()
+            layer.register_forward_hook(
+                lambda *_: drawn.append((*torch.rand(2).tolist(), np.random.rand()))
+            )
+            return layer
+
+    class Closed(Seeds):
+        def __getitem__(self, name):  # type: ignore[no-untyped-def]
+            raise AssertionError(f"{name} was asked for while training privately")
+
+    def draws(seed: int, **of_party: Any) -> list[tuple[float, ...]]:
+        drawn.clear()
+        party = a_party(empty_rows(), seed=seed, **of_party)
+        party.seeds = Closed(0)
+        steps = DPSteps(Gaussian(1.0, 1.0), epochs=3, sampling_rate=1.0, expected_batch=1.0)
+        steps(Drawing()().train(), SILENT, party)
+        return list(drawn)
+
+    one = draws(0)
+    assert draws(0) == one
+    assert len(set(one)) >= 3
+    for other in (draws(1), draws(0, round=1), draws(0, name="b")):
+        assert not set(other) & set(one)
 
 
 def test_settled_figures_do_not_depend_on_a_silos_own_rows() -> None:

@@ -1,10 +1,12 @@
 """DP-SGD: a loop over examples as oracle, public figures, noise of the right size."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from privtrain.core.errors import (
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Budget
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -253,7 +255,61 @@ def test_batches_and_noise_follow_from_entropy_not_from_the_public_seed() -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("privtrain.runs.fitting.Seeds", Watched)
         run(trainer, data)
-    assert {name for name, _, _ in drawn} == {"initialisation", "dropout"}
+    assert {name for name, _, _ in drawn} == {"initialisation"}
+
+
+DRAWN: list[Tensor] = []
+"""What models drew, pass by pass."""
+
+
+class Masked(nn.Module):
+    """Draws by a function, and keeps what it drew."""
+
+    def __init__(self, draw: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3, dtype=torch.float64)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.linear(x)
+        if self.training:
+            DRAWN.append(self.draw())
+        return answer
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: nn.functional.dropout(torch.ones(40)),
+        lambda: torch.from_numpy(np.random.rand(4)),
+        lambda: torch.tensor([random.random()]),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_what_a_model_draws_does_not_follow_from_the_public_seed(
+    draw: Callable[[], Tensor],
+) -> None:
+    task, data = Task(model=lambda: Masked(draw)), a_federation(40, public_rows=40)
+    trainer = DPSGD(epochs=3, sampling_rate=1.0, release=Release(Gaussian(1.0, 0.0)))
+
+    def drawn(entropy: EntropyKind, seed: int = 0) -> list[tuple[float, ...]]:
+        DRAWN.clear()
+        run(trainer, data, task, entropy=entropy, seed=seed)
+        return [tuple(values.tolist()) for values in DRAWN]
+
+    seeded = drawn(SEEDED)
+    assert drawn(SEEDED) == seeded
+    others = [drawn(SEEDED, 1), drawn(SYSTEM), drawn(SYSTEM)]
+    # Neither two runs nor two steps of one draw the same.
+    assert len(set(seeded)) >= 3
+    for place, one in enumerate([seeded, *others]):
+        for other in [seeded, *others][place + 1 :]:
+            assert not set(one) & set(other)
+
+
+def test_the_guarantee_says_where_a_models_draws_come_from() -> None:
+    public, _ = run(DPSGD(epochs=1), a_federation(40)).statement.guarantees
+    assert any("dropout masks, comes from entropy" in text for text in public.assumptions)
 
 
 # ------------------------------------------------------------------------------------ budgets
