@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import nn
+
+from privtrain.core.models import described
 from privtrain.core.runtime import Runtimes
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
@@ -59,6 +62,8 @@ def run_card(
 
 
 def _factory_name(task: Task) -> str:
+    if isinstance(task.model, nn.Module):
+        return described(task.model)
     # A dataclass that makes models, such as LogisticRegression(64, 10), says more by its repr.
     name = getattr(task.model, "__qualname__", None)
     return f"{task.model.__module__}:{name}" if name else repr(task.model)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from privtrain.core.parameters import load_state, trained_state_of
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows
@@ -44,7 +45,8 @@ def pool(data: FederatedData, run: Run) -> Rows:
 
 def training_state(model: nn.Module, optimizer: Optimizer, run: Run) -> dict[str, Any]:
     """What an interrupted run with noise needs to go on, for its checkpoint."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    # Trainable parameters alone: no noise covers what a model keeps elsewhere.
+    state = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
     return {**state, "memory": run.memory}
 
 
@@ -58,6 +60,6 @@ def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[
     if saved is None:
         return 0, {}
     done, state = saved
-    model.load_state_dict(state["model"])
+    load_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return done, state
