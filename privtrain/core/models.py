@@ -180,14 +180,17 @@ def _copied(module: nn.Module) -> nn.Module:
     # does not copy, such as a list in the closure of a hook, is found by `check_alike` or when
     # it has changed: a copy by pickling would not copy a module's globals either.
     try:
-        copied: nn.Module = copy.deepcopy(module)
+        with torch.no_grad():
+            copied: nn.Module = copy.deepcopy(module)
     except Exception as error:  # a module's own code may raise anything
         raise ValueError(
             f"Expected model={_name(module)} to be a module that can be copied: {error} Give a "
             "function that makes it, or clear what it keeps from earlier batches."
         ) from error
-    # Gradients of earlier batches are no part of the model.
-    for parameter in copied.parameters():
+    for original, parameter in zip(module.parameters(), copied.parameters(), strict=True):
+        # Scripted modules copy their parameters like results, which require none.
+        parameter.requires_grad_(original.requires_grad)
+        # Gradients of earlier batches are no part of the model.
         parameter.grad = None
     return copied
 

@@ -24,6 +24,8 @@ MUTABLE = (list, dict, set, deque, bytearray)
 # Packages whose classes keep nothing that a model saw; their tables are large.
 _LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "privtrain", "opacus"}
 
+_TABLES = frozenset(vars(nn.Module()))
+
 Snapshot = dict[str, str]
 """Path to a print of what lies there."""
 
@@ -57,12 +59,12 @@ def walk(root: object, children: Children) -> Iterator[tuple[str, Any]]:
 def inside(value: Any) -> Iterator[tuple[str, Any]]:
     """What an object holds itself: attributes, items of containers, modules within modules."""
     if isinstance(value, nn.Module):
-        own = dict(vars(value))
+        # Every model is put into training and back.
+        own = {name: item for name, item in vars(value).items() if name != "training"}
         for table in ("_parameters", "_buffers", "_modules"):
             yield from _named(own.pop(table, None) or {})
-        # Every model is put into training and back.
-        own.pop("training", None)
-        yield from _named(own)
+        # Every module has a dozen empty tables of hooks.
+        yield from _named({k: v for k, v in own.items() if k not in _TABLES or v})
     elif isinstance(value, Tensor):
         yield from _named({"grad": value.grad if value.is_leaf else None, **vars(value)})
     elif isinstance(value, Mapping):
@@ -114,7 +116,8 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from ((f"({n})", value) for n, value in (function.__kwdefaults__ or {}).items())
     yield from _named(vars(function))
     # Of the user's own files alone: a library's functions lead through all of the library.
-    if not _is_library(function.__module__) and not _installed(code.co_filename):
+    own = function.__module__ is None or not _is_library(function.__module__)
+    if own and not _installed(code.co_filename):
         for name in sorted(_names(code) & function.__globals__.keys()):
             value = function.__globals__[name]
             if not isinstance(value, (ModuleType, BuiltinFunctionType)):

@@ -167,8 +167,8 @@ def from_earlier_fits(
         return [], []
     rows = sketch_of(data)
     mine = [(name, [fit for fit in fits if fit.rows.overlaps(rows)]) for name, fits in found]
-    # The same bits may have come out of two fits; one that nobody counts is enough.
-    loose = [name for name, fits in mine if not all(fit.of(study) for fit in fits)]
+    # The same bits may have come out of two fits of one seed: one that is counted covers them.
+    loose = [name for name, fits in mine if fits and not any(fit.of(study) for fit in fits)]
     return loose, [name for name, fits in mine if fits and name not in loose]
 
 

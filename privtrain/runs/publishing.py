@@ -94,8 +94,10 @@ def checked_start(
     if not counted and _is_given(task, module):
         assumptions = (PUBLIC_START,)
     start = Start(task, module, stream, reachable, True, assumptions)
-    _try(tried, task, data, Seeds(0)["model trial", 0, ""])
-    _check_reachable(start, "Nothing was trained")
+    for number, few in enumerate(_trial_rows(data)):
+        _try(tried, task, few, Seeds(0)["model trial", number, ""])
+        # After each: what an earlier trial left there would look as if nothing had changed.
+        _check_reachable(start, "Nothing was trained")
     return start
 
 
@@ -108,13 +110,19 @@ def _is_given(task: Task, module: nn.Module) -> bool:
     return any(varies(a) and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
-def _try(model: nn.Module, task: Task, data: FederatedData, stream: Stream) -> None:
-    """Takes a few rows that nobody protects through the model, forward and backward."""
+def _trial_rows(data: FederatedData) -> Iterator[Rows]:
+    """Twice a few rows that nobody protects."""
     rows = data.test if data.public is None or data.public.targets is None else data.public
-    few = rows.take(torch.arange(min(len(rows), _FEW), device=rows.inputs.device)).to("cpu")
+    for first in (0, _FEW // 2):
+        place = torch.arange(first, first + _FEW, device=rows.inputs.device) % len(rows)
+        yield rows.take(place).to("cpu")
+
+
+def _try(model: nn.Module, task: Task, rows: Rows, stream: Stream) -> None:
+    """Takes rows through the model, forward and backward, as training does."""
     with global_generator(stream):
         try:
-            _outcome(model.train(), task, few).sum().backward()  # type: ignore[no-untyped-call]
+            _outcome(model.train(), task, rows).sum().backward()  # type: ignore[no-untyped-call]
         except Exception:
             # The trainer says in its own words what is wrong with the model.
             return
