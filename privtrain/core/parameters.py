@@ -1,6 +1,6 @@
 """A model as one vector and back; models that start from a stream."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,11 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
     Extra state, whatever a model calls so, is left out.
     """
+    if any(
+        type(layer).get_extra_state is not nn.Module.get_extra_state for layer in model.modules()
+    ):
+        # It is not even asked for: a module that was never run may have none.
+        return {name: tensor.detach() for name, tensor in _registered(model)}
     held = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
     # By place: a model may save its parameters under other names than it has them.
     return {
@@ -93,6 +98,14 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         for name, value in model.state_dict().items()
         if isinstance(value, Tensor) and _place(value) in held
     }
+
+
+def _registered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    for prefix, layer in model.named_modules(remove_duplicate=False):
+        for name, buffer in layer.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in layer._non_persistent_buffers_set:
+                yield name, buffer
 
 
 def trained_state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from privtrain.core.reachable import tensor_digest
@@ -81,18 +82,19 @@ def _hashes(data: FederatedData) -> Iterator[_WORDS]:
 
 def row_hashes(inputs: Tensor) -> _WORDS:
     """A 64-bit hash of each row's stored bits, shape `(rows,)`."""
-    flat = inputs.detach().cpu().contiguous().reshape(len(inputs), -1).numpy()
-    if flat.size == 0:
+    if inputs.numel() == 0:
         return np.zeros(len(inputs), np.uint64)
-    pad = -(flat.shape[1] * flat.itemsize) % 8
-    factors = np.random.Generator(np.random.PCG64(0)).integers(
-        0, 2**64, (flat.shape[1] * flat.itemsize + pad) // 8, dtype=np.uint64
-    ) | np.uint64(1)
+    whole = inputs.detach().cpu().contiguous().reshape(len(inputs), -1)
+    # As bytes: numpy has no bfloat16.
+    flat = whole.view(torch.uint8).numpy()
+    pad = -flat.shape[1] % 8
+    generator = np.random.Generator(np.random.PCG64(0))
+    factors = generator.integers(0, 2**64, (flat.shape[1] + pad) // 8, dtype=np.uint64)
+    factors |= np.uint64(1)
     step = max(1, _CHUNK // len(factors))
     made = []
     for start in range(0, len(flat), step):
-        octets = np.ascontiguousarray(flat[start : start + step]).view(np.uint8)
-        words = np.pad(octets, ((0, 0), (0, pad))).view(np.uint64)
+        words = np.pad(flat[start : start + step], ((0, 0), (0, pad))).view(np.uint64)
         made.append(_mixed((_mixed(words) * factors).sum(axis=1, dtype=np.uint64)))
     return np.concatenate(made)
 
