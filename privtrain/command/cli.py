@@ -223,6 +223,7 @@ def fit_command(args: Fit) -> int:
     import torch
 
     from privtrain.command.tables import default_tables, make_trainer
+    from privtrain.core.parameters import state_of
     from privtrain.core.seeding import EntropyKind
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
@@ -273,7 +274,7 @@ def fit_command(args: Fit) -> int:
     # A predictor need not be a torch module: nearest means, an ensemble.
     module = getattr(result.predictor, "module", None)
     if module is not None:
-        torch.save(module.state_dict(), folder / "model.pt")
+        torch.save(state_of(module), folder / "model.pt")
     if args.run.json:
         print(to_json_text(document))
     else:

@@ -1,12 +1,13 @@
 """A model as one vector and back; models that start from a stream."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.seeding import Stream, global_generator
+from privtrain.core.models import made_anew
+from privtrain.core.seeding import Stream
 from privtrain.core.task import Task
 
 
@@ -18,12 +19,12 @@ def initial_model(task: Task, stream: Stream) -> nn.Module:
         stream: Where the initial weights come from.
 
     Returns:
-        A new model on the CPU.
+        A new model on the CPU, which shares nothing with another one.
+
+    Raises:
+        ValueError: If the task's factory returns what it returned before.
     """
-    # On the CPU, whose generator is the same on every machine: a device has another one, and the
-    # same seed would start from other weights.
-    with global_generator(stream):
-        return task.model()
+    return made_anew(task.model, stream)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -80,15 +81,61 @@ def load_vector(tensors: Iterable[Tensor], vector: Tensor) -> None:
         start += size
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """What is saved of a model: its parameters and buffers, under the names of its `state_dict`.
+
+    Extra state, whatever a model calls so, is left out.
+    """
+    if any(
+        type(layer).get_extra_state is not nn.Module.get_extra_state for layer in model.modules()
+    ):
+        # It is not even asked for: a module that was never run may have none.
+        return {name: tensor.detach() for name, tensor in _registered(model)}
+    held = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    # By place: a model may save its parameters under other names than it has them.
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and _place(value) in held
+    }
+
+
+def _registered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    for prefix, layer in model.named_modules(remove_duplicate=False):
+        for name, buffer in layer.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in layer._non_persistent_buffers_set:
+                yield name, buffer
+
+
+def trained_state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The part of `state_of` that is trainable parameters: all that a release covers."""
+    held = {_place(parameter) for parameter in trainable(model)}
+    return {name: value for name, value in state_of(model).items() if _place(value) in held}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads what `state_of` or `trained_state_of` saved; what is missing stays as it is."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    model.load_state_dict(tensors, strict=False)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.data_ptr()
+
+
 @dataclass(frozen=True)
 class ModelPredictor:
     """A trained model as a predictor.
 
     Args:
         module: The model.
+        buffers_released: Whether also its buffers follow from releases and public rows alone, as
+            those of a student do.
     """
 
     module: nn.Module
+    buffers_released: bool = False
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import READS_ROWS, DataError
+from privtrain.core.models import Model, described
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
 from privtrain.core.validate import check_finite
 
@@ -290,14 +291,22 @@ class Task:
     """What is learned: a model, a loss for each example, and metrics.
 
     Args:
-        model: Makes the model; called without arguments. It pickles with cloudpickle.
+        model: Makes the model, called without arguments, from nothing that an earlier call made;
+            or a module, such as a pretrained one, which is copied for every use. It pickles with
+            cloudpickle.
         loss: Loss of each example, `(batch,)`.
         metrics: Name to metric. The one called "accuracy" goes into tables.
         name: What the task is called.
     """
 
     # A factory: each run, teacher and shadow model starts from weights of its own seed.
-    model: Callable[[], nn.Module]
+    model: Model
     loss: Loss = cross_entropy
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": accuracy})
     name: str = "task"
+
+    def __repr__(self) -> str:
+        # A run is known by what its parts print, and a module prints its layers without weights.
+        made = self.model if not isinstance(self.model, nn.Module) else described(self.model)
+        metrics = f"loss={self.loss!r}, metrics={self.metrics!r}, name={self.name!r}"
+        return f"Task(model={made!r}, {metrics})"

@@ -1,16 +1,14 @@
 """Model factories: values that say which model a task starts from, and that pickle."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.models import Model as Model
+from privtrain.core.models import new_module
 from privtrain.core.seeding import Seeds, global_generator
-
-Model = Callable[[], nn.Module]
-"""Makes a model; called without arguments."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,12 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
     """The model of a task: the user's, tried on two rows of zeros, or the default one.
 
     Args:
-        model: The user's factory, or None.
+        model: The user's factory or module, or None.
         inputs: Shape `(rows, ...)`.
         classes: How many classes there are.
 
     Returns:
-        A factory.
+        A factory, or the user's module.
 
     Raises:
         ValueError: If the user's model does not map inputs to one logit a class.
@@ -143,7 +141,7 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
         probe = torch.zeros(2, *shape, dtype=inputs.dtype)
         try:
             # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
-            made = model()
+            made = new_module(model)
             got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
         # A user's own code may raise anything; the message has to say which argument it was.
         except Exception as error:

@@ -10,7 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from privtrain.core.keys import PRIVATE
+from privtrain.core.models import described
 from privtrain.core.runtime import Runtimes
 from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
 from privtrain.core.task import FederatedData, Task
@@ -133,6 +136,8 @@ def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict
 
 
 def _factory_name(task: Task) -> str:
+    if isinstance(task.model, nn.Module):
+        return described(task.model)
     # A dataclass that makes models, such as LogisticRegression(64, 10), says more by its repr.
     name = getattr(task.model, "__qualname__", None)
     return f"{task.model.__module__}:{name}" if name else repr(task.model)

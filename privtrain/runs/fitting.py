@@ -29,6 +29,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
 from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
 from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
 from privtrain.runs.statements import result_of
 from privtrain.runtimes.in_process import InProcess
@@ -115,6 +116,9 @@ def fit(
     Raises:
         BudgetExceededError: If not one release fits the budget, or the plan not the study's.
         UnsoundReleaseError: If a promise could not be kept.
+        ValueError: If the task's factory makes no new module at each call.
+        PrivacyError: If a model keeps what no release covers, or starts from what an earlier fit
+            made of these rows.
         PartyLostError: If a party dies or freezes.
         DataError: If the data cannot be trained on, or the folder cannot be written.
     """
@@ -164,6 +168,7 @@ def fit_trial(
     check_data(data)
     plans = trainer.plan(data, where)
     promises = check_plans(plans, data, delta)
+    start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
     home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     fits = 0
@@ -206,6 +211,7 @@ def fit_trial(
             progress=progress or stack.enter_context(progress_bar(trainer.token)),
             watch=_watcher(data, history),
             notes=list(data.notes),
+            assumptions=list(start.assumptions),
         )
         # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()
@@ -213,6 +219,7 @@ def fit_trial(
         seconds = checkpoint.seconds
     # Not in a `finally`: after an error it is unknown which releases of a block were made.
     ledger.close()
+    predictor = published(predictor, start, data, run, study_ledger)
     return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
 
 

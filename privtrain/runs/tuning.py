@@ -37,6 +37,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes, fit_trial
+from privtrain.runs.publishing import checked_start
 from privtrain.runs.scoring import Score, check_score
 from privtrain.runs.statements import TUNING_NOT_COUNTED, with_secret_samples
 
@@ -128,7 +129,9 @@ def tune(
     delta = budget.delta if budget is not None else delta
     check_score(score, data)
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
-    check_plans(plans, data, delta)
+    promises = check_plans(plans, data, delta)
+    # Before the study pays for the whole; each trial looks again.
+    checked_start(task, data, Seeds(seed), promises=promises)
     real = where.star is not None and where.star.real
     kind = kind_of(entropy, real=real)
     ledger, fits = JournalLedger(plans, budget=budget, delta=delta), 0

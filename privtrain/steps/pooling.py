@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from privtrain.core.cost import PublicCost
+from privtrain.core.parameters import load_state, trained_state_of
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import FederatedData, Rows, check_party_rows
@@ -70,7 +71,8 @@ def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicC
 
 def training_state(model: nn.Module, optimizer: Optimizer, run: Run) -> dict[str, Any]:
     """What an interrupted run with noise needs to go on, for its checkpoint."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    # Trainable parameters alone: no noise covers what a model keeps elsewhere.
+    state = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
     return {**state, "memory": run.memory}
 
 
@@ -84,6 +86,6 @@ def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[
     if saved is None:
         return 0, {}
     done, state = saved
-    model.load_state_dict(state["model"])
+    load_state(model, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return done, state

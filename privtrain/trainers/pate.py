@@ -393,4 +393,5 @@ class PATE:
             run.history.record(1, student_loss=float(seen["training_loss"]))
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)
-        return ModelPredictor(model)
+        # A student saw public queries and released answers only, so that its buffers tell no more.
+        return ModelPredictor(model, buffers_released=True)

@@ -6,7 +6,13 @@ from typing import ClassVar
 import torch
 
 from privtrain.core.observers import AGGREGATOR, PUBLIC
-from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
+from privtrain.core.parameters import (
+    ModelPredictor,
+    initial_model,
+    state_of,
+    to_vector,
+    trainable,
+)
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import global_generator
@@ -74,7 +80,7 @@ class SGD:
             run.watch(epoch + 1, self.epochs, ModelPredictor(model))
             model.train()
             run.checkpoint.save(
-                epoch + 1, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                epoch + 1, {"model": state_of(model), "optimizer": optimizer.state_dict()}
             )
             run.progress(epoch + 1, self.epochs)
         # The final model is the one release of the plan; what led to it stays at the curator.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from privtrain.command.cli import FAILED, INTERRUPTED, MISUSED, main
 from privtrain.data.loading import load
@@ -188,6 +189,41 @@ def test_a_model_that_does_not_fit_is_refused(
     words = ["fit", "--data", "digits", "--model", f"{model}:make", "--out", str(tmp_path / "run")]
     assert main(words) == MISUSED
     assert "take inputs of shape (2, 64)" in capsys.readouterr().err
+
+
+PEEK = """
+import torch
+from torch import nn
+
+
+class Peek(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(30, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        self.peek = x.detach().clone()
+        return self.inner(x)
+
+    def get_extra_state(self):
+        return self.peek
+
+    def set_extra_state(self, state):
+        self.peek = state
+
+
+net = nn.Linear(30, 2, dtype=torch.float64)
+"""
+
+
+def test_a_saved_model_holds_parameters_and_buffers_alone(tmp_path: Path) -> None:
+    (tmp_path / "peeking.py").write_text(PEEK)
+    words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer"]
+    for name, keys in {"Peek": {"inner.weight", "inner.bias"}, "net": {"weight", "bias"}}.items():
+        out = tmp_path / name
+        model = f"{tmp_path / 'peeking.py'}:{name}"
+        assert main([*words, "--model", model, "--out", str(out)]) == 0
+        assert set(torch.load(out / "model.pt", weights_only=True)) == keys
 
 
 def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,12 @@ from privtrain.core.parameters import (
     ModelPredictor,
     float_buffers,
     initial_model,
+    load_state,
     load_vector,
+    state_of,
     to_vector,
     trainable,
+    trained_state_of,
 )
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import Task
@@ -135,3 +138,47 @@ def test_predictors_answer_without_dropout_gradients_or_batch_statistics() -> No
     assert torch.allclose(first[:1], predictor(inputs[:1]))
     assert int(model[1].num_batches_tracked) == 0  # type: ignore[arg-type] # a buffer
     assert ModelPredictor(nn.Identity())(inputs).equal(inputs)
+
+
+class WithExtraState(nn.Module):
+    """Refuses to be asked for its extra state, as one that was never run might."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.tied = self.inner
+        self.inner.bias.requires_grad_(False)
+        self.register_buffer("kept", torch.zeros(2))
+        self.register_buffer("left", torch.zeros(2), persistent=False)
+
+    def get_extra_state(self) -> None:
+        raise AssertionError
+
+
+def test_what_is_saved_are_parameters_and_buffers() -> None:
+    model = make()
+    assert state_of(model).keys() == model.state_dict().keys()
+    own = WithExtraState()
+    names = {"inner.weight", "inner.bias", "tied.weight", "tied.bias", "kept"}
+    assert state_of(own).keys() == names
+    assert trained_state_of(own).keys() == {"inner.weight", "tied.weight"}
+
+
+def test_what_a_hook_adds_to_a_state_is_not_saved() -> None:
+    model = make()
+
+    def add(module: nn.Module, state: dict[str, object], prefix: str, metadata: object) -> None:
+        state["rows"] = torch.ones(3)
+        state["text"] = "rows"
+
+    model._register_state_dict_hook(add)  # type: ignore[no-untyped-call]
+    assert "rows" in model.state_dict()
+    assert state_of(model).keys() == make().state_dict().keys()
+
+
+def test_a_state_is_loaded_as_far_as_it_goes() -> None:
+    model, other = make(), make()
+    load_state(other, {**trained_state_of(model), "_extra_state": 3})  # type: ignore[dict-item]
+    assert torch.equal(to_vector(trainable(other)), to_vector(trainable(model)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_state(other, {"0.weight": torch.zeros(2, 2)})

@@ -1,11 +1,16 @@
+import copy
+
+import cloudpickle
 import pytest
 import torch
+from torch import nn
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import (
     COLUMNS,
     FederatedData,
     Rows,
+    Task,
     accuracy,
     concatenate,
     cross_entropy,
@@ -63,3 +68,16 @@ def test_losses_are_one_a_row_and_accuracy_is_a_fraction() -> None:
     assert losses.shape == (3,)
     assert losses[2] == pytest.approx(3.0486, abs=1e-4)
     assert accuracy(logits, targets) == 2 / 3
+
+
+def test_a_task_prints_what_identifies_it() -> None:
+    """A folder is resumed only where the task prints alike."""
+    made = Task(model=nn.Identity)
+    assert repr(made).startswith("Task(model=<class 'torch.nn.modules.linear.Identity'>, loss=<f")
+    assert repr(made).endswith("name='task')")
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    assert repr(Task(model=net)) == repr(Task(model=copy.deepcopy(net)))
+    # Other weights are another start.
+    assert repr(Task(model=net)) != repr(Task(model=other))
+    again = cloudpickle.loads(cloudpickle.dumps(Task(model=net)))
+    assert repr(again) == repr(Task(model=net))

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,3 +99,9 @@ def test_the_number_of_clients_is_hidden_where_one_more_or_less_is() -> None:
     assert hidden["data"]["parties"] == "not public"
     for shown in (stated(Unit.CLIENT, ZERO_OUT), stated(Unit.CLIENT, ADD_REMOVE, math.inf)):
         assert run_card(FAST, TASK, DATA, *GIVEN, statements=[shown])["data"]["parties"] == 4
+
+
+def test_a_module_that_is_given_as_a_value_stands_there_by_its_values() -> None:
+    net = TASK.model()  # type: ignore[operator]
+    card = run_card(FAST, replace(TASK, model=net), DATA, *GIVEN)
+    assert re.search(r"Linear.* of values [0-9a-f]{64}$", card["configuration"]["model"], re.S)
