@@ -15,7 +15,8 @@ Who learns what:
 
 What a vote may tell is charged at its worst whatever the teachers said: the formal epsilon. Where
 they agree, it tells less: the data-dependent epsilon is smaller, but it is computed from the votes
-and is itself private, and it bounds one direction only: it is no differential privacy. It is printed because this is a simulation on public data; do not publish it.
+and is itself private, and it bounds one direction only: it is no differential privacy. It is
+printed because this is a simulation on public data; do not publish it.
 
 Digits come with the package. MNIST is read from its four files: --data mnist --directory DIR, or
 the environment variable PRIVTRAIN_DATA. PATE's settings were chosen on validation images.

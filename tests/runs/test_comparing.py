@@ -136,3 +136,19 @@ def test_no_trainers_and_bad_epsilons_are_refused() -> None:
         compare({}, TASK, DATA)
     with pytest.raises(ValueError, match="epsilon=-1"):
         compare(FAST, TASK, DATA, epsilons=(-1.0,))
+
+
+@dataclass(frozen=True)
+class Watching:
+    """An attack by a coalition with a party that is not there."""
+
+    observer: pt.Observer = pt.coalition({"client-0", "nobody"})
+    name: str = "watching"
+
+    def run(self, target: pt.Target, *, seed: int) -> pt.Leakage:
+        raise AssertionError("attacked")
+
+
+def test_an_attack_by_a_party_that_is_not_there_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"'(client-0|nobody)' does not\. Known are"):
+        compare({"never": Failing()}, TASK, DATA, attacks=[Watching()], runtimes=HERE)
