@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 import privtrain as pt
-from privtrain.core.result import Predictor
+from privtrain.core.result import Predictor, Target
 from privtrain.core.trainer import Run
 from privtrain.report.files import plain_comparison, read_comparison
 from privtrain.runs.comparing import compare, failed
@@ -145,7 +145,7 @@ class Watching:
     observer: pt.Observer = pt.coalition({"client-0", "nobody"})
     name: str = "watching"
 
-    def run(self, target: pt.Target, *, seed: int) -> pt.Leakage:
+    def run(self, target: Target, *, seed: int) -> pt.Leakage:
         raise AssertionError("attacked")
 
 
