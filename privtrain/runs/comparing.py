@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from privtrain.attacks.attack import Attack, check_attack_names
+from privtrain.core.observers import check_observer
 from privtrain.core.result import Comparison, Row
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind, kind_of
@@ -64,7 +65,8 @@ def compare(
 
     Raises:
         ValueError: If there are no trainers or seeds, an epsilon is not positive, a seed or an
-            epsilon stands there twice, or attacks share a name.
+            epsilon stands there twice, attacks share a name, or one observes as a party that is
+            not there.
         DataError: If the folder holds rows of other data, another task, delta or attack.
     """
     if not trainers:
@@ -72,6 +74,8 @@ def compare(
     for epsilon in epsilons:
         check_positive(epsilon=epsilon)
     check_attack_names(attacks)
+    for attack in attacks:  # before hours of training, after which `audit` would refuse it
+        check_observer(attack.observer, data.parties)
     chosen = list(seeds)
     if not chosen:
         raise ValueError("Expected seeds=[] to hold at least one seed.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import privtrain as pt
-from privtrain.core.result import Predictor
+from privtrain.core.result import Predictor, Target
 from privtrain.core.trainer import Run
 from privtrain.report.files import plain_comparison, read_comparison
 from privtrain.runs.checkpoint import identity_of, layout_of
@@ -247,3 +247,19 @@ def test_a_mark_without_a_key_is_recognised_once_and_replaced(tmp_path: Path) ->
     compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
     assert mark not in (tmp_path / "comparison.id").read_text()
     compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """An attack by a coalition with a party that is not there."""
+
+    observer: pt.Observer = pt.coalition({"client-0", "nobody"})
+    name: str = "watching"
+
+    def run(self, target: Target, *, seed: int) -> pt.Leakage:
+        raise AssertionError("attacked")
+
+
+def test_an_attack_by_a_party_that_is_not_there_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"'(client-0|nobody)' does not\. Known are"):
+        compare({"never": Failing()}, TASK, DATA, attacks=[Watching()], runtimes=HERE)
