@@ -165,7 +165,7 @@ class Comparison:
 
     Args:
         rows: One row a trainer, seed and asked epsilon.
-        card: Versions, configuration, data hash, machine and public seeds.
+        card: Versions, configuration, keyed digest of the data, machine and public seeds.
         study: The study that repeats the comparison, as it is written into a TOML file; None
             where the comparison was made by values that no file can name.
         as_text: Renders the comparison for a terminal; None where it was made by hand.

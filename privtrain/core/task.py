@@ -185,7 +185,7 @@ class FederatedData:
         public_rows: A public figure of how many training rows there are, for sampling rates.
             None where the number is private. Never measured by the library.
         name: What the data set is called.
-        digest: SHA-256 of the rows, for the run card.
+        digest: SHA-256 of the rows. It can be tried, so it is written down under a key only.
         notes: What the reader should know, such as that categories were read from private rows.
         canaries: What `pt.data.with_canaries` planted. Read by `audit` alone, never by training.
         assumptions: What every guarantee about these rows assumes, such as that the classes are

@@ -293,6 +293,36 @@ def test_fit_draws_from_the_system_unless_told(
     assert all("by Gaussian mechanism" in text for text in printed)
 
 
+DRAWN = """
+from dataclasses import dataclass
+import privtrain as pt
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(pt.FedAvg):
+    rounds: int = 2
+    sampling: pt.Poisson = pt.Poisson(0.1, 2.0)
+    local: pt.PlainSteps = pt.PlainSteps(epochs=1)
+    release: pt.Release = pt.Release(pt.Gaussian(1.0, 1.0))
+"""
+
+
+def test_the_statement_of_a_model_names_nobody_who_was_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_drawn.py").write_text(DRAWN)
+    words = ["fit", "--trainer", f"{tmp_path / 'own_drawn.py'}:Drawn", "--data", "breast_cancer"]
+    words += ["--parties", "20", "--delta", "1e-3", "--runtime", "in-process"]
+    costs = []
+    for number in range(2):
+        assert main([*words, "--out", str(tmp_path / str(number))]) == 0
+        text = (tmp_path / str(number) / "statement.json").read_text()
+        assert "party-" not in text + capsys.readouterr().out
+        cost = json.loads(text)["cost"]
+        costs.append([cost[name] for name in ("bytes_sent", "bytes_sent_by_party", "rounds")])
+    assert costs[0] == costs[1]
+    assert set(costs[0][1]) == {"aggregator", "all clients"}
+
+
 def test_a_comparison_has_one_key_beside_what_is_published(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["compare", "--trainers", "sgd", "dp_sgd", "--data", "breast_cancer"]
