@@ -323,11 +323,13 @@ class PATE:
     def _public(self, data: FederatedData, rate: float, run: Run) -> Tensor:
         """The inputs that may be asked about, shape `(rows, ...)`."""
         if data.public is not None:
-            if len(data.public) < self.queries:
-                run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
-            return data.public.inputs
-        replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
-        return torch.cat([reply["public inputs"] for reply in replies.values()])
+            public = data.public.inputs
+        else:
+            replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
+            public = torch.cat([reply["public inputs"] for reply in replies.values()])
+        if len(public) < self.queries:
+            run.notes.append(f"only {len(public)} public rows for {self.queries} queries")
+        return public
 
     def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float) -> Tensor:
         """The noised winners of the votes on each query, shape `(queries,)`."""

@@ -344,6 +344,14 @@ def test_fewer_public_rows_than_queries_are_said_and_charged_as_asked() -> None:
     assert result.statement.guarantees[0].releases == 9
 
 
+def test_fewer_rows_given_up_than_queries_are_said_and_charged_as_asked() -> None:
+    """A stated number of rows that is far too large makes the rate small."""
+    result = run(a_pate(), a_federation(20, 20, public_rows=4_000))
+    answered = result.statement.guarantees[0].releases
+    assert answered < 12
+    assert f"only {answered} public rows for 12 queries" in result.notes
+
+
 def test_queries_that_would_take_all_rows_are_refused_with_the_way_out() -> None:
     with pytest.raises(DataError, match=r"Ask fewer queries.*Unprotected"):
         a_pate(queries=40).plan(a_federation(20, 20), STAR)
