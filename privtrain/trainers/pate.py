@@ -298,8 +298,8 @@ class PATE:
             return 0.0, None
         counted = None if data.public_rows else count_rows(data, None)
         rows = data.public_rows or counted or 1
-        # As many as are asked and two standard deviations more: one run in forty has too few.
-        rate = (self.queries + 2 * math.sqrt(self.queries)) / rows
+        # As many as are asked and three standard deviations more: one run in 700 has too few.
+        rate = (self.queries + 3 * math.sqrt(self.queries)) / rows
         if rate >= 1:
             raise DataError(
                 f"The data has no public part, and queries={self.queries} would take all of about "
