@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def from_csv(
         user: Name of the column that says whose row it is, where users are protected; it is no
             feature.
         row_id: Name of the column that says what each row is called; it is no feature. By it a
-            coin decides whether the row is trained on; without it, by the row's contents.
+            coin decides whether the row is trained on; without it, by the row's text.
         delimiter: What stands between two values.
         options: What `from_arrays` takes, but for `scale` and `classes`.
 
@@ -83,8 +84,8 @@ def from_csv(
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
         given["users"] = list(table.columns[user])
-    if row_id is not None:
-        given["row_ids"] = list(table.columns[row_id])
+    else:
+        given["row_ids"] = table.columns[row_id] if row_id else table.names_of_rows((*used, label))
     task, data = from_arrays(np.concatenate(blocks, axis=1), targets, **given)
     return task, replace(
         data,
@@ -104,6 +105,17 @@ class Table:
 
     columns: Mapping[str, Sequence[str]]
     place: Place
+
+    def names_of_rows(self, columns: Sequence[str]) -> list[str]:
+        """What each row is called that has no ID: its own text, and which copy of it it is."""
+        # Not its encoded values: where words and classes are read from the rows, a word of another
+        # row would give every row a further column, and so another coin.
+        seen: Counter[tuple[str, ...]] = Counter()
+        names = []
+        for record in zip(*(self.columns[name] for name in columns), strict=True):
+            names.append(f"{record!r} {seen[record]}")
+            seen[record] += 1
+        return names
 
     def check_names(self, **arguments: Sequence[str] | Mapping[str, Any]) -> None:
         """Raises `DataError` where an argument names a column that does not exist."""

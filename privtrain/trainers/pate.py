@@ -313,8 +313,8 @@ class PATE:
             return 0.0, None
         counted = None if data.public_rows else count_rows(data, None)
         rows = data.public_rows or counted or 1
-        # As many as are asked and two standard deviations more: one run in forty has too few.
-        rate = (self.queries + 2 * math.sqrt(self.queries)) / rows
+        # As many as are asked and three standard deviations more: one run in 700 has too few.
+        rate = (self.queries + 3 * math.sqrt(self.queries)) / rows
         if rate >= 1:
             raise DataError(
                 f"The data has no public part, and queries={self.queries} would take all of about "
@@ -338,11 +338,13 @@ class PATE:
     def _public(self, data: FederatedData, rate: float, run: Run) -> Tensor:
         """The inputs that may be asked about, shape `(rows, ...)`."""
         if data.public is not None:
-            if len(data.public) < self.queries:
-                run.notes.append(f"only {len(data.public)} public rows for {self.queries} queries")
-            return data.public.inputs
-        replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
-        return torch.cat([reply["public inputs"] for reply in replies.values()])
+            public = data.public.inputs
+        else:
+            replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
+            public = torch.cat([reply["public inputs"] for reply in replies.values()])
+        if len(public) < self.queries:
+            run.notes.append(f"only {len(public)} public rows for {self.queries} queries")
+        return public
 
     def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float) -> Tensor:
         """The noised winners of the votes on each query, shape `(queries,)`."""

@@ -162,18 +162,34 @@ def test_one_row_less_in_arrays_is_one_row_less_in_training() -> None:
         assert sum(len(a ^ b) for a, b in zip(whole, without, strict=True)) == 1
 
 
-def test_files_are_split_alike(tmp_path: Path) -> None:
-    x = np.random.default_rng(1).integers(0, 50, size=(80, 3)).astype(float)
-    np.savez(tmp_path / "t.npz", x=x, y=np.arange(80) % 2)
-    lines = [",".join(map(str, [*row, n % 2])) for n, row in enumerate(x.tolist())]
-    (tmp_path / "t.csv").write_text("\n".join(["a,b,c,y", *lines]))
-    _, by_array = from_arrays(x, np.arange(80) % 2, parties=2)
-    for _, data in (
-        from_npz(tmp_path / "t.npz", parties=2),
-        from_csv(tmp_path / "t.csv", parties=2),
-    ):
-        assert first_columns(data) == first_columns(by_array)
-        assert data.by_coin
+def test_files_are_split_by_coins(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(1).integers(0, 50, size=(80, 3)).astype(float), np.arange(80) % 2
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    _, data = from_npz(tmp_path / "t.npz", parties=2)
+    assert first_columns(data) == first_columns(from_arrays(x, y, parties=2)[1])
+    assert data.by_coin
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_line_less_in_a_table_is_a_row_less_whatever_words_it_brought(
+    tmp_path: Path, copies: int
+) -> None:
+    """Its word gave every row a further column; its class, every row another number."""
+    lines = [f"{n // copies},{'ab'[n % 2 * (copies == 1)]},m" for n in range(60)]
+    odd = [f"{n // copies},b,p" for n in range(60, 120)]
+    alone = "999,unheard of,k"  # before all other classes and behind all other words
+
+    def parts(rows: list[str]) -> list[Counter[float]]:
+        (tmp_path / "t.csv").write_text("\n".join(["n,word,y", *rows]))
+        return [Counter(part) for part in first_columns(from_csv(tmp_path / "t.csv", parties=1)[1])]
+
+    whole, without = parts([alone, *lines, *odd]), parts([*lines, *odd])
+    changed = [a - b for a, b in zip(whole, without, strict=True)]
+    assert [list(part.elements()) for part in changed if part] == [[999.0]]
+    assert not any(b - a for a, b in zip(whole, without, strict=True))
+    fewer = parts([*lines[1:], *odd])
+    assert sum((a - b).total() for a, b in zip(without, fewer, strict=True)) == 1
+    assert not any(b - a for a, b in zip(without, fewer, strict=True))
 
 
 def test_one_party_holds_a_users_rows_in_one_part_only() -> None:

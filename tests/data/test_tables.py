@@ -56,7 +56,7 @@ def test_public_knowledge_needs_no_note(tmp_path: Path) -> None:
         parties=2,
     )
     inputs = everything(data)
-    assert data.notes == ()
+    assert data.assumptions == () and not any("read from" in note for note in data.notes)
     assert inputs.shape == (40, 5)
     assert float(inputs[:, 0].min()) == pytest.approx(0.20)
     assert float(inputs[:, 4].sum()) == 0.0  # nobody lives in Lima
