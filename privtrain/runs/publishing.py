@@ -212,7 +212,7 @@ class _Renewing:
     def _module(self, trained: nn.Module, buffers: bool) -> nn.Module:
         stream = stream_of(trained)
         made = self._initial(stream)
-        if type(trained) is not type(made) or _shapes(trained) != _shapes(made):
+        if _kind(trained) != _kind(made) or _shapes(trained) != _shapes(made):
             return self._unlike(trained, made_here=stream is not None)
         initial, final = dict(_named(made)), dict(_named(trained))
         taken = [name for name in initial if not _equal(initial[name], final[name])]
@@ -259,6 +259,11 @@ def _uncovered(name: str, module: nn.Module) -> str:
         "spent stays spent. Keep nothing of the inputs in the model; nn.GroupNorm needs no "
         "statistics, and what is trained must require a gradient when the model is made."
     )
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    # By name: a class that is made in a function is another one at each call.
+    return type(module).__module__, type(module).__qualname__
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:

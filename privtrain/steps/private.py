@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
-from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.parameters import to_vector, trainable, unwritten
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.statement import Unit
@@ -136,7 +136,8 @@ class DPSteps:
                 # Algorithm 1, "Take a random sample": an empty one is a step, too, and noised.
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
                 # "Compute gradient" and "Clip gradient".
-                clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
+                with unwritten(model, parameters, step):
+                    clipped = engine.clipped_sum(poisson_batch(rows, sampling, draw), bound)
                 # "Add noise", over the public expected size: the true one is private.
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
                 value, state = noised(self.mechanism, clipped.value, state, stream)

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
-from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
+from privtrain.core.parameters import (
+    ModelPredictor,
+    initial_model,
+    to_vector,
+    trainable,
+    unwritten,
+)
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import global_generator
@@ -147,7 +153,8 @@ class DPSGD:
                 drawn = self._draw(batches, len(rows), step, run)
             batch = rows_at(rows, next(drawn))
             # The steps of one draw share no row, or are one release: only its first one is charged.
-            clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
+            with unwritten(model, parameters, step):
+                clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
             # "Add noise", the factor 1 / L: a public number, whatever size the batch really has.
             gradient.set(noised, self.expected_batch)
             # "Descent": what an optimizer makes of a noised gradient is post-processing.
