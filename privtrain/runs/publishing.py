@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import PrivacyError
 from privtrain.core.models import check_alike, stream_of
-from privtrain.core.parameters import ModelPredictor, initial_model
+from privtrain.core.parameters import ModelPredictor, initial_model, trainable
 from privtrain.core.reachable import Snapshot, changed, snapshot, tensor_digest
 from privtrain.core.result import Predictor
 from privtrain.core.seeding import Seeds, Stream, global_generator
@@ -80,9 +80,8 @@ def checked_start(
     stream = seeds[_INITIAL]
     module, tried = initial_model(task, stream), initial_model(task, stream)
     check_alike(task.model, tried, module)
-    reachable = snapshot(module)
     if not promises:
-        return Start(task, module, stream, reachable, False, ())
+        return Start(task, module, stream, {}, False, ())
     loose, counted = from_earlier_fits(_named(module), data, study)
     if loose:
         raise PrivacyError(
@@ -93,7 +92,7 @@ def checked_start(
     assumptions = (STUDY_START,) if counted else ()
     if not counted and _is_given(task, module):
         assumptions = (PUBLIC_START,)
-    start = Start(task, module, stream, reachable, True, assumptions)
+    start = Start(task, module, stream, snapshot(module), True, assumptions)
     for number, few in enumerate(_trial_rows(data)):
         _try(tried, task, few, Seeds(0)["model trial", number, ""])
         # After each: what an earlier trial left there would look as if nothing had changed.
@@ -247,6 +246,8 @@ class _Renewing:
                 "the model's constructor."
             )
         self.foreign = True
+        known = {tensor_digest(tensor) for _, tensor in _named(self._start.module)}
+        self.trained += [p for p in trainable(trained) if tensor_digest(p) not in known]
         return trained
 
 

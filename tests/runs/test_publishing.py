@@ -210,6 +210,22 @@ def test_what_is_kept_outside_of_the_model_is_found_before_anything_is_spent(
     run(PLAIN, kind, data)
 
 
+class Overwriting(Peek):
+    """Leaves the same trace of the same trial in each fit."""
+
+    last = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).last = x.detach()
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_what_an_earlier_trial_left_is_no_excuse() -> None:
+    for _ in range(3):
+        with pytest.raises(PrivacyError, match=r"'<Overwriting>\.last'.*Nothing was trained"):
+            run(DP, Overwriting)
+
+
 class Late(Peek):
     """Keeps what it saw on its class once it has been used for a while."""
 
@@ -263,6 +279,24 @@ def test_what_training_changed_and_no_release_covers_is_refused_by_name(
 def normalised() -> nn.Module:
     layers = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
     return nn.Sequential(*layers).double()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear()
+        self.register_buffer("scale", torch.tensor([0.1, 0.7], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_that_are_averaged_in_the_clear_stay_as_they_were() -> None:
+    """A mean of three equal numbers may differ from them in its last bit."""
+    silos = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 2.0), expected_batch=4.0))
+    data = a_federation(12, 13, 14, public_rows=39)
+    published: Any = module(run(silos, Scaled, data))
+    assert published.scale.tolist() == [0.1, 0.7]
 
 
 def local_class() -> nn.Module:
@@ -347,7 +381,11 @@ class Growing(nn.Module):
 def test_a_model_that_grows_is_refused_where_something_is_promised() -> None:
     with pytest.raises(PrivacyError, match="changed which parameters and buffers the Growing has"):
         run(replace(DP, epochs=5.0), Growing)
-    assert hasattr(module(run(SGD(epochs=5), Growing)), "rows")
+    grown: Any = module(run(SGD(epochs=5), Growing))
+    assert hasattr(grown, "rows")
+    # What it learned is known as an earlier fit's all the same.
+    with pytest.raises(PrivacyError, match="an earlier fit made of these rows"):
+        run(DP, grown.inner)
 
 
 # ----------------------------------------------------------------------------------- own trainers
