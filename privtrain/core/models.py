@@ -199,6 +199,10 @@ def _name(model: Model) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else repr(model)
 
 
+def _nothing() -> None:
+    return None
+
+
 class _Alive:
     """The tensors and arrays that models of this process were made of, while they exist."""
 
@@ -213,8 +217,8 @@ class _Alive:
             self._known[place] = weakref.ref(value, functools.partial(self._forget, place))
 
     def has(self, value: Any) -> bool:
-        known = [self._known[place]() for place in _places(value) if place in self._known]
         places = set(_places(value))
+        known = [self._known.get(place, _nothing)() for place in places]
         # A place is used again once its tensor was moved to a device.
         return any(other is not None and not places.isdisjoint(_places(other)) for other in known)
 

@@ -1,11 +1,13 @@
 """A model as one vector and back; models that start from a stream."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.errors import PrivacyError
 from privtrain.core.models import made_anew
 from privtrain.core.seeding import Stream
 from privtrain.core.task import Task
@@ -79,6 +81,36 @@ def load_vector(tensors: Iterable[Tensor], vector: Tensor) -> None:
         # `copy_` also converts: a float64 average leaves a float32 model in float32.
         target.copy_(vector[start : start + size].view_as(target))
         start += size
+
+
+@contextmanager
+def unwritten(model: nn.Module, parameters: list[nn.Parameter], step: int) -> Iterator[None]:
+    """Looks whether a model writes to its own parameters while gradients are computed.
+
+    Noise covers what an optimizer does with a noised sum. A parameter that `forward` overwrites
+    would carry rows out beside it. Values are compared at steps 0, 1, 2, 4, 8, ... only.
+
+    Args:
+        model: The model.
+        parameters: Its trainable parameters.
+        step: Which step this is, from 0.
+
+    Raises:
+        PrivacyError: If a parameter was written to, or replaced by another one.
+    """
+    versions = [parameter._version for parameter in parameters]
+    before = to_vector(parameters) if step & (step - 1) == 0 else None
+    yield
+    same = all(a is b for a, b in zip(trainable(model), parameters, strict=False))
+    written = versions != [parameter._version for parameter in parameters]
+    if before is not None and same and not written:
+        # Bits: NaN is equal to nothing.
+        written = not torch.equal(before.view(torch.uint8), to_vector(parameters).view(torch.uint8))
+    if written or not same or len(trainable(model)) != len(parameters):
+        raise PrivacyError(
+            "The model writes to its own trainable parameters while gradients are computed, which "
+            "no noise covers. Let an optimizer alone change what is trained."
+        )
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -17,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PLAIN = (bool, int, float, complex, str, bytes, bytearray, type(None))
+PLAIN = (bool, int, float, complex, str, bytes, bytearray, array, type(None))
 CONTAINERS = (list, tuple, set, frozenset, deque, Mapping)
-MUTABLE = (list, dict, set, deque, bytearray)
+MUTABLE = (list, dict, set, deque, bytearray, array)
+
+# Objects of the standard library that exist to hold something.
+_HOLDERS = frozenset({"types", "queue", "_thread"})
 
 # Packages whose classes keep nothing that a model saw; their tables are large.
 _LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "privtrain", "opacus"}
@@ -82,6 +86,8 @@ def inside(value: Any) -> Iterator[tuple[str, Any]]:
     elif _is_of_user(type(value)) and not isinstance(value, type):
         slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
         yield from _named({name: getattr(value, name) for name in slots if hasattr(value, name)})
+        yield from _named(getattr(value, "__dict__", {}))
+    elif type(value).__module__ in _HOLDERS and not isinstance(value, (FunctionType, ModuleType)):
         yield from _named(getattr(value, "__dict__", {}))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
-from privtrain.core.parameters import initial_model
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
 from privtrain.core.seeding import (
@@ -194,7 +193,7 @@ def fit_trial(
     # difference of two results.
     source: Entropy = SystemEntropy()
     if kind is SEEDED:
-        root = noise_root(trainer, task, data, initial_model(task, seeds["initialisation", 0, ""]))
+        root = noise_root(trainer, task, data, start.module)
         source = SeededEntropy(noise_seed, attempt=ledger.spent, fit=fits, root=root)
     with ExitStack() as stack:
         run = Run(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import PrivacyError
 from privtrain.core.models import check_alike, stream_of
-from privtrain.core.parameters import ModelPredictor, initial_model
+from privtrain.core.parameters import ModelPredictor, initial_model, trainable
 from privtrain.core.reachable import Snapshot, changed, snapshot, tensor_digest
 from privtrain.core.result import Predictor
 from privtrain.core.seeding import Seeds, Stream, global_generator
@@ -80,9 +80,8 @@ def checked_start(
     stream = seeds[_INITIAL]
     module, tried = initial_model(task, stream), initial_model(task, stream)
     check_alike(task.model, tried, module)
-    reachable = snapshot(module)
     if not promises:
-        return Start(task, module, stream, reachable, False, ())
+        return Start(task, module, stream, {}, False, ())
     loose, counted = from_earlier_fits(_named(module), data, study)
     if loose:
         raise PrivacyError(
@@ -93,7 +92,7 @@ def checked_start(
     assumptions = (STUDY_START,) if counted else ()
     if not counted and _is_given(task, module):
         assumptions = (PUBLIC_START,)
-    start = Start(task, module, stream, reachable, True, assumptions)
+    start = Start(task, module, stream, snapshot(module), True, assumptions)
     for number, few in enumerate(_trial_rows(data)):
         _try(tried, task, few, Seeds(0)["model trial", number, ""])
         # After each: what an earlier trial left there would look as if nothing had changed.
@@ -212,7 +211,7 @@ class _Renewing:
     def _module(self, trained: nn.Module, buffers: bool) -> nn.Module:
         stream = stream_of(trained)
         made = self._initial(stream)
-        if type(trained) is not type(made) or _shapes(trained) != _shapes(made):
+        if _kind(trained) != _kind(made) or _shapes(trained) != _shapes(made):
             return self._unlike(trained, made_here=stream is not None)
         initial, final = dict(_named(made)), dict(_named(trained))
         taken = [name for name in initial if not _equal(initial[name], final[name])]
@@ -247,6 +246,8 @@ class _Renewing:
                 "the model's constructor."
             )
         self.foreign = True
+        known = {tensor_digest(tensor) for _, tensor in _named(self._start.module)}
+        self.trained += [p for p in trainable(trained) if tensor_digest(p) not in known]
         return trained
 
 
@@ -259,6 +260,11 @@ def _uncovered(name: str, module: nn.Module) -> str:
         "spent stays spent. Keep nothing of the inputs in the model; nn.GroupNorm needs no "
         "statistics, and what is trained must require a gradient when the model is made."
     )
+
+
+def _kind(module: nn.Module) -> tuple[str, str]:
+    # By name: a class that is made in a function is another one at each call.
+    return type(module).__module__, type(module).__qualname__
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
-from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.parameters import to_vector, trainable, unwritten
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import Unit
@@ -166,7 +166,8 @@ class DPSteps:
                 # "Compute gradient" and "Clip gradient".
                 batch = poisson_batch(rows, sampling, draw)
                 # What the model draws is part of the mechanism, and as secret as the noise.
-                with secret_generators(party.entropy[f"draws/{step}", party.round, party.party]):
+                secret = secret_generators(party.entropy[f"draws/{step}", party.round, party.party])
+                with secret, unwritten(model, parameters, step):
                     clipped = engine.clipped_sum(batch, bound)
                 # "Add noise", over the public expected size: the true one is private.
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]

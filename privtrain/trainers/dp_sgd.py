@@ -8,7 +8,13 @@ from torch import Tensor
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
-from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
+from privtrain.core.parameters import (
+    ModelPredictor,
+    initial_model,
+    to_vector,
+    trainable,
+    unwritten,
+)
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import kept_generators, secret_generators
@@ -153,7 +159,8 @@ class DPSGD:
             # What the model draws is part of the mechanism, and as secret as the noise.
             with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
                 # The steps of one draw share no row, or are one release: the first one is charged.
-                clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
+                with unwritten(model, parameters, step):
+                    clipped, noised = self._noised_sum(engine, batch, step, int(opens), run)
                 # "Add noise", the factor 1 / L: a public number, whatever the batch's true size.
                 gradient.set(noised, self.expected_batch)
                 # "Descent": what an optimizer makes of a noised gradient is post-processing.

@@ -199,7 +199,7 @@ from torch import nn
 class Peek(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inner = nn.Linear(30, 2, dtype=torch.float64)
+        self.inner = nn.Linear(30, 2)
 
     def forward(self, x):
         self.peek = x.detach().clone()
@@ -212,7 +212,7 @@ class Peek(nn.Module):
         self.peek = state
 
 
-net = nn.Linear(30, 2, dtype=torch.float64)
+net = nn.Linear(30, 2)
 """
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from privtrain.core.errors import PrivacyError
 from privtrain.core.parameters import (
     ModelPredictor,
     float_buffers,
@@ -15,6 +16,7 @@ from privtrain.core.parameters import (
     to_vector,
     trainable,
     trained_state_of,
+    unwritten,
 )
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import Task
@@ -182,3 +184,23 @@ def test_a_state_is_loaded_as_far_as_it_goes() -> None:
     assert torch.equal(to_vector(trainable(other)), to_vector(trainable(model)))
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_state(other, {"0.weight": torch.zeros(2, 2)})
+
+
+def test_values_are_compared_at_powers_of_two() -> None:
+    model = nn.Linear(3, 2)
+    model.weight.data.fill_(torch.nan)
+    parameters = trainable(model)
+    found = []
+    for step in range(18):
+        try:
+            with unwritten(model, parameters, step):
+                pass
+            with unwritten(model, parameters, step):
+                model.bias.data.add_(1.0)
+        except PrivacyError:
+            found.append(step)
+    assert found == [0, 1, 2, 4, 8, 16]
+    with pytest.raises(PrivacyError), unwritten(model, parameters, 3), torch.no_grad():
+        model.bias.add_(1.0)
+    with pytest.raises(PrivacyError), unwritten(model, parameters, 3):
+        model.extra = nn.Parameter(torch.zeros(1))

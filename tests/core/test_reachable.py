@@ -2,7 +2,11 @@
 
 import collections
 import functools
+import queue
+import threading
+from array import array
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,6 +103,34 @@ class InObject(Layer):
         self.memory.content = x
 
 
+class InNamespace(Layer):
+    memory: ClassVar[Any] = SimpleNamespace()
+
+    def keep(self, x: Tensor) -> None:
+        self.memory.content = x
+
+
+class InQueue(Layer):
+    memory: ClassVar[Any] = queue.Queue()
+
+    def keep(self, x: Tensor) -> None:
+        self.memory.put(x)
+
+
+class InNumbers(Layer):
+    memory: ClassVar[Any] = array("d")
+
+    def keep(self, x: Tensor) -> None:
+        self.memory.extend(x.flatten().tolist())
+
+
+class InThread(Layer):
+    memory: ClassVar[Any] = threading.local()
+
+    def keep(self, x: Tensor) -> None:
+        self.memory.content = x
+
+
 class InDefault(Layer):
     def keep(self, x: Tensor, kept: list[Any] = []) -> None:  # noqa: B006 - what is tried
         kept.append(x)
@@ -165,6 +197,7 @@ STORES: dict[str, list[Any]] = {}
 KEEPERS: list[Callable[[], nn.Module]] = [
     *(InList, InFloats, InParent, InAttribute, InNumber, InPlace, InArray, InDeque, InKeys),
     *(InObject, InDefault, InKeyword, InGlobal, InNumberOfTheModule, InFunction, InCache),
+    *(InNamespace, InQueue, InNumbers, InThread),
     *(InAttributeOfAFunction, in_closure, in_partial),
 ]
 
@@ -207,7 +240,8 @@ def test_a_tensor_is_named_before_a_number() -> None:
 
 def test_paths_are_those_of_a_reader() -> None:
     model = nn.Sequential(Layer())
-    model[0].memory = {"rows": [X], 3: (X + 1,)}
+    layer: Any = model[0]
+    layer.memory = {"rows": [X], 3: (X + 1,)}
     paths = {path for path, value in walk(model, inside) if isinstance(value, Tensor)}
     assert paths == {
         "0.inner.weight",
@@ -218,7 +252,7 @@ def test_paths_are_those_of_a_reader() -> None:
 
 
 def test_what_hangs_on_a_parameter_is_reached() -> None:
-    layer = nn.Linear(5, 2)
+    layer: Any = nn.Linear(5, 2)
     layer(X).sum().backward()
     layer.weight.note = X
     paths = {path for path, _ in walk(layer, inside)}

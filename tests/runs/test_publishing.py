@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import DataError, PrivacyError
+from privtrain.core.errors import DataError, PartyLostError, PrivacyError
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
@@ -30,6 +30,7 @@ from privtrain.runs.publishing import OWN_OBJECT, PUBLIC_START, STUDY_START
 from privtrain.runs.scoring import PublicRows
 from privtrain.runs.tuning import tune
 from privtrain.runtimes.flower.grid import FlowerGrid
+from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
@@ -209,6 +210,22 @@ def test_what_is_kept_outside_of_the_model_is_found_before_anything_is_spent(
     run(PLAIN, kind, data)
 
 
+class Overwriting(Peek):
+    """Leaves the same trace of the same trial in each fit."""
+
+    last = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).last = x.detach()
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_what_an_earlier_trial_left_is_no_excuse() -> None:
+    for _ in range(3):
+        with pytest.raises(PrivacyError, match=r"'<Overwriting>\.last'.*Nothing was trained"):
+            run(DP, Overwriting)
+
+
 class Late(Peek):
     """Keeps what it saw on its class once it has been used for a while."""
 
@@ -264,6 +281,44 @@ def normalised() -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear()
+        self.register_buffer("scale", torch.tensor([0.1, 0.7], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_buffers_that_are_averaged_in_the_clear_stay_as_they_were() -> None:
+    """A mean of three equal numbers may differ from them in its last bit."""
+    silos = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 2.0), expected_batch=4.0))
+    data = a_federation(12, 13, 14, public_rows=39)
+    published: Any = module(run(silos, Scaled, data))
+    assert published.scale.tolist() == [0.1, 0.7]
+
+
+def local_class() -> nn.Module:
+    class Local(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)  # type: ignore[no-any-return]
+
+    return Local()
+
+
+def test_classes_that_are_made_by_the_factory_are_the_same_by_name() -> None:
+    def normed() -> nn.Module:
+        return torch.nn.utils.parametrizations.weight_norm(linear())  # type: ignore[no-any-return]
+
+    for make in (local_class, normed):
+        assert OWN_OBJECT not in run(DP, make).notes
+
+
 def test_statistics_that_a_release_covers_or_nobody_promised_are_published() -> None:
     for trainer in (PLAIN, VOTES):
         statistics: Any = module(run(trainer, normalised))[1]
@@ -271,6 +326,42 @@ def test_statistics_that_a_release_covers_or_nobody_promised_are_published() -> 
         assert int(statistics.num_batches_tracked) > 0
     bounded: Any = module(run(CLIENTS, normalised))[1]
     assert not bool(bounded.running_mean.any())
+
+
+class Writing(nn.Module):
+    """Writes a row into a parameter that is trained."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner, self.how = linear(), how
+        self.row = nn.Parameter(torch.zeros(5, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 0:
+            if self.how == "data":
+                self.row.data.copy_(x.detach()[0])
+            elif self.how == "in place":
+                with torch.no_grad():
+                    self.row.copy_(x[0])
+            elif self.how == "used":
+                self.inner.weight.data[0] = x.detach()[0]
+            else:
+                self.row = nn.Parameter(x.detach()[0].clone())
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["data", "in place", "used", "replaced"])
+def test_a_parameter_that_the_model_writes_itself_is_not_published(how: str) -> None:
+    """Noise covers what an optimizer makes of a noised sum, and nothing beside it."""
+    make = functools.partial(Writing, how)
+    silos = FedAvg(rounds=1, local=DPSteps(Gaussian(1.0, 2.0), expected_batch=4.0))
+    for trainer in (DP, silos):
+        with pytest.raises((PrivacyError, PartyLostError), match="its own trainable parameters"):
+            run(trainer, make)
+    with pytest.raises(Exception, match=r"own trainable parameters|vmap|_forward_counter"):
+        run(HOOKS, make)
+    # A client's whole change is clipped and noised, whatever changed it.
+    run(CLIENTS, make)
 
 
 class Growing(nn.Module):
@@ -290,7 +381,11 @@ class Growing(nn.Module):
 def test_a_model_that_grows_is_refused_where_something_is_promised() -> None:
     with pytest.raises(PrivacyError, match="changed which parameters and buffers the Growing has"):
         run(replace(DP, epochs=5.0), Growing)
-    assert hasattr(module(run(SGD(epochs=5), Growing)), "rows")
+    grown: Any = module(run(SGD(epochs=5), Growing))
+    assert hasattr(grown, "rows")
+    # What it learned is known as an earlier fit's all the same.
+    with pytest.raises(PrivacyError, match="an earlier fit made of these rows"):
+        run(DP, grown.inner)
 
 
 # ----------------------------------------------------------------------------------- own trainers
