@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
-from privtrain.core.task import FederatedData, Rows, check_party_rows
+from privtrain.core.task import FederatedData, Rows, check_party_values
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 # Tensors and nothing else, numbers too: whatever is sent has bytes that the transcript counts.
@@ -56,7 +56,7 @@ class PartyRun:
         """The party's own rows; the worker keeps those of a few parties at hand.
 
         Raises:
-            DataError: If there are none, or a value is not finite, with the name of the party.
+            DataError: If a value is not finite, with the name of the party.
         """
         held: dict[str, Rows] = self.scratch.setdefault("rows", {})
         if self.party not in held:
@@ -64,9 +64,10 @@ class PartyRun:
             if len(held) >= ROWS_AT_HAND:
                 held.clear()
             rows = self.train[self.party]
-            # Where there are many parties, nobody looked at their rows before: an empty or broken
-            # one would count as a zero update without a word.
-            check_party_rows(self.party, rows)
+            # Where there are many parties, nobody looked at their rows before: a broken one would
+            # count as a zero update without a word. An empty one is for the step to judge, since
+            # under noise it takes part like any other.
+            check_party_values(self.party, rows)
             held[self.party] = rows
         return held[self.party]
 

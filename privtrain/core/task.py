@@ -119,6 +119,19 @@ def check_party_rows(party: str, rows: Rows) -> None:
             f"The party {party!r} holds no rows. Leave it out, or use another partition. "
             f"{READS_ROWS}"
         )
+    check_party_values(party, rows)
+
+
+def check_party_values(party: str, rows: Rows) -> None:
+    """Refuses values of a party that could not be trained on; there may be none.
+
+    Args:
+        party: Its name.
+        rows: Its rows.
+
+    Raises:
+        DataError: If inputs or targets are NaN, infinite or complex.
+    """
     columns = (
         {"": rows.inputs}
         if rows.targets is None

@@ -63,8 +63,13 @@ class Release:
     finish: Finish = IDENTITY
 
     def __post_init__(self) -> None:
-        check_offers("bound", "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
-        check_offers("exposure", "PlainSum()", aggregation=self.aggregation)
+        # Every method that is called after something was spent: own mechanisms of 0.1 lack some.
+        for method in ("bound", "bound_again", "reach"):
+            example = f"Gaussian(1.0, 1.0), which has the method {method}"
+            check_offers(method, example, mechanism=self.mechanism)
+        for method in ("exposure", "check"):
+            example = f"PlainSum(), which has the method {method}"
+            check_offers(method, example, aggregation=self.aggregation)
         if not isinstance(self.noise_at, Placement):
             raise ValueError(
                 f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."

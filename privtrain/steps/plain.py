@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from privtrain.core.parameters import trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
 from privtrain.sampling.passes import row_batches
@@ -48,7 +48,12 @@ class PlainSteps:
 
         Returns:
             The mean training loss, unprotected.
+
+        Raises:
+            DataError: If the party holds no rows.
         """
+        # Without a row the update would be zero, and nobody would be told.
+        check_party_rows(party.party, party.rows)
         rows = party.rows.to(party.device)
         # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
         # `batch_size`, `epochs` and `learning_rate`.

@@ -371,7 +371,13 @@ def test_broken_rows_of_one_of_many_parties_are_refused_by_name(
     if isinstance(star, FlowerRay) and kind != "nan":
         pytest.skip("one start of Ray shows how an error comes through")
     data = FederatedData(train=Many(broken_rows(kind)), test=some_rows(9, 5))
-    for local in (LOCAL, DPSteps(Gaussian(1.0, 1.0), sampling_rate=0.5, expected_batch=3.0)):
+    # A silo without rows noises like any other: its emptiness is protected.
+    silos = (
+        ()
+        if kind == "empty"
+        else (DPSteps(Gaussian(1.0, 1.0), sampling_rate=0.5, expected_batch=3.0),)
+    )
+    for local in (LOCAL, *silos):
         trainer = FedAvg(
             rounds=1, sampling=FixedSize(2), local=local, release=Release(Gaussian(C, 0.5))
         )

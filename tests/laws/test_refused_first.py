@@ -12,7 +12,7 @@ from privtrain.core.errors import (
     UnsupportedError,
 )
 from privtrain.core.runtime import Payload, Runtimes
-from privtrain.core.statement import Budget
+from privtrain.core.statement import Budget, Unit
 from privtrain.core.task import Rows, Task
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.banded import BandedMatrix
@@ -29,7 +29,7 @@ from privtrain.runtimes.processes.mesh import Processes
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
-from tests.contracts.aggregation import a_run
+from tests.contracts.aggregation import MaskedSum, a_run
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 C = 0.3
@@ -152,3 +152,23 @@ def test_a_runtime_that_asks_others_is_not_believed() -> None:
 def test_the_budget_error_is_still_the_first() -> None:
     with pytest.raises(BudgetExceededError):
         fit(averages(Gaussian(C, 1.0)), TASK, DATA, runtimes=STAR, budget=Budget(1e-6, 1e-5))
+
+
+def test_parts_of_laplace_noise_are_refused_where_only_the_sum_is_read() -> None:
+    """A plan alone would pass: ten tenths of the variance are hidden from everybody."""
+    release = Release(Laplace(C, 1.0), SPLIT(honest_survivors=10), MaskedSum())
+    release.plans(unit=Unit.CLIENT, count=1, parties=20)
+    with pytest.raises(UnsupportedError, match="split"):
+        release.check(STAR, parties=20)
+
+
+@pytest.mark.parametrize("lacks", ["bound_again", "reach", "check"])
+def test_own_parts_without_a_method_are_refused_when_the_release_is_made(lacks: str) -> None:
+    class Old:
+        """What was enough before messages were bounded again."""
+
+    for method in {"bound", "bound_again", "reach", "exposure", "check"} - {lacks}:
+        setattr(Old, method, lambda self: None)
+    parts = {"aggregation": Old()} if lacks == "check" else {"mechanism": Old()}
+    with pytest.raises(ValueError, match=f"has the method {lacks}"):
+        Release(**parts)  # type: ignore[arg-type] # that is what is tested
