@@ -6,7 +6,9 @@ on the same rows among other companions, with a row less and at other places, ea
 held fixed, and what may not change is compared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,16 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.companions import Change, changes, groups
 from privtrain.gradients.draws import WAY_OUT
-from privtrain.gradients.passes import DOUBLE, Pass, own_precision, run
+from privtrain.gradients.passes import DOUBLE, Pass, Weigh, own_precision, run
 from privtrain.gradients.refusals import as_it_was
 
 ALONE = "rows do not influence one another"
 """What every guarantee of a clipped sum assumes."""
 
 _SEED = 20180215
+
+_DRAWS = 4
+"""Draws on which a model is tried that draws: a coin may leave out the branch that mixes rows."""
 
 # What a model raises that cannot be run in float64, or on a batch that nobody gave.
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError)
@@ -44,7 +49,8 @@ class RowTrial:
     """What a guarantee has to say."""
 
     def on(self, rows: Rows, *, public: bool) -> None:
-        """Tries the model on rows. Costs about eight steps of SGD in float64.
+        """Tries the model on rows. Costs about eight steps of SGD in float64, and three times
+        that if the model draws.
 
         Two rows, or losses that are not finite, can refuse a model but not settle it.
 
@@ -58,14 +64,12 @@ class RowTrial:
         """
         if self.done or len(rows) < 2:
             return
-        trial = _Trial(self.model, self.loss, rows)
-        told, reason = trial.outcome()
-        if reason and trial.cut and len(rows) > 3:
+        told, reason, cut = self._tried(rows)
+        if reason and cut and len(rows) > 3:
             # Where something else is as long as the batch, such as a weight that gets noise, draws
             # were cut into rows that are none; it is not as long with a row less.
             index = torch.arange(len(rows), device=rows.inputs.device)
-            fewer = rows.take(index[index != len(rows) // 3])
-            told, reason = _Trial(self.model, self.loss, fewer).outcome()
+            told, reason, _ = self._tried(rows.take(index[index != len(rows) // 3]))
         if reason:
             raise UnsupportedError(reason)
         self.done = told and len(rows) > 2
@@ -74,13 +78,22 @@ class RowTrial:
             marked = "" if public else " (unprotected: these rows are private)"
             self.assumption = f"{ALONE}: tried on {where}, not proved{marked}"
 
+    def _tried(self, rows: Rows) -> tuple[bool, str, bool]:
+        """Whether it could tell, the reason for a refusal, and whether draws were cut by row."""
+        for seed in range(_DRAWS):
+            trial = _Trial(self.model, self.loss, rows, seed)
+            told, reason = trial.outcome()
+            if reason or not (told and trial.drew):
+                break
+        return told, reason, trial.cut
+
 
 class _Trial:
-    """The passes over the rows of one batch, and what differs between them."""
+    """The passes over the rows of one batch under one draw, and what differs between them."""
 
-    def __init__(self, model: nn.Module, loss: Loss, rows: Rows) -> None:
-        self.model, self.loss, self.rows = model, loss, rows
-        self.cut = False
+    def __init__(self, model: nn.Module, loss: Loss, rows: Rows, seed: int) -> None:
+        self.model, self.loss, self.rows, self.seed = model, loss, rows, seed
+        self.cut = self.drew = False
         self._precision = DOUBLE
         self._groups: list[Tensor] = []
         generator = torch.Generator().manual_seed(_SEED)
@@ -93,6 +106,7 @@ class _Trial:
         with as_it_was(self.model) as put_back:
             first = self._first()
             self.cut = bool(first.held.by_row)
+            self.drew = first.held.drew
             if not bool(first.losses.isfinite().all()):
                 return False, ""
             if self._entangled(first):
@@ -100,7 +114,9 @@ class _Trial:
             # What is kept of the first batch ever shows in the next pass, what is kept of the
             # batch before in those that follow.
             put_back()
-            for change in changes(self.rows, first.losses, first.classes):
+            others = changes(self.rows, first.losses, first.classes)
+            # Further draws are tried on some of them.
+            for change in islice(others, *((None,) if self.seed == 0 else (2, None, 2))):
                 reason = self._compared(first, change)
                 if reason:
                     return True, reason
@@ -117,10 +133,10 @@ class _Trial:
             return [one, other, self._loud * one + other, stay]
 
         try:
-            return run(self.model, self.loss, self.rows, places, DOUBLE, weigh)
+            return self._pass(self.rows, places, weigh)
         except _ERRORS:
             self._precision = own_precision(self.model)
-            return run(self.model, self.loss, self.rows, places, self._precision, weigh)
+            return self._pass(self.rows, places, weigh)
 
     def _run(self, change: Change) -> Pass:
         def weigh(losses: Tensor) -> list[Tensor]:
@@ -130,8 +146,10 @@ class _Trial:
             known = change.identities < len(weights)
             return [torch.where(known, weights[change.identities % len(weights)], 0.0)]
 
-        identities = change.identities.tolist()
-        return run(self.model, self.loss, change.rows, identities, self._precision, weigh)
+        return self._pass(change.rows, change.identities.tolist(), weigh)
+
+    def _pass(self, rows: Rows, identities: Sequence[int], weigh: Weigh) -> Pass:
+        return run(self.model, self.loss, rows, identities, self._precision, weigh, self.seed)
 
     def _compared(self, first: Pass, change: Change) -> str:
         try:

@@ -64,7 +64,8 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.for_batch: dict[str, None] = {}
         """Operations that drew for the batch as a whole."""
         self.elsewhere: object = None
-        """The states of Python's and numpy's global generators at the end."""
+        """The states of Python's and numpy's global generators, in the end those they end in."""
+        self._begun: object = None
         self._most = _MOST
         self._held: list[Callable[[], None]] = []
         self._on_devices: dict[int, Tensor] = {}
@@ -80,6 +81,7 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         torch.default_generator.manual_seed(_FIRST)
         np.random.seed(self.seed % 2**32)
         random.seed(self.seed)
+        self.elsewhere = self._begun = _elsewhere()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -88,11 +90,15 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             super().__exit__(*raised)  # type: ignore[no-untyped-call]
             if raised[0] is None:
                 self._number("the last operation")
-            _, key, position, *_ = np.random.get_state(legacy=True)
-            self.elsewhere = (np.asarray(key).tobytes(), position, random.getstate())
+            self.elsewhere = _elsewhere()
         finally:
             for put_back in self._held:
                 put_back()
+
+    @property
+    def drew(self) -> bool:
+        """Whether anything was drawn."""
+        return bool(self.by_row or self.for_batch) or self.elsewhere != self._begun
 
     def end_of_forward(self) -> None:
         """From here on only what was drawn already may be drawn again, as checkpoints do."""
@@ -168,6 +174,12 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield generator
         finally:
             generator.set_state(state)
+
+
+def _elsewhere() -> object:
+    """The states of the global generators of numpy and of Python."""
+    _, key, position, *_ = np.random.get_state(legacy=True)
+    return np.asarray(key).tobytes(), position, random.getstate()
 
 
 def _draws(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

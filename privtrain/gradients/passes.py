@@ -76,6 +76,7 @@ def run(
     identities: Sequence[int],
     precision: Precision,
     weigh: Weigh,
+    seed: int = 0,
 ) -> Pass:
     """Runs a model forward, and backward once for each vector of weights.
 
@@ -88,13 +89,14 @@ def run(
         identities: Which row each is, for what it draws.
         precision: In which type it is run.
         weigh: Gives the weights.
+        seed: Of what is drawn.
 
     Returns:
         Losses and sums.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     parameters = [parameter for _, parameter in named]
-    held = HeldDraws(identities)
+    held = HeldDraws(identities, seed)
     given = _widened(rows) if precision.double else rows
     sums, reached = [], [False] * len(named)
     with _precise(model, precision), held:

@@ -30,7 +30,7 @@ class Own(nn.Module):
 class Hidden(nn.Module):
     """Two layers, and something between them."""
 
-    def __init__(self, between: Callable[..., Tensor], last: bool = False) -> None:
+    def __init__(self, between: Callable[..., Any]) -> None:
         super().__init__()
         self.body, self.head = nn.Linear(IN, HIDDEN), nn.Linear(HIDDEN, CLASSES)
         self.between = between
@@ -155,6 +155,20 @@ def with_another(h: Tensor) -> Tensor:
     return h + 0.1 * h.detach()[torch.randperm(len(h))]
 
 
+def by_the_first_coin(h: Tensor) -> Tensor:
+    return h * (torch.rand(len(h), device=h.device)[0] < 0.5)
+
+
+def now_and_then(h: Tensor) -> Tensor:
+    if float(torch.rand(())) < 0.5:
+        return h
+    return standardised(h)
+
+
+def with_a_law_of_the_batch(h: Tensor) -> Tensor:
+    return h * torch.bernoulli(torch.full_like(h, 0.9) - h.detach().sigmoid().mean() / 2)
+
+
 def hooked(h: Tensor) -> Tensor:
     if h.requires_grad:
         h.register_hook(lambda gradient: gradient / gradient.norm())
@@ -188,6 +202,9 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "numpy as often as rows": as_often_as_rows,
     "the system": by_the_system,
     "another row": with_another,
+    "the first row's coin": by_the_first_coin,
+    "statistics now and then": now_and_then,
+    "a law of the batch": with_a_law_of_the_batch,
     "backward by the norm": hooked,
     "backward by the largest": lambda h: BackwardByTheBatch.apply(h),
     "backward cut off": cut_off,

@@ -77,6 +77,28 @@ def test_they_are_refused_in_batches_of_any_size(name: str, count: int) -> None:
         book_keeping(made(make), loss).clipped_sum(batch(count), 1.0)
 
 
+class Tokens(nn.Module):
+    """Tokens that are counted over the batch before they are looked up."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.alone, self.table, self.head = alone, nn.Embedding(99, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        common = torch.zeros_like(x) if self.alone else (x == x.flatten().mode().values)
+        out: Tensor = self.head(self.table(x + 5 * common).mean(dim=1))
+        return out
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_that_are_mixed_before_an_embedding_are_refused(engine: Any) -> None:
+    targets = batch().labels
+    tokens = torch.randint(90, (ROWS, 7), generator=torch.Generator().manual_seed(0))
+    engine(made(lambda: Tokens(True)), cross_entropy).clipped_sum(Rows(tokens, targets), 1.0)
+    with pytest.raises(UnsupportedError, match=REFUSED):
+        engine(made(lambda: Tokens(False)), cross_entropy).clipped_sum(Rows(tokens, targets), 1.0)
+
+
 def test_what_one_row_moves_where_nothing_is_tried() -> None:
     """The refusals have a reason: without them one row moves a sum of bound 1 by far more."""
     rows = batch(256)

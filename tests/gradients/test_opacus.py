@@ -188,6 +188,13 @@ def test_the_attention_with_a_wrong_forward_pass_is_refused() -> None:
     assert hasattr(__import__("opacus.layers", fromlist=["x"]), DPLSTM.__name__)
 
 
+def test_rounding_of_a_large_batch_is_no_weight_outside_its_layer() -> None:
+    count = 2**18
+    rows = Rows(torch.ones(count, 4), torch.zeros(count, dtype=torch.int64))
+    value = Opacus().engine(nn.Linear(4, 3), cross_entropy).clipped_sum(rows, 1.0).value
+    assert float(value.norm()) <= count * 1.001
+
+
 def test_a_loss_that_averages_is_refused() -> None:
     engine = Opacus().engine(in_float64(mlp), nn.functional.cross_entropy)
     with pytest.raises(ValueError, match="one value for each example"):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.task import cross_entropy
+from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from tests.gradients.bookkeeping.cases import C, engine_of, equal, expected
 from tests.gradients.loops import (
@@ -136,3 +136,39 @@ def test_layers_without_gradients_of_their_own_are_refused(layer: nn.Module, way
 def test_a_loss_that_averages_is_refused() -> None:
     with pytest.raises(ValueError, match="one value for each example"):
         engine_of(mlp, nn.functional.cross_entropy).clipped_sum(rows_for(mlp), C)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_loss_that_broadcasts_is_refused_with_the_way_out(flat: bool) -> None:
+    rows = rows_for(mlp)
+    values = Rows(rows.inputs, torch.zeros(len(rows), dtype=torch.float64))
+
+    def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - (targets if flat else targets.unsqueeze(1))).square()
+
+    shape = rf"\({len(rows)}, {len(rows) if flat else 1}\)"
+    with pytest.raises(ValueError, match=rf"{shape}.*outputs\.squeeze\(1\)"):
+        engine_of(lambda: nn.Sequential(nn.Linear(6, 1)), squares).clipped_sum(values, C)
+
+
+class Scaled(nn.Module):
+    """Scales by the first batch, through `data`, which counts no version."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.body, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(6))
+        self.register_buffer("size", torch.ones(6))
+        self.what, self.fresh = what, True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fresh:
+            getattr(self, self.what).data.copy_(x.detach().std(dim=0))
+            self.fresh = False
+        out: Tensor = self.body(x * self.scale / self.size)
+        return out
+
+
+@pytest.mark.parametrize("what", ["scale", "size"])
+def test_models_that_are_scaled_by_the_first_batch_are_refused(what: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"writes to its tensor '{what}'"):
+        engine_of(lambda: Scaled(what)).clipped_sum(rows_for(mlp), C)
