@@ -13,7 +13,7 @@ from privtrain.core.parameters import to_vector, trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import Unit
-from privtrain.core.task import FederatedData, Loss, Task
+from privtrain.core.task import FederatedData, Loss, Rows, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
