@@ -102,6 +102,13 @@ class _AfterTheSum:
     def notes(self) -> tuple[str, ...]:
         return self.inner.notes
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        return self.inner.assumptions
+
+    def try_on(self, rows: Rows) -> None:
+        self.inner.try_on(rows)
+
     def clipped_sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         found = self.inner.clipped_sum(rows, 1e9)
         count = max(len(rows), 1) if self.of_mean else 1

@@ -53,7 +53,8 @@ class Watching:
             self.batches.append(batch.inputs.clone())
             return inner.clipped_sum(batch, bound)
 
-        return SimpleNamespace(clipped_sum=clipped_sum, notes=inner.notes, close=inner.close)
+        offered = {"notes": inner.notes, "assumptions": (), "close": inner.close}
+        return SimpleNamespace(clipped_sum=clipped_sum, **offered)
 
 
 def trainer(sampling: BatchSampling, noise: float = 1.0, **options: Any) -> DPSGD:

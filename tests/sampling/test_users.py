@@ -83,7 +83,8 @@ def test_batches_hold_kept_rows_only() -> None:
                 seen.extend(batch.inputs[:, 0].tolist())
                 return inner.clipped_sum(batch, bound)
 
-            return SimpleNamespace(clipped_sum=clipped_sum, notes=(), close=inner.close)
+            offered = {"notes": (), "assumptions": (), "close": inner.close}
+            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
 
     fit(trainer(2, epochs=20, gradients=Watching()), task, data, runtimes=STAR, delta=1e-3)
     rows = data.pooled()

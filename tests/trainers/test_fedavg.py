@@ -552,5 +552,13 @@ def test_the_result_says_once_that_parties_could_not_book_the_model() -> None:
     assert "'weight'" in note
 
 
+def test_what_the_engines_of_silos_assume_is_in_the_guarantee_once() -> None:
+    trainer = FedAvg(rounds=2, local=DPSteps(Gaussian(1.0, 1.0), sampling_rate=0.5))
+    result = fit(trainer, TASK, a_federation(8, 9), runtimes=STAR)
+    public = result.statement.guarantees[0]
+    assert len([text for text in public.assumptions if "influence one another" in text]) == 1
+    assert not [name for name in result.history.unprotected if "assumption" in name]
+
+
 def test_a_model_that_is_booked_needs_no_note() -> None:
     assert notes_of(Task(model=mlp)) == ()
