@@ -179,7 +179,7 @@ class OtherSetting:
         (math.sin, math.cos),
         (nn.MSELoss(reduction="none"), nn.L1Loss(reduction="none")),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_other_values_have_other_digests(one: object, other: object) -> None:
     assert value_digest(one) != value_digest(other)
@@ -196,7 +196,7 @@ def test_other_values_have_other_digests(one: object, other: object) -> None:
         (operator.itemgetter(0), operator.itemgetter(0)),
         (object(), object()),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_equal_values_have_equal_digests(one: object, other: object) -> None:
     assert value_digest(one) == value_digest(other)
