@@ -297,6 +297,13 @@ def report_command(args: Report) -> int:
     from privtrain.report.publishing import publishable_card
 
     comparison = load(args.folder)
+    written = str(dict(comparison.card.get("versions", {})).get("privtrain", ""))
+    if written.startswith("0.1"):
+        print(
+            f"privtrain: this comparison was written by version {written}, whose statements are "
+            "false in some settings: see docs/errata.md.",
+            file=sys.stderr,
+        )
     # What version 0.1 wrote and no version publishes any more.
     comparison = replace(comparison, card=publishable_card(comparison.card))
     # Over what is there: it is made of the same rows, by a newer version perhaps.

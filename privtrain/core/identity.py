@@ -4,11 +4,14 @@ Two settings that compute the same have the same digest, in every process and af
 file: no module path, no source text, no line number and no place in memory enters.
 """
 
+import dis
 import functools
 import hashlib
+import io
 import os
 import re
 import sys
+import weakref
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -43,7 +46,7 @@ def value_digest(*values: object) -> bytes:
 
     Dataclasses count by their fields, tensors and arrays by their values, modules by their print,
     parameters, buffers and code, functions by their compiled code, constants, defaults, closures
-    and the plain globals that they read.
+    and the globals that they read.
 
     Args:
         values: Settings, functions, modules, tensors.
@@ -63,8 +66,12 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-_READ = (*_PLAIN, tuple, list, dict, set, frozenset, Tensor, np.ndarray, FunctionType, type)
-"""What a function may read from its module and does count."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""What every `nn.Module` keeps of its own, some of it by numbers that count in a whole process."""
+
+_ROWS = ("FederatedData", "Rows")
+"""Data sets that a script holds beside its functions: they count by the rows that are trained on,
+and a name alone must not load a million parties."""
 
 
 class _Walk:
@@ -72,8 +79,9 @@ class _Walk:
 
     def __init__(self) -> None:
         self.state = hashlib.sha256()
-        # By identity, and kept alive: a number that is given again would name another value.
-        self._seen: dict[int, tuple[int, object]] = {}
+        # What is being written now: a value that holds itself must end. What merely stands twice
+        # is written twice, since equal values need not be one object.
+        self._path: dict[int, int] = {}
 
     def _put(self, kind: str, content: bytes = b"") -> None:
         self.state.update(f"{kind}:{len(content)};".encode() + content)
@@ -88,10 +96,11 @@ class _Walk:
         if isinstance(value, ModuleType):
             return self._put("module")
         # A value that holds itself, such as a function that calls itself.
-        if id(value) in self._seen:
-            return self._put("again", str(self._seen[id(value)][0]).encode())
-        self._seen[id(value)] = (len(self._seen), value)
+        if id(value) in self._path:
+            return self._put("again", str(self._path[id(value)]).encode())
+        self._path[id(value)] = len(self._path)
         self._composed(value)
+        del self._path[id(value)]
         return None
 
     def _composed(self, value: Any) -> None:
@@ -121,13 +130,17 @@ class _Walk:
             self._object(value)
 
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
-            return self.value(value.tolist())
-        if isinstance(value, Tensor) and is_lazy(value):  # it has no values before the first batch
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject:
+                return self.value(value.tolist())
+            self._put("array", f"{value.shape} {value.dtype.str}".encode())
+            return self._put("bytes", np.ascontiguousarray(value).tobytes())
+        if is_lazy(value):  # it has no values before the first batch
             return self._put("lazy")
-        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
-        whole = tensor.to_dense().cpu().contiguous()
-        self._put("array", f"{tuple(whole.shape)} {whole.dtype}".encode())
+        self._put("array", f"{tuple(value.shape)} {value.dtype}".encode())
+        if value.is_meta:
+            return None
+        whole = value.detach().to_dense().cpu().resolve_conj().resolve_neg().contiguous()
         # As bytes: numpy has no bfloat16.
         return self._put("bytes", whole.reshape(-1).view(torch.uint8).numpy().tobytes())
 
@@ -138,12 +151,17 @@ class _Walk:
             self._array(tensor)
         for layer in value.modules():
             if isinstance(layer, torch.jit.ScriptModule):
-                self._put("script", str(getattr(layer, "code", "")).encode())
+                self._script(layer)
                 continue
             # Two models may print alike and compute another function of the same layers.
             self._class(type(layer))
-            own = {n: v for n, v in vars(layer).items() if not n.startswith("_")}
-            self.value(own)
+            hidden = type(layer).__module__.startswith("torch.")
+            own = {
+                name: kept
+                for name, kept in vars(layer).items()
+                if name not in _OF_MODULES and not (hidden and name.startswith("_"))
+            }
+            self.value((layer.training, own))
             # By their values: the keys count the hooks of a whole process.
             for hooks in (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks):
                 self.value(tuple(hooks.values()))
@@ -173,19 +191,40 @@ class _Walk:
         self.value((consts, code.co_names, code.co_freevars, code.co_argcount))
 
     def _function(self, value: FunctionType) -> None:
-        if _package(value) in _LIBRARIES:
-            return self._put("library", value.__qualname__.encode())
-        self._code(value.__code__, value.__doc__)
         cells = value.__closure__ or ()
-        self.value((value.__defaults__, value.__kwdefaults__))
-        self.value(tuple(_content(cell) for cell in cells))
+        library = _package(value) in _LIBRARIES
+        if library:
+            self._put("library", value.__qualname__.encode())
+        else:
+            self._code(value.__code__, value.__doc__)
+        # A library's function may be one that was made of the user's own.
+        if cells or not library:
+            self.value((value.__defaults__, value.__kwdefaults__))
+            self.value(tuple(_content(cell) for cell in cells))
+        if not library:
+            self._globals(value)
+
+    def _globals(self, value: FunctionType) -> None:
         for name in sorted(_names(value.__code__)):
-            read = value.__globals__.get(name)
-            # Not whatever a module holds: a logger or a cache is no constant.
-            if isinstance(read, _READ) or is_dataclass(read):
+            if name in value.__globals__:
                 self._put("global", name.encode())
-                self.value(read)
-        return None
+                self._global(value.__globals__[name], value.__code__)
+
+    def _global(self, read: Any, code: CodeType) -> None:
+        if isinstance(read, ModuleType):
+            # A module of the user's own, such as one of settings, by what the function may name.
+            if read.__name__.partition(".")[0] not in _LIBRARIES:
+                named = set(code.co_names) & set(vars(read))
+                self.value({name: vars(read)[name] for name in sorted(named)})
+        elif _package(type(read)) == "privtrain" and type(read).__name__ in _ROWS:
+            self._put("rows")
+        else:
+            self.value(read)
+
+    def _script(self, value: Any) -> None:
+        buffer = io.BytesIO()
+        torch.jit.save(value, buffer)  # type: ignore[no-untyped-call]
+        self._put("script", buffer.getvalue())
 
     def _callable(self, value: Any) -> None:
         if isinstance(value, functools.partial):
@@ -203,7 +242,9 @@ class _Walk:
             if not isinstance(owner, (ModuleType, type(None))):
                 self.value(owner)
         elif isinstance(value, torch.jit.ScriptFunction):
-            self._put("script", str(value.code).encode())
+            self._script(value)
+        elif isinstance(value, weakref.ref):
+            self._put("weak")
         else:
             self._object(value)
 
@@ -211,6 +252,7 @@ class _Walk:
         kind = type(value)
         self._put("object", kind.__name__.encode())
         if is_dataclass(value):
+            self._class(kind)
             for field in fields(value):
                 self._put("field", field.name.encode())
                 self.value(getattr(value, field.name))
@@ -241,9 +283,14 @@ def _package(value: Any) -> str:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a function and those inside it look up."""
+    """The global names that a function and those inside it look up, which attributes are not."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*(_names(each) for each in inner))
+    own = {
+        str(instruction.argval)
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    return own.union(*(_names(each) for each in inner))
 
 
 def _content(cell: Any) -> Any:

@@ -120,7 +120,7 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
             continue
     yield from ((f"({n})", default) for n, default in enumerate(function.__defaults__ or ()))
     yield from ((f"({n})", value) for n, value in (function.__kwdefaults__ or {}).items())
-    yield from _named(vars(function))
+    yield from _named({k: v for k, v in vars(function).items() if not k.startswith("__")})
     # Of the user's own files alone: a library's functions lead through all of the library.
     own = function.__module__ is None or not _is_library(function.__module__)
     if own and not _installed(code.co_filename):

@@ -289,8 +289,10 @@ def kept_generators() -> Iterator[None]:
         yield
     finally:
         _KEPT.reset(token)
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
+        # Not in the middle of another thread's step, which draws from them.
+        with _BORROWED:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 @contextmanager

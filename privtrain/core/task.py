@@ -204,6 +204,7 @@ class FederatedData:
         assumptions: What every guarantee about these rows assumes, such as that the classes are
             public.
         by_coin: Whether the training rows were chosen from a table, by a coin for each row.
+        published: Whether the rows are a published data set, so that anybody can count them.
     """
 
     # A mapping that may load when asked: a million simulated clients cost no memory until sampled.
@@ -222,6 +223,7 @@ class FederatedData:
     canaries: Canaries | None = None
     assumptions: tuple[str, ...] = ()
     by_coin: bool = False
+    published: bool = False
 
     @property
     def parties(self) -> tuple[str, ...]:

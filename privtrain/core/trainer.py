@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
 
 from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
@@ -201,6 +203,20 @@ class Run:
         # No error: what was trained so far was paid for, and is returned.
         self.halted = f"the budget was used up after {self.ledger.spent} releases"
         return False
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A trainer, or a part of one, that can tell beforehand what it would refuse in training."""
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        """Refuses a task or a setting, before anything is trained or spent.
+
+        Args:
+            task: What is learned.
+            model: A model of the task that nobody will use afterwards.
+        """
+        ...
 
 
 class Trainer(Protocol):

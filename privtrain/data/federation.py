@@ -140,6 +140,7 @@ def federate(
         notes=(*notes, *_far_from_asked(parts, asked, len(rows))),
         assumptions=assumptions,
         by_coin=any(asked.values()),
+        published=published is not None,
     )
 
 

@@ -1,5 +1,6 @@
 """Random draws of a model that belong to its rows, so that a row takes them along."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,8 +80,10 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         self._most = _MOST
         torch.default_generator.manual_seed(_FIRST)
-        np.random.seed(self.seed % 2**32)
-        random.seed(self.seed)
+        # Mixed: the first numbers of small seeds are alike, and no coin below them would come up.
+        mixed = int.from_bytes(hashlib.sha256(str(self.seed).encode()).digest()[:4], "little")
+        np.random.seed(mixed)
+        random.seed(mixed)
         self.elsewhere = self._begun = _elsewhere()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -96,9 +99,14 @@ class HeldDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 put_back()
 
     @property
+    def used_elsewhere(self) -> bool:
+        """Whether anything was drawn from numpy's or Python's global generator."""
+        return bool(self.elsewhere != self._begun)
+
+    @property
     def drew(self) -> bool:
         """Whether anything was drawn."""
-        return bool(self.by_row or self.for_batch) or self.elsewhere != self._begun
+        return bool(self.by_row or self.for_batch) or self.used_elsewhere
 
     def end_of_forward(self) -> None:
         """From here on only what was drawn already may be drawn again, as checkpoints do."""

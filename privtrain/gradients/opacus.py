@@ -53,10 +53,10 @@ class Opacus:
             UnsupportedError: If a layer has no per-example gradients.
         """
         check_precision(model)
+        model.train()
         refuse_statistics(model)
         check_model(model)
         _check_formulas(model)
-        model.train()
         return Hooks(model, loss)
 
 

@@ -25,6 +25,9 @@ def refuse_statistics(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         kind = type(layer).__name__
+        # One that stays in evaluation mode, as in a frozen backbone, uses what it has and keeps it.
+        if not layer.training:
+            continue
         if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)):
             raise UnsupportedError(
                 f"The layer {name!r} ({kind}) mixes the examples of a batch, so "
@@ -195,7 +198,15 @@ def _buffers(model: nn.Module) -> list[tuple[str, int, int]]:
 
 
 def _check_buffers(before: list[tuple[str, int, int]], model: nn.Module) -> None:
-    for old, new in zip(before, _buffers(model), strict=True):
+    after = _buffers(model)
+    known = {name for name, _, _ in before}
+    for name, _, _ in after:
+        if name not in known:
+            raise UnsupportedError(
+                f"The model makes its buffer {name!r} while it is trained, which no noise "
+                "protects. Register it with its values when the model is made."
+            )
+    for old, new in zip(before, after, strict=True):
         if old != new:
             raise UnsupportedError(
                 f"The model writes to its buffer {new[0]!r} while it is trained, which no noise "

@@ -104,13 +104,13 @@ def promises(statements: Sequence[PrivacyStatement]) -> list[Guarantee]:
 def rows_are_public(data: FederatedData, statements: Sequence[PrivacyStatement]) -> bool:
     """Whether exact numbers of rows may stand beside these statements.
 
-    They may if the data state a public number of rows, or if nobody is promised that one row, or
-    one user's rows, more or less cannot be told.
+    They may if the data are a published data set, or if nobody is promised that one row, or one
+    user's rows, more or less cannot be told. A stated number does not make the true one public.
     """
     hidden = any(
         g.relation is ADD_REMOVE and g.unit is not Unit.CLIENT for g in promises(statements)
     )
-    return data.public_rows is not None or not hidden
+    return data.published or not hidden
 
 
 def parties_are_public(statements: Sequence[PrivacyStatement]) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.identity import value_digest
+from privtrain.core.parameters import initial_model
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
 from privtrain.core.seeding import (
@@ -20,7 +22,7 @@ from privtrain.core.seeding import (
 )
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import PrivacyPlan, Run, Trainer
+from privtrain.core.trainer import Checking, PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
@@ -168,14 +170,10 @@ def fit_trial(
     plans = trainer.plan(data, where)
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
+    if isinstance(trainer, Checking):
+        trainer.check(task, initial_model(task, seeds["initialisation", 0, ""]).to(device))
     home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
-    fits = 0
-    if study_ledger is not None:
-        # A study states its guarantee at a delta of its own, which has to mean something, too.
-        check_plans(plans, data, study_ledger.delta)
-        # All that the run may spend: a study whose budget a run exceeds must refuse it unstarted.
-        fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
     checkpoint = FileCheckpoint(
         transcript,
@@ -184,16 +182,33 @@ def fit_trial(
         identity_of(trainer, task, data.name, data.digest, layout_of(data), seed, kind),
         lambda: ledger.spent,
     )
+    if promises and checkpoint.spent_before > ledger.spent:
+        raise PrivacyError(
+            f"The checkpoint in {home} stands after {checkpoint.spent_before} releases, and the "
+            f"privacy journal beside it knows of {ledger.spent}: entries were lost. Put the "
+            "journal back, or choose another folder."
+        )
     # No journal counts what promises nothing; how many rounds were made is still reported.
     if not promises and checkpoint.spent_before:
         ledger.spend(checkpoint.spent_before)
         ledger.use(checkpoint.spent_before)
+    root = b""
+    if kind is SEEDED:
+        root = noise_root(trainer, task, data, start.module)
+        # Two runs that were interrupted at different steps of one block go on from other models.
+        saved = checkpoint.load()
+        root = root if saved is None else value_digest(root, *saved)
+    fits = 0
+    if study_ledger is not None:
+        # A study states its guarantee at a delta of its own, which has to mean something, too.
+        check_plans(plans, data, study_ledger.delta)
+        # All that the run may spend: a study whose budget a run exceeds must refuse it unstarted.
+        fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
     # fit of a study with the same seed, and any other fit: shared noise would cancel in the
     # difference of two results.
     source: Entropy = SystemEntropy()
     if kind is SEEDED:
-        root = noise_root(trainer, task, data, start.module)
         source = SeededEntropy(noise_seed, attempt=ledger.spent, fit=fits, root=root)
     with ExitStack() as stack:
         run = Run(

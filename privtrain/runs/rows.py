@@ -24,7 +24,7 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.card import parties_are_public, promises, rows_are_public
+from privtrain.runs.card import parties_are_public, rows_are_public
 from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
 from privtrain.runs.fitting import fit
 
@@ -165,15 +165,15 @@ def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
     made = tuple(rows)
     statements = [row.statement for row in made if row.statement is not None]
     hides_rows = not rows_are_public(data, statements)
-    hides_parties = not parties_are_public(statements)
-    return tuple(_published(row, hides_rows, hides_parties) for row in made)
+    hidden = set() if parties_are_public(statements) else set(data.parties)
+    return tuple(_published(row, hides_rows, hidden) for row in made)
 
 
-def _published(row: Row, hides_rows: bool, hides_parties: bool) -> Row:
+def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
     cost = row.cost
     counted = cost is not None and cost.basis is Basis.MEASURED
-    # A run that promises nothing may name its parties, whatever its figures follow from.
-    named = hides_parties and row.statement is not None and not promises((row.statement,))
+    # Figures by party tell who there is, whatever they follow from.
+    named = cost is not None and not hidden.isdisjoint(cost.bytes_sent_by_party)
     if cost is not None and ((hides_rows and counted) or named):
         cost = replace(
             cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD

@@ -17,6 +17,7 @@ from privtrain.accounting.guarantees import guarantees, public_curves
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.accounting.selection import THEOREMS, RandomTrials, costliest
 from privtrain.core.errors import PrivacyError, UnsoundReleaseError
+from privtrain.core.identity import value_digest
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
@@ -38,6 +39,7 @@ from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes, fit_trial
 from privtrain.runs.publishing import checked_start
+from privtrain.runs.roots import rows_digest
 from privtrain.runs.scoring import Score, check_score
 from privtrain.runs.statements import TUNING_NOT_COUNTED, with_secret_samples
 
@@ -139,7 +141,12 @@ def tune(
         check_plans(plans, data, study_ledger.delta)
         name = f"tune({', '.join(trainers)})"
         fits = study_ledger.spend_run(ledger, data, name=name, folder=None)
-    source = OnceOnly(SeededEntropy(seed, fit=fits) if kind is SEEDED else SystemEntropy())
+    root = b""
+    if kind is SEEDED:
+        # The noise on the scores: another choice, or one from other rows, must not share it.
+        root = value_digest(tuple(trainers.items()), task, score, rows_digest(data), drawn)
+    seeded = SeededEntropy(seed, fit=fits, root=root)
+    source = OnceOnly(seeded if kind is SEEDED else SystemEntropy())
     # K, the number of runs: from entropy and not from a seed, because the theorem holds against who
     # does not know it.
     count, labels = drawn.draw(source["trials", 0, "tuner"].numpy()), tuple(trainers)

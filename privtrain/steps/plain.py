@@ -67,6 +67,10 @@ class PlainSteps:
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for its refusal.
+        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
     def settled(self, data: FederatedData) -> "PlainSteps":
         return self
 

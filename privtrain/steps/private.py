@@ -58,13 +58,20 @@ def public_trial(public: Rows, private: Rows, count: float) -> Rows:
         count: About how many rows a batch has.
 
     Returns:
-        Public inputs with targets of zero, on the device of the training rows; none where public
-        inputs are of another shape or type.
+        As many public inputs as a batch has, again and again if there are fewer, with targets of
+        two values, on the device of the training rows; none where public inputs are of another
+        shape or type.
     """
     alike = public.inputs.shape[1:] == private.inputs.shape[1:]
     alike = alike and public.inputs.dtype == private.inputs.dtype
-    inputs = public.inputs[: math.ceil(count) if alike else 0].to(private.inputs.device)
-    return Rows(inputs, private.labels.new_zeros((len(inputs), *private.labels.shape[1:])))
+    rows = math.ceil(count) if alike and len(public) else 0
+    # A capacity that no small batch fills would not be seen in one.
+    place = torch.arange(rows) % max(1, len(public))
+    inputs = public.inputs[place.to(public.inputs.device)].to(private.inputs.device)
+    # Of two values: what is computed from the targets of a batch would not show in equal ones.
+    targets = private.labels.new_zeros((rows, *private.labels.shape[1:]))
+    targets[1::2] = 1
+    return Rows(inputs, targets)
 
 
 NOTE = "note/"
@@ -81,8 +88,9 @@ def encoded(notes: tuple[str, ...], prefix: str = NOTE) -> dict[str, Tensor]:
 
 
 def read_note(text: Tensor) -> str:
-    """A note from its bytes."""
-    return bytes(text.tolist()).decode(errors="replace")
+    """A note from its bytes, as one line of characters that can be printed."""
+    said = bytes(text.tolist()).decode(errors="replace")
+    return "".join(character for character in said if character.isprintable())
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,11 @@ class DPSteps:
             parties=len(data.parties),
         )
         return Batches(*figures)
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for their refusals.
+        self.gradients.engine(model, task.loss).close()
+        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def settled(self, data: FederatedData) -> "DPSteps":
         # A party knows its own rows only: a divisor that it computed from them would be private.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
@@ -119,6 +119,11 @@ class DPSGD:
         return None if release is None else replace(self, release=release)
 
     @kept_generators()
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for their refusals.
+        self.gradients.engine(model, task.loss).close()
+        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains on the pooled rows, in the order of Algorithm 1.
 

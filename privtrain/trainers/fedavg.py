@@ -22,9 +22,10 @@ from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
-from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.trainer import Checking, PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
+from privtrain.gradients.alone import ALONE
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
@@ -253,6 +254,13 @@ class FedAvg:
         return None if local is None else replace(self, local=local)
 
     @kept_generators()
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for their refusals.
+        if isinstance(self.local, Checking):
+            self.local.check(task, model)
+        if self.server_optimizer is not None:
+            self.server_optimizer(trainable(model))
+
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.
 
@@ -367,7 +375,10 @@ class FedAvg:
                 texts = run.notes if name.startswith(NOTE) else run.assumptions
                 # Parties with one model say the same; once will do.
                 said = dict.fromkeys(read_note(text) for text in diagnostics[name])
-                texts.extend(text for text in said if text not in texts)
+                # A party may say what an engine says, and nothing else of what a promise rests on.
+                expected = "" if name.startswith(NOTE) else ALONE
+                new = (text for text in said if text.startswith(expected) and text not in texts)
+                texts.extend(new)
             else:
                 seen = [float(value) for value in diagnostics[name]]
                 run.history.record(round + 1, **{name: sum(seen) / len(seen)})

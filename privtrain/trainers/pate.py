@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from privtrain.accounting.event import of_group
 from privtrain.accounting.renyi import RdpCurve
@@ -208,8 +208,10 @@ class PATE:
         hosted = self.hosted(data.parties)
         if runtimes != Runtimes():
             self._check_release(hosted, runtimes)
-        _, counted = self._public_part(data)
+        rate, counted = self._public_part(data)
         known = () if counted is None else (rows_are_public(counted),)
+        if rate:
+            known = (*known, f"a fraction of {rate:.2g} of the training rows is public: see notes")
         # One release an answered query, composed over queries (2018, Section 4.1).
         plans = self.release.plans(
             unit=Unit.EXAMPLE,
@@ -261,6 +263,11 @@ class PATE:
             )
         share, more = divmod(self.teachers, len(parties))
         return {party: share + (number < more) for number, party in enumerate(parties)}
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for their refusals.
+        self.steps.check(task, model)
+        self.student.check(task, model)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Lets the teachers vote on public rows, and trains the student on the answers.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import (
@@ -60,6 +61,10 @@ class SGD:
 
     def with_noise(self, scale: float) -> None:
         return None
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for its refusal.
+        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         rows = pool(data, run)

@@ -98,8 +98,8 @@ class BookKeeping:
             UnsupportedError: If a layer mixes examples, or keeps what it saw.
         """
         check_precision(model)
-        refuse_layers(model)
         model.train()
+        refuse_layers(model)
         return BookKeepingEngine(model, loss, self.micro_batch, self.clipping)
 
 
