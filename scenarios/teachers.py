@@ -14,8 +14,7 @@ Who learns what:
            is promised nothing.
 
 What a vote may tell is charged at its worst whatever the teachers said: the formal epsilon. Where
-they agree, the data-dependent one is smaller, itself private, and holds in one direction only: it
-is no differential privacy. It is printed since data are public.
+they agree, the data-dependent one is smaller; it is private, one-sided and no differential privacy.
 
 Digits come with the package. MNIST is read from its four files: --data mnist --directory DIR, or
 the environment variable PRIVTRAIN_DATA. PATE's settings were chosen on validation images.

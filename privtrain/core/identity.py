@@ -7,7 +7,6 @@ file: no module path, no source text, no line number and no place in memory ente
 import dis
 import functools
 import hashlib
-import io
 import os
 import re
 import sys
@@ -222,9 +221,7 @@ class _Walk:
             self.value(read)
 
     def _script(self, value: Any) -> None:
-        buffer = io.BytesIO()
-        torch.jit.save(value, buffer)  # type: ignore[no-untyped-call]
-        self._put("script", buffer.getvalue())
+        self._put("script", value.save_to_buffer())
 
     def _callable(self, value: Any) -> None:
         if isinstance(value, functools.partial):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from privtrain.core.cost import Basis
 from privtrain.core.parties import PUBLIC_NAME
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
@@ -183,9 +184,13 @@ def counts_every_byte(case: Case) -> None:
         assert entry.bytes == (0 if entry.receiver == PUBLIC_NAME else size)
         assert not entry.kind.startswith("unprotected")
     sent = sum(entry.bytes for entry in entries)
-    assert result.cost.bytes_sent == sent > 0
-    assert sum(result.cost.bytes_sent_by_party.values()) == sent
-    assert result.cost.rounds == len({e.round for e in entries if e.receiver != PUBLIC_NAME})
+    assert sent > 0
+    # What follows from public figures is held by the tests of each trainer.
+    if result.cost.basis is Basis.MEASURED:
+        assert result.cost.bytes_sent == sent
+        assert sum(result.cost.bytes_sent_by_party.values()) == sent
+        assert result.cost.rounds == len({e.round for e in entries if e.receiver != PUBLIC_NAME})
+    assert result.transcript.bytes_sent == sent
     assert result.cost.seconds > 0
     assert result.cost.peak_memory_bytes > 2**20
 
