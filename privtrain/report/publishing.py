@@ -12,7 +12,7 @@ UNPROTECTED = {
     "leakage": "exact functions of members' rows and coins, as attacks and audits measured them",
     "history.unprotected": "diagnostics of a simulation, computed from private rows without noise",
     "error": "why a run failed: it may name parties, rows or their number",
-    "guarantees with data_dependent": "computed from the votes without noise",
+    "statement.guarantees": "those marked data_dependent alone: computed from votes without noise",
     "cost.seconds": "timing is not hidden, nor is memory",
 }
 """Which figures of a row no guarantee covers, by their names in comparison.json, and why."""

@@ -240,7 +240,8 @@ class FedAvg:
             reads="the model of every round it takes part in",
             adversary="untrusted",
         )
-        what = "noised update" if self.local.plans(data, 1) else "update"
+        at_party = self.release.noise_at.drawer is Drawer.PARTY and self.release.mechanism.noisy
+        what = "noised update" if at_party or self.local.plans(data, 1) else "update"
         # In one message: who reads single updates reads weights, and who reads sums their sum.
         what = f"{what} and weight" if self._weighted else what
         return (*self.release.aggregation.readers("client", what), clients)

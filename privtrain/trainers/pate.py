@@ -244,7 +244,9 @@ class PATE:
             reads="public queries and the winner of each vote",
             adversary="untrusted",
         )
-        return (*self.release.aggregation.readers("party", "vote counts"), student)
+        at_party = self.release.noise_at.drawer is Drawer.PARTY
+        what = "noised vote counts" if at_party else "vote counts"
+        return (*self.release.aggregation.readers("party", what), student)
 
     def with_noise(self, scale: float) -> "PATE | None":
         release = self.release.with_scale(scale)

@@ -23,7 +23,7 @@ from privtrain.core.statement import (
 from privtrain.runs.card import run_card
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
-OWN = replace(DATA, public_rows=None)
+OWN = replace(DATA, public_rows=None, published=False)
 FAST = {
     "pooled": pt.SGD(epochs=3),
     "FedAvg": pt.FedAvg(rounds=3),
@@ -80,7 +80,9 @@ def test_the_digest_of_the_rows_is_keyed(tmp_path: Path) -> None:
         (OWN, stated(Unit.EXAMPLE, ZERO_OUT), True),
         (OWN, stated(Unit.EXAMPLE, REPLACE_ONE), True),
         (OWN, stated(Unit.EXAMPLE, ADD_REMOVE, math.inf), True),
-        (replace(OWN, public_rows=1000), stated(Unit.EXAMPLE, ADD_REMOVE), True),
+        # A number that is stated does not make the true one public.
+        (replace(OWN, public_rows=1000), stated(Unit.EXAMPLE, ADD_REMOVE), False),
+        (replace(OWN, published=True), stated(Unit.EXAMPLE, ADD_REMOVE), True),
     ],
 )
 def test_exact_numbers_of_rows_stand_there_only_where_they_are_public(

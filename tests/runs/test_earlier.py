@@ -117,7 +117,8 @@ def test_constants_are_not_remembered() -> None:
     assert varies(torch.tensor([1.0, 2.0])) and not varies(torch.tensor([2.0, 2.0]))
 
 
-def test_no_tensor_is_kept() -> None:
+def test_no_tensor_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(earlier, "_RELEASED", {})
     remember([normal(1000, 12)], data_of(ROWS), None)
     held = [value for fits in earlier._RELEASED.values() for value in fits]
     assert all(isinstance(key, str) and len(key) == 64 for key in earlier._RELEASED)
