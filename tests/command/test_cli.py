@@ -216,6 +216,7 @@ net = nn.Linear(30, 2)
 """
 
 
+@pytest.mark.slow
 def test_a_saved_model_holds_parameters_and_buffers_alone(tmp_path: Path) -> None:
     (tmp_path / "peeking.py").write_text(PEEK)
     words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer"]
@@ -323,6 +324,7 @@ def test_the_statement_of_a_model_names_nobody_who_was_drawn(
     assert set(costs[0][1]) == {"aggregator", "all clients"}
 
 
+@pytest.mark.slow
 def test_a_comparison_has_one_key_beside_what_is_published(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["compare", "--trainers", "sgd", "dp_sgd", "--data", "breast_cancer"]

@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,3 +217,95 @@ def test_a_scripted_function_counts_by_its_code() -> None:
 
 def test_addresses_are_left_out() -> None:
     assert without_addresses("<function f at 0x7f00>") == "<function f>"
+
+
+READ = SimpleNamespace(smooth=0.0)
+CRITERION: Any = nn.CrossEntropyLoss(reduction="none")
+NAMES = np.array(["no", "yes"])
+
+
+def reads_a_namespace(x: float) -> float:
+    return x * READ.smooth
+
+
+def calls_a_criterion(x: Tensor, y: Tensor) -> Tensor:
+    out: Tensor = CRITERION(x, y)
+    return out
+
+
+def reads_words() -> int:
+    return len(NAMES)
+
+
+def test_whatever_a_function_reads_from_its_module_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [value_digest(f) for f in (reads_a_namespace, calls_a_criterion, reads_words)]
+    monkeypatch.setitem(globals(), "READ", SimpleNamespace(smooth=0.9))
+    smooth = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.5)
+    monkeypatch.setitem(globals(), "CRITERION", smooth)
+    monkeypatch.setitem(globals(), "NAMES", np.array(["no", "or"]))
+    after = [value_digest(f) for f in (reads_a_namespace, calls_a_criterion, reads_words)]
+    assert not set(before) & set(after)
+
+
+def test_a_hidden_attribute_of_a_module_counts() -> None:
+    class Focal(nn.Module):
+        def __init__(self, gamma: float) -> None:
+            super().__init__()
+            self._gamma = gamma
+
+    assert value_digest(Focal(1.0)) != value_digest(Focal(2.0))
+    assert value_digest(Focal(1.0)) == value_digest(Focal(1.0))
+
+
+def test_a_dataclass_counts_by_its_code_too() -> None:
+    made = []
+    for sign in (1, -1):
+        space: dict[str, Any] = {"dataclass": dataclass, "__name__": "own"}
+        code = f"@dataclass(frozen=True)\nclass Own:\n    def __call__(self, x): return {sign} * x"
+        exec(code, space)
+        made.append(value_digest(space["Own"]()))
+    assert made[0] != made[1]
+
+
+def test_a_function_of_a_library_that_was_made_of_an_own_one_counts_by_it() -> None:
+    def one(x: Tensor) -> Tensor:
+        return x + 1
+
+    def other(x: Tensor) -> Tensor:
+        return x - 1
+
+    assert value_digest(torch.vmap(one)) != value_digest(torch.vmap(other))
+    assert value_digest(torch.no_grad()(one)) != value_digest(torch.no_grad()(other))
+
+
+def test_equal_parts_count_alike_whether_they_are_one_object() -> None:
+    part = Setting(1)
+    assert value_digest((part, part)) == value_digest((Setting(1), Setting(1)))
+
+
+def test_a_name_of_an_attribute_is_no_global(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(layer: Any) -> Any:
+        return layer.weight.data
+
+    before = value_digest(scaled)
+    monkeypatch.setitem(globals(), "data", "something of the script")
+    assert value_digest(scaled) == before
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array(["a", "b"]),
+        np.array(["2026-01-01"], dtype="datetime64[D]"),
+        np.arange(6)[::-2],
+        np.array([1, None], dtype=object),
+        torch.zeros(2, device="meta"),
+        torch.view_as_complex(torch.ones(2, 2)).conj(),
+        torch.eye(3).to_sparse(),
+        nn.LazyLinear(3),
+        nn.LSTM(2, 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_unusual_arrays_have_a_digest(value: object) -> None:
+    assert value_digest(value) == value_digest(value)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,11 @@ def opacus(model: nn.Module, loss: Loss) -> GradientEngine:
     return Opacus().engine(model, loss)
 
 
-ENGINES = [book_keeping, by_torch_func, opacus]
+ENGINES = [
+    book_keeping,
+    pytest.param(by_torch_func, marks=pytest.mark.slow),
+    pytest.param(opacus, marks=pytest.mark.slow),
+]
 REFUSED = "depends on other examples|keeps something of earlier|global generator"
 
 
@@ -388,3 +393,76 @@ def test_an_operation_that_draws_for_the_batch_is_named() -> None:
     engine = book_keeping(made(lambda: Hidden(BETWEEN["another row"])), cross_entropy)
     with pytest.raises(UnsupportedError, match="randperm drew for the batch as a whole"):
         engine.clipped_sum(batch(), 1.0)
+
+
+def test_a_coin_of_numpy_that_seldom_falls_is_met() -> None:
+    """The first numbers of numpy's small seeds are all above 0.4."""
+
+    def between(hidden: Tensor) -> Tensor:
+        if np.random.rand() < 0.35:
+            hidden = (hidden - hidden.detach().mean(dim=0)) / hidden.detach().std(dim=0)
+        return hidden
+
+    with pytest.raises(UnsupportedError, match=REFUSED):
+        book_keeping(made(lambda: Hidden(between)), cross_entropy).clipped_sum(batch(), 1.0)
+
+
+def test_a_layer_that_a_coin_leaves_out_is_not_hidden() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(IN, IN) for _ in range(3))
+            self.head = nn.Linear(IN, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                if float(torch.rand(())) > 0.4:
+                    x = x + layer(x)
+            out: Tensor = self.head(x)
+            return out
+
+    engine = book_keeping(made(Left), cross_entropy)
+    engine.clipped_sum(batch(), 1.0)
+    assert "tried on" in engine.assumptions[0]
+
+
+def test_a_gradient_that_rows_of_zeros_do_not_have_is_no_influence() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(IN, 8, bias=False), nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body(x)
+            out: Tensor = self.head(hidden / (hidden.square().sum(1, True).sqrt() + 1e-6))
+            return out
+
+    engine = book_keeping(made(Normalised), cross_entropy)
+    assert bool(engine.clipped_sum(batch(), 1.0).value.isfinite().all())
+
+
+@pytest.mark.parametrize("engine", [book_keeping, opacus])
+def test_a_frozen_backbone_in_evaluation_mode_is_taken(engine: Any) -> None:
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(IN, 8), nn.BatchNorm1d(8)).requires_grad_(False)
+            self.head = nn.Linear(8, CLASSES)
+
+        def train(self, mode: bool = True) -> "Backbone":
+            super().train(mode)
+            self.body.eval()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(x))
+            return out
+
+    prepared = engine(made(Backbone), cross_entropy)
+    rows = batch()
+    whole = prepared.clipped_sum(rows, 1.0).value
+    less = prepared.clipped_sum(rows.take(torch.arange(1, ROWS)), 1.0).value
+    assert float((whole - less).norm()) <= 1 + 1e-4
+    still_mixing = nn.Sequential(nn.Linear(IN, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES))
+    with pytest.raises(UnsupportedError, match="BatchNorm1d"):
+        engine(still_mixing.eval(), cross_entropy)

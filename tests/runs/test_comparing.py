@@ -179,6 +179,7 @@ def test_no_published_file_tells_who_was_drawn(tmp_path: Path) -> None:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_a_run_without_promise_tells_no_number_that_another_one_hides(tmp_path: Path) -> None:
     task, data = own_rows(4027)
     private = pt.DPSGD(epochs=1, sampling_rate=0.1, expected_batch=28)
@@ -206,6 +207,7 @@ def test_a_run_without_promise_tells_no_number_that_another_one_hides(tmp_path: 
     assert alone.rows[0].cost is not None and alone.rows[0].cost.bytes_sent == rows * 28
 
 
+@pytest.mark.slow
 def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
     tmp_path: Path,
 ) -> None:

@@ -201,6 +201,7 @@ def test_who_knows_the_sample_is_not_promised_that_it_is_secret() -> None:
     assert SAMPLED_IN_SECRET not in inside.assumptions
 
 
+@pytest.mark.slow
 def test_epsilon_over_the_rounds_ends_at_the_worst_unit() -> None:
     for noise in (0.5, 20.0):
         result = run(federated(Everyone(), local=IN_SILOS, release=Release(Gaussian(1.0, noise))))

@@ -125,13 +125,13 @@ def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> 
     # A seed of which several trials are drawn, with other scores.
     for seed in range(10):
         scores.clear()
-        best = tuned(mean=20.0, seed=seed)
+        best = tuned(mean=6.0, seed=seed)
         if len(set(scores)) > 1:
             break
     assert len(set(scores)) > 1
     assert best.score == max(scores)
     assert plain(PUBLIC_ROWS, best.result.predictor, np.random.default_rng(0)) == best.score
-    assert tuned(mean=20.0, seed=seed).score == best.score
+    assert tuned(mean=6.0, seed=seed).score == best.score
 
 
 def test_nothing_runs_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,7 @@ class Frozen(nn.Module):
         return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entropy", [SEEDED, SYSTEM])
 @pytest.mark.parametrize("numpy", [False, True])
 def test_a_published_start_does_not_tell_which_trial_won(
