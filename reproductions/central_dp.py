@@ -173,7 +173,7 @@ def problem(
         train, test = scattered(train), scattered(test)
         task = replace(task, model=LogisticRegression(train.inputs.shape[1], 10, torch.float32))
     return task, replace(
-        data, train={"curator": train}, test=test, validation=None, public_rows=len(train)
+        data, train={"all": train}, test=test, validation=None, public_rows=len(train)
     )
 
 

@@ -231,7 +231,7 @@ class _Walk:
             self.value((value.__func__, value.__self__))
         elif isinstance(value, FunctionType):
             self._function(value)
-        elif hasattr(value, "__wrapped__"):
+        elif isinstance(value, functools._lru_cache_wrapper):
             self.value(value.__wrapped__)
         elif isinstance(value, (BuiltinFunctionType, MethodDescriptorType, np.ufunc)):
             self._put("builtin", value.__name__.encode())

@@ -110,7 +110,7 @@ def test_the_statement_is_about_users() -> None:
     assert epsilon(single, 1e-3) < 0.6 * found.epsilon
     _, counted = a_task()
     (plan, *_) = trainer(4).plan(counted, STAR)
-    assert plan.relation is ZERO_OUT and "is public" in plan.assumptions[-1]
+    assert plan.relation is ZERO_OUT and any("is public" in text for text in plan.assumptions)
     calibrated = calibrate(trainer(4), data, epsilon=2.0, delta=1e-3, runtimes=STAR)
     again = fit(calibrated, task, data, runtimes=STAR, delta=1e-3)
     assert 1.9 < again.statement.epsilon() <= 2.0

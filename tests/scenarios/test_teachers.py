@@ -76,7 +76,9 @@ def test_mnist_where_the_files_are() -> None:
         pytest.skip("no data files: set PRIVTRAIN_DATA to the folder that holds mnist/")
     task, data = teachers.load(teachers.Args(data="mnist", directory=directory), 100)
     assert data.public is not None
-    assert len(data.public) == 100
-    assert sum(len(data.train[party]) for party in data.parties) == 60_000 - 6_000 - 100
+    # By a coin for each row.
+    assert 80 < len(data.public) < 180
+    train = sum(len(data.train[party]) for party in data.parties)
+    assert train == pytest.approx(60_000 - 6_000 - 100, abs=500)
     assert pt.calibrate(teachers.MNIST, data, epsilon=2.0).token == "pate"
     assert sum(p.numel() for p in task.model().parameters()) == 26_010
