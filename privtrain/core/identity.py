@@ -36,6 +36,8 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _LIBRARIES = {
     *sys.stdlib_module_names,
     *("privtrain", "torch", "numpy", "scipy", "sklearn", "opacus", "flwr", "crypten"),
+    *("dp_accounting", "cloudpickle", "pandas", "torchvision", "kymatio", "ray", "tqdm", "rich"),
+    *("matplotlib", "PIL", "pytest", "_pytest", "pluggy", "hypothesis", "transformers", "timm"),
 }
 """Packages whose functions and classes are known by their name."""
 
@@ -81,6 +83,9 @@ class _Walk:
         # What is being written now: a value that holds itself must end. What merely stands twice
         # is written twice, since equal values need not be one object.
         self._path: dict[int, int] = {}
+        # What was written already, and kept alive: written again, a net of functions that call
+        # each other would take exponential time.
+        self._known: dict[int, tuple[bytes, object]] = {}
 
     def _put(self, kind: str, content: bytes = b"") -> None:
         self.state.update(f"{kind}:{len(content)};".encode() + content)
@@ -97,10 +102,14 @@ class _Walk:
         # A value that holds itself, such as a function that calls itself.
         if id(value) in self._path:
             return self._put("again", str(self._path[id(value)]).encode())
-        self._path[id(value)] = len(self._path)
-        self._composed(value)
-        del self._path[id(value)]
-        return None
+        if id(value) not in self._known:
+            outer, self.state = self.state, hashlib.sha256()
+            self._path[id(value)] = len(self._path)
+            self._composed(value)
+            del self._path[id(value)]
+            self._known[id(value)] = (self.state.digest(), value)
+            self.state = outer
+        return self._put("value", self._known[id(value)][0])
 
     def _composed(self, value: Any) -> None:
         if isinstance(value, (Tensor, np.ndarray)):
