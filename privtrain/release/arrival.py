@@ -95,10 +95,11 @@ class Arrival:
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party.
         """
-        shape = self._shape(messages, kind)
+        values = {party: _tensor(party, message, kind) for party, message in messages.items()}
+        shape = self._shape(values)
         admitted, bounded_again = {}, 0
-        for party, message in messages.items():
-            value = self._value(party, message, kind, shape)
+        for party, value in values.items():
+            self._check(party, value, kind, shape)
             body, weight = self._parted(party, value, kind)
             kept = self._kept(party, body, run, round, kind)
             if kept is not body:
@@ -110,24 +111,18 @@ class Arrival:
             run.history.record(round + 1, **{BOUNDED_AGAIN: float(bounded_again)})
         return admitted
 
-    def _shape(self, messages: Mapping[str, Payload], kind: str) -> tuple[int | None, ...]:
+    def _shape(self, values: Mapping[str, Tensor]) -> tuple[int | None, ...]:
         """The shape that a message has to have, its weight included."""
         shape = self.expected.shape
         if shape is None:
-            return next((tuple(m[kind].shape) for m in messages.values() if kind in m), ())
+            return next((tuple(value.shape) for value in values.values()), ())
         if self.expected.largest_weight is None:
             return shape
         (values,) = shape
         return (None if values is None else values + 1,)
 
-    def _value(
-        self, party: str, message: Payload, kind: str, shape: tuple[int | None, ...]
-    ) -> Tensor:
-        """The tensor that is to be added: real numbers of the expected shape."""
-        if kind not in message:
-            held = sorted(name for name in message if not name.startswith(UNPROTECTED))
-            raise ProtocolError(f"Expected the message of {party} to hold {kind!r}; got {held}.")
-        value = message[kind]
+    def _check(self, party: str, value: Tensor, kind: str, shape: tuple[int | None, ...]) -> None:
+        """Refuse what is not of the expected shape, or no real number."""
         if len(value.shape) != len(shape) or any(
             wanted not in (None, size) for wanted, size in zip(shape, value.shape, strict=True)
         ):
@@ -141,7 +136,6 @@ class Arrival:
                 f"The {kind!r} of {party} is of type {value.dtype}, not of floating point as "
                 "expected."
             )
-        return value
 
     def _parted(self, party: str, value: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
         """A message without its weight, and its weight, shape `(1,)`."""
@@ -190,6 +184,30 @@ class Arrival:
                 "the sum, so it is refused."
             )
         return body
+
+
+def _tensor(party: str, message: Payload, kind: str) -> Tensor:
+    """The tensor that is to be added; a sender may have sent anything under its name."""
+    if kind not in message:
+        held = sorted(name for name in message if not name.startswith(UNPROTECTED))
+        raise ProtocolError(f"Expected the message of {party} to hold {kind!r}; got {held}.")
+    value: object = message[kind]
+    if not isinstance(value, Tensor):
+        raise ProtocolError(
+            f"The {kind!r} of {party} is of type {type(value).__name__}, no tensor as expected."
+        )
+    if (
+        value.layout is not torch.strided
+        or value.is_meta
+        or value.is_quantized
+        or value.is_nested
+        or (value.is_floating_point() and value.dtype.itemsize < 2)
+    ):
+        raise ProtocolError(
+            f"The {kind!r} of {party} is of type {value.dtype}, layout {value.layout}, on "
+            f"{value.device}: no dense tensor of numbers as expected."
+        )
+    return value.detach() if value.requires_grad else value
 
 
 def _assume(text: str, run: Run) -> None:

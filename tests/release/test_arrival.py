@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from privtrain.core.statement import Unit
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.arrival import BOUNDED_AGAIN, UNCOUNTED, UNREADABLE, Expected
 from privtrain.release.door import Release
@@ -53,6 +54,30 @@ def arrived(
     run = a_run()
     released = release.arrive(messages, run, round=0, expected=expected or Expected())
     return released, run
+
+
+ODD = {
+    "sparse": torch.ones(40).to_sparse(),
+    "without values": torch.ones(40, device="meta"),
+    "8 bits": torch.ones(40).to(torch.float8_e4m3fn),
+    "of another library": torch.ones(40).to_mkldnn(),
+    "complex": torch.ones(40, dtype=torch.complex64),
+    "list": [1.0] * 40,
+    "nothing": None,
+}
+"""What cannot be measured or added; torch's own errors name nobody."""
+
+
+@pytest.mark.parametrize("mechanism", [Exact(), Gaussian(0.3, 0.0), Laplace(0.3, 1.0)])
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_dense_tensor_of_numbers_is_refused_by_name(
+    odd: str, mechanism: Mechanism
+) -> None:
+    forged = cast("Payload", {"update": ODD[odd]})
+    others = with_one(honest(Release(mechanism)), forged)
+    for messages in (others, {"client-3": forged, **others}):
+        with pytest.raises(ProtocolError, match="of client-3 is of type"):
+            arrived(Release(mechanism), messages)
 
 
 # ------------------------------------------------------------------------- without noise of its own
