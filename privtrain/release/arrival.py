@@ -111,11 +111,11 @@ class Arrival:
             run.history.record(round + 1, **{BOUNDED_AGAIN: float(bounded_again)})
         return admitted
 
-    def _shape(self, values: Mapping[str, Tensor]) -> tuple[int | None, ...]:
+    def _shape(self, messages: Mapping[str, Tensor]) -> tuple[int | None, ...]:
         """The shape that a message has to have, its weight included."""
         shape = self.expected.shape
         if shape is None:
-            return next((tuple(value.shape) for value in values.values()), ())
+            return next((tuple(value.shape) for value in messages.values()), ())
         if self.expected.largest_weight is None:
             return shape
         (values,) = shape
