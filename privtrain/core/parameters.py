@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import PrivacyError
+from privtrain.core.errors import PrivacyError, UnsupportedError
 from privtrain.core.models import made_anew
 from privtrain.core.seeding import Stream
 from privtrain.core.task import Task
@@ -34,6 +35,64 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     # What is frozen never changes, so nothing of it has to be bounded or sent. `parameters()` lists
     # a shared tensor once; counted twice, its gradient would also enter a norm twice.
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def wide_type(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type in which values of these tensors are added up: float32, or a wider one of theirs."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def check_real(model: nn.Module) -> None:
+    """Refuses models that train complex numbers: bounds and noise are for real ones.
+
+    Raises:
+        UnsupportedError: With the parameter, and what to use in its place.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise UnsupportedError(
+                f"The parameter {name!r} is of type {_name(parameter)}: complex numbers are "
+                "neither bounded nor noised. Train its real and imaginary parts as two parameters "
+                "of type float32, and use torch.complex(real, imaginary) in forward."
+            )
+
+
+def check_precision(model: nn.Module) -> None:
+    """Refuses models that train numbers of which no clipped sum can be formed.
+
+    Raises:
+        UnsupportedError: With the parameter, and what to use in its place.
+    """
+    check_real(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in _TRAINED:
+            raise UnsupportedError(
+                f"The parameter {name!r} is of type {_name(parameter)}, whose gradients are too "
+                "coarse: clipped ones may exceed the clipping norm. Use model.bfloat16(), or "
+                "float32."
+            )
+
+
+def check_no_autocast() -> None:
+    """Refuses to work within `torch.autocast`, which would round sums, and keep old weights.
+
+    Raises:
+        UnsupportedError: With the way out.
+    """
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise UnsupportedError(
+                f"torch.autocast({device!r}) is on around training: it would round clipped sums, "
+                "and keeps the cast of a weight from before the first step until it ends. Use it "
+                "in the model's forward alone."
+            )
+
+
+_TRAINED = (torch.bfloat16, torch.float32, torch.float64)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def float_buffers(model: nn.Module) -> list[Tensor]:

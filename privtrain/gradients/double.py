@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_COARSER = (torch.float32, torch.float16, torch.bfloat16)
+_WIDER = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+_WIDER |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
 
 
 @contextmanager
@@ -22,11 +23,11 @@ def in_double(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model.
     """
-    tensors = [tensor for tensor in _tensors(model) if tensor.dtype in _COARSER]
+    tensors = [tensor for tensor in _tensors(model) if tensor.dtype in _WIDER]
     values = [tensor.data for tensor in tensors]
     try:
         for tensor, value in zip(tensors, values, strict=True):
-            tensor.data = value.double()
+            tensor.data = value.to(_WIDER[value.dtype])
         with _Double():  # type: ignore[no-untyped-call]
             yield
     finally:
@@ -50,8 +51,8 @@ class _Double(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("dtype") in _COARSER:
-            kwargs = kwargs | {"dtype": torch.float64}
+        if kwargs.get("dtype") in _WIDER:
+            kwargs = kwargs | {"dtype": _WIDER[kwargs["dtype"]]}
         written = _written(func)
         args = tuple(
             value if place in written else _wider(value) for place, value in enumerate(args)
@@ -69,6 +70,6 @@ def _written(func: Any) -> frozenset[int]:
 
 
 def _wider(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dtype in _COARSER:
-        return value.double()
+    if isinstance(value, Tensor) and value.dtype in _WIDER:
+        return value.to(_WIDER[value.dtype])
     return value

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import trainable
+from privtrain.core.parameters import check_no_autocast, check_precision, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
-    check_precision,
     empty_sum,
+    in_sum_type,
     nan_where_not_finite,
     one_loss_each,
+    rounding_of,
+    sum_type,
 )
 from privtrain.gradients.refusals import (
     TRIAL,
@@ -154,6 +156,7 @@ class Hooks:
         Returns:
             The sum; an example without a finite loss and gradient counts as zero.
         """
+        check_no_autocast()
         if len(rows) == 0:
             return empty_sum(self.model)
         if not (self._tried and self._alone.done):
@@ -163,7 +166,7 @@ class Hooks:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         with _without_hook_warning():
             # Abadi et al. 2016, Algorithm 1, "Compute gradient".
-            losses = one_loss_each(self.model, self.loss, rows)
+            losses = self._losses(rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
         gradients = [_per_example(parameter, len(rows)) for parameter in parameters]
         # In float64: squares of float32 gradients overflow or vanish where their norm does not.
@@ -171,8 +174,10 @@ class Hooks:
         norms = nan_where_not_finite(squares.sum(dim=0).sqrt(), losses)
         self._check_once(parameters, gradients, norms)
         # Algorithm 1, "Clip gradient", and the sum of "Add noise".
-        factors = _factors(norms, clipping_norm, gradients[0].dtype)
-        sums = [_weighted(gradient, factors) for gradient in gradients]
+        dtype = sum_type(parameters, len(rows))
+        factors = _factors(norms, clipping_norm, dtype)
+        # One parameter at a time: a copy in a wider type is gone before the next one is made.
+        sums = [_weighted(in_sum_type(gradient, dtype), factors) for gradient in gradients]
         # The optimizer must never see the gradient that was not clipped.
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
@@ -184,6 +189,7 @@ class Hooks:
 
     def _prepare(self, rows: Rows, *, public: bool) -> None:
         """Tries what has not been settled yet."""
+        check_no_autocast()
         # Opacus's own hooks would take a trial's backward passes for those of the batch.
         self._hooks.disable_hooks()
         try:
@@ -213,14 +219,25 @@ class Hooks:
             if any(p is not None and p.requires_grad for p in layer._parameters.values())
         ]
         try:
-            losses, inputs = tried(
-                self.model, few, lambda given: one_loss_each(self.model, self.loss, given)
-            )
+            losses, inputs = tried(self.model, few, self._losses)
             check_apart(losses, inputs + outputs)
         finally:
             for watcher in watchers:
                 watcher.remove()
         return conclusive(losses)
+
+    def _losses(self, rows: Rows) -> Tensor:
+        """Losses under Opacus's hooks, `(batch,)`."""
+        try:
+            return one_loss_each(self.model, self.loss, rows)
+        except RuntimeError as error:
+            # torch has no type for it. The hooks make each layer's output a view.
+            if "view and is being modified inplace" not in str(error):
+                raise
+            raise UnsupportedError(
+                "Opacus's hooks cannot take a model that writes in place to what a layer returned, "
+                "as nn.ReLU(inplace=True) and x += 1 do. Use inplace=False, or BookKeeping()."
+            ) from error
 
     def _check_once(
         self, parameters: list[nn.Parameter], gradients: list[Tensor], norms: Tensor
@@ -231,21 +248,29 @@ class Hooks:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if parameter.grad is None or id(parameter) in self._checked:
                 continue
-            _check_whole(parameter.grad.reshape(-1), gradient.sum(dim=0), norms)
+            _check_whole(parameter.grad.reshape(-1), gradient, norms)
             if bool(gradient.any()):  # a gradient of zero says nothing yet
                 self._checked.add(id(parameter))
 
 
-def _check_whole(whole: Tensor, of_hooks: Tensor, norms: Tensor) -> None:
+def _check_whole(whole: Tensor, gradient: Tensor, norms: Tensor) -> None:
     """Refuses a model of which the layers' hooks see another gradient than autograd does.
+
+    Args:
+        whole: What autograd found, shape `(values,)`.
+        gradient: What the hooks found for each example, shape `(batch, values)`.
+        norms: Norms of the examples' gradients, shape `(batch,)`.
 
     Raises:
         UnsupportedError: If the two differ by more than rounding.
     """
     # Sums of many float32 numbers round more.
-    rounding = max(1e-3, len(norms) * torch.finfo(torch.float32).eps)
+    rounding = max(
+        rounding_of(whole.dtype, gradient.dtype), len(norms) * torch.finfo(torch.float32).eps
+    )
+    distance = whole.double() - gradient.sum(dim=0, dtype=torch.float64)
     # A bound on half of a gradient bounds nothing.
-    if float(torch.linalg.vector_norm(whole - of_hooks)) > rounding * float(norms.sum()):
+    if float(torch.linalg.vector_norm(distance)) > rounding * float(norms.sum()):
         raise UnsupportedError(
             "The layers of this model account for another gradient than the whole model has: a "
             "weight is used outside its own layer, as in F.linear(x, layer.weight). Call the "
@@ -285,7 +310,12 @@ def _factors(norms: Tensor, clipping_norm: float, dtype: torch.dtype) -> Tensor:
 
 
 def _weighted(gradient: Tensor, factors: Tensor) -> Tensor:
-    """Weighted sum over examples, in which a factor of zero also silences infinities."""
+    """Weighted sum over examples, in which a factor of zero also silences infinities.
+
+    Args:
+        gradient: Shape `(batch, values)`.
+        factors: Shape `(batch,)`, float64.
+    """
     if bool((factors == 0).any()):
         gradient = torch.where((factors == 0).unsqueeze(1), 0.0, gradient)
     return factors.to(gradient.dtype) @ gradient

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from privtrain.core.validate import check_count, check_positive
+from privtrain.mechanisms.reach import check_real
 
 RECLIPPING_SLACK = 1e-9
 """By how much a norm that is measured again may exceed the bound, as a fraction of it."""
@@ -72,6 +73,7 @@ def clip_again(
 
 def _norm(update: Tensor, order: float) -> float:
     """The norm, computed relative to the largest absolute value."""
+    check_real(update=update)
     # Squares of values below 1e-162 or above 1e154 would leave the range of float64.
     peak = float(update.abs().max()) if update.numel() else 0.0
     if peak == 0 or not math.isfinite(peak):

@@ -17,7 +17,7 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
 from privtrain.core.statement import Relation
-from privtrain.mechanisms.reach import Reach
+from privtrain.mechanisms.reach import Reach, check_real
 
 State = Any
 """What a mechanism remembers from release to release; None where it remembers nothing."""
@@ -160,17 +160,25 @@ def noised(
         fraction: Fraction of the mechanism's variance to draw, in (0, 1].
 
     Returns:
-        Same shape as the aggregate, and the state.
+        Same shape and type as the aggregate, and the state.
+
+    Raises:
+        UnsupportedError: If the aggregate is complex: its imaginary part would get no noise.
     """
+    check_real(aggregate=aggregate)
     # Quantised sums and discrete noise are added as integers, before anything becomes a float.
     if is_secure(mechanism):
         added: tuple[Tensor, State] = mechanism.add(  # type: ignore[attr-defined] # see is_secure
             aggregate, state, stream, fraction=fraction
         )
         return added
-    noise, after = mechanism.noise(aggregate, state, stream.numpy(), fraction=fraction)
+    # Rounded once, behind the noise: the gaps of coarse noise would tell what it is added to.
+    wide = aggregate
+    if aggregate.is_floating_point():
+        wide = aggregate.to(torch.promote_types(aggregate.dtype, torch.float32))
+    noise, after = mechanism.noise(wide, state, stream.numpy(), fraction=fraction)
     # Added into the noise, which is a new tensor: the aggregate still belongs to the caller.
-    return noise.add_(aggregate), after
+    return noise.add_(wide).to(aggregate.dtype), after
 
 
 def l2_bound(mechanism: Mechanism) -> float:
@@ -208,6 +216,7 @@ def check_whole_noise(mechanism: Mechanism, exposure: Exposure) -> None:
 
 
 def to_tensor(values: np.ndarray[Any, Any], like: Tensor) -> Tensor:
-    """Drawn values in a tensor's type and on its device."""
+    """Drawn values in a tensor's type, which is real, and on its device."""
+    check_real(like=like)
     # numpy turns a drawn array without dimensions into a number.
     return torch.from_numpy(np.asarray(values)).to(dtype=like.dtype, device=like.device)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
+
 BETA = 2.0**-40
 """Probability with which an honest message lies beyond its radius, at most."""
 
@@ -90,6 +92,20 @@ def _reach(parts: Tensor, bound: float, radius: float, *, order: float) -> Reach
     return Reach(norm=largest, radius=radius * slack, bound=bound)
 
 
+def check_real(**tensors: Tensor) -> None:
+    """Refuses complex numbers: norms and noise here are those of real ones.
+
+    Raises:
+        UnsupportedError: With the name and the type.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise UnsupportedError(
+                f"Expected {name} of type {tensor.dtype} to be real: torch would drop the "
+                "imaginary part. Use torch.view_as_real, whose values are both parts."
+            )
+
+
 def part_norms(parts: Tensor, order: float) -> Tensor:
     """Norms of the rows of a matrix, relative to the largest value of each, so that none overflows.
 
@@ -100,6 +116,7 @@ def part_norms(parts: Tensor, order: float) -> Tensor:
     Returns:
         Float64, shape `(parts,)`; NaN or infinite where a value is.
     """
+    check_real(parts=parts)
     exact = parts.double()
     if exact.numel() == 0:
         return exact.new_zeros(len(parts))

@@ -7,7 +7,7 @@ from typing import Any
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
 from privtrain.core.identity import value_digest
-from privtrain.core.parameters import initial_model
+from privtrain.core.parameters import check_no_autocast, initial_model
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
 from privtrain.core.seeding import (
@@ -165,6 +165,7 @@ def fit_trial(
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     # All refusals come before the first release: what is refused has cost no privacy.
+    check_no_autocast()
     check_device(device)
     check_data(data)
     plans = trainer.plan(data, where)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from privtrain.core.parameters import wide_type
 from privtrain.core.task import Loss
 from privtrain.gradients.gradients import check_losses
 
@@ -83,7 +84,9 @@ class GradientVector:
         self._parameters = parameters
         self._sizes = [parameter.numel() for parameter in parameters]
         like = parameters[0] if parameters else torch.zeros(0)
-        self._vector = torch.zeros(sum(self._sizes), dtype=like.dtype, device=like.device)
+        # In the type of sums: a parameter of a coarser one rounds its own part only.
+        dtype = wide_type(parameters)
+        self._vector = torch.zeros(sum(self._sizes), dtype=dtype, device=like.device)
         # Views of one vector: a step writes it once, instead of once for each parameter.
         self._views = [
             piece.view(parameter.shape)

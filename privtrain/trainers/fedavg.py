@@ -11,6 +11,7 @@ from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
     ModelPredictor,
+    check_real,
     float_buffers,
     initial_model,
     load_vector,
@@ -257,6 +258,7 @@ class FedAvg:
     @kept_generators()
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.
+        check_real(model)
         if isinstance(self.local, Checking):
             self.local.check(task, model)
         if self.server_optimizer is not None:

@@ -7,7 +7,13 @@ from torch import nn
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import PARTICIPANT, PUBLIC, coalition
-from privtrain.core.parameters import ModelPredictor, initial_model, load_vector, trainable
+from privtrain.core.parameters import (
+    ModelPredictor,
+    check_real,
+    initial_model,
+    load_vector,
+    trainable,
+)
 from privtrain.core.parties import party_names
 from privtrain.core.runtime import Payload, Runtimes
 from privtrain.core.seeding import Seeds
@@ -144,6 +150,7 @@ class MPCSGD:
                 f"The loss {task.loss} cannot be trained on shares; use the default, "
                 "privtrain.core.task.cross_entropy."
             )
+        check_real(model)
         return SecureDescent(
             engine=self.engine,
             layers=translate(model),

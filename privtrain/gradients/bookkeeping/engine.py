@@ -7,13 +7,14 @@ that is cheaper, and then for a few examples at a time.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import trainable
+from privtrain.core.parameters import check_no_autocast, check_precision, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
 from privtrain.gradients.alone import RowTrial
@@ -44,9 +45,11 @@ from privtrain.gradients.bookkeeping.workspace import Workspace
 from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
-    check_precision,
     empty_sum,
+    in_sum_type,
     one_loss_each,
+    rounding_of,
+    sum_type,
 )
 from privtrain.gradients.refusals import (
     TRIAL,
@@ -159,6 +162,7 @@ class BookKeepingEngine:
         Raises:
             UnsupportedError: If examples are mixed, or the model cannot be taken one by one.
         """
+        check_no_autocast()
         if len(rows) == 0:
             return empty_sum(self.model)
         if not (self._tried and self._alone.done):
@@ -176,6 +180,7 @@ class BookKeepingEngine:
 
     def _prepare(self, rows: Rows, *, public: bool) -> None:
         """Tries what has not been settled yet."""
+        check_no_autocast()
         with decided_on_rows(public=public):
             if not self._tried:
                 try:
@@ -193,37 +198,44 @@ class BookKeepingEngine:
         return TorchFuncEngine(self.model, self.loss, self.clipping, self._lstms)
 
     def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+        # Of the whole batch: pieces are added up in the type that they are formed in.
+        dtype = sum_type(trainable(self.model), len(rows))
         size = self.micro_batch or len(rows)
         if size >= len(rows):
-            return self._sum(rows, clipping_norm)
+            return self._sum(rows, clipping_norm, dtype)
         index = torch.arange(len(rows), device=rows.inputs.device)
-        pieces = [self._sum(rows.take(piece), clipping_norm) for piece in torch.split(index, size)]
+        split = torch.split(index, size)
+        pieces = [self._sum(rows.take(piece), clipping_norm, dtype) for piece in split]
         return ClippedSum(
             torch.stack([piece.value for piece in pieces]).sum(dim=0),
             torch.cat([piece.norms for piece in pieces]),
             torch.cat([piece.losses for piece in pieces]),
         )
 
-    def _sum(self, rows: Rows, clipping_norm: float) -> ClippedSum:
+    def _sum(self, rows: Rows, clipping_norm: float, dtype: torch.dtype) -> ClippedSum:
         """Abadi et al. 2016, Algorithm 1: "Compute gradient", "Clip gradient", and their sum."""
         losses, calls = self._forward(rows)
-        gradients = self._backward(losses, calls)
+        gradients = self._backward(losses, calls, dtype)
         # The book-keeping trick of Bu et al. 2023: activations and output gradients of this one
         # pass give the norms first and the weighted sum then, without a second backward pass.
         value, norms = self._weighted(
-            gradients, losses, lambda norms: self.clipping.factors(norms, clipping_norm)
+            *(gradients, losses, lambda norms: self.clipping.factors(norms, clipping_norm), dtype)
         )
         scale = self.clipping.scale(clipping_norm)
         value = value if scale == 1 else value.mul_(scale)
         return ClippedSum(value, total(norms), losses.detach())
 
     def _weighted(
-        self, gradients: dict[int, ExampleGradients], losses: Tensor, weigh: Weigh
+        self,
+        gradients: dict[int, ExampleGradients],
+        losses: Tensor,
+        weigh: Weigh,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         """The weighted sum, and norms of each group, `(groups, batch)`, float64."""
         if not self._trained:
             return empty_sum(self.model).value, torch.zeros(1, len(losses), dtype=torch.float64)
-        return weighted_sum(self._trained, gradients, losses, weigh, self._workspace)
+        return weighted_sum(self._trained, gradients, losses, weigh, self._workspace, dtype)
 
     def _forward(self, rows: Rows) -> tuple[Tensor, list[LayerCall]]:
         """Losses, and the calls of layers that they depend on."""
@@ -249,9 +261,9 @@ class BookKeepingEngine:
         return losses, [call for call in calls if call.edge.node in seen], uses
 
     def _backward(
-        self, losses: Tensor, calls: list[LayerCall], keep_graph: bool = False
+        self, losses: Tensor, calls: list[LayerCall], dtype: torch.dtype, keep_graph: bool = False
     ) -> dict[int, ExampleGradients]:
-        """Per-example gradients by the `id` of their parameter."""
+        """Per-example gradients by the `id` of their parameter, in the type of sums."""
         if not calls:
             return {}
         edges = [call.edge for call in calls]
@@ -262,7 +274,7 @@ class BookKeepingEngine:
         by_call: dict[int, list[ExampleGradients]] = {}
         with torch.no_grad():
             for call, output_gradient in zip(calls, output_gradients, strict=True):
-                for name, gradients in _of_call(call, output_gradient).items():
+                for name, gradients in _of_call(call, output_gradient, dtype).items():
                     parameter = call.layer._parameters.get(name)
                     if id(parameter) in parameters:
                         by_call.setdefault(id(parameter), []).append(gradients)
@@ -305,18 +317,30 @@ class BookKeepingEngine:
         whole = torch.autograd.grad(
             losses.sum(), parameters, retain_graph=True, materialize_grads=True
         )
-        gradients = self._backward(losses, calls, keep_graph=True)
-        value, norms = self._weighted(gradients, losses, torch.ones_like)
+        dtype = sum_type(parameters, len(losses))
+        gradients = self._backward(losses, calls, dtype, keep_graph=True)
+        value, norms = self._weighted(gradients, losses, torch.ones_like, dtype)
         distance = value - torch.cat([gradient.reshape(-1) for gradient in whole])
+        # A layer may compute in a coarser type than its parameters have, as in `torch.autocast`.
+        rounding = rounding_of(*(each.dtype for each in (losses, *whole)), *_types(calls))
         # Relative to the sum of the norms: gradients of opposite examples may cancel.
-        if float(torch.linalg.vector_norm(distance)) > 1e-3 * float(norms.sum()):
+        if float(torch.linalg.vector_norm(distance)) > rounding * float(norms.sum()):
             raise NotCoveredError(
                 "the layers account for another gradient than the whole model has"
             )
 
 
-def _of_call(call: LayerCall, output_gradient: Tensor) -> dict[str, ExampleGradients]:
+def _of_call(
+    call: LayerCall, output_gradient: Tensor, dtype: torch.dtype
+) -> dict[str, ExampleGradients]:
     formula = formula_of(call.layer)
     if formula is None:
         raise NotCoveredError(f"the layer {call.name!r} changed while it was used")
-    return formula[0](call.layer, call.inputs, output_gradient)
+    # Before anything is added up or measured: sums and squares of bfloat16 are off by their size.
+    inputs, gradient = in_sum_type(call.inputs, dtype), in_sum_type(output_gradient, dtype)
+    return formula[0](call.layer, inputs, gradient)
+
+
+def _types(calls: list[LayerCall]) -> Iterator[torch.dtype]:
+    """The floating-point types that layers were given."""
+    return (call.inputs.dtype for call in calls if call.inputs.is_floating_point())

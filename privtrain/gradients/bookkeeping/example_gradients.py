@@ -291,12 +291,13 @@ class SumOfCalls:
     def measure(self) -> Measure:
         rows, squares = chunk_rows(self.parameter.numel()), []
         for start in range(0, self.size, rows):
-            squares.append(formed_squares(self.each(start, min(start + rows, self.size))))
+            formed = self.each(start, min(start + rows, self.size))
+            squares.append(formed_squares(formed))
         measured = [call.measure() for call in self.calls]
         magnitudes = torch.stack([of_call.sqrt() for of_call, _ in measured]).sum(dim=0)
         # `add` adds call by call: to the calls' own errors comes what rounding their sum may add,
         # measured against the norms before calls cancel.
-        error = 2 * len(self.calls) * unit(self.parameter.dtype) * magnitudes
+        error = 2 * len(self.calls) * unit(formed.dtype) * magnitudes
         for _, own in measured:
             error = error if own is None else error + own
         return torch.cat(squares), error

@@ -91,6 +91,7 @@ def weighted_sum(
     losses: Tensor,
     weigh: Weigh,
     workspace: Workspace,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Norms of per-example gradients, and their sum with weights that follow from the norms.
 
@@ -104,12 +105,13 @@ def weighted_sum(
             whatever its gradient.
         weigh: Gives the factors; an example with a factor of zero is left out.
         workspace: Where gradients are formed.
+        dtype: Type of the gradients, and of their sum.
 
     Returns:
         The sum, shape `(parameters,)`, and upper bounds of norms, `(groups, rows)`, float64.
     """
-    like, sizes = trained[0].parameter, [each.parameter.numel() for each in trained]
-    value = like.new_empty(sum(sizes))
+    sizes = [each.parameter.numel() for each in trained]
+    value = trained[0].parameter.new_empty(sum(sizes), dtype=dtype)
     # What is added first overwrites; only what nothing was added to is set to zero in the end.
     # Zeroing all of it beforehand would be one more pass over the whole gradient.
     unwritten = dict(zip([each.name for each in trained], torch.split(value, sizes), strict=True))
@@ -123,22 +125,22 @@ def weighted_sum(
     if at_once:
         squares = group_squares(at_once, groups, value.numel())
     else:
-        squares = torch.zeros(groups, rows, dtype=torch.float64, device=like.device)
+        squares = torch.zeros(groups, rows, dtype=torch.float64, device=value.device)
     squares = nan_where_not_finite(squares, losses)
     values = sum(each.values for _, each in in_turn)
     few = max(1, FORMED_VALUES // values) if values else rows
     norms, factors = [], []
     for start in range(0, rows, few):
         stop = min(start + few, rows)
-        workspace.restart(like, values * (stop - start))
+        workspace.restart(value, values * (stop - start))
         formed: OfParameters = [(p, each.form(start, stop, workspace)) for p, each in in_turn]
         measured = squares[:, start:stop]
         if formed:
             measured = measured + group_squares(formed, groups, value.numel())
-        norms.append(bounds(measured, like.dtype))
+        norms.append(bounds(measured, dtype))
         # Abadi et al. 2016, Algorithm 1, "Clip gradient": the factor 1 / max(1, norm / C), or that
         # of another style.
-        factors.append(weigh(norms[-1]).to(like.dtype))
+        factors.append(weigh(norms[-1]).to(dtype))
         _add(into, formed, factors[-1], unwritten)
     _add(into, at_once, joined(factors), unwritten)
     for rest in unwritten.values():

@@ -1,5 +1,6 @@
 """Clipped sums for models without a formula for each parameter, by `torch.func`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.parameters import check_no_autocast, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.bookkeeping.example_gradients import ExampleGradients, Formed
 from privtrain.gradients.bookkeeping.lstm import Unrolled, forwarded_to
 from privtrain.gradients.bookkeeping.sum import total, trained_parameters, weighted_sum
 from privtrain.gradients.bookkeeping.workspace import Workspace
-from privtrain.gradients.gradients import ClippedSum, empty_sum
+from privtrain.gradients.gradients import ClippedSum, empty_sum, sum_type
 from privtrain.mechanisms.clipping import Clipping, FlatClipping
 
 _VALUES = 2**23
@@ -46,9 +48,11 @@ class TorchFuncEngine:
         Returns:
             The sum; an example without a finite gradient counts as zero.
         """
+        check_no_autocast()
         if len(rows) == 0:
             return empty_sum(self.model)
-        value = empty_sum(self.model).value
+        dtype = sum_type(trainable(self.model), len(rows))
+        value = empty_sum(self.model).value.to(dtype)
         trained = trained_parameters(self.model, self.clipping)
         size = max(1, _VALUES // max(1, value.numel()))
         norms, losses = [], []
@@ -56,7 +60,7 @@ class TorchFuncEngine:
             # Abadi et al. 2016, Algorithm 1, "Compute gradient", as it stands there.
             formed, of_rows = self._gradients(rows.take(index))
             gradients: dict[int, ExampleGradients] = {
-                id(each.parameter): Formed(values)
+                id(each.parameter): Formed(_flat(values, len(index)).to(dtype))
                 for each, values in zip(trained, formed, strict=True)
             }
             added, of_groups = weighted_sum(
@@ -65,6 +69,7 @@ class TorchFuncEngine:
                 of_rows,
                 lambda norms: self.clipping.factors(norms, clipping_norm),
                 Workspace(),
+                dtype,
             )
             value += added
             norms.append(total(of_groups))
@@ -95,3 +100,8 @@ class TorchFuncEngine:
         logits = torch.func.functional_call(self.model, given, (row.unsqueeze(0),))
         losses = self.loss(logits, label.unsqueeze(0))
         return losses.sum(), losses.detach().sum()
+
+
+def _flat(values: Tensor, rows: int) -> Tensor:
+    """Gradients `(rows, values)`; a parameter without dimensions has one value a row."""
+    return values.reshape(rows, math.prod(values.shape[1:]))
