@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable
 
-from privtrain.accounting.epsilon import best_accountant
-from privtrain.accounting.epsilon import epsilon as epsilon_of
+from privtrain.accounting.epsilon import best_accountant, tightest
 from privtrain.accounting.event import Event, repeated
 from privtrain.accounting.grid import rough_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
@@ -63,7 +62,7 @@ def calibrate_scale(
 
     def excess(log_scale: float) -> float:
         try:
-            value = epsilon_of(event(log_scale), delta, relation=relation, accountant=best)
+            value, _ = tightest(event(log_scale), delta, relation)
         except UnsupportedError:
             # The accountant reads the event (that was asked before): the noise is too small.
             value = math.inf

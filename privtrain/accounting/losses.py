@@ -18,6 +18,7 @@ from privtrain.accounting.event import Event, Terms
 from privtrain.accounting.grid import STEP, grid_step
 from privtrain.accounting.library import Kind, Losses, is_kind, make
 from privtrain.accounting.mixtures import inverses
+from privtrain.accounting.samples import Told, fixed_size_losses, truncated_losses
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import Relation
 
@@ -28,14 +29,14 @@ _FARTHEST_EPSILON = 1e9
 def pld_epsilon(terms: Terms, delta: float, relation: Relation) -> float:
     """Epsilon by privacy loss distributions: an upper bound whatever the grid."""
     try:
-        value = _epsilon_at(_composed(terms, relation), delta)
+        value = min(_epsilon_at(_composed(terms, relation, t), delta) for t in _proofs(terms))
     except OverflowError:  # losses beyond the range of exp: epsilon is in the millions
         value = math.inf
     if not math.isfinite(value):
         raise UnsupportedError(
             f"The PLD accountant cannot resolve delta={delta!r} for this event: its grid leaves "
-            "out more probability, or the noise is far too small. Use accountant='rdp', a larger "
-            "delta, or more noise."
+            "out more probability, or the noise is far too small. Use a larger delta, or more "
+            "noise."
         )
     return max(0.0, value)
 
@@ -51,30 +52,45 @@ def pld_lower(terms: Terms, delta: float, relation: Relation, high: float) -> fl
     return max(0.0, _epsilon_at(whole, delta))
 
 
-@lru_cache(maxsize=1)
-def _composed(terms: Terms, relation: Relation) -> Losses:
+def _proofs(terms: Terms) -> tuple[Told, ...]:
+    """The proofs by which releases can be read; every one gives an upper bound."""
+    cut = any(is_kind(leaf, Kind.TRUNCATED_GAUSSIAN) for leaf, _ in terms)
+    return tuple(Told) if cut else (Told.OTHERS,)
+
+
+@lru_cache(maxsize=len(Told))
+def _composed(terms: Terms, relation: Relation, told: Told) -> Losses:
     """The losses of all releases, rounded up.
 
     The last composition stays: a curve asks it for one epsilon after the other.
     """
-    return _whole(terms, relation, grid_step(terms, relation), pessimistic=True)
+    return _whole(terms, relation, grid_step(terms, relation), pessimistic=True, told=told)
 
 
-def _whole(terms: Terms, relation: Relation, step: float, *, pessimistic: bool) -> Losses:
+def _whole(
+    terms: Terms,
+    relation: Relation,
+    step: float,
+    *,
+    pessimistic: bool,
+    told: Told = Told.OTHERS,
+) -> Losses:
     """The privacy losses of all releases, rounded up or down to one grid."""
-    parts = [_losses(leaf, count, relation, step, pessimistic) for leaf, count in terms]
+    parts = [_losses(leaf, count, relation, step, pessimistic, told) for leaf, count in terms]
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.compose(part)
     return whole
 
 
-def _losses(leaf: Event, count: int, relation: Relation, step: float, pessimistic: bool) -> Losses:
+def _losses(
+    leaf: Event, count: int, relation: Relation, step: float, pessimistic: bool, told: Told
+) -> Losses:
     """The privacy losses of one release that is made several times."""
     if is_kind(leaf, Kind.GAUSSIAN):
         # Several Gaussians are one of less noise: exact, and no convolution at all.
         leaf, count = make(Kind.GAUSSIAN, leaf.noise_multiplier / math.sqrt(count)), 1
-    once = _losses_once(leaf, relation, step, pessimistic)
+    once = _losses_once(leaf, relation, step, pessimistic, told)
     if once is not None:
         return self_composed(once, count)
     if not pessimistic:
@@ -83,7 +99,9 @@ def _losses(leaf: Event, count: int, relation: Relation, step: float, pessimisti
 
 
 @lru_cache(maxsize=4)
-def _losses_once(leaf: Event, relation: Relation, step: float, pessimistic: bool) -> Losses | None:
+def _losses_once(
+    leaf: Event, relation: Relation, step: float, pessimistic: bool, told: Told
+) -> Losses | None:
     """The privacy losses of one release; None where only the accountant knows them.
 
     They stay, since one run asks for several numbers of them.
@@ -99,9 +117,12 @@ def _losses_once(leaf: Event, relation: Relation, step: float, pessimistic: bool
         return library.laplace_losses(inner.noise_multiplier, rate, step, pessimistic=pessimistic)
     if is_kind(inner, Kind.GAUSSIAN_MIXTURE):
         return library.mixture_losses(inner, step, inverses, pessimistic=pessimistic)
-    # A truncated sample's losses are known from above only (decision 014: a dominating pair).
+    if is_kind(inner, Kind.FIXED_SIZE_SAMPLED):
+        sizes, noise = (inner.source_dataset_size, inner.sample_size), inner.event.noise_multiplier
+        return fixed_size_losses(*sizes, noise, step, pessimistic=pessimistic)
+    # A truncated sample's losses are known from above only (decision 014).
     if is_kind(inner, Kind.TRUNCATED_GAUSSIAN) and pessimistic:
-        return library.truncated_losses(inner, relation, step)
+        return truncated_losses(inner, step, told)
     return None
 
 
