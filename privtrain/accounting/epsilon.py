@@ -19,7 +19,7 @@ from privtrain.accounting.approximate import Approximate, exact_part
 from privtrain.accounting.divergences import rdp_epsilon, stated_for_rdp, total_rdp
 from privtrain.accounting.event import Event, of_group, terms_of
 from privtrain.accounting.library import Kind, is_kind, pld_supports, rdp_supports
-from privtrain.accounting.losses import pld_epsilon, pld_lower
+from privtrain.accounting.losses import FINE, pld_epsilon, pld_lower
 from privtrain.accounting.renyi import CONVERSIONS, Conversion, RdpCurve
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Relation
@@ -29,9 +29,6 @@ Accountant = Literal["pld", "rdp"]
 
 ACCOUNTANTS: tuple[Accountant, ...] = ("pld", "rdp")
 """Both accountants, the tight one first."""
-
-_FINE = 1e-12
-"""The delta below which the PLD accountant's 1e-15 of left-out probability may show."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +245,8 @@ def tightest(
 ) -> tuple[float, Accountant]:
     """The smallest epsilon that an accountant proves, and that accountant.
 
-    It is the PLD accountant's wherever that can read the event. Of deltas near what its grid leaves
-    out, which cost it more and more, and of smaller ones, the RDP accountant is asked, too.
+    It is the PLD accountant's wherever that can read the event. At deltas near what its grid leaves
+    out, which make it dearer, and at smaller ones the RDP accountant is asked, too.
 
     Args:
         event: Everything that was released.
@@ -271,7 +268,7 @@ def tightest(
         if not others:
             raise
         value = math.inf
-    if delta >= _FINE and math.isfinite(value):
+    if delta >= FINE and math.isfinite(value):
         return value, best
     # Every accountant's epsilon holds, so that the smallest does.
     values = {a: epsilon(event, delta, relation=relation, accountant=a) for a in others}

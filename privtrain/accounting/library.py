@@ -219,6 +219,11 @@ def mixture_losses(
     return distributions.PrivacyLossDistribution(*map(one_way, directions))
 
 
+def infinite_part(losses: Any) -> float:
+    """The probability of an infinite loss, in the direction where it is larger."""
+    return float(max(losses._pmf_remove._infinity_mass, losses._pmf_add._infinity_mass))
+
+
 def each_direction(losses: Any, change: Callable[[GridLosses], GridLosses]) -> Losses:
     """Losses whose distribution was changed, in each direction of neighbours."""
     remove = _changed(losses._pmf_remove, change)
