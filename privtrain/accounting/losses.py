@@ -29,8 +29,9 @@ _FARTHEST_EPSILON = 1e9
 FINE = 1e-12
 """The delta below which less probability is left out, and the RDP accountant is asked, too."""
 
-_FINEST_OF_SEVERAL = 1e-14
-"""The smallest delta of releases of several kinds: the noise of their convolution is near 1e-16."""
+_FINEST, _FINEST_OF_SEVERAL = 1e-21, 1e-14
+"""The smallest deltas: a single loss is cut off where exp(-50) is left, and a convolution of losses
+of several kinds has noise near 1e-16."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Reading:
 @lru_cache(maxsize=4096)
 def pld_epsilon(terms: Terms, delta: float, relation: Relation) -> float:
     """Epsilon by privacy loss distributions: an upper bound whatever the grid."""
-    if delta < _FINEST_OF_SEVERAL and len(terms) > 1:
+    if delta < (_FINEST if len(terms) == 1 else _FINEST_OF_SEVERAL):
         raise _unresolved(delta)
     step, left_out = grid_step(terms, relation), 1e-15 if delta >= FINE else 1e-20
     readings = [_Reading(relation, step, told=t, left_out=left_out) for t in _proofs(terms)]
