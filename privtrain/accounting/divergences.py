@@ -4,12 +4,12 @@ Looser than privacy losses, fast, and the only reading of fixed-size samples and
 """
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from privtrain.accounting.event import Event, Terms
+from privtrain.accounting.approximate import exact_part
+from privtrain.accounting.event import Event, Terms, terms_of
 from privtrain.accounting.library import Array, Kind, is_kind, rdp_of
 from privtrain.accounting.renyi import Conversion, RdpCurve, rdp_to_epsilon
 from privtrain.core.errors import UnsupportedError
@@ -48,7 +48,7 @@ def stated_for_rdp(leaf: Event, relation: Relation) -> Event | None:
 
 def rdp_epsilon(terms: Terms, delta: float, relation: Relation, conversion: Conversion) -> float:
     """Epsilon by Rényi divergences: at the orders of a curve, where there is one."""
-    orders = next((leaf.orders for leaf, _ in terms if isinstance(leaf, RdpCurve)), ORDERS)
+    orders = _orders_of(terms)
     total = total_rdp(terms, orders, relation)
     value = rdp_to_epsilon(total, orders, delta, conversion)
     if orders is ORDERS and value < rdp_to_epsilon(total[:-1], orders[:-1], delta, conversion):
@@ -65,23 +65,48 @@ def _at_large_orders(
     terms: Terms, delta: float, relation: Relation, conversion: Conversion, value: float
 ) -> float:
     """Epsilon where the largest of the usual orders is the best: as far up as more of it helps."""
+    if not _extends(terms, relation):
+        return value
     for order in _LARGE_ORDERS:
-        rdp = 0.0
-        for leaf, count in terms:
-            stated = stated_for_rdp(leaf, relation)
-            if is_kind(stated, Kind.GAUSSIAN):
-                # Mironov 2017, Corollary 3.
-                rdp += count * order / (2 * stated.noise_multiplier**2)
-            elif is_kind(stated, Kind.POISSON_SAMPLED) and is_kind(stated.event, Kind.GAUSSIAN):
-                noise = stated.event.noise_multiplier
-                rdp += count * _sampled_gaussian_rdp(stated.sampling_probability, noise, order)
-            else:
-                return value
+        rdp = sum(count * _gaussian_rdp(leaf, order, relation) for leaf, count in terms)
         at_order = rdp_to_epsilon([rdp], [float(order)], delta, conversion)
         if at_order >= value:
             return value
         value = at_order
     return value
+
+
+def _gaussian_rdp(leaf: Event, order: int, relation: Relation) -> float:
+    """The divergence of one Gaussian, Poisson-sampled or not, at a whole order."""
+    stated = stated_for_rdp(leaf, relation)
+    if is_kind(stated, Kind.GAUSSIAN):
+        # Mironov 2017, Corollary 3.
+        return float(order / (2 * stated.noise_multiplier**2))
+    rate, noise = stated.sampling_probability, stated.event.noise_multiplier
+    return _sampled_gaussian_rdp(rate, noise, order)
+
+
+def _extends(terms: Terms, relation: Relation) -> bool:
+    """Whether divergences of all releases are known at any whole order, in little time."""
+    stated = [stated_for_rdp(leaf, relation) for leaf, _ in terms]
+    inner = [s.event if is_kind(s, Kind.POISSON_SAMPLED) else s for s in stated]
+    return all(is_kind(release, Kind.GAUSSIAN) for release in inner)
+
+
+def extends(event: Event, relation: Relation) -> bool:
+    """Whether an event's Rényi orders have no end: it holds Gaussians, Poisson-sampled or not."""
+    return _extends(tuple(terms_of(exact_part(event)).items()), Relation(relation))
+
+
+def least_epsilon(event: Event, delta: float) -> float:
+    """What an event's orders prove where it costs nearly nothing; see `rdp_to_epsilon`."""
+    last = max(_orders_of(tuple(terms_of(exact_part(event)).items())))
+    return max(0.0, math.log1p(-1 / last) - math.log(delta * last) / (last - 1))
+
+
+def _orders_of(terms: Terms) -> tuple[float, ...]:
+    """The orders of a curve among the releases; the usual ones where there is none."""
+    return next((leaf.orders for leaf, _ in terms if isinstance(leaf, RdpCurve)), ORDERS)
 
 
 @lru_cache(maxsize=256)
@@ -101,12 +126,6 @@ def _sampled_gaussian_rdp(rate: float, noise_multiplier: float, order: int) -> f
     lost = 2.0**-50 * float(gammaln(order + 1))
     unsampled = order / (2 * noise_multiplier**2)
     return min(max(0.0, float(logsumexp(terms)) + lost) / (order - 1), unsampled)
-
-
-def smallest_epsilon(orders: Sequence[float], delta: float) -> float:
-    """What the largest order proves of releases that cost nearly nothing; see `rdp_to_epsilon`."""
-    last = max(orders)
-    return max(0.0, math.log1p(-1 / last) - math.log(delta * last) / (last - 1))
 
 
 def total_rdp(terms: Terms, orders: tuple[float, ...], relation: Relation) -> Array:

@@ -271,8 +271,9 @@ def tightest(
     if delta >= FINE and math.isfinite(value):
         return value, best
     # Every accountant's epsilon holds, so that the smallest does.
-    values = {a: epsilon(event, delta, relation=relation, accountant=a) for a in others}
-    return min((value, best), *((values[a], a) for a in others), key=lambda pair: pair[0])
+    found = [(value, best)]
+    found += [(epsilon(event, delta, relation=relation, accountant=a), a) for a in others]
+    return min(found, key=lambda pair: pair[0])
 
 
 def evaluate(event: Event, delta: float, relation: Relation = ADD_REMOVE) -> Evaluation:

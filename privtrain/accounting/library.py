@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import Relation
 
 Array = NDArray[np.float64]
@@ -113,6 +114,10 @@ def rdp_of(event: Any, orders: tuple[float, ...], relation: Relation) -> Array:
     logger.setLevel(logging.ERROR)
     try:
         accountant.compose(event)
+    except ValueError as error:  # a logarithm of nothing, where noise is 1e8 and more
+        raise UnsupportedError(
+            f"The RDP accountant fails on {event!r} ({error}). Use less noise, or another rate."
+        ) from None
     finally:
         logger.setLevel(level)
     return np.asarray(accountant.rdp)
