@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from privtrain.accounting.epsilon import best_accountant
-from privtrain.accounting.epsilon import epsilon as epsilon_of
+from privtrain.accounting.divergences import extends, least_epsilon
+from privtrain.accounting.epsilon import best_accountant, tightest
 from privtrain.accounting.event import Event, repeated
 from privtrain.accounting.grid import rough_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
@@ -17,6 +17,8 @@ Excess = Callable[[float], float]
 # exp(28) is 10^12: no sensible scale lies beyond, in whatever unit it is given.
 _FARTHEST = 28.0
 _ROUGH = 0.02
+# With 1.5 times the smallest epsilon that orders show, a third of it is left to the noise.
+_FROM_LEAST = 1.5
 # So many times the target says no more than that it is missed.
 _FAR = 1e6
 
@@ -59,13 +61,11 @@ def calibrate_scale(
     def event(log_scale: float) -> Event:
         return repeated(event_of(math.exp(log_scale)), count)
 
-    best = best_accountant(event(0.0), relation)
-
     def excess(log_scale: float) -> float:
         try:
-            value = epsilon_of(event(log_scale), delta, relation=relation, accountant=best)
+            value, _ = tightest(event(log_scale), delta, relation)
         except UnsupportedError:
-            # The accountant reads the event (that was asked before): the noise is too small.
+            # The accountant reads the event (that is asked before): the noise is too small.
             value = math.inf
         return _log_ratio(value, epsilon)
 
@@ -74,17 +74,38 @@ def calibrate_scale(
 
     start = 0.0
     # A start, no more: the estimate bounds nothing, so the search below may go either way from it.
-    if best != "rdp":
+    if best_accountant(event(0.0), relation) != "rdp":
         start = _smallest(rough_excess, start, _ROUGH) or start
     log_scale = _smallest(excess, start, tolerance)
     if log_scale is None:
         raise BudgetExceededError(
             f"No amount of noise makes {count} releases ({epsilon:g}, {delta:g})-DP under "
             f"{relation.replace('_', '-')} neighbours. Part of the release is not protected by the "
-            "noise that is calibrated, or the accountant cannot resolve the delta: protect it, "
-            "make fewer releases, or ask for a larger epsilon or delta."
+            "noise that is calibrated, or no accountant resolves the delta: protect it, make fewer "
+            "releases, or ask for a larger epsilon or delta."
         )
+    _check_not_wasted(event(log_scale), delta, relation, epsilon)
     return math.exp(log_scale)
+
+
+def _check_not_wasted(event: Event, delta: float, relation: Relation, target: float) -> None:
+    """Refuses noise that is there for want of Rényi orders, not for the sake of privacy.
+
+    A curve shows no less than what its largest order shows of nothing at all; near that it takes
+    many times the noise that a target needs.
+
+    Raises:
+        BudgetExceededError: If the target is that small.
+    """
+    if tightest(event, delta, relation)[1] == "pld" or extends(event, relation):
+        return
+    least = _FROM_LEAST * least_epsilon(event, delta)
+    if target < least:
+        raise BudgetExceededError(
+            f"Expected epsilon={target:g} >= {least:.2g}: at delta={delta:g} the RDP accountant, "
+            "the only one to read this release, shows little less, whatever the noise. Ask for "
+            "that epsilon, or for a larger delta."
+        )
 
 
 def _log_ratio(value: float, target: float) -> float:

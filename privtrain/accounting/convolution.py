@@ -14,9 +14,6 @@ import numpy as np
 
 from privtrain.accounting.library import Array, GridLosses, Losses, each_direction, self_convolved
 
-_CUT_OFF = 1e-15
-"""How much probability windows leave out; it counts as infinite loss, or not at all from below."""
-
 _RARE = 1e-5
 """The probability beyond which losses are taken from the tilted distribution."""
 
@@ -27,26 +24,30 @@ _RAREST = 1e-10
 """The probability around which the tilted distribution is centred."""
 
 
-def self_composed(losses: Losses, count: int) -> Losses:
+def self_composed(losses: Losses, count: int, cut_off: float) -> Losses:
     """The privacy losses of a release that is made several times.
 
     Args:
         losses: Those of one release.
         count: How often it is made; at least 1.
+        cut_off: How much probability is left out, from 1e-20; it counts as infinite loss, or not at
+            all from below.
 
     Returns:
         The losses of all of them. Probabilities are exact to a relative 1e-6 or so, however small,
-        down to the 1e-15 that are left out.
+        down to those that are left out.
 
     Source: Koskela, Jälkö, Prediger and Honkela 2021 (arXiv:2006.07134) for the convolution;
     Esscher 1932 for the tilt.
     """
-    return losses if count == 1 else each_direction(losses, partial(_power, count=count))
+    if count == 1:
+        return losses
+    return each_direction(losses, partial(_power, count=count, cut_off=cut_off))
 
 
-def _power(once: GridLosses, count: int) -> GridLosses:
+def _power(once: GridLosses, count: int, cut_off: float) -> GridLosses:
     """The distribution of the sum of `count` independent losses of one distribution."""
-    first, summed = self_convolved(once.probabilities, count, _CUT_OFF)
+    first, summed = self_convolved(once.probabilities, count, cut_off)
     summed = np.maximum(summed, 0.0)
     beyond = np.cumsum(summed[::-1])[::-1]  # of each loss and all larger ones
     rare = first + int(np.searchsorted(-beyond, -_RARE))
@@ -55,7 +56,7 @@ def _power(once: GridLosses, count: int) -> GridLosses:
     # tilted sum, since the exponents of independent numbers add up.
     slope = _tilt(once.probabilities, count)
     tilted, log_mass = _tilted(once.probabilities, slope)
-    start, common = self_convolved(tilted, count, _CUT_OFF)
+    start, common = self_convolved(tilted, count, cut_off)
     # Undone, the tilt multiplies the noise of what is rare under it from below.
     peak = int(np.argmax(common))
     noise = int(np.flatnonzero(common[: peak + 1] >= _NOISE * common[peak])[0])
@@ -67,13 +68,13 @@ def _power(once: GridLosses, count: int) -> GridLosses:
     rare = max(rare, start)
     tail = np.exp(np.minimum(logs[rare - start :], 0.0))
     # The largest losses, of half the cut-off's probability in all, would only lengthen the grid.
-    tail = tail[: len(tail) - int(np.searchsorted(np.cumsum(tail[::-1]), _CUT_OFF / 2))]
+    tail = tail[: len(tail) - int(np.searchsorted(np.cumsum(tail[::-1]), cut_off / 2))]
 
     # One infinite loss among the releases makes the sum infinite: 1 - (1 - p)^count.
     infinite = -math.expm1(count * math.log1p(-once.infinite))
     if once.pessimistic:
         # What the windows left out may have been any loss: an upper bound counts it as infinite.
-        infinite += _CUT_OFF
+        infinite += cut_off
     ordinary = summed[: max(0, rare - first)]
     gap = np.zeros(max(0, rare - first - len(ordinary)))
     return once._replace(

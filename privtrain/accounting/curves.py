@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from privtrain.accounting.epsilon import best_accountant, epsilon
+from privtrain.accounting.epsilon import best_accountant, tightest
 from privtrain.accounting.event import Event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, Relation
@@ -48,12 +48,13 @@ def epsilon_curve(
     grid = sorted(set(deltas))
     for delta in grid:
         check_delta(delta)
-    accountant, pairs = best_accountant(event, relation), []
+    best_accountant(event, relation)  # an event that nobody reads is no matter of its deltas
+    pairs = []
     for delta in grid:
         try:
-            pairs.append((delta, epsilon(event, delta, relation=relation, accountant=accountant)))
+            pairs.append((delta, tightest(event, delta, relation)[0]))
         except UnsupportedError:
-            # The event is readable: the grid leaves out more probability than this delta.
+            # The event is readable: whoever reads it does not resolve this delta.
             continue
     return tuple(pairs)
 

@@ -87,6 +87,12 @@ def _as_scaled(leaf: Event, relation: Relation) -> tuple[Event, bool]:
         return inner, False
     if is_kind(leaf, Kind.GAUSSIAN, Kind.LAPLACE):
         return type(leaf)(leaf.noise_multiplier / factor), is_kind(leaf, Kind.GAUSSIAN)
+    if is_kind(leaf, Kind.FIXED_SIZE_SAMPLED):
+        inner, rate = (
+            _as_scaled(leaf.event, relation)[0],
+            leaf.sample_size / leaf.source_dataset_size,
+        )
+        return make(Kind.POISSON_SAMPLED, rate, inner), False
     if is_kind(leaf, Kind.TRUNCATED_GAUSSIAN):
         inner = make(Kind.GAUSSIAN, leaf.noise_multiplier)
         return make(Kind.POISSON_SAMPLED, leaf.sampling_probability, inner), False

@@ -5,7 +5,7 @@ library computes about them, its enumerations and its private members stay in th
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import Relation
 
 Array = NDArray[np.float64]
@@ -113,6 +114,10 @@ def rdp_of(event: Any, orders: tuple[float, ...], relation: Relation) -> Array:
     logger.setLevel(logging.ERROR)
     try:
         accountant.compose(event)
+    except ValueError as error:  # a logarithm of nothing, where noise is 1e8 and more
+        raise UnsupportedError(
+            f"The RDP accountant fails on {event!r} ({error}). Use less noise, or another rate."
+        ) from None
     finally:
         logger.setLevel(level)
     return np.asarray(accountant.rdp)
@@ -163,15 +168,18 @@ def laplace_losses(
     )
 
 
-def truncated_losses(event: Any, relation: Relation, step: float) -> Losses:
-    """The losses of one Gaussian release about a truncated Poisson sample, rounded up."""
-    make_losses = _library().pld.privacy_loss_distribution
-    return make_losses.from_truncated_subsampled_gaussian_mechanism(
-        *(event.dataset_size, event.sampling_probability, event.truncated_batch_size),
-        event.noise_multiplier,
-        value_discretization_interval=step,
-        neighboring_relation=_neighbours(relation),
-    )
+def no_losses(step: float) -> Losses:
+    """The losses of a release that shows nothing, rounded up."""
+    return _library().pld.privacy_loss_distribution.identity(step)
+
+
+def mixed_losses(parts: Sequence[tuple[float, Losses]]) -> Losses:
+    """The losses of a release that is one of several, by a public draw; weights add up to one."""
+    total, mixed = 0.0, parts[0][1]
+    for weight, losses in parts:
+        total += weight
+        mixed = losses.compute_mixture(mixed, weight / total) if weight > 0 else mixed
+    return mixed
 
 
 def mixture_losses(
@@ -216,18 +224,28 @@ def mixture_losses(
     return distributions.PrivacyLossDistribution(*map(one_way, directions))
 
 
+def infinite_part(losses: Any) -> float:
+    """The probability of an infinite loss, in the direction where it is larger."""
+    return float(max(losses._pmf_remove._infinity_mass, losses._pmf_add._infinity_mass))
+
+
 def each_direction(losses: Any, change: Callable[[GridLosses], GridLosses]) -> Losses:
     """Losses whose distribution was changed, in each direction of neighbours."""
-
-    def changed(direction: Any) -> Any:
-        dense = direction.to_dense_pmf()
-        fields = dense._discretization, dense._lower_loss, dense._probs, dense._infinity_mass
-        return type(dense)(*change(GridLosses(*fields, dense._pessimistic_estimate)))
-
-    remove = changed(losses._pmf_remove)
+    remove = _changed(losses._pmf_remove, change)
     # Of symmetric losses only one direction is stored.
-    both = (remove,) if losses._symmetric else (remove, changed(losses._pmf_add))
+    both = (remove,) if losses._symmetric else (remove, _changed(losses._pmf_add, change))
     return type(losses)(*both)
+
+
+def from_removed(losses: Any, change: Callable[[GridLosses], GridLosses]) -> Losses:
+    """The losses of both directions, from those where a unit is removed."""
+    return type(losses)(_changed(losses._pmf_remove, change))
+
+
+def _changed(direction: Any, change: Callable[[GridLosses], GridLosses]) -> Any:
+    dense = direction.to_dense_pmf()
+    fields = dense._discretization, dense._lower_loss, dense._probs, dense._infinity_mass
+    return type(dense)(*change(GridLosses(*fields, dense._pessimistic_estimate)))
 
 
 def self_convolved(probabilities: Array, count: int, cut_off: float) -> tuple[int, Array]:
