@@ -16,7 +16,7 @@ from privtrain.core.runtime import Payload
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
-from privtrain.core.validate import check_count, check_non_negative
+from privtrain.core.validate import check_count, check_non_negative, check_positive
 from privtrain.mechanisms.mechanism import Mechanism
 
 BOUNDED_AGAIN = "bounded_again"
@@ -40,6 +40,8 @@ class Expected:
             altogether for the shape of the first message.
         largest_weight: Upper bound on a weight, which is the last value of a weighted message;
             infinity for none. None for messages without weights.
+        weight_of_one: The weight in the message of a single contribution, where a message of a
+            larger weight adds up as many of them; None where weights change no bound.
 
     Raises:
         ValueError: If a number of contributions is below 1, or a weight below 0.
@@ -48,6 +50,7 @@ class Expected:
     contributions: int | Mapping[str, int] | None = 1
     shape: tuple[int | None, ...] | None = None
     largest_weight: float | None = None
+    weight_of_one: float | None = None
 
     def __post_init__(self) -> None:
         given = self.contributions
@@ -56,12 +59,21 @@ class Expected:
             check_count(contributions=count)
         if self.largest_weight is not None and self.largest_weight != float("inf"):
             check_non_negative(largest_weight=self.largest_weight)
+        if self.weight_of_one is not None:
+            check_positive(weight_of_one=self.weight_of_one)
 
-    def contributions_of(self, party: str) -> int | None:
-        """How many contributions a party may add up; None where that is not public."""
-        if isinstance(self.contributions, Mapping):
-            return self.contributions[party]
-        return self.contributions
+    def contributions_of(self, party: str, weight: Tensor | None = None) -> int | None:
+        """How many contributions a party may add up; None where that is not public.
+
+        Args:
+            party: Its name.
+            weight: The weight in its message, shape `(1,)`, not negative.
+        """
+        given = self.contributions
+        count = given[party] if isinstance(given, Mapping) else given
+        if count is None or weight is None or self.weight_of_one is None:
+            return count
+        return count * max(1, math.ceil(float(weight) / self.weight_of_one))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +113,8 @@ class Arrival:
         for party, value in values.items():
             self._check(party, value, kind, shape)
             body, weight = self._parted(party, value, kind)
-            kept = self._kept(party, body, run, round, kind)
+            contributions = self.expected.contributions_of(party, weight)
+            kept = self._kept(party, body, run, round, kind, contributions)
             if kept is not body:
                 bounded_again += 1
                 value = kept if weight is None else torch.cat([kept, weight])
@@ -155,9 +168,10 @@ class Arrival:
     def _bounding(self) -> bool:
         return self.mechanism.sensitivity(ADD_REMOVE) is not None
 
-    def _kept(self, party: str, body: Tensor, run: Run, round: int, kind: str) -> Tensor:
+    def _kept(
+        self, party: str, body: Tensor, run: Run, round: int, kind: str, contributions: int | None
+    ) -> Tensor:
         """The message itself, or what is left of it under the bound."""
-        contributions = self.expected.contributions_of(party)
         if not self._bounding or contributions is None:
             if self._bounding:
                 _assume(UNCOUNTED, run)

@@ -134,6 +134,7 @@ class Release:
         party: PartyRun,
         *,
         kind: str = "update",
+        factor: float = 1.0,
         weight: float | None = None,
     ) -> Payload:
         """At the party: the message that leaves, of bounded contributions and the party's noise.
@@ -142,16 +143,24 @@ class Release:
             contributions: The party's contributions, all of one shape.
             party: The party's side of the run.
             kind: What the message is called in the transcript.
+            factor: What bounded contributions are multiplied by. Under noise in [0, 1]: what is
+                covered is the bound.
             weight: A number that is added up like the contributions, of shape `(parameters,)`,
                 and is sealed with them as the last value of the message; never bounded. None for
                 none. Refused under noise, which would not cover it.
 
         Raises:
             UnsupportedError: If the release has noise and the aggregation adds exact values only.
-            UnsoundReleaseError: If a weight would leave beside noise.
+            UnsoundReleaseError: If a weight would leave beside noise, or a factor carry a
+                contribution past what the noise covers.
             ValueError: If there is no contribution.
         """
         self._check_exact()
+        if self.mechanism.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
+            raise UnsoundReleaseError(
+                f"factor={factor:g} would carry a contribution past the bound that "
+                f"{self.mechanism} covers. Use weights in [0, 1]."
+            )
         if weight is not None and self.mechanism.noisy:
             raise UnsoundReleaseError(
                 f"weight={weight:g} would leave without noise beside what {self.mechanism} covers. "
@@ -162,7 +171,10 @@ class Release:
         for contribution in contributions:
             if bounding:
                 non_finite += not bool(torch.isfinite(contribution).all())
-            bounded.append(self.mechanism.bound(contribution))
+            kept = self.mechanism.bound(contribution)
+            # McMahan et al. 2018, Algorithm 1: w_k times the clipped update. The other way round,
+            # weights would be clipped away. A factor up to 1 makes no value larger when rounded.
+            bounded.append(kept if factor == 1 else _times(kept, factor, sealed=weight is not None))
         if not bounded:
             raise ValueError(
                 f"Expected contributions=[] of {party.party!r} to hold at least one; a party "
@@ -422,6 +434,12 @@ class Release:
         """The same release with another noise scale, or None if it draws no noise."""
         mechanism = self.mechanism.with_scale(scale)
         return None if mechanism is None else replace(self, mechanism=mechanism)
+
+
+def _times(contribution: Tensor, factor: float, *, sealed: bool) -> Tensor:
+    """A contribution times a factor, in float32 at least where a sealed weight needs it anyhow."""
+    dtype = contribution.dtype
+    return contribution.to(torch.promote_types(dtype, torch.float32) if sealed else dtype) * factor
 
 
 def _share(fraction: float) -> str:

@@ -197,7 +197,7 @@ def fit_trial(
     if kind is SEEDED:
         root = noise_root(trainer, task, data, start.module)
         # Two runs that were interrupted at different steps of one block go on from other models.
-        saved = checkpoint.load()
+        saved = checkpoint.load() if promises else None
         root = root if saved is None else value_digest(root, *saved)
     fits = 0
     if study_ledger is not None:
@@ -207,10 +207,12 @@ def fit_trial(
         fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
     # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
     # fit of a study with the same seed, and any other fit: shared noise would cancel in the
-    # difference of two results.
+    # difference of two results. Where nothing is promised, a resumed run repeats what it drew: the
+    # same bits as one that was never interrupted.
     source: Entropy = SystemEntropy()
     if kind is SEEDED:
-        source = SeededEntropy(noise_seed, attempt=ledger.spent, fit=fits, root=root)
+        attempt = ledger.spent if promises else 0
+        source = SeededEntropy(noise_seed, attempt=attempt, fit=fits, root=root)
     with ExitStack() as stack:
         run = Run(
             runtimes=where,

@@ -69,11 +69,20 @@ def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicC
     return PublicCost(bytes_sent=number * of_a_row, rounds=1)
 
 
-def training_state(model: nn.Module, optimizer: Optimizer, run: Run) -> dict[str, Any]:
-    """What an interrupted run with noise needs to go on, for its checkpoint."""
+def training_state(
+    model: nn.Module, optimizer: Optimizer, run: Run, seen: list[dict[str, float]]
+) -> dict[str, Any]:
+    """What an interrupted run with noise needs to go on, for its checkpoint.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        run: The run.
+        seen: Diagnostics of the steps that no record holds yet.
+    """
     # Trainable parameters alone: no noise covers what a model keeps elsewhere.
     state = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
-    return {**state, "memory": run.memory}
+    return {**state, "memory": run.memory, "seen": seen}
 
 
 def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[str, Any]]:

@@ -49,6 +49,27 @@ def diagnostics(clipped: ClippedSum, clipping_norm: float) -> dict[str, float]:
     }
 
 
+def averaged(seen: list[dict[str, float]]) -> dict[str, float]:
+    """The diagnostics of several clipped sums as one: means over sums that hold rows, one count.
+
+    Args:
+        seen: What `diagnostics` said of each sum.
+
+    Returns:
+        Empty where no sum held a row.
+    """
+    held = [step for step in seen if step]
+    if not held:
+        return {}
+    # A batch all of whose losses are NaN has no mean; the others still have one.
+    losses = torch.tensor([step["training_loss"] for step in held], dtype=torch.float64)
+    return {
+        "training_loss": float(losses.nanmean()),
+        "fraction_clipped": sum(step["fraction_clipped"] for step in held) / len(held),
+        "non_finite": sum(step["non_finite"] for step in held),
+    }
+
+
 def public_trial(public: Rows, private: Rows, count: float) -> Rows:
     """Public rows on which a model may be tried before it sees private ones.
 
@@ -160,8 +181,8 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Training loss, fraction clipped and non-finite count, all unprotected; and encoded notes
-            of how gradients were computed, and what their sums assume.
+            Mean training loss and fraction clipped of the round's steps and their non-finite count,
+            all unprotected; and encoded notes of how gradients were computed, and what their sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -170,7 +191,7 @@ class DPSteps:
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
         bound = l2_bound(self.mechanism)
-        last_seen: dict[str, float] = {}
+        seen: list[dict[str, float]] = []
         state = self.mechanism.init(to_vector(parameters))
         with kept_generators():
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
@@ -188,8 +209,8 @@ class DPSteps:
                 gradient.set(value, sampling.expected(0))
                 # "Descent".
                 optimizer.step()
-                last_seen |= diagnostics(clipped, bound)
-        unprotected = {name: torch.tensor(value) for name, value in last_seen.items()}
+                seen.append(diagnostics(clipped, bound))
+        unprotected = {name: torch.tensor(value) for name, value in averaged(seen).items()}
         said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
         return unprotected | said
 

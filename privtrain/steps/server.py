@@ -7,8 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
+from privtrain.core.runtime import Payload
 from privtrain.core.trainer import Run
+from privtrain.core.transcript import UNPROTECTED
+from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector
+from privtrain.steps.private import ASSUMPTION, NOTE, read_note
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -85,3 +89,30 @@ class Server:
         run.star.restore(state["parties"])
         run.memory.update(state["memory"])
         return done
+
+
+def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> None:
+    """Records the clients' diagnostics, averaged, and their notes.
+
+    Args:
+        replies: Client to message.
+        round: Communication round, from 0.
+        run: The run whose history, notes and assumptions grow.
+    """
+    diagnostics: dict[str, list[Tensor]] = {}
+    for reply in replies.values():
+        for name in reply:
+            if name.startswith(UNPROTECTED):
+                diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
+    for name in sorted(diagnostics):
+        if name.startswith((NOTE, ASSUMPTION)):
+            texts = run.notes if name.startswith(NOTE) else run.assumptions
+            # Parties with one model say the same; once will do.
+            said = dict.fromkeys(read_note(text) for text in diagnostics[name])
+            # A party may say what an engine says, and nothing else of what a promise rests on.
+            expected = "" if name.startswith(NOTE) else ALONE
+            new = (text for text in said if text.startswith(expected) and text not in texts)
+            texts.extend(new)
+        else:
+            seen = [float(value) for value in diagnostics[name]]
+            run.history.record(round + 1, **{name: sum(seen) / len(seen)})

@@ -32,7 +32,7 @@ from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
 from privtrain.steps.pooling import CURATOR_READS, pool, pooling_cost, resume, training_state
-from privtrain.steps.private import DRAWN_IN_SECRET, diagnostics, public_trial
+from privtrain.steps.private import DRAWN_IN_SECRET, averaged, diagnostics, public_trial
 
 SHOWN = 20
 """How often a run is evaluated, and how often at most it is saved."""
@@ -150,6 +150,7 @@ class DPSGD:
         if saved:
             # Without its earlier noise a correlated mechanism would begin a new sequence.
             run.memory.update(saved["memory"])
+        bound, seen = l2_bound(self.release.mechanism), list(saved.get("seen", []))
         saved_part, drawn = start * SHOWN // batches.steps, iter(list[list[int]]())
         for step in range(start, batches.steps):
             opens = batches.begins_draw(step)
@@ -157,7 +158,7 @@ class DPSGD:
                 # Paid before anything is drawn: an interrupted run may only spend too much.
                 if not run.spend():
                     _check_begun(batches)
-                    run.checkpoint.save(step, training_state(model, optimizer, run))
+                    run.checkpoint.save(step, training_state(model, optimizer, run, seen))
                     break
                 drawn = self._draw(batches, len(rows), step, run)
             batch = rows_at(rows, next(drawn))
@@ -170,17 +171,18 @@ class DPSGD:
                 gradient.set(noised, self.expected_batch)
                 # "Descent": what an optimizer makes of a noised gradient is post-processing.
                 optimizer.step()
+            seen.append(diagnostics(clipped, bound))
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
-                shown = diagnostics(clipped, l2_bound(self.release.mechanism))
-                run.history.record(step + 1, **shown)
+                run.history.record(step + 1, **averaged(seen))
+                seen = []
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
             # A draw is paid for and drawn as a whole, so a run is resumed between draws only.
             if batches.ends_draw(step) and part > saved_part:
                 saved_part = part
-                run.checkpoint.save(step + 1, training_state(model, optimizer, run))
+                run.checkpoint.save(step + 1, training_state(model, optimizer, run, seen))
         run.notes.extend(engine.notes)
         run.assumptions.extend(engine.assumptions)
         engine.close()

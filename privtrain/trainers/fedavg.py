@@ -26,7 +26,6 @@ from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
-from privtrain.gradients.alone import ALONE
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
@@ -35,9 +34,8 @@ from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import ASSUMPTION, NOTE, read_note
-from privtrain.steps.server import Server, ServerOptimizer
-from privtrain.steps.weights import Uniform, Weights, scale_of
+from privtrain.steps.server import Server, ServerOptimizer, record_diagnostics
+from privtrain.steps.weights import NOT_PUBLIC, Uniform, Weights, expected_weight, scale_of
 
 
 def values(model: nn.Module, *, buffers: bool) -> list[Tensor]:
@@ -96,15 +94,12 @@ class ClientStep:
         # UserUpdate returns theta - theta_0, which can be clipped; ClientUpdate returns w itself.
         contribution = trained - payload["model"] if self.sends_change else trained
         weight = 1.0 if self.weights.uniform else self.weights.weight(len(party.rows))
-        if not self.weights.uniform:
-            # Before `leave` clips: what the noise has to cover is the weighted contribution.
-            contribution = contribution * weight
-        # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call.
-        # Sealed with the update; under noise it stays at home and the server divides by a public
-        # number.
-        weighted = not (self.weights.uniform or self.release.mechanism.noisy)
-        sealed = weight * scale_of(self.weights) if weighted else None
-        message = self.release.leave([contribution], party, weight=sealed)
+        sealed = None
+        if not (self.weights.uniform or divides_by_public(self.weights, self.release)):
+            sealed = weight * scale_of(self.weights)
+        # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call, and
+        # then w_k: a bounded update times a weight of at most 1 stays within the bound.
+        message = self.release.leave([contribution], party, factor=weight, weight=sealed)
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
     def _model(self, party: PartyRun, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
@@ -131,6 +126,15 @@ class ClientStep:
         return training_mode(worker_model, statistics=statistics), party.scratch["exchanged"]
 
 
+def divides_by_public(weights: Weights, release: Release) -> bool:
+    """Whether the server divides by a public number rather than by the weights that came.
+
+    It does where each client's part of the sum is bounded, with noise or without: no noise is then
+    the limit of little noise.
+    """
+    return release.bounding and weights.bounded
+
+
 def _check_rows(data: FederatedData) -> None:
     if data.split is not ROWS:
         raise UnsupportedError(
@@ -155,7 +159,7 @@ class FedAvg:
         UnsoundReleaseError: If noise is asked for and weights have no bound, or parties draw it
             and a round may be empty.
 
-    Source: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629); with noise McMahan et al. 2018,
+    Source: McMahan et al. 2017, Algorithm 1 (arXiv:1602.05629); under a bound McMahan et al. 2018,
     Algorithm 1 (arXiv:1710.06963), with a fixed denominator.
     """
 
@@ -225,15 +229,18 @@ class FedAvg:
     def caveats(self) -> tuple[str, ...]:
         """What clients are trusted with, where no guarantee says so."""
         trusted = self.release.trusted("client", "the model")
-        if not self._weighted or (self.weights.bounded and self.release.readable):
+        if not self._sends_weights or (self.weights.bounded and self.release.readable):
             return trusted
         why = "nobody can read it" if self.weights.bounded else "weights have no bound"
         return (*trusted, f"a client may claim any weight: {why}")
 
     @property
-    def _weighted(self) -> bool:
-        """Whether weights are sent: under noise the server divides by a public number."""
-        return not (self.weights.uniform or self.release.mechanism.noisy)
+    def _sends_weights(self) -> bool:
+        return not (self.weights.uniform or self._public_divisor)
+
+    @property
+    def _public_divisor(self) -> bool:
+        return divides_by_public(self.weights, self.release)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         clients = InputPrivacy(
@@ -244,7 +251,7 @@ class FedAvg:
         at_party = self.release.noise_at.drawer is Drawer.PARTY and self.release.mechanism.noisy
         what = "noised update" if at_party or self.local.plans(data, 1) else "update"
         # In one message: who reads single updates reads weights, and who reads sums their sum.
-        what = f"{what} and weight" if self._weighted else what
+        what = f"{what} and weight" if self._sends_weights else what
         return (*self.release.aggregation.readers("client", what), clients)
 
     def with_noise(self, scale: float) -> "FedAvg | None":
@@ -286,6 +293,7 @@ class FedAvg:
         step = ClientStep(
             task, self.local.settled(data), self.release, self.weights, self._sends_change
         )
+        divisor = self._divisor(data, run)
         done = server.resume(run)
         for round in range(done, self.rounds):
             if not run.spend():
@@ -296,9 +304,9 @@ class FedAvg:
             # "for each client k in S_t in parallel": w^k_{t+1} <- ClientUpdate(k, w_t)
             replies = run.map(step, {name: {"model": current} for name in chosen}, round=round)
             # "w_{t+1} <- sum over k of n_k / n * w^k_{t+1}"
-            average = self._average(replies, current, len(data.parties), round, run)
+            average = self._average(replies, current, divisor, round, run)
             server.step(average, change=self._sends_change)
-            self._record(replies, round, run)
+            record_diagnostics(replies, round, run)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             server.save(round + 1, run)
             run.progress(round + 1, self.rounds)
@@ -332,30 +340,54 @@ class FedAvg:
         generator = streams["cohort", round, AGGREGATOR_NAME].numpy()
         return [parties[index] for index in self.sampling.choose(len(parties), generator)]
 
+    def _divisor(self, data: FederatedData, run: Run) -> float | None:
+        """The public number that sums are divided by; None for the weights that come.
+
+        Algorithm 1 of McMahan et al. 2018, estimator f_f: a fixed denominator q W, since who came,
+        and with which weight, may be private. The same without noise, or a table would show the
+        price of a divisor as that of noise.
+        """
+        if not self._public_divisor:
+            return None
+        mean = expected_weight(self.weights, self.sampling, data)
+        if mean is None:
+            run.notes.append(NOT_PUBLIC.format(weights=self.weights))
+        return self.sampling.expected(len(data.parties)) * (1.0 if mean is None else mean)
+
     def _average(
-        self, replies: dict[str, Payload], current: Tensor, parties: int, round: int, run: Run
+        self,
+        replies: dict[str, Payload],
+        current: Tensor,
+        divisor: float | None,
+        round: int,
+        run: Run,
     ) -> Tensor | None:
-        """The average of the updates, in float64; None without noise where nobody took part."""
-        noisy = self.release.mechanism.noisy
-        if not replies and not noisy:
+        """The average of the updates, in float64; None without a bound where nobody took part.
+
+        Args:
+            replies: Client to message.
+            current: The model that was sent, shape `(values,)`.
+            divisor: What the sum is divided by; None for the weights that came.
+            round: Communication round, from 0.
+            run: The run.
+        """
+        if not replies and not self.release.mechanism.noisy:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
-            return None
+            return torch.zeros_like(current, dtype=torch.float64) if divisor else None
         # A round nobody was drawn for is noised like any other: its emptiness is not public.
         arrived = replies or {AGGREGATOR_NAME: {"update": torch.zeros_like(current)}}
         scale = scale_of(self.weights)
+        largest = scale if self.weights.bounded else math.inf
         expected = Expected(
             shape=tuple(current.shape),
-            largest_weight=(scale if self.weights.bounded else math.inf)
-            if self._weighted
-            else None,
+            largest_weight=largest if self._sends_weights else None,
+            weight_of_one=scale,
         )
         total = self.release.arrive(arrived, run, round=round, expected=expected).double()
-        if noisy:
-            # Algorithm 1 of McMahan et al. 2018 with the estimator f_f: the denominator is fixed,
-            # here the expected number of clients. Who came, and with which weight, may be private.
-            return total / self.sampling.expected(parties)
-        if not self._weighted:
+        if divisor:
+            return total / divisor
+        if not self._sends_weights:
             return total / len(replies)
         weights = float(total[-1]) / scale
         # Single weights may have been unreadable; their sum is not.
@@ -365,23 +397,3 @@ class FedAvg:
                 "which honest ones cannot."
             )
         return total[:-1] / weights
-
-    def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
-        """Records the clients' diagnostics, averaged, and their notes."""
-        diagnostics: dict[str, list[Tensor]] = {}
-        for reply in replies.values():
-            for name in reply:
-                if name.startswith(UNPROTECTED):
-                    diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
-        for name in sorted(diagnostics):
-            if name.startswith((NOTE, ASSUMPTION)):
-                texts = run.notes if name.startswith(NOTE) else run.assumptions
-                # Parties with one model say the same; once will do.
-                said = dict.fromkeys(read_note(text) for text in diagnostics[name])
-                # A party may say what an engine says, and nothing else of what a promise rests on.
-                expected = "" if name.startswith(NOTE) else ALONE
-                new = (text for text in said if text.startswith(expected) and text not in texts)
-                texts.extend(new)
-            else:
-                seen = [float(value) for value in diagnostics[name]]
-                run.history.record(round + 1, **{name: sum(seen) / len(seen)})
