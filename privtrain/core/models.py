@@ -49,7 +49,7 @@ def made_anew(model: Model, stream: Stream) -> nn.Module:
         module = new_module(model)
     if not isinstance(module, nn.Module):
         raise ValueError(f"Expected model={model!r} to return an nn.Module, not {module!r}.")
-    _check_shapes(model, module)
+    check_values(model, module)
     for name, tensor in _tensors(module):
         if _MADE.has(tensor):
             raise ValueError(
@@ -62,6 +62,24 @@ def made_anew(model: Model, stream: Stream) -> nn.Module:
         _MADE.add(tensor)
     _STREAMS[module] = stream
     return module
+
+
+def check_values(model: Model, module: nn.Module) -> None:
+    """Refuses a module whose parameters or buffers have no values yet.
+
+    Args:
+        model: What made it.
+        module: The module, which was never run.
+
+    Raises:
+        ValueError: If a layer is lazy, or was made on the device "meta".
+    """
+    for name, tensor in _named(module):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise ValueError(
+                f"Expected model={_name(model)} to make a module with values; {name} has none yet. "
+                "Give lazy layers their widths, and make the module on the CPU."
+            )
 
 
 def described(module: nn.Module) -> str:
@@ -164,15 +182,6 @@ def _equal(one: Any, other: Any) -> bool:
     return torch.equal(one, other) or bool(
         ((one == other) | ((one != one) & (other != other))).all()
     )
-
-
-def _check_shapes(model: Model, module: nn.Module) -> None:
-    for name, tensor in _named(module):
-        if is_lazy(tensor) or tensor.is_meta:
-            raise ValueError(
-                f"Expected model={_name(model)} to make a module with values; {name} has none yet. "
-                "Give lazy layers their widths, and make the module on the CPU."
-            )
 
 
 def _copied(module: nn.Module) -> nn.Module:

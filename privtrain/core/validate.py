@@ -113,6 +113,47 @@ def check_finite(**tensors: Tensor) -> None:
             )
 
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def check_ordinary(**tensors: Tensor) -> None:
+    """Raises `DataError` unless every tensor is dense, in memory, and of real numbers."""
+    for name, tensor in tensors.items():
+        # Nested first: such a tensor has no shape and no length.
+        if tensor.is_nested:
+            what = "with rows of different lengths. Pad or cut them, as by torch.nn.utils.rnn"
+        elif tensor.layout is not torch.strided:
+            what = f"of the layout {tensor.layout}. Use {name}.to_dense()"
+        elif tensor.is_quantized:
+            what = f"of quantized numbers ({tensor.dtype}). Use {name}.dequantize()"
+        elif tensor.is_complex():
+            what = "of complex ones. Use torch.view_as_real, or its real part"
+        elif tensor.is_meta:
+            what = "without values, on the device 'meta'. Load the values first"
+        else:
+            continue
+        raise DataError(f"Expected {name} to be a dense tensor of real numbers, not one {what}.")
+
+
+def check_computable(**tensors: Tensor) -> None:
+    """Raises `DataError` unless every tensor is ordinary, and of a type that torch computes with.
+
+    A tensor that requires a gradient is refused, too: training would write into it.
+    """
+    check_ordinary(**tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype in _UNSIGNED:
+            raise DataError(
+                f"Expected {name} of type {tensor.dtype} to be of a type that torch computes with. "
+                f"Use {name}.long(), or pt.data.from_arrays, which does."
+            )
+        if tensor.requires_grad:
+            raise DataError(
+                f"Expected {name} to require no gradient: rows are not trained. Use "
+                f"{name}.detach()."
+            )
+
+
 def made_folder(folder: str | os.PathLike[str], name: str = "folder") -> Path:
     """Makes a folder where there is none, before anything is computed that would be written there.
 

@@ -17,11 +17,9 @@ from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.validate import check_count
 from privtrain.data.federation import EVENLY, Layout, federate
 from privtrain.data.models import Model, chosen_model
+from privtrain.data.numbers import Array, to_inputs, to_targets
 from privtrain.data.owners import to_names, to_users
 from privtrain.data.partition import Partition
-
-Array = Tensor | ArrayLike
-"""A numpy array, a torch tensor, or nested sequences of numbers."""
 
 Scale = tuple[ArrayLike, ArrayLike]
 """Public lowest and highest values: one number each, or one a column."""
@@ -129,6 +127,8 @@ def from_arrays(
     # Test and public rows pass the same checks and are scaled by the same constants: a feature has
     # to mean the same where it is learned and where it is tested.
     if test is not None:
+        if not isinstance(test, (tuple, list)) or len(test) != 2:
+            raise DataError("Expected test to be a pair: (inputs, targets).")
         test_rows = _rows(*test, scale, dtype, ("test[0]", "test[1]"))
         _check_width(rows.inputs, **{"test[0]": test_rows.inputs})
     public_inputs = None
@@ -206,91 +206,6 @@ def _arrays(file: BinaryIO, path: Path, keys: tuple[str, ...]) -> list[NDArray[A
             f"{', '.join(loaded.files) or 'none'}. Name them with inputs=, targets=, row_ids=."
         )
     return [loaded[key] for key in keys]
-
-
-def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
-    """Features as a tensor, checked.
-
-    Args:
-        array: Numbers, shape `(rows, ...)`.
-        dtype: Floating-point type of the result.
-        name: What messages call the array.
-
-    Returns:
-        Shape `(rows, ...)`.
-
-    Raises:
-        DataError: If there are no rows or columns, or a number is not finite.
-    """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"Expected dtype={dtype} to be torch.float32 or torch.float64.")
-    tensor = _tensor(array, name)
-    if tensor.ndim < 2 or tensor.numel() == 0:
-        raise DataError(
-            f"Expected {name} of shape {tuple(tensor.shape)} to have the shape (rows, columns) or "
-            "more dimensions, and to hold something. Use reshape(-1, 1) for a single column."
-        )
-    result = tensor.to(dtype)
-    # Tested after the conversion: 1e300 is finite in float64 and infinite in float32. One value
-    # that is not finite makes a loss NaN, and then the gradient of every row of its batch.
-    finite = torch.isfinite(result)
-    if not bool(finite.all()):
-        row, *place = (int(number) for number in (~finite).nonzero()[0])
-        column = place[0] if len(place) == 1 else tuple(place)
-        raise DataError(
-            f"Expected {name} to hold finite numbers; row {row}, column {column} is "
-            f"{float(result[(row, *place)])}. Remove or impute such rows before training."
-        )
-    return result
-
-
-def to_targets(array: Array, name: str) -> Tensor:
-    """Class numbers as a tensor, checked.
-
-    Args:
-        array: Whole numbers from 0, shape `(rows,)` or `(rows, 1)`.
-        name: What messages call the array.
-
-    Returns:
-        Type int64, shape `(rows,)`.
-
-    Raises:
-        DataError: If the shape is another, or a number is not a whole number from 0.
-    """
-    tensor = _tensor(array, name)
-    if tensor.ndim == 2 and tensor.shape[1] == 1:
-        tensor = tensor[:, 0]
-    if tensor.ndim != 1:
-        raise DataError(
-            f"Expected {name} of shape {tuple(tensor.shape)} to have the shape (rows,)."
-        )
-    result = tensor.to(torch.int64)
-    # Compared with what was given: fractions and NaN do not survive the conversion.
-    wrong = (result != tensor) | (result < 0)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise DataError(
-            f"Expected {name} to hold class numbers 0, 1, ...; row {row} is {tensor[row].item()}. "
-            f"Map the classes first: numpy.unique({name}, return_inverse=True)[1]."
-        )
-    return result
-
-
-def _tensor(array: Array, name: str) -> Tensor:
-    if isinstance(array, Tensor):
-        return array.detach().cpu()
-    values = np.asarray(array)
-    if values.dtype.kind not in "biuf":
-        raise DataError(
-            f"Expected {name} to hold numbers, not values of type {values.dtype}. Map words to "
-            f"numbers first, or use from_csv, which does."
-        )
-    if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-    elif values.dtype.kind == "u":
-        values = values.astype(np.int64)
-    # A copy: later writes into the caller's array must not change the data set.
-    return torch.from_numpy(np.array(values, order="C"))
 
 
 def _rows(

@@ -314,6 +314,7 @@ def in_range(values: Sequence[str], column: Number, place: Place) -> NDArray[np.
 def parse(text: str) -> float:
     """The number that a text stands for, or NaN."""
     try:
-        return float(text)
+        # Python reads 1_0 as ten, and no table means that by it.
+        return math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.models import Model as Model
-from privtrain.core.models import new_module
+from privtrain.core.models import check_values, new_module
 from privtrain.core.seeding import Seeds, global_generator
 
 
@@ -140,8 +140,11 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
     with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
         probe = torch.zeros(2, *shape, dtype=inputs.dtype)
         try:
-            # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
             made = new_module(model)
+            if isinstance(made, nn.Module):
+                # Before it runs: a lazy layer takes its widths from the first batch.
+                check_values(model, made)
+            # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
             got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
         # A user's own code may raise anything; the message has to say which argument it was.
         except Exception as error:

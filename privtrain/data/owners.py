@@ -1,10 +1,11 @@
 """Whose each row is and what it is called: numbers that follow from the name alone."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from privtrain.core.errors import DataError
@@ -21,9 +22,10 @@ def to_users(users: ArrayLike, argument: str = "users") -> Tensor:
         Type int64, shape `(rows,)`.
 
     Raises:
-        DataError: If the shape is another.
+        DataError: If the shape is another, a name is missing, or numbers and words are mixed.
     """
     values = np.asarray(users)
+    _check_names(users, values, argument)
     if values.ndim != 1 or values.dtype.kind not in "biuUSO":
         raise DataError(
             f"Expected {argument} of shape {values.shape} and type {values.dtype} to have the "
@@ -37,6 +39,27 @@ def to_users(users: ArrayLike, argument: str = "users") -> Tensor:
     digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names.tolist()]
     numbers = np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
     return torch.from_numpy(numbers[index])
+
+
+def _check_names(users: ArrayLike, values: NDArray[Any], argument: str) -> None:
+    # One user of two names would be promised the privacy of half of the rows.
+    missing = np.zeros(values.shape, dtype=bool)
+    if isinstance(users, np.ma.MaskedArray):
+        missing = np.ma.getmaskarray(users)
+    elif values.dtype.kind == "O":
+        missing = np.array([not isinstance(name, (str, int, np.integer)) for name in values.flat])
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise DataError(
+            f"Expected {argument} to hold a whole number or a word for each row; row {row} holds "
+            f"{np.ma.asarray(users)[row] if values.dtype.kind != 'O' else values.flat[row]!r}. "
+            "Name whose it is, or remove the row."
+        )
+    if values.dtype.kind == "O" and len({isinstance(name, str) for name in values.flat}) > 1:
+        raise DataError(
+            f"Expected {argument} to hold words or numbers, not both: 7 and '7' would be one name "
+            "or two. Make words of all of them."
+        )
 
 
 def to_names(row_ids: ArrayLike, rows: int) -> Tensor:

@@ -5,10 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from privtrain.core.errors import DataError
@@ -17,12 +19,20 @@ from privtrain.core.validate import check_count
 from privtrain.data.arrays import CLASSES_READ, ReadFromRows, from_arrays
 from privtrain.data.constants import Category, Number
 from privtrain.data.files import Place, in_range, one_hot, parse
+from privtrain.data.numbers import first_merged
 
 MOST_WORDS = 256
 """The most different words of a column that is not taken for an identifier."""
 
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
 """How a missing value is written, in small letters."""
+
+
+EXACT = 2**24
+"""Up to here all whole numbers are apart in every floating-point type that inputs may have."""
+
+MOST_DIGITS = 308
+"""Numbers of more digits are infinite as floating-point numbers."""
 
 
 def from_csv(
@@ -77,13 +87,22 @@ def from_csv(
     used = [name for name in table.columns if name not in (label, *owner, *key, *drop)]
     if not used:
         raise DataError(f"{path} holds no column beside {label!r} that could be learned from.")
+    if "" in used:
+        raise DataError(
+            f"{path} holds a column without a name, as pandas writes the number of a row: to learn "
+            "from it would be to learn the order of the rows. Name it, or leave it out with "
+            "drop=['']."
+        )
     read: list[ReadFromRows] = []
     blocks = [_block(table, name, ranges.get(name), categories.get(name), read) for name in used]
+    for name in used:
+        if name not in ranges and name not in categories:
+            _check_digits(table, name, options.get("dtype", torch.float32))
     targets, count = _targets(table, label, classes, read)
     # The count is passed on, and so is not counted again; the notes say where it comes from.
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
-        given["users"] = list(table.columns[user])
+        given["users"] = table.names_of_users(user)
     else:
         given["row_ids"] = table.columns[row_id] if row_id else table.names_of_rows((*used, label))
     task, data = from_arrays(np.concatenate(blocks, axis=1), targets, **given)
@@ -117,6 +136,13 @@ class Table:
             seen[record] += 1
         return names
 
+    def names_of_users(self, column: str) -> list[str]:
+        """Whose row each is; whose nobody knows would be taken for one more user's."""
+        for row, name in enumerate(self.columns[column]):
+            if name.lower() in MISSING:
+                raise self.place.error(row, column, name, "the name of a user")
+        return list(self.columns[column])
+
     def check_names(self, **arguments: Sequence[str] | Mapping[str, Any]) -> None:
         """Raises `DataError` where an argument names a column that does not exist."""
         for argument, wanted in arguments.items():
@@ -146,7 +172,8 @@ def read_table(path: Path, delimiter: str) -> Table:
         # "-sig": spreadsheets write a byte order mark, which would become part of the first name.
         # newline="": a field in quotes may hold line breaks, which are the reader's business.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            # Strict: a quote that is never closed would swallow all rows behind it.
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
             for record in reader:
                 # Numbered by the reader, since a record may take several lines of the file.
@@ -235,6 +262,65 @@ def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[n
     return in_range(table.columns[name], Number(name, low, high), table.place)
 
 
+def _check_digits(table: Table, name: str, dtype: torch.dtype) -> None:
+    """Refuses a column of long whole numbers, such as codes, of which two would become one."""
+    long = {whole_number(text) for text in set(table.columns[name]) if abs(parse(text)) > EXACT}
+    # Of fractions a float keeps what it can: they are measured, and name nothing.
+    exact = [] if None in long else sorted(whole for whole in long if whole is not None)
+    merged = first_merged(np.array(exact, dtype=object), dtype)
+    if merged is not None:
+        raise DataError(
+            f"{table.place.path}, column {name!r}, holds numbers that {dtype} does not tell apart: "
+            f"{merged[0]} and {merged[1]} become one. Give dtype=torch.float64 where it holds "
+            f"them, ranges= where it is a quantity, or list the words of a code with "
+            f"categories={{{name!r}: [...]}}; or leave it out with drop=[{name!r}]."
+        )
+
+
+def _numbered(
+    table: Table, label: str, parsed: NDArray[np.float64]
+) -> tuple[dict[str, int], list[str]]:
+    """The class number of each text of a label column of numbers, and the names of the classes."""
+    values = table.columns[label]
+    # Exact: a float holds 53 bits, and a code of 18 digits has 60.
+    exact = {value: whole_number(value) for value in values}
+    texts: dict[int, str] = {}
+    for row, value in enumerate(values):
+        whole = exact[value]
+        if whole is None:
+            expected = "a whole number that names a class (remove rows without one)"
+            raise table.place.error(row, label, value, expected)
+        before = texts.setdefault(whole, value)
+        if before != value and any(map(_is_code, (before, value))):
+            expected = (
+                f"one way to write a class, since {before!r} stands there, too (write all alike, "
+                "or list classes= where these are two)"
+            )
+            raise table.place.error(row, label, value, expected)
+    # In the order of numbers: as text, 10 would stand before 9.
+    order = {whole: number for number, whole in enumerate(sorted(texts))}
+    names = [texts[whole] if _is_code(texts[whole]) else str(whole) for whole in order]
+    return {value: order[whole] for value, whole in exact.items() if whole is not None}, names
+
+
+def _is_code(text: str) -> bool:
+    """Whether a number begins with a zero that a code has and a number has not, as 007."""
+    digits = text.lstrip("+-")
+    return len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text stands for, with all of its digits; None for another text."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    # 1e999999 is a whole number of a million digits.
+    if "_" in text or not number.is_finite() or number.adjusted() >= MOST_DIGITS:
+        return None
+    return int(number) if number == number.to_integral_value() else None
+
+
 def _targets(
     table: Table, label: str, classes: Sequence[str] | None, read: list[ReadFromRows]
 ) -> tuple[NDArray[np.int64], int]:
@@ -252,16 +338,9 @@ def _targets(
             raise table.place.error(absent[0], label, values[absent[0]], expected)
         names = sorted(set(values))
         position = {value: number for number, value in enumerate(names)}
-        codes = np.array([position[value] for value in values], dtype=np.int64)
     else:
-        whole = np.isfinite(parsed) & (parsed == np.rint(parsed))
-        if not whole.all():
-            row = int(np.argmin(whole))
-            expected = "a whole number that names a class (remove rows without one)"
-            raise table.place.error(row, label, values[row], expected)
-        # In the order of numbers: as text, 10 would stand before 9.
-        unique, codes = np.unique(parsed.astype(np.int64), return_inverse=True)
-        names = [str(value) for value in unique]
+        position, names = _numbered(table, label, parsed)
+    codes = np.array([position[value] for value in values], dtype=np.int64)
     if len(names) < 2:
         raise DataError(
             f"{table.place.path}, column {label!r}, holds one class only, {names[0]!r}. There is "
