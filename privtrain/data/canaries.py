@@ -4,6 +4,7 @@ Including or excluding a row is the add/remove relation, and the unit is an exam
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -97,28 +98,13 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
     )
 
 
-def without_canaries(data: FederatedData) -> Rows:
-    """The training rows without the planted canaries, in the order of parties.
-
-    Args:
-        data: Parties that hold rows, with or without canaries of `with_canaries`.
-
-    Returns:
-        The rows that were there before any canary was planted.
-    """
+def planted_in(data: FederatedData) -> dict[str, int]:
+    """How many canaries were planted behind the rows of each party; those without are left out."""
     if data.canaries is None:
-        return data.pooled()
+        return {}
     names = data.parties
     holders = data.canaries.included.nonzero().flatten() % len(names)
-    # `_Planted` puts a party's canaries behind its own rows: the last ones are cut off.
-    planted = holders.bincount(minlength=len(names)).tolist()
-    held = [data.train[name] for name in names]
-    return concatenate(
-        [
-            own.take(torch.arange(len(own) - canaries))
-            for own, canaries in zip(held, planted, strict=True)
-        ]
-    )
+    return {names[number]: count for number, count in Counter(holders.tolist()).items()}
 
 
 def canaries_besides(data: FederatedData, names: frozenset[str]) -> Canaries | None:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
+from privtrain.core.result import Members
 from privtrain.core.trainer import Run
 from privtrain.steps.optimizers import GradientVector
+from privtrain.steps.pooling import NOT_KEPT
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -70,6 +72,7 @@ class Server:
             "optimizer": optimizer,
             "parties": run.star.states(),
             "memory": run.memory,
+            "members": None if run.members is None else vars(run.members),
         }
         run.checkpoint.save(done, state)
 
@@ -84,4 +87,6 @@ class Server:
             self._optimizer.load_state_dict(state["optimizer"])
         run.star.restore(state["parties"])
         run.memory.update(state["memory"])
+        members = state.get("members")
+        run.members = Members(doubt=NOT_KEPT) if members is None else Members(**members)
         return done

@@ -18,6 +18,7 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.result import Members
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
@@ -34,7 +35,7 @@ from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import ASSUMPTION, NOTE, read_note
+from privtrain.steps.private import ASSUMPTION, DRAWN, NOTE, read_note
 from privtrain.steps.server import Server, ServerOptimizer
 from privtrain.steps.weights import Uniform, Weights, scale_of
 
@@ -284,6 +285,7 @@ class FedAvg:
         step = ClientStep(
             task, self.local.settled(data), self.release, self.weights, self._sends_change
         )
+        run.members = Members()
         done = server.resume(run)
         for round in range(done, self.rounds):
             if not run.spend():
@@ -297,6 +299,7 @@ class FedAvg:
             average = self._average(replies, current, len(data.parties), round, run)
             server.step(average, change=self._sends_change)
             self._record(replies, round, run)
+            self._mark(replies, run.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             server.save(round + 1, run)
             run.progress(round + 1, self.rounds)
@@ -364,6 +367,15 @@ class FedAvg:
             )
         return total[:-1] / weights
 
+    def _mark(self, replies: dict[str, Payload], members: Members) -> None:
+        """Notes whose rows were used, for attacks: those of who was drawn, and drew them."""
+        for name, reply in replies.items():
+            drawn = reply.get(UNPROTECTED + DRAWN)
+            members.add(name, drawn)
+            # Steps that draw noise draw rows, too, as a rule.
+            if drawn is None and self.local.with_scale(1.0) is not None:
+                members.doubt = f"which rows {self.local} drew is known to the parties alone"
+
     def _record(self, replies: dict[str, Payload], round: int, run: Run) -> None:
         """Records the clients' diagnostics, averaged, and their notes."""
         diagnostics: dict[str, list[Tensor]] = {}
@@ -371,7 +383,7 @@ class FedAvg:
             for name in reply:
                 if name.startswith(UNPROTECTED):
                     diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
-        for name in sorted(diagnostics):
+        for name in sorted(diagnostics.keys() - {DRAWN}):
             if name.startswith((NOTE, ASSUMPTION)):
                 texts = run.notes if name.startswith(NOTE) else run.assumptions
                 # Parties with one model say the same; once will do.

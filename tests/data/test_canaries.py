@@ -9,12 +9,12 @@ import torch
 from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import Unit
-from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows
+from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows, concatenate
 from privtrain.data.canaries import (
     mislabelled_rows,
     noise_rows,
+    planted_in,
     with_canaries,
-    without_canaries,
 )
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.users import limit_per_user
@@ -41,6 +41,13 @@ def test_included_canaries_are_in_the_training_rows_and_excluded_ones_are_not() 
         own = DATA.train[party]
         assert torch.equal(planted.train[party].inputs[: len(own)], own.inputs)
         assert torch.equal(planted.train[party].labels[: len(own)], own.labels)
+
+
+def without_canaries(data: FederatedData) -> Rows:
+    """The rows of all parties, without the last ones, which were planted."""
+    planted = planted_in(data)
+    own = {name: len(rows) - planted.get(name, 0) for name, rows in data.train.items()}
+    return concatenate([data.train[name].take(torch.arange(own[name])) for name in own])
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
