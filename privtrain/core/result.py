@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from privtrain.core.cost import Cost
+from privtrain.core.errors import ProtocolError
 from privtrain.core.statement import PrivacyCurves, PrivacyStatement
 from privtrain.core.task import Canaries, Rows, Task
 from privtrain.core.transcript import Transcript, View
@@ -44,6 +45,41 @@ class History:
             self.unprotected.setdefault(name, []).append((round, float(value)))
 
 
+@dataclass
+class Members:
+    """Which training rows a run used: those that were drawn at least once.
+
+    Who was drawn is as secret as the samples. Attacks of a simulation read it, and nothing that is
+    published holds it.
+
+    Args:
+        rows: Party to a mark for each of its rows, boolean, shape `(rows,)`, or to None for all of
+            its rows. A party that is not named took no part.
+        doubt: Why rows that are marked may not have been used; empty where all of them were.
+        made_public: Whether training made other rows public, among them perhaps canaries.
+    """
+
+    rows: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+    doubt: str = ""
+    made_public: bool = False
+
+    def add(self, party: str, marks: Tensor | None = None) -> None:
+        """Marks more rows of a party as used; all of them where `marks` is None.
+
+        Raises:
+            ProtocolError: If there are not as many marks as there were before.
+        """
+        before = self.rows.get(party)
+        if before is not None and marks is not None and marks.shape != before.shape:
+            raise ProtocolError(
+                f"{party} marks the rows it drew by {tuple(marks.shape)} values, and by "
+                f"{tuple(before.shape)} before."
+            )
+        known = party not in self.rows or before is not None
+        both = marks if before is None or marks is None else before | marks
+        self.rows[party] = both if known else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """A trained predictor, with what it promises and what it cost.
@@ -56,7 +92,7 @@ class TrainResult:
         transcript: Every message that was sent.
         halted: Why training stopped early, or None where it ran to its end.
         notes: What the reader should know, such as a split that had to be made.
-        members: The rows that are protected, where they are not all training rows.
+        members: The rows that were trained on, where they are not all training rows. A secret.
     """
 
     predictor: Predictor
@@ -66,7 +102,7 @@ class TrainResult:
     transcript: Transcript
     halted: str | None = None
     notes: tuple[str, ...] = ()
-    members: Rows | None = None
+    members: Members | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +113,8 @@ class Target:
         view: What the attack's observer saw.
         predictor: The published predictor, or None where the observer cannot ask it.
         task: What was learned.
-        members: Rows that were trained on.
-        non_members: Rows that were not.
+        members: Rows that were trained on: each of them was drawn at least once.
+        non_members: Rows that were not: the test rows.
         retrain: Trains a shadow predictor on other rows from a seed, where that is possible.
         canaries: The canaries of a one-run audit, where some were planted. An attack guesses
             their coins before it looks at them.

@@ -9,11 +9,11 @@ from torch import nn
 from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
-from privtrain.core.result import History, Predictor
+from privtrain.core.result import History, Members, Predictor
 from privtrain.core.runtime import NO_MESH, MeshReply, Payload, Program, Runtimes, Star, Step
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Task
 from privtrain.core.transcript import Transcript
 
 
@@ -109,7 +109,7 @@ class Run:
         peak_memory_bytes: Largest memory of another process of this run.
         realised: Events that are known only after the releases, by observer name.
         memory: What mechanisms remember from release to release, by kind of message.
-        members: The rows that are protected, where they are not all training rows.
+        members: Which training rows were used; None where all of them were.
         assumptions: What turned out to be assumed by every guarantee while the run went on.
         public_cost: Bytes and rounds by public figures alone, which are published beside a promise
             that counts on a secret sample or hides a number; None withholds them there.
@@ -133,7 +133,7 @@ class Run:
     peak_memory_bytes: int = 0
     realised: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
-    members: Rows | None = None
+    members: Members | None = None
     assumptions: list[str] = field(default_factory=list)
     public_cost: PublicCost | None = None
     _star: Star | None = field(default=None, repr=False)

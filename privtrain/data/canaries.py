@@ -4,6 +4,7 @@ Including or excluding a row is the add/remove relation, and the unit is an exam
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import ROWS, Canaries, FederatedData, Rows, concatenate
 from privtrain.core.validate import check_count
 from privtrain.data.federation import digest
+from privtrain.data.owners import to_users
 from privtrain.data.rows import LazyRows
 
 
@@ -25,28 +27,34 @@ class _Planted:
     rows: Mapping[str, Rows]
 
     def __call__(self, party: str) -> Rows:
-        own = self.train[party]
-        return concatenate([own, self.rows[party]]) if party in self.rows else own
+        own, planted = self.train[party], self.rows.get(party)
+        if planted is None:
+            return own
+        # Where users are known, canaries have theirs; elsewhere rows belong to nobody.
+        return concatenate(
+            [own, planted if own.users is not None else replace(planted, users=None)]
+        )
 
 
 def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> FederatedData:
     """Plants each row with probability 1/2, by a coin of its own.
 
     The coins depend on nothing but the seed, and come from another stream than all that training
-    draws. Canary number i belongs to party number i modulo the number of parties. The public
-    number of rows grows by half the canaries, whatever the coins say.
+    draws. Canary number i belongs to party number i modulo the number of parties. Where users are
+    known, each canary is the only row of a user of its own. The public number of rows grows by half
+    the canaries, whatever the coins say.
 
     Args:
         data: Parties that hold rows, all columns each.
         rows: The canaries, of the same kind as the training rows; see `mislabelled_rows` and
-            `noise_rows`. At least one.
+            `noise_rows`. At least one; without users.
         seed: Of the coins. Keep it from whoever must not know them.
 
     Returns:
         The data that a one-run audit trains on, with `canaries` set.
 
     Raises:
-        DataError: If the rows do not fit the data, or canaries were planted before.
+        DataError: If the rows do not fit the data, name users, or canaries were planted before.
         UnsupportedError: If parties hold columns.
 
     Source: Steinke, Nasr and Jagielski 2023, Algorithm 1 (arXiv:2305.08846).
@@ -73,7 +81,9 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
     held: dict[str, list[int]] = {}
     for number in canaries.included.nonzero().flatten().tolist():
         held.setdefault(names[number % len(names)], []).append(number)
-    planted = {party: rows.take(torch.tensor(index)) for party, index in held.items()}
+    # A row of somebody else's would share that user's coin, or be dropped with that user's rows.
+    own = replace(rows, users=to_users([f"canary {number}" for number in range(len(rows))]))
+    planted = {party: own.take(torch.tensor(index)) for party, index in held.items()}
     # The coins belong to the digest: the same canaries with other coins are other data.
     marked = f"{data.digest}{digest([rows])}{canaries.included.tolist()}"
     return replace(
@@ -88,28 +98,13 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
     )
 
 
-def without_canaries(data: FederatedData) -> Rows:
-    """The training rows without the planted canaries, in the order of parties.
-
-    Args:
-        data: Parties that hold rows, with or without canaries of `with_canaries`.
-
-    Returns:
-        The rows that were there before any canary was planted.
-    """
+def planted_in(data: FederatedData) -> dict[str, int]:
+    """How many canaries were planted behind the rows of each party; those without are left out."""
     if data.canaries is None:
-        return data.pooled()
+        return {}
     names = data.parties
     holders = data.canaries.included.nonzero().flatten() % len(names)
-    # `_Planted` puts a party's canaries behind its own rows: the last ones are cut off.
-    planted = holders.bincount(minlength=len(names)).tolist()
-    held = [data.train[name] for name in names]
-    return concatenate(
-        [
-            own.take(torch.arange(len(own) - canaries))
-            for own, canaries in zip(held, planted, strict=True)
-        ]
-    )
+    return {names[number]: count for number, count in Counter(holders.tolist()).items()}
 
 
 def canaries_besides(data: FederatedData, names: frozenset[str]) -> Canaries | None:
@@ -135,6 +130,11 @@ def canaries_besides(data: FederatedData, names: frozenset[str]) -> Canaries | N
 def _check_rows(data: FederatedData, rows: Rows) -> None:
     if len(rows) == 0:
         raise DataError("Expected rows to hold at least one canary; they hold none.")
+    if rows.users is not None:
+        raise DataError(
+            "Expected canaries without users: each becomes the only row of a user of its own. Give "
+            "Rows(inputs, targets)."
+        )
     for name, given, like in (
         ("inputs", rows.inputs, data.test.inputs),
         ("targets", rows.labels, data.test.labels),

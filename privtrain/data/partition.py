@@ -190,8 +190,9 @@ class ByQuantity:
     """Rows are shuffled and dealt in unequal numbers.
 
     Sizes follow `fractions`, or a power law: party i holds a share proportional to
-    `(i + 1) ** -exponent`. Every party first gets one row; the others are dealt by the shares
-    and by largest remainders.
+    `(i + 1) ** -exponent`. A party's number of rows differs from its share of them by less than
+    one (largest remainders), except that a party whose share comes to no row takes one from the
+    party that then holds most.
 
     Args:
         exponent: Of the power law; 0 is even, 1 is Zipf's law.
@@ -207,6 +208,11 @@ class ByQuantity:
     label_holder: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.exponent, (tuple, list)):
+            raise ValueError(
+                f"Expected exponent={self.exponent} to be a number. Give shares by name: "
+                f"ByQuantity(fractions={self.exponent})."
+            )
         check_non_negative(exponent=self.exponent)
         if self.fractions is not None:
             for fraction in self.fractions:
@@ -222,14 +228,14 @@ class ByQuantity:
     ) -> list[Tensor]:
         _check_enough(targets, parties)
         shares = self._shares(parties)
-        # One row each is dealt beforehand: a steep power law would leave the last parties none.
-        wanted = shares / shares.sum() * (len(targets) - parties)
+        wanted = shares / shares.sum() * len(targets)
         # Largest remainders: sizes add up exactly and differ from the shares by less than a row.
         sizes = np.floor(wanted).astype(np.int64)
-        left = len(targets) - parties - int(sizes.sum())
+        left = len(targets) - int(sizes.sum())
         sizes[np.argsort(sizes - wanted, kind="stable")[:left]] += 1
         shuffled = generator.permutation(len(targets))
-        return _tensors(np.split(shuffled, np.cumsum(sizes + 1)[:-1]))
+        # A steep power law leaves the last parties none.
+        return _tensors(_fill(np.split(shuffled, np.cumsum(sizes)[:-1]), 1))
 
     def _shares(self, parties: int) -> NDArray[np.float64]:
         if self.fractions is None:

@@ -26,29 +26,41 @@ def number(value: float | None, digits: int = 3) -> str:
     # "inf" is a promise of nothing and no missing figure: docs/report.md, "What a cell says".
     if not math.isfinite(value):
         return str(value)
-    # Beyond its digits `g` would write 1.23e+04.
-    if abs(value) >= 10**digits:
+    # Rounded first: beyond its digits, which 999.6 reaches by rounding, `g` would write 1e+03.
+    rounded = float(f"{value:.{digits}g}")
+    if abs(rounded) >= 10**digits:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}".replace("e-0", "e-")
+    # Zero has no sign.
+    return f"{rounded or 0.0:.{digits}g}".replace("e-0", "e-")
 
 
 def percent(value: float | None) -> str:
     """A fraction as percent with one digit, such as "94.2%"."""
+    if value is None:
+        return MISSING
     # One row of a thousand is a tenth of a percent: test sets are too small for a further digit.
-    return MISSING if value is None else f"{100 * value:.1f}%"
+    return f"{_fixed(100 * value, 1)}%" if math.isfinite(value) else str(value)
 
 
 def percent_interval(interval: Interval | None) -> str:
     """An interval of fractions in percent, such as "91.0–96.6"."""
     if interval is None:
         return ""
-    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
+    return f"{_fixed(100 * interval[0], 1)}–{_fixed(100 * interval[1], 1)}"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals; what rounds to zero has no sign."""
+    # Adding zero turns -0.0 into 0.0.
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def points(value: float | None) -> str:
     """A difference of fractions in percentage points with its sign, such as "−1.2"."""
     if value is None:
         return MISSING
+    if not math.isfinite(value):
+        return str(value).replace("-", "−")
     # Rounded first: a tiny loss must not read "−0.0". The sign is U+2212, as wide as a plus.
     rounded = round(100 * value, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
@@ -56,7 +68,7 @@ def points(value: float | None) -> str:
 
 def rate(value: float | None) -> str:
     """A measured rate with three decimals; None is not resolvable."""
-    return NOT_RESOLVABLE if value is None else f"{value:.3f}".replace("-", "−")
+    return NOT_RESOLVABLE if value is None else _fixed(value, 3).replace("-", "−")
 
 
 def metric(value: float | None) -> str:
@@ -81,27 +93,35 @@ def size(value: float | None) -> str:
     """Bytes in decimal units, such as "12.3 kB"."""
     if value is None:
         return MISSING
+    if not math.isfinite(value):
+        return str(value)
     for unit in ("B", "kB", "MB", "GB"):
         # What would be printed as 1,000 belongs to the next unit.
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
+        if abs(value) < 999.5:
+            return f"{number(value)} {unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{number(value)} TB"
 
 
 def duration(value: float | None) -> str:
     """Seconds in a readable unit, such as "42.1 s" or "3.1 min"."""
     if value is None:
         return MISSING
-    if value < 120:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < 120:
+        return f"{number(value)} s"
+    return f"{number(value / 60)} min" if abs(value) < 7200 else f"{number(value / 3600)} h"
 
 
 def count(value: float | None) -> str:
     """A number of things; a mean over seeds may have a fraction."""
+    if value is None:
+        return MISSING
     # 10.5 rounds is a mean over seeds; written as 10 it would look like a count.
-    return MISSING if value is None else f"{value:,.4g}" if value % 1 else f"{value:,.0f}"
+    if value % 1 == 0:
+        return f"{value + 0.0:,.0f}"
+    return number(value, 4) if abs(value) < 1000 else f"{value:,.1f}"
 
 
 def shortened(text: str, length: int) -> str:

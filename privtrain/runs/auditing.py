@@ -1,16 +1,17 @@
 """Auditing: what an attack learns from a run's view of one observer."""
 
-from collections import Counter
+from dataclasses import replace
 
 import torch
 
 from privtrain.attacks.attack import Attack, target_for
+from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT, Observer, check_observer
 from privtrain.core.parties import is_role
-from privtrain.core.result import Leakage, TrainResult
+from privtrain.core.result import Leakage, Members, TrainResult
 from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
 from privtrain.core.transcript import Transcript
-from privtrain.data.canaries import canaries_besides, without_canaries
+from privtrain.data.canaries import canaries_besides, planted_in
 
 
 def audit(
@@ -22,34 +23,44 @@ def audit(
         result: What training gave.
         attack: The attack; it sees its own observer's view and nothing else.
         task: What was learned.
-        data: The rows: training rows are members, test rows are not. Canaries that were planted
-            in them are handed on, and are no members: they are unlike the test rows. What a
+        data: The rows that were trained on: training rows that the run really used are members,
+            test rows are not. Training rows that it never drew are left out: they are no
+            members, and as non-members they would bring along whose rows they are. Canaries that
+            were planted are handed on, and are no members: they are unlike the test rows. What a
             participant or a member of a coalition holds itself is no secret to guess: left out.
         seed: Public seed of the attack's own choices.
 
     Returns:
-        What the attack learned. It is no evidence of safety against another one.
+        What the attack learned. It is no evidence of safety against another one. Where it is not
+        known which rows were used, its notes say so.
 
     Raises:
-        ValueError: If nobody is called as the attack's observer is, or all rows are its own.
+        ValueError: If nobody is called as the attack's observer is, all rows are its own, or no
+            row of anybody else was used.
+        DataError: If the run was trained on other data.
     """
     observer, transcript = attack.observer, result.transcript
     _check_known(observer, transcript, data)
     own = _own_parties(observer, transcript, data)
-    members = without_canaries(data) if result.members is None else result.members
+    members = result.members
     # `target_for` cuts the transcript down to the observer's view: an attack never sees more.
     target = target_for(
         observer,
         transcript=transcript,
         predictor=result.predictor,
         task=task,
-        members=_without(members, own, data, observer),
+        members=_used_rows(members, data, own, observer),
         non_members=data.test,
         # Where training made some of its rows public, canaries may be among them: not protected.
-        canaries=canaries_besides(data, own) if result.members is None else None,
+        # A planted canary that was never drawn stays: its coin is what the guarantee is about.
+        canaries=None if members and members.made_public else canaries_besides(data, own),
         promised=result.statement.curves,
     )
-    return attack.run(target, seed=seed)
+    leakage = attack.run(target, seed=seed)
+    if members is None or not members.doubt:
+        return leakage
+    said = f"members are all rows that may have been used: {members.doubt}"
+    return replace(leakage, notes=(*leakage.notes, said))
 
 
 def _check_known(observer: Observer, transcript: Transcript, data: FederatedData) -> None:
@@ -73,31 +84,38 @@ def _own_parties(observer: Observer, transcript: Transcript, data: FederatedData
     return own or frozenset(data.parties[:1] if observer == PARTICIPANT else ())
 
 
-def _without(rows: Rows, own: frozenset[str], data: FederatedData, observer: Observer) -> Rows:
-    """Rows without as many equal ones as some parties hold."""
-    if not own:
-        return rows
-    held = Counter(_contents(concatenate([data.train[name] for name in sorted(own)])))
-    kept = []
-    for number, content in enumerate(_contents(rows)):
-        if held[content] > 0:
-            held[content] -= 1
-        else:
-            kept.append(number)
-    if not kept:
+def _used_rows(
+    members: Members | None, data: FederatedData, own: frozenset[str], observer: Observer
+) -> Rows:
+    """The rows that training used, without canaries and without those of some parties."""
+    if data.split is not ROWS:
+        marks = None if members is None else next(iter(members.rows.values()), None)
+        return _marked(data.pooled(), marks, "all parties")
+    used = data.parties if members is None else [p for p in data.parties if p in members.rows]
+    planted, parts = planted_in(data), []
+    # Of very many parties, only those that took part are loaded.
+    for name in used:
+        if name not in own:
+            marks = None if members is None else members.rows[name]
+            rows = _marked(data.train[name], marks, name, planted.get(name, 0))
+            parts += [rows] if len(rows) else []
+    if not parts:
+        mine = ", ".join(sorted(own.intersection(used)))
+        why = f"all rows that were used are those of {mine} itself" if mine else "none was used"
         raise ValueError(
-            f"Expected attack.observer={observer.name!r} to have rows to guess: all training rows "
-            f"are those of {', '.join(sorted(own))} itself. Use data of more parties."
+            f"Expected attack.observer={observer.name!r} to have training rows to guess: {why}. "
+            "Use data of more parties, or train for longer."
         )
-    return rows.take(torch.tensor(kept))
+    return concatenate(parts)
 
 
-def _contents(rows: Rows) -> list[bytes]:
-    """What each row consists of."""
-    columns = [rows.inputs, *(() if rows.targets is None else (rows.targets,))]
-    # As bytes: numpy knows no bfloat16, and a NaN equals itself.
-    plain = [
-        column.reshape(len(rows), -1).contiguous().cpu().view(torch.uint8).numpy()
-        for column in columns
-    ]
-    return [b"".join(part[number].tobytes() for part in plain) for number in range(len(rows))]
+def _marked(rows: Rows, marks: torch.Tensor | None, whose: str, planted: int = 0) -> Rows:
+    """The marked rows, without the last ones, which were planted."""
+    if marks is None:
+        marks = torch.ones(len(rows), dtype=torch.bool)
+    if marks.shape != (len(rows),):
+        raise DataError(
+            f"Expected data to be what was trained on: {whose} held {len(marks)} rows then, and "
+            f"{len(rows)} in data."
+        )
+    return rows.take(marks[: len(rows) - planted].nonzero().flatten())

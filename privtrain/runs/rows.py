@@ -179,7 +179,8 @@ def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
             cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
         )
     leakage = row.leakage
-    if hides_rows:
+    # How many rows were drawn at least once follows the sample like messages do.
+    if hides_rows or not counted:
         leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
     return replace(row, cost=cost, leakage=leakage)
 
@@ -195,7 +196,8 @@ def _attacked(
         except ValueError as error:
             # Canaries that a trainer may have made public are not protected by it, so there is
             # nothing to audit; its other figures stand.
-            if result.members is None or shared.data.canaries is None:
+            public = result.members is not None and result.members.made_public
+            if not public or shared.data.canaries is None:
                 raise
             refused.append(f"{attack.name} was not run: {error}")
     return tuple(leakages), tuple(refused)

@@ -53,11 +53,11 @@ class Batches:
         """Whose contribution is bounded."""
         return Unit.EXAMPLE if self.rows_per_user is None else Unit.USER
 
-    def eligible(self, rows: Rows, seeds: Streams) -> Rows:
-        """The rows that may take part: all, or at most `rows_per_user` of each user."""
+    def eligible(self, rows: Rows, seeds: Streams) -> torch.Tensor:
+        """Numbers of the rows that may take part: all, or at most `rows_per_user` of each user."""
         if self.rows_per_user is None:
-            return rows
-        return rows.take(limit_per_user(rows, self.rows_per_user, seeds).to(rows.inputs.device))
+            return torch.arange(len(rows))
+        return limit_per_user(rows, self.rows_per_user, seeds)
 
     @property
     def draws(self) -> int:
@@ -95,12 +95,6 @@ class Batches:
 def rows_at(rows: Rows, numbers: list[int]) -> Rows:
     """The rows with these numbers, in this order; empty for no number."""
     return rows.take(torch.tensor(numbers, dtype=torch.long, device=rows.inputs.device))
-
-
-def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
-    """A Poisson sample of the rows; it may be empty."""
-    # Abadi et al. 2016, Algorithm 1, "Take a random sample": each row with probability L / N.
-    return rows_at(rows, sampling.choose(len(rows), generator))
 
 
 class BatchSampling(Protocol):

@@ -1,15 +1,18 @@
 """Pooling: parties hand their rows to a curator, who trains on all of them."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.cost import PublicCost
 from privtrain.core.parameters import load_state, trained_state_of
 from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.result import Members
 from privtrain.core.statement import InputPrivacy
-from privtrain.core.task import FederatedData, Rows, check_party_rows
+from privtrain.core.task import ROWS, FederatedData, Rows, check_party_rows
 from privtrain.core.trainer import Run
 
 CURATOR_READS = InputPrivacy(
@@ -69,8 +72,55 @@ def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicC
     return PublicCost(bytes_sent=number * of_a_row, rounds=1)
 
 
+NOT_KEPT = "which rows were used before the interruption was not kept"
+"""Said of a run that goes on from a checkpoint of an earlier version."""
+
+
+class UsedRows:
+    """Which pooled rows a run used so far, for attacks.
+
+    Args:
+        rows: How many rows were pooled.
+        eligible: Numbers of those that may take part, shape `(eligible,)`.
+    """
+
+    def __init__(self, rows: int, eligible: Tensor) -> None:
+        self._rows = rows
+        self._eligible = eligible
+        self._doubt = ""
+        self.marks = torch.zeros(len(eligible), dtype=torch.bool)
+        # numpy takes a list of numbers in a fraction of torch's time.
+        self._view = self.marks.numpy()
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Takes up the marks of an interrupted run; nothing where there was none."""
+        if "used" in saved:
+            self.marks.copy_(saved["used"])
+        elif saved:
+            self._doubt = NOT_KEPT
+
+    def add(self, numbers: list[int]) -> None:
+        """Marks rows by their numbers among the eligible ones."""
+        self._view[numbers] = True
+
+    def members(self, data: FederatedData) -> Members:
+        """The marks of each party's rows."""
+        used = torch.zeros(self._rows, dtype=torch.bool)
+        used[self._eligible] = self.marks
+        names = data.parties
+        # Of columns, everybody holds a part of every row.
+        if len(names) == 1 or data.split is not ROWS:
+            return Members(dict.fromkeys(names, used), self._doubt)
+        parts = torch.split(used, [len(data.train[name]) for name in names])
+        return Members(dict(zip(names, parts, strict=True)), self._doubt)
+
+
 def training_state(
-    model: nn.Module, optimizer: Optimizer, run: Run, seen: list[dict[str, float]]
+    model: nn.Module,
+    optimizer: Optimizer,
+    run: Run,
+    used: UsedRows,
+    seen: list[dict[str, float]],
 ) -> dict[str, Any]:
     """What an interrupted run with noise needs to go on, for its checkpoint.
 
@@ -78,11 +128,12 @@ def training_state(
         model: The model.
         optimizer: Its optimizer.
         run: The run.
+        used: Which rows it used so far.
         seen: Diagnostics of the steps that no record holds yet.
     """
     # Trainable parameters alone: no noise covers what a model keeps elsewhere.
     state = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
-    return {**state, "memory": run.memory, "seen": seen}
+    return {**state, "memory": run.memory, "used": used.marks, "seen": seen}
 
 
 def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[str, Any]]:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from privtrain.mechanisms.mechanism import (
     noised,
 )
 from privtrain.sampling.batches import PoissonBatches
-from privtrain.sampling.figures import Batches, poisson_batch, poisson_figures, whole_steps
+from privtrain.sampling.figures import Batches, poisson_figures, rows_at, whole_steps
 from privtrain.sampling.sampling import Poisson
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
@@ -100,6 +101,9 @@ NOTE = "note/"
 
 ASSUMPTION = "assumption/"
 """How those of encoded assumptions begin."""
+
+DRAWN = "rows drawn"
+"""The marks of the rows that a party drew in a round, among its diagnostics; for attacks alone."""
 
 
 def encoded(notes: tuple[str, ...], prefix: str = NOTE) -> dict[str, Tensor]:
@@ -181,8 +185,9 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Mean training loss and fraction clipped of the round's steps and their non-finite count,
-            all unprotected; and encoded notes of how gradients were computed, and what their sums assume.
+            Mean training loss and fraction clipped of the round's steps, their non-finite count and
+            which rows were drawn, all unprotected; and encoded notes of how gradients were
+            computed, and what their sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -191,14 +196,18 @@ class DPSteps:
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
         bound = l2_bound(self.mechanism)
+        used = np.zeros(len(rows), dtype=np.bool_)
         seen: list[dict[str, float]] = []
         state = self.mechanism.init(to_vector(parameters))
         with kept_generators():
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
-                # Algorithm 1, "Take a random sample": an empty one is a step, too, and noised.
+                # Algorithm 1, "Take a random sample", each row with probability L / N: an empty one
+                # is a step, too, and noised.
                 draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
+                chosen = sampling.choose(len(rows), draw)
+                used[chosen] = True
                 # "Compute gradient" and "Clip gradient".
-                batch = poisson_batch(rows, sampling, draw)
+                batch = rows_at(rows, chosen)
                 # What the model draws is part of the mechanism, and as secret as the noise.
                 secret = secret_generators(party.entropy[f"draws/{step}", party.round, party.party])
                 with secret, unwritten(model, parameters, step):
@@ -212,7 +221,7 @@ class DPSteps:
                 seen.append(diagnostics(clipped, bound))
         unprotected = {name: torch.tensor(value) for name, value in averaged(seen).items()}
         said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
-        return unprotected | said
+        return unprotected | {DRAWN: torch.from_numpy(used)} | said
 
     def _engine(self, model: nn.Module, loss: Loss, party: PartyRun) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""

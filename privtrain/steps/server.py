@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
+from privtrain.core.result import Members
 from privtrain.core.runtime import Payload
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector
-from privtrain.steps.private import ASSUMPTION, NOTE, read_note
+from privtrain.steps.pooling import NOT_KEPT
+from privtrain.steps.private import ASSUMPTION, DRAWN, NOTE, read_note
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -74,6 +76,7 @@ class Server:
             "optimizer": optimizer,
             "parties": run.star.states(),
             "memory": run.memory,
+            "members": None if run.members is None else vars(run.members),
         }
         run.checkpoint.save(done, state)
 
@@ -88,6 +91,8 @@ class Server:
             self._optimizer.load_state_dict(state["optimizer"])
         run.star.restore(state["parties"])
         run.memory.update(state["memory"])
+        members = state.get("members")
+        run.members = Members(doubt=NOT_KEPT) if members is None else Members(**members)
         return done
 
 
@@ -104,7 +109,7 @@ def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> Non
         for name in reply:
             if name.startswith(UNPROTECTED):
                 diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
-    for name in sorted(diagnostics):
+    for name in sorted(diagnostics.keys() - {DRAWN}):
         if name.startswith((NOTE, ASSUMPTION)):
             texts = run.notes if name.startswith(NOTE) else run.assumptions
             # Parties with one model say the same; once will do.

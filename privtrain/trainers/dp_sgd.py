@@ -31,7 +31,14 @@ from privtrain.release.door import Release
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
-from privtrain.steps.pooling import CURATOR_READS, pool, pooling_cost, resume, training_state
+from privtrain.steps.pooling import (
+    CURATOR_READS,
+    UsedRows,
+    pool,
+    pooling_cost,
+    resume,
+    training_state,
+)
 from privtrain.steps.private import DRAWN_IN_SECRET, averaged, diagnostics, public_trial
 
 SHOWN = 20
@@ -136,7 +143,7 @@ class DPSGD:
             BudgetExceededError: If a run that is one release was interrupted in this folder.
         """
         batches = self.batches(data)
-        rows = self._rows(data, batches, run)
+        rows, used = self._rows(data, batches, run)
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
@@ -150,6 +157,7 @@ class DPSGD:
         if saved:
             # Without its earlier noise a correlated mechanism would begin a new sequence.
             run.memory.update(saved["memory"])
+        used.restore(saved)
         bound, seen = l2_bound(self.release.mechanism), list(saved.get("seen", []))
         saved_part, drawn = start * SHOWN // batches.steps, iter(list[list[int]]())
         for step in range(start, batches.steps):
@@ -158,10 +166,12 @@ class DPSGD:
                 # Paid before anything is drawn: an interrupted run may only spend too much.
                 if not run.spend():
                     _check_begun(batches)
-                    run.checkpoint.save(step, training_state(model, optimizer, run, seen))
+                    run.checkpoint.save(step, training_state(model, optimizer, run, used, seen))
                     break
                 drawn = self._draw(batches, len(rows), step, run)
-            batch = rows_at(rows, next(drawn))
+            chosen = next(drawn)
+            used.add(chosen)
+            batch = rows_at(rows, chosen)
             # What the model draws is part of the mechanism, and as secret as the noise.
             with secret_generators(run.entropy["draws", step, CURATOR_NAME]):
                 # The steps of one draw share no row, or are one release: the first one is charged.
@@ -182,7 +192,8 @@ class DPSGD:
             # A draw is paid for and drawn as a whole, so a run is resumed between draws only.
             if batches.ends_draw(step) and part > saved_part:
                 saved_part = part
-                run.checkpoint.save(step + 1, training_state(model, optimizer, run, seen))
+                run.checkpoint.save(step + 1, training_state(model, optimizer, run, used, seen))
+        run.members = used.members(data)
         run.notes.extend(engine.notes)
         run.assumptions.extend(engine.assumptions)
         engine.close()
@@ -209,8 +220,8 @@ class DPSGD:
         noised = self.release.arrive(summed, run, round=step, kind="gradient", releases=releases)
         return clipped, noised
 
-    def _rows(self, data: FederatedData, batches: Batches, run: Run) -> Rows:
-        """The rows that may take part, at the curator."""
+    def _rows(self, data: FederatedData, batches: Batches, run: Run) -> tuple[Rows, UsedRows]:
+        """The rows that may take part, at the curator, none of which was used yet."""
         rows = pool(data, run)
         # Under add/remove the true number is what the guarantee hides: only a stated one is used.
         hidden = self.plan(data, run.runtimes)[0].relation is ADD_REMOVE
@@ -221,7 +232,9 @@ class DPSGD:
                 f"The plan counts {batches.population} rows and the curator holds {len(rows)}: "
                 f"what {self.sampling} promises depends on their number."
             )
-        return batches.eligible(rows, run.seeds)
+        eligible = batches.eligible(rows, run.seeds)
+        used = UsedRows(len(rows), eligible)
+        return (rows.take(eligible.to(run.device)) if len(eligible) < len(rows) else rows), used
 
 
 def _check_begun(batches: Batches) -> None:

@@ -19,6 +19,7 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.result import Members
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
@@ -34,6 +35,7 @@ from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.plain import PlainSteps
+from privtrain.steps.private import DRAWN
 from privtrain.steps.server import Server, ServerOptimizer, record_diagnostics
 from privtrain.steps.weights import NOT_PUBLIC, Uniform, Weights, expected_weight, scale_of
 
@@ -294,6 +296,7 @@ class FedAvg:
             task, self.local.settled(data), self.release, self.weights, self._sends_change
         )
         divisor = self._divisor(data, run)
+        run.members = Members()
         done = server.resume(run)
         for round in range(done, self.rounds):
             if not run.spend():
@@ -307,6 +310,7 @@ class FedAvg:
             average = self._average(replies, current, divisor, round, run)
             server.step(average, change=self._sends_change)
             record_diagnostics(replies, round, run)
+            self._mark(replies, run.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             server.save(round + 1, run)
             run.progress(round + 1, self.rounds)
@@ -397,3 +401,12 @@ class FedAvg:
                 "which honest ones cannot."
             )
         return total[:-1] / weights
+
+    def _mark(self, replies: dict[str, Payload], members: Members) -> None:
+        """Notes whose rows were used, for attacks: those of who was drawn, and drew them."""
+        for name, reply in replies.items():
+            drawn = reply.get(UNPROTECTED + DRAWN)
+            members.add(name, drawn)
+            # Steps that draw noise draw rows, too, as a rule.
+            if drawn is None and self.local.with_scale(1.0) is not None:
+                members.doubt = f"which rows {self.local} drew is known to the parties alone"

@@ -18,10 +18,11 @@ from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError, Un
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.result import Members
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
-from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
+from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
@@ -58,8 +59,8 @@ def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long)
 
 
-def without_public_part(party: str, rows: Rows, rate: float, seeds: Seeds) -> tuple[Rows, Rows]:
-    """Splits a party's rows into those it gives up to the public, and those its teachers keep.
+def public_part(party: str, rows: Rows, rate: float, seeds: Seeds) -> Tensor:
+    """Marks the rows that a party gives up to the public; its teachers keep the others.
 
     Each row is given up by a coin of its own, each user's rows by one coin (see `coins`): adding or
     removing a row moves no other one, whether it is given up or kept.
@@ -71,10 +72,9 @@ def without_public_part(party: str, rows: Rows, rate: float, seeds: Seeds) -> tu
         seeds: Public streams, of which the seed is used.
 
     Returns:
-        The public rows and the teachers' rows, both in their old order.
+        Marks, boolean, shape `(rows,)`.
     """
-    public = torch.from_numpy(coins(rows, f"privtrain/public/{party}/{seeds.seed}") < rate)
-    return rows.take(public.nonzero().squeeze(1)), rows.take((~public).nonzero().squeeze(1))
+    return torch.from_numpy(coins(rows, f"privtrain/public/{party}/{seeds.seed}") < rate)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class GivePublic:
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         """The inputs of the rows that become public."""
-        public, _ = without_public_part(party.party, party.rows, self.rate, party.seeds)
-        return {"public inputs": public.inputs}
+        public = public_part(party.party, party.rows, self.rate, party.seeds)
+        return {"public inputs": party.rows.inputs[public]}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Vote:
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         """The counts of the votes, one vote a teacher and query, `(queries, classes)`."""
-        _, teachers_rows = without_public_part(party.party, party.rows, self.rate, party.seeds)
+        public = public_part(party.party, party.rows, self.rate, party.seeds)
+        teachers_rows = party.rows.take((~public).nonzero().squeeze(1))
         teacher = teacher_of_rows(teachers_rows, self.hosted[party.party], self.seed)
         queries = payload["queries"].to(party.device)
         votes, losses = [], []
@@ -292,6 +293,9 @@ class PATE:
             asked, labels = saved[1]["asked"], saved[1]["labels"]
             for name, (orders, rdp) in saved[1]["realised"].items():
                 run.realised[name] = RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+        if len(asked) == 0:
+            # No teacher was asked, so none was trained.
+            run.members = Members(made_public=rate > 0)
         run.progress(1, 2)
         # Who votes and how many numbers a message holds follows from settings and public queries.
         run.public_cost = PublicCost.of(run.transcript)
@@ -333,16 +337,15 @@ class PATE:
         return rate, counted
 
     def _tell_of_split(self, data: FederatedData, rate: float, run: Run) -> None:
-        """Notes that rows were given up, and leaves attacks the protected rows only."""
+        """Notes that rows were given up, and which of them were not."""
         run.notes.append(
             f"the data has no public part: each training row was taken for it with probability "
             f"{rate:.3g}, away from the teachers; rows that were taken are not protected"
         )
-        protected = [
-            without_public_part(party, data.train[party], rate, run.seeds)[1]
-            for party in data.parties
-        ]
-        run.members = concatenate(protected)
+        kept = {
+            party: ~public_part(party, data.train[party], rate, run.seeds) for party in data.parties
+        }
+        run.members = Members(dict(kept), made_public=True)
 
     def _public(self, data: FederatedData, rate: float, run: Run) -> Tensor:
         """The inputs that may be asked about, shape `(rows, ...)`."""

@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from privtrain.core.errors import DataError, UnsupportedError
-from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows
+from privtrain.core.seeding import Seeds
+from privtrain.core.statement import Unit
+from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows, concatenate
 from privtrain.data.canaries import (
     mislabelled_rows,
     noise_rows,
+    planted_in,
     with_canaries,
-    without_canaries,
 )
+from privtrain.sampling.batches import PoissonBatches
+from privtrain.sampling.users import limit_per_user
 from tests.trainers.federations import a_federation
 
 DATA = replace(a_federation(30, 20, 10), public_rows=60, digest="d")
@@ -37,6 +41,13 @@ def test_included_canaries_are_in_the_training_rows_and_excluded_ones_are_not() 
         own = DATA.train[party]
         assert torch.equal(planted.train[party].inputs[: len(own)], own.inputs)
         assert torch.equal(planted.train[party].labels[: len(own)], own.labels)
+
+
+def without_canaries(data: FederatedData) -> Rows:
+    """The rows of all parties, without the last ones, which were planted."""
+    planted = planted_in(data)
+    own = {name: len(rows) - planted.get(name, 0) for name, rows in data.train.items()}
+    return concatenate([data.train[name].take(torch.arange(own[name])) for name in own])
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
@@ -66,6 +77,62 @@ def test_coins_are_fair_and_independent_of_the_rows() -> None:
     again = with_canaries(DATA, mislabelled_rows(DATA, 60)).canaries
     assert again is not None
     assert torch.equal(again.included, canaries.included[:60])
+
+
+def with_users(data: FederatedData, rows_each: int) -> FederatedData:
+    """The same data, in which every user has so many neighbouring rows of one party."""
+    train = {
+        party: replace(rows, users=torch.arange(len(rows)) // rows_each + 1000 * number)
+        for number, (party, rows) in enumerate(data.train.items())
+    }
+    return replace(data, train=train)
+
+
+def test_users_stay_and_each_canary_is_a_user_of_its_own() -> None:
+    data = with_users(DATA, 5)
+    planted = with_canaries(data, like_data(40), seed=1)
+    assert planted.canaries is not None
+    before, users = data.pooled().users, planted.pooled().users
+    assert before is not None
+    assert users is not None
+    for party in data.parties:
+        own = data.train[party]
+        kept = planted.train[party].users
+        assert own.users is not None
+        assert kept is not None
+        assert torch.equal(kept[: len(own)], own.users)
+    each, count = users.unique(return_counts=True)
+    new = ~torch.isin(each, before.unique())
+    assert int(new.sum()) == int(planted.canaries.included.sum())
+    assert set(count[new].tolist()) == {1}
+    assert torch.equal(without_canaries(planted).users, before)
+    # Planted in one party alone, where others hold none: every party still knows its users.
+    few = with_canaries(data, like_data(1), seed=3)
+    assert few.pooled().users is not None
+
+
+def test_a_canary_stays_under_a_limit_on_the_rows_of_a_user() -> None:
+    """The limit, and the promise per user, see a canary as any other user."""
+    planted = with_canaries(with_users(DATA, 5), like_data(40), seed=1)
+    assert planted.canaries is not None
+    included = int(planted.canaries.included.sum())
+    pooled = planted.pooled()
+    chosen = limit_per_user(pooled, 1, Seeds(0))
+    assert len(chosen) == 12 + included
+    batches = PoissonBatches(rows_per_user=1)
+    made = batches.batches(planted, epochs=1, sampling_rate=None, expected_batch=8)
+    assert made.unit is Unit.USER
+
+
+def test_all_that_is_known_of_the_data_stays() -> None:
+    data = replace(
+        DATA, assumptions=("public classes",), by_coin=True, published=True, validation=DATA.test,
+        public=DATA.test, notes=("a note",),
+    )  # fmt: skip
+    planted = with_canaries(data, like_data(4))
+    for name in ("test", "validation", "public", "assumptions", "by_coin", "published", "split"):
+        assert getattr(planted, name) == getattr(data, name), name
+    assert planted.notes[:1] == ("a note",)
 
 
 def test_planted_data_pickles() -> None:
@@ -106,6 +173,8 @@ def test_what_does_not_fit_is_refused() -> None:
         with_canaries(DATA, Rows(rows.inputs[:, :2], rows.targets))
     with pytest.raises(DataError, match="targets"):
         with_canaries(DATA, Rows(rows.inputs, rows.labels.double()))
+    with pytest.raises(DataError, match="canaries without users"):
+        with_canaries(DATA, replace(rows, users=torch.arange(4)))
     with pytest.raises(DataError, match="at least one"):
         with_canaries(DATA, like_data(4).take(torch.tensor([], dtype=torch.long)))
     with pytest.raises(ValueError, match="Expected count=61 <= 60"):

@@ -139,11 +139,42 @@ def test_shards_give_few_classes() -> None:
 def test_quantity_follows_the_shares() -> None:
     targets = torch.zeros(1003, dtype=torch.int64)
     power = [len(held) for held in ByQuantity(1.0)(targets, 3, generator())]
-    assert power == [1 + 545, 1 + 273, 1 + 182]  # 1,000 x (6, 3, 2) / 11, largest remainders
-    stated = ByQuantity(fractions=(0.7, 0.2, 0.1))(targets, 3, generator())
-    assert [len(held) for held in stated] == [701, 201, 101]
+    assert power == [547, 274, 182]  # 1,003 x (6, 3, 2) / 11, largest remainders
     even = [len(held) for held in ByQuantity(0.0)(targets, 4, generator())]
     assert sorted(even) == [250, 251, 251, 251]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "rows", "sizes"),
+    [
+        ((0.8, 0.1, 0.1), 100, [80, 10, 10]),
+        ((0.8, 0.1, 0.1), 10, [8, 1, 1]),
+        ((0.1, 0.2, 0.7), 10, [1, 2, 7]),
+        # 0.29 x 100 is 28.999999999999996 in floats.
+        ((0.29, 0.71), 100, [29, 71]),
+        ((0.7, 0.2, 0.1), 1003, [702, 201, 100]),
+        ((1 / 3, 1 / 3, 1 / 3), 100, [34, 33, 33]),
+        # Whose share is no row takes one from the largest.
+        ((0.998, 0.001, 0.001), 10, [8, 1, 1]),
+        ((0.8, 0.1, 0.1), 3, [1, 1, 1]),
+    ],
+)
+def test_sizes_are_the_stated_fractions(
+    fractions: tuple[float, ...], rows: int, sizes: list[int]
+) -> None:
+    index = ByQuantity(fractions=fractions)(torch.zeros(rows), len(fractions), generator())
+    assert [len(held) for held in index] == sizes
+    assert covers(index, rows)
+
+
+@given(weights=st.lists(st.integers(1, 1000), min_size=1, max_size=12), rows=st.integers(12, 3000))
+def test_no_size_is_a_row_off(weights: list[int], rows: int) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    partition = ByQuantity(fractions=tuple(shares))
+    sizes = [len(held) for held in partition(torch.zeros(rows), len(weights), generator())]
+    assert sum(sizes) == rows
+    if rows * min(shares) >= 1:
+        assert all(abs(n - share * rows) < 1 for n, share in zip(sizes, shares, strict=True))
 
 
 def test_columns_as_named() -> None:
@@ -168,6 +199,11 @@ def test_columns_must_be_named_once(columns: tuple[tuple[int, ...], ...]) -> Non
         (lambda: Dirichlet(1.0, minimum=0), "minimum=0"),
         (lambda: Shards(0), "per_party=0"),
         (lambda: ByQuantity(-1.0), r"exponent=-1\.0"),
+        (
+            lambda: ByQuantity((0.8, 0.2)),  # type: ignore[arg-type]
+            r"exponent=\(0\.8, 0\.2\) .*ByQuantity\(fractions=\(0\.8, 0\.2\)\)",
+        ),
+        (lambda: ByQuantity(fractions=(0.5, 0.5, 0.0)), r"fractions=0\.0 > 0"),
         (lambda: ByQuantity(fractions=(0.5, 0.6)), "sum 1"),
         (lambda: ByQuantity(fractions=(1.5, -0.5)), r"fractions=-0\.5"),
     ],

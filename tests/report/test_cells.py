@@ -16,6 +16,19 @@ from privtrain.report import cells
         (12345.6, "12,346"),
         (1e-5, "1e-5"),
         (0.0, "0"),
+        (-0.0, "0"),
+        (0.0995, "0.0995"),
+        (9.994, "9.99"),
+        (9.996, "10"),
+        (99.96, "100"),
+        (999.4, "999"),
+        (999.5, "1,000"),
+        (999.6, "1,000"),
+        (-999.6, "-1,000"),
+        (1e6, "1,000,000"),
+        (1e-9, "1e-9"),
+        (-1.23456e-9, "-1.23e-9"),
+        (-math.inf, "-inf"),
     ],
 )
 def test_number(value: float | None, text: str) -> None:
@@ -25,7 +38,8 @@ def test_number(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0 B"), (999, "999 B"), (1_000, "1 kB"), (12_345, "12.3 kB"), (1.31e9, "1.31 GB"),
-     (999_600, "1 MB"), (None, "–"), (5e13, "50 TB")],
+     (999_600, "1 MB"), (None, "–"), (5e13, "50 TB"), (999.6, "1 kB"), (999.6e12, "1,000 TB"),
+     (-2_000, "-2 kB"), (math.nan, "nan"), (math.inf, "inf")],
 )  # fmt: skip
 def test_size(value: float | None, text: str) -> None:
     assert cells.size(value) == text
@@ -47,12 +61,32 @@ def test_percent_points_and_rates() -> None:
     assert cells.rate_interval((0.48, 0.53)) == "0.48–0.53"
     assert cells.rate_interval((-0.02, 0.11)) == "−0.02 to 0.11"
     assert cells.percent_interval((0.91, 0.966)) == "91.0–96.6"
+    # What rounds to zero has no sign, and what is no number no unit.
+    assert (cells.percent(-1e-6), cells.rate(-1e-6)) == ("0.0%", "0.000")
+    assert cells.percent_interval((-1e-6, 1.0)) == "0.0–100.0"
+    assert (cells.percent(math.nan), cells.points(math.nan)) == ("nan", "nan")
+    for value, text in ((9999.6, "10,000"), (99999.6, "100,000"), (1e-9, "1e-9")):
+        assert cells.metric(value) == text
     assert cells.percent_interval(None) == cells.rate_interval(None) == ""
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (0.4212, "0.421 s"), (42.13, "42.1 s"), (212, "3.53 min"), (9000, "2.5 h")],
+    [
+        (None, "–"),
+        (0.4212, "0.421 s"),
+        (42.13, "42.1 s"),
+        (212, "3.53 min"),
+        (9000, "2.5 h"),
+        (1e-9, "1e-9 s"),
+        (119.96, "120 s"),
+        (7199.9, "120 min"),
+        (999.6 * 3600, "1,000 h"),
+        (0, "0 s"),
+        (-7200, "-2 h"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
 )
 def test_duration(value: float | None, text: str) -> None:
     assert cells.duration(value) == text
@@ -61,6 +95,12 @@ def test_duration(value: float | None, text: str) -> None:
 def test_count_keeps_the_fraction_of_a_mean() -> None:
     assert cells.count(42_000) == "42,000"
     assert cells.count(10.5) == "10.5"
+    assert cells.count(-0.0) == "0"
+    assert cells.count(1234.5) == "1,234.5"
+    assert cells.count(12345.5) == "12,345.5"
+    assert cells.count(99999.97) == "100,000.0"
+    assert cells.count(-3.5) == "-3.5"
+    assert (cells.count(math.nan), cells.count(math.inf)) == ("nan", "inf")
     assert cells.count(None) == "–"
 
 

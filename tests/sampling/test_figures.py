@@ -19,7 +19,6 @@ from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
 from privtrain.sampling.figures import (
     Batches,
     BatchSampling,
-    poisson_batch,
     poisson_figures,
     rows_at,
 )
@@ -71,6 +70,10 @@ def test_a_rate_or_a_batch_is_needed() -> None:
     data = FederatedData(train=Locked(), test=empty_rows(), public_rows=10)
     with pytest.raises(ValueError, match="sampling_rate=None"):
         poisson_figures(data, epochs=1, sampling_rate=None, expected_batch=None)
+
+
+def poisson_batch(rows: Rows, sampling: Poisson, generator: np.random.Generator) -> Rows:
+    return rows_at(rows, sampling.choose(len(rows), generator))
 
 
 def test_batches_are_poisson() -> None:

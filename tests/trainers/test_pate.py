@@ -34,8 +34,8 @@ from privtrain.trainers.pate import (
     PATE,
     Vote,
     _of_two_votes,
+    public_part,
     teacher_of_rows,
-    without_public_part,
 )
 from tests.statistics import ALARM
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
@@ -62,6 +62,12 @@ def run(trainer: PATE, data: FederatedData, task: Task = TASK, **options: object
 
 def with_public(data: FederatedData, count: int = 40) -> FederatedData:
     return replace(data, public=Rows(some_rows(77, count).inputs))
+
+
+def without_public_part(party: str, rows: Rows, rate: float, seeds: Seeds) -> tuple[Rows, Rows]:
+    """The rows that a party gives up to the public, and those that its teachers keep."""
+    given_up = public_part(party, rows, rate, seeds)
+    return rows.take(given_up.nonzero().squeeze(1)), rows.take((~given_up).nonzero().squeeze(1))
 
 
 def groups(rows: Rows, teachers: int, seed: int, rate: float = 0.0) -> list[list[bytes]]:
@@ -294,7 +300,9 @@ def test_a_split_that_had_to_be_made_is_stated_and_its_rows_are_in_no_teacher() 
     public = [e.payload for e in result.transcript.entries if e.kind == "public inputs"]
     given_up = torch.cat([rows for rows in public if rows is not None])
     assert stats.binomtest(len(given_up), 120, rate).pvalue > ALARM
-    together = torch.cat([given_up, result.members.inputs])
+    marks = {party: rows for party, rows in result.members.rows.items() if rows is not None}
+    kept = [data.train[party].inputs[marks[party]] for party in data.parties]
+    together = torch.cat([given_up, *kept])
     assert sorted(together.tolist()) == sorted(data.pooled().inputs.tolist())
 
 
