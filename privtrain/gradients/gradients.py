@@ -119,7 +119,9 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
-    return check_losses(loss(model(rows.inputs), rows.labels), rows)
+    # Copies: what writes into its rows would be given others by the next engine that tries.
+    outputs = model(rows.inputs.clone())
+    return check_losses(loss(outputs, rows.labels.clone()), rows)
 
 
 def check_losses(losses: Tensor, rows: Sized) -> Tensor:

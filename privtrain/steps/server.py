@@ -8,10 +8,21 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.trainer import Run
-from privtrain.steps.optimizers import GradientVector
+from privtrain.steps.optimizers import GradientVector, checked_optimizer
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
+
+
+def make_server_optimizer(
+    optimizer: ServerOptimizer, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The server's optimizer of some parameters.
+
+    Raises:
+        ValueError: If something else is made, as `checked_optimizer` says.
+    """
+    return checked_optimizer(optimizer(parameters), parameters, f"server_optimizer={optimizer!r}")
 
 
 class Server:
@@ -32,7 +43,9 @@ class Server:
         self._tensors = tensors
         self._parameters = parameters
         self._gradient = GradientVector(parameters)
-        self._optimizer = None if optimizer is None else optimizer(parameters)
+        self._optimizer = (
+            None if optimizer is None else make_server_optimizer(optimizer, parameters)
+        )
 
     def vector(self) -> Tensor:
         """The global model as a new vector, shape `(values,)`."""

@@ -83,7 +83,7 @@ def below_largest(shared: Any) -> Any:
         shared: Shape `(batch, values)`.
 
     Returns:
-        Shape `(batch, values)`, in `[-DEEPEST * levels, 0]`; one level for each factor of four.
+        Shape `(batch, values)`, in `[-DEEPEST * levels(values), 0]`.
     """
     if shared.size(-1) == 1:
         return shared - shared
@@ -103,6 +103,11 @@ def below_largest(shared: Any) -> Any:
         total = total + clamped[:, place] - DEEPEST
         start += gap.size(-1)
     return total
+
+
+def levels(count: int) -> int:
+    """How often the largest of a number of values is looked for in groups."""
+    return 0 if count == 1 else 1 + levels(-(-count // _GROUP))
 
 
 def _level(values: Any, below: Any) -> tuple[Any, Any, list[Any]]:
@@ -152,17 +157,21 @@ def _split(shared: Any, sizes: list[int]) -> list[Any]:
     return [shared[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def exponential(shared: Any) -> Any:
-    """e^x of values in [-160, 0].
+def exponential(shared: Any, least: float) -> Any:
+    """e^x of values in [least, 0], with an error of at most 5e-5.
 
-    (p(x / 64))^64, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error
-    1.2e-6): 8 rounds, as many as CrypTen's (1 + x / 256)^256.
+    (p(x / n))^n, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error 1.2e-6).
+
+    Args:
+        shared: Exponents.
+        least: Lower end of their public range.
     """
-    small = shared.div(64)
+    # Below -1/4 the cubic is not e^y, but between -1/4 and -1 its power still is, within 1e-5, and
+    # between -1 and -5/2 its magnitude stays below 0.7. Beyond that it grows without a bound.
+    squarings = max(4, math.ceil(math.log2(-least / 2.5)) if least else 0)
+    small = shared.div(2**squarings)
     result = small * 0.99985 + 1 + small.square() * (small * 0.14720 + 0.49702)
-    # Six squarings make the 64th power. Below -1/4 the cubic is not e^y, but its magnitude stays
-    # below 0.78, the 64th power of which is 1e-7.
-    for _ in range(6):
+    for _ in range(squarings):
         result = result.square()
     return result
 
@@ -198,5 +207,6 @@ def softmax(logits: Any) -> Any:
     """
     # The largest logit becomes zero, so that no power overflows and the sum of the exponentials
     # lies in [1, classes], which is the public range that the reciprocal needs.
-    numerators = exponential(below_largest(logits))
+    least = -DEEPEST * levels(logits.size(-1))
+    numerators = exponential(below_largest(logits), least)
     return numerators * reciprocal(numerators.sum(-1, keepdim=True), logits.size(-1))
