@@ -16,7 +16,7 @@ from privtrain.attacks.scores import (
 )
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Leakage, Predictor, Target
-from privtrain.core.seeding import Seeds
+from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import Rows, Task
 from privtrain.core.validate import check_count
 
@@ -106,9 +106,13 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
         ValueError: If the loss does not give one value a row.
     """
     losses = []
+    stream = Seeds(0)["row losses", 0, ""]
     for start in range(0, len(rows), batch_size):
-        logits = predictor(rows.inputs[start : start + batch_size])
-        loss = _loss(task, logits, rows.labels[start : start + batch_size])
+        # What a model draws must not move the generators of other threads, nor follow from them.
+        with global_generator(stream):
+            logits = predictor(rows.inputs[start : start + batch_size])
+        # A copy: a loss may write into its targets, which are those of the data set.
+        loss = _loss(task, logits, rows.labels[start : start + batch_size].clone())
         if loss.shape != (len(logits),):
             raise ValueError(
                 f"Expected task.loss to give one value a row, shape ({len(logits)},); "

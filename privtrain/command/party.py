@@ -19,7 +19,7 @@ import tyro
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from privtrain.core.runtime import MeshParty
     from privtrain.core.task import Rows, Task
@@ -134,8 +134,10 @@ def run_party(args: PartyArgs) -> int:
     """
     import torch
 
+    from privtrain.core.parameters import load_vector, trainable
     from privtrain.core.runtime import MeshParty
     from privtrain.mpc.descent import agreed
+    from privtrain.mpc.ranges import wrong_truncations
     from privtrain.runtimes.peers import Peers
 
     check_positive(timeout=args.timeout)
@@ -155,8 +157,10 @@ def run_party(args: PartyArgs) -> int:
         name = where.names[where.rank]
         party = MeshParty(name=name, rank=where.rank, names=where.names, inputs={})
         opened = peers.run(lambda: program(party)["weights"])
-    weights = agreed({name: opened})
-    _tell(args, trainer, model, task, test, weights, party)
+    load_vector(trainable(model), agreed({name: opened}, program.rows.inputs))
+    if program.descent.by_rows:
+        wrong_truncations(model, program.rows, weights="opened")
+    _tell(args, trainer, model, task, test, party)
     return 0
 
 
@@ -169,6 +173,7 @@ def _prepare(
     from privtrain.core.seeding import Seeds
     from privtrain.core.task import ROWS, FederatedData, Split
     from privtrain.mpc.descent import PeerDescent
+    from privtrain.mpc.ranges import check_weights, wrong_truncations
     from privtrain.trainers.mpc_sgd import MPCSGD
 
     table = read(args.study)
@@ -189,6 +194,9 @@ def _prepare(
     model = initial_model(task, seeds["initialisation", 0, ""])
     shape_of_data = FederatedData(train={}, test=rows, split=split)
     descent = trainer.program(task, model, shape_of_data, seeds)
+    check_weights(model)
+    if split is ROWS:
+        wrong_truncations(model, rows, weights="initial")
     # The others compare this digest before anything is shared: parties with other settings or
     # another start would train a model that is nobody's.
     start = to_vector(model.parameters()).double().numpy().tobytes()
@@ -230,15 +238,13 @@ def _tell(
     model: "nn.Module",
     task: "Task",
     test: "Rows | None",
-    weights: "Tensor",
     party: "MeshParty",
 ) -> None:
     import torch
 
-    from privtrain.core.parameters import ModelPredictor, load_vector, trainable
+    from privtrain.core.parameters import ModelPredictor
 
     # Printed and saved by every party: all of them opened the same weights.
-    load_vector(trainable(model), weights)
     sent = sum(entry.bytes for entry in party.entries)
     parties, engine = len(party.names), trainer.engine.name
     print(f"{party.name}: trained {trainer.epochs} epochs with {parties} parties on {engine}")
@@ -246,7 +252,9 @@ def _tell(
     if test is not None:
         logits = ModelPredictor(model)(test.inputs)
         for name, metric in task.metrics.items():
-            print(f"{party.name}: {name} {metric(logits, test.labels):.4f} on {len(test)} rows")
+            # Copies: a metric may write into what it is given, and another one follows.
+            value = metric(logits.clone(), test.labels.clone())
+            print(f"{party.name}: {name} {value:.4f} on {len(test)} rows")
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), args.out)

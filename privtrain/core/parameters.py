@@ -242,5 +242,6 @@ class ModelPredictor:
         # asking does not change the model.
         self.module.eval()
         where = next(self.module.parameters(), torch.empty(0)).device
-        logits: Tensor = self.module(inputs.to(where))
+        # A copy: a model may write into what it is given, and these rows are asked about again.
+        logits: Tensor = self.module(inputs.to(where, copy=True))
         return logits.to(inputs.device)

@@ -17,7 +17,7 @@ class Predictor(Protocol):
     """Anything that answers inputs with logits."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits `(rows, classes)` of inputs `(rows, ...)`."""
+        """Logits `(rows, classes)` of inputs `(rows, ...)`, which it leaves as they are."""
         ...
 
 

@@ -270,8 +270,21 @@ _SEED, _STATE = 0, slice(3, 3 + _TWISTER)
 # come from the other's public seed.
 _BORROWED = threading.RLock()
 
-# Whether somebody puts numpy's and Python's generators back later on, and draws nothing meanwhile.
-_KEPT: ContextVar[bool] = ContextVar("kept", default=False)
+# True where somebody puts numpy's and Python's generators back later on, and draws nothing
+# meanwhile; False within a block that draws from them.
+_KEPT: ContextVar[bool | None] = ContextVar("kept", default=None)
+
+
+class _Keepers:
+    """Threads that will put the generators back: the first one reads them, the last one writes."""
+
+    # Each for itself would read what another one's step had left there, and put that back.
+    def __init__(self) -> None:
+        self.count = 0
+        self.states: tuple[Any, Any] = (None, None)
+
+
+_KEEPERS = _Keepers()
 
 
 @contextmanager
@@ -283,16 +296,23 @@ def kept_generators() -> Iterator[None]:
     if _KEPT.get():
         yield
         return
-    of_numpy, of_python = np.random.get_state(), random.getstate()
+    # Within a block that draws, which lets nobody else in, keepers count anew.
+    keepers = _KEEPERS if _KEPT.get() is None else _Keepers()
+    # Not in the middle of another thread's step, which draws from them.
+    with _BORROWED:
+        if keepers.count == 0:
+            keepers.states = np.random.get_state(), random.getstate()
+        keepers.count += 1
     token = _KEPT.set(True)
     try:
         yield
     finally:
         _KEPT.reset(token)
-        # Not in the middle of another thread's step, which draws from them.
         with _BORROWED:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)
+            keepers.count -= 1
+            if keepers.count == 0:
+                np.random.set_state(keepers.states[0])
+                random.setstate(keepers.states[1])
 
 
 @contextmanager

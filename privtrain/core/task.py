@@ -104,6 +104,30 @@ def _concatenated(columns: list[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if len(present) == len(columns) else None
 
 
+def widest_column(inputs: Tensor) -> str:
+    """The column whose values are largest in magnitude, and its range, in words for an error.
+
+    Args:
+        inputs: Shape `(rows, ...)`; at least one value. What is said of them is unprotected.
+    """
+    flat = inputs.detach().flatten(1) if inputs.dim() > 1 else inputs.detach().reshape(-1, 1)
+    number = int(flat.abs().amax(0).nan_to_num(nan=torch.inf).argmax())
+    column = flat[:, number]
+    place = torch.unravel_index(torch.tensor(number), inputs.shape[1:] or (1,))
+    name = ", ".join(str(int(index)) for index in place)
+    return (
+        f"Column {name if len(place) == 1 else f'({name})'} of the inputs (counted from 0) has the "
+        f"widest values, from {float(column.min()):g} to {float(column.max()):g}"
+    )
+
+
+SCALE_COLUMNS = (
+    "Scale columns by public constants, as scale= of pt.data.from_arrays and ranges= of "
+    "pt.data.from_csv do"
+)
+"""The way out where inputs are too large."""
+
+
 def check_party_rows(party: str, rows: Rows) -> None:
     """Refuses rows of a party that could not be trained on.
 

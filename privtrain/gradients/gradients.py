@@ -155,7 +155,8 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
     try:
-        outputs = model(rows.inputs)
+        # Copies: what writes into its rows would be given others by the next engine that tries.
+        outputs = model(rows.inputs.clone())
     except RuntimeError as error:
         types = {parameter.dtype for parameter in model.parameters()} | {rows.inputs.dtype}
         if len(types) == 1 or not rows.inputs.is_floating_point():
@@ -166,7 +167,7 @@ def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
             f"are of several types ({names}); give the data the type of the first layer, or "
             "convert where types meet in forward."
         ) from error
-    return check_losses(loss(outputs, rows.labels), rows)
+    return check_losses(loss(outputs, rows.labels.clone()), rows)
 
 
 def check_losses(losses: Tensor, rows: Sized) -> Tensor:

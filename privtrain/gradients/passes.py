@@ -100,9 +100,9 @@ def run(
     given = _widened(rows) if precision.double else rows
     sums, reached = [], [False] * len(named)
     with _precise(model, precision), held:
-        # A copy: a model may write to what it is given.
+        # Copies: a model or a loss may write to what it is given.
         outputs = model(given.inputs.clone())
-        losses = check_losses(loss(outputs, given.labels), rows)
+        losses = check_losses(loss(outputs, given.labels.clone()), rows)
         held.end_of_forward()
         # Random numbers of the trial are none of the model's draws.
         with _disable_current_modes():

@@ -14,7 +14,7 @@ from privtrain.core.errors import DataError, ProtocolError
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import MeshParty, Payload
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import Rows
+from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.engine import Engine, Session, Shared
 from privtrain.mpc.layers import Descent, Layer, Linear, SharedLayer, step
 from privtrain.mpc.sharing import LARGEST, encode
@@ -44,7 +44,7 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
     try:
         yield INPUTS, encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
     if not labels:
         return
     targets = rows.labels
@@ -59,8 +59,12 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
     yield LABELS, encode(nn.functional.one_hot(targets, classes).double())
 
 
-def agreed(opened: dict[str, Tensor]) -> Tensor:
+def agreed(opened: dict[str, Tensor], inputs: Tensor) -> Tensor:
     """The opened weights, after a check that all parties opened the same.
+
+    Args:
+        opened: What each party opened.
+        inputs: Own rows, shape `(rows, ...)`; where training diverged, the error names a column.
 
     Raises:
         ProtocolError: If they differ, or are too large for fixed point.
@@ -71,11 +75,12 @@ def agreed(opened: dict[str, Tensor]) -> Tensor:
         if not torch.equal(opened[name], weights):
             raise ProtocolError(f"{name} opened other weights than {names[0]}.")
     # Without MACs nobody proves what was opened; these two checks catch accidents only.
-    largest = float(weights.abs().max())
+    largest = float(weights.abs().max()) if weights.numel() else 0.0
     if not largest < LARGEST:
         raise ProtocolError(
             f"An opened weight is {largest:g}, outside fixed point: training diverged, or a "
-            "truncation wrapped around. Lower the learning rate, or run again."
+            f"truncation wrapped around. {widest_column(inputs)}. {SCALE_COLUMNS}, lower the "
+            "learning rate, or run again."
         )
     return weights
 

@@ -41,7 +41,7 @@ def encode(values: Tensor, *, name: str = "values", bits: int = PRECISION_BITS) 
     if largest >= LARGEST:
         raise ValueError(
             f"Expected {name} within (-{LARGEST:g}, {LARGEST:g}), where fixed point does not "
-            f"overflow; the largest magnitude is {largest:g}. Scale by public constants first."
+            f"overflow; the largest magnitude is {largest:g}."
         )
     return (exact * 2.0**bits).round().to(torch.int64)
 

@@ -18,6 +18,7 @@ from privtrain.core.seeding import (
     SeededEntropy,
     Seeds,
     SystemEntropy,
+    global_generator,
     kind_of,
 )
 from privtrain.core.statement import Budget
@@ -260,6 +261,7 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
 def _watcher(data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
     rows = data.validation
+    stream = Seeds(0)["validation", 0, ""]
 
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
@@ -268,7 +270,8 @@ def _watcher(data: FederatedData, history: History) -> Any:
             return
         # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
         # nothing may be stopped or chosen by it.
-        correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
+        with global_generator(stream):
+            correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
         history.record(done, validation_accuracy=float(correct.double().mean()))
 
     return watch

@@ -14,7 +14,7 @@ from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import EntropyKind
+from privtrain.core.seeding import EntropyKind, Seeds, global_generator
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
@@ -236,7 +236,11 @@ def accuracy_with_interval(
         Accuracy in 0..1, and the interval.
     """
     # The interval is that of a count of successes, so the accuracy is turned into one again.
-    accuracy = task.metrics["accuracy"](predictor(rows.inputs), rows.labels)
+    # What a model draws must not move the generators of other threads, nor follow from them.
+    with global_generator(Seeds(0)["evaluation", 0, ""]):
+        outputs = predictor(rows.inputs)
+    # A copy: a metric may write into its targets, and the next row is measured on them.
+    accuracy = task.metrics["accuracy"](outputs, rows.labels.clone())
     return accuracy, clopper_pearson(round(accuracy * len(rows)), len(rows))
 
 

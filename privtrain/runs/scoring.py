@@ -10,6 +10,7 @@ from privtrain.accounting.event import Event, no_event
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Predictor
+from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import Relation, Unit
 from privtrain.core.task import FederatedData, Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -40,7 +41,7 @@ class Score(Protocol):
 
 
 def _correct(predictor: Predictor, rows: Rows) -> float:
-    with torch.no_grad():
+    with torch.no_grad(), global_generator(Seeds(0)["score", 0, ""]):
         return float((predictor(rows.inputs).argmax(dim=1) == rows.labels).sum())
 
 

@@ -24,7 +24,7 @@ def batches(
     """
     for _ in range(epochs):
         if batch_size is None or batch_size >= rows:
-            # No index, so that callers do not copy all rows in every epoch.
+            # All rows as they are: no index has to be drawn, sent or looked up.
             yield None
         else:
             cuts = tuple(range(batch_size, rows, batch_size))
@@ -37,8 +37,12 @@ def row_batches(
     """Inputs and targets of the batches of all epochs; see `batches`.
 
     Yields:
-        Inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
+        Copies of inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
     """
     inputs, targets = rows.inputs, rows.labels
     for index in batches(len(rows), batch_size, epochs, generator):
-        yield (inputs, targets) if index is None else (inputs[index], targets[index])
+        # Copies: a model may write into what it is given, and the next epoch takes the rows again.
+        if index is None:
+            yield inputs.clone(), targets.clone()
+        else:
+            yield inputs[index], targets[index]

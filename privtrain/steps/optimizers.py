@@ -1,13 +1,17 @@
 """Optimizers, the gradients they are given, and one step."""
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from privtrain.core.parameters import wide_type
-from privtrain.core.task import Loss
+from privtrain.core.errors import READS_ROWS, DataError
+from privtrain.core.parameters import to_vector, wide_type
+from privtrain.core.seeding import Seeds, global_generator
+from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
 from privtrain.gradients.gradients import check_losses
 
 OptimizerFactory = Callable[..., Optimizer]
@@ -26,20 +30,157 @@ def make_optimizer(
         learning_rate: Its learning rate; positive.
 
     Returns:
-        The optimizer.
+        The optimizer, of exactly these parameters.
 
     Raises:
-        ValueError: If there is no optimizer of that name.
+        ValueError: If there is no optimizer of that name, or the factory makes something else.
     """
-    if not isinstance(optimizer, str):
-        return optimizer(parameters, lr=learning_rate)
-    factory = getattr(torch.optim, optimizer, None)
-    if not (isinstance(factory, type) and issubclass(factory, Optimizer)):
+    factory = _named(optimizer) if isinstance(optimizer, str) else optimizer
+    try:
+        made = factory(parameters, lr=learning_rate)
+    except Exception as error:  # a user's own code may raise anything
         raise ValueError(
-            f"Expected optimizer={optimizer!r} to be the name of a class in torch.optim, "
-            "such as 'SGD' or 'Adam', or a factory."
+            f"Expected optimizer={optimizer!r}, called with parameters and lr={learning_rate:g}, "
+            f"to make an optimizer; it raised {type(error).__name__}: {error}"
+        ) from error
+    return checked_optimizer(made, parameters, f"optimizer={optimizer!r}")
+
+
+def _named(optimizer: str) -> OptimizerFactory:
+    factory = getattr(torch.optim, optimizer, None)
+    if isinstance(factory, type) and issubclass(factory, Optimizer):
+        return factory
+    raise ValueError(
+        f"Expected optimizer={optimizer!r} to be the name of a class in torch.optim, "
+        "such as 'SGD' or 'Adam', or a factory."
+    )
+
+
+def checked_optimizer(made: object, parameters: list[nn.Parameter], what: str) -> Optimizer:
+    """What a factory made, if it can train exactly some parameters.
+
+    Anything else would leave a model as it was, beside an epsilon that says it was trained.
+
+    Args:
+        made: What the factory returned.
+        parameters: What it was given: all that require a gradient. What shall stay as it is has to
+            be frozen in the model, so that no noise is drawn for it and nothing of it is sent.
+        what: The argument and its value, for errors.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: If it is no optimizer, needs a closure, or has other parameters.
+    """
+    if not isinstance(made, Optimizer):
+        raise ValueError(f"Expected {what} to return a torch.optim.Optimizer, {_instead(made)}")
+    step = inspect.signature(made.step).parameters.values()
+    if any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in step):
+        raise ValueError(
+            f"Expected {what} to make an optimizer whose step() takes no argument; that of "
+            f"{type(made).__name__} wants {', '.join(p.name for p in step)} to compute the loss "
+            "again, which would use rows that nothing accounts for. Use SGD, Adam or another one."
         )
-    return make_optimizer(factory, parameters, learning_rate)
+    own = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+    given = {id(parameter) for parameter in parameters}
+    if own - given:
+        raise ValueError(
+            f"Expected {what} to make an optimizer of the parameters that it is given; "
+            f"{len(own - given)} of the {len(own)} tensors in its param_groups are others, such as "
+            "copies or those of another model. Make a new optimizer at each call, of the "
+            "parameters themselves."
+        )
+    if given - own:
+        raise ValueError(
+            f"Expected {what} to make an optimizer of all {len(given)} parameters that it is given;"
+            f" {len(given - own)} are missing in its param_groups and would never be trained. "
+            "Freeze them in the model with requires_grad_(False), or add them."
+        )
+    return made
+
+
+def _instead(made: object) -> str:
+    """What came in place of an optimizer, and the way out."""
+    if made is None:
+        return "not None. End the function with return."
+    if isinstance(made, type):
+        return f"not the class {made.__name__}. Call it: {made.__name__}(parameters, lr=lr)."
+    name = type(made).__name__
+    inner = vars(made).get("optimizer") if hasattr(made, "__dict__") else None
+    if isinstance(inner, Optimizer):
+        return (
+            f"not a {name} of one. Return the {type(inner).__name__} itself; learning rates are "
+            "constant here, and a schedule can be built into the optimizer's step()."
+        )
+    return f"not a {name}."
+
+
+def try_optimizer(
+    optimizer: str | OptimizerFactory, parameters: list[nn.Parameter], learning_rate: float
+) -> None:
+    """Tries what `make_optimizer` makes: see `check_optimizer`, and there for its errors."""
+    make = functools.partial(make_optimizer, optimizer, parameters, learning_rate)
+    check_optimizer(make, parameters, f"optimizer={optimizer!r}")
+
+
+def check_optimizer(
+    make: Callable[[], Optimizer], parameters: list[nn.Parameter], what: str
+) -> None:
+    """Tries an optimizer on parameters that are thrown away, before anything is spent.
+
+    Args:
+        make: Makes it, of these parameters.
+        parameters: They are changed.
+        what: The argument and its value, for errors.
+
+    Raises:
+        ValueError: If it cannot be made, is the same one at each call, fails, or moves nothing.
+    """
+    # What it draws must not move the caller's generator.
+    with global_generator(Seeds(0)["optimizer trial", 0, ""]):
+        optimizer = make()
+        if make() is optimizer:
+            raise ValueError(
+                f"Expected {what} to make a new optimizer at each call; it returned one twice, "
+                "so that one run would go on with the state and the parameters of another."
+            )
+        before = to_vector(parameters)
+        # A few steps: the first one of a warm-up may have a learning rate of zero.
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            try:
+                optimizer.step()
+            except Exception as error:  # a user's own code may raise anything
+                raise ValueError(
+                    f"Expected {what} to make an optimizer of dense gradients; its step() raised "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            if not torch.equal(before, to_vector(parameters)):
+                return
+    raise ValueError(
+        f"Expected {what} to make an optimizer that moves its parameters; three steps with a "
+        "gradient of 1 changed none of them. Raise its learning rate."
+    )
+
+
+def check_not_diverged(parameters: list[nn.Parameter], inputs: Tensor) -> None:
+    """Refuses a model that is not finite any more, where nothing is promised about its rows.
+
+    Args:
+        parameters: What was trained.
+        inputs: What it was trained on, shape `(rows, ...)`.
+
+    Raises:
+        DataError: With the widest column of the inputs.
+    """
+    if all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        return
+    raise DataError(
+        f"Training diverged: the trained weights are not finite. {widest_column(inputs)}. "
+        f"{SCALE_COLUMNS}, or lower the learning rate. {READS_ROWS}"
+    )
 
 
 def descend(

@@ -12,7 +12,7 @@ from privtrain.core.task import FederatedData, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
 from privtrain.sampling.passes import row_batches
-from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
+from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer, try_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class PlainSteps:
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for its refusal.
-        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def settled(self, data: FederatedData) -> "PlainSteps":
         return self

@@ -30,7 +30,12 @@ from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, poisson_figures, rows_at, whole_steps
 from privtrain.sampling.sampling import Poisson
 from privtrain.sampling.schedule import check_separation
-from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
+from privtrain.steps.optimizers import (
+    GradientVector,
+    OptimizerFactory,
+    make_optimizer,
+    try_optimizer,
+)
 
 DRAWN_IN_SECRET = (
     "what the model draws while it trains, such as dropout masks, comes from entropy, fresh in "
@@ -170,7 +175,7 @@ class DPSteps:
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.
         self.gradients.engine(model, task.loss).close()
-        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def settled(self, data: FederatedData) -> "DPSteps":
         # A party knows its own rows only: a divisor that it computed from them would be private.

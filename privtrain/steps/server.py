@@ -12,12 +12,23 @@ from privtrain.core.runtime import Payload
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.gradients.alone import ALONE
-from privtrain.steps.optimizers import GradientVector
+from privtrain.steps.optimizers import GradientVector, checked_optimizer
 from privtrain.steps.pooling import NOT_KEPT
 from privtrain.steps.private import ASSUMPTION, DRAWN, NOTE, read_note
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
+
+
+def make_server_optimizer(
+    optimizer: ServerOptimizer, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The server's optimizer of some parameters.
+
+    Raises:
+        ValueError: If something else is made, as `checked_optimizer` says.
+    """
+    return checked_optimizer(optimizer(parameters), parameters, f"server_optimizer={optimizer!r}")
 
 
 class Server:
@@ -38,7 +49,9 @@ class Server:
         self._tensors = tensors
         self._parameters = parameters
         self._gradient = GradientVector(parameters)
-        self._optimizer = None if optimizer is None else optimizer(parameters)
+        self._optimizer = (
+            None if optimizer is None else make_server_optimizer(optimizer, parameters)
+        )
 
     def vector(self) -> Tensor:
         """The global model as a new vector, shape `(values,)`."""

@@ -30,7 +30,12 @@ from privtrain.release.aggregation import BoundedSum
 from privtrain.release.door import Release
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
-from privtrain.steps.optimizers import GradientVector, OptimizerFactory, make_optimizer
+from privtrain.steps.optimizers import (
+    GradientVector,
+    OptimizerFactory,
+    make_optimizer,
+    try_optimizer,
+)
 from privtrain.steps.pooling import (
     CURATOR_READS,
     UsedRows,
@@ -129,7 +134,7 @@ class DPSGD:
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.
         self.gradients.engine(model, task.loss).close()
-        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains on the pooled rows, in the order of Algorithm 1.

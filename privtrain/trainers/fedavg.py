@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from privtrain.core.parameters import (
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
-from privtrain.core.seeding import Streams, kept_generators
+from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, PrivacyPlan, Run
@@ -34,9 +35,15 @@ from privtrain.release.placement import Drawer
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
+from privtrain.steps.optimizers import check_not_diverged, check_optimizer
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DRAWN
-from privtrain.steps.server import Server, ServerOptimizer, record_diagnostics
+from privtrain.steps.server import (
+    Server,
+    ServerOptimizer,
+    make_server_optimizer,
+    record_diagnostics,
+)
 from privtrain.steps.weights import NOT_PUBLIC, Uniform, Weights, expected_weight, scale_of
 
 
@@ -92,6 +99,9 @@ class ClientStep:
         load_vector(tensors, payload["model"])
         # ClientUpdate, "for each local epoch ... for batch b": w <- w - eta * gradient.
         seen = self.local(model, self.task, party)
+        if exact:
+            # Behind a bound what is not finite counts as zero, and nobody is told.
+            check_not_diverged(trainable(model), party.rows.inputs)
         trained = to_vector(tensors).cpu()
         # UserUpdate returns theta - theta_0, which can be clipped; ClientUpdate returns w itself.
         contribution = trained - payload["model"] if self.sends_change else trained
@@ -271,7 +281,9 @@ class FedAvg:
         if isinstance(self.local, Checking):
             self.local.check(task, model)
         if self.server_optimizer is not None:
-            self.server_optimizer(trainable(model))
+            parameters = trainable(model)
+            make = partial(make_server_optimizer, self.server_optimizer, parameters)
+            check_optimizer(make, parameters, f"server_optimizer={self.server_optimizer!r}")
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.
@@ -308,7 +320,9 @@ class FedAvg:
             replies = run.map(step, {name: {"model": current} for name in chosen}, round=round)
             # "w_{t+1} <- sum over k of n_k / n * w^k_{t+1}"
             average = self._average(replies, current, divisor, round, run)
-            server.step(average, change=self._sends_change)
+            # An optimizer may draw, too; from no other generator than one thread's at a time.
+            with global_generator(run.seeds["server step", round, AGGREGATOR_NAME]):
+                server.step(average, change=self._sends_change)
             record_diagnostics(replies, round, run)
             self._mark(replies, run.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))

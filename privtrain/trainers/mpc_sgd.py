@@ -18,7 +18,14 @@ from privtrain.core.parties import party_names
 from privtrain.core.runtime import Payload, Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import InputPrivacy, Unit
-from privtrain.core.task import ROWS, FederatedData, Task, cross_entropy
+from privtrain.core.task import (
+    ROWS,
+    SCALE_COLUMNS,
+    FederatedData,
+    Task,
+    cross_entropy,
+    widest_column,
+)
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_fraction, check_positive
 from privtrain.mpc.crypten.engine import CrypTen
@@ -26,6 +33,7 @@ from privtrain.mpc.descent import SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
+from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
 
@@ -108,7 +116,8 @@ class MPCSGD:
         """Trains a logistic regression or a multi-layer perceptron on shares.
 
         Raises:
-            DataError: If rows cannot be shared: none, not finite, or too large for fixed point.
+            DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
+                or if they lead to values that are, under the initial or the opened weights.
             UnsupportedError: If the model or the loss cannot be trained on shares.
             PartyLostError: If a computing party dies or freezes.
             ProtocolError: If a computing party breaks the protocol.
@@ -117,14 +126,24 @@ class MPCSGD:
         program = self.program(task, model, data, run.seeds)
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
+        check_weights(model)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
+        rows = data.pooled()
+        wrong = wrong_truncations(model, rows, weights="initial")
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
         replies = run.spmd(program, inputs)
-        weights = agreed({name: reply["weights"] for name, reply in replies.items()})
+        opened = {name: reply["weights"] for name, reply in replies.items()}
+        weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
+        wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
+        if wrong > LIKELY:
+            run.notes.append(
+                f"Values on shares are so large that about {wrong:.2g} truncations are expected "
+                f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
+            )
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )

@@ -20,7 +20,7 @@ from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, 
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
 from privtrain.core.runtime import PartyRun, Payload, Runtimes
-from privtrain.core.seeding import Seeds
+from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
@@ -34,6 +34,7 @@ from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import Drawer
 from privtrain.sampling.figures import rows_are_public
 from privtrain.sampling.users import count_rows
+from privtrain.steps.optimizers import check_not_diverged
 from privtrain.steps.plain import PlainSteps
 
 STUDENT_NAME = "student"
@@ -130,7 +131,8 @@ class Vote:
             if len(rows) > 0:
                 own = replace(party, party=name, train={name: rows}, scratch={})
                 losses.append(self.steps(model.train(), self.task, own)["training_loss"])
-            votes.append(ModelPredictor(model)(queries).cpu())
+            with global_generator(party.seeds["votes", 0, name]):
+                votes.append(ModelPredictor(model)(queries).cpu())
         # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
         message = self.release.leave(votes, party, kind="votes")
         if losses:
@@ -404,6 +406,7 @@ class PATE:
                 device=run.device,
             )
             seen = self.student(model.train(), task, own)
+            check_not_diverged(trainable(model), rows.inputs)
             run.history.record(1, student_loss=float(seen["training_loss"]))
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)

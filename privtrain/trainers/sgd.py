@@ -23,7 +23,13 @@ from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_positive
 from privtrain.release.door import Release
 from privtrain.sampling.passes import row_batches
-from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
+from privtrain.steps.optimizers import (
+    OptimizerFactory,
+    check_not_diverged,
+    descend,
+    make_optimizer,
+    try_optimizer,
+)
 from privtrain.steps.pooling import CURATOR_READS, pool, resume
 
 
@@ -64,7 +70,7 @@ class SGD:
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for its refusal.
-        make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         rows = pool(data, run)
@@ -80,6 +86,7 @@ class SGD:
                 for batch in row_batches(rows, self.batch_size, 1, order):
                     total += descend(model, optimizer, task.loss, *batch)
                     count += 1
+            check_not_diverged(trainable(model), rows.inputs)
             # On the device until here: reading the loss of each batch would wait for each batch.
             run.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
             run.watch(epoch + 1, self.epochs, ModelPredictor(model))

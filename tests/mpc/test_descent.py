@@ -54,8 +54,8 @@ def test_data_that_does_not_fit_the_model_is_refused() -> None:
 
 def test_opened_weights_are_equal_everywhere_and_within_fixed_point() -> None:
     weights = torch.tensor([1.0, -2.0])
-    assert torch.equal(agreed({"a": weights, "b": weights.clone()}), weights)
+    assert torch.equal(agreed({"a": weights, "b": weights.clone()}, INPUTS), weights)
     with pytest.raises(ProtocolError, match="b opened other weights than a"):
-        agreed({"a": weights, "b": weights + 1})
+        agreed({"a": weights, "b": weights + 1}, INPUTS)
     with pytest.raises(ProtocolError, match="outside fixed point"):
-        agreed({"a": weights * LARGEST})
+        agreed({"a": weights * LARGEST}, INPUTS)

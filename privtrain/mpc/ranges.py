@@ -1,0 +1,78 @@
+"""Whether the values of a model fit into fixed point, as who holds rows can tell beforehand.
+
+Nothing is sent or opened for it: initial weights are public, final ones are opened anyway, and
+everybody looks at own rows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
+from privtrain.mpc.layers import Linear, translate
+from privtrain.mpc.sharing import PRECISION_BITS, encode
+
+LARGEST_OUTPUT = 2.0**20
+"""What layers compute stays below it. A product's integer is then below 2^52, and a truncation goes
+wrong with a probability below 2^-12; at 2^31 it wraps around."""
+
+LIKELY = 1e-3
+"""As many wrong truncations are expected at most before a note tells of them."""
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuses initial weights that fixed point cannot hold.
+
+    Raises:
+        DataError: With the parameter's name.
+    """
+    for name, parameter in model.named_parameters():
+        try:
+            encode(parameter, name=f"the initial values of the parameter {name!r}")
+        except ValueError as error:
+            raise DataError(str(error)) from error
+
+
+def wrong_truncations(model: nn.Module, rows: Rows, *, weights: str) -> float:
+    """How many truncations of one pass over the rows go wrong on average.
+
+    Args:
+        model: Linear layers and ReLU, with weights that are public.
+        rows: Own rows; what is said of them is unprotected.
+        weights: Which weights these are, for errors.
+
+    Returns:
+        Their expected number.
+
+    Raises:
+        DataError: If a layer leaves the range of fixed point.
+    """
+    expected = 0.0
+    for number, outputs in enumerate(_outputs(model, rows.inputs)):
+        largest = float(outputs.abs().max())
+        if not largest < LARGEST_OUTPUT:
+            raise DataError(
+                f"The outputs (logits, if it is the last one) of linear layer {number} reach "
+                f"{largest:g} for these rows under the {weights} weights; on shares, values from "
+                f"{LARGEST_OUTPUT:g} on are cut wrongly or wrap around. "
+                f"{widest_column(rows.inputs)}. {SCALE_COLUMNS}, or lower the learning rate."
+            )
+        # CrypTen truncates locally: wrong with probability |integer| / 2^64.
+        expected += float(outputs.abs().sum()) * 2.0 ** (2 * PRECISION_BITS - 64)
+    return expected
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    """What each linear layer computes, float64, shape `(rows, out)`."""
+    values = inputs.detach().cpu().double().flatten(1)
+    for layer in translate(model):
+        if isinstance(layer, Linear):
+            values = values @ layer.weight.double().cpu().t()
+            yield values
+            if layer.bias is not None:
+                values = values + layer.bias.double().cpu()
+        else:
+            values = values.relu()
