@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from privtrain.core.lookups import all_names, global_names, imported_by
+from privtrain.core.lookups import all_names, global_names, imported_by, names_read
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -222,7 +222,9 @@ class _Walk:
         # A library's function may be one that was made of the user's own.
         if cells or not library:
             self.value((value.__defaults__, value.__kwdefaults__))
-            self.value(tuple(_content(cell) for cell in cells))
+            named = zip(value.__code__.co_freevars, cells, strict=True)
+            reads = names_read(value.__code__)
+            self.value(tuple(_content(cell) if name in reads else None for name, cell in named))
         if not library:
             self._globals(value)
             # What it keeps on itself it can read by its own name.

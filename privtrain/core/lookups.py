@@ -7,15 +7,42 @@ from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
+_FILLING = frozenset({"append", "add", "extend", "update", "put"})
+"""Methods by which a function writes something down and learns nothing."""
+
+_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"})
+
 
 def global_names(code: CodeType) -> set[str]:
-    """The global names that a function and those inside it look up, which attributes are not."""
-    own = {
-        str(instruction.argval)
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
+    """The globals that a function and those inside it read, which attributes are not."""
+    own = {name for kind, name in _read(code) if kind in ("LOAD_GLOBAL", "LOAD_NAME")}
     return own.union(*(global_names(each) for each in _inner(code)))
+
+
+def names_read(code: CodeType) -> set[str]:
+    """The globals and closed-over names that a function and those inside it read.
+
+    A list that it appends to and a count that it raises, and does nothing else with, are none:
+    what they hold changes nothing that the function computes.
+    """
+    return {name for _, name in _read(code)}.union(*(names_read(each) for each in _inner(code)))
+
+
+def _read(code: CodeType) -> Iterator[tuple[str, str]]:
+    listed = list(dis.get_instructions(code))
+    for place, each in enumerate(listed):
+        if each.opname in _LOADS and not _is_record(listed[place : place + 4]):
+            yield each.opname, str(each.argval)
+
+
+def _is_record(code: list[dis.Instruction]) -> bool:
+    """Whether what is loaded first is appended to, or raised and stored again."""
+    load, *after = code
+    names = [each.opname for each in after]
+    if names[:1] in (["LOAD_METHOD"], ["LOAD_ATTR"]):
+        return after[0].argval in _FILLING
+    raised = len(names) == 3 and names[0] == "LOAD_CONST" and names[1] == "BINARY_OP"
+    return raised and names[2].startswith("STORE_") and after[2].argval == load.argval
 
 
 def all_names(code: CodeType) -> frozenset[str]:
