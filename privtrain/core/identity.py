@@ -4,7 +4,6 @@ Two settings that compute the same have the same digest, in every process and af
 file: no module path, no source text, no line number and no place in memory enters.
 """
 
-import dis
 import functools
 import hashlib
 import os
@@ -29,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from privtrain.core.lookups import all_names, global_names, imported_by, names_read
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 # By name, since nobody but a release changes them: their code differs from version to version of
@@ -40,6 +41,12 @@ _LIBRARIES = {
     *("matplotlib", "PIL", "pytest", "_pytest", "pluggy", "hypothesis", "transformers", "timm"),
 }
 """Packages whose functions and classes are known by their name."""
+
+# Where a module lies, which moves.
+_PLACES = frozenset({"__file__", "__name__", "__package__", "__spec__", "__loader__", "__doc__"})
+
+_MADE_BY_CLASS_STATEMENT = 1 << 9
+"""Py_TPFLAGS_HEAPTYPE."""
 
 
 def value_digest(*values: object) -> bytes:
@@ -93,7 +100,8 @@ class _Walk:
     def value(self, value: Any) -> None:
         """One value of any kind."""
         if isinstance(value, Enum):
-            return self._put("enum", f"{type(value).__name__}.{value.name}".encode())
+            self._put("enum", f"{type(value).__name__}.{value.name}".encode())
+            return None if _is_library(type(value)) else self.value(value.value)
         if isinstance(value, _PLAIN):
             # `repr`, by which 1, 1.0 and True differ, and no digit of a float is lost.
             return self._put(type(value).__name__, repr(value).encode())
@@ -121,6 +129,7 @@ class _Walk:
         elif isinstance(value, CodeType):
             self._code(value)
         elif isinstance(value, Mapping):
+            self._own_class(value)
             self._put("mapping", str(len(value)).encode())
             for key, item in value.items():
                 self.value(key)
@@ -129,6 +138,7 @@ class _Walk:
             # A set has no order of its own: that of its digests is the same everywhere.
             self._put("set", b"".join(sorted(value_digest(item) for item in value)))
         elif isinstance(value, Sequence) or type(value).__name__ == "deque":
+            self._own_class(value)
             self._put("sequence", str(len(value)).encode())
             for item in value:
                 self.value(item)
@@ -157,6 +167,8 @@ class _Walk:
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):
             self._put("tensor", name.encode())
             self._array(tensor)
+            if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+                self._put("frozen")
         for layer in value.modules():
             if isinstance(layer, torch.jit.ScriptModule):
                 self._script(layer)
@@ -177,18 +189,18 @@ class _Walk:
     def _class(self, value: type) -> None:
         """A class by its name and, as far as it is the user's own, by what its methods compute."""
         for base in value.__mro__:
-            self._put("class", base.__name__.encode())
-            if _package(base) in _LIBRARIES:
+            self._put("class", f"{_of_package(base)}{base.__name__}".encode())
+            if _is_library(base):
                 continue
             for name in sorted(vars(base)):
-                member = vars(base)[name]
-                if isinstance(member, (staticmethod, classmethod)):
-                    member = member.__func__
-                if isinstance(member, property):
-                    member = member.fget
+                member = _function_of(vars(base)[name])
                 if isinstance(member, FunctionType) or not name.startswith("__"):
                     self._put("member", name.encode())
                     self.value(member)
+
+    def _own_class(self, value: Any) -> None:
+        if not _is_library(type(value)):
+            self._class(type(value))
 
     def _code(self, code: CodeType, doc: str | None = None) -> None:
         # Neither file, name, line nor source; `co_code` is the same before and after it ran.
@@ -200,30 +212,42 @@ class _Walk:
 
     def _function(self, value: FunctionType) -> None:
         cells = value.__closure__ or ()
-        library = _package(value) in _LIBRARIES
+        library = _is_library(value)
         if library:
-            self._put("library", value.__qualname__.encode())
+            # The code's name: a wrapper of a library may bear the name of what it wraps.
+            name = value.__code__.co_qualname
+            self._put("library", f"{_of_package(value)}{name}".encode())
         else:
             self._code(value.__code__, value.__doc__)
         # A library's function may be one that was made of the user's own.
         if cells or not library:
             self.value((value.__defaults__, value.__kwdefaults__))
-            self.value(tuple(_content(cell) for cell in cells))
+            named = zip(value.__code__.co_freevars, cells, strict=True)
+            reads = names_read(value.__code__)
+            self.value(tuple(_content(cell) if name in reads else None for name, cell in named))
         if not library:
             self._globals(value)
+            # What it keeps on itself it can read by its own name.
+            for name in sorted(vars(value).keys() - {"__wrapped__"}):
+                self.value((name, vars(value)[name]))
 
     def _globals(self, value: FunctionType) -> None:
-        for name in sorted(_names(value.__code__)):
-            if name in value.__globals__:
-                self._put("global", name.encode())
-                self._global(value.__globals__[name], value.__code__)
+        known = value.__globals__
+        read = {name: known[name] for name in global_names(value.__code__) if name in known}
+        read |= {f"import {name}": module for name, module in imported_by(value)}
+        for name in sorted(read.keys() - _PLACES):
+            self._put("global", name.encode())
+            self._global(read[name], all_names(value.__code__))
 
-    def _global(self, read: Any, code: CodeType) -> None:
+    def _global(self, read: Any, names: frozenset[str]) -> None:
         if isinstance(read, ModuleType):
             # A module of the user's own, such as one of settings, by what the function may name.
-            if read.__name__.partition(".")[0] not in _LIBRARIES:
-                named = set(code.co_names) & set(vars(read))
-                self.value({name: vars(read)[name] for name in sorted(named)})
+            if read.__name__.partition(".")[0] not in _LIBRARIES and id(read) not in self._path:
+                self._path[id(read)] = len(self._path)
+                for name in sorted((names & set(vars(read))) - _PLACES):
+                    self._put("named", name.encode())
+                    self._global(vars(read)[name], names)
+                del self._path[id(read)]
         elif _package(type(read)) == "privtrain" and type(read).__name__ in _ROWS:
             self._put("rows")
         else:
@@ -243,7 +267,7 @@ class _Walk:
         elif isinstance(value, functools._lru_cache_wrapper):
             self.value(value.__wrapped__)
         elif isinstance(value, (BuiltinFunctionType, MethodDescriptorType, np.ufunc)):
-            self._put("builtin", value.__name__.encode())
+            self._put("builtin", _name_in_c(value).encode())
             owner = getattr(value, "__self__", None)
             if not isinstance(owner, (ModuleType, type(None))):
                 self.value(owner)
@@ -262,25 +286,27 @@ class _Walk:
             for field in fields(value):
                 self._put("field", field.name.encode())
                 self.value(getattr(value, field.name))
-        elif callable(value):
-            # What an object computes when it is called is its class's; `vars` alone would not tell.
+        elif not _is_library(kind) or (callable(value) and hasattr(value, "__dict__")):
+            # What an object computes is its class's; what it holds alone would not tell.
             self._class(kind)
-            if hasattr(value, "__dict__"):
-                self.value(vars(value))
+            slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+            if slots or hasattr(value, "__dict__"):
+                self.value({**getattr(value, "__dict__", {}), **slots})
             else:
                 self._reduced(value)
-        elif _package(kind) not in _LIBRARIES and hasattr(value, "__dict__"):
-            self.value(vars(value))
         else:
-            self._put("repr", without_addresses(repr(value)).encode())
+            self._reduced(value)
 
     def _reduced(self, value: Any) -> None:
-        """A callable of another language: by what it pickles as, or as no other one."""
+        """What is of another language or a library: by what it pickles as."""
+        if callable(value):
+            self._class(type(value))
         try:
             parts = value.__reduce_ex__(2)
-        except TypeError:
+        except Exception:  # whatever a library raises for what it does not pickle
             # Nothing tells what it computes: two runs must not draw the same noise for it.
-            parts = os.urandom(32)
+            text = without_addresses(repr(value)).encode()
+            parts = os.urandom(32) if callable(value) else text
         self.value(parts)
 
 
@@ -288,15 +314,49 @@ def _package(value: Any) -> str:
     return str(getattr(value, "__module__", "") or "").partition(".")[0]
 
 
-def _names(code: CodeType) -> set[str]:
-    """The global names that a function and those inside it look up, which attributes are not."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    own = {
-        str(instruction.argval)
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-    }
-    return own.union(*(_names(each) for each in inner))
+def _is_library(value: Any) -> bool:
+    """Whether a function or a class is known by its name."""
+    if isinstance(value, FunctionType):
+        # Where it was written: a decorator may give it the name and module of what it wraps, and
+        # code that was executed without a file may have none.
+        return str(value.__globals__.get("__name__")).partition(".")[0] in _LIBRARIES
+    if _package(value) == "builtins" and isinstance(value, type):
+        return not value.__flags__ & _MADE_BY_CLASS_STATEMENT
+    return _package(value) in _LIBRARIES
+
+
+def _of_package(value: Any) -> str:
+    """Tells apart what two libraries call alike; nothing for those that a run always stands on."""
+    package = _package(value)
+    if isinstance(value, FunctionType):
+        package = str(value.__globals__.get("__name__")).partition(".")[0]
+        return "" if package == "privtrain" else f"{package}."
+    plain = package in ("privtrain", "torch") or package in sys.stdlib_module_names
+    return f"{package}." if _is_library(value) and not plain else ""
+
+
+def _name_in_c(value: Any) -> str:
+    """The name of a function that was written in C."""
+    if isinstance(value, np.ufunc):
+        return f"ufunc.{value.__name__}"
+    owner = value.__objclass__ if isinstance(value, MethodDescriptorType) else value
+    return f"{_package(owner)}.{value.__qualname__}"
+
+
+def _function_of(member: Any) -> Any:
+    """What a class's member computes with, of the wrappers that a class body has."""
+    if isinstance(member, (staticmethod, classmethod)):
+        return member.__func__
+    if isinstance(member, property):
+        return member.fget
+    if isinstance(member, (functools.cached_property, functools.singledispatchmethod)):
+        return member.func  # type: ignore[union-attr]
+    return member
+
+
+def _slots(kind: type) -> list[str]:
+    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    return [n for some in named for n in ((some,) if isinstance(some, str) else some)]
 
 
 def _content(cell: Any) -> Any:

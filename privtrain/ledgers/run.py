@@ -195,6 +195,15 @@ class JournalLedger:
             self._spent += count
             return True
 
+    def repeat(self) -> None:
+        """Counts from the start again, for a run that makes the same releases to the bit.
+
+        What was released before is released once more, which tells nobody anything new. What is
+        written down stays there: only what goes beyond it is added.
+        """
+        with self._lock:
+            self._spent = self._used = 0
+
     def use(self, count: int = 1) -> None:
         """Takes note that releases are being made now.
 

@@ -9,23 +9,20 @@ from typing import Any
 
 import torch
 
-from privtrain.core.errors import PrivtrainError
-from privtrain.core.identity import without_addresses
+from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.keys import home_of_key, keyed_digest
 from privtrain.core.result import History
-from privtrain.core.task import FederatedData
+from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
-def identity_of(*parts: object) -> str:
-    """What identifies a run, so that a folder is not resumed with other settings.
+def identity_of(parts: Mapping[str, str]) -> str:
+    """What identifies a run as a whole.
 
     Args:
-        parts: Frozen values that print everything they consist of.
+        parts: What `privtrain.runs.marks.parts_of` gave.
     """
-    # Functions print their place in memory, which is another one in every process.
-    text = without_addresses(repr(parts))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def keyed_identity(identity: str, folder: Path) -> str:
@@ -45,17 +42,34 @@ LOADED_BEFOREHAND = 10_000
 """More parties than this are loaded when they are sampled, not all before training."""
 
 
-def layout_of(data: FederatedData) -> str:
-    """What identifies who holds which rows; of very many parties, their names only."""
-    layout = hashlib.sha256(repr(data.parties).encode())
-    if len(data.parties) <= LOADED_BEFOREHAND:
-        for party in data.parties:
-            inputs = data.train[party].inputs
-            layout.update(repr(tuple(inputs.shape)).encode())
-            # The data's own digest covers all values; this has to tell who holds which rows.
-            few = inputs.reshape(len(inputs), -1)[:, :4].double()
-            layout.update(few.contiguous().cpu().numpy().tobytes())
-    return layout.hexdigest()
+def read_state(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds; None where there is none.
+
+    Raises:
+        DataError: If version 0.1 or a newer one wrote it.
+        PrivtrainError: If it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        # Tensors and plain values only: a pickle could run code of whoever wrote the folder.
+        saved: Any = torch.load(path, weights_only=True)
+        if "schema" not in saved and "identity" in saved:
+            raise written_by_old(path.parent)
+        checked_schema(saved["schema"], path)
+    except DataError:
+        raise
+    except Exception as error:  # torch raises whatever a broken file makes it raise
+        raise _unreadable(path, error) from error
+    made: dict[str, Any] = saved
+    return made
+
+
+def _unreadable(path: Path, error: Exception) -> PrivtrainError:
+    return PrivtrainError(
+        f"The checkpoint {path} cannot be read: {error}. Choose another folder to start again; "
+        "what the journal here spent stays spent for that data."
+    )
 
 
 @dataclass
@@ -68,11 +82,12 @@ class FileCheckpoint:
         path: The file, or None.
         identity: What identifies the run; it is written under the key of the folder.
         spent: How many releases were spent so far; called at each save.
+        saved: What `read_state` found there.
         seconds_before: Seconds that earlier sittings took.
         spent_before: Releases that were spent when the file was written.
 
     Raises:
-        PrivtrainError: If the file cannot be read, or is another run's.
+        PrivtrainError: If the file lacks something, or is another run's.
     """
 
     transcript: Transcript
@@ -80,41 +95,42 @@ class FileCheckpoint:
     path: Path | None
     identity: str = ""
     spent: Callable[[], int] = field(default=lambda: 0)
+    saved: Mapping[str, Any] | None = field(default=None, repr=False)
     seconds_before: float = field(default=0.0, init=False)
     spent_before: int = field(default=0, init=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
     _mark: str = field(default="", init=False, repr=False)
-    _loaded: tuple[int, dict[str, Any]] | None = field(default=None, repr=False)
+    _loaded: tuple[int, dict[str, Any]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.path is None:
             return
         self._mark = keyed_identity(self.identity, self.path.parent)
-        if not self.path.exists():
+        if self.saved is None:
             return
         try:
-            # Tensors and plain values only: a pickle could run code of whoever wrote the folder.
-            saved = torch.load(self.path, weights_only=True)
-            identity = saved["identity"]
-            self._loaded = (saved["done"], saved["state"])
-            self.seconds_before, self.spent_before = saved["seconds"], saved["spent"]
-            self.transcript.entries.extend(Entry(*entry) for entry in saved["entries"])
-            self.transcript.setups.extend(Setup(*setup) for setup in saved["setups"])
-            self.history.unprotected.update(saved["unprotected"])
-        except Exception as error:  # torch raises whatever a broken file makes it raise
-            raise PrivtrainError(
-                f"The checkpoint {self.path} cannot be read: {error}. Choose another folder to "
-                "start again; what the journal here spent stays spent for that data."
-            ) from error
-        # Version 0.1 wrote the identity without a key: it is recognised once, and replaced.
-        if identity == self.identity:
-            _write(self.path, {**saved, "identity": self._mark})
-        elif identity != self._mark:
+            identity = self.saved["identity"]
+            self._loaded = (self.saved["done"], self.saved["state"])
+            self.seconds_before = self.saved["seconds"]
+            self.spent_before = self.saved["spent"]
+            self.transcript.entries.extend(Entry(*entry) for entry in self.saved["entries"])
+            self.transcript.setups.extend(Setup(*setup) for setup in self.saved["setups"])
+            self.history.unprotected.update(self.saved["unprotected"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _unreadable(self.path, error) from error
+        if identity != self._mark:
             raise PrivtrainError(
                 f"The checkpoint {self.path} belongs to another run, or the key in its private "
                 "folder is gone. Resume with the trainer, data, seed and entropy it was started "
                 "with, or choose another folder."
             )
+
+    def forget(self) -> None:
+        """Lets the run begin again; the file stays until the next save."""
+        self._loaded, self.seconds_before, self.spent_before = None, 0.0, 0
+        self.transcript.entries.clear()
+        self.transcript.setups.clear()
+        self.history.unprotected.clear()
 
     @property
     def seconds(self) -> float:
@@ -130,6 +146,7 @@ class FileCheckpoint:
         if self.path is None:
             return
         document = {
+            "schema": SCHEMA,
             "identity": self._mark,
             "done": done,
             "state": dict(state),

@@ -6,6 +6,7 @@ from typing import Any
 
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.folders import locked_folder
 from privtrain.core.identity import value_digest
 from privtrain.core.parameters import check_no_autocast, initial_model
 from privtrain.core.result import History, Predictor, TrainResult
@@ -29,10 +30,11 @@ from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
-from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
 from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.marks import environment_of, parts_of
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
+from privtrain.runs.sittings import open_sitting
 from privtrain.runs.statements import result_of
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
@@ -107,7 +109,8 @@ def fit(
             and seeded in a simulation.
         device: Where tensors are computed, such as "cpu" or "cuda".
         folder: Where the journal and checkpoints go; a run that was interrupted there goes on.
-            None keeps both in memory.
+            One run at a time works there, and a folder of another one is refused: of another
+            trainer, task, data, seed or entropy, their code included. None keeps both in memory.
         progress: Called as `progress(done, total)`; None shows a bar on a terminal.
         keep_payloads: Whether the transcript keeps the tensors themselves; seeded entropy only.
         study_ledger: Adds up all fits on the same rows; the whole plan is paid there beforehand.
@@ -122,7 +125,8 @@ def fit(
         PrivacyError: If a model keeps what no release covers, or starts from what an earlier fit
             made of these rows.
         PartyLostError: If a party dies or freezes.
-        DataError: If the data cannot be trained on, or the folder cannot be written.
+        DataError: If the data cannot be trained on, or the folder cannot be written, is in use,
+            or belongs to another run or to version 0.1.
     """
     return fit_trial(
         *(trainer, task, data),
@@ -146,6 +150,7 @@ def fit_trial(
     data: FederatedData,
     *,
     noise_seed: int,
+    repeats: bool = False,
     runtimes: Runtimes | None = None,
     budget: Budget | None = None,
     delta: float = 1e-5,
@@ -157,7 +162,11 @@ def fit_trial(
     keep_payloads: bool = False,
     study_ledger: StudyLedger | None = None,
 ) -> TrainResult:
-    """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise."""
+    """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise.
+
+    Where `repeats` is set, a simulation that was interrupted in its folder begins again with the
+    noise it had, instead of going on with fresh noise and halting early.
+    """
     where = runtimes or default_runtimes()
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
@@ -174,47 +183,51 @@ def fit_trial(
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
     if isinstance(trainer, Checking):
         trainer.check(task, initial_model(task, seeds["initialisation", 0, ""]).to(device))
-    home = None if folder is None else made_folder(folder)
-    ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
-    transcript, history = Transcript(keep_payloads=keep_payloads), History()
-    checkpoint = FileCheckpoint(
-        transcript,
-        history,
-        None if home is None else home / "state.pt",
-        identity_of(trainer, task, data.name, data.digest, layout_of(data), seed, kind),
-        lambda: ledger.spent,
-    )
-    if promises and checkpoint.spent_before > ledger.spent:
-        raise PrivacyError(
-            f"The checkpoint in {home} stands after {checkpoint.spent_before} releases, and the "
-            f"privacy journal beside it knows of {ledger.spent}: entries were lost. Put the "
-            "journal back, or choose another folder."
-        )
-    # No journal counts what promises nothing; how many rounds were made is still reported.
-    if not promises and checkpoint.spent_before:
-        ledger.spend(checkpoint.spent_before)
-        ledger.use(checkpoint.spent_before)
-    root = b""
-    if kind is SEEDED:
-        root = noise_root(trainer, task, data, start.module)
+    with ExitStack() as stack:
+        home = None if folder is None else made_folder(folder)
+        if home is not None:
+            stack.enter_context(locked_folder(home))
+        ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
+        transcript, history = Transcript(keep_payloads=keep_payloads), History()
+        parts: dict[str, str] = {}
+        environment: dict[str, str] = {}
+        if home is not None:
+            settings = {"trainer": (trainer.token, trainer), "initial model": start.module}
+            parts = parts_of(task, data, kind, seed=(seed, noise_seed), **settings)
+            environment = environment_of(where, device)
+        sitting = open_sitting(home, parts, environment, lambda: ledger.spent, transcript, history)
+        checkpoint = sitting.checkpoint
+        if promises and checkpoint.spent_before > ledger.spent:
+            raise PrivacyError(
+                f"The checkpoint in {home} stands after {checkpoint.spent_before} releases, and "
+                f"the privacy journal beside it knows of {ledger.spent}: entries were lost. Put "
+                "the journal back, or choose another folder."
+            )
+        # No journal counts what promises nothing; how many rounds were made is still reported.
+        if not promises and checkpoint.spent_before:
+            ledger.spend(checkpoint.spent_before)
+            ledger.use(checkpoint.spent_before)
+        fits = 0
+        if study_ledger is not None:
+            # A study states its guarantee at a delta of its own, which has to mean something, too.
+            check_plans(plans, data, study_ledger.delta)
+            # All that the run may spend: a study whose budget it exceeds must refuse it unstarted.
+            fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
+        root = noise_root(trainer, task, data, start.module) if kind is SEEDED else b""
+        noise = value_digest(root, noise_seed, fits) if root and promises else b""
+        sitting.begin(ledger, noise, repeats=repeats)
         # Two runs that were interrupted at different steps of one block go on from other models.
         saved = checkpoint.load() if promises else None
-        root = root if saved is None else value_digest(root, *saved)
-    fits = 0
-    if study_ledger is not None:
-        # A study states its guarantee at a delta of its own, which has to mean something, too.
-        check_plans(plans, data, study_ledger.delta)
-        # All that the run may spend: a study whose budget a run exceeds must refuse it unstarted.
-        fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
-    # A resumed run draws fresh noise: whatever drew noise before was spent before. So does another
-    # fit of a study with the same seed, and any other fit: shared noise would cancel in the
-    # difference of two results. Where nothing is promised, a resumed run repeats what it drew: the
-    # same bits as one that was never interrupted.
-    source: Entropy = SystemEntropy()
-    if kind is SEEDED:
-        attempt = ledger.spent if promises else 0
-        source = SeededEntropy(noise_seed, attempt=attempt, fit=fits, root=root)
-    with ExitStack() as stack:
+        if root and saved is not None:
+            root = value_digest(root, *saved)
+        # A resumed run draws fresh noise: whatever drew noise before was spent before. So does
+        # another fit of a study with the same seed, and any other fit: shared noise would cancel
+        # in the difference of two results. Where nothing is promised, a resumed run repeats what
+        # it drew: the same bits as one that was never interrupted.
+        source: Entropy = SystemEntropy()
+        if kind is SEEDED:
+            attempt = ledger.spent if promises else 0
+            source = SeededEntropy(noise_seed, attempt=attempt, fit=fits, root=root)
         run = Run(
             runtimes=where,
             ledger=ledger,
@@ -235,8 +248,9 @@ def fit_trial(
         reset_peak_memory()
         predictor = trainer.train(task, data, run)
         seconds = checkpoint.seconds
-    # Not in a `finally`: after an error it is unknown which releases of a block were made.
-    ledger.close()
+        # Not in a `finally`: after an error it is unknown which releases of a block were made.
+        ledger.close()
+        sitting.end(run, environment)
     predictor = published(predictor, start, data, run, study_ledger)
     return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
 

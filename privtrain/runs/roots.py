@@ -34,6 +34,19 @@ def noise_root(trainer: Trainer, task: Task, data: FederatedData, model: nn.Modu
     return value_digest(trainer.token, trainer, task.loss, model, rows_digest(data))
 
 
+def data_digest(data: FederatedData) -> bytes:
+    """What identifies everything that a comparison reads: the rows of all parts.
+
+    Args:
+        data: Who holds which rows.
+
+    Returns:
+        32 bytes.
+    """
+    parts = (data.test, data.validation, data.public, data.canaries)
+    return value_digest(data.name, rows_digest(data), parts)
+
+
 def rows_digest(data: FederatedData) -> bytes:
     """What identifies the rows that are trained on, whatever digest the data state.
 
