@@ -91,10 +91,10 @@ MOST_ROWS = 2**22
 def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
     """The type in which clipped gradients of a batch are added up.
 
-    Two sums of n terms, with and without a row, differ by at most 2 n^2 u clipping norms from what
-    they would without rounding, u the unit of the type: at most 2^-8 in float64 up to `MOST_ROWS`.
-    In float32 that is proved for 181 rows; up to `NARROW_ROWS` roundings that are independent add
-    n^1.5 u, below 2^-9.
+    Two sums of n terms, with and without a row, lie at most 2 n^2 u clipping norms from where they
+    would without rounding, u the unit of the type: 2^-8 in float64 up to `MOST_ROWS`, in float32
+    up to 181 rows. Up to `NARROW_ROWS` independent roundings move float32 sums in which all rows
+    agree, added one by one, by a standard deviation of n sqrt(2 n / 3) u: 2^-9.3 at most.
 
     Args:
         parameters: What is trained.
@@ -103,7 +103,8 @@ def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
     Raises:
         UnsupportedError: If the batch is larger than float64 can add up.
 
-    Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 4.2.
+    Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, section 4.2; Higham and
+    Mary 2019, SIAM J. Sci. Comput. 41(5), for independent roundings.
     """
     if rows > MOST_ROWS:
         raise UnsupportedError(

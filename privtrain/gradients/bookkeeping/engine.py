@@ -198,7 +198,7 @@ class BookKeepingEngine:
         return TorchFuncEngine(self.model, self.loss, self.clipping, self._lstms)
 
     def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
-        # Of the whole batch: pieces are added up in the type that they are formed in.
+        # Of the whole batch, of which pieces are a part.
         dtype = sum_type(trainable(self.model), len(rows))
         size = self.micro_batch or len(rows)
         if size >= len(rows):
