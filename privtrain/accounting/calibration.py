@@ -73,8 +73,10 @@ def calibrate_scale(
         return _log_ratio(rough_epsilon(event(log_scale), delta, relation), epsilon)
 
     start = 0.0
-    # A start, no more: the estimate bounds nothing, so the search below may go either way from it.
-    if best_accountant(event(0.0), relation) != "rdp":
+    if best_accountant(event(0.0), relation) == "rdp":
+        _check_shown_by_orders(event(0.0), delta, relation, epsilon)
+    else:
+        # A start, no more: the estimate bounds nothing, so the search may go either way from it.
         start = _smallest(rough_excess, start, _ROUGH) or start
     log_scale = _smallest(excess, start, tolerance)
     if log_scale is None:
@@ -84,23 +86,22 @@ def calibrate_scale(
             "noise that is calibrated, or no accountant resolves the delta: protect it, make fewer "
             "releases, or ask for a larger epsilon or delta."
         )
-    _check_not_wasted(event(log_scale), delta, relation, epsilon)
+    if tightest(event(log_scale), delta, relation)[1] == "rdp":
+        _check_shown_by_orders(event(log_scale), delta, relation, epsilon)
     return math.exp(log_scale)
 
 
-def _check_not_wasted(event: Event, delta: float, relation: Relation, target: float) -> None:
+def _check_shown_by_orders(event: Event, delta: float, relation: Relation, target: float) -> None:
     """Refuses noise that is there for want of Rényi orders, not for the sake of privacy.
 
-    A curve shows no less than what its largest order shows of nothing at all; near that it takes
-    many times the noise that a target needs.
+    A curve shows no less than what its largest order shows of nothing at all; near that a target
+    would take many times the noise that it needs.
 
     Raises:
         BudgetExceededError: If the target is that small.
     """
-    if tightest(event, delta, relation)[1] == "pld" or extends(event, relation):
-        return
     least = _FROM_LEAST * least_epsilon(event, delta)
-    if target < least:
+    if target < least and not extends(event, relation):
         raise BudgetExceededError(
             f"Expected epsilon={target:g} >= {least:.2g}: at delta={delta:g} the RDP accountant, "
             "the only one to read this release, shows little less, whatever the noise. Ask for "

@@ -44,7 +44,8 @@ class OperatingPoint:
         threshold: Rows with a score at or above it are called members.
         tpr: True positive rate.
         fpr: Realised false positive rate; at most the one asked for.
-        tpr_interval: 95% Clopper-Pearson interval of the true positive rate.
+        tpr_interval: Interval of the true positive rate at the false positive rate asked for, among
+            all rows that these were drawn from; see `tpr_at_fpr`.
     """
 
     threshold: float
@@ -218,13 +219,15 @@ def tpr_at_fpr(
     """The true positive rate at a low false positive rate.
 
     The threshold is the lowest score at which the realised rate does not exceed the one asked
-    for; tied rows are let through together or not at all.
+    for; tied rows are let through together or not at all. Where that threshold lies is known no
+    better than the few highest non-members tell, and the interval covers that, too: it holds for
+    the largest set of scores whose false positive rate in the population is at most `fpr`.
 
     Args:
-        members: Scores of members, shape `(members,)`.
-        non_members: Scores of non-members, shape `(non_members,)`.
+        members: Scores of members, drawn independently, shape `(members,)`.
+        non_members: Scores of non-members, drawn independently, shape `(non_members,)`.
         fpr: The false positive rate asked for, in (0, 1].
-        confidence: Of the interval.
+        confidence: Of the interval, in [0, 1).
 
     Returns:
         The operating point, or None where the rate is not resolvable with so few non-members.
@@ -232,7 +235,8 @@ def tpr_at_fpr(
     Raises:
         ValueError: If an array is empty, or holds NaN or +inf.
 
-    Source: Carlini et al. 2022, section III (arXiv:2112.03570), on why the low end matters.
+    Source: Carlini et al. 2022, section III (arXiv:2112.03570), on why the low end matters; for the
+    band of thresholds Thompson 1936, on intervals of quantiles by order statistics.
     """
     inside, outside = _scores("members", members), _scores("non_members", non_members)
     if not resolvable(len(outside), fpr):
@@ -247,8 +251,38 @@ def tpr_at_fpr(
         threshold=float(curve.thresholds[last]),
         tpr=true_positives / len(inside),
         fpr=float(curve.false_positive_rate[last]),
-        tpr_interval=clopper_pearson(true_positives, len(inside), confidence),
+        tpr_interval=_tpr_interval(inside, outside, fpr, confidence),
     )
+
+
+def _tpr_interval(
+    inside: Scores, outside: Scores, fpr: float, confidence: float
+) -> tuple[float, float]:
+    """The interval of the true positive rate at a false positive rate of the population.
+
+    Let A be the largest set of high scores that holds at most a part `fpr` of all non-members. The
+    number of these n in it follows Binomial(n, fpr), or a law below it where scores tie. A set with
+    so few of them that the binomial law has a quarter of the error there lies within A but for that
+    error; one with so many contains A. Given the non-members both sets are fixed, so that members
+    in them are counted by binomial laws: another quarter for either end.
+    """
+    from scipy.stats import binom
+
+    each, count = (1 - confidence) / 4, len(outside)
+    falling = np.sort(outside)[::-1]
+    # Clopper-Pearson's ends each fail with half of one minus the confidence that they are given.
+    ends = 1 - 2 * each
+    few = int(binom.ppf(each, count, fpr))
+    few -= binom.cdf(few, count, fpr) > each
+    many = int(binom.isf(each, count, fpr)) + 1
+    low, high = 0.0, 1.0
+    if few >= 0:
+        within = int((inside > falling[few]).sum()) if few < count else len(inside)
+        low = clopper_pearson(within, len(inside), ends)[0]
+    if many <= count:
+        around = int((inside >= falling[many - 1]).sum())
+        high = clopper_pearson(around, len(inside), ends)[1]
+    return (low, high)
 
 
 def advantage(
@@ -334,8 +368,8 @@ def epsilon_lower_bound(
     """The smallest epsilon that is compatible with the guesses of an attack.
 
     Under (epsilon, delta)-DP every test obeys `TPR <= e^epsilon FPR + delta` and
-    `TNR <= e^epsilon FNR + delta`. The rates are replaced by Clopper-Pearson bounds that hold at
-    once with the stated confidence.
+    `TNR <= e^epsilon FNR + delta`. The rates are replaced by Clopper-Pearson bounds, one from below
+    and one from above, each of which fails with half of one minus the confidence.
 
     Args:
         true_positives: Correct guesses "it was in"; the threshold must be fixed beforehand.
@@ -352,10 +386,11 @@ def epsilon_lower_bound(
         (arXiv:2101.04535).
     """
     check_delta(delta)
-    # The worst case within both intervals: the lowest true, the highest false positive rate.
-    each = 1 - (1 - confidence) / 2
-    tpr = clopper_pearson(true_positives, positives, each)[0]
-    fpr = clopper_pearson(false_positives, negatives, each)[1]
+    # Of each two-sided interval one end is used, by both inequalities, and that end fails with half
+    # the interval's error. So the two ends fail with the whole of it at most, whatever the rates
+    # (Boole): where they hold, TPR <= e^epsilon FPR + delta and its twin hold of them, too.
+    tpr = clopper_pearson(true_positives, positives, confidence)[0]
+    fpr = clopper_pearson(false_positives, negatives, confidence)[1]
     # An upper Clopper-Pearson bound is never zero, so that the ratios exist.
     ratios = ((tpr - delta) / fpr, (1 - fpr - delta) / (1 - tpr))
     return max(math.log(max(*ratios, 1.0)), 0.0)

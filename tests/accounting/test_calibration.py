@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privtrain.accounting.calibration import calibrate_scale
+from privtrain.accounting.curves import gaussian_mu
 from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.event import (
     composed,
@@ -144,6 +145,49 @@ def test_fewer_evaluations_than_a_bisection() -> None:
 def test_what_noise_cannot_reach_raises(event_of: EventOf) -> None:
     with pytest.raises(BudgetExceededError, match="No amount of noise"):
         calibrate_scale(event_of, epsilon=1.0, delta=DELTA)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta"),
+    [
+        (1.0, 1e-15),
+        (0.01, 1e-30),
+        *(
+            pytest.param(target, delta, marks=pytest.mark.slow)
+            for target in (0.01, 1.0)
+            for delta in (1e-12, 1e-15, 1e-20, 1e-30)
+        ),
+    ],
+)
+def test_small_deltas_take_hardly_more_noise_than_they_need(target: float, delta: float) -> None:
+    """At 1e-15 the scale was 641,468: so much that the grid of losses saw nothing at all."""
+    for event_of, rate in ((gaussian_event, 1.0), (sampled, 0.05)):
+        scale = calibrate_scale(event_of, epsilon=target, delta=delta, count=100)
+        assert evaluate(repeated(event_of(scale), 100), delta).epsilon <= target
+        # Balle and Wang 2018, of Gaussians that are not sampled; those that are cost rate^2 of it
+        # where noise is large.
+        mu = gaussian_mu(target, delta)
+        assert mu is not None
+        needed = rate * math.sqrt(100) / mu
+        assert needed < scale * (1 + 1e-3) and scale < 1.15 * needed
+
+
+def test_small_deltas_that_only_losses_read_are_found_or_refused() -> None:
+    scale = calibrate_scale(sampled, epsilon=1.0, delta=1e-15, relation=REPLACE_ONE, count=100)
+    assert scale < 2.5 * calibrate_scale(sampled, epsilon=1.0, delta=1e-15, count=100)
+    with pytest.raises(BudgetExceededError, match="larger epsilon or delta"):
+        calibrate_scale(sampled, epsilon=1.0, delta=1e-25, relation=REPLACE_ONE, count=100)
+
+
+@pytest.mark.parametrize(("target", "delta"), [(0.01, 1e-5), (0.05, 1e-15), (0.1, 1e-30)])
+def test_noise_for_want_of_orders_is_refused(target: float, delta: float) -> None:
+    """Close to what the largest order of a curve shows of nothing, noise no longer helps."""
+    with pytest.raises(BudgetExceededError, match=rf"epsilon={target:g} >= .*larger delta"):
+        calibrate_scale(vote, epsilon=target, delta=delta, count=200)
+    scale = calibrate_scale(vote, epsilon=3 * target, delta=delta, count=200)
+    mu = gaussian_mu(3 * target, delta)
+    assert mu is not None
+    assert scale < 1.5 * math.sqrt(2 * 200) / mu
 
 
 def test_what_nobody_can_read_raises() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from privtrain.accounting.curves import gaussian_epsilon
 from privtrain.accounting.epsilon import (
     Accountant,
     Evaluation,
@@ -16,6 +18,7 @@ from privtrain.accounting.epsilon import (
     epsilon,
     evaluate,
     supports,
+    tightest,
 )
 from privtrain.accounting.event import (
     composed,
@@ -120,7 +123,7 @@ SAMPLED = poisson_sampled(0.01, gaussian_event(1.0))
         (SAMPLED, ADD_REMOVE, "pld", True),
         (SAMPLED, ZERO_OUT, "pld", True),
         (SAMPLED, REPLACE_ONE, "pld", False),
-        (FIXED, REPLACE_ONE, "rdp", False),
+        (FIXED, REPLACE_ONE, "pld", True),
         (laplace_event(2.0), ADD_REMOVE, "pld", True),
         (laplace_event(2.0), REPLACE_ONE, "rdp", False),
         (CURVE, ADD_REMOVE, "rdp", False),
@@ -141,11 +144,11 @@ def test_the_best_accountant_and_its_cross_check(
 @pytest.mark.parametrize(
     ("event", "relation", "accountant", "way_out"),
     [
-        (SAMPLED, REPLACE_ONE, "rdp", "accountant='pld' under replace-one"),
-        (laplace_event(1.0), REPLACE_ONE, "pld", "accountant='rdp' under replace-one"),
-        (FIXED, REPLACE_ONE, "pld", "accountant='rdp' under replace-one"),
-        (FIXED, ADD_REMOVE, "rdp", "accountant='rdp' under replace-one"),
-        (CURVE, ADD_REMOVE, "pld", "accountant='rdp' under add-remove"),
+        (SAMPLED, REPLACE_ONE, "rdp", "PLD under replace-one"),
+        (laplace_event(1.0), REPLACE_ONE, "pld", "RDP under replace-one"),
+        (FIXED, ADD_REMOVE, "pld", "PLD under replace-one; RDP under replace-one"),
+        (FIXED, ADD_REMOVE, "rdp", "PLD under replace-one; RDP under replace-one"),
+        (CURVE, ADD_REMOVE, "pld", "RDP under add-remove"),
     ],
 )
 def test_unsupported_pairs_name_the_pair_and_the_way_out(
@@ -175,10 +178,45 @@ def test_what_nobody_reads_is_refused() -> None:
         epsilon(concentrated, DELTA, relation=REPLACE_ONE, accountant="rdp")
 
 
-def test_a_delta_that_cannot_be_resolved_raises() -> None:
+@pytest.mark.parametrize("delta", [1e-12, 1e-13, 1e-15, 1e-18, 1e-20, 1e-30])
+def test_small_deltas_have_an_epsilon_between_the_truth_and_renyi(delta: float) -> None:
+    # Balle and Wang 2018: the exact epsilon of Gaussians that are not sampled.
+    many = repeated(gaussian_event(3.0), 5)
+    truth = gaussian_epsilon(math.sqrt(5) / 3, delta)
+    found = evaluate(many, delta)
+    assert truth * (1 - 1e-6) <= found.epsilon <= 1.04 * truth
+    sampled = repeated(SAMPLED, 500)
+    found = evaluate(sampled, delta)
+    by_renyi = epsilon(sampled, delta, accountant="rdp")
+    assert epsilon(SAMPLED, delta, accountant="rdp") * 0.8 < found.epsilon <= by_renyi
+    # At 1e-15 privacy losses still tell more; far below them only Renyi divergences tell anything.
+    assert found.accountant == ("pld" if delta > 1e-20 else "rdp")
+
+
+def test_epsilons_of_smaller_deltas_are_larger() -> None:
+    """Across all changes of window and accountant."""
+    deltas = [10.0 ** (-power / 2) for power in range(20, 50)]
+    for event in (repeated(SAMPLED, 300), repeated(laplace_event(5.0), 10), gaussian_event(2.0)):
+        found = [tightest(event, delta)[0] for delta in deltas]
+        assert all(b >= a * (1 - 1e-4) for a, b in pairwise(found)), found
+
+
+def test_a_delta_that_cannot_be_resolved_is_refused_with_a_way_out_that_is_there() -> None:
+    single = repeated(SAMPLED, 100)
+    with pytest.raises(UnsupportedError, match="delta=1e-40") as caught:
+        epsilon(single, 1e-40)
+    assert "accountant=" not in str(caught.value) and "larger delta" in str(caught.value)
+    assert epsilon(single, 1e-40, accountant="rdp") < 1e4
+    # Only privacy losses read a replaced row of a Poisson sample.
+    with pytest.raises(UnsupportedError, match="larger delta"):
+        evaluate(single, 1e-30, REPLACE_ONE)
+    assert evaluate(single, 1e-15, REPLACE_ONE).epsilon < 20
+    # Convolutions of several kinds of losses are noise below 1e-14: Renyi divergences take over.
+    several = composed([single, repeated(laplace_event(9.0), 2)])
+    assert evaluate(several, 1e-13).accountant == "pld"
+    assert evaluate(several, 1e-15).accountant == "rdp"
     with pytest.raises(UnsupportedError, match="delta"):
-        epsilon(repeated(SAMPLED, 100), 1e-40)
-    assert epsilon(repeated(SAMPLED, 100), 1e-40, accountant="rdp") < 1e4
+        epsilon(several, 1e-15)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_group_that_is_not_sampled_has_that_much_less_noise() -> None:
 def test_where_its_losses_are_not_known_one_units_guarantee_is_converted() -> None:
     event = repeated(fixed_size_sampled(1_000, 10, gaussian_event(4.0)), 50)
     found = group_epsilon(event, 3, DELTA, REPLACE_ONE)
-    single = epsilon(event, DELTA, relation=REPLACE_ONE, accountant="rdp")
+    single = epsilon(event, DELTA, relation=REPLACE_ONE)
     assert 3 * single < found < 6 * single
     sampled = poisson_sampled(0.01, gaussian_event(4.0))
     exact_one = group_epsilon(sampled, 3, DELTA, ADD_REMOVE)

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom, norm
 
 from privtrain.accounting.epsilon import epsilon, evaluate
-from privtrain.accounting.event import fixed_size_sampled, gaussian_event
+from privtrain.accounting.event import gaussian_event, truncated_poisson_sampled
 from privtrain.accounting.guarantees import ONE_SIDED, PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
@@ -46,12 +46,12 @@ def test_no_cross_check_is_copied_where_there_is_none() -> None:
     plan = PrivacyPlan(
         observer=PUBLIC,
         unit=Unit.CLIENT,
-        relation=REPLACE_ONE,
-        event=fixed_size_sampled(20, 4, gaussian_event(2.0)),
+        relation=ZERO_OUT,
+        event=truncated_poisson_sampled(20, 0.2, 6, gaussian_event(2.0)),
         count=3,
     )
     (made,) = guarantees((plan,), spent=3, delta=1e-5)
-    assert (made.accountant, made.cross_check) == ("rdp", None)
+    assert (made.accountant, made.cross_check) == ("pld", None)
 
 
 def test_the_reader_of_single_messages_is_owed_replace_one() -> None:

@@ -272,9 +272,92 @@ def test_lower_bound_stays_below_the_true_epsilon_and_catches_too_little_noise()
 
 
 def test_lower_bound_by_hand() -> None:
-    # 100 right, none wrong, each bound at 97.5%: 1 - high = (0.0125)^(1/100).
-    high = 1 - 0.0125 ** (1 / 100)
+    # 100 right, none wrong, each bound at 97.5%: 1 - high = 0.025^(1/100).
+    high = 1 - 0.025 ** (1 / 100)
     assert scores.epsilon_lower_bound(100, 100, 0, 100, delta=1e-5) == pytest.approx(
         math.log((1 - high - 1e-5) / high)
     )
     assert scores.epsilon_lower_bound(50, 100, 50, 100, delta=1e-5) == 0.0
+    found = scores.epsilon_lower_bound(50, 100, 0, 100, delta=1e-3)
+    assert found == pytest.approx(2.395, abs=5e-4)
+
+
+def worst_miss(trials: int, delta: float, spent: float) -> float:
+    """How often the bound exceeds epsilon, at the worst of the rates that epsilon and delta allow.
+
+    By enumeration of all pairs of counts, for bounds that are asked for at `spent`.
+    """
+    from scipy.stats import binom
+
+    counts = np.arange(trials + 1)
+    bounds = np.array(
+        [
+            [
+                scores.epsilon_lower_bound(t, trials, f, trials, delta=delta, confidence=spent)
+                for f in counts
+            ]
+            for t in counts
+        ]
+    )
+    worst = 0.0
+    for epsilon in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0):
+        grown = math.exp(epsilon)
+        for fpr in (0.0, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7):
+            # The largest true rate that both inequalities allow: one of them is an equation.
+            tpr = min(grown * fpr + delta, 1 - (1 - fpr - delta) / grown)
+            law = np.multiply.outer(binom.pmf(counts, trials, tpr), binom.pmf(counts, trials, fpr))
+            worst = max(worst, float(law[bounds > epsilon + 1e-12].sum()))
+    return worst
+
+
+@pytest.mark.parametrize(("trials", "delta"), [(20, 1e-3), (40, 0.05)])
+def test_lower_bound_exceeds_epsilon_no_more_often_than_it_says(trials: int, delta: float) -> None:
+    assert worst_miss(trials, delta, 0.9) <= 0.1
+    # The broken twin spends its whole error on either end, by one-sided bounds of 60%.
+    assert worst_miss(trials, delta, 0.2) > 0.1
+
+
+def tpr_coverage(shift: float, fpr: float, tied: bool, repeats: int) -> tuple[float, float]:
+    """How often the interval, and that at the realised threshold, hold the population's rate."""
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(11)
+    # Scores that are rounded tie; the largest set with a rate below `fpr` starts at a whole tenth.
+    start = norm.isf(fpr)
+    edge = math.ceil(round(start * 10 + 0.5, 9)) / 10 - 0.05 if tied else start
+    truth, held, at_realised = norm.sf(edge - shift), 0, 0
+    for _ in range(repeats):
+        drawn = rng.normal(shift, 1, 1_000), rng.normal(0, 1, 1_000)
+        point = scores.tpr_at_fpr(*(x.round(1) if tied else x for x in drawn), fpr)
+        assert point is not None
+        held += point.tpr_interval[0] <= truth <= point.tpr_interval[1]
+        low, high = scores.clopper_pearson(round(point.tpr * 1_000), 1_000)
+        at_realised += low <= truth <= high
+    return held / repeats, at_realised / repeats
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("shift", "fpr"), [(0.0, 0.01), (0.5, 0.01), (2.0, 0.01), (1.0, 0.1)])
+def test_tpr_intervals_hold_at_the_rate_of_the_population(
+    shift: float, fpr: float, tied: bool
+) -> None:
+    held, at_realised = tpr_coverage(shift, fpr, tied, 200)
+    # 95% of 200 is 190; fewer than 178 has a probability below 1e-4.
+    assert held >= 178 / 200
+    # The twin that takes the realised threshold for the population's covers half at shift 2.
+    if shift == 2.0 and not tied:
+        assert at_realised < 0.6
+
+
+def test_tpr_intervals_reach_zero_and_one_where_order_statistics_run_out() -> None:
+    others, members = np.arange(10.0), np.arange(10.0) + 0.5
+    point = scores.tpr_at_fpr(members, others, 1.0)
+    assert point is not None and point.tpr_interval[1] == 1.0
+    point = scores.tpr_at_fpr(members, np.arange(20.0), 0.5, confidence=1 - 1e-7)
+    assert point is not None and point.tpr_interval[0] == 0.0
+    wide, narrow = (
+        scores.tpr_at_fpr(members, np.arange(40.0), 0.5, confidence=c) for c in (0.99, 0.5)
+    )
+    assert wide is not None and narrow is not None
+    assert wide.tpr_interval[0] <= narrow.tpr_interval[0] <= narrow.tpr_interval[1]
+    assert narrow.tpr_interval[1] <= wide.tpr_interval[1]
