@@ -181,8 +181,9 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Mean training loss and fraction clipped of the round's steps and their non-finite count,
-            all unprotected; and encoded notes of how gradients were computed, and what their sums assume.
+            Of the round's steps the mean training loss and fraction clipped and the non-finite
+            count, all unprotected; and encoded notes of how gradients were computed, and what their
+            sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
