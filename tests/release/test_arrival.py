@@ -302,7 +302,7 @@ def test_a_weighted_message_is_bounded_without_its_weight() -> None:
 
 
 def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
-    """Clipped, then weighed: three rows of 0.5 each are 1.5, which one that claims one row is not."""
+    """Clipped, then weighed: three rows of 0.5 each add up to 1.5, one row does not."""
     expected = Expected(shape=(2,), largest_weight=math.inf, weight_of_one=0.25)
     release = Release(Gaussian(0.5, 0.0))
     honest_message = release.leave([torch.tensor([3.0, 4.0])], a_party(), factor=3.0, weight=0.75)
