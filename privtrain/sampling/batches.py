@@ -7,6 +7,8 @@ from privtrain.core.validate import check_count, check_flag
 from privtrain.sampling.figures import (
     SAMPLED_IN_SECRET,
     Batches,
+    mean_batch,
+    other_size,
     poisson_figures,
     public_figures,
     rows_are_public,
@@ -14,6 +16,13 @@ from privtrain.sampling.figures import (
 )
 from privtrain.sampling.sampling import ByUser, FixedSize, Shuffled, TruncatedPoisson
 from privtrain.sampling.users import users_of
+
+_OF_ALL_ROWS = (
+    "rows_per_user={}: the sampling rate, {:.3g}, is expected_batch over all public_rows. Where "
+    "users have more rows, batches hold fewer than the expected_batch that sums are divided by, "
+    "and steps are shorter. Give sampling_rate=, such as expected_batch over rows_per_user times a "
+    "public number of users."
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class PoissonBatches:
     Args:
         rows_per_user: None to protect single rows. A number to protect users with all their rows:
             at most that many rows of each take part, chosen without looking at them, and the
-            charge is for the number of them that a batch may hold.
+            charge is for the number of them that a batch may hold. With declared `public_rows` give
+            the trainer a `sampling_rate`: they count rows that take no part.
 
     Source: Abadi et al. 2016 (arXiv:1607.00133); for users Charles et al. 2024, example-level
     sampling (arXiv:2407.07737), accounted by Choquette-Choo et al. 2023 (arXiv:2310.15526).
@@ -53,8 +63,14 @@ class PoissonBatches:
             expected_batch=expected_batch,
             rows_per_user=self.rows_per_user,
         )
+        notes: tuple[str, ...] = ()
+        if sampling_rate is None:
+            notes = other_size(mean_batch(rows, data, self.rows_per_user), expected_batch)
+            if self.rows_per_user is not None and data.public_rows is not None:
+                # There is no public figure of how many rows the limit leaves.
+                notes = (_OF_ALL_ROWS.format(self.rows_per_user, rows.rate),)
         sampling = rows if self.rows_per_user is None else ByUser(rows, self.rows_per_user)
-        return Batches(sampling, steps, assumptions, rows_per_user=self.rows_per_user)
+        return Batches(sampling, steps, assumptions, rows_per_user=self.rows_per_user, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,9 @@ class TruncatedPoissonBatches:
         rate = min(1.0, expected_batch / rows) if sampling_rate is None else sampling_rate
         steps = whole_steps(epochs / rate, epochs)
         sampling = TruncatedPoisson(rate, self.largest)
-        return Batches(sampling, steps, (SAMPLED_IN_SECRET, rows_are_public(rows)), population=rows)
+        assumptions = (SAMPLED_IN_SECRET, rows_are_public(rows))
+        notes = other_size(sampling.expected(rows), expected_batch) if sampling_rate is None else ()
+        return Batches(sampling, steps, assumptions, population=rows, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -153,4 +171,11 @@ class ShuffledEpochs:
         cut = -(-rows // size)
         steps = whole_steps(epochs * cut, epochs)
         sampling = Shuffled(replace_one=self.replace_one)
-        return Batches(sampling, steps, (rows_are_public(rows),), per_draw=cut, population=rows)
+        return Batches(
+            sampling,
+            steps,
+            (rows_are_public(rows),),
+            per_draw=cut,
+            population=rows,
+            notes=other_size(rows / cut, expected_batch),
+        )

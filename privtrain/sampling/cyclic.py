@@ -9,6 +9,8 @@ from privtrain.core.task import FederatedData
 from privtrain.core.validate import check_count, check_flag
 from privtrain.sampling.figures import (
     Batches,
+    mean_batch,
+    other_size,
     poisson_figures,
     public_figures,
     rows_are_public,
@@ -56,7 +58,16 @@ class CyclicPoisson:
             "in its group's steps only",
         )
         # The proof is about all steps at once, so the whole run is one draw and one payment.
-        return Batches(cycle, steps, assumptions + known, per_draw=steps, schedule=cycle)
+        # The coins end at 1: with as many groups as batches in an epoch, more make them smaller.
+        mean = mean_batch(coin, data, None) if sampling_rate is None else None
+        return Batches(
+            cycle,
+            steps,
+            assumptions + known,
+            per_draw=steps,
+            schedule=cycle,
+            notes=other_size(None if mean is None else mean / self.groups, expected_batch),
+        )
 
 
 @dataclass(frozen=True)
@@ -94,4 +105,12 @@ class FixedOrder:
         steps = whole_steps(epochs * cut, epochs)
         passes = FixedPasses(cut, steps, self.replace_one)
         known = (rows_are_public(rows),)
-        return Batches(passes, steps, known, per_draw=steps, population=rows, schedule=passes)
+        return Batches(
+            passes,
+            steps,
+            known,
+            per_draw=steps,
+            population=rows,
+            schedule=passes,
+            notes=other_size(rows / cut, expected_batch),
+        )

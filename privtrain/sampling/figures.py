@@ -36,6 +36,7 @@ class Batches:
             cost what one of them costs (parallel composition, McSherry 2009, theorem 4).
         population: Number of rows if that is public, else 1.
         rows_per_user: Largest number of rows of one user; None if single rows are protected.
+        notes: What the reader of a result should know of the size of batches, from public figures.
         schedule: Draws the batches if the whole run is one draw and a row takes part in several of
             its batches; None if the batches are parts of one sample.
     """
@@ -47,6 +48,7 @@ class Batches:
     population: int = 1
     schedule: Schedule | None = None
     rows_per_user: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def unit(self) -> Unit:
@@ -167,7 +169,7 @@ def poisson_figures(
         expected_batch = expected_batch or sampling_rate * rows
     assumptions = [SAMPLED_IN_SECRET]
     if counted is not None:
-        assumptions.append(rows_are_public(counted))
+        assumptions.append(rows_are_public(counted, rows_per_user))
     steps = whole_steps(epochs / sampling_rate, epochs)
     sampling = Poisson(sampling_rate, expected_batch, size_is_public=counted is not None)
     return sampling, steps, tuple(assumptions)
@@ -192,9 +194,43 @@ def whole_steps(steps: float, epochs: float) -> int:
     return max(1, math.ceil(steps - 1e-9))
 
 
-def rows_are_public(rows: int) -> str:
+def rows_are_public(rows: int, rows_per_user: int | None = None) -> str:
     """The assumption, in words, that the number of rows is public."""
-    return f"the number of training rows, {rows}, is public"
+    counted = f" counting at most {rows_per_user} of each user," if rows_per_user else ""
+    return f"the number of training rows,{counted} {rows}, is public"
+
+
+def mean_batch(sampling: Poisson, data: FederatedData, rows_per_user: int | None) -> float | None:
+    """The mean size of a Poisson batch; None where the number of rows is not public.
+
+    Args:
+        sampling: How rows are drawn, as `poisson_figures` gives it.
+        data: Who holds which rows.
+        rows_per_user: Largest number of rows of a user, if users are protected.
+    """
+    rows = data.public_rows
+    if rows is None and sampling.size_is_public:
+        rows = count_rows(data, rows_per_user)
+    return None if rows is None else sampling.rate * rows
+
+
+def other_size(mean: float | None, expected_batch: float) -> tuple[str, ...]:
+    """The note that batches are of another size than the number that sums are divided by.
+
+    Args:
+        mean: Public mean number of rows in a batch; None where it is not public.
+        expected_batch: The public number by which noised sums are divided.
+
+    Returns:
+        Empty where the two differ by less than a tenth.
+    """
+    if mean is None or abs(mean / expected_batch - 1) < 0.1:
+        return ()
+    return (
+        f"batches hold {mean:.3g} rows on average, and sums are divided by "
+        f"expected_batch={expected_batch:g}: steps are {mean / expected_batch:.2g} times as long "
+        "as those of a batch's mean",
+    )
 
 
 def public_figures(

@@ -190,8 +190,8 @@ class DPSteps:
             party: Whose rows are used.
 
         Returns:
-            Mean training loss and fraction clipped of the round's steps, their non-finite count and
-            which rows were drawn, all unprotected; and encoded notes of how gradients were
+            Of the round's steps the mean training loss and fraction clipped, the non-finite count
+            and which rows were drawn, all unprotected; and encoded notes of how gradients were
             computed, and what their sums assume.
         """
         rows = party.rows.to(party.device)

@@ -149,6 +149,7 @@ class DPSGD:
         """
         batches = self.batches(data)
         rows, used = self._rows(data, batches, run)
+        run.notes.extend(batches.notes)
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)

@@ -326,6 +326,30 @@ def test_a_weighted_message_is_bounded_without_its_weight() -> None:
     assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
 
 
+def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
+    """Clipped, then weighed: three rows of 0.5 each add up to 1.5, one row does not."""
+    expected = Expected(shape=(2,), largest_weight=math.inf, weight_of_one=0.25)
+    release = Release(Gaussian(0.5, 0.0))
+    honest_message = release.leave([torch.tensor([3.0, 4.0])], a_party(), factor=3.0, weight=0.75)
+    assert honest_message["update"].tolist() == pytest.approx([0.9, 1.2, 0.75])
+    total, run = arrived(release, {"a": honest_message}, expected)
+    assert total.tolist() == honest_message["update"].tolist()
+    assert run.history.unprotected == {}
+    for claimed, allowed in ((0.25, 0.5), (0.0, 0.5), (0.5, 1.0), (0.6, 1.5)):
+        forged = {"update": torch.tensor([0.9, 1.2, claimed])}
+        total, run = arrived(release, {"a": forged}, expected)
+        assert float(total[:-1].norm()) == pytest.approx(min(allowed, 1.5))
+        assert bool(run.history.unprotected) == (allowed < 1.5)
+    with pytest.raises(ValueError, match="weight_of_one"):
+        Expected(weight_of_one=0.0)
+
+
+def test_half_precision_is_weighed_where_it_counts() -> None:
+    update = torch.tensor([0.3, 0.7], dtype=torch.bfloat16)
+    message = Release().leave([update], a_party(), factor=3.0, weight=3.0)["update"]
+    assert message.tolist() == [3 * float(value) for value in update] + [3.0]
+
+
 def test_no_weight_leaves_beside_noise_and_only_vectors_carry_one() -> None:
     with pytest.raises(UnsoundReleaseError, match="without noise"):
         Release(Gaussian(1.0, 1.0)).leave([torch.ones(2)], a_party(), weight=1.0)

@@ -109,6 +109,32 @@ def test_each_contribution_of_a_party_is_bounded_by_itself() -> None:
     assert message["update"].tolist() == pytest.approx([1.1, 1.0])
 
 
+@pytest.mark.parametrize("factor", [1 + 1e-9, 1.5, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY], ids=str)
+def test_no_factor_carries_a_contribution_past_what_the_noise_covers(
+    factor: float, noise_at: Placement
+) -> None:
+    """The broken twin of a bounded weight: it says so, and weighs a client more than once."""
+    release = Release(Gaussian(0.5, 1.0), noise_at)
+    with pytest.raises(UnsoundReleaseError, match="factor="):
+        release.leave([torch.ones(2)], a_party(), factor=factor)
+
+
+def test_a_factor_comes_after_the_bound_and_before_the_noise() -> None:
+    contribution = torch.tensor([3.0, 4.0])
+    for factor in (1.0, 0.25, 0.0):
+        left = Release(Gaussian(0.5, 1.0)).leave([contribution], a_party(), factor=factor)
+        assert left["update"].tolist() == pytest.approx([0.3 * factor, 0.4 * factor])
+        own = [
+            Release(Gaussian(0.5, 1.0), AT_PARTY).leave([given], a_party(), factor=factor)["update"]
+            for given in (contribution, torch.zeros(2))
+        ]
+        assert (own[0] - own[1]).tolist() == pytest.approx([0.3 * factor, 0.4 * factor], abs=1e-6)
+    # Without noise nothing is covered: a client may count as many rows as it holds.
+    left = Release(Gaussian(0.5, 0.0)).leave([contribution], a_party(), factor=7.0)
+    assert left["update"].tolist() == pytest.approx([2.1, 2.8])
+
+
 def test_raw_contributions_never_cross() -> None:
     secret = torch.tensor([123.0, 456.0])
     for noise_at in (AT_AGGREGATOR, AT_PARTY, SPLIT(honest_survivors=2)):

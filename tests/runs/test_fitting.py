@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from privtrain.core.errors import (
     PartyLostError,
@@ -29,9 +29,11 @@ from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
+from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
+from privtrain.steps.weights import ByExamples
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
@@ -98,6 +100,48 @@ def test_a_run_without_promises_goes_on_bit_for_bit(
     assert torch.equal(vector(module(again)), vector(module(whole)))
     assert again.statement == whole.statement
     assert again.halted is None
+
+
+def dropping() -> nn.Module:
+    layers = (nn.Linear(5, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 3))
+    return nn.Sequential(*layers).double()
+
+
+MOMENTUM = functools.partial(torch.optim.SGD, momentum=0.9)
+CLIPPED = Release(Gaussian(0.5, 0.0))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        DPSGD(epochs=2, expected_batch=9.0, release=CLIPPED, optimizer=MOMENTUM),
+        DPSGD(epochs=2, expected_batch=9.0, release=CLIPPED, sampling=ShuffledEpochs()),
+        FedAvg(
+            rounds=3,
+            local=DPSteps(Gaussian(0.5, 0.0), optimizer="Adam", learning_rate=0.05),
+            server_optimizer=SERVER,
+            sampling=Poisson(0.7),
+        ),
+        FedAvg(rounds=3, local=LOCAL, release=CLIPPED, weights=ByExamples(bound=12)),
+    ],
+    ids=["dp-sgd", "shuffled", "silos", "clipped"],
+)
+def test_a_run_without_noise_goes_on_bit_for_bit_after_every_step(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    """Samples and dropout masks of a resumed run came from other streams."""
+    task, options = Task(model=dropping), {"runtimes": STAR}
+    places: list[int] = []
+    whole: TrainResult = fit(trainer, task, DATA, progress=lambda n, _: places.append(n), **options)
+    for place in places[:-1]:
+        folder = tmp_path / str(place)
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer, task, DATA, folder=folder, progress=stop_at(place), **options)
+        resumed = fit(trainer, task, DATA, folder=folder, **options)
+        assert torch.equal(vector(module(resumed)), vector(module(whole))), place
+        assert resumed.history.unprotected == whole.history.unprotected
+        assert resumed.statement == whole.statement
+        assert resumed.halted is None
 
 
 def test_an_interruption_within_a_round_costs_a_run_without_promises_nothing(

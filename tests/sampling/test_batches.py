@@ -30,7 +30,7 @@ from privtrain.sampling.batches import (
     ShuffledEpochs,
     TruncatedPoissonBatches,
 )
-from privtrain.sampling.cyclic import FixedOrder
+from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
 from privtrain.sampling.figures import BatchSampling
 from privtrain.sampling.sampling import FixedSize, Poisson, Sampling, Shuffled
 from privtrain.trainers.dp_sgd import DPSGD
@@ -247,3 +247,44 @@ def test_what_is_no_release_is_refused_by_name(value: Any) -> None:
         DPSGD(release=value)
     with pytest.raises(ValueError, match=r"Expected gradients=.* such as BookKeeping"):
         DPSGD(gradients=value)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected_batch", "mean"),
+    [
+        (PoissonBatches(), 8, None),
+        (PoissonBatches(), 64, 41),
+        (TruncatedPoissonBatches(20), 16, None),
+        (TruncatedPoissonBatches(4), 16, 4),
+        (FixedSizeBatches(), 16, None),
+        (ShuffledEpochs(), 14, None),
+        (ShuffledEpochs(), 40, 20.5),
+        (FixedOrder(), 40, 20.5),
+        (CyclicPoisson(4), 8, None),
+        (CyclicPoisson(8), 16, 41 / 8),
+    ],
+    ids=str,
+)
+def test_batches_of_another_size_than_the_divisor_are_noted(
+    sampling: BatchSampling, expected_batch: int, mean: float | None
+) -> None:
+    made = DPSGD(epochs=3, expected_batch=expected_batch, sampling=sampling).batches(DATA)
+    if mean is None:
+        assert made.notes == ()
+        return
+    (note,) = made.notes
+    assert f"batches hold {mean:.3g} rows on average" in note
+    assert f"expected_batch={expected_batch:g}" in note
+    # What was asked for by name is not commented on.
+    if sampling == PoissonBatches():
+        asked = DPSGD(expected_batch=64, sampling_rate=0.5, sampling=sampling)
+        assert asked.batches(DATA).notes == ()
+
+
+def test_the_noted_sizes_are_those_that_are_drawn() -> None:
+    for sampling in (TruncatedPoissonBatches(4), ShuffledEpochs(), CyclicPoisson(8)):
+        made = DPSGD(epochs=200, expected_batch=30.0, sampling=sampling).batches(DATA)
+        generator = np.random.default_rng(0)
+        drawn = [len(batch) for _ in range(made.draws) for batch in made.draw(41, generator)]
+        noted = float(made.notes[0].split()[2])
+        assert sum(drawn) / len(drawn) == pytest.approx(noted, rel=0.1)

@@ -116,6 +116,26 @@ def test_the_statement_is_about_users() -> None:
     assert 1.9 < again.statement.epsilon() <= 2.0
 
 
+def test_the_size_of_batches_is_right_by_public_figures_or_the_note_says_that_it_is_not() -> None:
+    """40 users with 4 of their 7.5 rows: 160 rows, of which a rate over 300 drew 10.7 for 20."""
+    _, stated = a_task(public_rows=300)
+    batches = trainer(4).batches(stated)
+    assert batches.sampling.rows.rate == pytest.approx(20 / stated.public_rows)  # type: ignore[attr-defined, operator]
+    (note,) = batches.notes
+    assert "rows_per_user=4" in note and "sampling_rate=" in note
+    assert not trainer(4, sampling_rate=20 / 160).batches(stated).notes
+    # Where rows are counted, those that may take part are, and the assumption says so.
+    _, counted = a_task()
+    batches = trainer(4).batches(counted)
+    kept = len(batches.eligible(counted.pooled(), Seeds(0)))
+    assert batches.sampling.rows.rate == pytest.approx(20 / kept)  # type: ignore[attr-defined]
+    assert batches.notes == ()
+    said = f"the number of training rows, counting at most 4 of each user, {kept}, is public"
+    assert said in batches.assumptions
+    result = fit(trainer(4, epochs=0.1), a_task()[0], stated, runtimes=STAR, delta=1e-3)
+    assert note in result.notes
+
+
 def test_what_is_missing_or_too_weak_is_refused() -> None:
     task, data = a_task()
     with pytest.raises(UnsoundReleaseError, match="the number of users"):

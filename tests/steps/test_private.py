@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact
-from privtrain.steps.private import DPSteps, diagnostics
+from privtrain.steps.private import DPSteps, averaged, diagnostics
 from tests.gradients.loops import clipped, example_gradients, in_float64, mlp, rows_for
 from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
 
@@ -223,6 +224,39 @@ def test_diagnostics_of_an_empty_batch_are_empty() -> None:
     seen = diagnostics(engine.clipped_sum(rows, 1e-9), 1e-9)
     assert seen["fraction_clipped"] == 1.0
     assert math.isfinite(seen["training_loss"])
+
+
+def test_the_diagnostics_of_a_round_are_means_of_its_steps() -> None:
+    """The loss of the last batch stood beside the round's mean of `PlainSteps`."""
+    seen: list[dict[str, float]] = []
+
+    class Watching:
+        def engine(self, model: Any, loss: Any) -> Any:
+            inner = BookKeeping().engine(model, loss)
+
+            def clipped_sum(batch: Any, bound: float) -> Any:
+                found = inner.clipped_sum(batch, bound)
+                seen.append(diagnostics(found, bound))
+                return found
+
+            offered = {"notes": (), "assumptions": (), "close": inner.close}
+            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
+
+    rows, model = rows_for(mlp, count=9), in_float64(mlp)
+    rows.inputs[4] = 1e300  # finite, unlike its loss
+    steps = DPSteps(
+        Gaussian(0.5, 0.0), epochs=3, sampling_rate=0.2, expected_batch=2.0, gradients=Watching()
+    )
+    said = steps(model, Task(model=mlp), a_party(rows))
+    held = [step for step in seen if step]
+    assert len(seen) == 15 > len(held) > 5
+    losses = [step["training_loss"] for step in held if not math.isnan(step["training_loss"])]
+    assert float(said["training_loss"]) == pytest.approx(sum(losses) / len(losses))
+    assert len({*losses}) > 5
+    fractions = [step["fraction_clipped"] for step in held]
+    assert float(said["fraction_clipped"]) == pytest.approx(sum(fractions) / len(held))
+    assert float(said["non_finite"]) == sum(step["non_finite"] for step in held) > 1
+    assert averaged([{}, {}]) == {}
 
 
 @pytest.mark.parametrize("mechanism", [Exact(), Laplace(1.0, 1.0)])

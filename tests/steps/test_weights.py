@@ -3,7 +3,9 @@
 import pytest
 
 from privtrain.mpc.sharing import LARGEST
-from privtrain.steps.weights import ByExamples, Uniform, scale_of
+from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling
+from privtrain.steps.weights import ByExamples, Uniform, Weights, expected_weight, scale_of
+from tests.trainers.federations import a_federation
 
 
 def test_all_clients_weigh_the_same() -> None:
@@ -25,3 +27,26 @@ def test_what_is_sealed_fits_into_fixed_point_and_is_not_rounded() -> None:
     scale = scale_of(ByExamples())
     assert (2**32 - 1) * scale < LARGEST <= 2**32 * scale
     assert all(rows * scale / scale == rows for rows in (1, 451, 3_000_001))
+
+
+@pytest.mark.parametrize(
+    ("weights", "sampling", "public_rows", "mean"),
+    [
+        (Uniform(), Everyone(), None, 1.0),
+        (Uniform(), Poisson(0.5, expected_size=2.0), 20, 1.0),
+        (ByExamples(bound=10), Everyone(), 20, 0.5),
+        (ByExamples(bound=10), FixedSize(2), 20, 0.5),
+        (ByExamples(bound=10), Poisson(0.5), 20, 0.5),
+        (ByExamples(bound=10), Poisson(0.5, expected_size=2.0, size_is_public=True), 20, 0.5),
+        (ByExamples(bound=10), Everyone(), 400, 1.0),
+        # Rows are never counted, and neither are clients whose number is hidden.
+        (ByExamples(bound=10), Everyone(), None, None),
+        (ByExamples(bound=10), Poisson(0.5, expected_size=2.0), 20, None),
+    ],
+)
+def test_the_mean_weight_is_taken_from_public_figures_alone(
+    weights: Weights, sampling: Sampling, public_rows: int | None, mean: float | None
+) -> None:
+    for counts in ((5, 5, 5, 5), (1, 9, 2, 80)):
+        data = a_federation(*counts, public_rows=public_rows)
+        assert expected_weight(weights, sampling, data) == mean

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +49,32 @@ def run(trainer: DPSGD, data: FederatedData, task: Task = TASK, **options: objec
 
 def start(task: Task = TASK, seed: int = 0) -> nn.Module:
     return initial_model(task, Seeds(seed)["initialisation", 0, ""])
+
+
+def test_the_recorded_loss_is_the_mean_of_the_steps_since_the_last_record() -> None:
+    losses: list[float] = []
+
+    class Watching:
+        def engine(self, model: nn.Module, loss: Loss) -> Any:
+            inner = BookKeeping().engine(model, loss)
+
+            def clipped_sum(batch: Rows, bound: float) -> Any:
+                found = inner.clipped_sum(batch, bound)
+                losses.append(float(found.losses.mean()))
+                return found
+
+            offered = {"notes": (), "assumptions": (), "close": inner.close}
+            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
+
+    trainer = DPSGD(epochs=12, expected_batch=20.0, gradients=Watching())
+    recorded = run(trainer, a_federation(40, public_rows=40)).history.unprotected["training_loss"]
+    assert [place for place, _ in recorded] == sorted(
+        {-(-24 * part // 20) for part in range(1, 21)}
+    )
+    start_ = 0
+    for place, loss in recorded:
+        assert loss == pytest.approx(sum(losses[start_:place]) / (place - start_))
+        start_ = place
 
 
 # ---------------------------------------------------------------------- against plain loops
