@@ -115,17 +115,20 @@ def trade_off(
     return from_pairs(wide_pairs(event, relation), false_positives=false_positives)
 
 
-def wide_pairs(event: Event, relation: Relation = ADD_REMOVE) -> tuple[tuple[float, float], ...]:
+def wide_pairs(
+    event: Event, relation: Relation = ADD_REMOVE, *, also: float | None = None
+) -> tuple[tuple[float, float], ...]:
     """Epsilon at deltas from 1e-10 to nearly 1: what a trade-off function is drawn from.
 
     Args:
         event: Everything that was released.
         relation: Which data sets are neighbours.
+        also: One more delta, in (0, 1).
 
     Returns:
         Pairs `(delta, epsilon)` by ascending delta; see `epsilon_curve`.
     """
-    return epsilon_curve(event, _WIDE, relation)
+    return epsilon_curve(event, _WIDE if also is None else (*_WIDE, also), relation)
 
 
 def from_pairs(

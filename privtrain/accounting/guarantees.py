@@ -62,7 +62,8 @@ def public_curves(
     Args:
         plans: What each observer was planned to see.
         spent: How many releases were spent.
-        delta: The delta at which a Gaussian summary is taken.
+        delta: The delta of the guarantees, which is one of the curves', too; a Gaussian summary is
+            taken there.
 
     Returns:
         One a plan that promises the public anything.
@@ -76,13 +77,13 @@ def public_curves(
         bound = evaluate(event, delta, plan.relation).epsilon
         if not 0 < bound < math.inf:
             continue
-        promised = _finite(wide_pairs(event, plan.relation))
+        promised = _finite(wide_pairs(event, plan.relation, also=delta))
         made.append(
             PrivacyCurves(
                 observer=plan.observer.name,
                 unit=plan.unit,
                 relation=plan.relation,
-                epsilon_by_delta=tuple(pair for pair in promised if pair[0] in DELTAS),
+                epsilon_by_delta=tuple(p for p in promised if p[0] in (*DELTAS, delta)),
                 trade_off=from_pairs(promised),
                 mu=gaussian_mu(bound, delta),
                 promised=promised,

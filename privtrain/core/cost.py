@@ -61,8 +61,8 @@ class Cost:
         rounds: Communication rounds; None where they are withheld.
         seconds: Wall-clock time of training; not a number where it is withheld, as it is of the
             trial that `tune` chose.
-        peak_memory_bytes: Largest resident memory of one process while it trained; not a number
-            where it is withheld.
+        peak_memory_bytes: Largest resident memory of one process while it trained, be it this one
+            or a worker in which parties run; not a number where it is withheld.
         basis: Whether bytes and rounds were measured, or follow from public figures.
     """
 

@@ -45,7 +45,7 @@ class History:
             self.unprotected.setdefault(name, []).append((round, float(value)))
 
 
-@dataclass
+@dataclass(eq=False)
 class Members:
     """Which training rows a run used: those that were drawn at least once.
 
@@ -102,7 +102,7 @@ class TrainResult:
     transcript: Transcript
     halted: str | None = None
     notes: tuple[str, ...] = ()
-    members: Members | None = field(default=None, repr=False)
+    members: Members | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

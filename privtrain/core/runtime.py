@@ -87,6 +87,8 @@ class Setting:
         entropy: Streams for noise, shares and masks.
         transcript: Where every message is recorded.
         device: Where tensors are computed.
+        report_memory: Called with the largest resident memory, in bytes, of each other process in
+            which a party runs.
     """
 
     data: FederatedData
@@ -94,6 +96,7 @@ class Setting:
     entropy: Entropy
     transcript: Transcript
     device: str = "cpu"
+    report_memory: Callable[[int], None] = field(default=lambda peak: None)
 
 
 class Star(Protocol):

@@ -185,9 +185,13 @@ class Run:
     def _account(self, reply: MeshReply) -> Payload:
         self.transcript.extend(reply.entries)
         self.transcript.setups.extend(reply.setups)
-        # The largest process, not their sum: real parties have a machine each.
-        self.peak_memory_bytes = max(self.peak_memory_bytes, reply.peak_memory_bytes)
+        self.report_memory(reply.peak_memory_bytes)
         return reply.payload
+
+    def report_memory(self, peak: int) -> None:
+        """Takes note of the largest resident memory of another process of this run, in bytes."""
+        # The largest process, not their sum: real parties have a machine each.
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
 
     def spend(self, count: int = 1) -> bool:
         """Pays for the next releases; where they would exceed the budget, the run is marked halted.

@@ -267,6 +267,7 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
         entropy=run.party_entropy,
         transcript=run.transcript,
         device=run.device,
+        report_memory=run.report_memory,
     )
     # The stack closes the parties when the run ends, however it ends.
     return stack.enter_context(runtimes.star.open(setting))

@@ -24,7 +24,7 @@ from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.card import parties_are_public, rows_are_public
+from privtrain.runs.card import parties_are_public, promises, rows_are_public
 from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
 from privtrain.runs.fitting import fit
 
@@ -179,8 +179,8 @@ def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
             cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
         )
     leakage = row.leakage
-    # How many rows were drawn at least once follows the sample like messages do.
-    if hides_rows or not counted:
+    # How many rows were drawn at least once follows the sample, which a promise may count on.
+    if hides_rows or (row.statement is not None and promises([row.statement])):
         leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
     return replace(row, cost=cost, leakage=leakage)
 

@@ -16,6 +16,7 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY
+from privtrain.sampling.sampling import FixedSize
 
 PLANS = Release(Gaussian(1.0, 2.0)).plans(
     unit=Unit.CLIENT, count=10, parties=5, assumptions=("the cohort is secret",)
@@ -142,6 +143,23 @@ def test_the_public_promise_has_its_curves_through_the_stated_pair() -> None:
     assert dict(made.epsilon_by_delta)[1e-5] == stated.epsilon
     assert made.mu == pytest.approx(1.0, rel=1e-3)
     assert pickle.loads(pickle.dumps(made)) == made
+
+
+SAMPLED = Release(Gaussian(1.0, 2.0)).plans(
+    unit=Unit.EXAMPLE, count=10, parties=50, sampling=FixedSize(5), observers=(PUBLIC,)
+)
+VOTES = Release(GNMax(20.0)).plans(unit=Unit.EXAMPLE, count=10, parties=5, observers=(PUBLIC,))
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-3, 3e-6, 0.02])
+def test_every_curve_passes_through_what_is_stated_at_any_delta(delta: float) -> None:
+    """Of each unit; by PLD, and by RDP of a fixed-size sample and of votes."""
+    both = (PLANS[0], *SAMPLED)
+    for plans in (both, both[::-1], VOTES):
+        stated = {g.unit: g.epsilon for g in guarantees(plans, spent=4, delta=delta)}
+        drawn = public_curves(plans, spent=4, delta=delta)
+        assert {c.unit: dict(c.epsilon_by_delta)[delta] for c in drawn} == stated
+        assert all(dict(c.promised)[delta] == stated[c.unit] for c in drawn)
 
 
 def test_without_releases_or_a_promise_there_are_no_curves() -> None:

@@ -1,6 +1,6 @@
 """Auditing hands an attack its observer's view, and the rows that are protected."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch
 from privtrain.attacks.membership import LossThreshold
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
-from privtrain.core.result import Leakage, Target
 from privtrain.core.task import FederatedData, Rows, concatenate
 from privtrain.core.trainer import Trainer
 from privtrain.data.canaries import noise_rows, with_canaries
@@ -23,22 +22,10 @@ from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
+from tests.attacks.looking import Looking
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 DATA = a_federation(20, 20)
-
-
-@dataclass
-class Looking:
-    """Keeps what it was handed."""
-
-    observer: Observer = PUBLIC
-    name: str = "looking"
-    seen: list[tuple[Target, int]] = field(default_factory=list)
-
-    def run(self, target: Target, *, seed: int) -> Leakage:
-        self.seen.append((target, seed))
-        return Leakage(attack=self.name, observer=self.observer.name, metrics={})
 
 
 @pytest.mark.parametrize(

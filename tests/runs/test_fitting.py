@@ -3,7 +3,8 @@
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from privtrain.core.errors import (
 )
 from privtrain.core.observers import DEALER
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import PartyRun, Runtimes
+from privtrain.core.runtime import PartyRun, Runtimes, Setting
 from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.statement import Budget
 from privtrain.core.task import Rows, Task
@@ -29,6 +30,7 @@ from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
+from privtrain.runtimes.in_process import InProcessStar
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
@@ -345,3 +347,28 @@ def test_progress_ends_at_its_total() -> None:
         seen: list[tuple[int, int]] = []
         run(trainer, progress=lambda done, total, seen=seen: seen.append((done, total)))  # type: ignore[misc]
         assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A star that says that its parties run in processes of so many bytes each."""
+
+    sizes: tuple[int, ...]
+    name: str = "elsewhere"
+    real: bool = False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[InProcessStar]:
+        for size in self.sizes:
+            setting.report_memory(size)
+        yield InProcessStar(setting)
+
+
+def test_peak_memory_is_that_of_the_largest_process_workers_included() -> None:
+    trainer, data = FedAvg(rounds=1, local=LOCAL), a_federation(4, 4)
+    for sizes, largest in (((10**13, 10**14, 7), 10**14), ((7,), None)):
+        result = fit(trainer, TASK, data, runtimes=Runtimes(star=Elsewhere(sizes)))
+        if largest is None:
+            assert 10**7 < result.cost.peak_memory_bytes < 10**13
+        else:
+            assert result.cost.peak_memory_bytes == largest

@@ -66,6 +66,18 @@ def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() ->
     assert none.error is not None and "Expected data with canaries" in none.error
 
 
+def test_how_many_rows_were_drawn_is_published_only_where_it_is_counted_in_public() -> None:
+    """The number of attacked members follows the sample, as messages do."""
+    attacks = [pt.LossThreshold()]
+    noised = pt.FedAvg(rounds=1, sampling=pt.FixedSize(1), release=pt.Release(pt.Gaussian(1, 1)))
+    plain = pt.FedAvg(rounds=1, sampling=pt.FixedSize(1))
+    trainers = {"pooled": FAST["pooled"], "plain": plain, "noised": noised}
+    made = compare(trainers, TASK, DATA, attacks=attacks, runtimes=HERE).rows
+    members = {row.label: [leak.members for leak in row.leakage] for row in made}
+    assert members == {"pooled": [338], "plain": [318], "noised": [None]}
+    assert all(leak.metrics["auc"] is not None for row in made for leak in row.leakage)
+
+
 def test_an_interrupt_is_no_row() -> None:
     with pytest.raises(KeyboardInterrupt):
         compare({"bad": Failing(error=KeyboardInterrupt())}, TASK, DATA, runtimes=HERE)  # type: ignore[arg-type]

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from privtrain.accounting.guarantees import guarantees
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
-from privtrain.core.statement import Budget, to_json_text
+from privtrain.core.statement import Budget, PrivacyStatement, Unit, to_json_text
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Run, Trainer
 from privtrain.mechanisms.gaussian import Gaussian
@@ -18,7 +19,7 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import AT_PARTY
 from privtrain.runs.fitting import fit
-from privtrain.runs.statements import SIMULATED
+from privtrain.runs.statements import SIMULATED, _epsilon_curve
 from privtrain.sampling.figures import SAMPLED_IN_SECRET
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling, TruncatedPoisson
 from privtrain.steps.plain import PlainSteps
@@ -209,3 +210,23 @@ def test_epsilon_over_the_rounds_ends_at_the_worst_unit() -> None:
         assert len(units) == 2
         done, epsilon = result.history.epsilon[-1]
         assert (done, epsilon) == (3, result.statement.epsilon()) == (3, max(units.values()))
+
+
+@pytest.mark.parametrize("noises", [(2.0, 1.5), (0.7, 20.0)])
+def test_epsilon_over_the_rounds_is_that_of_all_plans(noises: tuple[float, float]) -> None:
+    """The first plan is about examples, the second about clients: neither is left out."""
+    inner, outer = (
+        Release(Gaussian(1.0, noise)).plans(unit=unit, count=8, parties=5, observers=(PUBLIC,))
+        for noise, unit in zip(noises, (Unit.EXAMPLE, Unit.CLIENT), strict=True)
+    )
+    plans = (*inner, *outer)
+    curve = _epsilon_curve(plans, 8, 1e-5)
+    assert [count for count, _ in curve] == list(range(1, 9))
+    for count, epsilon in curve:
+        made = PrivacyStatement(guarantees=guarantees(plans, spent=count, delta=1e-5))
+        assert epsilon == made.epsilon()
+        assert epsilon == max(g.epsilon for g in made.guarantees)
+    assert _epsilon_curve(plans[::-1], 8, 1e-5) == curve
+    alone = [_epsilon_curve(part, 8, 1e-5) for part in (inner, outer)]
+    assert sorted(alone, key=lambda points: points[-1][1])[-1] == curve
+    assert alone[0] != alone[1]

@@ -192,7 +192,6 @@ def test_a_published_start_does_not_tell_which_trial_won(
                 winner.statement,
                 winner.notes,
                 winner.halted,
-                winner.members,
                 winner.history.epsilon,
             ),
             *(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from privtrain.core import errors
+from privtrain.core.cost import peak_memory
 from privtrain.core.errors import PartyLostError, PrivtrainError, UnsupportedError
 from privtrain.core.runtime import PartyRun, Payload, Step
 from privtrain.core.seeding import Entropy, Seeds
@@ -53,6 +54,8 @@ SET_STATE = "train.restore"
 TELL_STATE = "query.state"
 KEEPS_STATE = "keeps-state"
 """Marks the reply of a party that keeps a state, which a checkpoint then has to ask for."""
+PEAK_MEMORY = "peak-memory"
+"""Holds, in the replies of other processes, the largest resident memory of that process."""
 
 _ORDER, _TENSORS = "order", "tensors"
 _STEPS_AT_HAND = 8
@@ -155,12 +158,14 @@ class Site:
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise, shares and masks.
         device: Where tensors are computed.
+        elsewhere: Whether it is in another process than the coordinator.
     """
 
     train: Mapping[str, Rows] = field(repr=False)
     seeds: Seeds
     entropy: Entropy
     device: str
+    elsewhere: bool = False
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
     steps: dict[str, Step] = field(default_factory=dict, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -202,6 +207,8 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     context.state = Packer()(party_run.state) if party_run.state else RecordDict()
     if party_run.state:
         packed[KEEPS_STATE] = ConfigRecord()
+    if site.elsewhere:
+        packed[PEAK_MEMORY] = ConfigRecord({"bytes": peak_memory()})
     return packed
 
 

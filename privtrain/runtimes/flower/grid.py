@@ -159,8 +159,8 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def _site_of(setting: Setting) -> Site:
-    return Site(setting.data.train, setting.seeds, setting.entropy, setting.device)
+def _site_of(setting: Setting, *, elsewhere: bool) -> Site:
+    return Site(setting.data.train, setting.seeds, setting.entropy, setting.device, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class FlowerGrid:
     @contextmanager
     def open(self, setting: Setting) -> Iterator[FlowerStar]:
         # One site for all parties: rows and the unpickled step are loaded once in this process.
-        site = _site_of(setting)
+        site = _site_of(setting, elsewhere=False)
         grid = LocalGrid(client_app(lambda: site), setting.data.train)
         yield FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
 
@@ -362,7 +362,7 @@ class FlowerRay:
         ):
             # By a file, which each worker reads once: in messages, rows would travel every round.
             file = folder / "site"
-            torch.save(_site_of(setting), file, pickle_module=cloudpickle)
+            torch.save(_site_of(setting, elsewhere=True), file, pickle_module=cloudpickle)
             app = client_app(partial(_site_in, file))
             running = simulation.running(app, setting.data.parties, self._backend(folder))
             with running as (grid, nodes):

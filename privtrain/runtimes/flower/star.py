@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from privtrain.core.errors import PartyLostError
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Payload, Setting, Step
 from privtrain.runtimes.flower.client import (
     KEEPS_STATE,
+    PEAK_MEMORY,
     SET_STATE,
     TAKE_STEP,
     TELL_STATE,
@@ -87,6 +89,9 @@ class FlowerStar:
             raise raised_at(party, round, answer.error)
         if KEEPS_STATE in answer.content:
             self._keeping[party] = None
+        if PEAK_MEMORY in answer.content:
+            record = cast(ConfigRecord, answer.content[PEAK_MEMORY])
+            self.setting.report_memory(int(cast(int, record["bytes"])))
         return to_payload(answer.content)
 
     def states(self) -> dict[str, Payload]:

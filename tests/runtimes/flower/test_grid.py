@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -164,16 +164,21 @@ def test_ray_gives_the_same_bits_and_leaves_nothing_behind(
     before, variables = descendants(), dict(os.environ)
     found, states, entries = {}, {}, {}
     for runtime in (InProcess(), FlowerGrid(), FlowerRay()):
-        setting = a_setting()
+        peaks: list[int] = []
+        setting = replace(a_setting(), report_memory=peaks.append)
         with runtime.open(setting) as star:
             replies = three_rounds(star.map)
             states[runtime.name] = all_bits(star.states())
             star.restore(star.states())
             replies += three_rounds(star.map, parties=PARTIES[::-2], start=3)
             found[runtime.name] = [all_bits(reply) for reply in replies]
+            assert bool(peaks) == isinstance(runtime, FlowerRay)
             entries[runtime.name] = sorted(setting.transcript.entries, key=repr)
             if isinstance(runtime, FlowerRay):
                 assert descendants() - before
+                star.map(Hold(320_000_000), {PARTIES[0]: {}}, round=6)
+                without, *_, with_it = peaks
+                assert with_it - without > 250_000_000, "the worker holds it, and not this process"
                 check_errors_of_ray(star.map)
     assert found["flower-ray"] == found["flower-grid"] == found["in-process"]
     assert states["flower-ray"] == states["flower-grid"] == states["in-process"]
@@ -195,6 +200,16 @@ def check_errors_of_ray(star_map: Callable[..., dict[str, Payload]]) -> None:
     with pytest.raises(PartyLostError) as caught:
         star_map(Die(PARTIES[0]), {PARTIES[0]: {}}, round=10)
     assert caught.value.party == PARTIES[0]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Holds so many bytes while it works."""
+
+    size: int
+
+    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+        return {"sum": torch.ones(self.size, dtype=torch.uint8).max()}
 
 
 @dataclass(frozen=True)

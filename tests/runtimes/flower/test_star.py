@@ -1,13 +1,15 @@
 """The coordinator's side of a Flower star: what it sends, and how it reads what comes back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from privtrain.core.errors import PartyLostError
 from privtrain.core.runtime import PartyRun, Payload
-from privtrain.runtimes.flower.grid import FlowerGrid
+from privtrain.runtimes.flower.client import Site, client_app
+from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
+from privtrain.runtimes.flower.star import FlowerStar
 from tests.contracts.star_runtime import PARTIES, Echo, Fail, a_setting
 
 
@@ -38,3 +40,21 @@ def test_a_reply_that_is_no_tensor_names_the_party() -> None:
         star.map(NotATensor(), {PARTIES[1]: {}}, round=2)
     assert caught.value.party == PARTIES[1]
     assert "AttributeError" in str(caught.value)
+
+
+def test_other_processes_report_their_memory_and_this_one_does_not() -> None:
+    peaks: list[int] = []
+    setting = replace(a_setting(), report_memory=peaks.append)
+    with FlowerGrid().open(setting) as star:
+        star.map(Echo(), {name: {} for name in PARTIES}, round=0)
+    assert peaks == []
+    train = setting.data.train
+    site = Site(train, setting.seeds, setting.entropy, setting.device, elsewhere=True)
+    grid = LocalGrid(client_app(lambda: site), train)
+    there = FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
+    replies = there.map(Echo(), {name: {} for name in PARTIES}, round=0)
+    assert len(peaks) == len(PARTIES)
+    assert min(peaks) > 10_000_000
+    # It is no message of the protocol: nobody is sent it, and no byte is counted.
+    assert all("memory" not in kind for reply in replies.values() for kind in reply)
+    assert all("memory" not in entry.kind for entry in setting.transcript.entries)
