@@ -32,7 +32,7 @@ def check_weights(model: nn.Module) -> None:
         try:
             encode(parameter, name=f"the initial values of the parameter {name!r}")
         except ValueError as error:
-            raise DataError(str(error)) from error
+            raise DataError(f"{error} Make the model with smaller ones.") from error
 
 
 def wrong_truncations(model: nn.Module, rows: Rows, *, weights: str) -> float:

@@ -276,8 +276,6 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
 def _watcher(data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
     rows = data.validation
-    stream = Seeds(0)["validation", 0, ""]
-
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
         due = done % every == 0 or done == total
@@ -285,7 +283,8 @@ def _watcher(data: FederatedData, history: History) -> Any:
             return
         # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
         # nothing may be stopped or chosen by it.
-        with global_generator(stream):
+        # What a model draws must not move the generators of other threads, nor follow from them.
+        with global_generator(Seeds(0)["validation", 0, ""]):
             correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
         history.record(done, validation_accuracy=float(correct.double().mean()))
 

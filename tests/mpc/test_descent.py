@@ -44,6 +44,26 @@ def test_rows_that_cannot_be_shared_are_refused_before_any_process_starts() -> N
     check_finite(x=x)
 
 
+def test_the_column_that_cannot_be_shared_is_named() -> None:
+    x, y = torch.zeros(2, FEATURES), torch.zeros(2, dtype=torch.long)
+    x[1, 7] = 1e6
+    with pytest.raises(DataError, match=r"inputs of party-1 .*Column 7 .* from 0 to 1e\+06.*scale="):
+        fails(broken(x, y))
+
+
+def test_values_that_leave_fixed_point_are_refused_before_any_process_starts() -> None:
+    def huge(weight: float) -> nn.Module:
+        layer = nn.Linear(FEATURES, CLASSES)
+        nn.init.constant_(layer.weight, weight)
+        return layer
+
+    with pytest.raises(DataError, match="parameter 'weight'.* 5000"):
+        fails(by_rows(), lambda: huge(5_000.0))  # type: ignore[arg-type]
+    x, y = torch.full((2, FEATURES), 4_000.0), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(DataError, match=r"logits.* reach 1\.92e\+08 .*initial.*Column 0 "):
+        fails(broken(x, y), lambda: huge(4_000.0))  # type: ignore[arg-type]
+
+
 def test_data_that_does_not_fit_the_model_is_refused() -> None:
     with pytest.raises(DataError, match="12 features, the model takes 5"):
         fails(by_rows(), lambda: nn.Linear(5, CLASSES))  # type: ignore[arg-type]
@@ -54,8 +74,11 @@ def test_data_that_does_not_fit_the_model_is_refused() -> None:
 
 def test_opened_weights_are_equal_everywhere_and_within_fixed_point() -> None:
     weights = torch.tensor([1.0, -2.0])
-    assert torch.equal(agreed({"a": weights, "b": weights.clone()}, INPUTS), weights)
+    wide = torch.zeros(4, 3)
+    wide[1, 2] = -900.0
+    assert torch.equal(agreed({"a": weights, "b": weights.clone()}, wide), weights)
     with pytest.raises(ProtocolError, match="b opened other weights than a"):
-        agreed({"a": weights, "b": weights + 1}, INPUTS)
-    with pytest.raises(ProtocolError, match="outside fixed point"):
-        agreed({"a": weights * LARGEST}, INPUTS)
+        agreed({"a": weights, "b": weights + 1}, wide)
+    for bad in (weights * LARGEST, weights * float("nan")):
+        with pytest.raises(ProtocolError, match="outside fixed point.*Column 2 .* from -900 to 0"):
+            agreed({"a": bad}, wide)

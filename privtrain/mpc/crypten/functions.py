@@ -96,7 +96,7 @@ def below_largest(shared: Any) -> Any:
         gaps.append(gap[:, :count])
         near += bits
     every = cat(gaps, dim=-1) + DEEPEST
-    clamped = every * cat([bits[:, : gap.size(-1)] for bits, gap in zip(near, gaps)], dim=-1)
+    clamped = every * cat(near, dim=-1)
     total, start = shared - shared, 0
     for level, gap in enumerate(gaps):
         place = start + torch.arange(shared.size(-1)) // _GROUP**level

@@ -36,6 +36,7 @@ class Functions:
                 "matmul": (left.matmul(right), x @ y),
                 "softmax": (session.softmax(left), torch.softmax(x, 1)),
                 "two": (session.softmax(left[:, :2]), torch.softmax(x[:, :2], 1)),
+                "wide": (session.softmax(session.scale(left, 300.0)), torch.softmax(x * 300, 1)),
                 "one": (session.softmax(left[:, :1]), torch.ones(40, 1)),
                 "positive": (session.positive(left), (x > 0).double()),
                 "scale": (session.scale(left, 0.003), x * 0.003),

@@ -6,34 +6,80 @@ import pytest
 import torch
 from torch import Tensor
 
-from privtrain.mpc.crypten.functions import maximum, one_hot_argmax, reciprocal, softmax
+from privtrain.mpc.crypten.functions import (
+    DEEPEST,
+    below_largest,
+    exponential,
+    levels,
+    one_hot_argmax,
+    reciprocal,
+    softmax,
+)
 
 
 class Plain(Tensor):
-    """A tensor with the two methods that CrypTen's have and torch's have not."""
+    """A tensor with the method that CrypTen's have and torch's have not."""
 
     @staticmethod
     def cat(tensors: list[Tensor], dim: int) -> Tensor:
         return torch.cat(tensors, dim=dim)
-
-    def pad(self, by: tuple[int, int], value: float) -> Tensor:
-        return torch.nn.functional.pad(self, by, value=value)
 
 
 def plain(values: Tensor) -> Any:
     return values.double().as_subclass(Plain)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10])
-def test_maximum_and_argmax_are_those_of_torch(count: int) -> None:
-    if count == 1:
-        assert maximum(plain(torch.ones(3, 1))).tolist() == [[1.0]] * 3
-        return
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 10])
+def test_argmax_is_that_of_torch(count: int) -> None:
     values = torch.randint(0, 4, (50, count), generator=torch.Generator().manual_seed(count))
     is_first = (values == values.max(1, keepdim=True).values).int().cumsum(1) == 1
     first = is_first.int() * (values == values.max(1, keepdim=True).values).int()
     assert one_hot_argmax(plain(values)).tolist() == first.tolist(), "the first one of equal ones"
-    assert maximum(plain(values)).tolist() == values.max(1, keepdim=True).values.tolist()
+
+
+COUNTS = pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10, 16, 17, 40])
+# Wide ones lie wholly below any padding that a constant could be.
+SCALES = pytest.mark.parametrize("scale", [1.0, 20.0, 170.0, 4_000.0, 1e8])
+
+
+def some_logits(count: int, scale: float) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return (torch.rand(60, count, generator=generator).double() - 2) * scale
+
+
+@COUNTS
+@SCALES
+def test_gaps_are_exact_or_clamped(count: int, scale: float) -> None:
+    logits = some_logits(count, scale)
+    gaps = below_largest(plain(logits))
+    true = logits - logits.max(1, keepdim=True).values
+    exact = (gaps - true).abs() <= 1e-9 * scale
+    assert bool((exact | ((true <= -DEEPEST) & (gaps <= -DEEPEST))).all())
+    assert float(gaps.min()) >= -DEEPEST * levels(count), "the range that the exponential takes"
+    # Ties, and a largest value that stands in every place.
+    tied = below_largest(plain(torch.eye(count) * 200))
+    assert bool((tied.diagonal() == 0).all())
+    assert bool((below_largest(plain(torch.full((3, count), -9_000.0))) == 0).all())
+
+
+@COUNTS
+@SCALES
+def test_softmax_is_that_of_torch_whatever_the_gaps(count: int, scale: float) -> None:
+    logits = some_logits(count, scale)
+    assert float((softmax(plain(logits)) - logits.softmax(1)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("steps", range(11))
+def test_the_exponential_does_not_grow_within_its_range(steps: int) -> None:
+    values = torch.linspace(-DEEPEST * steps, 0, 4_001, dtype=torch.float64)
+    apart = exponential(plain(values), -DEEPEST * steps) - values.exp()
+    assert float(apart.abs().max()) < 5e-5
+
+
+def test_an_exponential_of_a_shorter_range_grows_outside_of_it() -> None:
+    # What a softmax without the clamp returns: beyond the range it grows without a bound.
+    far = torch.tensor([-174.0], dtype=torch.float64)
+    assert float(exponential(plain(far), -2 * DEEPEST)) > 1e6
 
 
 @pytest.mark.parametrize("largest", [1, 2, 10, 100])
@@ -43,9 +89,3 @@ def test_reciprocals_are_exact_to_the_last_bit_of_fixed_point(largest: int) -> N
         values = torch.ones(3)
     error = (reciprocal(plain(values), largest) - 1 / values).abs().max()
     assert float(error) <= 2.0**-18
-
-
-def test_softmax_is_that_of_torch_for_gaps_up_to_160() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.rand(60, 10, generator=generator).double() * 160 - 80
-    assert float((softmax(plain(logits)) - logits.softmax(1)).abs().max()) < 2e-4

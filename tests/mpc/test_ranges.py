@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from privtrain.core.errors import DataError
+from privtrain.core.task import Rows
+from privtrain.mpc.ranges import LARGEST_OUTPUT, check_weights, wrong_truncations
+from privtrain.mpc.sharing import LARGEST
+
+
+def a_model(weight: float, second: float = 1.0) -> nn.Sequential:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    for layer, value in ((model[1], weight), (model[3], second)):
+        nn.init.constant_(layer.weight, value)
+        nn.init.zeros_(layer.bias)
+    return model
+
+
+def test_the_expected_number_of_wrong_truncations_is_counted_over_all_layers() -> None:
+    rows = Rows(torch.ones(5, 3))
+    # Five rows and two outputs a layer: 30 and 60 of them, integers at 32 bits, over 2^64.
+    expected = 5 * 2 * (30 + 60) * 2.0**32 / 2.0**64
+    assert wrong_truncations(a_model(10.0), rows, weights="initial") == pytest.approx(expected)
+    # What a rectifier leaves out does not reach the next layer.
+    halved = wrong_truncations(a_model(-10.0), rows, weights="initial")
+    assert halved == pytest.approx(5 * 2 * 30 * 2.0**-32)
+
+
+@pytest.mark.parametrize(("first", "second", "layer"), [(2.0**19, 1.0, 0), (2.0, 2.0**18, 1)])
+def test_the_layer_and_the_column_out_of_range_are_named(
+    first: float, second: float, layer: int
+) -> None:
+    inputs = torch.ones(4, 1, 3)
+    inputs[2, 0, 1] = 2.5
+    with pytest.raises(DataError, match=rf"linear layer {layer} .*opened.*Column \(0, 1\) .* to 2"):
+        wrong_truncations(a_model(first, second), Rows(inputs), weights="opened")
+    assert LARGEST_OUTPUT < 2.0**31, "where products wrap around"
+
+
+def test_initial_weights_that_cannot_be_shared_are_named() -> None:
+    check_weights(a_model(LARGEST - 1))
+    with pytest.raises(DataError, match=r"'3\.weight'"):
+        check_weights(a_model(1.0, LARGEST))
