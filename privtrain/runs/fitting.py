@@ -29,7 +29,7 @@ from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
 from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
-from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
 from privtrain.runs.statements import result_of
@@ -171,7 +171,9 @@ def fit_trial(
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
     if isinstance(trainer, Checking):
-        trainer.check(task, initial_model(task, seeds["initialisation", 0, ""]).to(device))
+        tried = initial_model(task, seeds["initialisation", 0, ""])
+        check_fits(task, data, tried)
+        trainer.check(task, tried.to(device))
     home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()
