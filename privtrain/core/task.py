@@ -51,9 +51,7 @@ class Rows:
                     f"torch.as_tensor({name}), or pt.data.from_arrays."
                 )
             if column is not None and not column.is_nested and column.ndim == 0:
-                raise DataError(
-                    f"Expected {name} of shape () to have a first dimension: the rows."
-                )
+                raise DataError(f"Expected {name} of shape () to have a first dimension: the rows.")
         if self.inputs.is_nested:
             check_ordinary(inputs=self.inputs)
         # At once and not in a batch: a shifted column of users would protect the wrong ones.

@@ -103,9 +103,9 @@ def _outputs(model: nn.Module, name: str, inputs: Tensor) -> Any:
             return model.eval()(few)
     except _OF_TORCH as error:
         raise DataError(
-            f"Expected the model to take {name}.inputs of shape (rows, "
-            f"{', '.join(map(str, inputs.shape[1:]))}) and type {inputs.dtype}; it raised "
-            f"{type(error).__name__}: {error} Convert the rows, or the model, as by model.double()."
+            f"Expected the model to take {name}.inputs of shape {_shape(inputs)} and type "
+            f"{inputs.dtype}; it raised {_said(error)}. Convert the rows, or the model, as by "
+            "model.double()."
         ) from error
     except Exception:  # an own error is the user's to see, where it comes from
         return None
@@ -130,18 +130,29 @@ def _check_labels(task: Task, outputs: Tensor, name: str, targets: Tensor) -> No
                 f"{outputs.shape[1]} outputs; row {row} holds {int(targets[wrong][0])}. Map the "
                 f"classes to 0, 1, ..., or give the model more outputs.{told}"
             )
-    elif not targets.is_floating_point() and targets.ndim == 1:
-        labels = torch.unique(targets.cpu())
-        try:
-            task.loss(outputs.new_zeros(len(labels), *outputs.shape[1:]), labels)
-        except _OF_TORCH as error:
-            raise DataError(
-                f"Expected {name}.targets to be what the loss takes beside outputs of shape (rows, "
-                f"{', '.join(map(str, outputs.shape[1:]))}); it raised {type(error).__name__}: "
-                f"{error} Map the classes to 0, 1, ..., or give the model more outputs.{told}"
-            ) from error
-        except Exception:  # as above
-            return
+        return
+    # Of values that are no class numbers, the shape and type alone are tried.
+    classes = targets.ndim == 1 and not targets.is_floating_point()
+    labels = torch.unique(targets.cpu()) if classes else torch.zeros_like(targets[:2]).cpu()
+    try:
+        task.loss(outputs.new_zeros(len(labels), *outputs.shape[1:]), labels)
+    except _OF_TORCH as error:
+        raise DataError(
+            f"Expected {name}.targets of shape {_shape(targets)} and type {targets.dtype} to be "
+            f"what the loss takes beside outputs of shape {_shape(outputs)}; it raised "
+            f"{_said(error)}. Map classes to 0, 1, ... of type torch.int64, or give the model more "
+            f"outputs.{told}"
+        ) from error
+    except Exception:  # as above
+        return
+
+
+def _shape(values: Tensor) -> str:
+    return f"({', '.join(['rows', *map(str, values.shape[1:])])})"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"
 
 
 def _population(plan: PrivacyPlan, data: FederatedData) -> int:

@@ -22,13 +22,13 @@ from privtrain.core.seeding import (
 )
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, PrivacyPlan, Run, Trainer
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
-from privtrain.runs.checkpoint import FileCheckpoint, identity_of, layout_of
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, identity_of, layout_of
 from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
@@ -174,6 +174,9 @@ def fit_trial(
         tried = initial_model(task, seeds["initialisation", 0, ""])
         check_fits(task, data, tried)
         trainer.check(task, tried.to(device))
+        # Where there are more parties, each is looked at when it is drawn.
+        if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
+            trainer.check_rows(data, tried)
     home = None if folder is None else made_folder(folder)
     ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
     transcript, history = Transcript(keep_payloads=keep_payloads), History()

@@ -22,7 +22,7 @@ from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
-from privtrain.core.trainer import Checking, PrivacyPlan, Run
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.gradients.alone import ALONE
@@ -261,6 +261,11 @@ class FedAvg:
             self.local.check(task, model)
         if self.server_optimizer is not None:
             self.server_optimizer(trainable(model))
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        # Called for its refusal.
+        if isinstance(self.local, CheckingRows):
+            self.local.check_rows(data, model)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.

@@ -24,6 +24,7 @@ from privtrain.core.validate import check_count, check_positive
 from privtrain.release.door import Release
 from privtrain.sampling.passes import row_batches
 from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
+from privtrain.steps.plain import check_not_alone, normalises_batches
 from privtrain.steps.pooling import CURATOR_READS, pool, resume
 
 
@@ -66,18 +67,23 @@ class SGD:
         # Called for its refusal.
         make_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        rows = sum(len(data.train[party]) for party in data.parties)
+        check_not_alone(model, rows, self.batch_size, "the curator")
+
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         rows = pool(data, run)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
         start, _ = resume(model, optimizer, run)
+        alone = not normalises_batches(model)
         for epoch in range(start, self.epochs):
             total, count = torch.zeros((), device=run.device), 0
             # From the public seed: nothing is promised, so the order of the rows may be known.
             order = run.seeds["order", epoch, CURATOR_NAME].torch()
             # Layers such as dropout draw from torch's global generator only.
             with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
-                for batch in row_batches(rows, self.batch_size, 1, order):
+                for batch in row_batches(rows, self.batch_size, 1, order, alone=alone):
                     total += descend(model, optimizer, task.loss, *batch)
                     count += 1
             # On the device until here: reading the loss of each batch would wait for each batch.
