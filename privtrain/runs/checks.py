@@ -148,7 +148,7 @@ def _check_labels(task: Task, outputs: Tensor, name: str, targets: Tensor) -> No
 
 
 def _shape(values: Tensor) -> str:
-    return f"({', '.join(['rows', *map(str, values.shape[1:])])})"
+    return f"({', '.join(['rows', *map(str, values.shape[1:])])}{',' if values.ndim == 1 else ''})"
 
 
 def _said(error: Exception) -> str:
