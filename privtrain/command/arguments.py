@@ -107,6 +107,8 @@ class Compare:
     """Where the rounds of a federation run. MPC always runs in processes of its own."""
     resume: bool = False
     """Go on with an interrupted comparison in the same folder."""
+    errors: Literal["keep", "raise"] = "keep"
+    """Keep an error in the row where it occurred, or stop there and print where it came from."""
     run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)
 
 

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from privtrain.command.arguments import Compare, Fit, Report, RunArgs
 from privtrain.command.names import make_runtimes
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.core.errors import DataError, PrivtrainError
-from privtrain.core.result import Comparison
+from privtrain.core.result import Comparison, Failure
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, made_folder
 
@@ -143,6 +144,7 @@ def compare_command(args: Compare) -> int:
     from privtrain.command.study_file import write_study
     from privtrain.core.keys import make_key
     from privtrain.report.files import plain_comparison, save
+    from privtrain.runs.attacking import RAISE
     from privtrain.runs.checks import check_device
     from privtrain.runs.comparing import compare, failed
 
@@ -174,15 +176,25 @@ def compare_command(args: Compare) -> int:
             device=study.device,
             folder=folder / "rows",
             study=study.to_plain(),
+            errors=args.errors,
         )
-        save(comparison, folder, force=True)
+        try:
+            save(comparison, folder, force=True)
+        finally:  # hours of training must not end without a table where a file cannot be written
+            _show(comparison, args.run.json, plain_comparison, folder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "What was finished is kept. Go on with: privtrain compare "
             f"{shlex.quote(str(folder / 'study.toml'))} --out {shlex.quote(str(folder))} --resume"
         ) from None
-    _show(comparison, args.run.json, plain_comparison, folder)
-    return FAILED if failed(comparison) else 0
+    except Exception:
+        # Also of what elsewhere ends in a sentence: whoever asks for the error looks for its place.
+        if args.errors == RAISE:
+            traceback.print_exc()
+            return FAILED
+        raise
+    broken = any(row.failures for row in comparison.rows)
+    return FAILED if failed(comparison) or broken else 0
 
 
 def _check_alone(args: Compare) -> None:
@@ -228,6 +240,7 @@ def fit_command(args: Fit) -> int:
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
     from privtrain.report.publishing import UNPROTECTED
+    from privtrain.runs.attacking import failure_of
     from privtrain.runs.calibrating import calibrate
     from privtrain.runs.fitting import fit
     from privtrain.runs.rows import accuracy_with_interval
@@ -256,11 +269,22 @@ def fit_command(args: Fit) -> int:
             device=args.run.device,
             progress=progress,
         )
-    accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    folder.mkdir(parents=True, exist_ok=True)
+    # First of all: what follows may fail, and training was paid for. A predictor need not be a
+    # torch module: nearest means, an ensemble.
+    module = getattr(result.predictor, "module", None)
+    if module is not None:
+        torch.save(state_of(module), folder / "model.pt")
+    accuracy, interval, failure = None, None, None
+    try:
+        accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+    except Exception as error:  # a user's metric may raise anything
+        failure = failure_of(error)
     document = {
         "trainer": args.trainer,
         "accuracy": accuracy,
         "accuracy_interval": interval,
+        "accuracy_failure": failure,
         "statement": result.statement,
         "cost": result.cost,
         "halted": result.halted,
@@ -269,26 +293,28 @@ def fit_command(args: Fit) -> int:
         "unprotected": {name: UNPROTECTED[name] for name in ("accuracy", "cost.seconds")},
     }
     document = {name: to_plain(value) for name, value in document.items()}
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "statement.json").write_text(to_json_text(document) + "\n")
-    # A predictor need not be a torch module: nearest means, an ensemble.
-    module = getattr(result.predictor, "module", None)
-    if module is not None:
-        torch.save(state_of(module), folder / "model.pt")
     if args.run.json:
         print(to_json_text(document))
     else:
-        low, high = interval
-        print(
-            f"accuracy {accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), on unprotected test "
-            "rows"
-        )
+        print(_measured(accuracy, interval, failure))
         print(result.statement)
         for line in (result.halted, *result.notes):
             if line:
                 print(line)
         print(f"The model and its statement lie in {folder}")
-    return 0
+    return 0 if failure is None else FAILED
+
+
+def _measured(
+    accuracy: float | None, interval: tuple[float, float] | None, failure: Failure | None
+) -> str:
+    if accuracy is None or interval is None:
+        return f"accuracy failed (unprotected): {'' if failure is None else failure.error}"
+    low, high = interval
+    return (
+        f"accuracy {accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), on unprotected test rows"
+    )
 
 
 def report_command(args: Report) -> int:

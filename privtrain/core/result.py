@@ -134,6 +134,19 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a part of a run failed. Unprotected: it may name parties, rows or their values.
+
+    Args:
+        error: The error's type and text.
+        traceback: Where it came from; None where the library refused something on purpose.
+    """
+
+    error: str
+    traceback: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Leakage:
     """What one attack learned. It speaks of this attack only; it is no evidence of safety.
 
@@ -145,6 +158,7 @@ class Leakage:
         members: How many members were attacked; None where the number of rows is not public.
         non_members: How many non-members were attacked, likewise.
         notes: What limits the figures.
+        failure: Why the attack failed, or a figure of it; None where it did not.
     """
 
     attack: str
@@ -155,6 +169,7 @@ class Leakage:
     members: int | None = 0
     non_members: int | None = 0
     notes: tuple[str, ...] = ()
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +181,7 @@ class Row:
         label: What the user called it.
         seed: Public seed of the run.
         epsilon_asked: The epsilon that was asked for, or None where the trainer takes none.
-        accuracy: Accuracy on the test rows, in 0..1; None where the run failed.
+        accuracy: Accuracy on the test rows, in 0..1; None where the run or the metric failed.
         accuracy_interval: 95% Clopper-Pearson interval of the accuracy on the test rows.
         error: Why the run failed, or None.
         statement: What was promised.
@@ -176,6 +191,8 @@ class Row:
         halted: Why training stopped early, or None.
         notes: What the reader should know.
         met: Whether the asked epsilon was met; None where none was asked.
+        traceback: Where the error of a failed run came from.
+        accuracy_failure: Why a run that did not fail has no accuracy.
     """
 
     trainer: str
@@ -193,6 +210,15 @@ class Row:
     halted: str | None = None
     notes: tuple[str, ...] = ()
     met: bool | None = None
+    traceback: str | None = None
+    accuracy_failure: Failure | None = None
+
+    @property
+    def failures(self) -> tuple[tuple[str, Failure], ...]:
+        """The parts that failed beside others that stand: what, and why."""
+        parts = [("accuracy", self.accuracy_failure)]
+        parts += [(f"{leak.attack} ({leak.observer})", leak.failure) for leak in self.leakage]
+        return tuple((part, failure) for part, failure in parts if failure is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

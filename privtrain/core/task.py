@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.models import Model, described
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
-from privtrain.core.validate import check_finite
+from privtrain.core.validate import check_computable, check_finite, check_ordinary
 
 
 class Split(StrEnum):
@@ -43,11 +43,24 @@ class Rows:
     users: Tensor | None = None
 
     def __post_init__(self) -> None:
+        columns = {"inputs": self.inputs, "targets": self.targets, "users": self.users}
+        for name, column in columns.items():
+            if column is not None and not isinstance(column, Tensor):
+                raise DataError(
+                    f"Expected {name} to be a tensor, not a {type(column).__name__}. Use "
+                    f"torch.as_tensor({name}), or pt.data.from_arrays."
+                )
+            if column is not None and not column.is_nested and column.ndim == 0:
+                raise DataError(f"Expected {name} of shape () to have a first dimension: the rows.")
+        if self.inputs.is_nested:
+            check_ordinary(inputs=self.inputs)
         # At once and not in a batch: a shifted column of users would protect the wrong ones.
-        if self.users is not None and self.users.shape != (len(self.inputs),):
+        if self.users is not None and (
+            self.users.shape != (len(self.inputs),) or self.users.is_floating_point()
+        ):
             raise DataError(
-                f"Expected users of shape {tuple(self.users.shape)} to have the shape "
-                f"({len(self.inputs)},): one user a row."
+                f"Expected users of shape {tuple(self.users.shape)} and type {self.users.dtype} to "
+                f"have the shape ({len(self.inputs)},) and to be whole numbers: one user a row."
             )
         if self.targets is not None and len(self.inputs) != len(self.targets):
             raise DataError(
@@ -136,7 +149,7 @@ def check_party_rows(party: str, rows: Rows) -> None:
         rows: Its rows.
 
     Raises:
-        DataError: If there are none, or inputs or targets are NaN, infinite or complex.
+        DataError: If there are none, or they cannot be computed with; see `check_values`.
     """
     if len(rows) == 0:
         raise DataError(
@@ -154,25 +167,30 @@ def check_party_values(party: str, rows: Rows) -> None:
         rows: Its rows.
 
     Raises:
-        DataError: If inputs or targets are NaN, infinite or complex.
+        DataError: If they cannot be computed with; see `check_values`.
     """
-    columns = (
-        {"": rows.inputs}
-        if rows.targets is None
-        else {
-            "": rows.inputs,
-            ".targets": rows.targets,
-        }
-    )
-    for name, values in columns.items():
-        if values.is_complex():
-            raise DataError(
-                f"Expected train[{party}]{name} to hold real numbers, not complex ones."
-            )
-        try:
-            check_finite(**{f"train[{party}]{name}": values})
-        except ValueError as error:
-            raise DataError(str(error)) from error
+    check_values(f"train[{party}]", rows)
+
+
+def check_values(name: str, rows: Rows) -> None:
+    """Refuses rows of which torch cannot compute a loss; there may be none.
+
+    Args:
+        name: What messages call them.
+        rows: The rows.
+
+    Raises:
+        DataError: If inputs or targets are NaN, infinite or complex, no dense tensor, of unsigned
+            whole numbers of more than 8 bits, or require a gradient.
+    """
+    columns = {name: rows.inputs}
+    if rows.targets is not None:
+        columns[f"{name}.targets"] = rows.targets
+    check_computable(**columns)
+    try:
+        check_finite(**columns)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

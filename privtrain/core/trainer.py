@@ -223,6 +223,20 @@ class Checking(Protocol):
         ...
 
 
+@runtime_checkable
+class CheckingRows(Protocol):
+    """A trainer, or a part of one, that can tell beforehand which rows it would refuse."""
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        """Refuses rows that the model cannot be trained on, before anything is spent.
+
+        Args:
+            data: Who holds which rows.
+            model: A model of the task in training mode that nobody will use afterwards.
+        """
+        ...
+
+
 class Trainer(Protocol):
     """A way to train a model under some privacy technique. Configuration: frozen, pickles."""
 

@@ -137,8 +137,9 @@ def _instead(array: Array, values: NDArray[Any]) -> str:
     for place, item in zip(np.ndindex(values.shape), values.flat, strict=True):
         if not isinstance(item, (bool, int, float, np.number)):
             return (
-                f"not {item!r:.40} (of type {type(item).__name__}), as in row {place[0]}. Map words "
-                "to numbers first, or use from_csv, which does; remove or impute what is missing"
+                f"not {item!r:.40} (of type {type(item).__name__}), as in row {place[0]}. Map "
+                "words to numbers first, or use from_csv, which does; remove or impute what is "
+                "missing"
             )
     return "not Python objects. Give a number format: numpy.asarray(values, dtype=float)"
 

@@ -8,6 +8,9 @@ MISSING = "–"
 NOT_RESOLVABLE = "n/r"
 """What was measured on too few rows to be a number."""
 
+FAILED = "failed"
+"""What could not be measured, since an error stopped it."""
+
 Interval = tuple[float, float]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
-from privtrain.core.result import Comparison, Curve, History, Leakage, Row
+from privtrain.core.result import Comparison, Curve, Failure, History, Leakage, Row
 from privtrain.core.statement import (
     Guarantee,
     InputPrivacy,
@@ -57,7 +57,8 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
 
     Raises:
         DataError: If the folder holds a comparison and `force` is not set, or cannot be written.
-        PrivtrainError: If the disk is full.
+        PrivtrainError: If the disk is full, or a rendering cannot be made. The other files are
+            written.
     """
     where = Path(folder)
     with _explained(where):
@@ -70,9 +71,26 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
             "or overwrite it with --force (force=True)."
         )
     _write(where / JSON_NAME, _json_text(comparison))
+    problems = []
     for name, render in RENDERINGS.items():
-        _write(where / name, render(comparison))
+        # One that cannot be made or written is no reason to go without the others.
+        try:
+            _write(where / name, _rendered(name, render, comparison))
+        except PrivtrainError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0]
     return where
+
+
+def _rendered(name: str, render: Callable[[Comparison], str], comparison: Comparison) -> str:
+    try:
+        return render(comparison)
+    except Exception as error:  # whatever a value of a user's own attack does
+        raise PrivtrainError(
+            f"Could not make {name}: {type(error).__name__}: {error}. The other files are whole; "
+            f"{JSON_NAME} holds everything."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -207,6 +225,7 @@ def _row(plain: Mapping[str, Any]) -> Row:
         "leakage": tuple(_leakage(leakage) for leakage in plain["leakage"]),
         "history": None if history is None else _history(history),
         "notes": tuple(plain["notes"]),
+        "accuracy_failure": _failure(plain.get("accuracy_failure")),
     }
     # All fields of the file are passed on: one that this version does not know is an error and not
     # silently lost.
@@ -257,8 +276,14 @@ def _leakage(plain: Mapping[str, Any]) -> Leakage:
         "metrics": {name: _number(value) for name, value in plain["metrics"].items()},
         "intervals": {name: _pair(value) for name, value in plain["intervals"].items()},
         "notes": tuple(plain["notes"]),
+        "failure": _failure(plain.get("failure")),
     }
     return Leakage(**{**plain, **changed})
+
+
+def _failure(plain: Mapping[str, Any] | None) -> Failure | None:
+    # Older files lack them: what failed there failed as a whole.
+    return None if plain is None else Failure(**plain)
 
 
 def _history(plain: Mapping[str, Any]) -> History:

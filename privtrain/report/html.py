@@ -1,7 +1,7 @@
 """A comparison as one self-contained page, or as a fragment for notebooks."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from privtrain.core.result import Comparison, Row
@@ -10,6 +10,7 @@ from privtrain.report import cells, figures
 from privtrain.report.drawing import styles
 from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
 from privtrain.report.summary import (
+    FAILED,
     SIMULATED,
     Group,
     groups,
@@ -19,8 +20,10 @@ from privtrain.report.summary import (
     protected_by,
     readers,
     remarks,
+    tracebacks,
     unique,
 )
+from privtrain.report.table import accuracy_text, attack_cell
 
 TITLE = "Privacy techniques compared"
 
@@ -34,19 +37,29 @@ def comparison_html(comparison: Comparison) -> str:
     Returns:
         HTML of some hundred kilobytes at most; all names are escaped.
     """
+    drawing = {
+        "accuracy": figures.accuracy_against_epsilon,
+        "cost": figures.cost_bars,
+        "epsilon": figures.epsilon_over_rounds,
+        "deltas": figures.epsilon_by_delta,
+        "trade_off": figures.trade_off,
+        "curves": figures.learning_curves,
+    }
+    drawn = {name: _drawn(draw, comparison) for name, draw in drawing.items()}
+    return _render("report.html.j2", comparison, figures=drawn)
+
+
+def _drawn(draw: Callable[[Comparison], str | None], comparison: Comparison) -> Any:
+    """A picture that stands as it is, or why there is none; None where there is nothing to draw."""
     from markupsafe import Markup
 
-    drawn = {
-        "accuracy": figures.accuracy_against_epsilon(comparison),
-        "cost": figures.cost_bars(comparison),
-        "epsilon": figures.epsilon_over_rounds(comparison),
-        "deltas": figures.epsilon_by_delta(comparison),
-        "trade_off": figures.trade_off(comparison),
-        "curves": figures.learning_curves(comparison),
-    }
+    try:
+        svg = draw(comparison)
+    except Exception as error:  # a picture is no reason to go without the tables
+        said = f"{type(error).__name__}: {error}"
+        return Markup('<p class="error">This picture could not be drawn: {}</p>').format(said)
     # Our own SVG; names in it were escaped when it was written.
-    safe = {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
-    return _render("report.html.j2", comparison, figures=safe)
+    return None if svg is None else Markup(svg)
 
 
 def comparison_fragment(comparison: Comparison) -> str:
@@ -101,6 +114,9 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "observers": observers(gathered),
         "readers": tuple(readers(gathered)),
         "metrics": _metrics(gathered),
+        "attacked": any(group.attacks for group in gathered),
+        "failures": FAILED,
+        "tracebacks": tracebacks(comparison),
         "remarks": remarks(comparison),
         "styles": styles(row.label for row in comparison.rows),
         "unprotected": UNPROTECTED,
@@ -149,6 +165,8 @@ def _row_headlines(row: Row) -> tuple[Guarantee, ...]:
 
 _FILTERS = {
     "number": cells.number,
+    "accuracy": accuracy_text,
+    "attack": attack_cell,
     "percent": cells.percent,
     "percent_interval": cells.percent_interval,
     "points": cells.points,

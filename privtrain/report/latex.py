@@ -9,7 +9,8 @@ from privtrain.core.statement import Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.publishing import cost_note
-from privtrain.report.summary import Group, groups, observers, remarks, unique
+from privtrain.report.summary import FAILED, Group, groups, observers, remarks, unique
+from privtrain.report.table import accuracy_text, attack_cell
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -90,11 +91,11 @@ def to_latex(comparison: Comparison) -> str:
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
 
 
-LISTED = ("Guarantees rest on", "Caveats")
+LISTED = (FAILED, "Guarantees rest on", "Caveats")
 
 
 def _lists(comparison: Comparison) -> list[str]:
-    """What the guarantees rest on and leave out, each text once, for below the tables."""
+    """What failed, and what the guarantees rest on and leave out, for below the tables."""
     return [
         "\n".join(
             [
@@ -117,12 +118,12 @@ def _result(group: Group) -> list[str]:
     return [
         group.label,
         cells.number(group.epsilon_asked),
-        "failed" if failed else bracketed(
-            cells.percent(None if accuracy is None else accuracy.mean),
-            cells.percent_interval(group.accuracy_interval),
+        cells.FAILED if failed else bracketed(
+            accuracy_text(group),
+            cells.percent_interval(None if accuracy is None else group.accuracy_interval),
         ),
         cells.points(group.gap),
-        cells.MISSING if leak is None else bracketed(
+        attack_cell(group) if leak is None else bracketed(
             cells.rate(leak.value), cells.rate_interval(leak.interval)
         ),
         cells.size(group.cost("bytes_sent")),

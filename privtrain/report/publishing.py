@@ -12,6 +12,8 @@ UNPROTECTED = {
     "leakage": "exact functions of members' rows and coins, as attacks and audits measured them",
     "history.unprotected": "diagnostics of a simulation, computed from private rows without noise",
     "error": "why a run failed: it may name parties, rows or their number",
+    "traceback": "where the error of a run came from: it may quote values",
+    "accuracy_failure": "why the accuracy was not measured, likewise; so is a failure of an attack",
     "statement.guarantees": "those marked data_dependent alone: computed from votes without noise",
     "cost.seconds": "timing is not hidden, nor is memory",
 }

@@ -56,6 +56,8 @@ def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
         "accuracy_high": high,
         "gap_to_pooled": gap(row, comparison),
     }
+    if row.accuracy_failure is not None:
+        columns["accuracy_error"] = row.accuracy_failure.error
     columns.update(_cost_columns(row))
     if statement is not None:
         # All of them and no headline: which one a reader needs depends on the observer.
@@ -111,6 +113,9 @@ def _guarantee_columns(
 
 def _leakage_columns(leakage: Leakage) -> dict[str, Value]:
     columns: dict[str, Value] = {}
+    if leakage.failure is not None:
+        name = f"{leakage.attack}/{leakage.observer}"
+        columns[f"unprotected_leakage_error[{name}]"] = leakage.failure.error
     for metric, value in leakage.metrics.items():
         name = f"{leakage.attack}/{leakage.observer}/{metric}"
         # Empty would read as "not measured".

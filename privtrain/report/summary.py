@@ -133,8 +133,21 @@ class Group:
         first: dict[tuple[str, str], Leakage] = {}
         for row in self.done:
             for leakage in row.leakage:
-                first.setdefault((leakage.attack, leakage.observer), leakage)
+                name = (leakage.attack, leakage.observer)
+                # One that failed stands for the others where all of them did.
+                if name not in first or not first[name].metrics:
+                    first[name] = leakage
         return tuple(first.values())
+
+    @property
+    def accuracy_failed(self) -> bool:
+        """Whether the accuracy of a run could not be measured that did not fail itself."""
+        return any(row.accuracy_failure is not None for row in self.done)
+
+    @property
+    def attack_failed(self) -> bool:
+        """Whether an attack failed on a run that did not fail itself."""
+        return any(leakage.failure for row in self.done for leakage in row.leakage)
 
     def having(self, attack: Leakage, metric: str) -> tuple[Leakage, ...]:
         """The leakage by an attack in each of the seeds in which it has a metric."""
@@ -267,6 +280,10 @@ def _flags(group: Group) -> Iterator[str]:
     failed = len(group.rows) - len(group.done)
     if failed:
         yield "failed" if failed == len(group.rows) else f"{failed} of {len(group.rows)} failed"
+    for part in unique(part for row in group.done for part, _ in row.failures):
+        times = sum(part in dict(row.failures) for row in group.done)
+        seeds = "" if times == len(group.done) else f" in {times} of {len(group.done)}"
+        yield f"{part} failed{seeds}"
     if any(row.halted for row in group.done):
         yield "halted"
     if any(row.met is False for row in group.done):
@@ -325,7 +342,7 @@ def protected_by(entry: InputPrivacy) -> str:
     return "; ".join(words)
 
 
-FAILED = "Failed"
+FAILED = "Failed (unprotected)"
 
 Remarks = tuple[tuple[str, tuple[str, ...]], ...]
 """Texts, each with the runs it belongs to."""
@@ -335,7 +352,7 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
     """What the reader has to know beside the figures, by heading; empty headings are left out."""
     rows = comparison.rows
     sections = (
-        (FAILED, _gather((row.error, row) for row in rows)),
+        (FAILED, _gather(_errors(rows))),
         ("Halted early", _gather((row.halted, row) for row in rows)),
         ("Notes", _gather((note, row) for row in rows for note in row.notes)),
         ("Guarantees rest on", _gather((text, row) for row in rows for text in rests_on(row))),
@@ -351,6 +368,21 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
         ),
     )
     return tuple((title, _placed(texts, rows)) for title, texts in sections if texts)
+
+
+def _errors(rows: Iterable[Row]) -> Iterator[tuple[str | None, Row]]:
+    for row in rows:
+        yield row.error, row
+        for part, failure in row.failures:
+            yield f"{part}: {failure.error}", row
+
+
+def tracebacks(comparison: Comparison) -> Remarks:
+    """Where errors came from, each text once with the runs it belongs to."""
+    rows = comparison.rows
+    pairs = [(row.traceback, row) for row in rows]
+    pairs += [(failure.traceback, row) for row in rows for _, failure in row.failures]
+    return _placed(_gather(pairs), rows)
 
 
 def _gather(pairs: Iterable[tuple[str | None, Row]]) -> dict[str, list[Row]]:

@@ -107,8 +107,8 @@ def _result(group: Group) -> list[str]:
         cells.number(group.epsilon_asked),
         headline_cell(group.headlines),
         stacked(
-            cells.percent(None if accuracy is None else accuracy.mean),
-            cells.percent_interval(group.accuracy_interval),
+            accuracy_text(group),
+            cells.percent_interval(None if accuracy is None else group.accuracy_interval),
         ),
         cells.points(group.gap),
         attack_cell(group),
@@ -140,11 +140,20 @@ def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> str:
     return stacked(epsilon, str(guarantee.unit), neighbours)
 
 
+def accuracy_text(group: Group) -> str:
+    """The mean accuracy, or that it could not be measured."""
+    # A mean over the seeds that could be measured would be one over chosen seeds.
+    accuracy = group.accuracy
+    if accuracy is None:
+        return cells.FAILED if group.accuracy_failed else cells.MISSING
+    return cells.percent(accuracy.mean)
+
+
 def attack_cell(group: Group) -> str:
     """The highest AUC among the attacks that were run, with its interval."""
     leak = group.strongest("auc")
     if leak is None:
-        return cells.MISSING
+        return cells.FAILED if group.attack_failed else cells.MISSING
     return stacked(cells.rate(leak.value), cells.rate_interval(leak.interval))
 
 

@@ -11,10 +11,11 @@ from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind, kind_of
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import check_distinct, check_positive
+from privtrain.core.validate import check_distinct, check_member, check_positive
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.html import comparison_fragment
 from privtrain.report.table import comparison_text
+from privtrain.runs.attacking import KEEP, RAISE
 from privtrain.runs.card import run_card
 from privtrain.runs.rows import Conditions, cells, claim, load_row, published, run_cell, save_row
 from privtrain.runtimes.flower.grid import FlowerGrid
@@ -36,10 +37,12 @@ def compare(
     folder: str | Path | None = None,
     study: Mapping[str, Any] | None = None,
     study_ledger: StudyLedger | None = None,
+    errors: str = KEEP,
 ) -> Comparison:
     """Trains the same model on the same data in several ways, and attacks each of them.
 
-    A trainer that fails shows its error in its row, and the others finish.
+    A trainer that fails shows its error in its row, and the others finish. So does an attack, or
+    the metric: the other figures of the row stand.
 
     Args:
         trainers: Label to trainer.
@@ -59,16 +62,19 @@ def compare(
             keeps everything in memory, and the card then holds no digest of the rows.
         study: The study file that repeats the comparison, for its card.
         study_ledger: Adds up all rows' fits; a fit beyond its budget shows that in its row.
+        errors: "keep" keeps an error in its row, with its traceback; "raise" raises it. Rows that
+            were finished before are in the folder.
 
     Returns:
         One row a trainer, seed and asked epsilon, and the run card.
 
     Raises:
-        ValueError: If there are no trainers or seeds, an epsilon is not positive, a seed or an
-            epsilon stands there twice, attacks share a name, or one observes as a party that is
-            not there.
+        ValueError: If there are no trainers or seeds, `errors` is another word, an epsilon is not
+            positive, a seed or an epsilon stands there twice, attacks share a name, or one observes
+            as a party that is not there.
         DataError: If the folder holds rows of other data, another task, delta or attack.
     """
+    check_member((KEEP, RAISE), errors=errors)
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
     for epsilon in epsilons:
@@ -92,6 +98,7 @@ def compare(
         entropy=entropy,
         device=device,
         study_ledger=study_ledger,
+        errors=errors,
     )
     # Rows of other data beside these would make the comparison dishonest.
     if home is not None:

@@ -24,13 +24,14 @@ from privtrain.core.seeding import (
 )
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, PrivacyPlan, Run, Trainer
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
-from privtrain.runs.checks import check_data, check_device, check_plans
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND
+from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
 from privtrain.runs.marks import environment_of, parts_of
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
@@ -182,7 +183,12 @@ def fit_trial(
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
     if isinstance(trainer, Checking):
-        trainer.check(task, initial_model(task, seeds["initialisation", 0, ""]).to(device))
+        tried = initial_model(task, seeds["initialisation", 0, ""])
+        check_fits(task, data, tried)
+        trainer.check(task, tried.to(device))
+        # Where there are more parties, each is looked at when it is drawn.
+        if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
+            trainer.check_rows(data, tried)
     with ExitStack() as stack:
         home = None if folder is None else made_folder(folder)
         if home is not None:

@@ -12,7 +12,7 @@ from privtrain.attacks.scores import clopper_pearson
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC
-from privtrain.core.result import Comparison, Leakage, Predictor, Row, TrainResult
+from privtrain.core.result import Comparison, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind, Seeds, global_generator
 from privtrain.core.statement import to_plain
@@ -22,7 +22,7 @@ from privtrain.core.validate import made_folder
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import load, plain_comparison
 from privtrain.report.progress import progress_bar
-from privtrain.runs.auditing import audit
+from privtrain.runs.attacking import KEEP, RAISE, attacked, failure_of
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.card import parties_are_public, promises, rows_are_public
 from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
@@ -67,6 +67,7 @@ class Conditions:
     entropy: EntropyKind | None
     device: str
     study_ledger: StudyLedger | None = None
+    errors: str = KEEP
 
 
 def cells(
@@ -148,12 +149,20 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
                 progress=progress,
                 study_ledger=shared.study_ledger,
             )
-        leakage, refused = _attacked(result, shared, cell.seed)
-        filled = _filled(empty, result, shared.task, shared.data)
+        # First: an attack is a user's code, and may change the predictor that it was given.
+        filled = _filled(empty, result, shared)
+        leakage, refused = attacked(
+            *(result, shared.attacks, shared.task, shared.data),
+            seed=cell.seed,
+            errors=shared.errors,
+        )
         return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:
-        return replace(empty, error=f"{type(error).__name__}: {error}")
+        if shared.errors == RAISE:
+            raise
+        failure = failure_of(error)
+        return replace(empty, error=failure.error, traceback=failure.traceback)
 
 
 def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
@@ -183,24 +192,6 @@ def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
     if hides_rows or (row.statement is not None and promises([row.statement])):
         leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
     return replace(row, cost=cost, leakage=leakage)
-
-
-def _attacked(
-    result: TrainResult, shared: Conditions, seed: int
-) -> tuple[tuple[Leakage, ...], tuple[str, ...]]:
-    """What the attacks learned, and which of them do not apply to what was trained."""
-    leakages, refused = [], []
-    for attack in shared.attacks:
-        try:
-            leakages.append(audit(result, attack, shared.task, shared.data, seed=seed))
-        except ValueError as error:
-            # Canaries that a trainer may have made public are not protected by it, so there is
-            # nothing to audit; its other figures stand.
-            public = result.members is not None and result.members.made_public
-            if not public or shared.data.canaries is None:
-                raise
-            refused.append(f"{attack.name} was not run: {error}")
-    return tuple(leakages), tuple(refused)
 
 
 def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:
@@ -234,18 +225,33 @@ def accuracy_with_interval(
 
     Returns:
         Accuracy in 0..1, and the interval.
+
+    Raises:
+        ValueError: If there is no such metric, or it gives no fraction.
     """
-    # The interval is that of a count of successes, so the accuracy is turned into one again.
+    if "accuracy" not in task.metrics:
+        raise ValueError(
+            f"Expected task.metrics to hold 'accuracy'; there is {', '.join(task.metrics) or None}."
+        )
     # What a model draws must not move the generators of other threads, nor follow from them.
     with global_generator(Seeds(0)["evaluation", 0, ""]):
         outputs = predictor(rows.inputs)
     # A copy: a metric may write into its targets, and the next row is measured on them.
-    accuracy = task.metrics["accuracy"](outputs, rows.labels.clone())
+    accuracy = float(task.metrics["accuracy"](outputs, rows.labels.clone()))
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"Expected task.metrics['accuracy'] to be in 0..1, not {accuracy}.")
+    # The interval is that of a count of successes, so the accuracy is turned into one again.
     return accuracy, clopper_pearson(round(accuracy * len(rows)), len(rows))
 
 
-def _filled(row: Row, result: TrainResult, task: Task, data: FederatedData) -> Row:
-    accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+def _filled(row: Row, result: TrainResult, shared: Conditions) -> Row:
+    failure, accuracy, interval = None, None, None
+    try:
+        accuracy, interval = accuracy_with_interval(result.predictor, shared.task, shared.data.test)
+    except Exception as error:  # a user's metric may raise anything
+        if shared.errors == RAISE:
+            raise
+        failure = failure_of(error)
     # What was spent, by the statement; what was calibrated to is not evidence.
     spent = result.statement.epsilon(PUBLIC.name)
     asked = row.epsilon_asked
@@ -253,6 +259,7 @@ def _filled(row: Row, result: TrainResult, task: Task, data: FederatedData) -> R
         row,
         accuracy=accuracy,
         accuracy_interval=interval,
+        accuracy_failure=failure,
         statement=result.statement,
         cost=result.cost,
         history=result.history,

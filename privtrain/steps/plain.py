@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parameters import trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
@@ -13,6 +15,34 @@ from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
 from privtrain.sampling.passes import row_batches
 from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer, try_optimizer
+
+
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether a layer in training mode normalises by its batch, and so needs two rows in each."""
+    return any(isinstance(layer, _BatchNorm) and layer.training for layer in model.modules())
+
+
+def check_not_alone(model: nn.Module, rows: int, batch_size: int | None, holder: str) -> None:
+    """Refuses batches of one row before a layer that normalises by its batch.
+
+    Args:
+        model: The model, in training mode.
+        rows: How many rows there are.
+        batch_size: Rows in a batch; None for all rows as one batch.
+        holder: Who holds them, for the message.
+
+    Raises:
+        DataError: If a row would be alone, whose only statistics are its own.
+    """
+    if not normalises_batches(model) or (rows > 1 and batch_size != 1):
+        return
+    what = f"batch_size={batch_size}" if rows > 1 else f"{holder}, which holds a single row,"
+    told = "" if rows > 1 else f" {READS_ROWS}"
+    raise DataError(
+        f"Expected {what} to give batches of two rows at least: the model normalises by its batch "
+        "(nn.BatchNorm). Use a larger batch_size, leave such parties out, or use nn.GroupNorm."
+        f"{told}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +80,14 @@ class PlainSteps:
             The mean training loss, unprotected.
 
         Raises:
-            DataError: If the party holds no rows.
+            DataError: If the party holds no rows, or one alone before a layer that normalises by
+                its batch.
         """
         # Without a row the update would be zero, and nobody would be told.
         check_party_rows(party.party, party.rows)
         rows = party.rows.to(party.device)
+        check_not_alone(model, len(rows), self.batch_size, party.party)
+        alone = not normalises_batches(model)
         # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
         # `batch_size`, `epochs` and `learning_rate`.
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
@@ -63,13 +96,17 @@ class PlainSteps:
         # A stream for each party and round, so that the order in which a worker takes its parties
         # changes no dropout mask.
         with global_generator(party.seeds["dropout", party.round, party.party]):
-            for batch in row_batches(rows, self.batch_size, self.epochs, order):
+            for batch in row_batches(rows, self.batch_size, self.epochs, order, alone=alone):
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for its refusal.
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        for party in data.parties if normalises_batches(model) else ():
+            check_not_alone(model, len(data.train[party]), self.batch_size, party)
 
     def settled(self, data: FederatedData) -> "PlainSteps":
         return self

@@ -25,7 +25,7 @@ from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
-from privtrain.core.trainer import Checking, PrivacyPlan, Run
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.release.arrival import Expected
@@ -284,6 +284,11 @@ class FedAvg:
             parameters = trainable(model)
             make = partial(make_server_optimizer, self.server_optimizer, parameters)
             check_optimizer(make, parameters, f"server_optimizer={self.server_optimizer!r}")
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        # Called for its refusal.
+        if isinstance(self.local, CheckingRows):
+            self.local.check_rows(data, model)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.

@@ -30,6 +30,7 @@ from privtrain.steps.optimizers import (
     make_optimizer,
     try_optimizer,
 )
+from privtrain.steps.plain import check_not_alone, normalises_batches
 from privtrain.steps.pooling import CURATOR_READS, pool, resume
 
 
@@ -72,18 +73,23 @@ class SGD:
         # Called for its refusal.
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        rows = sum(len(data.train[party]) for party in data.parties)
+        check_not_alone(model, rows, self.batch_size, "the curator")
+
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         rows = pool(data, run)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
         start, _ = resume(model, optimizer, run)
+        alone = not normalises_batches(model)
         for epoch in range(start, self.epochs):
             total, count = torch.zeros((), device=run.device), 0
             # From the public seed: nothing is promised, so the order of the rows may be known.
             order = run.seeds["order", epoch, CURATOR_NAME].torch()
             # Layers such as dropout draw from torch's global generator only.
             with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
-                for batch in row_batches(rows, self.batch_size, 1, order):
+                for batch in row_batches(rows, self.batch_size, 1, order, alone=alone):
                     total += descend(model, optimizer, task.loss, *batch)
                     count += 1
             check_not_diverged(trainable(model), rows.inputs)

@@ -61,6 +61,7 @@ def test_schema(saved: Path) -> None:
     assert set(row) == {
         "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",
         "statement", "cost", "leakage", "history", "halted", "notes", "met",
+        "traceback", "accuracy_failure",
     }  # fmt: skip
     assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats", "curves"}
     assert set(row["cost"]) == {

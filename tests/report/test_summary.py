@@ -179,7 +179,7 @@ def test_an_unresolvable_metric_stays_unresolvable() -> None:
 
 def test_remarks_name_their_runs_briefly() -> None:
     found = dict(summary.remarks(examples.realistic()))
-    assert [where for _, where in found["Failed"]] == [
+    assert [where for _, where in found["Failed (unprotected)"]] == [
         ("MPC, seed 1",),
         ("PATE, ε 1, seeds 0, 1, 2",),
     ]
