@@ -18,6 +18,8 @@ from privtrain.data.federation import digest
 from privtrain.data.owners import to_users
 from privtrain.data.rows import LazyRows
 
+CANARIES_GIVEN = "which canaries there are is given: a copy of a row stays when that row is removed"
+
 
 @dataclass(frozen=True)
 class _Planted:
@@ -94,6 +96,8 @@ def with_canaries(data: FederatedData, rows: Rows, *, seed: int = 0) -> Federate
         public_rows=None if data.public_rows is None else data.public_rows + len(rows) // 2,
         name=f"{data.name} with canaries",
         digest=hashlib.sha256(marked.encode()).hexdigest(),
+        # Which rows are copied depends on all of them.
+        assumptions=(*data.assumptions, CANARIES_GIVEN),
         notes=(*data.notes, f"{len(rows)} canaries, about half of them among the training rows"),
     )
 

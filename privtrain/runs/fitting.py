@@ -162,8 +162,11 @@ def fit_trial(
     progress: Report | None = None,
     keep_payloads: bool = False,
     study_ledger: StudyLedger | None = None,
+    paid_by: StudyLedger | None = None,
 ) -> TrainResult:
     """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise.
+
+    `paid_by` is the study that has paid for this trial already, together with others.
 
     Where `repeats` is set, a simulation that was interrupted in its folder begins again with the
     noise it had, instead of going on with fresh noise and halting early.
@@ -181,7 +184,7 @@ def fit_trial(
     check_data(data)
     plans = trainer.plan(data, where)
     promises = check_plans(plans, data, delta)
-    start = checked_start(task, data, seeds, promises=promises, study=study_ledger)
+    start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
     if isinstance(trainer, Checking):
         tried = initial_model(task, seeds["initialisation", 0, ""])
         check_fits(task, data, tried)
@@ -257,7 +260,7 @@ def fit_trial(
         # Not in a `finally`: after an error it is unknown which releases of a block were made.
         ledger.close()
         sitting.end(run, environment)
-    predictor = published(predictor, start, data, run, study_ledger)
+    predictor = published(predictor, start, data, run, study_ledger or paid_by)
     return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
 
 
@@ -282,6 +285,7 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
 def _watcher(data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
     rows = data.validation
+
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
         due = done % every == 0 or done == total

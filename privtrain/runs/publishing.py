@@ -177,6 +177,18 @@ def published(
     return fresh
 
 
+def renewed(predictor: Predictor, start: Start, device: str) -> Predictor:
+    """A published predictor again, in the module of another start from the same weights.
+
+    Args:
+        predictor: What `published` returned.
+        start: What a fit of the same task, seeds and rows would have started from.
+        device: Where the module is to lie.
+    """
+    made: Predictor = _Renewing(start, device).renewed(predictor)
+    return made
+
+
 class _Renewing:
     """Makes the modules of one predictor anew."""
 

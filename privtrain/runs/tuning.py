@@ -38,7 +38,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import progress_bar
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes, fit_trial
-from privtrain.runs.publishing import checked_start
+from privtrain.runs.publishing import checked_start, renewed
 from privtrain.runs.roots import rows_digest
 from privtrain.runs.scoring import Score, check_score
 from privtrain.runs.statements import TUNING_NOT_COUNTED, with_secret_samples
@@ -133,7 +133,7 @@ def tune(
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
     promises = check_plans(plans, data, delta)
     # Before the study pays for the whole; each trial looks again.
-    checked_start(task, data, Seeds(seed), promises=promises)
+    start = checked_start(task, data, Seeds(seed), promises=promises, study=study_ledger)
     real = where.star is not None and where.star.real
     kind = kind_of(entropy, real=real)
     ledger, fits = JournalLedger(plans, budget=budget, delta=delta), 0
@@ -166,6 +166,7 @@ def tune(
                 entropy=kind,
                 # A bar for each trial would show how many there are.
                 progress=lambda done, total: None,
+                paid_by=study_ledger,
                 **options,
             )
             value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
@@ -177,11 +178,14 @@ def tune(
             f"No trial was drawn, which {drawn} does with probability {math.exp(-drawn.mean):.2g}. "
             "Nothing was released, and what was spent stays spent. Tune again, counting both."
         )
+    # In a module that was made before the first trial: one of a later trial shows which it was
+    # by what counts in the whole process, such as the numbers of its hooks.
+    result = replace(best.result, predictor=renewed(best.result.predictor, start, device))
     return Tuned(
         label=best.label,
         trainer=trainers[best.label],
         score=best.score,
-        result=_stated(best.result, plans, delta, simulated=kind is SEEDED),
+        result=_stated(result, plans, delta, simulated=kind is SEEDED),
         trials=drawn,
     )
 

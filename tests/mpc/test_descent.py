@@ -47,7 +47,9 @@ def test_rows_that_cannot_be_shared_are_refused_before_any_process_starts() -> N
 def test_the_column_that_cannot_be_shared_is_named() -> None:
     x, y = torch.zeros(2, FEATURES), torch.zeros(2, dtype=torch.long)
     x[1, 7] = 1e6
-    with pytest.raises(DataError, match=r"inputs of party-1 .*Column 7 .* from 0 to 1e\+06.*scale="):
+    with pytest.raises(
+        DataError, match=r"inputs of party-1 .*Column 7 .* from 0 to 1e\+06.*scale="
+    ):
         fails(broken(x, y))
 
 

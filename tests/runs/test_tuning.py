@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from privtrain.accounting.divergences import ORDERS
 from privtrain.accounting.selection import RandomTrials
-from privtrain.core.errors import BudgetExceededError, UnsoundReleaseError
+from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import Budget
@@ -21,6 +22,7 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
 from privtrain.runs import tuning
 from privtrain.runs.fitting import fit
+from privtrain.runs.publishing import STUDY_START
 from privtrain.runs.scoring import PrivateRows, PublicRows
 from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
 from privtrain.runs.tuning import TUNING_COUNTED, tune
@@ -216,6 +218,53 @@ def test_twelve_tunes_publish_one_start() -> None:
     ]
     starts = [result.predictor.module.features.weight for result in results]  # type: ignore[attr-defined]
     assert len({tuple(start.flatten().tolist()) for start in starts}) == 1
+
+
+class Hooked(nn.Module):
+    """A model with what counts in the whole process: a hook's number, and one of its own."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(5, 3, dtype=torch.float64)
+        self.last.register_forward_hook(lambda *_: None)
+        Hooked.made += 1
+        self.number = Hooked.made
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x)
+        return logits
+
+
+def test_what_counts_in_the_process_does_not_tell_which_trial_won(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = set()
+    for winner in (0, 3):
+        scores = iter(range(-winner, 100))
+        monkeypatch.setattr(PublicRows, "measure", lambda *_, left=scores: -abs(next(left)))
+        monkeypatch.setattr(RandomTrials, "draw", lambda *_: 4)
+        before, hooks = Hooked.made, RemovableHandle.next_id
+        made: Any = module(tuned(task=Task(model=Hooked), trainers={"one": setting()}).result)
+        (key,) = made.last._forward_hooks
+        numbers.add((key - hooks, made.number - before))
+    assert len(numbers) == 1
+
+
+def test_a_study_counts_a_tuning_and_what_goes_on_from_it() -> None:
+    study = StudyLedger(DATA)
+    first = fit(setting(), TASK, DATA, runtimes=STAR, study_ledger=study)
+    task = replace(TASK, model=module(first))
+    with pytest.raises(PrivacyError, match="study_ledger="):
+        tuned(task=task, trainers={"one": setting()})
+    second = tuned(task=task, trainers={"one": setting()}, study_ledger=study).result
+    assert STUDY_START in second.statement.guarantees[0].assumptions
+    task = replace(TASK, model=module(second))
+    with pytest.raises(PrivacyError, match="study_ledger="):
+        fit(setting(), task, DATA, runtimes=STAR)
+    third = fit(setting(), task, DATA, runtimes=STAR, study_ledger=study)
+    assert STUDY_START in third.statement.guarantees[0].assumptions
 
 
 def test_trials_of_one_trainer_share_no_noise_though_they_start_alike(
