@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -155,19 +155,27 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
+    return check_losses(loss(outputs_of(model, rows.inputs), rows.labels), rows)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Any:
+    """What a model makes of inputs, `(batch, ...)`; an error names the types that it met.
+
+    Raises:
+        UnsupportedError: If the model fails, and inputs and parameters are not of one type.
+    """
     try:
-        outputs = model(rows.inputs)
+        return model(inputs)
     except RuntimeError as error:
-        types = {parameter.dtype for parameter in model.parameters()} | {rows.inputs.dtype}
-        if len(types) == 1 or not rows.inputs.is_floating_point():
+        types = {parameter.dtype for parameter in model.parameters()} | {inputs.dtype}
+        if len(types) == 1 or not inputs.is_floating_point():
             raise
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
         raise UnsupportedError(
-            f"The model failed on rows of type {rows.inputs.dtype}: {error}. Inputs and parameters "
-            f"are of several types ({names}); give the data the type of the first layer, or "
-            "convert where types meet in forward."
+            f"The model failed on rows of type {inputs.dtype}: {error}. Inputs and parameters are "
+            f"of several types ({names}); give the data the type of the first layer, or convert "
+            "where types meet in forward."
         ) from error
-    return check_losses(loss(outputs, rows.labels), rows)
 
 
 def check_losses(losses: Tensor, rows: Sized) -> Tensor:

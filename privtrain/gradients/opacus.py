@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import check_no_autocast, check_precision, trainable
+from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.gradients import (
@@ -54,7 +54,7 @@ class Opacus:
         Raises:
             UnsupportedError: If a layer has no per-example gradients.
         """
-        check_precision(model)
+        check_types(model, SUMMED)
         model.train()
         refuse_statistics(model)
         check_model(model)

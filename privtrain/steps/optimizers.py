@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from privtrain.core.parameters import wide_type
 from privtrain.core.task import Loss
-from privtrain.gradients.gradients import check_losses
+from privtrain.gradients.gradients import check_losses, outputs_of
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
@@ -66,7 +66,7 @@ def descend(
             parameter.grad = None
     # Outputs `(batch, 1)` against targets `(batch,)` become a table of all pairs, whose mean trains
     # towards the mean target without a word.
-    value = check_losses(loss(model(inputs), targets), inputs).mean()
+    value = check_losses(loss(outputs_of(model, inputs), targets), inputs).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.parameters import trainable
+from privtrain.core.parameters import STEPPED, check_types, trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Task, check_party_rows
@@ -68,7 +68,8 @@ class PlainSteps:
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def check(self, task: Task, model: nn.Module) -> None:
-        # Called for its refusal.
+        # Called for their refusals.
+        check_types(model, STEPPED)
         make_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def settled(self, data: FederatedData) -> "PlainSteps":

@@ -8,7 +8,9 @@ from torch import nn
 
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import (
+    STEPPED,
     ModelPredictor,
+    check_types,
     initial_model,
     state_of,
     to_vector,
@@ -63,7 +65,8 @@ class SGD:
         return None
 
     def check(self, task: Task, model: nn.Module) -> None:
-        # Called for its refusal.
+        # Called for their refusals.
+        check_types(model, STEPPED)
         make_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:

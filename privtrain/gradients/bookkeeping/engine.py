@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import check_no_autocast, check_precision, trainable
+from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
 from privtrain.gradients.alone import RowTrial
@@ -100,7 +100,7 @@ class BookKeeping:
         Raises:
             UnsupportedError: If a layer mixes examples, or keeps what it saw.
         """
-        check_precision(model)
+        check_types(model, SUMMED)
         model.train()
         refuse_layers(model)
         return BookKeepingEngine(model, loss, self.micro_batch, self.clipping)
