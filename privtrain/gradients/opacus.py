@@ -108,10 +108,15 @@ def _detach(hooks: Any, model: nn.Module) -> None:
 
 
 @contextmanager
-def _without_hook_warning() -> Iterator[None]:
-    """Hides the one warning that torch gives for hooks on a first layer's inputs."""
+def _without_warnings() -> Iterator[None]:
+    """Hides what torch warns of where nothing is wrong.
+
+    It does for hooks on a first layer's inputs, and where Opacus, given parameters of a coarser
+    type than a layer's inputs, asks for an autocast to float32 or float64, which changes nothing.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype")
         yield
 
 
@@ -164,7 +169,7 @@ class Hooks:
         parameters = trainable(self.model)
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-        with _without_hook_warning():
+        with _without_warnings():
             # Abadi et al. 2016, Algorithm 1, "Compute gradient".
             losses = self._losses(rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -193,7 +198,7 @@ class Hooks:
         # Opacus's own hooks would take a trial's backward passes for those of the batch.
         self._hooks.disable_hooks()
         try:
-            with _without_hook_warning(), decided_on_rows(public=public):
+            with _without_warnings(), decided_on_rows(public=public):
                 self._tried = self._tried or self._try(rows)
                 self._alone.on(rows, public=public)
         finally:
