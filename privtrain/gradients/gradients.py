@@ -89,7 +89,9 @@ MOST_ROWS = 2**22
 
 
 def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
-    """The type in which clipped gradients of a batch are added up.
+    """The type in which clipped gradients of a batch are added up; they have `wide_type`.
+
+    Norms and factors never follow from the number of rows: one row more would change all of them.
 
     Two sums of n terms, with and without a row, lie at most 2 n^2 u clipping norms from where they
     would without rounding, u the unit of the type: 2^-8 in float64 up to `MOST_ROWS`, in float32
@@ -112,11 +114,6 @@ def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
             f"{MOST_ROWS} at most. Use a smaller expected_batch or sampling_rate."
         )
     return torch.float64 if rows > NARROW_ROWS else wide_type(parameters)
-
-
-def in_sum_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating-point values in the type of sums; whole numbers, such as tokens, as they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def rounding_of(*types: torch.dtype) -> float:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable
+from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable, wide_type
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
     empty_sum,
-    in_sum_type,
     nan_where_not_finite,
     one_loss_each,
     rounding_of,
@@ -180,9 +179,9 @@ class Hooks:
         self._check_once(parameters, gradients, norms)
         # Algorithm 1, "Clip gradient", and the sum of "Add noise".
         dtype = sum_type(parameters, len(rows))
-        factors = _factors(norms, clipping_norm, dtype)
+        factors = _factors(norms, clipping_norm, wide_type(parameters))
         # One parameter at a time: a copy in a wider type is gone before the next one is made.
-        sums = [_weighted(in_sum_type(gradient, dtype), factors) for gradient in gradients]
+        sums = [_weighted(gradient.to(dtype), factors) for gradient in gradients]
         # The optimizer must never see the gradient that was not clipped.
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
