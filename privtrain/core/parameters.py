@@ -1,6 +1,6 @@
 """A model as one vector and back; models that start from a stream."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -42,35 +42,43 @@ def wide_type(tensors: Iterable[Tensor]) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
-def check_real(model: nn.Module) -> None:
-    """Refuses models that train complex numbers: bounds and noise are for real ones.
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of parameters that are clipped, noised and averaged."""
+
+STEPPED = (*REAL, torch.complex64, torch.complex128)
+"""Types of parameters that torch's optimizers step."""
+
+SUMMED = REAL[1:]
+"""Types of parameters of which clipped sums of per-example gradients are formed."""
+
+
+def check_types(model: nn.Module, allowed: Sequence[torch.dtype]) -> None:
+    """Refuses models that train numbers of other types than are allowed.
+
+    Args:
+        model: The model; what is frozen may be of any type.
+        allowed: `SUMMED`, `REAL` or `STEPPED`.
 
     Raises:
         UnsupportedError: With the parameter, and what to use in its place.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_complex() and parameter.requires_grad:
-            raise UnsupportedError(
-                f"The parameter {name!r} is of type {_name(parameter)}: complex numbers are "
-                "neither bounded nor noised. Train its real and imaginary parts as two parameters "
-                "of type float32, and use torch.complex(real, imaginary) in forward."
+        if not parameter.requires_grad or parameter.dtype in allowed:
+            continue
+        why = "which torch's optimizers do not step. Use float32."
+        if parameter.is_complex():
+            why = (
+                "and complex numbers are neither bounded nor noised. Train the real and the "
+                "imaginary part as two parameters of type float32, put together in forward by "
+                "torch.complex(real, imaginary)."
             )
-
-
-def check_precision(model: nn.Module) -> None:
-    """Refuses models that train numbers of which no clipped sum can be formed.
-
-    Raises:
-        UnsupportedError: With the parameter, and what to use in its place.
-    """
-    check_real(model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype not in _TRAINED:
-            raise UnsupportedError(
-                f"The parameter {name!r} is of type {_name(parameter)}, whose gradients are too "
-                "coarse: clipped ones may exceed the clipping norm. Use model.bfloat16(), or "
-                "float32."
+        elif parameter.dtype is torch.float16:
+            why = (
+                "which rounds clipping factors below 6e-5 so coarsely that contributions exceed "
+                "the clipping norm. Use model.bfloat16(), or float32."
             )
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise UnsupportedError(f"The parameter {name!r} is of type {kind}, {why}")
 
 
 def check_no_autocast() -> None:
@@ -86,13 +94,6 @@ def check_no_autocast() -> None:
                 "and keeps the cast of a weight from before the first step until it ends. Use it "
                 "in the model's forward alone."
             )
-
-
-_TRAINED = (torch.bfloat16, torch.float32, torch.float64)
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def float_buffers(model: nn.Module) -> list[Tensor]:

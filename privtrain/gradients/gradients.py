@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,9 @@ MOST_ROWS = 2**22
 
 
 def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
-    """The type in which clipped gradients of a batch are added up.
+    """The type in which clipped gradients of a batch are added up; they have `wide_type`.
+
+    Norms and factors never follow from the number of rows: one row more would change all of them.
 
     Two sums of n terms, with and without a row, lie at most 2 n^2 u clipping norms from where they
     would without rounding, u the unit of the type: 2^-8 in float64 up to `MOST_ROWS`, in float32
@@ -112,11 +114,6 @@ def sum_type(parameters: Iterable[Tensor], rows: int) -> torch.dtype:
             f"{MOST_ROWS} at most. Use a smaller expected_batch or sampling_rate."
         )
     return torch.float64 if rows > NARROW_ROWS else wide_type(parameters)
-
-
-def in_sum_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating-point values in the type of sums; whole numbers, such as tokens, as they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def rounding_of(*types: torch.dtype) -> float:
@@ -155,20 +152,29 @@ def nan_where_not_finite(norms: Tensor, losses: Tensor) -> Tensor:
 
 def one_loss_each(model: nn.Module, loss: Loss, rows: Rows) -> Tensor:
     """Losses of a batch, shape `(batch,)`; a loss that has averaged already is refused."""
+    # Copies: what writes into its rows would be given others by the next engine that tries.
+    outputs = outputs_of(model, rows.inputs.clone())
+    return check_losses(loss(outputs, rows.labels.clone()), rows)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Any:
+    """What a model makes of inputs, `(batch, ...)`; an error names the types that it met.
+
+    Raises:
+        UnsupportedError: If the model fails, and inputs and parameters are not of one type.
+    """
     try:
-        # Copies: what writes into its rows would be given others by the next engine that tries.
-        outputs = model(rows.inputs.clone())
+        return model(inputs)
     except RuntimeError as error:
-        types = {parameter.dtype for parameter in model.parameters()} | {rows.inputs.dtype}
-        if len(types) == 1 or not rows.inputs.is_floating_point():
+        types = {parameter.dtype for parameter in model.parameters()} | {inputs.dtype}
+        if len(types) == 1 or not inputs.is_floating_point():
             raise
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
         raise UnsupportedError(
-            f"The model failed on rows of type {rows.inputs.dtype}: {error}. Inputs and parameters "
-            f"are of several types ({names}); give the data the type of the first layer, or "
-            "convert where types meet in forward."
+            f"The model failed on rows of type {inputs.dtype}: {error}. Inputs and parameters are "
+            f"of several types ({names}); give the data the type of the first layer, or convert "
+            "where types meet in forward."
         ) from error
-    return check_losses(loss(outputs, rows.labels.clone()), rows)
 
 
 def check_losses(losses: Tensor, rows: Sized) -> Tensor:

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import check_no_autocast, check_precision, trainable
+from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable, wide_type
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
     empty_sum,
-    in_sum_type,
     nan_where_not_finite,
     one_loss_each,
     rounding_of,
@@ -54,7 +53,7 @@ class Opacus:
         Raises:
             UnsupportedError: If a layer has no per-example gradients.
         """
-        check_precision(model)
+        check_types(model, SUMMED)
         model.train()
         refuse_statistics(model)
         check_model(model)
@@ -108,10 +107,15 @@ def _detach(hooks: Any, model: nn.Module) -> None:
 
 
 @contextmanager
-def _without_hook_warning() -> Iterator[None]:
-    """Hides the one warning that torch gives for hooks on a first layer's inputs."""
+def _without_warnings() -> Iterator[None]:
+    """Hides what torch warns of where nothing is wrong.
+
+    It does for hooks on a first layer's inputs, and where Opacus, given parameters of a coarser
+    type than a layer's inputs, asks for an autocast to float32 or float64, which changes nothing.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        warnings.filterwarnings("ignore", message="In CPU autocast, but the target dtype")
         yield
 
 
@@ -164,7 +168,7 @@ class Hooks:
         parameters = trainable(self.model)
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-        with _without_hook_warning():
+        with _without_warnings():
             # Abadi et al. 2016, Algorithm 1, "Compute gradient".
             losses = self._losses(rows)
             losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -175,9 +179,9 @@ class Hooks:
         self._check_once(parameters, gradients, norms)
         # Algorithm 1, "Clip gradient", and the sum of "Add noise".
         dtype = sum_type(parameters, len(rows))
-        factors = _factors(norms, clipping_norm, dtype)
+        factors = _factors(norms, clipping_norm, wide_type(parameters))
         # One parameter at a time: a copy in a wider type is gone before the next one is made.
-        sums = [_weighted(in_sum_type(gradient, dtype), factors) for gradient in gradients]
+        sums = [_weighted(gradient.to(dtype), factors) for gradient in gradients]
         # The optimizer must never see the gradient that was not clipped.
         for parameter in parameters:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
@@ -193,7 +197,7 @@ class Hooks:
         # Opacus's own hooks would take a trial's backward passes for those of the batch.
         self._hooks.disable_hooks()
         try:
-            with _without_hook_warning(), decided_on_rows(public=public):
+            with _without_warnings(), decided_on_rows(public=public):
                 self._tried = self._tried or self._try(rows)
                 self._alone.on(rows, public=public)
         finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
+from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import NO_STAR, PartyRun, Payload, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
@@ -181,7 +182,11 @@ class Release:
                 "without any sends zeros of the right shape, so that its noise is drawn."
             )
         # A party's own contributions are added before its noise: one noise hides all of them.
-        total = bounded[0] if len(bounded) == 1 else torch.stack(bounded).sum(dim=0)
+        total = bounded[0]
+        if len(bounded) > 1:
+            # Many terms in bfloat16 would be rounded by more than the bound on one of them.
+            dtype = wide_type(bounded) if total.is_floating_point() else None
+            total = torch.stack(bounded).sum(dim=0, dtype=dtype)
         if self._parties_draw:
             total = self._with_own_noise(total, party, kind)
         if weight is not None:

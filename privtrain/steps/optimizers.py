@@ -12,7 +12,7 @@ from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parameters import to_vector, wide_type
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
-from privtrain.gradients.gradients import check_losses
+from privtrain.gradients.gradients import check_losses, outputs_of
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
@@ -207,7 +207,7 @@ def descend(
             parameter.grad = None
     # Outputs `(batch, 1)` against targets `(batch,)` become a table of all pairs, whose mean trains
     # towards the mean target without a word.
-    value = check_losses(loss(model(inputs), targets), inputs).mean()
+    value = check_losses(loss(outputs_of(model, inputs), targets), inputs).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from privtrain.core.errors import READS_ROWS, DataError
-from privtrain.core.parameters import trainable
+from privtrain.core.parameters import STEPPED, check_types, trainable
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Task, check_party_rows
@@ -101,7 +101,8 @@ class PlainSteps:
         return {"training_loss": torch.stack(losses).mean().cpu()}
 
     def check(self, task: Task, model: nn.Module) -> None:
-        # Called for its refusal.
+        # Called for their refusals.
+        check_types(model, STEPPED)
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def check_rows(self, data: FederatedData, model: nn.Module) -> None:

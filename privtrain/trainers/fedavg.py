@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import (
+    REAL,
     ModelPredictor,
-    check_real,
+    check_types,
     float_buffers,
     initial_model,
     load_vector,
@@ -277,7 +278,7 @@ class FedAvg:
     @kept_generators()
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.
-        check_real(model)
+        check_types(model, REAL)
         if isinstance(self.local, Checking):
             self.local.check(task, model)
         if self.server_optimizer is not None:

@@ -8,8 +8,9 @@ from torch import nn
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
+    REAL,
     ModelPredictor,
-    check_real,
+    check_types,
     initial_model,
     load_vector,
     trainable,
@@ -169,7 +170,7 @@ class MPCSGD:
                 f"The loss {task.loss} cannot be trained on shares; use the default, "
                 "privtrain.core.task.cross_entropy."
             )
-        check_real(model)
+        check_types(model, REAL)
         return SecureDescent(
             engine=self.engine,
             layers=translate(model),

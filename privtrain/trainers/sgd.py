@@ -8,7 +8,9 @@ from torch import nn
 
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import (
+    STEPPED,
     ModelPredictor,
+    check_types,
     initial_model,
     state_of,
     to_vector,
@@ -70,7 +72,8 @@ class SGD:
         return None
 
     def check(self, task: Task, model: nn.Module) -> None:
-        # Called for its refusal.
+        # Called for their refusals.
+        check_types(model, STEPPED)
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
 
     def check_rows(self, data: FederatedData, model: nn.Module) -> None:

@@ -5,9 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from privtrain.core.errors import PrivacyError
+from privtrain.core.errors import PrivacyError, UnsupportedError
 from privtrain.core.parameters import (
+    REAL,
+    STEPPED,
+    SUMMED,
     ModelPredictor,
+    check_no_autocast,
+    check_types,
     float_buffers,
     initial_model,
     load_state,
@@ -17,6 +22,7 @@ from privtrain.core.parameters import (
     trainable,
     trained_state_of,
     unwritten,
+    wide_type,
 )
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import Task
@@ -204,3 +210,50 @@ def test_values_are_compared_at_powers_of_two() -> None:
         model.bias.add_(1.0)
     with pytest.raises(PrivacyError), unwritten(model, parameters, 3):
         model.extra = nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [
+        (torch.float8_e5m2, ()),
+        (torch.float16, (REAL, STEPPED)),
+        (torch.bfloat16, (SUMMED, REAL, STEPPED)),
+        (torch.float32, (SUMMED, REAL, STEPPED)),
+        (torch.float64, (SUMMED, REAL, STEPPED)),
+        (torch.complex64, (STEPPED,)),
+        (torch.complex128, (STEPPED,)),
+    ],
+)
+def test_types_are_refused_by_name(
+    dtype: torch.dtype, allowed: tuple[tuple[torch.dtype, ...], ...]
+) -> None:
+    model = nn.Linear(2, 1)
+    model.scale = nn.Parameter(torch.zeros(3).to(dtype))
+    for types in (SUMMED, REAL, STEPPED):
+        if types in allowed:
+            check_types(model, types)
+            continue
+        name = str(dtype).removeprefix("torch.")
+        with pytest.raises(UnsupportedError, match=f"'scale' is of type {name}, .*Use|Train"):
+            check_types(model, types)
+        model.scale.requires_grad_(False)
+        check_types(model, types)
+        model.scale.requires_grad_(True)
+
+
+def test_sums_are_at_least_in_float32() -> None:
+    bfloat16, single, double = (
+        torch.zeros(1, dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64)
+    )
+    assert wide_type([]) == wide_type([bfloat16]) == wide_type([bfloat16, single]) == torch.float32
+    assert wide_type([bfloat16, double]) == wide_type([double, single]) == torch.float64
+
+
+def test_autocast_is_refused_until_it_ends() -> None:
+    check_no_autocast()
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(UnsupportedError, match="model's forward alone"):
+            check_no_autocast()
+        with torch.autocast("cpu", enabled=False):
+            check_no_autocast()
+    check_no_autocast()

@@ -1,18 +1,21 @@
-"""What every engine does with an example whose loss is not finite, though its gradient is."""
+"""What every engine does with examples of infinite loss, and with batches of many."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows, cross_entropy
+from privtrain.gradients import opacus
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.gradients import Gradients
+from privtrain.gradients.gradients import MOST_ROWS, NARROW_ROWS, Gradients, sum_type
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.clipping import AutomaticClipping
 from tests.gradients.loops import clipped, example_gradients, in_float64, mlp, rows_for
 
 C = 0.4
 ENGINES = (BookKeeping(), BookKeeping(micro_batch=2), Opacus())
+LARGE = (BookKeeping(), BookKeeping(micro_batch=30_000), Opacus())
 
 
 def broken_by(value: float, label: int) -> Loss:
@@ -48,3 +51,45 @@ def test_neither_does_it_where_every_gradient_is_normalised() -> None:
     found = settings.engine(in_float64(mlp), broken_by(torch.inf, 0)).clipped_sum(every, C)
     assert not found.value.any()
     assert found.non_finite == len(rows)
+
+
+def moved(gradients: Gradients, count: int) -> float:
+    """By how many clipping norms one of many rows that agree moves their sum."""
+    torch.manual_seed(0)
+    inputs = (1 + 0.3 * torch.randn(count, 8)).abs()
+    rows = Rows(inputs, torch.zeros(count, dtype=torch.long))
+    engine = gradients.engine(nn.Linear(8, 3), cross_entropy)
+    engine.try_on(rows.take(torch.arange(20)))
+    whole = engine.clipped_sum(rows, 0.3).value.double()
+    places = torch.arange(count)
+    others = [
+        engine.clipped_sum(rows.take(places[places != place]), 0.3).value.double()
+        for place in torch.randint(count, (3,)).tolist()
+    ]
+    engine.close()
+    return max(float(torch.linalg.vector_norm(whole - other)) for other in others) / 0.3
+
+
+@pytest.mark.parametrize("count", [NARROW_ROWS, NARROW_ROWS + 1, 2**17])
+@pytest.mark.parametrize("gradients", LARGE, ids=str)
+def test_one_of_many_rows_that_agree_moves_the_sum_by_the_norm(
+    gradients: Gradients, count: int
+) -> None:
+    assert 0.99 < moved(gradients, count) <= 1 + 2.0**-11
+
+
+def test_so_many_in_float32_would_not_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opacus, "sum_type", lambda parameters, rows: torch.float32)
+    assert moved(Opacus(), 2**17) > 1.05
+
+
+def test_sums_of_many_rows_are_in_float64_and_of_too_many_refused() -> None:
+    parameters = list(nn.Linear(2, 1).bfloat16().parameters())
+    assert sum_type(parameters, NARROW_ROWS) is torch.float32
+    assert sum_type(parameters, NARROW_ROWS + 1) is torch.float64
+    # Two sums of n terms, each off by n u times the sum of the norms.
+    unit = 2.0**-53
+    assert 2 * MOST_ROWS * unit / (1 - MOST_ROWS * unit) * MOST_ROWS <= 2.0**-8 * (1 + 1e-6)
+    assert sum_type(parameters, MOST_ROWS) is torch.float64
+    with pytest.raises(UnsupportedError, match="4194305 rows is too large"):
+        sum_type(parameters, MOST_ROWS + 1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.seeding import Words
 from privtrain.mechanisms import normals
 from privtrain.mechanisms.normals import standard_normals
@@ -78,7 +79,7 @@ def test_tails_are_those_of_a_normal() -> None:
         assert stats.binomtest(found, drawn.numel(), 1.5 * expected).pvalue < 0.05
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 6.662), (torch.float64, 8.572)])
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 11.54), (torch.float64, 12.74)])
 @pytest.mark.parametrize("word", [0, 2**64 - 1, 0x7FFFFFFF7FFFFFFF, 0x8000000080000000])
 def test_the_ends_are_finite(
     dtype: torch.dtype, largest: float, word: int, monkeypatch: pytest.MonkeyPatch
@@ -95,3 +96,48 @@ def test_shape_type_and_blocks_change_nothing() -> None:
     assert torch.equal(flat.view(400, 500), shaped)
     half = standard_normals(torch.empty(200_000, dtype=torch.float16), generator(3))
     assert torch.equal(half, flat.half())
+
+
+def radii_beyond(dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Squares of radii whose first bits are all zero, less the smallest they can be."""
+    monkeypatch.setattr(normals, "_narrow", lambda pairs, words: zeros(pairs))
+    monkeypatch.setattr(normals, "_wide", lambda pairs, words: zeros(pairs))
+    drawn = standard_normals(torch.empty(2 * count, dtype=dtype), generator(4)).double()
+    bits = 53 if dtype is torch.float64 else 32
+    return (drawn[:count].square() - 2 * bits * math.log(2)).numpy()
+
+
+def zeros(pairs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(pairs, dtype=torch.int64), torch.zeros(pairs, dtype=torch.int64)
+
+
+def tail_is_right(squares: np.ndarray, scale: float) -> bool:
+    """Whether squared radii beyond a radius follow the tail's law: an exponential of mean 2."""
+    return bool(stats.kstest(squares, stats.expon(0, 2 * scale).cdf).pvalue >= 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_tail_beyond_the_first_bits_is_drawn(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares = radii_beyond(dtype, 3_000, monkeypatch)
+    assert_power(tail_is_right, squares, 1.0)
+    monkeypatch.setattr(normals, "_refine", lambda *given: None)
+    # All of them at 6.66 or 8.57 standard deviations, and nothing beyond.
+    assert not tail_is_right(radii_beyond(dtype, 3_000, monkeypatch), 1.0)
+
+
+def test_small_uniform_numbers_are_spread_over_their_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = torch.arange(4_000) % (2 * normals.COARSE)
+    monkeypatch.setattr(normals, "_narrow", lambda pairs, words: (cells, torch.zeros(pairs)))
+    drawn = standard_normals(torch.empty(8_000), generator(5))[:4_000].double()
+    places = torch.exp(-drawn.square() / 2) * 2.0**32 - cells
+    few = cells < 100  # beyond, float32 rounds a place in its cell
+    assert stats.kstest(places[few].numpy(), stats.uniform.cdf).pvalue > 1e-4
+    coarse = cells >= normals.COARSE
+    assert float((places[coarse] - 1).abs().max()) < 0.05
+
+
+def test_complex_noise_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"like of type torch\.complex64"):
+        standard_normals(torch.empty(3, dtype=torch.complex64), generator())

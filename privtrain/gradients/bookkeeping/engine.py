@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import check_no_autocast, check_precision, trainable
+from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable, wide_type
 from privtrain.core.task import Loss, Rows
 from privtrain.core.validate import check_count
 from privtrain.gradients.alone import RowTrial
@@ -46,7 +46,6 @@ from privtrain.gradients.gradients import (
     ClippedSum,
     GradientEngine,
     empty_sum,
-    in_sum_type,
     one_loss_each,
     rounding_of,
     sum_type,
@@ -100,7 +99,7 @@ class BookKeeping:
         Raises:
             UnsupportedError: If a layer mixes examples, or keeps what it saw.
         """
-        check_precision(model)
+        check_types(model, SUMMED)
         model.train()
         refuse_layers(model)
         return BookKeepingEngine(model, loss, self.micro_batch, self.clipping)
@@ -215,7 +214,7 @@ class BookKeepingEngine:
     def _sum(self, rows: Rows, clipping_norm: float, dtype: torch.dtype) -> ClippedSum:
         """Abadi et al. 2016, Algorithm 1: "Compute gradient", "Clip gradient", and their sum."""
         losses, calls = self._forward(rows)
-        gradients = self._backward(losses, calls, dtype)
+        gradients = self._backward(losses, calls)
         # The book-keeping trick of Bu et al. 2023: activations and output gradients of this one
         # pass give the norms first and the weighted sum then, without a second backward pass.
         value, norms = self._weighted(
@@ -261,9 +260,9 @@ class BookKeepingEngine:
         return losses, [call for call in calls if call.edge.node in seen], uses
 
     def _backward(
-        self, losses: Tensor, calls: list[LayerCall], dtype: torch.dtype, keep_graph: bool = False
+        self, losses: Tensor, calls: list[LayerCall], keep_graph: bool = False
     ) -> dict[int, ExampleGradients]:
-        """Per-example gradients by the `id` of their parameter, in the type of sums."""
+        """Per-example gradients by the `id` of their parameter, in float32 or wider."""
         if not calls:
             return {}
         edges = [call.edge for call in calls]
@@ -271,6 +270,7 @@ class BookKeepingEngine:
         # so that autograd leaves out the products for the gradients of parameters.
         output_gradients = torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph)
         parameters = {id(p.parameter): p.parameter for p in self._trained}
+        dtype = wide_type(parameters.values())
         by_call: dict[int, list[ExampleGradients]] = {}
         with torch.no_grad():
             for call, output_gradient in zip(calls, output_gradients, strict=True):
@@ -318,7 +318,7 @@ class BookKeepingEngine:
             losses.sum(), parameters, retain_graph=True, materialize_grads=True
         )
         dtype = sum_type(parameters, len(losses))
-        gradients = self._backward(losses, calls, dtype, keep_graph=True)
+        gradients = self._backward(losses, calls, keep_graph=True)
         value, norms = self._weighted(gradients, losses, torch.ones_like, dtype)
         distance = value - torch.cat([gradient.reshape(-1) for gradient in whole])
         # A layer may compute in a coarser type than its parameters have, as in `torch.autocast`.
@@ -337,8 +337,13 @@ def _of_call(
     if formula is None:
         raise NotCoveredError(f"the layer {call.name!r} changed while it was used")
     # Before anything is added up or measured: sums and squares of bfloat16 are off by their size.
-    inputs, gradient = in_sum_type(call.inputs, dtype), in_sum_type(output_gradient, dtype)
+    inputs, gradient = _in_type(call.inputs, dtype), _in_type(output_gradient, dtype)
     return formula[0](call.layer, inputs, gradient)
+
+
+def _in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating-point values in a type; whole numbers, such as tokens, as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _types(calls: list[LayerCall]) -> Iterator[torch.dtype]:

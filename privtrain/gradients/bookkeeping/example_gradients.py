@@ -10,7 +10,7 @@ formed. Which is cheaper follows from their shape (`forming_pays`).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -64,6 +64,10 @@ class ExampleGradients(Protocol):
 
     def take(self, index: Tensor) -> "ExampleGradients":
         """The gradients of chosen examples."""
+        ...
+
+    def to(self, dtype: torch.dtype) -> "ExampleGradients":
+        """The gradients in a type, which sums of many rows take."""
         ...
 
 
@@ -130,6 +134,9 @@ class Formed:
     def take(self, index: Tensor) -> "Formed":
         return Formed(self.gradients[index])
 
+    def to(self, dtype: torch.dtype) -> "Formed":
+        return Formed(self.gradients.to(dtype))
+
 
 @dataclass(frozen=True)
 class OuterProduct:
@@ -166,6 +173,9 @@ class OuterProduct:
 
     def take(self, index: Tensor) -> "OuterProduct":
         return OuterProduct(self.inputs[index], self.outputs[index])
+
+    def to(self, dtype: torch.dtype) -> "OuterProduct":
+        return OuterProduct(self.inputs.to(dtype), self.outputs.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,9 @@ class OuterProductSum:
     def take(self, index: Tensor) -> "OuterProductSum":
         return OuterProductSum(self.inputs[index], self.outputs[index])
 
+    def to(self, dtype: torch.dtype) -> "OuterProductSum":
+        return OuterProductSum(self.inputs.to(dtype), self.outputs.to(dtype))
+
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         _, time, width = self.inputs.shape
         rows = chunk_rows(time * (time + width + self.outputs.shape[2]))
@@ -272,6 +285,9 @@ class EmbeddingRows:
             len(index), owners[left], self.tokens[left], self.gradients[left], self.table
         )
 
+    def to(self, dtype: torch.dtype) -> "EmbeddingRows":
+        return replace(self, gradients=self.gradients.to(dtype))
+
 
 @dataclass(frozen=True)
 class SumOfCalls:
@@ -317,6 +333,9 @@ class SumOfCalls:
         return SumOfCalls(
             tuple(call.take(index) for call in self.calls), len(index), self.parameter
         )
+
+    def to(self, dtype: torch.dtype) -> "SumOfCalls":
+        return replace(self, calls=tuple(call.to(dtype) for call in self.calls))
 
 
 def merged(calls: list[ExampleGradients], size: int, parameter: Tensor) -> ExampleGradients:

@@ -273,6 +273,9 @@ class ConvolutionWeight:
     def take(self, index: Tensor) -> "ConvolutionWeight":
         return ConvolutionWeight(self.geometry, self.inputs[index], self.outputs[index])
 
+    def to(self, dtype: torch.dtype) -> "ConvolutionWeight":
+        return ConvolutionWeight(self.geometry, self.inputs.to(dtype), self.outputs.to(dtype))
+
     def _shape(self, rows: int) -> tuple[int, int, int]:
         return rows, self.geometry.shape[0], math.prod(self.geometry.shape[1:])
 

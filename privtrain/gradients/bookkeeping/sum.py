@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.parameters import wide_type
 from privtrain.gradients.bookkeeping.example_gradients import (
     ExampleGradients,
     OuterProductSum,
@@ -105,12 +106,13 @@ def weighted_sum(
             whatever its gradient.
         weigh: Gives the factors; an example with a factor of zero is left out.
         workspace: Where gradients are formed.
-        dtype: Type of the gradients, and of their sum.
+        dtype: Type of the sum, that of the gradients or a wider one.
 
     Returns:
         The sum, shape `(parameters,)`, and upper bounds of norms, `(groups, rows)`, float64.
     """
     sizes = [each.parameter.numel() for each in trained]
+    own = wide_type(each.parameter for each in trained)
     value = trained[0].parameter.new_empty(sum(sizes), dtype=dtype)
     # What is added first overwrites; only what nothing was added to is set to zero in the end.
     # Zeroing all of it beforehand would be one more pass over the whole gradient.
@@ -132,15 +134,15 @@ def weighted_sum(
     norms, factors = [], []
     for start in range(0, rows, few):
         stop = min(start + few, rows)
-        workspace.restart(value, values * (stop - start))
+        workspace.restart(value.new_empty(0, dtype=own), values * (stop - start))
         formed: OfParameters = [(p, each.form(start, stop, workspace)) for p, each in in_turn]
         measured = squares[:, start:stop]
         if formed:
             measured = measured + group_squares(formed, groups, value.numel())
-        norms.append(bounds(measured, dtype))
+        norms.append(bounds(measured, own))
         # Abadi et al. 2016, Algorithm 1, "Clip gradient": the factor 1 / max(1, norm / C), or that
         # of another style.
-        factors.append(weigh(norms[-1]).to(dtype))
+        factors.append(weigh(norms[-1]).to(own))
         _add(into, formed, factors[-1], unwritten)
     _add(into, at_once, joined(factors), unwritten)
     for rest in unwritten.values():
@@ -171,7 +173,6 @@ def _add(
             return
         factors = factors[:, left]
         gradients = [(p, each.take(left)) for p, each in gradients]
-    of_group = factors.unbind(0)
     for trained, each in gradients:
-        overwrite = unwritten.pop(trained.name, None) is not None
-        each.add(into[trained.name], of_group[trained.group], overwrite=overwrite)
+        overwrite, out = unwritten.pop(trained.name, None) is not None, into[trained.name]
+        each.to(out.dtype).add(out, factors[trained.group].to(out.dtype), overwrite=overwrite)

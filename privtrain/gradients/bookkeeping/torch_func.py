@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.parameters import check_no_autocast, trainable
+from privtrain.core.parameters import check_no_autocast, trainable, wide_type
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.bookkeeping.example_gradients import ExampleGradients, Formed
 from privtrain.gradients.bookkeeping.lstm import Unrolled, forwarded_to
@@ -51,6 +51,7 @@ class TorchFuncEngine:
         check_no_autocast()
         if len(rows) == 0:
             return empty_sum(self.model)
+        own = wide_type(trainable(self.model))
         dtype = sum_type(trainable(self.model), len(rows))
         value = empty_sum(self.model).value.to(dtype)
         trained = trained_parameters(self.model, self.clipping)
@@ -60,7 +61,7 @@ class TorchFuncEngine:
             # Abadi et al. 2016, Algorithm 1, "Compute gradient", as it stands there.
             formed, of_rows = self._gradients(rows.take(index))
             gradients: dict[int, ExampleGradients] = {
-                id(each.parameter): Formed(_flat(values, len(index)).to(dtype))
+                id(each.parameter): Formed(_flat(values, len(index)).to(own))
                 for each, values in zip(trained, formed, strict=True)
             }
             added, of_groups = weighted_sum(
