@@ -1,6 +1,6 @@
 """The Rényi divergences of releases: what the RDP accountant reads of an event.
 
-Looser than privacy losses, fast, and the only reading of fixed-size samples and of curves.
+Looser than privacy losses, fast, and the only reading of curves.
 """
 
 import math

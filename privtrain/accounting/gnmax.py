@@ -66,7 +66,7 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
 
 
 def _proposition_10(log_q: Array, sigma: float) -> tuple[Array, Array, Array, Array]:
-    """The orders mu1 and mu2, and the divergences epsilon1 and epsilon2 of Proposition 8 at them."""
+    """The orders mu1 and mu2 and, by Proposition 8, the divergences epsilon1 and epsilon2."""
     # mu2 = sigma sqrt(log(1/q)) and mu1 = mu2 + 1.
     mu2 = sigma * np.sqrt(-log_q)
     mu1 = mu2 + 1
