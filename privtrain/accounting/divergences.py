@@ -1,10 +1,11 @@
 """The Rényi divergences of releases: what the RDP accountant reads of an event.
 
-Looser than privacy losses, fast, and the only reading of fixed-size samples and of curves.
+Looser than privacy losses, fast, and the only reading of curves.
 """
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _at_large_orders(
 
 def _gaussian_rdp(leaf: Event, order: int, relation: Relation) -> float:
     """The divergence of one Gaussian, Poisson-sampled or not, at a whole order."""
-    stated = stated_for_rdp(leaf, relation)
+    stated: Any = stated_for_rdp(leaf, relation)
     if is_kind(stated, Kind.GAUSSIAN):
         # Mironov 2017, Corollary 3.
         return float(order / (2 * stated.noise_multiplier**2))
@@ -88,7 +89,7 @@ def _gaussian_rdp(leaf: Event, order: int, relation: Relation) -> float:
 
 def _extends(terms: Terms, relation: Relation) -> bool:
     """Whether divergences of all releases are known at any whole order, in little time."""
-    stated = [stated_for_rdp(leaf, relation) for leaf, _ in terms]
+    stated: list[Any] = [stated_for_rdp(leaf, relation) for leaf, _ in terms]
     inner = [s.event if is_kind(s, Kind.POISSON_SAMPLED) else s for s in stated]
     return all(is_kind(release, Kind.GAUSSIAN) for release in inner)
 

@@ -6,7 +6,7 @@ doubles the sensitivity itself, the RDP accountant does not, so it is given half
 The PLD accountant (privacy loss distributions) is tight. It rounds every distribution up, never
 down: its epsilon is an upper bound, whatever the grid. The grid's step follows the size of the
 answer, so that any epsilon from 0.01 to 1000 takes seconds and a bounded amount of memory.
-The RDP accountant (Rényi) is looser, fast, and the only one for fixed-size samples and for curves.
+The RDP accountant (Rényi) is looser, fast, and the only one for curves.
 """
 
 import math

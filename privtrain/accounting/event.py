@@ -92,7 +92,7 @@ def poisson_sampled(rate: float, event: Event) -> Event:
 def fixed_size_sampled(source_size: int, sample_size: int, event: Event) -> Event:
     """A release about a sample of fixed size, drawn without replacement.
 
-    Only the RDP accountant reads it, and only under replace-one.
+    It is read under replace-one only; by privacy losses where the noise is Gaussian.
 
     Args:
         source_size: How many units there are.

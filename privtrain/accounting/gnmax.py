@@ -58,32 +58,54 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
     certain = np.isneginf(log_q[:, 0])
     rdp[certain] = 0.0
 
-    # Proposition 10: mu2 = sigma sqrt(log(1/q)) and mu1 = mu2 + 1. The conditions of Theorem 6 with
-    # mu1 - 1 = mu2: q <= exp((mu2 - 1) epsilon2) / (mu1 / (mu1 - 1) mu2 / (mu2 - 1))^mu2.
+    rows = np.flatnonzero(theorem_6_holds(log_q[:, 0], sigma) & ~certain)
+    if rows.size:
+        dependent = _theorem_6(log_q[rows], sigma, grid)
+        rdp[rows] = np.minimum(dependent, grid / sigma**2, out=dependent)
+    return rdp
+
+
+def _proposition_10(log_q: Array, sigma: float) -> tuple[Array, Array, Array, Array]:
+    """The orders mu1 and mu2 and, by Proposition 8, the divergences epsilon1 and epsilon2."""
+    # mu2 = sigma sqrt(log(1/q)) and mu1 = mu2 + 1.
+    mu2 = sigma * np.sqrt(-log_q)
+    mu1 = mu2 + 1
+    return mu1, mu2, mu1 / sigma**2, mu2 / sigma**2
+
+
+def theorem_6_holds(log_q: Array, sigma: float) -> NDArray[np.bool_]:
+    """Whether the conditions of Theorem 6 are met at the orders of Proposition 10.
+
+    Args:
+        log_q: Logarithms of bounds on the probability of another answer, any shape.
+        sigma: Standard deviation of the noise on each count.
+
+    Returns:
+        Booleans, same shape.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        mu2 = sigma * np.sqrt(-log_q)
-        mu1 = mu2 + 1
-        epsilon1, epsilon2 = mu1 / sigma**2, mu2 / sigma**2
+        _, mu2, _, epsilon2 = _proposition_10(log_q, sigma)
+        # With mu1 - 1 = mu2: q <= exp((mu2 - 1) epsilon2) / (mu1 / (mu1 - 1) mu2 / (mu2 - 1))^mu2.
         ceiling = (mu2 - 1) * epsilon2 - mu2 * (np.log1p(1 / mu2) + np.log1p(1 / (mu2 - 1)))
-        applies = (mu2 > 1) & (log_q + epsilon2 < 0) & (log_q <= ceiling)
-    rows = np.flatnonzero(applies[:, 0] & ~certain)
-    if rows.size == 0:
-        return rdp
-    log_q, mu1, mu2 = log_q[rows], mu1[rows], mu2[rows]
+        return np.asarray((mu2 > 1) & (log_q + epsilon2 < 0) & (log_q <= ceiling))
+
+
+def _theorem_6(log_q: Array, sigma: float, grid: Array) -> Array:
+    """Divergences of votes that decide, shape `(queries, orders)`; infinite beyond order mu1."""
+    mu1, mu2, epsilon1, epsilon2 = _proposition_10(log_q, sigma)
     log_p = _log1mexp(log_q)
     # Theorem 6: A = (1 - q) / (1 - (q exp(epsilon2))^((mu2 - 1) / mu2)),
     # B = exp(epsilon1) / q^(1 / (mu1 - 1)), and the divergence of order l + 1 is
     # log((1 - q) A^l + q B^l) / l.
-    log_a = log_p - _log1mexp((log_q + epsilon2[rows]) * (1 - 1 / mu2))
-    log_b = epsilon1[rows] - log_q / (mu1 - 1)
+    log_a = log_p - _log1mexp((log_q + epsilon2) * (1 - 1 / mu2))
+    log_b = epsilon1 - log_q / (mu1 - 1)
     moments = grid - 1
-    dependent = np.logaddexp(log_p + moments * log_a, log_q + moments * log_b)
+    dependent: Array = np.logaddexp(log_p + moments * log_a, log_q + moments * log_b)
     dependent /= moments
     np.maximum(dependent, 0.0, out=dependent)
     # Theorem 6 holds for orders up to mu1; beyond, Proposition 8 alone does.
     np.copyto(dependent, np.inf, where=grid > mu1)
-    rdp[rows] = np.minimum(dependent, grid / sigma**2, out=dependent)
-    return rdp
+    return dependent
 
 
 def lnmax_rdp(votes: Any, scale: float, orders: ArrayLike) -> Array:

@@ -43,8 +43,8 @@ def fixed_size_losses(
     Returns:
         The losses.
 
-    Source: docs/decisions/018; Balle, Barthe and Gaboardi 2018, Theorems 2 and 11
-    (arXiv:1807.01647); Zhu, Dong and Wang 2022, Theorem 11 (arXiv:2106.08567).
+    Source: docs/decisions/018; Balle, Barthe and Gaboardi 2018, Theorem 2 (arXiv:1807.01647); Zhu,
+    Dong and Wang 2022 on dominating pairs (arXiv:2106.08567).
     """
     rate, half = sample_size / rows, noise_multiplier / 2
     once = gaussian_losses(half, rate, ADD_REMOVE, step, pessimistic=pessimistic)

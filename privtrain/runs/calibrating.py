@@ -36,6 +36,8 @@ def calibrate(
         UnsupportedError: If the trainer draws no noise.
         UnsoundReleaseError: If no noise would protect from this observer, or delta is at least
             one over the number of protected units.
+        BudgetExceededError: If no amount of noise keeps the promise, or none that its accountants
+            can show at so small a delta.
     """
     where = runtimes or default_runtimes()
 

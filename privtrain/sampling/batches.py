@@ -78,8 +78,8 @@ class TruncatedPoissonBatches:
     """Poisson batches, cut to a random choice of at most `largest` rows.
 
     Memory is bounded whatever is drawn. The number of rows is public, so the guarantee is for
-    zeroing a row out; it costs a little more than Poisson batches, and much more if many batches
-    are cut.
+    zeroing a row out; it costs a little more than Poisson batches if few batches are cut, and
+    several times as much if many are.
 
     Args:
         largest: Largest number of rows in a batch; at least 1.
@@ -116,10 +116,11 @@ class FixedSizeBatches:
     """Every batch has exactly the expected size, drawn without replacement.
 
     The guarantee is for replacing one row by another, which moves a sum by up to twice the clipping
-    norm, and accounted by RDP, even if a batch holds all rows: it costs more than twice what
-    Poisson batches cost under add/remove. The number of rows is public.
+    norm, even if a batch holds all rows: it costs about twice what Poisson batches cost under
+    add/remove. The number of rows is public.
 
-    Source: Wang, Balle and Kasiviswanathan 2019 (arXiv:1808.00087).
+    Source: docs/decisions/018-samples-of-fixed-size.md; the cross-check is that of Wang, Balle and
+    Kasiviswanathan 2019 (arXiv:1808.00087).
     """
 
     def batches(

@@ -81,8 +81,8 @@ class FixedSize:
 
     Args:
         size: Number of those that take part in a round; at least 1.
-        replace_one: Whether the guarantee is for replacing one, and by RDP, even if everybody
-            takes part; otherwise it is then for zeroing one out.
+        replace_one: Whether the guarantee is for replacing one even if everybody takes part;
+            otherwise it is then for zeroing one out.
     """
 
     size: int

@@ -22,6 +22,7 @@ from privtrain.accounting.gnmax import (
     lnmax_curve,
     lnmax_log_q,
     lnmax_rdp,
+    theorem_6_holds,
 )
 from privtrain.accounting.renyi import rdp_to_epsilon
 from privtrain.core.statement import Relation
@@ -120,6 +121,28 @@ CASES = np.array(
 def test_both_equal_the_formulas_as_printed(scale: float) -> None:
     agree(gnmax_rdp(CASES, scale, ORDERS), gnmax_oracle(CASES, scale, ORDERS))
     agree(lnmax_rdp(CASES, scale, ORDERS), lnmax_oracle(CASES, scale, ORDERS))
+
+
+def conditions(log_q: float, sigma: float) -> tuple[bool, bool, bool]:
+    """The conditions of Theorem 6 as printed, at the orders of Proposition 10, in 60 digits."""
+    with mpmath.workdps(60):
+        q, s = mpmath.exp(log_q), mpmath.mpf(sigma)
+        mu2 = s * mpmath.sqrt(mpmath.log(1 / q))
+        if mu2 <= 1:
+            return False, False, False
+        mu1, epsilon2 = mu2 + 1, mu2 / s**2
+        ceiling = mpmath.exp((mu2 - 1) * epsilon2) / (mu1 / (mu1 - 1) * mu2 / (mu2 - 1)) ** mu2
+        return True, bool(q * mpmath.exp(epsilon2) < 1), bool(q <= ceiling)
+
+
+def test_theorem_6_is_used_where_its_conditions_hold_and_nowhere_else() -> None:
+    log_q, refused = -np.geomspace(1e-3, 1e3, 200), 0
+    for sigma in (0.4, 0.8, 1.2, 2.0, 5.0, 30.0):
+        expected = [conditions(float(value), sigma) for value in log_q]
+        assert theorem_6_holds(log_q, sigma).tolist() == [all(three) for three in expected]
+        refused += sum(three == (True, True, False) for three in expected)
+    # The bound on q decides alone often enough for a wrong sign in it to show.
+    assert refused > 100
 
 
 @pytest.mark.slow

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from privtrain.mechanisms.clipping import RECLIPPING_SLACK, clip, clip_again, clip_factors
+from privtrain.mechanisms.clipping import (
+    RECLIPPING_SLACK,
+    AutomaticClipping,
+    clip,
+    clip_again,
+    clip_factors,
+)
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Mechanism
 
@@ -158,6 +164,34 @@ def test_factors_of_the_unusual() -> None:
     assert clip_factors(unusual, 1.0).tolist() == [1.0, 0.0, 0.0, 0.25]
     assert clip_factors(torch.zeros(2), 1e-60).tolist() == [1.0, 1.0]
     assert clip_factors(torch.zeros(0), 1.0).shape == (0,)
+
+
+@pytest.mark.parametrize(("gamma", "norm"), [(0.01, 0.5), (2.0, 3.0), (1e-6, 7.0)])
+def test_automatic_clipping_scales_by_the_bound_over_norm_plus_gamma(
+    gamma: float, norm: float
+) -> None:
+    """AUTO-S (Bu et al. 2022): a factor of C / (norm + gamma), so that no row moves by C."""
+    clipping = AutomaticClipping(gamma)
+    lengths = torch.tensor([0.0, 1e-3, 0.2, 5.0, 4e4], dtype=torch.float64)
+    factors, scale = clipping.factors(lengths, norm), clipping.scale(norm)
+    assert scale == norm / gamma
+    torch.testing.assert_close(factors * scale, norm / (lengths + gamma), rtol=1e-12, atol=0)
+    assert bool((factors * scale * lengths < norm).all()) and bool((factors <= 1).all())
+    assert float((factors * scale * lengths)[-1]) > 0.99 * norm
+    unusual = clipping.factors(torch.tensor([math.nan, math.inf, -math.inf]), norm)
+    assert unusual.tolist() == [0.0, 0.0, 0.0]
+    # One group for all parameters: norms are those of whole gradients.
+    assert clipping.groups(["a", "b", "c"]) == (0, 0, 0)
+
+
+def test_automatic_clipping_refuses_scales_beyond_floats() -> None:
+    assert AutomaticClipping(1e-6).scale(9e23) == pytest.approx(9e29)
+    with pytest.raises(ValueError, match="1e30 x gamma"):
+        AutomaticClipping(1e-6).scale(2e24)
+    with pytest.raises(ValueError, match="clipping_norm=0"):
+        AutomaticClipping().scale(0.0)
+    with pytest.raises(ValueError, match="1e-6"):
+        AutomaticClipping(9e-7)
 
 
 # ------------------------------------------------------------------------- clipped by somebody else

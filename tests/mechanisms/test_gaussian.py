@@ -1,5 +1,6 @@
 """Gaussian and Laplace mechanisms: their events and arguments; broken twins are caught."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 
 from privtrain.accounting.approximate import Approximate
-from privtrain.accounting.epsilon import epsilon
+from privtrain.accounting.epsilon import epsilon, rdp_curve
 from privtrain.accounting.event import laplace_event
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
 from privtrain.mechanisms.discrete import RELEASE_DISTANCE, charged_multiplier
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Mechanism, State
+from privtrain.mechanisms.reach import laplace_reach
 from tests.contracts.mechanism import PUBLIC_SUM, drawn, generator
 from tests.statistics import (
     assert_power,
@@ -30,6 +33,38 @@ MANY = torch.zeros(4000, dtype=torch.float64)
 def test_several_laplace_noises_are_charged_as_one() -> None:
     several = Exposure(single_messages=False, knows_sample=False, noise_known=0.1, variance=10.0)
     assert Laplace(1.0, 2.0).event(several, ZERO_OUT) == laplace_event(2.0)
+
+
+def test_laplace_noise_is_charged_by_its_scale_over_the_clipping_norm() -> None:
+    """Dwork et al. 2006: noise of scale b hides a move of b x epsilon."""
+    mechanism = Laplace(0.5, 4.0)
+    assert mechanism.theorem.startswith("Laplace mechanism")
+    assert (mechanism.sensitivity(ADD_REMOVE), mechanism.sensitivity(REPLACE_ONE)) == (0.5, 1.0)
+    assert mechanism.event(PUBLIC_SUM, ADD_REMOVE) == laplace_event(4.0)
+    # At a tiny delta: 1 / 4 where a unit leaves. RDP: 2 / 4 where it is replaced.
+    assert epsilon(laplace_event(4.0), 1e-9) == pytest.approx(0.25, rel=5e-3)
+    (replaced,) = rdp_curve(laplace_event(4.0), [1e4], REPLACE_ONE).rdp
+    assert replaced == pytest.approx(0.5, rel=1e-3)
+    assert mechanism.with_scale(9.0) == Laplace(0.5, 9.0)
+    assert mechanism.noisy and not Laplace(0.5, 0.0).noisy
+    for hidden, noise, private in ((1.0, 4.0, True), (0.0, 4.0, False), (1.0, 0.0, False)):
+        seen = Exposure(
+            single_messages=False, knows_sample=False, noise_known=1 - hidden, variance=1.0
+        )
+        event = Laplace(0.5, noise).event(seen, ADD_REMOVE)
+        assert (epsilon(event, 1e-5) < math.inf) is private
+    half = Exposure(single_messages=False, knows_sample=False, noise_known=0.5, variance=1.0)
+    with pytest.raises(UnsupportedError):
+        mechanism.event(half, ADD_REMOVE)
+
+
+def test_laplace_messages_are_bounded_and_reach_as_far_as_their_own_noise() -> None:
+    mechanism, message = Laplace(0.5, 4.0), torch.tensor([3.0, -1.0], dtype=torch.float64)
+    assert mechanism.bound(message).abs().sum() == pytest.approx(0.5)
+    assert mechanism.bound_again(message, 2).abs().sum() == pytest.approx(1.0)
+    expected = laplace_reach(message.reshape(1, -1), 3 * 0.5, 0.5 * 4.0)
+    assert mechanism.reach(message, 3, fraction=1.0) == expected
+    assert expected.radius > 1.5
 
 
 def test_gaussian_events_carry_the_noise_that_stays_hidden() -> None:

@@ -2,7 +2,9 @@
 
 import pytest
 
+from privtrain.accounting.curves import gaussian_mu
 from privtrain.core.errors import (
+    BudgetExceededError,
     UnsoundReleaseError,
     UnsupportedError,
 )
@@ -15,7 +17,8 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import AT_PARTY
 from privtrain.runs.calibrating import calibrate
-from privtrain.sampling.sampling import FixedSize
+from privtrain.sampling.batches import TruncatedPoissonBatches
+from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
@@ -48,6 +51,53 @@ def test_a_calibrated_trainer_stays_within_its_own_epsilon(
     (plan, *_) = found.plan(DATA, STAR)
     value = epsilon_of(plan, plan.count, 1e-5)
     assert 0.97 * epsilon < value <= epsilon
+
+
+@pytest.mark.parametrize(
+    ("trainer", "needed"),
+    [
+        (FedAvg(rounds=3, release=NOISY), 1.0),
+        pytest.param(
+            FedAvg(rounds=3, release=NOISY, sampling=Poisson(0.5)), 0.7, marks=pytest.mark.slow
+        ),
+        (PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)), 6**0.5),
+        pytest.param(DPSGD(epochs=2, expected_batch=9.0), 1.0, marks=pytest.mark.slow),
+    ],
+    ids=["fedavg", "clients by coins", "gnmax", "dp_sgd"],
+)
+@pytest.mark.parametrize("delta", [1e-15, 1e-30])
+def test_a_tiny_delta_takes_the_noise_that_it_needs(
+    trainer: Trainer, needed: float, delta: float
+) -> None:
+    """At 1e-15 the multiplier was 167,286, without a word; at 1e-30 an option was advised."""
+    found = calibrate(trainer, DATA, epsilon=2.0, delta=delta, runtimes=STAR)
+    (plan, *_) = found.plan(DATA, STAR)
+    assert 1.9 < epsilon_of(plan, plan.count, delta) <= 2.0
+    # mu-Gaussian privacy (Balle and Wang 2018): sqrt(releases) x sensitivity / mu unsampled.
+    mu = gaussian_mu(2.0, delta)
+    assert mu is not None
+    assert _scale_of(found) < 1.1 * needed * 3**0.5 / mu
+
+
+def _scale_of(trainer: Trainer) -> float:
+    mechanism = trainer.release.mechanism  # type: ignore[attr-defined]
+    return float(mechanism.sigma if isinstance(mechanism, GNMax) else mechanism.noise_multiplier)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "epsilon", "delta"),
+    [
+        (DPSGD(epochs=2, sampling=TruncatedPoissonBatches(12), expected_batch=9.0), 1.0, 1e-30),
+        (PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)), 0.1, 1e-30),
+        (PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX)), 1e-4, 1e-5),
+    ],
+)
+def test_what_no_accountant_shows_is_refused_with_a_way_out_that_there_is(
+    trainer: Trainer, epsilon: float, delta: float
+) -> None:
+    with pytest.raises((UnsupportedError, BudgetExceededError), match="larger delta") as caught:
+        calibrate(trainer, DATA, epsilon=epsilon, delta=delta, runtimes=STAR)
+    assert "accountant=" not in str(caught.value)
 
 
 def test_where_noise_is_drawn_twice_the_scaled_one_is_calibrated() -> None:
