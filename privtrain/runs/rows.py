@@ -156,6 +156,9 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
             seed=cell.seed,
             errors=shared.errors,
         )
+        # How many rows were drawn at least once follows the sample, which a promise may count on.
+        if result.members is not None and promises([result.statement]):
+            leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
         return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except Exception as error:
@@ -188,8 +191,7 @@ def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
             cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
         )
     leakage = row.leakage
-    # How many rows were drawn at least once follows the sample, which a promise may count on.
-    if hides_rows or (row.statement is not None and promises([row.statement])):
+    if hides_rows:
         leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
     return replace(row, cost=cost, leakage=leakage)
 
