@@ -21,6 +21,7 @@ from privtrain.core.seeding import (
     global_generator,
     kind_of,
 )
+from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Checking, PrivacyPlan, Run, Trainer
@@ -140,6 +141,7 @@ def fit(
     )
 
 
+@kept_settings()
 def fit_trial(
     trainer: Trainer,
     task: Task,
@@ -258,6 +260,7 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
 def _watcher(data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
     rows = data.validation
+
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
         due = done % every == 0 or done == total

@@ -29,7 +29,6 @@ from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 
-
 WRITING = {"on": True}
 """Whether they write, or copy first what they are given."""
 

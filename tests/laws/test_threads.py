@@ -58,9 +58,7 @@ class Dropping(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
-        )
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
         with torch.no_grad():
             self.layers[3].bias += float(np.random.rand()) + random.random()
 
@@ -177,7 +175,7 @@ def test_comparisons_in_threads_equal_those_alone() -> None:
         return [row.accuracy for row in made.rows]
 
     alone = [accuracies(seed) for seed in range(THREADS)]
-    assert None not in sum(alone, [])
+    assert not any(None in each for each in alone)
     assert together(accuracies) == alone
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
-from privtrain.core.errors import DataError, ProtocolError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
