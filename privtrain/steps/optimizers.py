@@ -169,12 +169,15 @@ def check_optimizer(
     )
 
 
-def check_not_diverged(parameters: list[nn.Parameter], inputs: Tensor) -> None:
+def check_not_diverged(
+    parameters: list[nn.Parameter], inputs: Tensor, *, said: str = READS_ROWS
+) -> None:
     """Refuses a model that is not finite any more, where nothing is promised about its rows.
 
     Args:
         parameters: What was trained.
         inputs: What it was trained on, shape `(rows, ...)`.
+        said: What else the error says; that it tells of private rows, unless they are public.
 
     Raises:
         DataError: With the widest column of the inputs.
@@ -183,7 +186,7 @@ def check_not_diverged(parameters: list[nn.Parameter], inputs: Tensor) -> None:
         return
     raise DataError(
         f"Training diverged: the trained weights are not finite. {widest_column(inputs)}. "
-        f"{SCALE_COLUMNS}, or lower the learning rate. {READS_ROWS}"
+        f"{SCALE_COLUMNS}, or lower the learning rate. {said}"
     )
 
 
