@@ -127,7 +127,9 @@ def test_settings_are_checked(wrong: dict[str, float]) -> None:
 
 def test_a_run_that_diverged_names_the_widest_column() -> None:
     rows = some_rows(3, 20)
-    wide = Rows(rows.inputs * torch.tensor([1.0, 1.0, 1e160, 1.0, 1.0]).double(), rows.labels)
+    wide = Rows(
+        rows.inputs * torch.tensor([1.0, 1.0, 1e160, 1.0, 1.0], dtype=torch.float64), rows.labels
+    )
     data = FederatedData(train={"a": wide}, test=wide)
     with pytest.raises(DataError, match=r"diverged.*Column 2 .*e\+160.*scale=.*learning rate"):
         fit(SGD(epochs=5, learning_rate=1.0), TASK, data)
