@@ -353,7 +353,8 @@ def global_generator(stream: Stream) -> Iterator[None]:
     """Lets the global generators start from a stream: torch's, numpy's and Python's.
 
     Layers initialise themselves and drop units with the global generators, and there is no way to
-    hand them others. They are put back afterwards. Not for secrets; see `secret_generators`.
+    hand them others. They are put back afterwards. Not for secrets; see `secret_generators`. One
+    thread at a time is let in, so that none may wait in here for another one that wants in.
     """
     generator = stream.torch()
     state, seed = generator.get_state(), generator.initial_seed()

@@ -36,14 +36,9 @@ def make_optimizer(
         ValueError: If there is no optimizer of that name, or the factory makes something else.
     """
     factory = _named(optimizer) if isinstance(optimizer, str) else optimizer
-    try:
-        made = factory(parameters, lr=learning_rate)
-    except Exception as error:  # a user's own code may raise anything
-        raise ValueError(
-            f"Expected optimizer={optimizer!r}, called with parameters and lr={learning_rate:g}, "
-            f"to make an optimizer; it raised {type(error).__name__}: {error}"
-        ) from error
-    return checked_optimizer(made, parameters, f"optimizer={optimizer!r}")
+    return checked_optimizer(
+        lambda: factory(parameters, lr=learning_rate), parameters, f"optimizer={optimizer!r}"
+    )
 
 
 def _named(optimizer: str) -> OptimizerFactory:
@@ -56,23 +51,32 @@ def _named(optimizer: str) -> OptimizerFactory:
     )
 
 
-def checked_optimizer(made: object, parameters: list[nn.Parameter], what: str) -> Optimizer:
+def checked_optimizer(
+    make: Callable[[], object], parameters: list[nn.Parameter], what: str
+) -> Optimizer:
     """What a factory made, if it can train exactly some parameters.
 
     Anything else would leave a model as it was, beside an epsilon that says it was trained.
 
     Args:
-        made: What the factory returned.
-        parameters: What it was given: all that require a gradient. What shall stay as it is has to
+        make: Calls the factory.
+        parameters: What it is given: all that require a gradient. What shall stay as it is has to
             be frozen in the model, so that no noise is drawn for it and nothing of it is sent.
         what: The argument and its value, for errors.
 
     Returns:
-        The same object.
+        What it made.
 
     Raises:
         ValueError: If it is no optimizer, needs a closure, or has other parameters.
     """
+    try:
+        made = make()
+    except Exception as error:  # a user's own code may raise anything
+        raise ValueError(
+            f"Expected {what} to make an optimizer of the parameters that it is given; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, Optimizer):
         raise ValueError(f"Expected {what} to return a torch.optim.Optimizer, {_instead(made)}")
     step = inspect.signature(made.step).parameters.values()
@@ -165,12 +169,15 @@ def check_optimizer(
     )
 
 
-def check_not_diverged(parameters: list[nn.Parameter], inputs: Tensor) -> None:
+def check_not_diverged(
+    parameters: list[nn.Parameter], inputs: Tensor, *, said: str = READS_ROWS
+) -> None:
     """Refuses a model that is not finite any more, where nothing is promised about its rows.
 
     Args:
         parameters: What was trained.
         inputs: What it was trained on, shape `(rows, ...)`.
+        said: What else the error says; that it tells of private rows, unless they are public.
 
     Raises:
         DataError: With the widest column of the inputs.
@@ -179,7 +186,7 @@ def check_not_diverged(parameters: list[nn.Parameter], inputs: Tensor) -> None:
         return
     raise DataError(
         f"Training diverged: the trained weights are not finite. {widest_column(inputs)}. "
-        f"{SCALE_COLUMNS}, or lower the learning rate. {READS_ROWS}"
+        f"{SCALE_COLUMNS}, or lower the learning rate. {said}"
     )
 
 

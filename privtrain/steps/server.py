@@ -28,7 +28,9 @@ def make_server_optimizer(
     Raises:
         ValueError: If something else is made, as `checked_optimizer` says.
     """
-    return checked_optimizer(optimizer(parameters), parameters, f"server_optimizer={optimizer!r}")
+    return checked_optimizer(
+        lambda: optimizer(parameters), parameters, f"server_optimizer={optimizer!r}"
+    )
 
 
 class Server:

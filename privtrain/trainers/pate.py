@@ -406,7 +406,7 @@ class PATE:
                 device=run.device,
             )
             seen = self.student(model.train(), task, own)
-            check_not_diverged(trainable(model), rows.inputs)
+            check_not_diverged(trainable(model), rows.inputs, said="These rows are public.")
             run.history.record(1, student_loss=float(seen["training_loss"]))
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)

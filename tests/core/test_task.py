@@ -14,6 +14,7 @@ from privtrain.core.task import (
     accuracy,
     concatenate,
     cross_entropy,
+    widest_column,
 )
 
 
@@ -81,3 +82,14 @@ def test_a_task_prints_what_identifies_it() -> None:
     assert repr(Task(model=net)) != repr(Task(model=other))
     again = cloudpickle.loads(cloudpickle.dumps(Task(model=net)))
     assert repr(again) == repr(Task(model=net))
+
+
+def test_the_widest_column_is_named_by_its_place() -> None:
+    table = torch.zeros(3, 4)
+    table[1, 2], table[0, 1] = -7.0, 5.0
+    assert widest_column(table).startswith("Column 2 of the inputs")
+    assert "from -7 to 0" in widest_column(table)
+    assert "Column (1, 0)" in widest_column(table.reshape(3, 2, 2))
+    assert "Column 0" in widest_column(torch.ones(5))
+    table[2, 3] = float("nan")
+    assert "Column 3" in widest_column(table)

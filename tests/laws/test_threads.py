@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from privtrain.accounting.selection import RandomTrials
 from privtrain.core import seeding
 from privtrain.core.seeding import Seeds, global_generator, kept_generators
 from privtrain.core.task import FederatedData, Rows, Task
@@ -27,6 +28,8 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.comparing import compare
 from privtrain.runs.fitting import fit
+from privtrain.runs.scoring import PublicRows
+from privtrain.runs.tuning import tune
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
@@ -175,8 +178,29 @@ def test_comparisons_in_threads_equal_those_alone() -> None:
         return [row.accuracy for row in made.rows]
 
     alone = [accuracies(seed) for seed in range(THREADS)]
-    assert None not in sum(alone, [])
+    assert not any(None in each for each in alone)
     assert together(accuracies) == alone
+
+
+def test_tuning_in_threads_equals_tuning_alone() -> None:
+    """Models that draw when they are asked: also scores follow from nothing else."""
+    trainers = {"short": SGD(epochs=1, batch_size=8), "long": SGD(epochs=2, batch_size=8)}
+
+    def tuned(seed: int) -> tuple[str, float, list[float]]:
+        best = tune(
+            trainers,
+            Task(model=Drawing),
+            DATA,
+            score=PublicRows(rows(11, 40)),
+            trials=RandomTrials(mean=2.0),
+            seed=seed,
+        )
+        made: nn.Module = best.result.predictor.module  # type: ignore[attr-defined]
+        weights = torch.cat([p.detach().reshape(-1) for p in made.parameters()])
+        return best.label, best.score, weights.tolist()
+
+    alone = [tuned(seed) for seed in range(THREADS)]
+    assert together(tuned) == alone
 
 
 def test_fits_within_fits_do_not_wait_for_each_other() -> None:

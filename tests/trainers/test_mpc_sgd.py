@@ -160,3 +160,25 @@ def test_is_a_frozen_value_that_draws_no_noise() -> None:
     assert readers[:3] == list(trainer.computing_names)
     observers = {plan.observer.name for plan in trainer.plan(by_rows(), RUNTIMES)}
     assert {"public", "participant"} <= observers
+
+
+def apart_by(gap: float) -> nn.Module:
+    layer = nn.Linear(1, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0], [gap / 100]]))
+        layer.bias.zero_()
+    return layer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", [-4000.0, -174.0, 174.0, 4000.0])
+def test_logits_far_apart_train_as_in_plaintext(gap: float) -> None:
+    inputs, labels = torch.full((20, 1), 100.0), torch.zeros(20, dtype=torch.long)
+    inputs[0] = inputs[-1] = 0
+    labels[0] = labels[-1] = 1
+    rows = Rows(inputs, labels)
+    data = FederatedData(train={"a": rows}, test=rows)
+    task, trainer = Task(model=partial(apart_by, gap)), MPCSGD(epochs=1, batch_size=None)
+    result = fit(trainer, task, data, runtimes=RUNTIMES)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    assert float((trained - plain_weights(trainer, task, rows, 0)).abs().max()) < 0.002

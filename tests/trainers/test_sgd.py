@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import BudgetExceededError
+from privtrain.core.errors import BudgetExceededError, DataError
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.seeding import Seeds
@@ -18,7 +18,7 @@ from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.sgd import SGD
-from tests.trainers.federations import STAR, TASK, a_federation, module, vector
+from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
 
 def plain_loop(task: Task, rows: Rows, steps: int, learning_rate: float) -> Tensor:
@@ -123,3 +123,13 @@ def test_columns_are_pooled_side_by_side() -> None:
 def test_settings_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SGD(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_that_diverged_names_the_widest_column() -> None:
+    rows = some_rows(3, 20)
+    wide = Rows(
+        rows.inputs * torch.tensor([1.0, 1.0, 1e160, 1.0, 1.0], dtype=torch.float64), rows.labels
+    )
+    data = FederatedData(train={"a": wide}, test=wide)
+    with pytest.raises(DataError, match=r"diverged.*Column 2 .*e\+160.*scale=.*learning rate"):
+        fit(SGD(epochs=5, learning_rate=1.0), TASK, data)
