@@ -42,7 +42,7 @@ class Own:
         if not isinstance(self.outcome, Mapping):
             return cast("Leakage", self.outcome)
         metrics = dict(self.outcome)
-        intervals = {name: (0.25, 0.75) for name in metrics}
+        intervals = dict.fromkeys(metrics, (0.25, 0.75))
         return Leakage(attack=self.name, observer="public", metrics=metrics, intervals=intervals)
 
 
