@@ -270,8 +270,12 @@ def _watcher(data: FederatedData, history: History) -> Any:
             return
         # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
         # nothing may be stopped or chosen by it.
-        correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
-        history.record(done, validation_accuracy=float(correct.double().mean()))
+        try:
+            correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
+            history.record(done, validation_accuracy=float(correct.double().mean()))
+        # Outputs of another kind have no accuracy; a curve is no reason to lose what was paid for.
+        except (RuntimeError, IndexError, AttributeError):
+            return
 
     return watch
 

@@ -348,20 +348,15 @@ def test_help_is_worth_reading() -> None:
 
 
 MINE = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from privtrain.core.observers import PUBLIC
-
-
-def make():
-    return torch.nn.Linear(30, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mine:
-    name: str = "mine"
-    observer: object = PUBLIC
+    name: str = field(default="mine", init=False)
+    observer: object = field(default=PUBLIC, init=False)
 
     def run(self, target, *, seed):
         raise ValueError("no view of it")
@@ -379,7 +374,7 @@ def test_an_attack_that_fails_costs_no_table_or_is_raised(
     assert "mine (public) failed" in out and "ValueError: no view of it" in out and "%" in out
     assert "in run" in (tmp_path / "kept" / "report.html").read_text()
     assert main([*words, "--out", "raised", "--errors", "raise"]) == FAILED
-    assert "line 19, in run" in capsys.readouterr().err
+    assert "in run" in capsys.readouterr().err
 
 
 def test_files_with_codes_and_gaps_are_refused_or_right(
