@@ -185,6 +185,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _copied(module: nn.Module) -> nn.Module:
+    check_values(module, module)
     # `deepcopy` keeps tied weights and views tied, and calls the constructor of nothing. What it
     # does not copy, such as a list in the closure of a hook, is found by `check_alike` or when
     # it has changed: a copy by pickling would not copy a module's globals either.

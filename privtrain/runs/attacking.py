@@ -82,7 +82,8 @@ def _checked(leakage: Any, attack: Attack) -> Leakage:
     """What an attack returned, with plain numbers."""
     if not isinstance(leakage, Leakage):
         raise TypeError(f"Expected {attack.name!r} to return a Leakage, not {leakage!r}.")
-    metrics, wrong = {}, []
+    metrics: dict[str, float | None] = {}
+    wrong: list[str] = []
     for name, value in leakage.metrics.items():
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if (plain is not None and not isinstance(plain, Real)) or plain != plain:

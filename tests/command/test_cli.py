@@ -345,3 +345,48 @@ def test_help_is_worth_reading() -> None:
     for command in ("compare", "fit", "report", "party"):
         assert command in shown.stdout
     assert "Example: privtrain compare" in run("compare", "--help").stdout
+
+
+MINE = """
+from dataclasses import dataclass, field
+
+from privtrain.core.observers import PUBLIC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine:
+    name: str = field(default="mine", init=False)
+    observer: object = field(default=PUBLIC, init=False)
+
+    def run(self, target, *, seed):
+        raise ValueError("no view of it")
+"""
+
+
+def test_an_attack_that_fails_costs_no_table_or_is_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--attacks", "loss_threshold", "mine.py:Mine"]
+    assert main([*words, "--out", "kept"]) == FAILED
+    out = " ".join(capsys.readouterr().out.split())
+    assert "mine (public) failed" in out and "ValueError: no view of it" in out and "%" in out
+    assert "in run" in (tmp_path / "kept" / "report.html").read_text()
+    assert main([*words, "--out", "raised", "--errors", "raise"]) == FAILED
+    assert "in run" in capsys.readouterr().err
+
+
+def test_files_with_codes_and_gaps_are_refused_or_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{n % 7},{900000000000207008 + n % 2}" for n in range(60)]
+    words = ["fit", "--trainer", "sgd", "--data", "t.csv", "--parties", "2"]
+    Path("t.csv").write_text("\n".join(["a,y", *rows]))
+    assert main([*words, "--out", "codes"]) == 0
+    assert "900000000000207009 is 1" in capsys.readouterr().out
+    Path("t.csv").write_text("\n".join(["a,y", *(",".join(row.split(",")[::-1]) for row in rows)]))
+    assert main([*words, "--out", "features"]) == MISUSED
+    assert "900000000000207008 and 900000000000207009 become one" in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()

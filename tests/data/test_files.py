@@ -1,6 +1,7 @@
 """Files of known data sets: found where they may lie, and refused when they are damaged."""
 
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from privtrain.core.errors import DataError
 from privtrain.data import adult, mnist
-from privtrain.data.files import ADULT, MNIST, VARIABLE, locate, read_adult, read_idx
+from privtrain.data.files import ADULT, MNIST, VARIABLE, locate, parse, read_adult, read_idx
 
 
 def idx(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
@@ -167,3 +168,8 @@ def test_empty_adult(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no records"):
         adult(tmp_path)
     assert ADULT.files == ("adult.data", "adult.test")
+
+
+def test_a_number_is_written_without_underscores() -> None:
+    assert [parse("10"), parse("1e1")] == [10.0, 10.0]
+    assert math.isnan(parse("1_0"))

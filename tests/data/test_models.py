@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from privtrain.data import CNN, MLP, LogisticRegression
-from privtrain.data.models import default_model
+from privtrain.data.models import Model, chosen_model, default_model
 
 
 def parameters(factory: Callable[[], nn.Module]) -> int:
@@ -55,3 +55,17 @@ def test_the_default_follows_the_shape() -> None:
     images = default_model((1, 8, 8), 10, torch.float64)
     assert images == MLP((64, 64, 10), torch.float64, flatten=True)
     assert images()(torch.zeros(3, 1, 8, 8, dtype=torch.float64)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)),
+        nn.LazyLinear(2),
+        lambda: nn.Linear(3, 2, device="meta"),
+    ],
+)
+def test_a_model_without_values_is_refused_when_data_are_loaded(model: Model) -> None:
+    with pytest.raises(ValueError, match="Give lazy layers their widths"):
+        chosen_model(model, torch.zeros(5, 3), 2)

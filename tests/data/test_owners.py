@@ -23,3 +23,22 @@ def test_a_row_has_a_name_of_its_own() -> None:
     ):
         with pytest.raises(DataError, match=message):
             to_names(wrong, 3)
+
+
+def test_who_is_not_known_is_nobody() -> None:
+    """One person under two names would be promised the privacy of a part of the rows."""
+    hidden = np.ma.masked_array([1, 2, 3], mask=[False, True, False])
+    both = np.array([7, "7", 8], dtype=object)
+    for wrong, message in (
+        ([None, "a", "b"], "users to hold .*row 0 holds None"),
+        (np.array(["a", float("nan"), "b"], dtype=object), "row 1 holds nan"),
+        (np.array([7, 7.0, 8], dtype=object), r"row 1 holds 7\.0"),
+        (hidden, "row 1 holds masked"),
+        (both, "words or numbers, not both"),
+    ):
+        with pytest.raises(DataError, match=message):
+            to_users(wrong)
+        with pytest.raises(DataError, match=message.replace("users", "row_ids")):
+            to_names(wrong, 3)
+    assert len(to_users(np.array(["a", "b"], dtype=object))) == 2
+    assert len(to_users(np.ma.masked_array([1, 2]))) == 2

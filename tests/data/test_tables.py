@@ -1,6 +1,6 @@
 """CSV files: numbers, words, ranges, and messages that name line and column."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +200,92 @@ def test_a_row_stays_in_its_part_by_its_id_whatever_it_says(tmp_path: Path) -> N
     ]
     by_contents = from_csv(tmp_path / "t.csv", parties=2, drop=["id"])[1].test.inputs[:, 0].tolist()
     assert by_contents != changed
+
+
+def labelled(path: Path, *labels: str, **options: Any) -> FederatedData:
+    rows = [f"{n},{labels[n % len(labels)]}" for n in range(60)]
+    return from_csv(write(path, rows, "a,y"), parties=2, **options)[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "note"),
+    [
+        (("900000000000207008", "900000000000207009", "7"), 3, "7 is 0, 900000000000207008 is 1"),
+        (("-900000000000207008", "-900000000000207009"), 2, "-900000000000207009 is 0"),
+        (("900000000000207008.0", "900000000000207009.0"), 2, "900000000000207009 is 1"),
+        (("1" + 39 * "0", "1" + 38 * "0" + "1"), 2, "is 1"),
+        (("1e20", "100000000000000000001"), 2, "100000000000000000000 is 0"),
+        (("007", "008"), 2, "007 is 0, 008 is 1"),
+        (("1", "1.0", "+1", "2"), 2, "1 is 0, 2 is 1"),
+        ((" a", "a", "b"), 2, "a is 0, b is 1"),
+        (("0x10", "0x11"), 2, "0x10 is 0"),
+        (('"a,b"', '"a"'), 2, "a is 0, a,b is 1"),
+    ],
+)
+def test_labels_keep_all_of_their_digits(
+    tmp_path: Path, labels: tuple[str, ...], classes: int, note: str
+) -> None:
+    data = labelled(tmp_path / "t.csv", *labels)
+    assert sorted(set(data.pooled().labels.tolist())) == list(range(classes))
+    assert note in data.notes[0]
+    if note.startswith("900"):
+        listed = labelled(tmp_path / "t.csv", *labels, classes=labels)
+        assert len(set(listed.pooled().labels.tolist())) == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("7", "007"), "line 3, column 'y'.*'7' stands there, too.*not '007'"),
+        (("0", "00", "1"), "line 3, column 'y'.*not '00'"),
+        (("1_0", "1"), "line 2, column 'y'.*not '1_0'"),
+        (("inf", "1"), "not 'inf'"),
+        (("1e999999", "1"), "not '1e999999'"),
+        (("12345678901234567890123456789.5", "1"), "whole number"),
+        (("NA", "a"), "not 'NA'"),
+        (("1", "a"), "not 'a'"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path: Path, labels: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        labelled(tmp_path / "t.csv", *labels)
+
+
+def numbered(path: Path, value: Callable[[int], str], head: str = "a,y", **options: Any) -> Any:
+    rows = [f"{value(n)},{n % 2}" for n in range(60)]
+    return everything(from_csv(write(path, rows, head), parties=2, **options)[1])
+
+
+def test_long_numbers_of_which_two_would_become_one(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+
+    def code(n: int) -> str:
+        return str(900_000_000_000_207_008 + n)
+
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(DataError, match=rf"'a'.*{dtype}.*drop=\['a'\]"):
+            numbered(path, code, dtype=dtype)
+    with pytest.raises(DataError, match="1000000000 and 1000000001 become one"):
+        numbered(path, lambda n: "1e9" if n % 2 else "1000000001")
+    with pytest.raises(DataError, match=r"finite number.*not '1_0'"):
+        numbered(path, lambda n: "1_0" if n % 2 else "1")
+    # Ways out, and quantities.
+    assert len(numbered(path, lambda n: str(2**24 + n), dtype=torch.float64).unique()) == 60
+    assert numbered(path, lambda n: str(2**24 + n), ranges={"a": (0, 2**25)}).shape == (60, 1)
+    assert numbered(path, lambda n: f"{1e9 + n}5").shape == (60, 1)
+    both = {"a": (code(0), code(1))}
+    assert numbered(path, lambda n: code(n % 2), categories=both).sum(dim=0).tolist() == [30, 30]
+    for options in ({"drop": ["id"]}, {"row_id": "id"}):
+        assert numbered(path, lambda n: f"{n},{code(n)}", "a,id,y", **options).shape == (60, 1)
+
+
+def test_rows_that_would_vanish_or_have_no_owner(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"{n},{n % 2}" for n in range(20)]
+    with pytest.raises(DataError, match="unexpected end of data"):
+        from_csv(write(path, [*rows, '5,"1', *rows], "a,y"))
+    with pytest.raises(DataError, match="column 'id': expected the name of a user, not ''"):
+        numbered(path, lambda n: f"{n},{n or ''}", "a,id,y", user="id")
+    with pytest.raises(DataError, match=r"without a name.*drop=\[''\]"):
+        numbered(path, lambda n: f"{n},{n}", ",b,y")
+    assert numbered(path, lambda n: f"{n},{n}", ",b,y", drop=[""]).shape == (60, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
-from privtrain.core.result import Comparison
+from privtrain.core.result import Comparison, Failure
 from privtrain.report import files
 from tests.report import examples
 
@@ -179,3 +179,41 @@ def test_a_row_with_unknown_columns_is_explained(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(json.dumps(plain))
     with pytest.raises(DataError, match="new"):
         files.load(tmp_path)
+
+
+def test_a_rendering_that_cannot_be_made_or_written_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(comparison: Comparison) -> str:
+        raise KeyError("cell")
+
+    monkeypatch.setattr(files, "RENDERINGS", {**files.RENDERINGS, "table.csv": broken})
+    with pytest.raises(PrivtrainError, match=r"Could not make table\.csv: KeyError: 'cell'"):
+        files.save(examples.hostile(), tmp_path / "made")
+    assert names(tmp_path / "made") == FILES - {"table.csv"}
+    (tmp_path / "run" / "table.tex").mkdir(parents=True)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="Cannot write"):
+        files.save(examples.hostile(), tmp_path / "run")
+    assert names(tmp_path / "run") == FILES
+
+
+def test_failures_come_back(tmp_path: Path) -> None:
+    failure = Failure(error="KeyError: 'x'", traceback="in f")
+    leakage = replace(examples.leakage(0.5), failure=failure, metrics={}, intervals={})
+    row = replace(
+        examples.sgd(0),
+        accuracy=None,
+        accuracy_interval=None,
+        accuracy_failure=failure,
+        leakage=(leakage,),
+        traceback="in g",
+    )
+    files.save(Comparison(rows=(row,), card={}), tmp_path)
+    assert files.load(tmp_path).rows == (row,)
+    plain = json.loads((tmp_path / "comparison.json").read_text())
+    # What earlier versions wrote knows of no failures.
+    for name in ("traceback", "accuracy_failure"):
+        del plain["rows"][0][name]
+    del plain["rows"][0]["leakage"][0]["failure"]
+    assert files.read_comparison(plain).rows[0].failures == ()

@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from privtrain.core.result import Comparison, Row
+from privtrain.core.result import Comparison, Failure, Row
+from privtrain.report import figures
 from privtrain.report.html import comparison_fragment, comparison_html
 from tests.report import examples
 
@@ -143,3 +145,25 @@ def test_the_fragment_is_one_element_without_pictures() -> None:
 
 def test_a_delta_is_not_cut_at_its_hyphen(text: str) -> None:
     assert '<span class="v">1e-5</span>' in text
+
+
+def test_a_picture_that_cannot_be_drawn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(comparison: Comparison) -> str:
+        raise ValueError("no <axis>")
+
+    monkeypatch.setattr(figures, "cost_bars", broken)
+    page = comparison_html(examples.realistic())
+    assert "This picture could not be drawn: ValueError: no &lt;axis&gt;" in page
+    assert '<h2 id="attacks">' in page and page.count("<svg") >= 3
+    parsed(page)
+
+
+def test_failed_parts_close_their_tags() -> None:
+    failure = Failure(error="KeyError: 'x'", traceback="in f")
+    failed = replace(examples.leakage(0.5), failure=failure, metrics={}, intervals={})
+    partly = replace(examples.leakage(0.5), attack="other", failure=failure)
+    for leakages in ((failed,), (failed, partly), (partly,)):
+        row = replace(examples.sgd(0), leakage=leakages, accuracy=None, accuracy_failure=failure)
+        page = comparison_html(Comparison(rows=(row,), card={}))
+        assert parsed(page).text.count("KeyError: 'x'") >= 3
+        assert "No attack was run" not in page

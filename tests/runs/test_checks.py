@@ -3,17 +3,21 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from privtrain.core.errors import (
     DataError,
     UnsoundReleaseError,
 )
 from privtrain.core.observers import AGGREGATOR, PUBLIC, Observer, coalition
+from privtrain.core.parameters import initial_model
 from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import Seeds
 from privtrain.core.statement import REPLACE_ONE, Budget, InputPrivacy, Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
@@ -24,7 +28,7 @@ from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.checks import check_data, check_plans
+from privtrain.runs.checks import check_data, check_fits, check_plans
 from privtrain.runs.fitting import fit
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
@@ -35,6 +39,7 @@ from privtrain.trainers.sgd import SGD
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 DATA = a_federation(12, 9, 15, public_rows=36)
+STREAM = Seeds(0)["initialisation", 0, ""]
 NOISY = Release(Gaussian(1.0, 1.0))
 
 
@@ -191,3 +196,72 @@ def test_names_of_a_million_parties_are_looked_at_without_their_rows() -> None:
     train["dealer"] = some_rows(2)
     with pytest.raises(DataError, match="party 'dealer'"):
         check_data(data)
+
+
+def rows_with(inputs: torch.Tensor | None = None, targets: torch.Tensor | None = None) -> Rows:
+    like = some_rows(2)
+    return Rows(
+        like.inputs if inputs is None else inputs, like.labels if targets is None else targets
+    )
+
+
+X, Y = some_rows(2).inputs, some_rows(2).labels
+OWN = replace(TASK, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"))
+ODD_INPUTS: list[tuple[torch.Tensor, str]] = [
+    (X.to_sparse(), "to_dense"),
+    (X + 0j, "complex"),
+    (torch.zeros(X.shape, device="meta"), "without values"),
+    (torch.zeros(X.shape).to(torch.uint16), r"\.long\(\)"),
+    (X.clone().requires_grad_(), r"\.detach\(\)"),
+    (X.float(), "Expected the model to take .* type torch.float32.*Convert"),
+    (X.bfloat16(), "Expected the model to take .* type torch.bfloat16"),
+    (X.long(), "Expected the model to take .* type torch.int64"),
+    (X[:, :2], "Expected the model to take .* shape"),
+]
+ODD_TARGETS = [
+    Y * 5 + 5, -1 - Y, Y.int(), Y.short(), Y.bool(), Y.double(), Y.to(torch.uint64),
+    nn.functional.one_hot(Y),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["train", "test", "validation"])
+def test_rows_that_cannot_be_trained_on_cost_nothing(part: str) -> None:
+    """Of rows made by hand, in every part, and under losses of every kind."""
+    good = replace(data_of(a=some_rows(2)), digest="ab" * 32)
+    study = StudyLedger(good, delta=1e-3)
+    odd = [(rows_with(inputs), TASK, message) for inputs, message in ODD_INPUTS]
+    odd += [(rows_with(None, y), task, "targets") for y in ODD_TARGETS for task in (TASK, OWN)]
+    for rows, task, message in odd:
+        given: Any = {part: {"a": rows} if part == "train" else rows}
+        for trainer in (SGD(epochs=1), DPSGD(epochs=1)):
+            with pytest.raises(DataError, match=message) as refused:
+                fit(trainer, task, replace(good, **given), delta=1e-3, study_ledger=study)
+            assert part in str(refused.value)
+    assert study.charges == ()
+
+
+def test_labels_beyond_the_outputs_are_named_with_their_row() -> None:
+    labels = Y.clone()
+    labels[4] = 7
+    for trainer in (SGD(epochs=1), FedAvg(rounds=1), DPSGD(epochs=1), PATE(queries=2)):
+        public = Rows(X)
+        with pytest.raises(DataError, match=r"0\.\.2, as the model has 3 .*row 4 holds 7.*Unprot"):
+            fit(trainer, TASK, replace(data_of(a=rows_with(None, labels)), public=public))
+    assert fit(SGD(epochs=1), TASK, data_of(a=rows_with(None, Y.byte()))).halted is None
+
+
+def test_public_rows_are_looked_at_as_well() -> None:
+    with pytest.raises(DataError, match=r"data\.public to be finite"):
+        fit(SGD(epochs=1), TASK, replace(data_of(a=some_rows(2)), public=Rows(X * math.nan)))
+
+
+def test_an_own_loss_may_take_what_it_likes() -> None:
+    """Regression, probabilities, and a loss that fails in its own way are the user's business."""
+    probabilities = nn.functional.one_hot(Y, 3).double()
+    rows = rows_with(None, probabilities)
+    fit(SGD(epochs=1), TASK, FederatedData(train={"a": rows}, test=rows))
+
+    def failing(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise KeyError("mine")
+
+    check_fits(replace(TASK, loss=failing), data_of(a=some_rows(2)), initial_model(TASK, STREAM))

@@ -22,7 +22,7 @@ from privtrain.core.result import TrainResult
 from privtrain.core.runtime import PartyRun, Runtimes, Setting
 from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.statement import Budget
-from privtrain.core.task import Rows, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
@@ -372,3 +372,15 @@ def test_peak_memory_is_that_of_the_largest_process_workers_included() -> None:
             assert 10**7 < result.cost.peak_memory_bytes < 10**13
         else:
             assert result.cost.peak_memory_bytes == largest
+
+
+def test_outputs_that_have_no_accuracy_cost_the_curve_and_not_the_run() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)).double()
+
+    rows = Rows(torch.randn(12, 5, dtype=torch.float64), torch.rand(12, dtype=torch.float64))
+    task = Task(model=model, loss=lambda o, t: (o - t) ** 2)
+    data = FederatedData(train={"a": rows}, test=rows, validation=rows)
+    result = fit(SGD(epochs=1), task, data)
+    assert "validation_accuracy" not in result.history.unprotected
+    assert "training_loss" in result.history.unprotected

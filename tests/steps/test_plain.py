@@ -1,16 +1,23 @@
 """Plain steps against loops written out."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.errors import DataError
 from privtrain.core.runtime import PartyRun
 from privtrain.core.seeding import SeededEntropy, Seeds
-from privtrain.core.task import Rows, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.data.models import MLP
-from privtrain.steps.plain import PlainSteps
+from privtrain.ledgers.study import StudyLedger
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.runs.fitting import fit
+from privtrain.steps.plain import PlainSteps, check_not_alone
+from privtrain.trainers.fedavg import FedAvg
 
 TASK = Task(model=MLP((5, 4, 3), torch.float64))
 
@@ -116,3 +123,33 @@ def test_frozen_parameters_stay() -> None:
 def test_settings_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PlainSteps(**wrong)  # type: ignore[arg-type]
+
+
+NORMALISING = Task(
+    model=lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+)
+
+
+def test_a_last_row_before_a_layer_that_normalises_is_trained_on() -> None:
+    PlainSteps(batch_size=5)(NORMALISING.model(), NORMALISING, a_party(some_rows(11)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "message"),
+    [
+        (1, PlainSteps(), "Expected a, which holds a single row,.*Unprotected"),
+        (9, PlainSteps(batch_size=1), r"Expected batch_size=1 to give .*nn\.GroupNorm"),
+    ],
+)
+def test_a_row_alone_is_refused_beforehand(rows: int, steps: PlainSteps, message: str) -> None:
+    data = FederatedData(train={"a": some_rows(rows), "b": some_rows(8)}, test=some_rows(9))
+    study = StudyLedger(replace(data, digest="ab" * 32), delta=1e-3)
+    trainer = FedAvg(rounds=1, local=steps, release=Release(Gaussian(1.0, 9.0)))
+    with pytest.raises(DataError, match=message):
+        fit(trainer, NORMALISING, study.data, study_ledger=study, delta=1e-3)
+    assert study.charges == ()
+    with pytest.raises(DataError, match=message):
+        steps(NORMALISING.model(), NORMALISING, a_party(some_rows(rows)))  # type: ignore[operator]
+    # Other layers do not mind, nor one that is not trained.
+    steps(a_model(), TASK, a_party(some_rows(rows)))
+    check_not_alone(NORMALISING.model().eval(), 1, 1, "a")  # type: ignore[operator]

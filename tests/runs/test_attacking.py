@@ -1,0 +1,208 @@
+"""A part that fails leaves the others standing, and its cell says why."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import privtrain as pt
+from privtrain.attacks.attack import Attack
+from privtrain.core.observers import PUBLIC, Observer
+from privtrain.core.result import Comparison, Leakage, Row, Target
+from privtrain.report.files import RENDERINGS, load
+from privtrain.runs.comparing import compare
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(80, 4))
+TASK, DATA = pt.data.from_arrays(X, (X[:, 0] > 0).astype(int), parties=2, classes=2)
+HERE = pt.Runtimes(star=pt.InProcess())
+FAST = {"pooled": pt.SGD(epochs=1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """An attack of a user's own: it returns these metrics, or raises, or returns what it is."""
+
+    outcome: Any
+    name: str = "own"
+    observer: Observer = PUBLIC
+
+    def run(self, target: Target, *, seed: int) -> Leakage:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        if not isinstance(self.outcome, Mapping):
+            return cast("Leakage", self.outcome)
+        metrics = dict(self.outcome)
+        intervals = dict.fromkeys(metrics, (0.25, 0.75))
+        return Leakage(attack=self.name, observer="public", metrics=metrics, intervals=intervals)
+
+
+def row_of(*attacks: Attack, task: pt.Task = TASK, **options: Any) -> Row:
+    (row,) = compare(FAST, task, DATA, attacks=attacks, runtimes=HERE, **options).rows
+    return row
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "traced"),
+    [
+        (RuntimeError("no shadow model"), "RuntimeError: no shadow model", True),
+        (pt.UnsupportedError("no messages"), "UnsupportedError: no messages", False),
+        (None, "TypeError: Expected 'own' to return a Leakage, not None", True),
+        ({"auc": math.nan}, "numbers.*auc=nan", False),
+        ({"auc": torch.tensor(math.nan)}, "auc=nan", False),
+        ({"auc": "high"}, "auc='high'", False),
+        ({"auc": 1j}, "auc=1j", False),
+    ],
+)
+def test_an_attack_that_fails_leaves_the_row_standing(
+    outcome: object, error: str, traced: bool
+) -> None:
+    row = row_of(Own(outcome=outcome), pt.LossThreshold())
+    assert row.error is None and row.accuracy is not None and row.statement is not None
+    own, other = row.leakage
+    assert (own.attack, own.metrics, own.intervals) == ("own", {}, {})
+    assert own.failure is not None and pytest.approx(0.5, abs=0.5) == other.metrics["auc"]
+    with pytest.raises(ValueError, match=error):
+        raise ValueError(own.failure.error)
+    assert (own.failure.traceback is not None) is traced
+
+
+def test_the_other_figures_of_an_attack_stand() -> None:
+    (own,) = row_of(
+        Own(outcome={"auc": np.float32(0.5), "gain": math.nan, "p": None, "b": math.inf})
+    ).leakage
+    assert own.metrics == {"auc": 0.5, "p": None, "b": math.inf} and own.failure is not None
+    assert type(own.metrics["auc"]) is float and set(own.intervals) == {"auc", "p", "b"}
+
+
+def broken(outputs: Tensor, targets: Tensor) -> float:
+    raise ZeroDivisionError("in the metric")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error"),
+    [
+        ({"accuracy": broken}, "ZeroDivisionError: in the metric"),
+        ({"accuracy": lambda o, t: math.nan}, "0..1, not nan"),
+        ({"accuracy": lambda o, t: 93.0}, "0..1, not 93"),
+        ({"loss": lambda o, t: 0.1}, "to hold 'accuracy'; there is loss"),
+    ],
+)
+def test_a_metric_that_fails_leaves_the_row_standing(metrics: Any, error: str) -> None:
+    row = row_of(pt.LossThreshold(), task=replace(TASK, metrics=metrics))
+    assert (row.error, row.accuracy, row.accuracy_interval) == (None, None, None)
+    assert row.statement is not None and row.leakage[0].metrics["auc"] is not None
+    assert row.accuracy_failure is not None and error in row.accuracy_failure.error
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        row_of(task=replace(TASK, metrics=metrics), errors="raise")
+
+
+def everything(comparison: Comparison) -> dict[str, str]:
+    return {"text": str(comparison)} | {
+        name: render(comparison) for name, render in RENDERINGS.items()
+    }
+
+
+def test_every_rendering_says_what_failed_and_why(tmp_path: Path) -> None:
+    attacks = [Own(outcome=KeyError("no <view>")), pt.LossThreshold()]
+    made = compare(
+        FAST, replace(TASK, metrics={"accuracy": broken}), DATA, attacks=attacks, runtimes=HERE
+    )
+    texts = everything(made)
+    for name, text in texts.items():
+        assert "in the metric" in text and "KeyError" in text, name
+    assert texts["text"].count("failed") >= 3 and "Failed (unprotected)" in texts["text"]
+    (line,) = csv.DictReader(io.StringIO(texts["table.csv"]))
+    assert line["accuracy_error"] == "ZeroDivisionError: in the metric"
+    assert "KeyError" in line["unprotected_leakage_error[own/public]"]
+    assert "& failed &" in texts["table.tex"] and "Failed (unprotected)" in texts["table.tex"]
+    page = texts["report.html"]
+    assert "no &lt;view&gt;" in page and "no <view>" not in page
+    assert "Where an error came from (unprotected)" in page and "in broken" in page
+    pt.save(made, tmp_path)
+    plain = json.loads((tmp_path / "comparison.json").read_text())
+    assert "in broken" in plain["rows"][0]["accuracy_failure"]["traceback"]
+    assert {"traceback", "accuracy_failure"} <= set(plain["unprotected"])
+    assert load(tmp_path).rows == made.rows
+
+
+def test_an_attack_that_fails_on_one_seed_is_flagged() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Sometimes(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            if seed == 0:
+                raise RuntimeError("seed 0")
+            return super().run(target, seed=seed)
+
+    attacks = [Sometimes(outcome={"auc": 0.75})]
+    made = compare(FAST, TASK, DATA, attacks=attacks, seeds=(0, 1), runtimes=HERE)
+    text = str(made)
+    assert "own (public) failed in 1 of 2" in " ".join(text.split()) and "0.750" in text
+    assert "pooled, seed 0: own (public): RuntimeError: seed 0" in text
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """Makes a model whose forward pass holds a mistake."""
+
+    def __call__(self) -> nn.Module:
+        class Mistaken(nn.Linear):
+            def forward(self, input: Tensor) -> Tensor:
+                return undefined_name  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+        return Mistaken(4, 2)
+
+
+def test_an_own_error_keeps_its_traceback(tmp_path: Path) -> None:
+    task = pt.Task(model=Undefined())
+    made = compare(FAST, task, DATA, runtimes=HERE, folder=tmp_path)
+    (row,) = made.rows
+    assert row.error is not None and "undefined_name" in row.error
+    assert row.traceback is not None and "in forward" in row.traceback
+    (kept,) = tmp_path.glob("*/row.json")
+    assert "in forward" in kept.read_text()
+    texts = everything(made)
+    assert "in forward" in texts["report.html"] and "in forward" not in texts["text"]
+    with pytest.raises(NameError, match="undefined_name"):
+        compare(FAST, task, DATA, runtimes=HERE, errors="raise")
+
+
+def test_what_is_refused_on_purpose_needs_no_traceback() -> None:
+    task = pt.Task(model=lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    (row,) = compare({"dp": pt.DPSGD(epochs=1)}, task, DATA, runtimes=HERE).rows
+    assert row.error is not None and row.traceback is None
+
+
+def test_errors_are_kept_or_raised_and_nothing_else() -> None:
+    for word in ("ignore", "RAISE", True, None):
+        with pytest.raises(ValueError, match=f"errors={word!r} to be one of keep, raise"):
+            compare(FAST, TASK, DATA, runtimes=HERE, errors=word)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no view"):
+        row_of(Own(outcome=RuntimeError("no view")), errors="raise")
+
+
+def test_a_row_whose_attack_failed_is_not_trained_again(tmp_path: Path) -> None:
+    attacks = [Own(outcome=RuntimeError("no view"))]
+    first = compare(FAST, TASK, DATA, attacks=attacks, runtimes=HERE, folder=tmp_path)
+    again = compare(FAST, TASK, DATA, attacks=attacks, runtimes=HERE, folder=tmp_path)
+    assert first.rows == again.rows
+
+
+def test_an_attack_that_changes_the_model_does_not_change_the_accuracy() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Vandal(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            for parameter in target.predictor.module.parameters():  # type: ignore[union-attr]
+                parameter.data.zero_()
+            raise RuntimeError("gone")
+
+    assert row_of(Vandal(outcome=None)).accuracy == row_of().accuracy
