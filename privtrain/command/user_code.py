@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.identity import LIBRARIES
 
 _GIVEN = "__privtrain_file__"
 """Attribute of a module that was imported from a file: the file's path, as the user gave it."""
@@ -90,7 +91,8 @@ def _name_of(place: str) -> str:
     stem = Path(place).stem
     try:
         spec = None if stem in sys.modules else importlib.util.find_spec(stem)
-        taken = stem in sys.modules or (spec is not None and spec.origin != place)
+        taken = stem in sys.modules or stem in LIBRARIES
+        taken = taken or (spec is not None and spec.origin != place)
     except ValueError:  # a name with a dot, and what else is no name of a module
         taken = True
     # By its place: the same in every process that runs it from there.

@@ -176,7 +176,8 @@ def _planned(
 
 def _rows(planned: Sequence[Cell], conditions: Conditions, home: Path | None) -> list[Row]:
     # Before the first row: what a trainer holds may change while it works.
-    places = [None if home is None else cell.place(home) for cell in planned]
+    which = conditions.identity if home is not None else None
+    places = [which and home and cell.place(home, which) for cell in planned]
     taken = [place for place in places if place is not None]
     rows = []
     for number, (cell, place) in enumerate(zip(planned, places, strict=True), start=1):

@@ -26,7 +26,7 @@ from privtrain.report.progress import progress_bar
 from privtrain.runs.auditing import audit
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.card import parties_are_public, rows_are_public
-from privtrain.runs.checkpoint import keyed_identity
+from privtrain.runs.checkpoint import Identity
 from privtrain.runs.fitting import fit_trial as fit
 from privtrain.runs.marks import (
     COMPARISON,
@@ -34,8 +34,8 @@ from privtrain.runs.marks import (
     checked_mark,
     differences,
     environment_of,
-    keyed_mark,
-    parts_of,
+    identity_of,
+    new_mark,
     write_mark,
 )
 
@@ -56,14 +56,15 @@ class Cell:
     seed: int
     epsilon: float | None
 
-    def place(self, home: Path) -> Path:
+    def place(self, home: Path, identity: Identity) -> Path:
         """The row's folder in a comparison's: no other cell has it, in any process.
 
         Args:
-            home: The comparison's folder, under whose key the trainer is identified.
+            home: The comparison's folder.
+            identity: What identifies the comparison.
         """
         parts = (self.label, self.trainer.token, self.trainer, self.seed, self.epsilon)
-        return home / f"{self._text}{keyed_identity(value_digest(parts).hex(), home)[:16]}"
+        return home / f"{self._text}{identity.written(value_digest(parts).hex(), home)[:16]}"
 
     def others(self, home: Path) -> list[Path]:
         """Folders of rows of this label, seed and epsilon, whose trainer may be another one."""
@@ -93,7 +94,7 @@ class Conditions:
     study_ledger: StudyLedger | None = None
 
     @cached_property
-    def parts(self) -> dict[str, str]:
+    def identity(self) -> Identity:
         """What identifies the comparison; more trainers, seeds and epsilons may be added to it."""
         try:
             # A factory may load weights from a file.
@@ -101,7 +102,7 @@ class Conditions:
         except Exception as error:  # each row says what is wrong with the model
             start = type(error).__name__
         further = {"attacks": self.attacks, "delta": self.delta, "initial model": start}
-        return parts_of(self.task, self.data, self.entropy, **further)
+        return identity_of(self.task, self.data, self.entropy, **further)
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -138,7 +139,7 @@ def check_folder(folder: Path, conditions: Conditions) -> None:
         load(written)
     begun = (*folder.glob("*/row.json"), *folder.glob("*/state.pt"))
     mark = folder / COMPARISON
-    checked_mark(mark, conditions.parts, conditions.environment, begun=begun)
+    checked_mark(mark, conditions.identity, conditions.environment, begun=begun)
     if not mark.exists() and any((folder / name).exists() for name in (RUN, "state.pt")):
         raise DataError(
             f"The folder {folder} holds a fit. Choose another folder for this comparison."
@@ -153,7 +154,7 @@ def claim(folder: Path, conditions: Conditions) -> None:
     """
     check_folder(folder, conditions)
     if not (folder / COMPARISON).exists():
-        mark = keyed_mark(conditions.parts, conditions.environment, folder)
+        mark = new_mark(conditions.identity, conditions.environment, folder)
         write_mark(folder / COMPARISON, mark)
 
 

@@ -10,6 +10,7 @@ import pytest
 import privtrain as pt
 from privtrain.core.result import Predictor
 from privtrain.core.trainer import Run
+from privtrain.runs.checkpoint import Identity
 from privtrain.runs.comparing import compare
 from privtrain.runs.rows import cells
 
@@ -50,7 +51,7 @@ def test_epsilon_applies_only_to_trainers_that_draw_noise(tmp_path: Path) -> Non
         ("DP-SGD", 8.0, 0),
         ("DP-SGD", 8.0, 1),
     ]
-    assert len({c.place(tmp_path) for c in rows}) == len(rows)
+    assert len({c.place(tmp_path, Identity({})) for c in rows}) == len(rows)
 
 
 def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() -> None:
