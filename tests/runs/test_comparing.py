@@ -14,7 +14,7 @@ import pytest
 
 import privtrain as pt
 from privtrain.core.result import Predictor, Target
-from privtrain.core.trainer import Run
+from privtrain.core.trainer import Run, Trainer
 from privtrain.report.files import plain_comparison, read_comparison
 from privtrain.runs.comparing import compare, failed
 from privtrain.runs.marks import identity_of
@@ -238,7 +238,7 @@ def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
 
 def test_without_its_key_a_folder_is_not_taken_up(tmp_path: Path) -> None:
     task, data = own_rows()
-    trainers: dict[str, pt.Trainer] = {"pooled": pt.SGD(epochs=1)}
+    trainers: dict[str, Trainer] = {"pooled": pt.SGD(epochs=1)}
     compare(trainers, task, data, runtimes=HERE, folder=tmp_path)
     (tmp_path / "private" / "digest.key").unlink()
     before = contents(tmp_path)
