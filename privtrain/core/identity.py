@@ -303,8 +303,8 @@ class _Walk:
         if callable(value):
             self._class(type(value))
         try:
-            reduce = copyreg.dispatch_table.get(type(value), lambda whole: whole.__reduce_ex__(2))
-            parts = reduce(value)
+            registered: Any = copyreg.dispatch_table.get(type(value))
+            parts = registered(value) if registered else value.__reduce_ex__(2)
         except Exception:  # whatever a library raises for what it does not pickle
             # Nothing tells what it computes: two runs must not draw the same noise for it.
             text = without_addresses(repr(value)).encode()
@@ -352,7 +352,7 @@ def _function_of(member: Any) -> Any:
     if isinstance(member, property):
         return member.fget
     if isinstance(member, (functools.cached_property, functools.singledispatchmethod)):
-        return member.func  # type: ignore[union-attr]
+        return member.func
     return member
 
 
