@@ -176,8 +176,9 @@ def _planned(
 
 def _rows(planned: Sequence[Cell], conditions: Conditions, home: Path | None) -> list[Row]:
     # Before the first row: what a trainer holds may change while it works.
-    which = conditions.identity if home is not None else None
-    places = [which and home and cell.place(home, which) for cell in planned]
+    places: list[Path | None] = [None] * len(planned)
+    if home is not None:
+        places = [cell.place(home, conditions.identity) for cell in planned]
     taken = [place for place in places if place is not None]
     rows = []
     for number, (cell, place) in enumerate(zip(planned, places, strict=True), start=1):
