@@ -18,6 +18,7 @@ from privtrain.command.arguments import Compare, Fit, Report, RunArgs
 from privtrain.command.names import make_runtimes
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.folders import locked_folder
 from privtrain.core.result import Comparison, Failure
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, made_folder
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
+
+_MADE = ("table.csv", "table.tex", "report.html", "model.pt")
+"""What is written beside the results."""
 
 
 Command = (
@@ -95,16 +99,17 @@ def _folder(run: RunArgs, data: str) -> Path:
 
 
 def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
-    """Makes a folder that can be written. Nothing finished is lost, unless by `force`.
+    """Sees to it that nothing finished is lost, unless by `force`.
 
     A `resume` of None means that the command cannot go on with what is there.
     """
-    made_folder(folder, "out")
+    if resume:
+        _check_written(folder)
     written = ("comparison.json", "rows", "statement.json", "study.toml")
     started = [name for name in written if (folder / name).exists()]
     if started and force and not resume:
-        for name in started:
-            path = folder / name
+        # With all that was made of it: a page or a model of one run must not lie beside another.
+        for path in (folder / name for name in (*written, *_MADE) if (folder / name).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif started and not resume:
         raise DataError(
@@ -112,6 +117,25 @@ def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
             f"{'' if resume is None else 'Go on with it by --resume. '}"
             "Overwrite it by --force, or choose another --out."
         )
+
+
+def _check_written(folder: Path) -> None:
+    """Refuses to go on where version 0.1 or a newer one wrote, or where a file is damaged."""
+    from privtrain.command.study_file import read_study
+    from privtrain.core.schema import SCHEMA, written_by_old
+    from privtrain.report.files import JSON_NAME, load, read_plain
+
+    if (folder / "statement.json").exists():
+        raise DataError(
+            f"The folder {folder} holds a fit, which no comparison goes on with. Choose another "
+            "--out."
+        )
+    if (folder / "study.toml").exists():
+        read_study(folder / "study.toml")
+    if (folder / JSON_NAME).exists():
+        load(folder)
+        if read_plain(folder / JSON_NAME).get("schema") != SCHEMA:
+            raise written_by_old(folder)
 
 
 def _study(args: Compare) -> "Study":
@@ -146,7 +170,7 @@ def compare_command(args: Compare) -> int:
     from privtrain.report.files import plain_comparison, save
     from privtrain.runs.attacking import RAISE
     from privtrain.runs.checks import check_device
-    from privtrain.runs.comparing import compare, failed
+    from privtrain.runs.comparing import check_comparison, compare, failed
 
     check_count(threads=args.run.threads)
     study = _study(args)
@@ -157,42 +181,45 @@ def compare_command(args: Compare) -> int:
     runtimes = make_runtimes(study.runtime)
     task, data = _load(study.data, dict(study.data_options), study.model)
     data = study.planted(data)
-    folder = _folder(args.run, study.data)
-    _claim(folder, force=args.run.force, resume=args.resume)
-    # Here and not below rows/: one key for all that the run writes.
-    make_key(folder)
-    # Before training, so that an interrupted comparison can be resumed from its own folder.
-    write_study(study, folder / "study.toml")
-    try:
-        comparison = compare(
-            trainers,
-            task,
-            data,
-            attacks=attacks,
-            seeds=range(study.seeds),
-            epsilons=study.epsilons,
-            runtimes=runtimes,
-            delta=study.delta,
-            device=study.device,
-            folder=folder / "rows",
-            study=study.to_plain(),
-            errors=args.errors,
-        )
+    folder = made_folder(_folder(args.run, study.data), "out")
+    asked: dict[str, Any] = {
+        "attacks": attacks,
+        "seeds": range(study.seeds),
+        "epsilons": study.epsilons,
+        "runtimes": runtimes,
+        "delta": study.delta,
+        "device": study.device,
+        "folder": folder / "rows",
+    }
+    with locked_folder(folder):
+        _claim(folder, force=args.run.force, resume=args.resume)
+        # What is refused changes nothing: the study there belongs to the rows there.
+        check_comparison(trainers, task, data, **asked)
+        # Here and not below rows/: one key for all that the run writes.
+        make_key(folder)
+        # Before training, so that an interrupted comparison can be resumed from its own folder.
+        write_study(study, folder / "study.toml")
         try:
-            save(comparison, folder, force=True)
-        finally:  # hours of training must not end without a table where a file cannot be written
-            _show(comparison, args.run.json, plain_comparison, folder)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "What was finished is kept. Go on with: privtrain compare "
-            f"{shlex.quote(str(folder / 'study.toml'))} --out {shlex.quote(str(folder))} --resume"
-        ) from None
-    except Exception:
-        # Also of what elsewhere ends in a sentence: whoever asks for the error looks for its place.
-        if args.errors == RAISE:
-            traceback.print_exc()
-            return FAILED
-        raise
+            comparison = compare(
+                trainers, task, data, **asked, study=study.to_plain(), errors=args.errors
+            )
+            try:
+                save(comparison, folder, force=True)
+            finally:  # hours of training must not end without a table
+                _show(comparison, args.run.json, plain_comparison, folder)
+        except KeyboardInterrupt:
+            place = shlex.quote(str(folder))
+            raise KeyboardInterrupt(
+                "What was finished is kept. Go on with: privtrain compare "
+                f"{shlex.quote(str(folder / 'study.toml'))} --out {place} --resume"
+            ) from None
+        except Exception:
+            # Also of what elsewhere ends in a sentence: whoever asks for the error looks for its
+            # place.
+            if args.errors == RAISE:
+                traceback.print_exc()
+                return FAILED
+            raise
     broken = any(row.failures for row in comparison.rows)
     return FAILED if failed(comparison) or broken else 0
 
@@ -236,6 +263,7 @@ def fit_command(args: Fit) -> int:
 
     from privtrain.command.tables import default_tables, make_trainer
     from privtrain.core.parameters import state_of
+    from privtrain.core.schema import SCHEMA
     from privtrain.core.seeding import EntropyKind
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
@@ -251,49 +279,50 @@ def fit_command(args: Fit) -> int:
     trainer = make_trainer(settings.pop("trainer"), settings)
     runtimes = make_runtimes(args.runtime)
     task, data = _load(args.where.data, args.where.options(), args.where.model)
-    folder = _folder(args.run, f"{args.where.data}-{args.trainer}")
-    _claim(folder, force=args.run.force, resume=None)
-    if args.epsilon is not None:
-        trainer = calibrate(
-            trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
-        )
-    with progress_bar(args.trainer) as progress:
-        result = fit(
-            trainer,
-            task,
-            data,
-            runtimes=runtimes,
-            delta=args.delta,
-            seed=args.seed,
-            entropy=EntropyKind(args.entropy),
-            device=args.run.device,
-            progress=progress,
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    # First of all: what follows may fail, and training was paid for. A predictor need not be a
-    # torch module: nearest means, an ensemble.
-    module = getattr(result.predictor, "module", None)
-    if module is not None:
-        torch.save(state_of(module), folder / "model.pt")
-    accuracy, interval, failure = None, None, None
-    try:
-        accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
-    except Exception as error:  # a user's metric may raise anything
-        failure = failure_of(error)
-    document = {
-        "trainer": args.trainer,
-        "accuracy": accuracy,
-        "accuracy_interval": interval,
-        "accuracy_failure": failure,
-        "statement": result.statement,
-        "cost": result.cost,
-        "halted": result.halted,
-        "notes": result.notes,
-        "entropy": args.entropy,
-        "unprotected": {name: UNPROTECTED[name] for name in ("accuracy", "cost.seconds")},
-    }
-    document = {name: to_plain(value) for name, value in document.items()}
-    (folder / "statement.json").write_text(to_json_text(document) + "\n")
+    folder = made_folder(_folder(args.run, f"{args.where.data}-{args.trainer}"), "out")
+    with locked_folder(folder):
+        _claim(folder, force=args.run.force, resume=None)
+        if args.epsilon is not None:
+            trainer = calibrate(
+                trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
+            )
+        with progress_bar(args.trainer) as progress:
+            result = fit(
+                trainer,
+                task,
+                data,
+                runtimes=runtimes,
+                delta=args.delta,
+                seed=args.seed,
+                entropy=EntropyKind(args.entropy),
+                device=args.run.device,
+                progress=progress,
+            )
+        # First of all: what follows may fail, and training was paid for. A predictor need not be a
+        # torch module: nearest means, an ensemble.
+        module = getattr(result.predictor, "module", None)
+        if module is not None:
+            torch.save(state_of(module), folder / "model.pt")
+        accuracy, interval, failure = None, None, None
+        try:
+            accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
+        except Exception as error:  # a user's metric may raise anything
+            failure = failure_of(error)
+        document = {
+            "schema": SCHEMA,
+            "trainer": args.trainer,
+            "accuracy": accuracy,
+            "accuracy_interval": interval,
+            "accuracy_failure": failure,
+            "statement": result.statement,
+            "cost": result.cost,
+            "halted": result.halted,
+            "notes": result.notes,
+            "entropy": args.entropy,
+            "unprotected": {name: UNPROTECTED[name] for name in ("accuracy", "cost.seconds")},
+        }
+        document = {name: to_plain(value) for name, value in document.items()}
+        (folder / "statement.json").write_text(to_json_text(document) + "\n")
     if args.run.json:
         print(to_json_text(document))
     else:
@@ -322,18 +351,21 @@ def report_command(args: Report) -> int:
     from privtrain.report.files import load, plain_comparison, save
     from privtrain.report.publishing import publishable_card
 
-    comparison = load(args.folder)
-    written = str(dict(comparison.card.get("versions", {})).get("privtrain", ""))
-    if written.startswith("0.1"):
-        print(
-            f"privtrain: this comparison was written by version {written}, whose statements are "
-            "false in some settings: see docs/errata.md.",
-            file=sys.stderr,
-        )
-    # What version 0.1 wrote and no version publishes any more.
-    comparison = replace(comparison, card=publishable_card(comparison.card))
-    # Over what is there: it is made of the same rows, by a newer version perhaps.
-    save(comparison, args.folder, force=True)
+    load(args.folder)
+    # Not while a comparison works there: it may save a newer one in between.
+    with locked_folder(made_folder(args.folder)):
+        comparison = load(args.folder)
+        written = str(dict(comparison.card.get("versions", {})).get("privtrain", ""))
+        if written.startswith("0.1"):
+            print(
+                f"privtrain: this comparison was written by version {written}, whose statements "
+                "are false in some settings: see docs/errata.md.",
+                file=sys.stderr,
+            )
+        # What version 0.1 wrote and no version publishes any more.
+        comparison = replace(comparison, card=publishable_card(comparison.card))
+        # Over what is there: it is made of the same rows, by a newer version perhaps.
+        save(comparison, args.folder, force=True)
     _show(comparison, args.json, plain_comparison, args.folder)
     return 0
 

@@ -11,6 +11,7 @@ from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.command.names import ATTACKS, TRAINERS
 from privtrain.command.tables import make_attack, make_trainer, settings_of
 from privtrain.core.errors import DataError
+from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import (
@@ -149,6 +150,7 @@ class Study:
         tokens = [a if isinstance(a, str) else a["attack"] for a in self.attacks]
         attacks = zip(tokens, made, strict=True)
         plain = {
+            "schema": SCHEMA,
             "data": self.data,
             "model": self.model,
             "epsilons": list(self.epsilons),
@@ -170,22 +172,27 @@ def write_study(study: Study, path: Path) -> None:
     import tomli_w
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(tomli_w.dumps(study.to_plain()))
+    # Replaced as a whole: an interruption never leaves half a study beside its rows.
+    fresh = path.with_suffix(".new")
+    fresh.write_text(tomli_w.dumps(study.to_plain()), encoding="utf-8")
+    fresh.replace(path)
 
 
 def read_study(path: Path) -> Study:
     """Reads a study file.
 
     Raises:
-        DataError: If the file is missing or no TOML.
+        DataError: If the file is missing, no TOML, or written by a newer version.
         ValueError: If it has an entry that a study does not have, or a value that is out of range.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read the study file {path}: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"The study file {path} is not valid TOML: {error}.") from error
+    # Whoever writes a study by hand need not know its schema.
+    checked_schema(table.pop("schema", None), path)
     known = [item.name for item in dataclasses.fields(Study)]
     for name in table:
         if name not in known:

@@ -1,6 +1,7 @@
 """What a user names as "my_file.py:make" or "my_package.module:MyTrainer"."""
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.identity import LIBRARIES
 
 _GIVEN = "__privtrain_file__"
 """Attribute of a module that was imported from a file: the file's path, as the user gave it."""
@@ -61,26 +63,40 @@ def _import_file(path: Path, given: str) -> ModuleType:
             f"There is no file {str(path)!r}, which {given} names. Give its path as it is seen "
             "from the folder you are in."
         )
-    loaded = sys.modules.get(path.stem)
+    place = os.path.abspath(path)
     # A second import would make second classes, and a trainer would not equal itself any more.
-    # Both made absolute alike: Python leaves the dots of "../my_file.py" in `__file__`.
-    if loaded and hasattr(loaded, _GIVEN) and _same(str(loaded.__file__), path):
-        return loaded
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    for loaded in list(sys.modules.values()):
+        if _GIVEN in vars(loaded) and os.path.abspath(str(loaded.__file__)) == place:
+            return loaded
+    name = _name_of(place)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise DataError(f"The file {path} cannot be imported.")
     module = importlib.util.module_from_spec(spec)
     # Before it runs: dataclasses look for their own module while they are made.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     setattr(module, _GIVEN, str(path))
     # Other processes cannot import this file by name: its classes travel along.
     cloudpickle.register_pickle_by_value(module)
     return module
 
 
-def _same(one: str | Path, other: str | Path) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)
+def _name_of(place: str) -> str:
+    """A module's name that is nobody else's: a user may call a file torch.py."""
+    stem = Path(place).stem
+    try:
+        spec = None if stem in sys.modules else importlib.util.find_spec(stem)
+        taken = stem in sys.modules or stem in LIBRARIES
+        taken = taken or (spec is not None and spec.origin != place)
+    except ValueError:  # a name with a dot, and what else is no name of a module
+        taken = True
+    # By its place: the same in every process that runs it from there.
+    return f"{stem}_{hashlib.sha256(place.encode()).hexdigest()[:8]}" if taken else stem
 
 
 def reference_of(kind: type[Any]) -> str:

@@ -4,6 +4,7 @@ Two settings that compute the same have the same digest, in every process and af
 file: no module path, no source text, no line number and no place in memory enters.
 """
 
+import copyreg
 import functools
 import hashlib
 import os
@@ -34,7 +35,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 # By name, since nobody but a release changes them: their code differs from version to version of
 # Python, and reads state of the whole process.
-_LIBRARIES = {
+LIBRARIES = {
     *sys.stdlib_module_names,
     *("privtrain", "torch", "numpy", "scipy", "sklearn", "opacus", "flwr", "crypten"),
     *("dp_accounting", "cloudpickle", "pandas", "torchvision", "kymatio", "ray", "tqdm", "rich"),
@@ -242,7 +243,7 @@ class _Walk:
     def _global(self, read: Any, names: frozenset[str]) -> None:
         if isinstance(read, ModuleType):
             # A module of the user's own, such as one of settings, by what the function may name.
-            if read.__name__.partition(".")[0] not in _LIBRARIES and id(read) not in self._path:
+            if read.__name__.partition(".")[0] not in LIBRARIES and id(read) not in self._path:
                 self._path[id(read)] = len(self._path)
                 for name in sorted((names & set(vars(read))) - _PLACES):
                     self._put("named", name.encode())
@@ -302,7 +303,8 @@ class _Walk:
         if callable(value):
             self._class(type(value))
         try:
-            parts = value.__reduce_ex__(2)
+            registered: Any = copyreg.dispatch_table.get(type(value))
+            parts = registered(value) if registered else value.__reduce_ex__(2)
         except Exception:  # whatever a library raises for what it does not pickle
             # Nothing tells what it computes: two runs must not draw the same noise for it.
             text = without_addresses(repr(value)).encode()
@@ -319,10 +321,10 @@ def _is_library(value: Any) -> bool:
     if isinstance(value, FunctionType):
         # Where it was written: a decorator may give it the name and module of what it wraps, and
         # code that was executed without a file may have none.
-        return str(value.__globals__.get("__name__")).partition(".")[0] in _LIBRARIES
+        return str(value.__globals__.get("__name__")).partition(".")[0] in LIBRARIES
     if _package(value) == "builtins" and isinstance(value, type):
         return not value.__flags__ & _MADE_BY_CLASS_STATEMENT
-    return _package(value) in _LIBRARIES
+    return _package(value) in LIBRARIES
 
 
 def _of_package(value: Any) -> str:
@@ -350,7 +352,7 @@ def _function_of(member: Any) -> Any:
     if isinstance(member, property):
         return member.fget
     if isinstance(member, (functools.cached_property, functools.singledispatchmethod)):
-        return member.func  # type: ignore[union-attr]
+        return member.func
     return member
 
 

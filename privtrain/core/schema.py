@@ -5,7 +5,7 @@ from pathlib import Path
 from privtrain.core.errors import DataError
 
 SCHEMA = 2
-"""It grows where an older version would misread a file. Version 0.1 wrote none: that counts as 1."""
+"""It grows where an older version would misread a file. Version 0.1 wrote none, which is 1."""
 
 
 def checked_schema(schema: object, file: str | Path) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison, Curve, Failure, History, Leakage, Row
+from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.statement import (
     Guarantee,
     InputPrivacy,
@@ -142,11 +143,12 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
         comparison: What was compared.
 
     Returns:
-        `{"rows": [...], "card": {...}, "study": {...} | None, "unprotected": {...}}`; infinity is
-        the string "inf". A failed row has null for its statement and its cost. `unprotected` names
-        the figures of a row that no guarantee covers, and says why.
+        `{"schema": 2, "rows": [...], "card": {...}, "study": {...} | None, "unprotected": {...}}`;
+        infinity is the string "inf". A failed row has null for its statement and its cost.
+        `unprotected` names the figures of a row that no guarantee covers, and says why.
     """
     return {
+        "schema": SCHEMA,
         "rows": [to_plain(row) for row in comparison.rows],
         "card": to_plain(comparison.card),
         "study": to_plain(comparison.study),
@@ -169,21 +171,42 @@ def load(folder: str | os.PathLike[str]) -> Comparison:
     path = Path(folder)
     path = path / JSON_NAME if path.is_dir() else path
     try:
-        return read_comparison(json.loads(path.read_text(encoding="utf-8")))
+        return read_comparison(read_plain(path))
     except FileNotFoundError as error:
         raise DataError(
             f"There is no {JSON_NAME} in folder={str(folder)!r}. Give the folder that a "
             "comparison was saved to with --out."
         ) from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    except DataError:
+        raise
     # Whatever a file of another shape runs into while it is read.
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} is not a comparison as this version of privtrain writes it "
             f"({type(error).__name__}: {error}). Repeat the comparison, or use the version that "
             "wrote the file."
         ) from error
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """The values in a file that `save` wrote, of this schema or an older one.
+
+    Raises:
+        DataError: If it cannot be read, or a newer version wrote it.
+        FileNotFoundError: If there is none.
+        ValueError: If it is no JSON.
+        TypeError: If it holds something else than a comparison.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    if not isinstance(plain, dict):
+        raise TypeError(f"it holds a {type(plain).__name__}")
+    checked_schema(plain.get("schema"), path)
+    return plain
 
 
 def read_comparison(plain: Mapping[str, Any]) -> Comparison:

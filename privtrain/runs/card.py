@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from privtrain.core.keys import PRIVATE
+from privtrain.core.keys import PRIVATE, has_key, home_of_key
 from privtrain.core.models import described
 from privtrain.core.runtime import Runtimes
 from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
@@ -87,6 +87,9 @@ def run_card(
 def _digest(data: FederatedData, folder: Path | None) -> dict[str, str]:
     # Whoever knows all rows but one value finds it by hashing, unless there is a key to it.
     if folder is None or not data.digest:
+        return {}
+    # Rows that everybody has are known by their name, and need no key.
+    if data.published and not has_key(home_of_key(folder)):
         return {}
     return {
         "keyed_digest": keyed_identity(data.digest, folder),

@@ -10,19 +10,43 @@ from typing import Any
 import torch
 
 from privtrain.core.errors import DataError, PrivtrainError
-from privtrain.core.keys import home_of_key, keyed_digest
+from privtrain.core.keys import has_key, home_of_key, keyed_digest
 from privtrain.core.result import History
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
-def identity_of(parts: Mapping[str, str]) -> str:
-    """What identifies a run as a whole.
+@dataclass(frozen=True)
+class Identity:
+    """What identifies a run, so that a folder is not resumed with other settings.
 
     Args:
-        parts: What `privtrain.runs.marks.parts_of` gave.
+        parts: Name of each part to a digest of what it computes.
+        published: Whether the rows are a published data set, which needs no key: everybody has it.
     """
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+
+    parts: Mapping[str, str] = field(repr=False)
+    published: bool = False
+
+    @property
+    def whole(self) -> str:
+        """A digest of all parts."""
+        return hashlib.sha256(repr(sorted(self.parts.items())).encode()).hexdigest()
+
+    def written(self, digest: str, folder: Path) -> str:
+        """A digest as it may lie in a folder.
+
+        Args:
+            digest: What identifies the run, or something of it.
+            folder: Where it is written; its key is made where it is first needed.
+        """
+        if self.published:
+            return hashlib.sha256(digest.encode()).hexdigest()
+        return keyed_identity(digest, folder)
+
+    def can_be_told(self, folder: Path) -> bool:
+        """Whether what was written in a folder can be compared with anything."""
+        return self.published or has_key(home_of_key(folder))
 
 
 def keyed_identity(identity: str, folder: Path) -> str:
@@ -32,7 +56,7 @@ def keyed_identity(identity: str, folder: Path) -> str:
     value finds it by trying.
 
     Args:
-        identity: What `identity_of` gave.
+        identity: A digest of private rows.
         folder: Where it is written.
     """
     return keyed_digest(identity, home_of_key(folder))
@@ -80,7 +104,7 @@ class FileCheckpoint:
         transcript: Kept along; filled with what earlier sittings of the run sent.
         history: Kept along, too.
         path: The file, or None.
-        identity: What identifies the run; it is written under the key of the folder.
+        identity: What identifies the run.
         spent: How many releases were spent so far; called at each save.
         saved: What `read_state` found there.
         seconds_before: Seconds that earlier sittings took.
@@ -93,7 +117,7 @@ class FileCheckpoint:
     transcript: Transcript
     history: History
     path: Path | None
-    identity: str = ""
+    identity: Identity = field(default=Identity({}))
     spent: Callable[[], int] = field(default=lambda: 0)
     saved: Mapping[str, Any] | None = field(default=None, repr=False)
     seconds_before: float = field(default=0.0, init=False)
@@ -105,7 +129,7 @@ class FileCheckpoint:
     def __post_init__(self) -> None:
         if self.path is None:
             return
-        self._mark = keyed_identity(self.identity, self.path.parent)
+        self._mark = self.identity.written(self.identity.whole, self.path.parent)
         if self.saved is None:
             return
         try:

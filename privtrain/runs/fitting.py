@@ -31,9 +31,9 @@ from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
-from privtrain.runs.checkpoint import LOADED_BEFOREHAND
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND, Identity
 from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
-from privtrain.runs.marks import environment_of, parts_of
+from privtrain.runs.marks import environment_of, identity_of
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
 from privtrain.runs.sittings import open_sitting
@@ -200,13 +200,14 @@ def fit_trial(
             stack.enter_context(locked_folder(home))
         ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
         transcript, history = Transcript(keep_payloads=keep_payloads), History()
-        parts: dict[str, str] = {}
+        identity = Identity({})
         environment: dict[str, str] = {}
         if home is not None:
             settings = {"trainer": (trainer.token, trainer), "initial model": start.module}
-            parts = parts_of(task, data, kind, seed=(seed, noise_seed), **settings)
+            identity = identity_of(task, data, kind, seed=(seed, noise_seed), **settings)
             environment = environment_of(where, device)
-        sitting = open_sitting(home, parts, environment, lambda: ledger.spent, transcript, history)
+        kept = (transcript, history)
+        sitting = open_sitting(home, identity, environment, lambda: ledger.spent, *kept)
         checkpoint = sitting.checkpoint
         if promises and checkpoint.spent_before > ledger.spent:
             raise PrivacyError(

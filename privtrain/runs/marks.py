@@ -9,13 +9,12 @@ from typing import Any
 
 from privtrain.core.errors import DataError
 from privtrain.core.identity import value_digest
-from privtrain.core.keys import has_key, home_of_key
 from privtrain.core.runtime import Runtimes
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
 from privtrain.core.seeding import EntropyKind
 from privtrain.core.task import FederatedData, Task
 from privtrain.runs.card import versions
-from privtrain.runs.checkpoint import LOADED_BEFOREHAND, keyed_identity
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND, Identity
 from privtrain.runs.roots import data_digest
 
 RUN, COMPARISON = "run.id", "comparison.id"
@@ -27,7 +26,7 @@ class Mark:
     """What a folder says of the run in it.
 
     Args:
-        parts: What identifies it, each part as a digest under the folder's key.
+        parts: What identifies it, each part as a digest, under the folder's key.
         environment: Versions, device and runtimes it was begun with.
         noise: The noise of all sittings so far, likewise; empty where they drew different noise,
             or noise that cannot be drawn again.
@@ -40,9 +39,9 @@ class Mark:
     finished: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
 
-def parts_of(
+def identity_of(
     task: Task, data: FederatedData, entropy: EntropyKind, **further: object
-) -> dict[str, str]:
+) -> Identity:
     """What identifies a run: what it computes on which rows, and nothing of where code lies.
 
     Args:
@@ -52,8 +51,8 @@ def parts_of(
         further: What else identifies it.
 
     Returns:
-        Name of the part to a digest. Who knows all rows but one value finds it by trying: they
-        are written down under a key only.
+        A digest of each part. Who knows all rows but one value finds it by trying: they are
+        written down under a key only, unless everybody has the rows.
     """
     # Without a digest, so many parties are told apart by nothing: no run on them goes on.
     many = len(data.parties) > LOADED_BEFOREHAND and not data.digest
@@ -61,7 +60,7 @@ def parts_of(
     digests["data (which have no digest=)" if many else "data"] = data_digest(data)
     digests["entropy"] = value_digest(entropy)
     digests |= {name: value_digest(value) for name, value in further.items()}
-    return {name: digest.hex() for name, digest in digests.items()}
+    return Identity({name: digest.hex() for name, digest in digests.items()}, data.published)
 
 
 def environment_of(runtimes: Runtimes, device: str) -> dict[str, str]:
@@ -80,13 +79,13 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def checked_mark(
-    path: Path, parts: Mapping[str, str], environment: Mapping[str, str], *, begun: Iterable[Path]
+    path: Path, identity: Identity, environment: Mapping[str, str], *, begun: Iterable[Path]
 ) -> Mark | None:
     """The mark of a folder, which belongs to this run; nothing in the folder is changed.
 
     Args:
         path: The mark.
-        parts: What identifies this run.
+        identity: What identifies this run.
         environment: What it stands on.
         begun: Files that only a run writes that has left a mark before.
 
@@ -102,13 +101,13 @@ def checked_mark(
         if any(file.exists() for file in begun):
             raise written_by_old(folder)
         return None
-    if not has_key(home_of_key(folder)):
+    if not identity.can_be_told(folder):
         raise DataError(
             f"The folder {folder} holds another run or comparison, or the key in its private "
             "folder is gone, without which nobody can tell. Bring the key back, or choose another "
             "folder."
         )
-    mine = _keyed(parts, folder)
+    mine = _written(identity, folder)
     other = sorted(n for n in {*mine, *mark.parts} if mine.get(n) != mark.parts.get(n))
     if other:
         changed = differences(mark.environment, environment)
@@ -122,9 +121,9 @@ def checked_mark(
     return mark
 
 
-def keyed_mark(parts: Mapping[str, str], environment: Mapping[str, str], folder: Path) -> Mark:
+def new_mark(identity: Identity, environment: Mapping[str, str], folder: Path) -> Mark:
     """The mark of a run in its folder, under whose key it is made; see `write_mark`."""
-    return Mark(parts=_keyed(parts, folder), environment=environment)
+    return Mark(parts=_written(identity, folder), environment=environment)
 
 
 def write_mark(path: Path, mark: Mark) -> None:
@@ -171,9 +170,9 @@ def read_mark(path: Path) -> Mark | None:
         raise _damaged(path, error) from error
 
 
-def _keyed(parts: Mapping[str, str], folder: Path) -> dict[str, str]:
+def _written(identity: Identity, folder: Path) -> dict[str, str]:
     # With its name: two parts may be equal, and nobody should see that.
-    return {name: keyed_identity(f"{name} {value}", folder) for name, value in parts.items()}
+    return {n: identity.written(f"{n} {digest}", folder) for n, digest in identity.parts.items()}
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -1,32 +1,43 @@
 """The rows of a comparison: each trains one trainer at one seed and epsilon, and attacks it."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
+from privtrain.core.identity import value_digest
 from privtrain.core.observers import PUBLIC
+from privtrain.core.parameters import initial_model
 from privtrain.core.result import Comparison, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind, Seeds, global_generator
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
-from privtrain.core.validate import made_folder
 from privtrain.ledgers.study import StudyLedger
-from privtrain.report.files import load, plain_comparison
+from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.attacking import KEEP, RAISE, attacked, failure_of
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.card import parties_are_public, promises, rows_are_public
-from privtrain.runs.checkpoint import identity_of, keyed_identity, layout_of
-from privtrain.runs.fitting import fit
+from privtrain.runs.checkpoint import Identity
+from privtrain.runs.fitting import fit_trial as fit
+from privtrain.runs.marks import (
+    COMPARISON,
+    RUN,
+    checked_mark,
+    differences,
+    environment_of,
+    identity_of,
+    new_mark,
+    write_mark,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +56,28 @@ class Cell:
     seed: int
     epsilon: float | None
 
+    def place(self, home: Path, identity: Identity) -> Path:
+        """The row's folder in a comparison's: no other cell has it, in any process.
+
+        Args:
+            home: The comparison's folder.
+            identity: What identifies the comparison.
+        """
+        parts = (self.label, self.trainer.token, self.trainer, self.seed, self.epsilon)
+        return home / f"{self._text}{identity.written(value_digest(parts).hex(), home)[:16]}"
+
+    def others(self, home: Path) -> list[Path]:
+        """Folders of rows of this label, seed and epsilon, whose trainer may be another one."""
+        # The text is for readers; it may be that of two labels.
+        return sorted(
+            path for path in home.iterdir() if re.fullmatch(f"{self._text}[0-9a-f]+", path.name)
+        )
+
     @property
-    def folder_name(self) -> str:
-        """A folder's name that no other cell of the comparison has."""
-        # The text is for readers, the hash tells settings apart: a trainer is known by its repr.
+    def _text(self) -> str:
         text = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")[:40] or "trainer"
-        settings = hashlib.sha256(f"{self.label}{self.trainer!r}".encode()).hexdigest()[:8]
         asked = "" if self.epsilon is None else f"-epsilon-{self.epsilon:g}"
-        return f"{text}{asked}-seed-{self.seed}-{settings}"
+        return f"{text}{asked}-seed-{self.seed}-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +89,26 @@ class Conditions:
     attacks: tuple[Attack, ...]
     runtimes: Runtimes
     delta: float
-    entropy: EntropyKind | None
+    entropy: EntropyKind
     device: str
     study_ledger: StudyLedger | None = None
     errors: str = KEEP
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What identifies the comparison; more trainers, seeds and epsilons may be added to it."""
+        try:
+            # A factory may load weights from a file.
+            start: object = initial_model(self.task, Seeds(0)["initialisation", 0, ""])
+        except Exception as error:  # each row says what is wrong with the model
+            start = type(error).__name__
+        further = {"attacks": self.attacks, "delta": self.delta, "initial model": start}
+        return identity_of(self.task, self.data, self.entropy, **further)
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What the rows stand on."""
+        return environment_of(self.runtimes, self.device)
 
 
 def cells(
@@ -86,46 +127,73 @@ def cells(
                 yield Cell(label=label, trainer=trainer, seed=seed, epsilon=epsilon)
 
 
+def check_folder(folder: Path, conditions: Conditions) -> None:
+    """Refuses a folder that belongs to something else; nothing in it is changed.
+
+    Raises:
+        DataError: If the folder is another comparison's, holds a fit, or was written by version
+            0.1 or a newer one.
+    """
+    # Written beside it by `save`; a newer version knows what is in there and this one does not.
+    written = folder / JSON_NAME
+    if written.exists():
+        load(written)
+    begun = (*folder.glob("*/row.json"), *folder.glob("*/state.pt"))
+    mark = folder / COMPARISON
+    checked_mark(mark, conditions.identity, conditions.environment, begun=begun)
+    if not mark.exists() and any((folder / name).exists() for name in (RUN, "state.pt")):
+        raise DataError(
+            f"The folder {folder} holds a fit. Choose another folder for this comparison."
+        )
+
+
 def claim(folder: Path, conditions: Conditions) -> None:
     """Marks a folder as this comparison's, so that it never takes up rows of another one.
 
     Raises:
-        DataError: If the folder is another comparison's, or cannot be written.
+        DataError: See `check_folder`.
     """
-    data = conditions.data
-    # Trainers, seeds and epsilons are left out: more of them may be added to a folder later.
-    mine = identity_of(
-        conditions.task,
-        (data.name, data.digest, layout_of(data)),
-        (conditions.attacks, conditions.delta, conditions.entropy),
-    )
-    mark = made_folder(folder) / "comparison.id"
-    keyed = keyed_identity(mine, folder)
-    # Version 0.1 wrote its mark without a key: it is recognised once, and replaced.
-    if mark.exists() and mark.read_text() not in (keyed, mine):
-        raise DataError(
-            f"The folder {folder} holds rows of another data set, partition, task, delta or "
-            "attack, or the key in its private folder is gone. Choose another folder."
-        )
-    mark.write_text(keyed)
+    check_folder(folder, conditions)
+    if not (folder / COMPARISON).exists():
+        mark = new_mark(conditions.identity, conditions.environment, folder)
+        write_mark(folder / COMPARISON, mark)
 
 
-def save_row(row: Row, folder: Path) -> None:
+def save_row(row: Row, folder: Path, environment: Mapping[str, str]) -> None:
     """Keeps a finished row in a folder, so that an interrupted comparison need not repeat it."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = plain_comparison(Comparison(rows=(row,), card={}))
+    document = plain_comparison(Comparison(rows=(row,), card={"versions": environment}))
     # Replaced as a whole: an interruption never leaves half a row to be read.
     fresh = folder / "row.new"
     fresh.write_text(json.dumps(to_plain(document)))
     fresh.replace(folder / "row.json")
 
 
-def load_row(folder: Path) -> Row | None:
-    """The finished row in a folder, or None where there is none."""
+def load_row(folder: Path, environment: Mapping[str, str] | None = None) -> Row | None:
+    """The finished row in a folder, or None where there is none.
+
+    Args:
+        folder: The row's folder.
+        environment: What rows stand on now; the row notes where it stood on something else.
+    """
     path = folder / "row.json"
     if not path.exists():
         return None
-    return load(path).rows[0]
+    made = load(path)
+    changed = "" if environment is None else differences(made.card.get("versions", {}), environment)
+    (row,) = made.rows
+    return replace(row, notes=(*row.notes, f"trained with {changed}")) if changed else row
+
+
+def left_behind(cell: Cell, home: Path, planned: Collection[Path]) -> tuple[str, ...]:
+    """Notes on rows that stay where they are, since another trainer of the label made them."""
+    left = [path.name for path in cell.others(home) if path not in planned]
+    if not left:
+        return ()
+    return (
+        f"trained anew: the folder has {', '.join(left)} of this label, seed and epsilon, whose "
+        "trainer has other settings or other code; it was left as it is",
+    )
 
 
 def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: str) -> Row:
@@ -140,6 +208,9 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
                 trainer,
                 shared.task,
                 shared.data,
+                noise_seed=cell.seed,
+                # A figure of a simulation must not hang on whether somebody pressed Ctrl-C.
+                repeats=True,
                 runtimes=shared.runtimes,
                 delta=shared.delta,
                 seed=cell.seed,

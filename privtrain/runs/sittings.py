@@ -13,14 +13,14 @@ from privtrain.core.result import History
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import Transcript
 from privtrain.ledgers.run import JournalLedger
-from privtrain.runs.checkpoint import FileCheckpoint, identity_of, keyed_identity, read_state
+from privtrain.runs.checkpoint import FileCheckpoint, Identity, read_state
 from privtrain.runs.marks import (
     COMPARISON,
     RUN,
     Mark,
     checked_mark,
     differences,
-    keyed_mark,
+    new_mark,
     write_mark,
 )
 
@@ -56,7 +56,10 @@ class Sitting:
         if self.folder is None or self.mark is None:
             return
         earlier, here = self.earlier, (platform.machine(), torch.get_num_threads())
-        again = keyed_identity(value_digest(noise, here).hex(), self.folder) if noise else ""
+        again = ""
+        if noise:
+            seen = value_digest(noise, here).hex()
+            again = self.checkpoint.identity.written(seen, self.folder)
         done = self.spent == ledger.limit and self.checkpoint.spent_before == self.spent
         if earlier is not None and self.spent:
             # Equal seeds, settings, rows, weights and versions give equal bits: what the first
@@ -93,7 +96,7 @@ class Sitting:
 
 def open_sitting(
     folder: Path | None,
-    parts: Mapping[str, str],
+    identity: Identity,
     environment: Mapping[str, str],
     spent: Callable[[], int],
     transcript: Transcript,
@@ -103,7 +106,7 @@ def open_sitting(
 
     Args:
         folder: The folder, or None.
-        parts: What identifies the run.
+        identity: What identifies the run.
         environment: What it stands on.
         spent: How many releases were spent so far.
         transcript: Filled with what earlier sittings sent.
@@ -122,6 +125,6 @@ def open_sitting(
     state = folder / "state.pt"
     saved = read_state(state)
     begun = (state, folder / "journal.jsonl")
-    earlier = checked_mark(folder / RUN, parts, environment, begun=begun)
-    checkpoint = FileCheckpoint(transcript, history, state, identity_of(parts), spent, saved)
-    return Sitting(checkpoint, folder, keyed_mark(parts, environment, folder), earlier)
+    earlier = checked_mark(folder / RUN, identity, environment, begun=begun)
+    checkpoint = FileCheckpoint(transcript, history, state, identity, spent, saved)
+    return Sitting(checkpoint, folder, new_mark(identity, environment, folder), earlier)

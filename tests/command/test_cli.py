@@ -1,16 +1,22 @@
 """The command line, as a user calls it."""
 
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from privtrain.command.cli import FAILED, INTERRUPTED, MISUSED, main
+from privtrain.core.folders import locked_folder
 from privtrain.data.loading import load
+from tests.runs.folders import contents
 
 QUICK = ["compare", "--trainers", "sgd", "--data", "breast_cancer", "--parties", "3"]
 
@@ -390,3 +396,83 @@ def test_files_with_codes_and_gaps_are_refused_or_right(
     assert main([*words, "--out", "features"]) == MISUSED
     assert "900000000000207008 and 900000000000207009 become one" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
+
+
+def changes(words: list[str], folder: Path) -> bool:
+    """Whether a refused call of the command line changes anything in a folder."""
+    before = contents(folder)
+    assert main(words) == MISUSED
+    return contents(folder) != before
+
+
+def test_a_refused_resume_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    resume = ["--out", str(folder), "--resume"]
+    assert main([*QUICK, "--out", str(folder)]) == 0
+    model = tmp_path / "own_model_refused.py"
+    model.write_text("from torch import nn\ndef make(): return nn.Linear(30, 2)\n")
+    for words, said in (
+        (["--delta", "1e-6"], "other delta"),
+        (["--parties", "4"], "other data"),
+        (["--attacks"], "other attacks"),
+        (["--model", f"{model}:make"], "other initial model"),
+        (["--seeds", "0"], "seeds=0"),
+        (["--trainers", "dpsgd"], "dpsgd"),
+    ):
+        capsys.readouterr()
+        assert not changes([*QUICK, *words, *resume], folder), words
+        assert said in capsys.readouterr().err
+    with locked_folder(folder):
+        assert not changes([*QUICK, *resume], folder)
+        assert not changes([*QUICK, "--out", str(folder), "--force"], folder)
+        assert not changes(["report", str(folder)], folder)
+    capsys.readouterr()
+    # What is not refused may add to it.
+    assert main([*QUICK, "--seeds", "2", *resume]) == 0
+    assert "seeds = 2" in (folder / "study.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["study.toml", "comparison.json", "rows/comparison.id"])
+@pytest.mark.parametrize("damage", ["cut", "newer", "bytes"])
+def test_damaged_and_newer_files_are_refused_by_their_names(
+    name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished(), tmp_path / "run")
+    path = tmp_path / "run" / name
+    text = path.read_text()
+    assert re.search(r'"?schema"?( =|:) 2', text)
+    if damage == "newer":
+        path.write_text(re.sub(r'("?schema"?)( =|:) 2', r"\1\2 3", text))
+    else:
+        path.write_bytes(b"\xff\xfe" if damage == "bytes" else text.encode()[:45])
+    words = [*QUICK, "--out", str(tmp_path / "run"), "--resume"]
+    assert not changes(words, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert path.name in said
+    assert ("newer version" in said) == (damage == "newer")
+
+
+@cache
+def finished() -> Path:
+    """A finished comparison, made once."""
+    folder = Path(tempfile.mkdtemp())
+    assert main([*QUICK, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_a_comparison_does_not_go_on_where_a_fit_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "statement.json").write_text("{}")
+    assert not changes([*QUICK, "--out", str(tmp_path), "--resume"], tmp_path)
+    assert "holds a fit" in capsys.readouterr().err
+
+
+def test_force_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
+    shutil.copytree(finished(), tmp_path / "run")
+    words = ["fit", "--trainer", "sgd", "--data", "breast_cancer", "--out", str(tmp_path / "run")]
+    assert main([*words, "--force"]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"statement.json", "model.pt", "private"}

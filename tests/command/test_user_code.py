@@ -1,6 +1,7 @@
 """What users name as my_file.py:NAME."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from privtrain.command.names import ATTACKS, KINDS, TRAINERS
 from privtrain.command.study_file import Study, read_study, write_study
 from privtrain.command.tables import make_trainer
 from privtrain.command.user_code import import_named, reference_of
+from privtrain.core.identity import value_digest
 from tests.command.own_parts import EVERYTHING, privtrain, study
 
 
@@ -51,8 +53,31 @@ def test_a_file_is_imported_once_and_named_as_it_was_given(folder: Path) -> None
     other = TRAINERS["deeper/own_parts_once.py:MyTrainer"]
     assert other is not old
     assert reference_of(other) == "deeper/own_parts_once.py:MyTrainer"
-    with pytest.raises(pt.UnsupportedError, match="no name there"):
-        reference_of(old)
+    assert reference_of(old) == reference
+
+
+@pytest.mark.parametrize("stem", ["torch", "json", "wave", "transformers"])
+def test_a_file_called_like_a_module_replaces_nothing(stem: str, folder: Path) -> None:
+    """Loaded already, or one of the standard library that somebody may import later."""
+    (folder / f"{stem}.py").write_text(EVERYTHING)
+    before = sys.modules.get(stem)
+    own = TRAINERS[f"{stem}.py:MyTrainer"]
+    assert sys.modules.get(stem) is before
+    assert reference_of(own) == f"{stem}.py:MyTrainer"
+    assert TRAINERS[f"{stem}.py:MyTrainer"] is own
+    # By what it computes, although a library has its file's name.
+    (folder / "deeper").mkdir()
+    method = "\n    def with_noise(self, scale):\n        return self\n"
+    changed = EVERYTHING.replace('= "mine"\n', f'= "mine"\n{method}')
+    (folder / "deeper" / f"{stem}.py").write_text(changed)
+    assert value_digest(TRAINERS[f"deeper/{stem}.py:MyTrainer"]()) != value_digest(own())
+
+
+def test_a_file_that_fails_leaves_no_module(folder: Path) -> None:
+    (folder / "own_parts_failing.py").write_text("raise RuntimeError('no')")
+    with pytest.raises(pt.DataError, match="RuntimeError: no"):
+        import_named("own_parts_failing.py:make", "model")
+    assert "own_parts_failing" not in sys.modules
 
 
 def test_a_file_in_the_folder_above_is_imported_once(

@@ -23,9 +23,9 @@ with locked_folder(Path(sys.argv[1])):
 def test_a_second_run_is_refused_by_the_name_of_the_first(tmp_path: Path) -> None:
     with locked_folder(tmp_path):
         held = (tmp_path / LOCK).read_text()
-        with pytest.raises(DataError, match=rf"{tmp_path.name} is in use: process \d+ \(MainThr"):
-            with locked_folder(tmp_path):
-                pytest.fail("both work there")
+        named = rf"{tmp_path.name} is in use: process \d+ \(MainThread\) on "
+        with pytest.raises(DataError, match=named), locked_folder(tmp_path):
+            pytest.fail("both work there")
         with ThreadPoolExecutor(1) as other, pytest.raises(DataError, match="is in use"):
             other.submit(lambda: locked_folder(tmp_path).__enter__()).result()
         assert (tmp_path / LOCK).read_text() == held

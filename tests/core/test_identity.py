@@ -3,6 +3,9 @@
 import functools
 import math
 import operator
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -309,3 +312,96 @@ def test_a_name_of_an_attribute_is_no_global(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_unusual_arrays_have_a_digest(value: object) -> None:
     assert value_digest(value) == value_digest(value)
+
+
+def executed(source: str, **space: Any) -> Any:
+    """What a cell of a notebook makes, which has no file and perhaps no name."""
+    exec(source, space)
+    return space["own"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def own(x): return x + {n}",
+        "own = lambda x: x + {n}",
+        "class own:\n def __call__(self, x): return x + {n}",
+        "class A:\n def rate(self): return {n}\nown = A()",
+        "class A:\n def rate(self): return {n}\nown = A().rate",
+        "class A:\n __slots__ = ('rate',)\nown = A(); own.rate = {n}",
+        "class A(tuple):\n def __call__(self, x): return {n}\nown = A()",
+        "class A(dict):\n def rate(self): return {n}\nown = A()",
+        "import functools\nclass A:\n @functools.cached_property\n def rate(self): return {n}\n"
+        "own = A()",
+        "import functools, torch\n@functools.wraps(torch.relu_)\ndef f(x): return x + {n}\nown = f",
+        "import functools\nfrom torch.nn.functional import relu\n@functools.wraps(relu)\n"
+        "def own(x): return x + {n}",
+        "import functools\ndef f(x, y): return x + y\nown = functools.partial(f, {n})",
+        "def own(x): return own.rate * x\nown.rate = {n}",
+        "from enum import Enum\nclass Rate(Enum):\n HIGH = {n}\nown = Rate.HIGH",
+        "import numpy as np\nown = np.random.default_rng({n})",
+        "import re\nown = re.compile('a' * 300 + '{n}')",
+        "def outer():\n k = {n}\n def inner(x): return x + k\n return inner\nown = outer()",
+    ],
+)
+def test_code_without_a_file_counts_by_what_it_does(source: str) -> None:
+    one, same, other = (value_digest(executed(source.format(n=n))) for n in (1, 1, 2))
+    assert one == same != other
+
+
+def test_functions_of_libraries_that_bear_one_name_are_told_apart() -> None:
+    values = [math.exp, np.exp, torch.exp, str.upper, bytes.upper, torch.Tensor.add, torch.add]
+    assert len({value_digest(value) for value in values}) == len(values)
+
+
+def test_frozen_weights_are_another_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    before = value_digest(model)
+    model.weight.requires_grad_(False)
+    assert value_digest(model) != before
+
+
+def test_a_long_table_counts_by_all_its_cells() -> None:
+    pandas = pytest.importorskip("pandas")
+    column = list(range(1000))
+    one, same = (pandas.DataFrame({"a": column}) for _ in range(2))
+    other = pandas.DataFrame({"a": [*column[:500], -1, *column[501:]]})
+    assert repr(one) == repr(other)
+    assert value_digest(one) == value_digest(same) != value_digest(other)
+
+
+def test_a_module_within_a_module_counts() -> None:
+    inner, outer = ModuleType("own_outer.inner"), ModuleType("own_outer")
+    inner.__dict__["RATE"] = 1
+    outer.__dict__["inner"] = inner
+    read = executed("def own(x): return x * outer.inner.RATE", outer=outer)
+    before = value_digest(read)
+    inner.__dict__["RATE"] = 2
+    assert value_digest(read) != before
+
+
+PROCESS = """
+import functools, torch, privtrain as pt
+from privtrain.core.identity import value_digest
+def own(x): return x in {"a", "b", "c"} and {1, 2, "z"}
+class Called:
+    known = {"x", "y", "zz"}
+    def __call__(self, x): return own(x)
+parts = (own, Called(), Called().__call__, functools.partial(torch.optim.SGD, momentum=0.5))
+print(value_digest(*parts, pt.DPSGD(optimizer=own), pt.FedAvg(), torch.exp).hex())
+"""
+
+
+@pytest.mark.slow
+def test_every_process_finds_the_same_digest() -> None:
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", PROCESS],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert made[0] == made[1] != b""

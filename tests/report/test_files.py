@@ -56,7 +56,8 @@ def test_infinity_is_a_string_and_comes_back(saved: Path) -> None:
 
 def test_schema(saved: Path) -> None:
     plain = json.loads((saved / "comparison.json").read_text())
-    assert set(plain) == {"rows", "card", "study", "unprotected"}
+    assert set(plain) == {"schema", "rows", "card", "study", "unprotected"}
+    assert plain["schema"] == 2
     row = plain["rows"][0]
     assert set(row) == {
         "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",

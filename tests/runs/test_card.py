@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import privtrain as pt
+from privtrain.core.keys import make_key
 from privtrain.core.statement import (
     ADD_REMOVE,
     REPLACE_ONE,
@@ -58,7 +59,14 @@ def test_without_a_folder_there_is_no_digest_of_the_rows() -> None:
     assert DATA.digest not in json.dumps(run_card(FAST, TASK, DATA, *GIVEN))
 
 
+def test_rows_that_everybody_has_need_no_key(tmp_path: Path) -> None:
+    card = run_card(FAST, TASK, DATA, *GIVEN, folder=tmp_path)
+    assert DATA.published and "keyed_digest" not in card["data"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_digest_of_the_rows_is_keyed(tmp_path: Path) -> None:
+    make_key(tmp_path)
     card = run_card(FAST, TASK, DATA, *GIVEN, folder=tmp_path)
     assert DATA.digest not in json.dumps(card)
     key = (tmp_path / "private" / "digest.key").read_bytes()

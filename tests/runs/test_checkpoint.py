@@ -8,19 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from privtrain.core.errors import (
-    PrivtrainError,
-)
+from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import TrainResult
-from privtrain.core.seeding import SEEDED, SYSTEM
+from privtrain.core.seeding import SYSTEM
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
-from privtrain.runs.checkpoint import identity_of, layout_of
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.sgd import SGD
+from tests.runs.folders import contents
 from tests.trainers.federations import STAR, TASK, a_federation, module, vector
 
 DATA = a_federation(12, 9, 15, public_rows=36)
@@ -93,27 +91,42 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(
     assert bool(torch.isfinite(vector(module(run(trainer, tmp_path)))).all())
 
 
-def test_an_identity_without_a_key_is_recognised_once_and_replaced(tmp_path: Path) -> None:
-    """As version 0.1 wrote it, which whoever knows all rows but one value could try."""
-    with pytest.raises(KeyboardInterrupt):
-        run(SGD(epochs=3), tmp_path, progress=stop_at(1))
+@pytest.mark.parametrize("mark", ["kept", "gone"])
+def test_a_checkpoint_of_version_0_1_is_refused(mark: str, tmp_path: Path) -> None:
+    run(SGD(epochs=1), tmp_path)
     path = tmp_path / "state.pt"
     saved = torch.load(path, weights_only=True)
-    plain = identity_of(SGD(epochs=3), TASK, DATA.name, DATA.digest, layout_of(DATA), 0, SEEDED)
-    assert saved["identity"] != plain
-    torch.save({**saved, "identity": plain}, path)
-    resumed = run(SGD(epochs=3), tmp_path)
-    assert torch.load(path, weights_only=True)["identity"] == saved["identity"]
-    assert torch.equal(vector(module(resumed)), vector(module(run(SGD(epochs=3)))))
-    # A run that was finished is rewritten, too, when it is next looked at.
-    finished = torch.load(path, weights_only=True)
-    torch.save({**finished, "identity": plain}, path)
-    run(SGD(epochs=3), tmp_path)
-    assert torch.load(path, weights_only=True)["identity"] == saved["identity"]
+    del saved["schema"]
+    torch.save(saved, path)
+    if mark == "gone":
+        (tmp_path / "run.id").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=r"version 0\.1 .* Choose another folder"):
+        run(SGD(epochs=1), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    run(SGD(epochs=1), tmp_path)
+    path = tmp_path / "state.pt"
+    torch.save({**torch.load(path, weights_only=True), "schema": 99}, path)
+    with pytest.raises(DataError, match=r"state\.pt was written by a newer version"):
+        run(SGD(epochs=1), tmp_path)
+
+
+def test_a_checkpoint_under_the_mark_of_another_run_is_refused(tmp_path: Path) -> None:
+    """As when files of two folders were put together by hand."""
+    run(SGD(epochs=1), tmp_path / "one")
+    run(SGD(epochs=2), tmp_path / "two")
+    (tmp_path / "two" / "state.pt").replace(tmp_path / "one" / "state.pt")
+    with pytest.raises(PrivtrainError, match=r"state\.pt belongs to another run"):
+        run(SGD(epochs=1), tmp_path / "one")
 
 
 def test_without_its_key_a_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
     run(SGD(epochs=1), tmp_path)
     (tmp_path / "private" / "digest.key").unlink()
+    before = contents(tmp_path)
     with pytest.raises(PrivtrainError, match="the key in its private folder is gone"):
         run(SGD(epochs=1), tmp_path)
+    assert contents(tmp_path) == before

@@ -14,11 +14,13 @@ import pytest
 
 import privtrain as pt
 from privtrain.core.result import Predictor, Target
-from privtrain.core.trainer import Run
+from privtrain.core.trainer import Run, Trainer
 from privtrain.report.files import plain_comparison, read_comparison
-from privtrain.runs.checkpoint import identity_of, layout_of
 from privtrain.runs.comparing import compare, failed
+from privtrain.runs.marks import identity_of
+from privtrain.runs.roots import data_digest, rows_digest
 from privtrain.runs.rows import cells, load_row
+from tests.runs.folders import contents
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
 FAST = {
@@ -106,7 +108,8 @@ def test_finished_rows_are_not_repeated(tmp_path: Path) -> None:
     trainers = {"bad": Failing(), "good": pt.SGD(epochs=1)}
     first = compare(trainers, TASK, DATA, runtimes=HERE, folder=tmp_path)
     (kept,) = [c for c in cells(trainers, (0,), ()) if c.label == "good"]
-    assert load_row(tmp_path / kept.folder_name) is not None
+    (place,) = kept.others(tmp_path)
+    assert load_row(place) is not None
     again = compare(
         {**trainers, "bad": pt.SGD(epochs=2)}, TASK, DATA, runtimes=HERE, folder=tmp_path
     )
@@ -215,13 +218,10 @@ def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
     run = tmp_path / "run"
     made = compare(FAST, task, data, delta=1e-3, runtimes=HERE, folder=run)
     pt.save(made, run)
-    # All that 0.1 wrote: of the rows, of who holds which of them, and of both with the settings.
-    marks = [data.digest, layout_of(data)]
-    marks.append(identity_of(task, (data.name, data.digest, layout_of(data)), ((), 1e-3, None)))
-    marks += [
-        identity_of(trainer, task, data.name, data.digest, layout_of(data), 0, pt.SEEDED)
-        for trainer in FAST.values()
-    ]
+    # All that could be hashed: the rows, all parts, and both with the settings.
+    parts = identity_of(task, data, pt.SEEDED, attacks=(), delta=1e-3)
+    marks = [data.digest, rows_digest(data).hex(), data_digest(data).hex(), *parts.parts.values()]
+    marks.append(parts.whole)
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len([path for path in files if path.name == "state.pt"]) == 3
     for path in files:
@@ -237,18 +237,14 @@ def test_no_file_below_the_folder_holds_a_hash_of_the_rows_that_can_be_tried(
 
 
 def test_without_its_key_a_folder_is_not_taken_up(tmp_path: Path) -> None:
-    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+    task, data = own_rows()
+    trainers: dict[str, Trainer] = {"pooled": pt.SGD(epochs=1)}
+    compare(trainers, task, data, runtimes=HERE, folder=tmp_path)
     (tmp_path / "private" / "digest.key").unlink()
+    before = contents(tmp_path)
     with pytest.raises(pt.DataError, match="the key in its private folder is gone"):
-        compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
-
-
-def test_a_mark_without_a_key_is_recognised_once_and_replaced(tmp_path: Path) -> None:
-    mark = identity_of(TASK, (DATA.name, DATA.digest, layout_of(DATA)), ((), 1e-5, None))
-    (tmp_path / "comparison.id").write_text(mark)
-    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
-    assert mark not in (tmp_path / "comparison.id").read_text()
-    compare({"pooled": pt.SGD(epochs=1)}, TASK, DATA, runtimes=HERE, folder=tmp_path)
+        compare(trainers, task, data, runtimes=HERE, folder=tmp_path)
+    assert contents(tmp_path) == before
 
 
 @dataclass(frozen=True)

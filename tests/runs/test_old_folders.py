@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 import privtrain as pt
+from privtrain.command.cli import MISUSED, main
 from privtrain.command.study_file import read_study
 from privtrain.report.files import plain_comparison
-from privtrain.runs import rows as running
+from tests.runs.folders import contents
 
 OLD = Path(__file__).parent / "fixtures" / "version_0_1"
 FINISHED = OLD / "comparison"
@@ -89,48 +90,17 @@ def test_a_digest_without_a_key_is_not_written_again(tmp_path: Path) -> None:
         assert old not in path.read_text(), path.name
 
 
-def test_finished_rows_are_taken_up_by_a_comparison_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("mark", ["kept", "gone"])
+def test_no_row_is_taken_up_by_a_comparison_that_goes_on(mark: str, tmp_path: Path) -> None:
+    """Nothing in it tells which model, loss and code a row belongs to."""
     folder = tmp_path / "rows"
     shutil.copytree(FINISHED / "rows", folder)
-    # Version 0.1 split the same table otherwise (see the next test): as if it had been split so.
-    (folder / "comparison.id").unlink()
+    if mark == "gone":
+        (folder / "comparison.id").unlink()
+    before = contents(tmp_path)
     study = read_study(FINISHED / "study.toml")
     task, data = pt.data.breast_cancer(**study.data_options)
-    trained = []
-
-    def fit(trainer: Any, *rest: Any, **options: Any) -> None:
-        trained.append(trainer.token)
-        raise RuntimeError("no row needs to be trained")
-
-    monkeypatch.setattr(running, "fit", fit)
-    again = pt.compare(
-        study.make_trainers(),
-        task,
-        data,
-        attacks=study.make_attacks(),
-        epsilons=study.epsilons,
-        delta=study.delta,
-        folder=folder,
-    )
-    # A row that failed is tried again, and no other.
-    assert trained == ["fedavg"]
-    old = {row.label: row for row in pt.load(FINISHED).rows}
-    for row in again.rows:
-        if row.error is None:
-            assert row == old[row.label]
-
-
-def test_rows_of_another_split_are_never_mixed_with_new_ones(tmp_path: Path) -> None:
-    """The table is the same, its digest too; which rows are trained on is not."""
-    folder = tmp_path / "rows"
-    shutil.copytree(FINISHED / "rows", folder)
-    study = read_study(FINISHED / "study.toml")
-    task, data = pt.data.breast_cancer(**study.data_options)
-    written = json.loads((FINISHED / "comparison.json").read_text())
-    assert written["card"]["data"]["sha256"] == data.digest
-    with pytest.raises(pt.DataError, match="holds rows of another data set, partition"):
+    with pytest.raises(pt.DataError, match=r"version 0\.1 .*Choose another folder"):
         pt.compare(
             study.make_trainers(),
             task,
@@ -140,6 +110,42 @@ def test_rows_of_another_split_are_never_mixed_with_new_ones(tmp_path: Path) -> 
             delta=study.delta,
             folder=folder,
         )
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["DP-SGD-epsilon-3-seed-0-5314f923", "pooled-seed-0-8337ba6b"])
+def test_no_run_goes_on_where_version_0_1_stopped(below: str, tmp_path: Path) -> None:
+    folder = tmp_path / "row"
+    shutil.copytree(FINISHED / "rows" / below, folder)
+    before = contents(folder)
+    task, data = pt.data.breast_cancer(parties=4)
+    with pytest.raises(pt.PrivtrainError, match=r"version 0\.1|another plan"):
+        pt.fit(pt.DPSGD(epochs=1) if "DP" in below else pt.SGD(), task, data, folder=folder)
+    assert contents(folder) == before
+
+
+def test_the_command_line_reports_it_and_does_not_resume_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(FINISHED, folder)
+    before = contents(folder)
+    resume = ["compare", str(folder / "study.toml"), "--out", str(folder), "--resume"]
+    assert main(resume) == MISUSED
+    said = capsys.readouterr().err
+    assert "version 0.1" in said and "--out ANOTHER_FOLDER" in said
+    assert contents(folder) == before
+    assert main(["report", str(folder), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "errata" in printed.err
+    assert json.loads(printed.out)["rows"][0]["accuracy"] == before_accuracy(before)
+    # Its rows are as old as before.
+    assert main(resume) == MISUSED
+
+
+def before_accuracy(before: dict[str, bytes]) -> float:
+    rows = json.loads(before["comparison.json"])["rows"]
+    return float(rows[0]["accuracy"])
 
 
 def test_a_study_says_what_it_said() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import privtrain as pt
 from privtrain.core.result import Predictor
 from privtrain.core.trainer import Run
+from privtrain.runs.checkpoint import Identity
 from privtrain.runs.comparing import compare
 from privtrain.runs.rows import cells
 
@@ -37,7 +39,7 @@ class Failing:
         raise self.error
 
 
-def test_epsilon_applies_only_to_trainers_that_draw_noise() -> None:
+def test_epsilon_applies_only_to_trainers_that_draw_noise(tmp_path: Path) -> None:
     rows = list(cells(FAST, range(2), (1.0, 8.0)))
     assert [(c.label, c.epsilon, c.seed) for c in rows] == [
         ("pooled", None, 0),
@@ -49,7 +51,7 @@ def test_epsilon_applies_only_to_trainers_that_draw_noise() -> None:
         ("DP-SGD", 8.0, 0),
         ("DP-SGD", 8.0, 1),
     ]
-    assert len({c.folder_name for c in rows}) == len(rows)
+    assert len({c.place(tmp_path, Identity({})) for c in rows}) == len(rows)
 
 
 def test_a_trainer_whose_canaries_cannot_be_audited_keeps_its_other_figures() -> None:
