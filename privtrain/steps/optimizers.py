@@ -149,6 +149,10 @@ def check_optimizer(
                 f"Expected {what} to make a new optimizer at each call; it returned one twice, "
                 "so that one run would go on with the state and the parameters of another."
             )
+        # Close to zero, where the smallest step is seen.
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.fill_(1e-20)
         before = to_vector(parameters)
         # A few steps: the first one of a warm-up may have a learning rate of zero.
         for _ in range(3):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain import data as datasets
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
 from privtrain.core.trainer import Trainer
 from privtrain.gradients import opacus
@@ -348,5 +348,5 @@ def test_rows_of_another_type_are_named() -> None:
     _, data = rows_of(MODELS["float32"])
     task = Task(model=lambda: nn.Sequential(nn.Linear(6, 3, dtype=F64)))
     for trainer in (PRIVATE["book-keeping"], PRIVATE["opacus"], SGD(epochs=1)):
-        with pytest.raises(UnsupportedError, match=r"float32.*several types \(float32, float64\)"):
+        with pytest.raises(DataError, match=r"data.test.inputs .* torch.float32.*model.double\(\)"):
             fit(trainer, task, data, delta=1e-3)
