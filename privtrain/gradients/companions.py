@@ -9,7 +9,7 @@ from torch import Tensor
 from privtrain.core.task import Rows
 
 _SEED = 20170806
-_LOUD = 10.0
+_LOUD, _VERY_LOUD = 10.0, 1000.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
     # Few of the rows: what is counted but for repetitions is another number, too.
     few = torch.zeros(count, dtype=torch.bool)
     few[chosen.nonzero().squeeze(1)[:3]] = True
-    yield _beside(rows, same, few, None)
+    # A bound that rows share, such as a largest norm, may lie far beyond those of one batch.
+    loud = torch.where(_fractions(rows.inputs), _VERY_LOUD * same.inputs, same.inputs)
+    very = Rows(loud.to(same.inputs.dtype), same.labels)
+    yield _beside(rows, very, few, None)
     yield _beside(rows, other, ~chosen, 1)
     if count == 2:
         yield _shuffled(rows, torch.tensor([1, 0]))
@@ -83,11 +86,50 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
             yield _shuffled(rows, left[torch.randperm(count - 1, generator=generator)])
 
 
+def made_up(rows: Rows, losses: Tensor) -> Change:
+    """The batch with some rows that are small, large, and padded in front and behind.
+
+    Rows that have their largest value, length or number of parts in common all keep it when one of
+    them is removed or moved. These have others.
+    """
+    inputs, count = rows.inputs.detach(), len(rows)
+    # Of each column values that it has, since they may be categories.
+    some = [inputs.amin(dim=0), inputs.amax(dim=0)]
+    zeros = inputs.device.type == "cpu" or bool(_fractions(inputs).all())
+    if zeros and inputs.dim() > 1 and inputs.shape[1] > 1:
+        middle, largest = inputs.shape[1] // 2, inputs[_removed(rows, losses)[-1]]
+        behind, before = largest.clone(), largest.clone()
+        behind[middle:], before[: inputs.shape[1] - middle] = 0, 0
+        some += [behind, before]
+    some = some[: count - 1]
+    changed, identities = inputs.clone(), torch.arange(count)
+    places = identities[identities != shortest(rows)][: len(some)]
+    changed[places.to(inputs.device)] = torch.stack(some)
+    identities[places] += count
+    return Change("other companions", Rows(changed, rows.labels), identities, None)
+
+
+def copies(rows: Rows, place: int) -> Change:
+    """One row among copies of itself."""
+    count = len(rows)
+    index = torch.full((count,), place)
+    identities = torch.arange(count, 2 * count)
+    identities[place] = place
+    return Change("copies of itself beside it", _take(rows, index), identities, None)
+
+
+def shortest(rows: Rows) -> int:
+    """Place of the row of which most is what it ends in, as padding is."""
+    flat = rows.inputs.detach().reshape(len(rows), -1)
+    return int((flat == flat[:, -1:]).sum(dim=1).argmax())
+
+
 def _removed(rows: Rows, losses: Tensor) -> list[int]:
     """Places of the rows whose removal is tried: those that may matter most."""
-    size = torch.arange(len(rows))
-    if rows.inputs.is_floating_point():
-        size = rows.inputs.detach().double().flatten(1).square().sum(dim=1)
+    flat = rows.inputs.detach().reshape(len(rows), -1)
+    size = (flat != flat[:, -1:]).sum(dim=1)
+    if flat.is_floating_point():
+        size = flat.double().square().sum(dim=1)
     return [int(losses.argmax()), int(size.argmax())]
 
 
@@ -109,15 +151,24 @@ def _take(rows: Rows, index: Tensor) -> Rows:
 
 
 def _quiet_and_loud(inputs: Tensor) -> Tensor:
-    """Zeros, other rows times 10, and times 0.1, in turn; of tokens and categories other rows."""
-    turned = inputs.detach().roll(1, dims=0)
+    """Zeros, other rows times 10, and times 0.1; of whole numbers the least, the most, others'."""
+    inputs = inputs.detach()
+    turned = inputs.roll(1, dims=0)
+    of_row = torch.arange(len(inputs), device=inputs.device) % 3
+    of_row = of_row.view(-1, *[1] * (inputs.dim() - 1))
+    least, most = inputs.amin(dim=0), inputs.amax(dim=0)
+    seen = torch.where(of_row == 0, least, torch.where(of_row == 1, most, turned))
     if not inputs.is_floating_point():
-        return turned
-    factors = torch.tensor([0.0, 10.0, 0.1], dtype=inputs.dtype, device=inputs.device)
-    of_row = factors[torch.arange(len(inputs), device=inputs.device) % 3]
-    # Whole numbers may be categories, of which there are only so many.
-    scaled = (turned != turned.round()).any(dim=0)
-    return torch.where(scaled, turned * of_row.view(-1, *[1] * (inputs.dim() - 1)), turned)
+        return seen
+    factors = torch.tensor([0.0, _LOUD, 0.1], dtype=inputs.dtype, device=inputs.device)
+    return torch.where(_fractions(inputs), turned * factors[of_row], seen)
+
+
+def _fractions(inputs: Tensor) -> Tensor:
+    """Which columns hold more than whole numbers, which may be categories; shape of one row."""
+    if not inputs.is_floating_point():
+        return torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
+    return (inputs != inputs.round()).any(dim=0)
 
 
 def _other_targets(targets: Tensor, classes: int) -> Tensor:
