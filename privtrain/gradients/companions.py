@@ -69,7 +69,7 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
     few = torch.zeros(count, dtype=torch.bool)
     few[chosen.nonzero().squeeze(1)[:3]] = True
     # A bound that rows share, such as a largest norm, may lie far beyond those of one batch.
-    loud = torch.where(_fractions(rows.inputs), _VERY_LOUD * same.inputs, same.inputs)
+    loud = torch.where(fractions(rows.inputs), _VERY_LOUD * same.inputs, same.inputs)
     very = Rows(loud.to(same.inputs.dtype), same.labels)
     yield _beside(rows, very, few, None)
     yield _beside(rows, other, ~chosen, 1)
@@ -94,18 +94,19 @@ def made_up(rows: Rows, losses: Tensor) -> Change:
     """
     inputs, count = rows.inputs.detach(), len(rows)
     # Of each column values that it has, since they may be categories.
-    some = [inputs.amin(dim=0), inputs.amax(dim=0)]
-    zeros = inputs.device.type == "cpu" or bool(_fractions(inputs).all())
+    some = [*extremes(inputs)]
+    zeros = inputs.device.type == "cpu" or bool(fractions(inputs).all())
     if zeros and inputs.dim() > 1 and inputs.shape[1] > 1:
         middle, largest = inputs.shape[1] // 2, inputs[_removed(rows, losses)[-1]]
         behind, before = largest.clone(), largest.clone()
         behind[middle:], before[: inputs.shape[1] - middle] = 0, 0
         some += [behind, before]
     some = some[: count - 1]
-    changed, identities = inputs.clone(), torch.arange(count)
+    index, identities = torch.arange(count), torch.arange(count)
     places = identities[identities != shortest(rows)][: len(some)]
-    changed[places.to(inputs.device)] = torch.stack(some)
+    index[places] = count + torch.arange(len(some))
     identities[places] += count
+    changed = torch.cat([inputs, torch.stack(some)])[index.to(inputs.device)]
     return Change("other companions", Rows(changed, rows.labels), identities, None)
 
 
@@ -120,13 +121,13 @@ def copies(rows: Rows, place: int) -> Change:
 
 def shortest(rows: Rows) -> int:
     """Place of the row of which most is what it ends in, as padding is."""
-    flat = rows.inputs.detach().reshape(len(rows), -1)
+    flat = flattened(rows.inputs.detach())
     return int((flat == flat[:, -1:]).sum(dim=1).argmax())
 
 
 def _removed(rows: Rows, losses: Tensor) -> list[int]:
     """Places of the rows whose removal is tried: those that may matter most."""
-    flat = rows.inputs.detach().reshape(len(rows), -1)
+    flat = flattened(rows.inputs.detach())
     size = (flat != flat[:, -1:]).sum(dim=1)
     if flat.is_floating_point():
         size = flat.double().square().sum(dim=1)
@@ -156,19 +157,12 @@ def _quiet_and_loud(inputs: Tensor) -> Tensor:
     turned = inputs.roll(1, dims=0)
     of_row = torch.arange(len(inputs), device=inputs.device) % 3
     of_row = of_row.view(-1, *[1] * (inputs.dim() - 1))
-    least, most = inputs.amin(dim=0), inputs.amax(dim=0)
+    least, most = extremes(inputs)
     seen = torch.where(of_row == 0, least, torch.where(of_row == 1, most, turned))
     if not inputs.is_floating_point():
         return seen
     factors = torch.tensor([0.0, _LOUD, 0.1], dtype=inputs.dtype, device=inputs.device)
-    return torch.where(_fractions(inputs), turned * factors[of_row], seen)
-
-
-def _fractions(inputs: Tensor) -> Tensor:
-    """Which columns hold more than whole numbers, which may be categories; shape of one row."""
-    if not inputs.is_floating_point():
-        return torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
-    return (inputs != inputs.round()).any(dim=0)
+    return torch.where(fractions(inputs), turned * factors[of_row], seen)
 
 
 def _other_targets(targets: Tensor, classes: int) -> Tensor:
@@ -179,3 +173,24 @@ def _other_targets(targets: Tensor, classes: int) -> Tensor:
     if targets.dim() == 1 and int(targets.max()) < classes:
         return (turned + 1) % classes
     return turned
+
+
+def flattened(column: Tensor) -> Tensor:
+    """Values of each row side by side, `(batch, values)`."""
+    return column.flatten(1) if column.dim() > 1 else column.unsqueeze(1)
+
+
+def extremes(column: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value at each place of a row; two rows where none is the least."""
+    try:
+        return column.amin(dim=0), column.amax(dim=0)
+    except RuntimeError:
+        # Complex numbers, and types for which torch does not compute it.
+        return column[0], column[-1]
+
+
+def fractions(inputs: Tensor) -> Tensor:
+    """Which columns hold more than whole numbers, which may be categories; shape of one row."""
+    if not inputs.is_floating_point():
+        return torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
+    return (inputs != inputs.round()).any(dim=0)

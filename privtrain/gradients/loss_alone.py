@@ -6,7 +6,7 @@ of one row that differs from all others, and of copies. That costs next to nothi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from privtrain.core.task import Loss, Rows
+from privtrain.gradients.companions import extremes, flattened, fractions
 from privtrain.gradients.draws import HeldDraws
 from privtrain.gradients.gradients import check_losses
 from privtrain.gradients.passes import Precision, precise, precise_rows
 
 _SEED = 20201015
 
-_VALUES, _NUMBERS = 7, 2**24
-"""How many targets are put in place of all others at most, and how many numbers of outputs are
-used: of a large vocabulary so many rows as these are enough for."""
+_LOUD, _VALUES, _NUMBERS = 10.0, 6, 2**24
+"""How many times as large made-up outputs are, how many targets are put in place of all others at
+most, and how many numbers of outputs are used: of a large vocabulary those of fewer rows."""
 
 ERRORS = (
     *(RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError),
@@ -57,20 +58,24 @@ class LossTrial:
         rows = precise_rows(self.rows, self.precision)
         outputs, own = _few(self.outputs, rows.labels)
         pair = _two(own)
-        tables = [own, *(value.expand(own.shape) for value in values(own, outputs, pair))]
-        tried = [(table, self._tried(outputs, table)) for table in tables]
-        first = tried[0][1]
+        first = self._tried(outputs, own)
         if first is None:
             # Such as a loss that takes from the model what only its forward pass leaves there.
             return ""
-        tables = [table for table, result in tried if result is not None]
-        results = [result for _, result in tried if result is not None]
-        for index in mixtures(len(own), len(tables), pair):
-            after = self._tried(outputs, _of_each(tables, index))
+        batches, results = [own], [first]
+        for table in tables(own, outputs, pair)[1:]:
+            result = self._tried(outputs, table)
+            if result is not None:
+                batches.append(table)
+                results.append(result)
+        for index in mixtures(len(own), len(batches), pair):
+            after = self._tried(outputs, _of_each(batches, index))
             if after is not None and self._far(_of_each(results, index), after):
                 return "other targets"
+        both, doubled = _opposite_too(outputs, len(own)), torch.cat([own, own])
         for index, kept in companions(len(own), pair):
-            after = self._tried(_taken(outputs, index, len(own)), own[index.to(own.device)])
+            taken = _taken(both, index, len(doubled))
+            after = self._tried(taken, doubled[index.to(own.device)])
             if after is not None and self._far(first[kept], after[kept]):
                 return "other outputs and targets"
         return ""
@@ -84,20 +89,21 @@ class LossTrial:
     def _computed(self, outputs: Any, targets: Tensor) -> Tensor:
         """Of each row the loss, and its gradient's projection and norm; `(batch, 3)`, float64."""
         count = len(targets)
-        given = tree_map_only(Tensor, _leaf, outputs)
+        given = _mapped(_leaf, outputs)
         leaves = [each for each in tree_leaves(given) if _by_row(each, count)]
         leaves = [each for each in leaves if each.requires_grad]
         # Of both signs, so that what rows do to one another's gradients does not cancel.
         weights = torch.where(torch.arange(count) % 3 == 0, -1.5, 1.0)
         gradients: tuple[Tensor | None, ...] = ()
+        # A loss may write to what it is given.
+        copied = _mapped(Tensor.clone, given), targets.clone()
         with precise(self.model, self.precision), HeldDraws(range(count), self.seed) as held:
-            # Copies: a loss may write to what it is given.
-            own = tree_map_only(Tensor, Tensor.clone, given)
-            losses = check_losses(self.loss(own, targets.clone()), targets)
+            losses = check_losses(self.loss(*copied), targets)
             held.end_of_forward()
             if losses.requires_grad and leaves:
-                weighted = (losses * weights.to(losses)).sum()
-                gradients = torch.autograd.grad(weighted, leaves, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    losses, leaves, weights.to(losses), allow_unused=True
+                )
         projection = torch.zeros(count, dtype=torch.float64)
         square = torch.zeros(count, dtype=torch.float64)
         for number, gradient in enumerate(gradients):
@@ -122,8 +128,8 @@ class LossTrial:
         return bool((before[:, 0].isfinite() & ~same).any())
 
 
-def values(targets: Tensor, outputs: Any, pair: tuple[int, int]) -> list[Tensor]:
-    """Targets of one row that all rows may have: some of the batch's, and some classes or values.
+def tables(targets: Tensor, outputs: Any, pair: tuple[int, int]) -> list[Tensor]:
+    """The targets of a batch, and others that its rows may have: mostly one target for all.
 
     Args:
         targets: Of the batch, `(batch, ...)`.
@@ -131,72 +137,73 @@ def values(targets: Tensor, outputs: Any, pair: tuple[int, int]) -> list[Tensor]
         pair: Places of two rows.
 
     Returns:
-        Each `(...)`, without repetition.
+        At least one, of the same shape and type, without repetition; the batch's own first.
     """
-    least, most = targets.amin(dim=0), targets.amax(dim=0)
+    least, most = extremes(targets)
     some = [targets[pair[0]], targets[pair[1]], least, most]
-    low, high = float(least.min()), float(most.max())
-    classes = 0 if targets.is_floating_point() else _classes(outputs, targets)
-    numbers: list[float] = []
-    if 0 <= low and high <= 1:
-        numbers = [0, 1]
-    if 0 <= low and high < classes:
-        spread = torch.linspace(0, classes - 1, min(classes, _VALUES))
-        numbers = spread.round().tolist()
-    whole = not targets.is_floating_point() or bool((targets == targets.round()).all())
-    if targets.is_floating_point() and (targets.device.type == "cpu" or not whole):
+    numbers, classes = [], 0
+    if targets.numel() and not targets.is_complex():
+        low, high = float(least.double().min()), float(most.double().max())
+        numbers = [0.0, 1.0] if low >= 0 and high <= 1 else []
+        classes = _classes(outputs, targets) if low >= 0 else 0
+        classes = classes if high < classes else 0
+    if targets.is_floating_point() and (targets.device.type == "cpu" or fractions(targets).all()):
         # Of a regression on public rows nobody knows the targets. An index that is none, as class
         # -10 would be, is an error on the CPU alone; elsewhere it ends the process.
-        numbers += [10, -10]
-    chosen: list[Tensor] = []
-    for value in [*(torch.full_like(least, number) for number in numbers), *some]:
-        if not any(torch.equal(value, other) for other in chosen):
-            chosen.append(value)
+        numbers += [10.0, -10.0]
+    if classes:
+        numbers += torch.linspace(0, classes - 1, min(classes, _VALUES)).round().tolist()
+    some += [torch.full_like(least, number) for number in numbers]
+    chosen = [targets]
+    for table in (value.expand(targets.shape) for value in some):
+        if len(chosen) <= _VALUES and not any(torch.equal(table, other) for other in chosen):
+            chosen.append(table)
+    if classes > 2:
+        # All classes, each of which may be one that nobody else has.
+        each = torch.arange(len(targets), device=targets.device) % classes
+        each = each.view(-1, *[1] * (targets.dim() - 1)).expand(targets.shape)
+        chosen.insert(2, each.to(targets.dtype))
     return chosen
 
 
-def mixtures(count: int, tables: int, pair: tuple[int, int]) -> Iterator[Tensor]:
-    """Which of some batches each row comes from: one row among others, halves, and all in turn.
+def mixtures(count: int, batches: int, pair: tuple[int, int]) -> Iterator[Tensor]:
+    """Which of some batches each row comes from: one row among others, and all in turn.
 
     Args:
         count: How many rows there are.
-        tables: How many batches there are.
+        batches: How many batches there are.
         pair: Places of the rows that are put among others.
 
     Yields:
         Index of a batch for each row, `(count,)`.
     """
-    if tables < 2:
+    if batches < 2:
         return
-    places = torch.arange(count)
-    for most in range(tables):
-        following = (most + 1) % tables
-        for number, other in enumerate(sorted({0, following} - {most})):
-            index = torch.full((count,), most)
-            index[pair[(most + number) % 2]] = other
-            yield index
-        yield torch.where(places % 2 == 0, most, following)
-    yield places % tables
+    for most in range(batches):
+        index = torch.full((count,), most)
+        index[pair[most % 2]] = (most + 1) % batches
+        yield index
+    yield torch.arange(count) % batches
 
 
 def companions(count: int, pair: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of a batch beside copies of themselves, of another row, and half of others.
+    """Rows of a batch beside copies of themselves, of another row, and of their opposites.
 
     Yields:
-        Index of the rows, `(count,)`, and places of those that are where they were.
+        Index of the rows, `(count,)`, beyond the count of opposites, and places of those that are
+        where they were.
     """
     places = torch.arange(count)
-    for one, other in (pair, pair[::-1]):
-        kept = places[one : one + 1]
-        yield torch.full((count,), one), kept
-        yield torch.where(places == one, one, other), kept
+    one, other = pair
+    yield torch.full((count,), one), places[one : one + 1]
+    yield torch.where(places == other, other, one), places[other : other + 1]
     half = places % 2 == 0
-    yield torch.where(half, places, places.roll(2)), places[half]
+    yield torch.where(half, places, places + count), places[half]
 
 
 def _two(targets: Tensor) -> tuple[int, int]:
     """Places of two rows, whose targets differ if any do."""
-    flat = targets.reshape(len(targets), -1)
+    flat = flattened(targets)
     return 0, max(1, int((flat != flat[:1]).any(dim=1).int().argmax()))
 
 
@@ -210,6 +217,13 @@ def _classes(outputs: Any, targets: Tensor) -> int:
     if outputs.shape[1:-1] == targets.shape[1:]:
         found.append(outputs.shape[-1])
     return min(found, default=0)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """A function of each tensor in outputs."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    return tree_map_only(Tensor, function, outputs)
 
 
 def _leaf(output: Tensor) -> Tensor:
@@ -227,7 +241,19 @@ def _taken(outputs: Any, index: Tensor, count: int) -> Any:
     def take(output: Tensor) -> Tensor:
         return output[index.to(output.device)] if _by_row(output, count) else output
 
-    return tree_map_only(Tensor, take, outputs)
+    return _mapped(take, outputs)
+
+
+def _opposite_too(outputs: Any, count: int) -> Any:
+    """Outputs, and behind them as many that tell the opposite: probabilities stay what they are."""
+
+    def with_opposite(output: Tensor) -> Tensor:
+        if not (_by_row(output, count) and output.is_floating_point()):
+            return torch.cat([output, output]) if _by_row(output, count) else output
+        chances = bool(((output >= 0) & (output <= 1)).all())
+        return torch.cat([output, 1 - output if chances else -_LOUD * output])
+
+    return _mapped(with_opposite, outputs)
 
 
 def _few(outputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
@@ -241,10 +267,8 @@ def _few(outputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
     return _taken(outputs, index, count), targets[:few]
 
 
-def _of_each(tables: list[Tensor], index: Tensor) -> Tensor:
+def _of_each(batches: list[Tensor], index: Tensor) -> Tensor:
     """Row by row that of the batch at an index."""
-    index = index.to(tables[0].device)
-    mixed = tables[0].clone()
-    for number, table in enumerate(tables[1:], 1):
-        mixed[index == number] = table[index == number]
-    return mixed
+    places = torch.arange(len(index))
+    device = batches[0].device
+    return torch.stack(batches)[index.to(device), places.to(device)]

@@ -91,7 +91,8 @@ def public_trial(public: Rows, private: Rows, count: float) -> Rows:
     """
     alike = public.inputs.shape[1:] == private.inputs.shape[1:]
     alike = alike and public.inputs.dtype == private.inputs.dtype
-    rows = math.ceil(count) if alike and len(public) else 0
+    # Of fewer than three rows it could not tell.
+    rows = max(3, math.ceil(count)) if alike and len(public) else 0
     # A capacity that no small batch fills would not be seen in one.
     place = torch.arange(rows) % max(1, len(public))
     inputs = public.inputs[place.to(public.inputs.device)].to(private.inputs.device)
