@@ -168,26 +168,28 @@ class _Trial:
 
     def _beside_copies(self, first: Pass) -> str:
         """Rows of the batch, and made-up ones, each among copies of itself."""
-        rows, before = self.rows, first
-        places = [shortest(rows)]
-        change = made_up(rows, first.losses)
-        made = (change.identities >= len(rows)).nonzero().squeeze(1).tolist()
+        change = made_up(self.rows, first.losses)
+        made = (change.identities >= len(self.rows)).nonzero().squeeze(1).tolist()
+        rows, before = change.rows, first
         try:
-            before = self._pass(change.rows, range(len(rows)), lambda _: [])
+            before = self._pass(rows, range(len(rows)), lambda _: [])
         except ERRORS:
             # The model cannot take rows that are made up.
-            pass
-        else:
-            if self._differ(first, before, change):
-                return self._repeated(first) or _depends(f"with {change.name} it is another one")
-            rows = change.rows
-            places += made
-        for place in places:
-            if bool(before.losses[place].isfinite()):
-                reason = self._compared(first, copies(rows, place), before)
-                if reason:
-                    return reason
-        return ""
+            rows, made = self.rows, []
+        if self._differ(first, before, change):
+            return self._repeated(first) or _depends(f"with {change.name} it is another one")
+
+        def beside_copies(place: int) -> str:
+            if not bool(before.losses[place].isfinite()):
+                return ""
+            return self._compared(first, copies(rows, place), before)
+
+        for reason in map(beside_copies, (shortest(self.rows), *made[:2])):
+            if reason:
+                return reason
+        # Who cuts off padding, and rightly, may count on its being at one end.
+        padded = [beside_copies(place) for place in made[2:]]
+        return padded[0] if len(padded) == 2 and all(padded) else ""
 
     def _compared(self, first: Pass, change: Change, before: Pass | None = None) -> str:
         try:

@@ -87,20 +87,19 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
 
 
 def made_up(rows: Rows, losses: Tensor) -> Change:
-    """The batch with some rows that are small, large, and padded in front and behind.
+    """The batch with a small row, a large one, one padded behind and one padded in front.
 
     Rows that have their largest value, length or number of parts in common all keep it when one of
     them is removed or moved. These have others.
     """
     inputs, count = rows.inputs.detach(), len(rows)
-    # Of each column values that it has, since they may be categories.
-    some = [*extremes(inputs)]
+    some = _small_and_large(inputs)
     zeros = inputs.device.type == "cpu" or bool(fractions(inputs).all())
     if zeros and inputs.dim() > 1 and inputs.shape[1] > 1:
-        middle, largest = inputs.shape[1] // 2, inputs[_removed(rows, losses)[-1]]
-        behind, before = largest.clone(), largest.clone()
-        behind[middle:], before[: inputs.shape[1] - middle] = 0, 0
-        some += [behind, before]
+        longest, half = inputs[_removed(rows, losses)[-1]], inputs.shape[1] // 2
+        behind, in_front = longest.clone(), longest.clone()
+        behind[half:], in_front[:-half] = 0, 0
+        some += [behind, in_front]
     some = some[: count - 1]
     index, identities = torch.arange(count), torch.arange(count)
     places = identities[identities != shortest(rows)][: len(some)]
@@ -110,13 +109,23 @@ def made_up(rows: Rows, losses: Tensor) -> Change:
     return Change("other companions", Rows(changed, rows.labels), identities, None)
 
 
+def _small_and_large(inputs: Tensor) -> list[Tensor]:
+    if inputs.is_floating_point():
+        # Of each column a value that it has, since it may be one of categories.
+        return [*extremes(inputs)]
+    # Rows as they are: where texts end follows from what stands in them.
+    flat = flattened(inputs)
+    size = (flat.abs() if inputs.is_complex() else flat).double().sum(dim=1)
+    return [inputs[size.argmin()], inputs[size.argmax()]]
+
+
 def copies(rows: Rows, place: int) -> Change:
     """One row among copies of itself."""
     count = len(rows)
     index = torch.full((count,), place)
     identities = torch.arange(count, 2 * count)
     identities[place] = place
-    return Change("copies of itself beside it", _take(rows, index), identities, None)
+    return Change("copies of itself", _take(rows, index), identities, None)
 
 
 def shortest(rows: Rows) -> int:
