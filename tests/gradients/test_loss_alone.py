@@ -206,6 +206,11 @@ def test_it_is_refused_in_batches_of_any_size(count: int) -> None:
         RowTrial(layers(2), among_present).on(rows, public=True)
 
 
+def test_small_batches_are_tried_on_three_public_rows() -> None:
+    rows = Rows(torch.randn(9, IN), torch.zeros(9, dtype=torch.int64))
+    assert [len(public_trial(rows, rows, count)) for count in (1, 2.5, 4.2)] == [3, 3, 5]
+
+
 def test_what_a_refusal_prevents() -> None:
     """One row fewer of sixteen moves the clipped sum by several clipping norms."""
     torch.manual_seed(0)
