@@ -86,8 +86,8 @@ def public_trial(public: Rows, private: Rows, count: float) -> Rows:
 
     Returns:
         As many public inputs as a batch has, and at least three, again and again if there are
-        fewer, with targets of two values, on the device of the training rows; none where public inputs are of another
-        shape or type.
+        fewer, with targets of two values, on the device of the training rows; none where public
+        inputs are of another shape or type.
     """
     alike = public.inputs.shape[1:] == private.inputs.shape[1:]
     alike = alike and public.inputs.dtype == private.inputs.dtype
