@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Loss, Rows
-from privtrain.gradients.companions import Change, changes, groups
+from privtrain.gradients.companions import Change, changes, copies, groups, made_up, shortest
 from privtrain.gradients.draws import WAY_OUT
+from privtrain.gradients.loss_alone import ERRORS, LossTrial
 from privtrain.gradients.passes import DOUBLE, Pass, Weigh, own_precision, run
 from privtrain.gradients.refusals import as_it_was
 
@@ -28,12 +29,6 @@ _SEED = 20180215
 _DRAWS, _COINS = 4, 24
 """Draws on which a model is tried that draws for each row, and that draws for the batch as a whole:
 a coin may leave out the branch that mixes rows."""
-
-# What a model raises that cannot be run in float64, or on a batch that nobody gave.
-_ERRORS = (
-    *(RuntimeError, ValueError, TypeError, IndexError, KeyError, ArithmeticError),
-    AssertionError,
-)
 
 
 @dataclass
@@ -118,6 +113,10 @@ class _Trial:
                 return False, ""
             if self._entangled(first):
                 return True, _depends("as its gradient passes backward through the model")
+            if self.seed == 0:
+                reason = self._of_the_loss(first)
+                if reason:
+                    return True, reason
             # What is kept of the first batch ever shows in the next pass, what is kept of the
             # batch before in those that follow.
             put_back()
@@ -127,7 +126,8 @@ class _Trial:
                 reason = self._compared(first, change)
                 if reason:
                     return True, reason
-            reason = self._repeated(first) or self._hidden(first.unreached)
+            reason = self._beside_copies(first) if self.seed == 0 else ""
+            reason = reason or self._repeated(first) or self._hidden(first.unreached)
             return bool(first.sums.isfinite().all()), reason
 
     def _first(self) -> Pass:
@@ -141,7 +141,7 @@ class _Trial:
 
         try:
             return self._pass(self.rows, places, weigh)
-        except _ERRORS:
+        except ERRORS:
             self._precision = own_precision(self.model)
             return self._pass(self.rows, places, weigh)
 
@@ -158,13 +158,46 @@ class _Trial:
     def _pass(self, rows: Rows, identities: Sequence[int], weigh: Weigh) -> Pass:
         return run(self.model, self.loss, rows, identities, self._precision, weigh, self.seed)
 
-    def _compared(self, first: Pass, change: Change) -> str:
+    def _of_the_loss(self, first: Pass) -> str:
+        """Computes the loss alone beside other targets and outputs."""
+        trial = LossTrial(
+            self.model, self.loss, first.outputs, self.rows, self._precision, self.seed
+        )
+        what = trial.differs()
+        return (self._repeated(first) or _depends(f"with {what} beside it")) if what else ""
+
+    def _beside_copies(self, first: Pass) -> str:
+        """Rows of the batch, and made-up ones, each among copies of itself."""
+        change = made_up(self.rows, first.losses)
+        made = (change.identities >= len(self.rows)).nonzero().squeeze(1).tolist()
+        rows, before = change.rows, first
+        try:
+            before = self._pass(rows, range(len(rows)), lambda _: [])
+        except ERRORS:
+            # The model cannot take rows that are made up.
+            rows, made = self.rows, []
+        if self._differ(first, before, change):
+            return self._repeated(first) or _depends(f"with {change.name} it is another one")
+
+        def beside_copies(place: int) -> str:
+            if not bool(before.losses[place].isfinite()):
+                return ""
+            return self._compared(first, copies(rows, place), before)
+
+        for reason in map(beside_copies, (shortest(self.rows), *made[:2])):
+            if reason:
+                return reason
+        # Who cuts off padding, and rightly, may count on its being at one end.
+        padded = [beside_copies(place) for place in made[2:]]
+        return padded[0] if len(padded) == 2 and all(padded) else ""
+
+    def _compared(self, first: Pass, change: Change, before: Pass | None = None) -> str:
         try:
             other = self._run(change)
-        except _ERRORS:
+        except ERRORS:
             # The model cannot take this batch, as one of made-up rows or of another length.
             return ""
-        if self._differ(first, other, change):
+        if self._differ(before or first, other, change):
             drawn = ", ".join(other.held.for_batch)
             return self._repeated(first) or _depends(
                 f"with {change.name} it is another one, although each row's own random draws are "
@@ -250,7 +283,7 @@ class _Trial:
                 # In its own memory: who hides a parameter may hold another view of it.
                 parameter.data.add_(noise * (1 + parameter.detach().abs().max()))
             return not torch.allclose(self._losses(), before, rtol=1e-3, atol=1e-6)
-        except _ERRORS:
+        except ERRORS:
             return False
         finally:
             for parameter, value in zip(parameters, values, strict=True):

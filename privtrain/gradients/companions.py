@@ -9,7 +9,7 @@ from torch import Tensor
 from privtrain.core.task import Rows
 
 _SEED = 20170806
-_LOUD = 10.0
+_LOUD, _VERY_LOUD = 10.0, 1000.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,10 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
     # Few of the rows: what is counted but for repetitions is another number, too.
     few = torch.zeros(count, dtype=torch.bool)
     few[chosen.nonzero().squeeze(1)[:3]] = True
-    yield _beside(rows, same, few, None)
+    # A bound that rows share, such as a largest norm, may lie far beyond those of one batch.
+    loud = torch.where(fractions(rows.inputs), _VERY_LOUD * same.inputs, same.inputs)
+    very = Rows(loud.to(same.inputs.dtype), same.labels)
+    yield _beside(rows, very, few, None)
     yield _beside(rows, other, ~chosen, 1)
     if count == 2:
         yield _shuffled(rows, torch.tensor([1, 0]))
@@ -83,11 +86,60 @@ def changes(rows: Rows, losses: Tensor, classes: int) -> Iterator[Change]:
             yield _shuffled(rows, left[torch.randperm(count - 1, generator=generator)])
 
 
+def made_up(rows: Rows, losses: Tensor) -> Change:
+    """The batch with a small row, a large one, one padded behind and one padded in front.
+
+    Rows that have their largest value, length or number of parts in common all keep it when one of
+    them is removed or moved. These have others.
+    """
+    inputs, count = rows.inputs.detach(), len(rows)
+    some = _small_and_large(inputs)
+    zeros = inputs.device.type == "cpu" or bool(fractions(inputs).all())
+    if zeros and inputs.dim() > 1 and inputs.shape[1] > 1:
+        longest, half = inputs[_removed(rows, losses)[-1]], inputs.shape[1] // 2
+        behind, in_front = longest.clone(), longest.clone()
+        behind[half:], in_front[:-half] = 0, 0
+        some += [behind, in_front]
+    some = some[: count - 1]
+    index, identities = torch.arange(count), torch.arange(count)
+    places = identities[identities != shortest(rows)][: len(some)]
+    index[places] = count + torch.arange(len(some))
+    identities[places] += count
+    changed = torch.cat([inputs, torch.stack(some)])[index.to(inputs.device)]
+    return Change("other companions", Rows(changed, rows.labels), identities, None)
+
+
+def _small_and_large(inputs: Tensor) -> list[Tensor]:
+    if inputs.is_floating_point():
+        # Of each column a value that it has, since it may be one of categories.
+        return [*extremes(inputs)]
+    # Rows as they are: where texts end follows from what stands in them.
+    flat = flattened(inputs)
+    size = (flat.abs() if inputs.is_complex() else flat).double().sum(dim=1)
+    return [inputs[size.argmin()], inputs[size.argmax()]]
+
+
+def copies(rows: Rows, place: int) -> Change:
+    """One row among copies of itself."""
+    count = len(rows)
+    index = torch.full((count,), place)
+    identities = torch.arange(count, 2 * count)
+    identities[place] = place
+    return Change("copies of itself", _take(rows, index), identities, None)
+
+
+def shortest(rows: Rows) -> int:
+    """Place of the row of which most is what it ends in, as padding is."""
+    flat = flattened(rows.inputs.detach())
+    return int((flat == flat[:, -1:]).sum(dim=1).argmax())
+
+
 def _removed(rows: Rows, losses: Tensor) -> list[int]:
     """Places of the rows whose removal is tried: those that may matter most."""
-    size = torch.arange(len(rows))
-    if rows.inputs.is_floating_point():
-        size = rows.inputs.detach().double().flatten(1).square().sum(dim=1)
+    flat = flattened(rows.inputs.detach())
+    size = (flat != flat[:, -1:]).sum(dim=1)
+    if flat.is_floating_point():
+        size = flat.double().square().sum(dim=1)
     return [int(losses.argmax()), int(size.argmax())]
 
 
@@ -109,15 +161,17 @@ def _take(rows: Rows, index: Tensor) -> Rows:
 
 
 def _quiet_and_loud(inputs: Tensor) -> Tensor:
-    """Zeros, other rows times 10, and times 0.1, in turn; of tokens and categories other rows."""
-    turned = inputs.detach().roll(1, dims=0)
+    """Zeros, other rows times 10, and times 0.1; of whole numbers the least, the most, others'."""
+    inputs = inputs.detach()
+    turned = inputs.roll(1, dims=0)
+    of_row = torch.arange(len(inputs), device=inputs.device) % 3
+    of_row = of_row.view(-1, *[1] * (inputs.dim() - 1))
+    least, most = extremes(inputs)
+    seen = torch.where(of_row == 0, least, torch.where(of_row == 1, most, turned))
     if not inputs.is_floating_point():
-        return turned
-    factors = torch.tensor([0.0, 10.0, 0.1], dtype=inputs.dtype, device=inputs.device)
-    of_row = factors[torch.arange(len(inputs), device=inputs.device) % 3]
-    # Whole numbers may be categories, of which there are only so many.
-    scaled = (turned != turned.round()).any(dim=0)
-    return torch.where(scaled, turned * of_row.view(-1, *[1] * (inputs.dim() - 1)), turned)
+        return seen
+    factors = torch.tensor([0.0, _LOUD, 0.1], dtype=inputs.dtype, device=inputs.device)
+    return torch.where(fractions(inputs), turned * factors[of_row], seen)
 
 
 def _other_targets(targets: Tensor, classes: int) -> Tensor:
@@ -128,3 +182,24 @@ def _other_targets(targets: Tensor, classes: int) -> Tensor:
     if targets.dim() == 1 and int(targets.max()) < classes:
         return (turned + 1) % classes
     return turned
+
+
+def flattened(column: Tensor) -> Tensor:
+    """Values of each row side by side, `(batch, values)`."""
+    return column.flatten(1) if column.dim() > 1 else column.unsqueeze(1)
+
+
+def extremes(column: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value at each place of a row; two rows where none is the least."""
+    try:
+        return column.amin(dim=0), column.amax(dim=0)
+    except RuntimeError:
+        # Complex numbers, and types for which torch does not compute it.
+        return column[0], column[-1]
+
+
+def fractions(inputs: Tensor) -> Tensor:
+    """Which columns hold more than whole numbers, which may be categories; shape of one row."""
+    if not inputs.is_floating_point():
+        return torch.zeros(inputs.shape[1:], dtype=torch.bool, device=inputs.device)
+    return (inputs != inputs.round()).any(dim=0)

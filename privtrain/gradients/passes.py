@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.double import in_double, widened
@@ -54,6 +56,7 @@ class Pass:
         sums: For each vector of weights, the weighted sum of gradients: its projection onto one
             random direction, and its norm; shape `(vectors, 2)`, float64.
         classes: How many columns the outputs have; 0 where they are no table.
+        outputs: The outputs, without their graph.
         unreached: Which trained parameters autograd did not reach, by name.
         held: What was drawn.
     """
@@ -61,6 +64,7 @@ class Pass:
     losses: Tensor
     sums: Tensor
     classes: int
+    outputs: Any
     unreached: tuple[str, ...]
     held: HeldDraws
 
@@ -97,9 +101,9 @@ def run(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     parameters = [parameter for _, parameter in named]
     held = HeldDraws(identities, seed)
-    given = _widened(rows) if precision.double else rows
+    given = precise_rows(rows, precision)
     sums, reached = [], [False] * len(named)
-    with _precise(model, precision), held:
+    with precise(model, precision), held:
         # Copies: a model or a loss may write to what it is given.
         outputs = model(given.inputs.clone())
         losses = check_losses(loss(outputs, given.labels.clone()), rows)
@@ -125,13 +129,15 @@ def run(
         losses.detach().double().cpu(),
         torch.stack(sums) if sums else torch.zeros(0, 2, dtype=torch.float64),
         outputs.shape[1] if table else 0,
+        tree_map_only(Tensor, Tensor.detach, outputs),
         tuple(name for (name, _), found in zip(named, reached, strict=True) if not found),
         held,
     )
 
 
 @contextmanager
-def _precise(model: nn.Module, precision: Precision) -> Iterator[None]:
+def precise(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Computes in a precision within it."""
     if precision.double:
         with in_double(model):
             yield
@@ -139,7 +145,10 @@ def _precise(model: nn.Module, precision: Precision) -> Iterator[None]:
         yield
 
 
-def _widened(rows: Rows) -> Rows:
+def precise_rows(rows: Rows, precision: Precision) -> Rows:
+    """Rows in a precision."""
+    if not precision.double:
+        return rows
     targets = None if rows.targets is None else widened(rows.targets)
     return replace(rows, inputs=widened(rows.inputs), targets=targets)
 

@@ -85,13 +85,14 @@ def public_trial(public: Rows, private: Rows, count: float) -> Rows:
         count: About how many rows a batch has.
 
     Returns:
-        As many public inputs as a batch has, again and again if there are fewer, with targets of
-        two values, on the device of the training rows; none where public inputs are of another
-        shape or type.
+        As many public inputs as a batch has, and at least three, again and again if there are
+        fewer, with targets of two values, on the device of the training rows; none where public
+        inputs are of another shape or type.
     """
     alike = public.inputs.shape[1:] == private.inputs.shape[1:]
     alike = alike and public.inputs.dtype == private.inputs.dtype
-    rows = math.ceil(count) if alike and len(public) else 0
+    # Of fewer than three rows it could not tell.
+    rows = max(3, math.ceil(count)) if alike and len(public) else 0
     # A capacity that no small batch fills would not be seen in one.
     place = torch.arange(rows) % max(1, len(public))
     inputs = public.inputs[place.to(public.inputs.device)].to(private.inputs.device)

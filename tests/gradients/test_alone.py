@@ -16,6 +16,7 @@ from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import GradientEngine
 from privtrain.gradients.opacus import Opacus
+from privtrain.steps.private import public_trial
 from tests.gradients.loops import cnn, group_norm, layer_norm, mlp, rows_for
 from tests.gradients.sociable import BETWEEN, CLASSES, HIDDEN, IN, SOCIABLE, Hidden, Own, plain
 
@@ -329,6 +330,98 @@ def test_a_micro_batch_is_tried_as_the_model_sees_it() -> None:
     engine = BookKeeping(micro_batch=20).engine(made(lambda: Seen(torch.relu)), cross_entropy)
     engine.clipped_sum(batch(), 1.0)
     assert max(seen) == 20
+
+
+def texts(share: float, *, in_front: bool = False, seed: int = 0) -> Rows:
+    """Texts of at most 12 words, 0 for none, a share of them of 12."""
+    generator = torch.Generator().manual_seed(seed)
+    length = torch.randint(2, 12, (16,), generator=generator)
+    length[torch.rand(16, generator=generator) < share] = 12
+    words = torch.randint(1, 30, (16, 12), generator=generator) * (
+        torch.arange(12) < length[:, None]
+    )
+    targets = torch.randint(2, (16,), generator=generator)
+    return Rows(words.flip(1) if in_front else words, targets)
+
+
+class Cut(nn.Module):
+    """Texts that are cut to the longest one, with a mean over words or over all that is left."""
+
+    def __init__(self, *, of_words: bool, in_front: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(30, 8), nn.Linear(8, 2)
+        self.of_words, self.in_front = of_words, in_front
+
+    def forward(self, x: Tensor) -> Tensor:
+        longest = int((x != 0).sum(dim=1).max())
+        x = x[:, -longest:] if self.in_front else x[:, :longest]
+        mask = (x != 0).unsqueeze(2) if self.of_words else torch.ones_like(x).unsqueeze(2)
+        out: Tensor = self.head(
+            (self.embedding(x) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        )
+        return out
+
+
+class Steps(nn.Module):
+    """Hidden values are rounded to steps of a power of two, by the largest of the batch or row."""
+
+    def __init__(self, *, of_the_row: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.of_the_row = nn.Linear(IN, 24), nn.Linear(24, 2), of_the_row
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.body(x))
+        size = hidden.detach().abs()
+        largest = size.amax(dim=1, keepdim=True) if self.of_the_row else size.max()
+        step = 2 ** torch.ceil(torch.log2(largest + 1e-9)) / 4
+        out: Tensor = self.head(hidden + ((hidden / step).round() * step - hidden).detach())
+        return out
+
+
+def in_bits(seed: int) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(2, (ROWS, IN), generator=generator).float()
+    return Rows(bits, torch.randint(2, (ROWS,), generator=generator))
+
+
+@pytest.mark.parametrize("in_front", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("engine", [book_keeping, opacus])
+def test_a_length_that_many_texts_share_is_found(engine: Any, share: float, in_front: bool) -> None:
+    rows = texts(share, in_front=in_front)
+
+    def prepared(of_words: bool) -> GradientEngine:
+        model = made(lambda: Cut(of_words=of_words, in_front=in_front))
+        return engine(model, cross_entropy)
+
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        prepared(False).clipped_sum(rows, 1.0)
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        prepared(False).try_on(public_trial(Rows(rows.inputs), rows, 16))
+    sound = prepared(True)
+    sound.clipped_sum(rows, 1.0)
+    assert "tried on" in sound.assumptions[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_that_many_rows_share_is_found(seed: int) -> None:
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        book_keeping(made(lambda: Steps(of_the_row=False), seed), cross_entropy).clipped_sum(
+            in_bits(seed), 1.0
+        )
+    sound = book_keeping(made(lambda: Steps(of_the_row=True), seed), cross_entropy)
+    sound.clipped_sum(in_bits(seed), 1.0)
+    assert "tried on" in sound.assumptions[0]
+
+
+def test_a_bound_far_beyond_one_batch_is_found() -> None:
+    def bounded(hidden: Tensor) -> Tensor:
+        return hidden * (2000 / hidden.detach().norm(dim=1).max()).clamp(max=1)
+
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows(torch.randn(ROWS, IN, generator=generator), batch().labels)
+    with pytest.raises(UnsupportedError, match="depends on other examples"):
+        book_keeping(made(lambda: Hidden(bounded)), cross_entropy).clipped_sum(rows, 1.0)
 
 
 class Scale(torch.autograd.Function):

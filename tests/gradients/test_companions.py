@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from privtrain.core.task import Rows
-from privtrain.gradients.companions import Change, changes, groups
+from privtrain.gradients.companions import Change, changes, copies, groups, made_up, shortest
 
 
 def batch(count: int, *, tokens: bool = False) -> tuple[Rows, Tensor]:
@@ -49,6 +49,8 @@ def test_companions_places_and_their_number_change() -> None:
         assert int((change.identities < 64).sum()) == count
     assert len(same.rows.inputs[same.identities >= 64].unique(dim=0)) == 1
     assert bool(((same.identities < 64) ^ (loud.identities < 64)).all()), "each half is kept once"
+    copied = same.rows.inputs[same.identities >= 64][0, :3].abs().max()
+    assert float(few.rows.inputs.abs().max()) == pytest.approx(1000 * float(copied))
     assert float(loud.rows.inputs.abs().max()) > 3 * float(rows.inputs.abs().max())
     assert fewer.identities.tolist() == sorted(fewer.identities.tolist())
     assert elsewhere.identities.tolist() != sorted(elsewhere.identities.tolist())
@@ -77,3 +79,46 @@ def test_made_up_rows_keep_categories_and_classes() -> None:
     assert {*of_zeros.labels.tolist()} == {0, 1}, "where targets are unknown, other ones are tried"
     values = Rows(rows.inputs, torch.zeros(64))
     assert {*list(changes(values, torch.rand(64), 1))[2].rows.labels.tolist()} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("count", [2, 3, 4, 17])
+def test_made_up_rows_stand_beside_rows_as_they_were(count: int, tokens: bool) -> None:
+    rows, losses = batch(count, tokens=tokens)
+    change = made_up(rows, losses)
+    kept = change.identities < count
+    assert bool(kept[shortest(rows)])
+    assert int((~kept).sum()) == min(4, count - 1)
+    assert torch.equal(change.rows.inputs[kept], rows.inputs[kept])
+    if count == 17:
+        small, large, *padded = change.rows.inputs[~kept]
+        assert float(small.double().sum()) <= float(rows.inputs.double().sum(dim=1).min())
+        assert float(large.double().sum()) >= float(rows.inputs.double().sum(dim=1).max())
+        behind, in_front = padded
+        assert behind[2:].tolist() == in_front[:-2].tolist() == [0, 0]
+        assert bool(behind[:2].any() or in_front[2:].any())
+
+
+def test_a_row_among_copies_of_itself() -> None:
+    rows, _ = batch(8)
+    alike = copies(rows, 5)
+    assert torch.equal(alike.rows.inputs, rows.inputs[5].expand(8, 4))
+    assert alike.identities.tolist() == [8, 9, 10, 11, 12, 5, 14, 15]
+
+
+def test_the_shortest_row_is_the_one_with_most_padding() -> None:
+    words = torch.tensor([[3, 4, 5, 6], [7, 8, 1, 1], [9, 1, 1, 1], [2, 3, 4, 1]])
+    rows = Rows(words, torch.zeros(4, dtype=torch.int64))
+    assert shortest(rows) == 2
+    *_, elsewhere = changes(rows, torch.tensor([0.0, 9.0, 0.0, 0.0]), 2)
+    assert {*range(4)} - {*elsewhere.identities.tolist()} == {0}, "the longest is removed"
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16, torch.bool, torch.bfloat16])
+def test_rows_of_any_type_have_companions(dtype: torch.dtype) -> None:
+    rows, losses = batch(8)
+    typed = Rows(rows.inputs.abs().to(dtype), rows.labels)
+    assert len(list(changes(typed, losses, 3))) == 5
+    assert made_up(typed, losses).rows.inputs.dtype is dtype
+    lines = Rows(torch.randn(8), rows.labels)
+    assert made_up(lines, losses).rows.inputs.shape == (8,)
