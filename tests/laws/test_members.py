@@ -137,7 +137,11 @@ FEDERATED: list[tuple[FedAvg, float]] = [
 
 
 @pytest.mark.parametrize("entropy", [SEEDED, SYSTEM])
-@pytest.mark.parametrize(("trainer", "threshold"), FEDERATED, ids=lambda value: str(value)[:90])
+@pytest.mark.parametrize(
+    ("trainer", "threshold"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[1] else ()) for case in FEDERATED],
+    ids=lambda value: str(value)[:90],
+)
 def test_members_of_a_federation_are_the_rows_of_who_was_drawn(
     trainer: FedAvg, threshold: float, entropy: EntropyKind
 ) -> None:
@@ -162,6 +166,7 @@ def test_where_all_rows_are_used_all_are_members() -> None:
         assert attacked(result, data) == moved(result) == list(range(ROWS))
 
 
+@pytest.mark.slow  # so little noise has privacy losses on a wide grid
 def test_a_halted_run_has_the_members_of_the_steps_it_took() -> None:
     data = unit_vectors()
     pooled = DPSGD(epochs=1, expected_batch=6, sampling=FixedSizeBatches(), release=FAINT)

@@ -475,7 +475,7 @@ def test_equal_clients_weigh_the_same_by_rows() -> None:
         (0.0, ByExamples(bound=8), Everyone(), 5 * 6 / 8),
         (1e-3, ByExamples(bound=8), Everyone(), 5 * 6 / 8),
         (0.0, ByExamples(bound=8), FixedSize(2), 2 * 6 / 8),
-        (1e-3, ByExamples(bound=8), FixedSize(2), 2 * 6 / 8),
+        pytest.param(*(1e-3, ByExamples(bound=8), FixedSize(2), 2 * 6 / 8), marks=pytest.mark.slow),
         (0.0, ByExamples(bound=8), Poisson(0.5), 2.5 * 6 / 8),
         (0.0, ByExamples(bound=8), Poisson(0.5, expected_size=2.0), 2.0),
     ],
