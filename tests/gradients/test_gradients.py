@@ -78,6 +78,26 @@ def test_one_of_many_rows_that_agree_moves_the_sum_by_the_norm(
     assert 0.99 < moved(gradients, count) <= 1 + 2.0**-11
 
 
+@pytest.mark.parametrize("gradients", LARGE, ids=str)
+def test_no_rounding_cancels_where_the_type_of_the_sum_changes(gradients: Gradients) -> None:
+    """One row more, and the error of a whole float32 sum stands against it."""
+    reach = []
+    for seed in (81, 93, 219, 254):
+        source = torch.Generator().manual_seed(seed)
+        columns, norm = 1 + seed % 7, 10.0 ** -(seed % 4)
+        inputs = 3 * torch.randn(columns, generator=source)
+        torch.manual_seed(seed + 1)
+        engine = gradients.engine(nn.Linear(columns, 2 + seed % 3), cross_entropy)
+        more, fewer = (
+            engine.clipped_sum(
+                Rows(inputs.repeat(count, 1), torch.zeros(count, dtype=torch.long)), norm
+            ).value.double()
+            for count in (NARROW_ROWS + 1, NARROW_ROWS)
+        )
+        reach.append(float(torch.linalg.vector_norm(more - fewer)) / norm)
+    assert 0.99 < max(reach) <= 1 + 2.0**-10
+
+
 def test_so_many_in_float32_would_not_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opacus, "sum_type", lambda parameters, rows: torch.float32)
     assert moved(Opacus(), 2**17) > 1.05
