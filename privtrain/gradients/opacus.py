@@ -75,6 +75,11 @@ def _check_formulas(model: nn.Module) -> None:
                 f"Opacus's formula for the layer {name!r} (nn.Embedding) overlooks "
                 f"padding_idx={layer.padding_idx}. Use BookKeeping()."
             )
+        if isinstance(layer, nn.EmbeddingBag):
+            raise UnsupportedError(
+                f"Opacus's formula for the layer {name!r} (nn.EmbeddingBag) wants offsets, and no "
+                "rows of indices. Use BookKeeping(), or nn.Embedding and a mean."
+            )
         if isinstance(layer, DPMultiheadAttention) and not layer.batch_first:
             raise UnsupportedError(
                 f"The layer {name!r} (DPMultiheadAttention) has batch_first=False: Opacus would "
@@ -286,6 +291,11 @@ def _watcher(name: str, rows: int, outputs: list[Any]) -> Any:
     def watch(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor) or not output.requires_grad:
             return
+        if sum(isinstance(value, Tensor) for value in given) > 1:
+            raise UnsupportedError(
+                f"The layer {name!r} ({type(layer).__name__}) is given several inputs, and "
+                "Opacus's formulas know one. Use BookKeeping()."
+            )
         if output.dim() == 0 or len(output) != rows:
             raise UnsupportedError(
                 f"The layer {name!r} returned shape {tuple(output.shape)} for a batch of {rows}: "

@@ -7,6 +7,7 @@ from privtrain.core.validate import check_count, check_flag
 from privtrain.sampling.figures import (
     SAMPLED_IN_SECRET,
     Batches,
+    exact_rows,
     mean_batch,
     other_size,
     poisson_figures,
@@ -63,12 +64,14 @@ class PoissonBatches:
             expected_batch=expected_batch,
             rows_per_user=self.rows_per_user,
         )
-        notes: tuple[str, ...] = ()
-        if sampling_rate is None:
-            notes = other_size(mean_batch(rows, data, self.rows_per_user), expected_batch)
-            if self.rows_per_user is not None and data.public_rows is not None:
-                # There is no public figure of how many rows the limit leaves.
+        mean = mean_batch(rows, data, self.rows_per_user)
+        notes = other_size(mean, expected_batch)
+        if self.rows_per_user is not None and data.public_rows is not None:
+            # There is no public figure of how many rows the limit leaves, but that of all rows.
+            if sampling_rate is None:
                 notes = (_OF_ALL_ROWS.format(self.rows_per_user, rows.rate),)
+            elif mean is not None and mean > expected_batch:
+                notes = ()
         sampling = rows if self.rows_per_user is None else ByUser(rows, self.rows_per_user)
         return Batches(sampling, steps, assumptions, rows_per_user=self.rows_per_user, notes=notes)
 
@@ -102,12 +105,12 @@ class TruncatedPoissonBatches:
     ) -> Batches:
         # The expected batch is that before the cut; how often a batch is cut depends on the number
         # of rows (docs/decisions/014), so that number has to be counted and public.
-        rows = max(1, len(data.pooled()))
+        rows = max(1, exact_rows(self, data))
         rate = min(1.0, expected_batch / rows) if sampling_rate is None else sampling_rate
         steps = whole_steps(epochs / rate, epochs)
         sampling = TruncatedPoisson(rate, self.largest)
         assumptions = (SAMPLED_IN_SECRET, rows_are_public(rows))
-        notes = other_size(sampling.expected(rows), expected_batch) if sampling_rate is None else ()
+        notes = other_size(sampling.expected(rows), expected_batch)
         return Batches(sampling, steps, assumptions, population=rows, notes=notes)
 
 

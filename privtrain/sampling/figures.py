@@ -233,6 +233,20 @@ def other_size(mean: float | None, expected_batch: float) -> tuple[str, ...]:
     )
 
 
+def exact_rows(sampling: BatchSampling, data: FederatedData) -> int:
+    """The number of rows, which is public where a sampling depends on it.
+
+    Raises:
+        UnsupportedError: If coins decided how many rows there are: canaries were planted.
+    """
+    if data.canaries is not None:
+        raise UnsupportedError(
+            f"{sampling} makes the number of rows public, which tells how many canaries were "
+            "planted. Use PoissonBatches() with declared public_rows."
+        )
+    return len(data.pooled())
+
+
 def public_figures(
     sampling: BatchSampling, data: FederatedData, rate: float | None, expected_batch: float
 ) -> tuple[int, int]:
@@ -247,7 +261,7 @@ def public_figures(
             f"{sampling} has no use for sampling_rate={rate!r}: its batches follow from "
             "expected_batch. Leave it out, or use PoissonBatches()."
         )
-    rows = len(data.pooled())
+    rows = exact_rows(sampling, data)
     if expected_batch != int(expected_batch) or not 1 <= expected_batch <= max(1, rows):
         raise ValueError(
             f"Expected expected_batch={expected_batch!r} to be a whole number in 1..{rows}, the "

@@ -27,7 +27,13 @@ from privtrain.mechanisms.mechanism import (
     noised,
 )
 from privtrain.sampling.batches import PoissonBatches
-from privtrain.sampling.figures import Batches, poisson_figures, rows_at, whole_steps
+from privtrain.sampling.figures import (
+    Batches,
+    other_size,
+    poisson_figures,
+    rows_at,
+    whole_steps,
+)
 from privtrain.sampling.sampling import Poisson
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.optimizers import (
@@ -172,6 +178,14 @@ class DPSteps:
             parties=len(data.parties),
         )
         return Batches(*figures)
+
+    def notes_on(self, data: FederatedData) -> tuple[str, ...]:
+        """Whether batches are of another size than the number that their sums are divided by."""
+        sampling = self._batches(data).sampling
+        if data.public_rows is None or not isinstance(sampling, Poisson):
+            return ()
+        mean = sampling.rate * data.public_rows / len(data.parties)
+        return other_size(mean, sampling.expected(0))
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.

@@ -38,7 +38,7 @@ from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.optimizers import check_not_diverged, check_optimizer
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import DRAWN
+from privtrain.steps.private import DRAWN, DPSteps
 from privtrain.steps.server import (
     Server,
     ServerOptimizer,
@@ -315,6 +315,8 @@ class FedAvg:
         )
         divisor = self._divisor(data, run)
         run.members = Members()
+        if isinstance(self.local, DPSteps):
+            run.notes.extend(self.local.notes_on(data))
         done = server.resume(run)
         for round in range(done, self.rounds):
             if not run.spend():

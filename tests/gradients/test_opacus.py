@@ -176,6 +176,26 @@ def test_layers_without_gradients_of_their_own_are_refused(layer: nn.Module, way
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class Several(nn.Module):
+    """A layer of two inputs, or one whose formula in Opacus wants other inputs."""
+
+    def __init__(self, bag: bool) -> None:
+        super().__init__()
+        self.layer = nn.EmbeddingBag(9, 3) if bag else nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bag = isinstance(self.layer, nn.EmbeddingBag)
+        logits: Tensor = self.layer(x.long()) if bag else self.layer(x, x)
+        return logits
+
+
+@pytest.mark.parametrize("bag", [True, False])
+def test_layers_of_several_inputs_are_refused_by_name(bag: bool) -> None:
+    rows = Rows(torch.rand(12, 4) * 8, torch.arange(12) % 3)
+    with pytest.raises(UnsupportedError, match=r"'layer'.*Use BookKeeping"):
+        Opacus().engine(Several(bag), cross_entropy).clipped_sum(rows, 1.0)
+
+
 def test_the_attention_with_a_wrong_forward_pass_is_refused() -> None:
     from opacus.layers import DPLSTM, DPMultiheadAttention
 

@@ -1,10 +1,12 @@
 """Batches: drawn as they are accounted, by counting and against published figures."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from torch import Tensor
 
@@ -16,8 +18,9 @@ from privtrain.accounting.event import (
     repeated,
     truncated_poisson_sampled,
 )
-from privtrain.core.errors import BudgetExceededError
+from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Relation
+from privtrain.data.canaries import with_canaries
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian
@@ -33,7 +36,9 @@ from privtrain.sampling.batches import (
 from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
 from privtrain.sampling.figures import BatchSampling
 from privtrain.sampling.sampling import FixedSize, Poisson, Sampling, Shuffled
+from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.fedavg import FedAvg
 from tests.trainers.federations import STAR, TASK, a_federation
 
 DATA = a_federation(30, 11)
@@ -275,10 +280,29 @@ def test_batches_of_another_size_than_the_divisor_are_noted(
     (note,) = made.notes
     assert f"batches hold {mean:.3g} rows on average" in note
     assert f"expected_batch={expected_batch:g}" in note
-    # What was asked for by name is not commented on.
-    if sampling == PoissonBatches():
-        asked = DPSGD(expected_batch=64, sampling_rate=0.5, sampling=sampling)
-        assert asked.batches(DATA).notes == ()
+
+
+def test_a_stated_rate_is_noted_where_it_gives_other_batches() -> None:
+    data = replace(DATA, public_rows=41)
+    for sampling in (PoissonBatches(), TruncatedPoissonBatches(40)):
+        asked = DPSGD(expected_batch=64, sampling_rate=0.5, sampling=sampling).batches(data)
+        assert "batches hold 20.5 rows on average" in asked.notes[0]
+        fits = DPSGD(expected_batch=20.5, sampling_rate=0.5, sampling=sampling).batches(data)
+        assert fits.notes == ()
+    local = DPSteps(Gaussian(1.0, 1.0), epochs=1, sampling_rate=0.1, expected_batch=2.05)
+    for steps, noted in ((local, False), (replace(local, sampling_rate=0.9), True)):
+        result = fit(FedAvg(rounds=1, local=steps), TASK, data, runtimes=STAR, delta=1e-3)
+        assert any("rows on average" in note for note in result.notes) == noted
+
+
+@pytest.mark.parametrize(
+    "sampling", [FixedSizeBatches(), ShuffledEpochs(), TruncatedPoissonBatches(20), FixedOrder()]
+)
+def test_a_sampling_that_makes_the_number_public_refuses_canaries(sampling: BatchSampling) -> None:
+    rows = DATA.test.take(torch.arange(4))
+    planted = with_canaries(replace(DATA, public_rows=41), rows)
+    with pytest.raises(UnsupportedError, match="how many canaries were planted"):
+        fit(trainer(sampling), TASK, planted, runtimes=STAR, delta=1e-3)
 
 
 def test_the_noted_sizes_are_those_that_are_drawn() -> None:
