@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import privtrain as pt
+from privtrain.attacks.attack import Target
 from privtrain.core.result import Leakage, Predictor
 from privtrain.core.task import accuracy
 from privtrain.core.trainer import Run
@@ -110,7 +111,7 @@ class Changing:
         CHANGES[self.change]()
         return value
 
-    def run(self, target: pt.Target, *, seed: int) -> Leakage:
+    def run(self, target: Target, *, seed: int) -> Leakage:
         CHANGES[self.change]()
         return Leakage(attack=self.name, observer="public", metrics={"value": 1.0})
 
