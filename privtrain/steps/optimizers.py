@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.errors import READS_ROWS, DataError
-from privtrain.core.parameters import to_vector, wide_type
+from privtrain.core.parameters import wide_type
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
 from privtrain.gradients.gradients import check_losses, outputs_of
