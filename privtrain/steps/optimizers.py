@@ -179,8 +179,9 @@ def check_optimizer(
     raise ValueError(
         f"Expected {what} to make an optimizer that moves its parameters; after {steps} steps with "
         f"gradients of 1 to 4, {len(resting)} of {len(parameters)} are where they were: "
-        f"{_place(optimizer, resting[0][0])}. Give it a learning rate whose steps its type does "
-        "not round to zero, or freeze it in the model with requires_grad_(False)."
+        f"{_place(optimizer, resting[0][0])}. Raise that learning "
+        "rate where it is too small, let step() move each of them within so many calls, or freeze "
+        "it in the model with requires_grad_(False)."
     )
 
 
