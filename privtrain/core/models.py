@@ -72,13 +72,18 @@ def check_values(model: Model, module: nn.Module) -> None:
         module: The module, which was never run.
 
     Raises:
-        ValueError: If a layer is lazy, or was made on the device "meta".
+        ValueError: If a layer is lazy, or was made on the device "meta" or in inference mode.
     """
     for name, tensor in _named(module):
         if is_lazy(tensor) or tensor.is_meta:
             raise ValueError(
                 f"Expected model={_name(model)} to make a module with values; {name} has none yet. "
                 "Give lazy layers their widths, and make the module on the CPU."
+            )
+        if tensor.is_inference():
+            raise ValueError(
+                f"Expected model={_name(model)} to make a module that can be trained; {name} was "
+                "made within torch.inference_mode(). Make it outside, or use torch.no_grad()."
             )
 
 

@@ -1,23 +1,74 @@
-"""Settings of the process that a model may change, and that the next run would be computed with."""
+"""Settings of the process that a user's code may change, and that what follows would run with."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
+_AUTOCAST = ("cpu", "cuda")
+
+
+def _set_default_device(device: torch.device) -> None:
+    # None first: where none was set, each call of torch would pass through the one set here.
+    torch.set_default_device(None)
+    if torch.get_default_device() != device:
+        torch.set_default_device(device)
+
+
+def _set_autocast(enabled: list[bool]) -> None:
+    for device, on in zip(_AUTOCAST, enabled, strict=True):
+        torch.set_autocast_enabled(device, on)
+    # It holds casts of weights from before the next step.
+    torch.clear_autocast_cache()
+
+
+def _set_filters(filters: list[Any]) -> None:
+    # Forgets, too, which warnings were shown under the other filters.
+    warnings.resetwarnings()
+    vars(warnings)["filters"].extend(filters)
+
+
+# How each setting is read and set.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, _set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (lambda: [torch.is_autocast_enabled(device) for device in _AUTOCAST], _set_autocast),
+    (np.geterr, lambda errors: np.seterr(**errors)),
+    (lambda: list(warnings.filters), _set_filters),
+)
+
 
 @contextmanager
 def kept_settings() -> Iterator[None]:
-    """Puts back what a model, loss or optimizer may have set within a run.
+    """Puts back what a user's model, loss, optimizer, metric or attack may have set.
 
-    These are torch's default type and whether it records gradients, and what numpy does about
-    floating-point errors. Other threads share the default type.
+    These are torch's default type and device, its threads, determinism, precision of products,
+    anomaly detection and autocast, whether it records gradients or is in inference mode, what numpy
+    does about floating-point errors, and the filters of warnings. What the thread shares with
+    others, such as the default type, is put back for them, too.
     """
-    dtype, records, errors = torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()
+    before = [read() for read, _ in _SETTINGS]
+    records = torch.is_grad_enabled()
     try:
-        yield
+        # The same mode again: when it ends, torch leaves what was entered within, too.
+        with torch.inference_mode(torch.is_inference_mode_enabled()):
+            torch.set_grad_enabled(records)
+            yield
     finally:
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(records)
-        np.seterr(**errors)
+        for (read, write), value in zip(_SETTINGS, before, strict=True):
+            if read() != value:
+                write(value)
+
+
+@contextmanager
+def recorded_gradients() -> Iterator[None]:
+    """Lets torch record gradients, whatever the caller turned off around it."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -52,6 +52,10 @@ class Rows:
                 )
             if column is not None and not column.is_nested and column.ndim == 0:
                 raise DataError(f"Expected {name} of shape () to have a first dimension: the rows.")
+            # Torch lets no gradient flow by what was made within `torch.inference_mode`.
+            if column is not None and column.is_inference():
+                with torch.inference_mode(False):
+                    object.__setattr__(self, name, column.clone())
         if self.inputs.is_nested:
             check_ordinary(inputs=self.inputs)
         # At once and not in a batch: a shifted column of users would protect the wrong ones.

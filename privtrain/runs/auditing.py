@@ -9,11 +9,14 @@ from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT, Observer, check_observer
 from privtrain.core.parties import is_role
 from privtrain.core.result import Leakage, Members, TrainResult
+from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
 from privtrain.core.transcript import Transcript
 from privtrain.data.canaries import canaries_besides, planted_in
 
 
+@kept_settings()
+@recorded_gradients()
 def audit(
     result: TrainResult, attack: Attack, task: Task, data: FederatedData, *, seed: int = 0
 ) -> Leakage:

@@ -22,7 +22,7 @@ from privtrain.core.seeding import (
     global_generator,
     kind_of,
 )
-from privtrain.core.settings import kept_settings
+from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer
@@ -147,6 +147,7 @@ def fit(
 
 
 @kept_settings()
+@recorded_gradients()
 def fit_trial(
     trainer: Trainer,
     task: Task,

@@ -17,6 +17,7 @@ from privtrain.core.parameters import initial_model
 from privtrain.core.result import Comparison, Predictor, Row, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import EntropyKind, Seeds, global_generator
+from privtrain.core.settings import kept_settings
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
@@ -99,7 +100,8 @@ class Conditions:
         """What identifies the comparison; more trainers, seeds and epsilons may be added to it."""
         try:
             # A factory may load weights from a file.
-            start: object = initial_model(self.task, Seeds(0)["initialisation", 0, ""])
+            with kept_settings():
+                start: object = initial_model(self.task, Seeds(0)["initialisation", 0, ""])
         except Exception as error:  # each row says what is wrong with the model
             start = type(error).__name__
         further = {"attacks": self.attacks, "delta": self.delta, "initial model": start}
@@ -196,6 +198,7 @@ def left_behind(cell: Cell, home: Path, planned: Collection[Path]) -> tuple[str,
     )
 
 
+@kept_settings()
 def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: str) -> Row:
     """One row; an error of any kind becomes the row's error, and the others go on."""
     empty = Row(
@@ -286,6 +289,7 @@ def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...
     return trainer, ()
 
 
+@kept_settings()
 def accuracy_with_interval(
     predictor: Predictor, task: Task, rows: Rows
 ) -> tuple[float, tuple[float, float]]:

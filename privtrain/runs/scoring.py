@@ -11,6 +11,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Predictor
 from privtrain.core.seeding import Seeds, global_generator
+from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Relation, Unit
 from privtrain.core.task import FederatedData, Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -40,6 +41,7 @@ class Score(Protocol):
         ...
 
 
+@kept_settings()
 def _correct(predictor: Predictor, rows: Rows) -> float:
     with torch.no_grad(), global_generator(Seeds(0)["score", 0, ""]):
         return float((predictor(rows.inputs).argmax(dim=1) == rows.labels).sum())

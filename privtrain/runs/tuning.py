@@ -30,6 +30,7 @@ from privtrain.core.seeding import (
     SystemEntropy,
     kind_of,
 )
+from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Budget, PrivacyStatement, Relation
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Trainer
@@ -81,6 +82,7 @@ class _Trial:
     result: TrainResult = field(repr=False)
 
 
+@kept_settings()
 def tune(
     trainers: Mapping[str, Trainer],
     task: Task,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.errors import READS_ROWS, DataError
-from privtrain.core.parameters import to_vector, wide_type
+from privtrain.core.parameters import wide_type
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
 from privtrain.gradients.gradients import check_losses, outputs_of
@@ -128,6 +128,11 @@ def try_optimizer(
     check_optimizer(make, parameters, f"optimizer={optimizer!r}")
 
 
+TRIED = 32
+"""Steps that an optimizer is given to move all of its parameters, or two for each where they are
+more: some move them in turn."""
+
+
 def check_optimizer(
     make: Callable[[], Optimizer], parameters: list[nn.Parameter], what: str
 ) -> None:
@@ -139,8 +144,10 @@ def check_optimizer(
         what: The argument and its value, for errors.
 
     Raises:
-        ValueError: If it cannot be made, is the same one at each call, fails, or moves nothing.
+        ValueError: If it cannot be made, is the same one at each call, fails, or does not move
+            every parameter.
     """
+    steps = max(TRIED, 2 * len(parameters))
     # What it draws must not move the caller's generator.
     with global_generator(Seeds(0)["optimizer trial", 0, ""]):
         optimizer = make()
@@ -153,11 +160,12 @@ def check_optimizer(
         with torch.no_grad():
             for parameter in parameters:
                 parameter.fill_(1e-20)
-        before = to_vector(parameters)
-        # A few steps: the first one of a warm-up may have a learning rate of zero.
-        for _ in range(3):
+        resting = [(p, p.detach().clone()) for p in parameters if p.numel()]
+        # Not one step: the first of a warm-up has a learning rate of zero, and one that adds up
+        # gradients acts every few calls.
+        for number in range(steps):
             for parameter in parameters:
-                parameter.grad = torch.ones_like(parameter)
+                parameter.grad = _trial_gradient(parameter, number)
             try:
                 optimizer.step()
             except Exception as error:  # a user's own code may raise anything
@@ -165,12 +173,33 @@ def check_optimizer(
                     f"Expected {what} to make an optimizer of dense gradients; its step() raised "
                     f"{type(error).__name__}: {error}"
                 ) from error
-            if not torch.equal(before, to_vector(parameters)):
+            resting = [(p, before) for p, before in resting if torch.equal(p, before)]
+            if not resting:
                 return
     raise ValueError(
-        f"Expected {what} to make an optimizer that moves its parameters; three steps with a "
-        "gradient of 1 changed none of them. Raise its learning rate."
+        f"Expected {what} to make an optimizer that moves its parameters; after {steps} steps with "
+        f"gradients of 1 to 4, {len(resting)} of {len(parameters)} are where they were: "
+        f"{_place(optimizer, resting[0][0])}. Raise that learning "
+        "rate where it is too small, let step() move each of them within so many calls, or freeze "
+        "it in the model with requires_grad_(False)."
     )
+
+
+def _trial_gradient(parameter: nn.Parameter, number: int) -> Tensor:
+    """Gradients of 1 to 4 that differ from value to value, and from step to step."""
+    # Of equal ones, rules that subtract a mean or the last gradient would make zero.
+    values = torch.linspace(1.0, 2.0, parameter.numel(), dtype=torch.float32)
+    return (values * (1 + number % 2)).to(parameter).view_as(parameter)
+
+
+def _place(optimizer: Optimizer, parameter: nn.Parameter) -> str:
+    """Where in the groups of an optimizer a parameter stands, and with which learning rate."""
+    shape = tuple(parameter.shape)
+    for number, group in enumerate(optimizer.param_groups):
+        if any(member is parameter for member in group["params"]):
+            rate = group.get("lr", "unknown")
+            return f"that of shape {shape} in param_groups[{number}] with lr={rate}"
+    return f"that of shape {shape}"
 
 
 def check_not_diverged(

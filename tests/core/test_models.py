@@ -261,3 +261,14 @@ def test_a_value_is_described_by_its_layers_and_values() -> None:
     net, other = nn.Linear(5, 2), nn.Linear(5, 2)
     assert described(net) == described(copy.deepcopy(net)) != described(other)
     assert described(net).startswith("Linear(in_features=5")
+
+
+def test_a_module_of_inference_mode_is_refused_by_name() -> None:
+    def frozen_mean() -> nn.Module:
+        module = nn.BatchNorm1d(5)
+        with torch.inference_mode():
+            module.register_buffer("running_mean", torch.zeros(5))
+        return module
+
+    with pytest.raises(ValueError, match=r"'running_mean' was made within torch.inference_mode"):
+        made_anew(frozen_mean, STREAM)

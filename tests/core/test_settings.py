@@ -1,25 +1,48 @@
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.settings import kept_settings
+from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.runs.fitting import fit
 from privtrain.trainers.sgd import SGD
 
 
 def state() -> tuple[object, ...]:
-    return torch.get_default_dtype(), torch.is_grad_enabled(), np.geterr()
+    made = torch.ones(2) + 1
+    return (
+        *(torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
+        *(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+        *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
+        *(torch.is_autocast_enabled("cpu"), np.geterr(), list(warnings.filters)),
+        *(made.dtype, made.device, made.is_inference()),
+    )
 
 
-def change() -> None:
-    torch.set_default_dtype(torch.float64)
-    torch.set_grad_enabled(False)
-    np.seterr(all="ignore")
+CHANGES: dict[str, Callable[[], object]] = {
+    "type": lambda: torch.set_default_dtype(torch.float64),
+    "device": lambda: torch.set_default_device("meta"),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "inference": lambda: HELD.enter_context(torch.inference_mode()),
+    "determinism": lambda: torch.use_deterministic_algorithms(True),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "numpy": lambda: np.seterr(all="raise"),
+    "warnings": lambda: warnings.simplefilter("error", EncodingWarning),
+}
+HELD = ExitStack()
+"""Keeps what is entered, which torch would leave when it is collected."""
 
 
-def test_settings_are_put_back() -> None:
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_settings_are_put_back(change: Callable[[], object]) -> None:
     before = state()
     with kept_settings():
         change()
@@ -29,6 +52,21 @@ def test_settings_are_put_back() -> None:
         change()
         raise KeyError
     assert state() == before
+
+
+def test_settings_of_the_caller_stay() -> None:
+    with torch.no_grad(), kept_settings():
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        before = state()
+        with kept_settings():
+            assert state() == before
+            torch.set_grad_enabled(True)
+        assert state() == before
+        with recorded_gradients():
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+        assert state() == before
 
 
 class Changing(nn.Module):

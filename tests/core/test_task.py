@@ -93,3 +93,11 @@ def test_the_widest_column_is_named_by_its_place() -> None:
     assert "Column 0" in widest_column(torch.ones(5))
     table[2, 3] = float("nan")
     assert "Column 3" in widest_column(table)
+
+
+def test_rows_of_inference_mode_can_be_trained_on() -> None:
+    with torch.inference_mode():
+        made = rows(4)
+    columns = (made.inputs, made.targets, made.users)
+    assert not any(column is not None and column.is_inference() for column in columns)
+    assert torch.equal(made.inputs, rows(4).inputs)

@@ -98,6 +98,15 @@ def at_rest(parameters: Parameters, lr: float = 0.1) -> Optimizer:
     return Plain(parameters, lr=0.0)
 
 
+def first_at_rest(parameters: Parameters, lr: float = 0.1) -> Optimizer:
+    return Plain([{"params": parameters[:1], "lr": 0.0}, {"params": parameters[1:]}], lr=lr)
+
+
+def decaying_at_rest(parameters: Parameters, lr: float = 0.1) -> Optimizer:
+    last = {"params": parameters[1:], "lr": 0.0, "weight_decay": 0.1}
+    return torch.optim.AdamW([{"params": parameters[:1]}, last], lr=lr)
+
+
 def of_two_arguments(parameters: Parameters) -> Optimizer:
     return Plain(parameters, lr=0.1, momentum=2.0, nesterov="yes", dampening=3)
 
@@ -128,7 +137,9 @@ WRONG: list[tuple[Callable[..., Any], str]] = [
     (of_the_first, r"1 are missing .* requires_grad_\(False\)"),
     (with_closure, "step.* LBFGS wants closure"),
     (of_sparse_gradients, "dense gradients; its step.. raised RuntimeError"),
-    (at_rest, "moves its parameters"),
+    (at_rest, r"32 steps .* 2 of 2 are .*shape \(2, 4\) in param_groups\[0\] with lr=0.0"),
+    (first_at_rest, r"1 of 2 are .* shape \(2, 4\) in param_groups\[0\] with lr=0.0.* freeze"),
+    (decaying_at_rest, r"1 of 2 are .* shape \(2,\) in param_groups\[1\] with lr=0.0"),
     (of_two_arguments, "it is given; it raised (Type|Value)Error"),
     (Plain([nn.Parameter(torch.zeros(1))]), "raised TypeError: 'SGD' object is not callable"),
     (Cached, "a new optimizer at each call"),
@@ -214,6 +225,71 @@ class Warming(Plain):
         self.begun = getattr(self, "begun", -1) + 1
         if self.begun:
             super().step()
+
+
+class Accumulating(Plain):
+    """Adds gradients up, and steps at every fourth call."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.calls = getattr(self, "calls", 0) + 1
+        own = [p for group in self.param_groups for p in group["params"]]
+        for p in own:
+            self.state[p]["sum"] = self.state[p].get("sum", 0.0) + p.grad / 4
+        if self.calls % 4 == 0:
+            for p in own:
+                p.grad = self.state[p].pop("sum")
+            super().step()
+
+
+class InTurn(Plain):
+    """Moves one parameter at a call."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        own = [p for group in self.param_groups for p in group["params"]]
+        self.calls = getattr(self, "calls", -1) + 1
+        p = own[self.calls % len(own)]
+        p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+
+
+class Centred(Plain):
+    """Subtracts the mean of the gradients of each matrix (Yong et al. 2020, arXiv:2004.01461)."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.grad = p.grad - p.grad.mean(dim=1, keepdim=True) if p.ndim > 1 else p.grad
+        super().step()
+
+
+class Differences(Plain):
+    """Steps along what changed since the last gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for p in (p for group in self.param_groups for p in group["params"]):
+            last = self.state[p].get("last", p.grad)
+            self.state[p]["last"], p.grad = p.grad, p.grad - last
+        super().step()
+
+
+OWN = [Accumulating, InTurn, Centred, Differences, Warming]
+OF_TORCH = [
+    *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"),
+    *("RMSprop", "Rprop", "SGD"),
+]
+
+
+@pytest.mark.parametrize("optimizer", [*OWN, *OF_TORCH])
+@pytest.mark.parametrize("rate", [1.0, 1e-6])
+def test_what_moves_all_parameters_in_its_own_way_is_no_error(optimizer: Any, rate: float) -> None:
+    for kind in (torch.float32, torch.bfloat16):
+        shapes: list[tuple[int, ...]] = [(4, 4), (4,)] * 20
+        # A parameter without values has nothing to move; torch's Adafactor divides by their number.
+        shapes += [] if optimizer == "Adafactor" else [(0, 4)]
+        parameters = [nn.Parameter(torch.zeros(shape, dtype=kind)) for shape in shapes]
+        try_optimizer(optimizer, parameters, rate)
 
 
 def in_groups(parameters: Parameters, lr: float) -> Optimizer:

@@ -384,3 +384,22 @@ def test_outputs_that_have_no_accuracy_cost_the_curve_and_not_the_run() -> None:
     result = fit(SGD(epochs=1), task, data)
     assert "validation_accuracy" not in result.history.unprotected
     assert "training_loss" in result.history.unprotected
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "trainer", [SGD(epochs=1), DPSGD(epochs=1, expected_batch=9.0), FedAvg(rounds=2, local=LOCAL)]
+)
+def test_gradients_are_recorded_whatever_the_caller_turned_off(
+    around: Callable[[], torch.no_grad | torch.inference_mode], trainer: Trainer
+) -> None:
+    right = run(trainer)
+    with around():
+        # Its tensors were made there, too.
+        data = a_federation(12, 9, 15, public_rows=36)
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        inside = fit(trainer, TASK, data, runtimes=STAR)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    after = fit(trainer, TASK, data, runtimes=STAR)
+    for made in (inside, after):
+        assert torch.equal(vector(module(made)), vector(module(right)))

@@ -1,14 +1,20 @@
 """Rows: what one trainer, seed and epsilon becomes, whatever happens in it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import privtrain as pt
-from privtrain.core.result import Predictor
+from privtrain.attacks.attack import Target
+from privtrain.core.result import Leakage, Predictor
+from privtrain.core.task import accuracy
 from privtrain.core.trainer import Run
 from privtrain.runs.checkpoint import Identity
 from privtrain.runs.comparing import compare
@@ -80,6 +86,48 @@ def test_how_many_rows_were_drawn_is_published_only_where_it_is_counted_in_publi
     members = {row.label: [leak.members for leak in row.leakage] for row in made}
     assert members == {"pooled": [338], "plain": [318], "noised": [None]}
     assert all(leak.metrics["auc"] is not None for row in made for leak in row.leakage)
+
+
+CHANGES: dict[str, Callable[[], object]] = {
+    "type": lambda: torch.set_default_dtype(torch.float64),
+    "device": lambda: torch.set_default_device("meta"),
+    "gradients": lambda: torch.set_grad_enabled(False),
+    "inference": lambda: torch.inference_mode().__enter__(),
+    "numpy": lambda: np.seterr(all="raise"),
+}
+
+
+@dataclass(frozen=True)
+class Changing:
+    """Sets something of the process, as a metric or as an attack."""
+
+    change: str
+    name: str = "changing"
+    observer: pt.Observer = pt.PUBLIC
+    needs_messages: bool = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        value = accuracy(outputs, targets)
+        CHANGES[self.change]()
+        return value
+
+    def run(self, target: Target, *, seed: int) -> Leakage:
+        CHANGES[self.change]()
+        return Leakage(attack=self.name, observer="public", metrics={"value": 1.0})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_metric_or_attack_sets_does_not_reach_what_follows(change: str) -> None:
+    trainers = {"pooled": pt.SGD(epochs=1), "DP-SGD": pt.DPSGD(epochs=0.5)}
+    given: dict[str, Any] = {"seeds": range(2), "runtimes": HERE}
+    right = compare(trainers, TASK, DATA, attacks=[pt.LossThreshold()], **given).rows
+    task = replace(TASK, metrics={"accuracy": Changing(change)})
+    attacks = [Changing(change), pt.LossThreshold()]
+    made = compare(trainers, task, DATA, attacks=attacks, **given).rows
+    assert [row.error for row in made] == [None] * 4
+    assert [row.accuracy for row in made] == [row.accuracy for row in right]
+    assert [row.leakage[1] for row in made] == [row.leakage[0] for row in right]
+    assert torch.get_default_dtype() is torch.float32 and torch.is_grad_enabled()
 
 
 def test_an_interrupt_is_no_row() -> None:

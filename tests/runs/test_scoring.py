@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.functional import one_hot
 
 from privtrain.accounting.selection import RandomTrials
@@ -71,3 +72,14 @@ def test_scores_that_would_leak_are_refused() -> None:
         tuned(PublicRows(DATA.train[DATA.parties[0]]))
     with pytest.raises(DataError, match="labels"):
         tuned(PublicRows(Rows(OTHERS.inputs[:0], OTHERS.labels[:0])))
+
+
+@pytest.mark.parametrize("score", [PUBLIC_ROWS, PrivateRows(OTHERS, Gaussian(1.0, 4.0))])
+def test_what_a_model_sets_while_it_is_scored_does_not_reach_the_next_trial(score: Any) -> None:
+    def changing(inputs: Any) -> Any:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        return predict(inputs)
+
+    score.measure(changing, np.random.default_rng(0))
+    assert torch.zeros(1).dtype is torch.float32 and torch.zeros(1).device.type == "cpu"
