@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.validate import check_count
 from privtrain.data.arrays import CLASSES_READ, ReadFromRows, from_arrays
 from privtrain.data.constants import Category, Number
 from privtrain.data.files import Place, in_range, one_hot, parse
 from privtrain.data.numbers import first_merged
+from privtrain.data.options import (
+    check_delimiter,
+    check_range,
+    to_name,
+    to_names,
+    to_table,
+    to_words,
+)
 
 MOST_WORDS = 256
 """The most different words of a column that is not taken for an identifier."""
@@ -40,9 +47,9 @@ def from_csv(
     *,
     label: str = "y",
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    categories: Mapping[str, Sequence[str]] | None = None,
-    classes: Sequence[str] | None = None,
-    drop: Sequence[str] = (),
+    categories: Mapping[str, Iterable[str]] | None = None,
+    classes: Iterable[str] | None = None,
+    drop: str | Iterable[str] = (),
     user: str | None = None,
     row_id: str | None = None,
     delimiter: str = ",",
@@ -61,7 +68,7 @@ def from_csv(
         categories: Column to the words that may stand in it, as public knowledge.
         classes: What may stand in the label column, in the order of the class numbers, as public
             knowledge; else what occurs, sorted.
-        drop: Columns to leave out.
+        drop: Columns to leave out; one or several names.
         user: Name of the column that says whose row it is, where users are protected; it is no
             feature.
         row_id: Name of the column that says what each row is called; it is no feature. By it a
@@ -74,15 +81,25 @@ def from_csv(
 
     Raises:
         DataError: If the file cannot be used; the message says in which line and column.
+        ValueError: If an option is of another kind, has no order, or holds a word twice.
     """
     path = Path(path)
+    check_delimiter(delimiter)
+    label, drop = to_name("label", label), to_names("drop", drop)
+    ranges = to_table("ranges", ranges)
+    for name, limits in ranges.items():
+        check_range(f"ranges[{name!r}]", limits)
+    words = {
+        name: to_words(f"categories[{name!r}]", given)
+        for name, given in to_table("categories", categories).items()
+    }
+    listed = None if classes is None else to_words("classes", classes, 2)
     table = read_table(path, delimiter)
-    ranges, categories = dict(ranges or {}), dict(categories or {})
     # Misspelt names are refused: a range that fits no column would leave one unscaled, unnoticed.
-    owner = [] if user is None else [user]
-    key = [] if row_id is None else [row_id]
+    owner = [] if user is None else [to_name("user", user)]
+    key = [] if row_id is None else [to_name("row_id", row_id)]
     table.check_names(
-        label=[label], ranges=ranges, categories=categories, drop=drop, user=owner, row_id=key
+        label=[label], ranges=ranges, categories=words, drop=drop, user=owner, row_id=key
     )
     used = [name for name in table.columns if name not in (label, *owner, *key, *drop)]
     if not used:
@@ -94,11 +111,11 @@ def from_csv(
             "drop=['']."
         )
     read: list[ReadFromRows] = []
-    blocks = [_block(table, name, ranges.get(name), categories.get(name), read) for name in used]
+    blocks = [_block(table, name, ranges.get(name), words.get(name), read) for name in used]
     for name in used:
-        if name not in ranges and name not in categories:
+        if name not in ranges and name not in words:
             _check_digits(table, name, options.get("dtype", torch.float32))
-    targets, count = _targets(table, label, classes, read)
+    targets, count = _targets(table, label, listed, read)
     # The count is passed on, and so is not counted again; the notes say where it comes from.
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
@@ -206,12 +223,12 @@ def _block(
     table: Table,
     name: str,
     limits: tuple[float, float] | None,
-    words: Sequence[str] | None,
+    words: tuple[str, ...] | None,
     read: list[ReadFromRows],
 ) -> NDArray[np.float64]:
     values = table.columns[name]
     if words is not None:
-        return one_hot(values, Category(name, tuple(words)), table.place)
+        return one_hot(values, Category(name, words), table.place)
     parsed = np.array([parse(value) for value in values])
     broken = ~np.isfinite(parsed)
     # One number makes a column of numbers: a word in it is a mistake to be named. Were it taken for
@@ -321,14 +338,27 @@ def whole_number(text: str) -> int | None:
     return int(number) if number == number.to_integral_value() else None
 
 
+def _spelled_as(classes: tuple[str, ...], values: Sequence[str]) -> list[str]:
+    """Labels as the list has them: 1.0 is the class 1, as it is where none are listed."""
+    numbers = Counter(whole_number(text) for text in classes)
+    # Two ways to write one number are two classes where both are listed.
+    plain = {whole_number(text): text for text in classes if not _is_code(text)}
+    same = {
+        value: plain.get(whole_number(value), value)
+        for value in set(values).difference(classes)
+        if numbers[whole_number(value)] == 1 and not _is_code(value)
+    }
+    same = {value: text for value, text in same.items() if whole_number(value) is not None}
+    return [same.get(value, value) for value in values]
+
+
 def _targets(
-    table: Table, label: str, classes: Sequence[str] | None, read: list[ReadFromRows]
+    table: Table, label: str, classes: tuple[str, ...] | None, read: list[ReadFromRows]
 ) -> tuple[NDArray[np.int64], int]:
     values = table.columns[label]
     if classes is not None:
-        check_count(2, classes=len(classes))
-        listed = Category(label, tuple(map(str, classes)))
-        return one_hot(values, listed, table.place).argmax(axis=1), len(classes)
+        spelled = _spelled_as(classes, values)
+        return one_hot(spelled, Category(label, classes), table.place).argmax(axis=1), len(classes)
     parsed = np.array([parse(value) for value in values])
     if np.isnan(parsed).all():
         # Words name the classes here, but an empty field names none: it is no class of its own.
