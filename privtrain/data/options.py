@@ -66,28 +66,38 @@ def to_name(argument: str, given: str) -> str:
     return given
 
 
-def to_table(argument: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is given for single columns, by name.
+def to_categories(given: Mapping[str, Iterable[Any]] | None) -> dict[str, tuple[str, ...]]:
+    """The words of columns, by name.
 
     Raises:
-        ValueError: If it is no mapping.
+        ValueError: If it is no mapping, or those of a column cannot be used; see `to_words`.
     """
+    table = _table("categories", given)
+    return {name: to_words(f"categories[{name!r}]", words) for name, words in table.items()}
+
+
+def to_ranges(given: Mapping[str, Sequence[float]] | None) -> dict[str, tuple[float, float]]:
+    """The lowest and highest values of columns, by name.
+
+    Raises:
+        ValueError: If it is no mapping, or one holds something else than two numbers.
+    """
+    ranges = {}
+    for name, ends in _table("ranges", given).items():
+        pair = isinstance(ends, Sequence) and len(ends) == 2
+        if not pair or any(not isinstance(end, Real) or isinstance(end, bool) for end in ends):
+            raise ValueError(
+                f"Expected ranges[{name!r}]={ends!r} to be a lowest and a highest value, such as "
+                "[0, 120]."
+            )
+        ranges[name] = (float(ends[0]), float(ends[1]))
+    return ranges
+
+
+def _table(argument: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"Expected {argument}={given!r} to be a table from column to value.")
     return dict(given or {})
-
-
-def check_range(argument: str, given: Sequence[float]) -> None:
-    """Refuses what is no pair of two numbers.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    pair = isinstance(given, Sequence) and len(given) == 2
-    if not pair or any(not isinstance(end, Real) or isinstance(end, bool) for end in given):
-        raise ValueError(
-            f"Expected {argument}={given!r} to be a lowest and a highest value, such as [0, 120]."
-        )
 
 
 def check_delimiter(delimiter: str) -> None:

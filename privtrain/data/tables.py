@@ -21,10 +21,10 @@ from privtrain.data.files import Place, in_range, one_hot, parse
 from privtrain.data.numbers import first_merged
 from privtrain.data.options import (
     check_delimiter,
-    check_range,
+    to_categories,
     to_name,
     to_names,
-    to_table,
+    to_ranges,
     to_words,
 )
 from privtrain.data.spelling import (
@@ -76,7 +76,7 @@ def from_csv(
         row_id: Name of the column that says what each row is called; it is no feature. By it a
             coin decides whether the row is trained on; without it, by the row's text.
         delimiter: What stands between two values.
-        options: What `from_arrays` takes; `scale` applies to every column, and fits numbers alone.
+        options: What `from_arrays` takes; `scale` is for all columns, and fits numbers alone.
 
     Returns:
         The task and the data.
@@ -88,13 +88,7 @@ def from_csv(
     path = Path(path)
     check_delimiter(delimiter)
     label, drop = to_name("label", label), to_names("drop", drop)
-    ranges = to_table("ranges", ranges)
-    for name, limits in ranges.items():
-        check_range(f"ranges[{name!r}]", limits)
-    words = {
-        name: to_words(f"categories[{name!r}]", given)
-        for name, given in to_table("categories", categories).items()
-    }
+    ranges, words = to_ranges(ranges), to_categories(categories)
     listed = None if classes is None else to_words("classes", classes, 2)
     table = read_table(path, delimiter)
     # Misspelt names are refused: a range that fits no column would leave one unscaled, unnoticed.
@@ -114,6 +108,11 @@ def from_csv(
         )
     read: list[ReadFromRows] = []
     blocks = [_block(table, name, ranges.get(name), words.get(name), read) for name in used]
+    if options.get("scale") is not None and (ranges or words or read):
+        raise ValueError(
+            f"Expected scale={options['scale']!r} without columns of words and without ranges=, "
+            "which it would scale again. Give ranges= for the columns of numbers instead."
+        )
     for name in used:
         if name not in ranges and name not in words:
             _check_digits(table, name, options.get("dtype", torch.float32))

@@ -93,3 +93,11 @@ def test_the_widest_column_is_named_by_its_place() -> None:
     assert "Column 0" in widest_column(torch.ones(5))
     table[2, 3] = float("nan")
     assert "Column 3" in widest_column(table)
+
+
+def test_parties_of_another_width_are_named() -> None:
+    train = {"a": Rows(torch.zeros(3, 3)), "b": Rows(torch.zeros(3, 4))}
+    with pytest.raises(DataError, match=r"inputs of 'b' .*\(4,\).*\(3,\).*'a'"):
+        FederatedData(train=train, test=train["a"]).pooled()
+    with pytest.raises(DataError, match="number 1"):
+        concatenate([*train.values()])

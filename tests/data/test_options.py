@@ -82,3 +82,12 @@ def test_listed_numbers_are_found_however_they_are_written(
 def test_a_code_is_no_other_way_to_write_a_number(tmp_path: Path, label: str, listed: str) -> None:
     with pytest.raises(ValueError, match=f"line 2, column 'y'.*{label}"):
         from_csv(table(tmp_path / "t.csv", (label, "1")), classes=(listed, "1"))
+
+
+def test_a_scale_is_for_tables_of_numbers(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv")
+    _, data = from_csv(path, drop="c", scale=(0, 100))
+    assert data.pooled().inputs.max() <= 0.59
+    for options in ({}, {"categories": {"c": ["A", "B"]}}, {"drop": "c", "ranges": {"a": (0, 9)}}):
+        with pytest.raises(ValueError, match=r"scale=\(0, 100\).*ranges="):
+            from_csv(path, scale=(0, 100), **options)
