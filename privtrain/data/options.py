@@ -90,7 +90,7 @@ def to_ranges(given: Mapping[str, Sequence[float]] | None) -> dict[str, tuple[fl
                 f"Expected ranges[{name!r}]={ends!r} to be a lowest and a highest value, such as "
                 "[0, 120]."
             )
-        ranges[name] = (float(ends[0]), float(ends[1]))
+        ranges[name] = (ends[0], ends[1])
     return ranges
 
 
