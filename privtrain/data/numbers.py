@@ -283,7 +283,7 @@ def first_merged(values: NDArray[Any], dtype: torch.dtype) -> tuple[Any, Any] | 
         return int(first), int(second)
     merged = _merged(values, dtype)
     noise = _NOISE if dtype == torch.float32 else 0.0
-    apart = [place for place in merged.tolist() if _differ(*values[place : place + 2], noise)]
+    apart = [place for place in merged.tolist() if _differ(values[place], values[place + 1], noise)]
     left = len(values) - len(merged)
     if len(apart) < 2 or 2 * len(apart) < len(values) or left > _ENOUGH:
         return None
