@@ -8,6 +8,7 @@ from privtrain.core.result import Leakage, Predictor, Target
 from privtrain.core.statement import PrivacyCurves
 from privtrain.core.task import Canaries, Rows, Task
 from privtrain.core.transcript import Transcript
+from privtrain.core.validate import check_follows
 
 
 class Attack(Protocol):
@@ -75,6 +76,30 @@ def target_for(
         canaries=canaries,
         promised=tuple(curves for curves in promised if curves.observer == observer.name),
     )
+
+
+def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
+    """The attacks; what is none is refused, before hours of training.
+
+    Raises:
+        ValueError: If they are no list, or one lacks a name or an observer, or is a class.
+    """
+    if isinstance(attacks, str) or not isinstance(attacks, Iterable):
+        raise ValueError(
+            f"Expected attacks={attacks!r} to be a list of attacks, such as [pt.LossThreshold()]."
+        )
+    made = tuple(attacks)
+    for number, attack in enumerate(made):
+        name = f"attacks[{number}]"
+        check_follows(Attack, "pt.LossThreshold()", **{name: attack})
+        if not isinstance(attack.name, str):
+            raise ValueError(f"Expected {name}.name={attack.name!r} to be text.")
+        if not isinstance(attack.observer, Observer):
+            raise ValueError(
+                f"Expected {name}.observer={attack.observer!r} to be an observer, such as "
+                "pt.PUBLIC or pt.coalition({'party-0'})."
+            )
+    return made
 
 
 def check_attack_names(attacks: Iterable[Attack]) -> None:

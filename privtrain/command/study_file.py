@@ -81,6 +81,12 @@ class Study:
         for epsilon in self.epsilons:
             check_positive(epsilon=epsilon)
         check_distinct(epsilons=self.epsilons)
+        for entry in self.attacks:
+            if not isinstance(entry, (str, Mapping)):
+                raise ValueError(
+                    f"Expected attacks to hold names in quotes, or tables with attack = NAME; "
+                    f"there is {entry!r}."
+                )
 
     def make_trainers(self) -> dict[str, Trainer]:
         """Label to trainer.
@@ -148,7 +154,7 @@ class Study:
         }
         made = self.make_attacks()
         tokens = [a if isinstance(a, str) else a["attack"] for a in self.attacks]
-        attacks = zip(tokens, made, strict=True)
+        attacks = list(zip(tokens, made, strict=True))
         plain = {
             "schema": SCHEMA,
             "data": self.data,

@@ -39,17 +39,26 @@ def to_table(value: Any) -> Any:
         return [to_table(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"kind": KINDS.name_of(type(value))} | settings_of(value)
-    raise UnsupportedError(f"A study file cannot hold {value!r}: it has no name there.")
+    raise UnsupportedError(
+        f"A study file cannot hold {value!r}: it has no name there. Where it is a constant of your "
+        "own class, give its field a default and init=False."
+    )
 
 
 def settings_of(value: Any) -> dict[str, Any]:
     """The settings of a trainer, attack or part of one, each as `to_table` writes it."""
-    given = {f: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-    return {
-        field.name: "none" if item is None else to_table(item)
-        for field, item in given.items()
-        if not (item is None and field.default is None)
-    }
+    settings = {}
+    for field in (field for field in dataclasses.fields(value) if field.init):
+        item = getattr(value, field.name)
+        if item is None and field.default is None:
+            continue
+        try:
+            settings[field.name] = "none" if item is None else to_table(item)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"Setting {field.name!r} of {type(value).__name__}: {error}"
+            ) from error
+    return settings
 
 
 def from_table(table: Any, setting: str = "kind") -> Any:

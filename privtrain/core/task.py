@@ -1,6 +1,6 @@
 """What is learned, and from which rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -99,15 +99,31 @@ class Rows:
         return Rows(self.inputs.to(device), targets, users)
 
 
-def concatenate(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows], names: Sequence[str] = ()) -> Rows:
     """Several data sets as one, in their order.
 
     Args:
         parts: At least one data set; all with targets or all without, and so with users.
+        names: What messages call them.
 
     Returns:
         All rows.
+
+    Raises:
+        DataError: If the rows of one have another shape than those of the first.
     """
+    for number, part in enumerate(parts):
+        for what, given, first in (
+            ("inputs", part.inputs, parts[0].inputs),
+            ("targets", part.targets, parts[0].targets),
+        ):
+            if given is not None and first is not None and given.shape[1:] != first.shape[1:]:
+                called = [repr(names[n]) if names else f"number {n}" for n in (number, 0)]
+                raise DataError(
+                    f"Expected {what} of {called[0]} with rows of shape {tuple(given.shape[1:])} "
+                    f"to have rows of shape {tuple(first.shape[1:])}, as those of {called[1]} "
+                    "have. Give all parties the same columns, or split=pt.COLUMNS."
+                )
     return Rows(
         torch.cat([part.inputs for part in parts]),
         _concatenated([part.targets for part in parts]),
@@ -307,7 +323,7 @@ class FederatedData:
         # In the order of names, so that a row's place does not depend on who runs the parties.
         parts = [self.train[party] for party in self.train]
         if self.split is ROWS:
-            return concatenate(parts)
+            return concatenate(parts, self.parties)
         targets = None if self.label_holder is None else self.train[self.label_holder].targets
         return Rows(torch.cat([part.inputs for part in parts], dim=1), targets)
 

@@ -85,6 +85,17 @@ def check_offers(method: str, example: str, /, **values: object) -> None:
             raise ValueError(f"Expected {name}={value!r} to be a value such as {example}.")
 
 
+def check_follows(protocol: type, example: str, /, **values: object) -> None:
+    """Raises `ValueError` unless every value has all members that a protocol asks for."""
+    asked = [name for name in dir(protocol) if not name.startswith("_")]
+    for name, value in values.items():
+        # A class has the methods too, and reads none of its fields.
+        missing = [] if isinstance(value, type) else [m for m in asked if m not in dir(value)]
+        if isinstance(value, type) or missing:
+            lacks = f"; it has no {', '.join(missing)}" if missing else ", and no class"
+            raise ValueError(f"Expected {name}={value!r} to be a value such as {example}{lacks}.")
+
+
 def check_distinct(**collections: Collection[float]) -> None:
     """Raises `ValueError` if a collection holds a value twice."""
     for name, values in collections.items():
@@ -128,6 +139,8 @@ def check_ordinary(**tensors: Tensor) -> None:
             what = f"of quantized numbers ({tensor.dtype}). Use {name}.dequantize()"
         elif tensor.is_complex():
             what = "of complex ones. Use torch.view_as_real, or its real part"
+        elif isinstance(tensor, torch.masked.MaskedTensor):
+            what = "with masked entries. Remove such rows, and use get_data()"
         elif tensor.is_meta:
             what = "without values, on the device 'meta'. Load the values first"
         else:

@@ -205,7 +205,19 @@ def _arrays(file: BinaryIO, path: Path, keys: tuple[str, ...]) -> list[NDArray[A
             f"Expected {path} to hold an array {missing[0]!r}; it holds "
             f"{', '.join(loaded.files) or 'none'}. Name them with inputs=, targets=, row_ids=."
         )
-    return [loaded[key] for key in keys]
+    return [_array(loaded, path, key) for key in keys]
+
+
+def _array(loaded: NpzFile, path: Path, key: str) -> NDArray[Any]:
+    try:
+        return np.asarray(loaded[key])
+    # numpy's advice is to unpickle it, which would run what the file says.
+    except ValueError as error:
+        raise DataError(
+            f"Could not read the array {key!r} of {path}: it holds Python objects (dtype=object), "
+            "which are pickled and never read, or is damaged. Save numbers instead, as "
+            f"{key}.astype(int) makes them, or names of rows as {key}.astype(str)."
+        ) from error
 
 
 def _rows(
@@ -238,7 +250,7 @@ def scaled(inputs: Tensor, scale: Scale | None) -> Tensor:
         return inputs
     # Constants that are known without the rows. Their own minimum, maximum or standard deviation
     # would be queries on private rows that no budget pays for.
-    low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in scale)
+    low, high = _ends(scale)
     if not bool((low < high).all()) or not bool(torch.isfinite(high - low).all()):
         raise ValueError(f"Expected scale={scale} to hold lowest values below highest ones.")
     if any(end.ndim and end.shape != inputs.shape[1:] for end in (low, high)):
@@ -249,6 +261,17 @@ def scaled(inputs: Tensor, scale: Scale | None) -> Tensor:
     # Clamped, so that the features of any row, also of one that nobody has seen yet, are bounded.
     # In float64, as the constants are: the difference from the lowest value then loses no digits.
     return ((inputs.double() - low) / (high - low)).clamp(0.0, 1.0).to(inputs.dtype)
+
+
+def _ends(scale: Scale) -> tuple[Tensor, Tensor]:
+    try:
+        low, high = (torch.from_numpy(np.array(end, dtype=np.float64)) for end in scale)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected scale={scale!r} to be a pair of lowest and highest values, one number each "
+            "or one a column, such as [0, 255]."
+        ) from error
+    return low, high
 
 
 def _check_width(inputs: Tensor, **others: Tensor) -> None:

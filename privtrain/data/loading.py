@@ -31,7 +31,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_KNOWN))
 
 
-def load(name: str | Path, **options: Any) -> tuple[Task, FederatedData]:
+def load(name: str | Path, /, **options: Any) -> tuple[Task, FederatedData]:
     """Loads a known data set by its name, or own data by the path of a file.
 
     Args:
@@ -58,8 +58,16 @@ def load(name: str | Path, **options: Any) -> tuple[Task, FederatedData]:
         check_member(_TYPES, dtype=dtype)
         options["dtype"] = _TYPES[dtype]
     _check_options(loader, options)
-    # Loaders of files take the path first; a known set is found by its name alone.
-    return loader(**options) if str(name) in _KNOWN else loader(name, **options)
+    try:
+        # Loaders of files take the path first; a known set is found by its name alone.
+        return loader(**options) if str(name) in _KNOWN else loader(name, **options)
+    # What a loader trips over when an option is of another type than it expects.
+    except (TypeError, AttributeError, OverflowError) as error:
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(
+            f"{loader.__name__} cannot use its options {given}: {error}. Give each of them in the "
+            "form that its documentation states."
+        ) from error
 
 
 def _check_options(loader: Loader, options: dict[str, Any]) -> None:

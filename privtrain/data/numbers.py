@@ -1,6 +1,6 @@
 """Arrays of other libraries as tensors: what is no table of real numbers is refused by name."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,20 @@ from privtrain.core.validate import check_ordinary
 
 Array = Tensor | ArrayLike
 """A numpy array, a torch tensor, or nested sequences of numbers."""
+
+
+@runtime_checkable
+class _Pandas(Protocol):
+    """A table of pandas, which need not be installed."""
+
+    @property
+    def iloc(self) -> Any: ...
+
+    def to_numpy(self, dtype: Any) -> NDArray[Any]: ...
+
+
+_MISSING = ("NAType", "NaTType")
+"""Types of what stands for no value in tables of pandas, which need not be installed."""
 
 _KINDS = {"c": "complex numbers", "m": "durations", "M": "dates", "V": "records"}
 
@@ -46,9 +60,16 @@ def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
     if not bool(finite.all()):
         row, *place = (int(number) for number in (~finite).nonzero()[0])
         column = place[0] if len(place) == 1 else tuple(place)
+        given = values[(row, *place)]
+        if np.isfinite(given):
+            raise DataError(
+                f"Expected {name} to hold numbers that fit {dtype}; row {row}, column {column} is "
+                f"{given:g}, above {torch.finfo(dtype).max:.3g}. Use dtype=torch.float64, or "
+                "divide the column by a public constant."
+            )
         raise DataError(
             f"Expected {name} to hold finite numbers; row {row}, column {column} is "
-            f"{float(result[(row, *place)])}. Remove or impute such rows before training."
+            f"{float(given)}. Remove or impute such rows before training."
         )
     _check_digits(values, result, name)
     return result
@@ -81,6 +102,11 @@ def to_targets(array: Array, name: str) -> Tensor:
     right = (values >= 0) & (values < 2**63) & (values == np.floor(values))
     if not right.all():
         row = int(np.argmin(right))
+        if np.isnan(values[row]):
+            raise DataError(
+                f"Expected {name} to hold class numbers 0, 1, ...; row {row} is nan, a "
+                "missing value. Remove rows without a class."
+            )
         raise DataError(
             f"Expected {name} to hold class numbers 0, 1, ...; row {row} is {values[row].item()}. "
             f"Map the classes first: numpy.unique({name}, return_inverse=True)[1]."
@@ -115,9 +141,48 @@ def to_numbers(array: Array, name: str) -> NDArray[Any]:
             f"Expected {name} to be one array of numbers; {str(error) or type(error).__name__} "
             "Pad or cut rows of different lengths, and make sparse ones dense."
         ) from error
+    # A list of long whole numbers and others becomes one of floats, and so does a table of pandas.
+    long = values.dtype.kind == "f" and not isinstance(array, np.ndarray)
+    if long and bool((np.abs(values) >= 2**53).any()):
+        exact = array.to_numpy(dtype=object) if isinstance(array, _Pandas) else array
+        values = np.asarray(exact, dtype=object)
+    if values.dtype.kind == "O" and values.ndim and all(map(_is_number, values.flat)):
+        values = _of_objects(values, name)
     if values.dtype.kind in "biuf":
         return values
     raise DataError(f"Expected {name} to hold numbers, {_instead(array, values)}.")
+
+
+def _is_number(item: object) -> bool:
+    return isinstance(item, (bool, int, float, np.bool_, np.integer, np.floating))
+
+
+def _of_objects(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Numbers that stand as Python objects, such as columns of several types, in one type."""
+    if all(isinstance(item, (bool, np.bool_)) for item in values.flat):
+        return values.astype(bool)
+    if not any(isinstance(item, (float, np.floating)) for item in values.flat):
+        numbers = [int(item) for item in values.flat]
+        for kind in (np.int64, np.uint64):
+            if np.iinfo(kind).min <= min(numbers) and max(numbers) <= np.iinfo(kind).max:
+                return np.array(numbers, dtype=kind).reshape(values.shape)
+    try:
+        result = values.astype(np.float64)
+    except OverflowError as error:
+        raise DataError(
+            f"Expected {name} to hold numbers that fit torch.float64; one has more than 308 "
+            "digits. Leave the column out, or make columns of zeros and ones of codes."
+        ) from error
+    for column, kept in zip(
+        values.reshape(len(values), -1).T, result.reshape(len(values), -1).T, strict=True
+    ):
+        if len(set(column.tolist())) > len(set(kept.tolist())):
+            raise DataError(
+                f"Expected {name} to hold numbers that torch.float64 tells apart; of those like "
+                f"{column[0]!r} two become one. Make columns of zeros and ones of codes, or leave "
+                "the column out."
+            )
+    return result
 
 
 def _instead(array: Array, values: NDArray[Any]) -> str:
@@ -135,7 +200,11 @@ def _instead(array: Array, values: NDArray[Any]) -> str:
             "toarray(), and stack the columns of a table"
         )
     for place, item in zip(np.ndindex(values.shape), values.flat, strict=True):
-        if not isinstance(item, (bool, int, float, np.number)):
+        if item is None or type(item).__name__ in _MISSING:
+            return (
+                f"not {item!r}, a missing value, as in row {place[0]}. Remove or impute such rows"
+            )
+        if not _is_number(item):
             return (
                 f"not {item!r:.40} (of type {type(item).__name__}), as in row {place[0]}. Map "
                 "words to numbers first, or use from_csv, which does; remove or impute what is "
@@ -166,8 +235,15 @@ def _check_digits(given: NDArray[Any], kept: Tensor, name: str) -> None:
     columns = kept.reshape(len(kept), -1)
     # Without a copy of all values: images have many.
     beyond = torch.maximum(columns.amax(dim=0), -columns.amin(dim=0)) > largest
-    for column in beyond.nonzero().flatten().tolist():
-        values = np.unique(given.reshape(len(given), -1)[:, column])
+    some = np.s_[:: max(1, len(given) // _SAMPLE)]
+    fine = given.dtype.itemsize > columns.element_size() and given.dtype.kind == "f"
+    fine = fine and columns.shape[1] <= _SAMPLE  # a table and no images
+    for column in range(columns.shape[1]):
+        # Below, fractions may merge: seen in some rows, since all of all columns take seconds.
+        rows = np.s_[:] if bool(beyond[column]) else some
+        if not (fine or bool(beyond[column])):
+            continue
+        values = np.unique(given.reshape(len(given), -1)[rows, column])
         merged = first_merged(values, kept.dtype)
         if merged is not None:
             place = np.unravel_index(column, given.shape[1:])
@@ -175,24 +251,53 @@ def _check_digits(given: NDArray[Any], kept: Tensor, name: str) -> None:
             raise DataError(
                 f"Expected {name} to hold numbers that {kept.dtype} tells apart; in column {where} "
                 f"{merged[0]} and {merged[1]} become one. Use dtype=torch.float64 where it holds "
-                "them; make columns of zeros and ones of codes, or leave the column out."
+                "them, or subtract a public constant; make columns of zeros and ones of codes, or "
+                "leave the column out."
             )
 
 
-def first_merged(values: NDArray[Any], dtype: torch.dtype) -> tuple[int, int] | None:
-    """The first two of several whole numbers that become one in a floating-point type.
+_SAMPLE = 1000
+_NOISE = 2.0**-48
+"""Numbers that differ by less, relatively, differ by the rounding of sums: 0.1 + 0.2 and 0.3."""
+_ENOUGH = 2**16
+"""So many different values are a measurement, however many of them were rounded to others."""
+
+
+def first_merged(values: NDArray[Any], dtype: torch.dtype) -> tuple[Any, Any] | None:
+    """The first two of several numbers that become one in a floating-point type and should not.
+
+    Whole numbers, such as codes, never should. Measurements are rounded; where half of them merge
+    with others, such as seconds since 1970 with fractions, the column says nothing any more.
 
     Args:
-        values: Different numbers, rising, shape `(values,)`.
+        values: Different numbers, rising, shape `(values,)`; floats, or exact as Python objects.
         dtype: `torch.float32` or `torch.float64`.
 
     Returns:
-        The two; None where all stay apart, or some are no whole numbers: those are measurements.
+        The two; None where all that should stay apart do.
     """
-    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+    whole = values[(values % 1 == 0).astype(bool)]
+    merged = _merged(whole, dtype)
+    if len(merged):
+        first, second = whole[merged[0] : merged[0] + 2].tolist()
+        return int(first), int(second)
+    merged = _merged(values, dtype)
+    noise = _NOISE if dtype == torch.float32 else 0.0
+    apart = [place for place in merged.tolist() if _differ(values[place], values[place + 1], noise)]
+    left = len(values) - len(merged)
+    if len(apart) < 2 or 2 * len(apart) < len(values) or left > _ENOUGH:
         return None
+    first, second = (float(value) for value in values[apart[0] : apart[0] + 2])
+    return first, second
+
+
+def _merged(values: NDArray[Any], dtype: torch.dtype) -> NDArray[np.int64]:
+    """Places of numbers that the next one is the same as, in a floating-point type."""
     with np.errstate(over="ignore"):  # what is infinite is refused elsewhere
-        kept = values.astype(np.float32 if dtype == torch.float32 else np.float64)
-    same = np.flatnonzero(kept[1:] == kept[:-1])
-    one, other = values[same[:1]].tolist(), values[same[:1] + 1].tolist()
-    return (int(one[0]), int(other[0])) if one else None
+        kept = values.astype(np.float64)
+        kept = kept.astype(np.float32) if dtype == torch.float32 else kept
+    return np.flatnonzero(kept[1:] == kept[:-1])
+
+
+def _differ(one: Any, other: Any, noise: float) -> bool:
+    return bool(float(other - one) > noise * abs(float(other)))

@@ -1,11 +1,11 @@
 """Federated data from a CSV file: numbers as they are, words as columns of zeros and ones."""
 
 import csv
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,33 @@ from numpy.typing import NDArray
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.validate import check_count
 from privtrain.data.arrays import CLASSES_READ, ReadFromRows, from_arrays
 from privtrain.data.constants import Category, Number
 from privtrain.data.files import Place, in_range, one_hot, parse
 from privtrain.data.numbers import first_merged
+from privtrain.data.options import (
+    check_delimiter,
+    to_categories,
+    to_name,
+    to_names,
+    to_ranges,
+    to_words,
+)
+from privtrain.data.spelling import (
+    FEW,
+    MISSING,
+    MOST,
+    OTHER_SPELLING,
+    is_code,
+    is_missing,
+    whole_number,
+)
 
 MOST_WORDS = 256
 """The most different words of a column that is not taken for an identifier."""
 
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null"})
-"""How a missing value is written, in small letters."""
-
-
 EXACT = 2**24
 """Up to here all whole numbers are apart in every floating-point type that inputs may have."""
-
-MOST_DIGITS = 308
-"""Numbers of more digits are infinite as floating-point numbers."""
 
 
 def from_csv(
@@ -40,9 +49,9 @@ def from_csv(
     *,
     label: str = "y",
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    categories: Mapping[str, Sequence[str]] | None = None,
-    classes: Sequence[str] | None = None,
-    drop: Sequence[str] = (),
+    categories: Mapping[str, Iterable[str]] | None = None,
+    classes: Iterable[str] | None = None,
+    drop: str | Iterable[str] = (),
     user: str | None = None,
     row_id: str | None = None,
     delimiter: str = ",",
@@ -61,28 +70,32 @@ def from_csv(
         categories: Column to the words that may stand in it, as public knowledge.
         classes: What may stand in the label column, in the order of the class numbers, as public
             knowledge; else what occurs, sorted.
-        drop: Columns to leave out.
+        drop: Columns to leave out; one or several names.
         user: Name of the column that says whose row it is, where users are protected; it is no
             feature.
         row_id: Name of the column that says what each row is called; it is no feature. By it a
             coin decides whether the row is trained on; without it, by the row's text.
         delimiter: What stands between two values.
-        options: What `from_arrays` takes, but for `scale` and `classes`.
+        options: What `from_arrays` takes; `scale` is for all columns, and fits numbers alone.
 
     Returns:
         The task and the data.
 
     Raises:
         DataError: If the file cannot be used; the message says in which line and column.
+        ValueError: If an option is of another kind, has no order, or holds a word twice.
     """
     path = Path(path)
+    check_delimiter(delimiter)
+    label, drop = to_name("label", label), to_names("drop", drop)
+    ranges, words = to_ranges(ranges), to_categories(categories)
+    listed = None if classes is None else to_words("classes", classes, 2)
     table = read_table(path, delimiter)
-    ranges, categories = dict(ranges or {}), dict(categories or {})
     # Misspelt names are refused: a range that fits no column would leave one unscaled, unnoticed.
-    owner = [] if user is None else [user]
-    key = [] if row_id is None else [row_id]
+    owner = [] if user is None else [to_name("user", user)]
+    key = [] if row_id is None else [to_name("row_id", row_id)]
     table.check_names(
-        label=[label], ranges=ranges, categories=categories, drop=drop, user=owner, row_id=key
+        label=[label], ranges=ranges, categories=words, drop=drop, user=owner, row_id=key
     )
     used = [name for name in table.columns if name not in (label, *owner, *key, *drop)]
     if not used:
@@ -94,11 +107,16 @@ def from_csv(
             "drop=['']."
         )
     read: list[ReadFromRows] = []
-    blocks = [_block(table, name, ranges.get(name), categories.get(name), read) for name in used]
+    blocks = [_block(table, name, ranges.get(name), words.get(name), read) for name in used]
+    if options.get("scale") is not None and (ranges or words or read):
+        raise ValueError(
+            f"Expected scale={options['scale']!r} without columns of words and without ranges=, "
+            "which it would scale again. Give ranges= for the columns of numbers instead."
+        )
     for name in used:
-        if name not in ranges and name not in categories:
+        if name not in ranges and name not in words:
             _check_digits(table, name, options.get("dtype", torch.float32))
-    targets, count = _targets(table, label, classes, read)
+    targets, count = _targets(table, label, listed, read)
     # The count is passed on, and so is not counted again; the notes say where it comes from.
     given = {"name": path.stem, **options, "classes": count}
     if user is not None:
@@ -206,12 +224,12 @@ def _block(
     table: Table,
     name: str,
     limits: tuple[float, float] | None,
-    words: Sequence[str] | None,
+    words: tuple[str, ...] | None,
     read: list[ReadFromRows],
 ) -> NDArray[np.float64]:
     values = table.columns[name]
     if words is not None:
-        return one_hot(values, Category(name, tuple(words)), table.place)
+        return one_hot(values, Category(name, words), table.place)
     parsed = np.array([parse(value) for value in values])
     broken = ~np.isfinite(parsed)
     # One number makes a column of numbers: a word in it is a mistake to be named. Were it taken for
@@ -227,7 +245,7 @@ def _block(
         return parsed[:, None] if limits is None else _in_range(table, name, limits)
     # Sorted: the order of rows must not decide which column a word becomes.
     present = sorted(set(values))
-    if all(map(_is_missing, present)):
+    if all(map(is_missing, present)):
         raise DataError(
             f"{table.place.path}, column {name!r}, holds no value, only "
             f"{', '.join(map(repr, present))}. Remove it, or leave it out with drop=[{name!r}]."
@@ -237,20 +255,25 @@ def _block(
             f"{table.place.path}, column {name!r}, holds {len(present)} different words, more than "
             f"{MOST_WORDS}. Leave it out with drop=[{name!r}], or list its words with categories=."
         )
+    odd = [word for word in present if OTHER_SPELLING.fullmatch(word)]
+    spelled = len(odd) >= MOST * len(present)
+    if spelled and len(present) > max(FEW, len(values) // 10):
+        row = values.index(odd[0])
+        expected = (
+            "a number as 1234.5, since nearly every value looks like one in another spelling "
+            "(rewrite the column without signs and with a full stop, or list its words with "
+            f"categories={{{name!r}: [...]}})"
+        )
+        raise table.place.error(row, name, odd[0], expected)
+    like = f" (words, though they look like numbers, such as {odd[0]!r})" if spelled else ""
     # Which words occur tells about the rows, and nothing was paid for it: the statement says so.
     read.append(
         ReadFromRows(
-            f"the {len(present)} categories of column {name!r} were read from the rows",
+            f"the {len(present)} categories of column {name!r} were read from the rows{like}",
             "give categories= to state them",
         )
     )
     return one_hot(values, Category(name, tuple(present)), table.place)
-
-
-def _is_missing(value: str) -> bool:
-    """Whether a text stands for no value: empty, a word for it, or a number that is not finite."""
-    parsed = parse(value)
-    return value.lower() in MISSING or parsed in (math.inf, -math.inf)
 
 
 def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[np.float64]:
@@ -263,17 +286,35 @@ def _in_range(table: Table, name: str, limits: tuple[float, float]) -> NDArray[n
 
 
 def _check_digits(table: Table, name: str, dtype: torch.dtype) -> None:
-    """Refuses a column of long whole numbers, such as codes, of which two would become one."""
-    long = {whole_number(text) for text in set(table.columns[name]) if abs(parse(text)) > EXACT}
-    # Of fractions a float keeps what it can: they are measured, and name nothing.
-    exact = [] if None in long else sorted(whole for whole in long if whole is not None)
-    merged = first_merged(np.array(exact, dtype=object), dtype)
+    """Refuses a column of numbers of which two would become one, or that hold codes twice."""
+    texts = sorted(set(table.columns[name]))
+    ways = (
+        f"ranges= where it is a quantity, or list the words of a code with "
+        f"categories={{{name!r}: [...]}}; or leave it out with drop=[{name!r}]."
+    )
+    first: dict[float, str] = {}
+    for text in texts:
+        before = first.setdefault(parse(text), text)
+        if before != text and (is_code(before) or is_code(text)):
+            raise DataError(
+                f"{table.place.path}, column {name!r}, holds {before!r} and {text!r}, which are "
+                f"one number. Write all alike, give {ways}"
+            )
+    large = next((text for text in texts if abs(parse(text)) > torch.finfo(dtype).max), None)
+    if large is not None:
+        row = table.columns[name].index(large)
+        raise table.place.error(
+            row, name, large, f"a number that fits {dtype} (give dtype=torch.float64, or ranges=)"
+        )
+    long = {text: abs(parse(text)) > EXACT for text in texts}
+    # With all digits: a float has lost some of them already.
+    exact = {whole_number(text) or Fraction(Decimal(text)) for text, big in long.items() if big}
+    merged = first_merged(np.array(sorted(exact), dtype=object), dtype)
     if merged is not None:
         raise DataError(
             f"{table.place.path}, column {name!r}, holds numbers that {dtype} does not tell apart: "
             f"{merged[0]} and {merged[1]} become one. Give dtype=torch.float64 where it holds "
-            f"them, ranges= where it is a quantity, or list the words of a code with "
-            f"categories={{{name!r}: [...]}}; or leave it out with drop=[{name!r}]."
+            f"them, {ways}"
         )
 
 
@@ -291,7 +332,7 @@ def _numbered(
             expected = "a whole number that names a class (remove rows without one)"
             raise table.place.error(row, label, value, expected)
         before = texts.setdefault(whole, value)
-        if before != value and any(map(_is_code, (before, value))):
+        if before != value and any(map(is_code, (before, value))):
             expected = (
                 f"one way to write a class, since {before!r} stands there, too (write all alike, "
                 "or list classes= where these are two)"
@@ -299,36 +340,31 @@ def _numbered(
             raise table.place.error(row, label, value, expected)
     # In the order of numbers: as text, 10 would stand before 9.
     order = {whole: number for number, whole in enumerate(sorted(texts))}
-    names = [texts[whole] if _is_code(texts[whole]) else str(whole) for whole in order]
+    names = [texts[whole] if is_code(texts[whole]) else str(whole) for whole in order]
     return {value: order[whole] for value, whole in exact.items() if whole is not None}, names
 
 
-def _is_code(text: str) -> bool:
-    """Whether a number begins with a zero that a code has and a number has not, as 007."""
-    digits = text.lstrip("+-")
-    return len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
-
-
-def whole_number(text: str) -> int | None:
-    """The whole number that a text stands for, with all of its digits; None for another text."""
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    # 1e999999 is a whole number of a million digits.
-    if "_" in text or not number.is_finite() or number.adjusted() >= MOST_DIGITS:
-        return None
-    return int(number) if number == number.to_integral_value() else None
+def _spelled_as(classes: tuple[str, ...], values: Sequence[str]) -> list[str]:
+    """Labels as the list has them: 1.0 is the class 1, as it is where none are listed."""
+    numbers = Counter(whole_number(text) for text in classes)
+    # Two ways to write one number are two classes where both are listed.
+    plain = {whole_number(text): text for text in classes if not is_code(text)}
+    same = {
+        value: plain.get(whole_number(value), value)
+        for value in set(values).difference(classes)
+        if numbers[whole_number(value)] == 1 and not is_code(value)
+    }
+    same = {value: text for value, text in same.items() if whole_number(value) is not None}
+    return [same.get(value, value) for value in values]
 
 
 def _targets(
-    table: Table, label: str, classes: Sequence[str] | None, read: list[ReadFromRows]
+    table: Table, label: str, classes: tuple[str, ...] | None, read: list[ReadFromRows]
 ) -> tuple[NDArray[np.int64], int]:
     values = table.columns[label]
     if classes is not None:
-        check_count(2, classes=len(classes))
-        listed = Category(label, tuple(map(str, classes)))
-        return one_hot(values, listed, table.place).argmax(axis=1), len(classes)
+        spelled = _spelled_as(classes, values)
+        return one_hot(spelled, Category(label, classes), table.place).argmax(axis=1), len(classes)
     parsed = np.array([parse(value) for value in values])
     if np.isnan(parsed).all():
         # Words name the classes here, but an empty field names none: it is no class of its own.

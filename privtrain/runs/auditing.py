@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from privtrain.attacks.attack import Attack, target_for
+from privtrain.attacks.attack import Attack, check_attacks, target_for
 from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT, Observer, check_observer
 from privtrain.core.parties import is_role
@@ -42,6 +42,7 @@ def audit(
             row of anybody else was used.
         DataError: If the run was trained on other data.
     """
+    (attack,) = check_attacks([attack])
     observer, transcript = attack.observer, result.transcript
     _check_known(observer, transcript, data)
     own = _own_parties(observer, transcript, data)

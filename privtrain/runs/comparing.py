@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from privtrain.attacks.attack import Attack, check_attack_names
+from privtrain.attacks.attack import Attack, check_attack_names, check_attacks
+from privtrain.core.errors import DataError
 from privtrain.core.folders import locked_folder
 from privtrain.core.observers import check_observer
 from privtrain.core.result import Comparison, Row
@@ -85,11 +86,11 @@ def compare(
         One row a trainer, seed and asked epsilon, and the run card.
 
     Raises:
-        ValueError: If there are no trainers or seeds, `errors` is another word, an epsilon is not
-            positive, a seed or an epsilon stands there twice, attacks share a name, or one observes
-            as a party that is not there.
-        DataError: If the folder is in use, or holds rows of other data, another task, delta,
-            attack or entropy, or of version 0.1.
+        ValueError: If there are no trainers or seeds, a trainer or an attack is none, `errors` is
+            another word, an epsilon is not positive, a seed or an epsilon stands there twice,
+            attacks share a name, or one observes as a party that is not there.
+        DataError: If the test rows have no targets, or the folder is in use, or holds rows of other
+            data, another task, delta, attack or entropy, or of version 0.1.
     """
     check_member((KEEP, RAISE), errors=errors)
     conditions = _conditions(task, data, attacks, runtimes, delta, entropy, device, study_ledger)
@@ -148,14 +149,20 @@ def _conditions(
     device: str,
     study_ledger: StudyLedger | None,
 ) -> Conditions:
-    check_attack_names(attacks)
-    for attack in attacks:  # before hours of training, after which `audit` would refuse it
+    tried = check_attacks(attacks)
+    check_attack_names(tried)
+    if data.test.targets is None:
+        raise DataError(
+            "Expected data.test.targets, by which compare measures the accuracy of every row; "
+            "there are none. Give them, or train by fit, which needs none."
+        )
+    for attack in tried:  # before hours of training, after which `audit` would refuse it
         check_observer(attack.observer, data.parties)
     where = runtimes or Runtimes(star=FlowerGrid(), mesh=Processes())
     return Conditions(
         task=task,
         data=data,
-        attacks=tuple(attacks),
+        attacks=tried,
         runtimes=where,
         delta=delta,
         entropy=kind_of(entropy, real=where.star is not None and where.star.real),
@@ -170,6 +177,11 @@ def _planned(
     seeds: Iterable[int],
     epsilons: Sequence[float],
 ) -> list[Cell]:
+    if not isinstance(trainers, Mapping):
+        raise ValueError(
+            f"Expected trainers={trainers!r} to be a mapping from label to trainer, such as "
+            "{'sgd': pt.SGD()}."
+        )
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
     for epsilon in epsilons:

@@ -21,6 +21,7 @@ from privtrain.core.settings import kept_settings
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
+from privtrain.core.validate import check_follows
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
@@ -123,10 +124,25 @@ def cells(
     # An iterator would be empty after the first trainer.
     chosen = list(seeds)
     for label, trainer in trainers.items():
-        noisy = trainer.with_noise(1.0) is not None
+        noisy = _draws_noise(label, trainer)
         for epsilon in epsilons if noisy and epsilons else (None,):
             for seed in chosen:
                 yield Cell(label=label, trainer=trainer, seed=seed, epsilon=epsilon)
+
+
+def _draws_noise(label: str, trainer: Trainer) -> bool:
+    """Whether a trainer draws noise; what is no trainer is refused before any is trained."""
+    if not isinstance(label, str):
+        raise ValueError(f"Expected trainers to have labels in quotes, not {label!r}.")
+    name = f"trainers[{label!r}]"
+    check_follows(Trainer, "pt.SGD()", **{name: trainer})
+    try:
+        return trainer.with_noise(1.0) is not None
+    except Exception as error:  # a user's own trainer may raise anything
+        raise ValueError(
+            f"Expected {name}={trainer!r} to answer with_noise(1.0) with a trainer or None; it "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_folder(folder: Path, conditions: Conditions) -> None:

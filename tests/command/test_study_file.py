@@ -148,3 +148,9 @@ def test_the_study_file_of_the_page_on_data_loads(
     _, data = pt.data.load(again.data, **again.data_options)
     assert (data.notes, data.public_rows) == ((), 60)
     assert 0 <= float(data.pooled().inputs.min()) <= float(data.pooled().inputs.max()) <= 1
+
+
+@pytest.mark.parametrize("entry", [3, ["loss_threshold"], None, 1.5])
+def test_entries_of_attacks_that_are_no_names(entry: object) -> None:
+    with pytest.raises(ValueError, match="attacks to hold names"):
+        Study(attacks=(entry,))  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Trainers, attacks and settings as tables, and back."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import privtrain as pt
 from privtrain.command.names import TRAINERS
 from privtrain.command.study_file import Study
-from privtrain.command.tables import default_tables, from_table, make_trainer, to_table
+from privtrain.command.tables import default_tables, from_table, make_trainer, settings_of, to_table
 
 
 def test_every_token_makes_its_trainer() -> None:
@@ -49,3 +50,16 @@ def test_a_way_of_opacus_that_is_gone_is_refused_with_the_way_out(mode: str) -> 
     assert to_table(pt.Opacus()) == {"kind": "Opacus"}
     with pytest.raises(ValueError, match=rf"no mode='{mode}' any more.*BookKeeping"):
         from_table({"kind": "Opacus", "mode": mode})
+
+
+@dataclass(frozen=True)
+class OwnAttack:
+    """An attack of a user's own whose observer is an argument."""
+
+    name: str = "own"
+    observer: pt.Observer = pt.PUBLIC
+
+
+def test_a_setting_that_no_file_can_hold_is_named() -> None:
+    with pytest.raises(pt.UnsupportedError, match=r"'observer' of OwnAttack.*init=False"):
+        settings_of(OwnAttack())

@@ -101,3 +101,11 @@ def test_rows_of_inference_mode_can_be_trained_on() -> None:
     columns = (made.inputs, made.targets, made.users)
     assert not any(column is not None and column.is_inference() for column in columns)
     assert torch.equal(made.inputs, rows(4).inputs)
+
+
+def test_parties_of_another_width_are_named() -> None:
+    train = {"a": Rows(torch.zeros(3, 3)), "b": Rows(torch.zeros(3, 4))}
+    with pytest.raises(DataError, match=r"inputs of 'b' .*\(4,\).*\(3,\).*'a'"):
+        FederatedData(train=train, test=train["a"]).pooled()
+    with pytest.raises(DataError, match="number 1"):
+        concatenate([*train.values()])

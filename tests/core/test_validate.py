@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from privtrain.core.validate import (
     check_member,
     check_non_negative,
     check_offers,
+    check_ordinary,
     check_positive,
     check_probability,
     check_seed,
@@ -133,3 +135,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         made_folder(tmp_path / "file")
     with pytest.raises(DataError, match=r"Cannot write to out='.*file/below': Not a directory"):
         made_folder(tmp_path / "file" / "below", "out")
+
+
+def test_masked_tensors_are_not_ordinary() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype
+        masked = torch.masked.masked_tensor(torch.ones(3), torch.tensor([True, False, True]))
+    with pytest.raises(DataError, match="masked"):
+        check_ordinary(x=masked)

@@ -100,7 +100,7 @@ Call = Callable[[], object]
 REFUSED: list[tuple[str, Call, str]] = [
     ("nan", lambda: from_arrays(broken(7, 3, np.nan), Y), "inputs.*row 7, column 3 is nan.*impute"),
     ("inf", lambda: from_arrays(broken(9, 0, np.inf), Y), "row 9, column 0 is inf"),
-    ("overflow", lambda: from_arrays(broken(4, 1, 1e300), Y), "row 4, column 1 is inf"),
+    ("overflow", lambda: from_arrays(broken(4, 1, 1e300), Y), "fit torch.float32; row 4, column 1"),
     ("test nan", lambda: from_arrays(X, Y, test=(broken(1, 2, np.nan), Y)), r"test\[0\].*row 1"),
     ("words", lambda: from_arrays(X.astype(str), Y), "inputs to hold numbers.*from_csv"),
     ("one column", lambda: from_arrays(X[:, 0], Y), r"\(100,\).*reshape\(-1, 1\)"),
@@ -202,3 +202,19 @@ def test_npz_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Could not read .*objects\.npz") as refused:
         from_npz(tmp_path / "objects.npz")
     assert "allow_pickle" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "scale", [4, "ab", (0, 1, 2), ("low", "high"), (0,), ([0, 1], [[2], [3, 4]])]
+)
+def test_a_scale_of_another_form(scale: Any) -> None:
+    inputs, targets = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    with pytest.raises(ValueError, match=r"scale=.*pair of lowest and highest"):
+        from_arrays(inputs, targets, scale=scale)
+
+
+def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
+    labels = np.array(["no", "yes"] * 20, dtype=object)
+    np.savez(tmp_path / "own.npz", x=np.zeros((40, 2)), y=labels)
+    with pytest.raises(DataError, match=r"array 'y' of .*Python objects.*astype\(int\)"):
+        from_npz(tmp_path / "own.npz")

@@ -1,6 +1,7 @@
 """Data sets by name: what the command line may write."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,33 @@ def test_public_names() -> None:
         assert getattr(room, name).__doc__
     with pytest.raises(AttributeError, match="'absent'"):
         _ = room.absent
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"parties": 2.5},
+        {"partition": 3},
+        {"seed": "a"},
+        {"test_fraction": "a"},
+        {"model": 3},
+        {"public_rows": [4]},
+        {"dtype": 3},
+        {"classes": "two"},
+        {"test": 3},
+        {"users": 3},
+        {"row_ids": 3},
+        {"scale": 4},
+    ],
+)
+def test_options_of_another_type_end_in_a_sentence(tmp_path: Path, options: dict[str, Any]) -> None:
+    np.savez(
+        tmp_path / "own.npz", x=np.random.default_rng(0).normal(size=(40, 2)), y=np.arange(40) % 2
+    )
+    with pytest.raises(ValueError, match=next(iter(options))):
+        load(tmp_path / "own.npz", **options)
+
+
+def test_the_name_of_a_data_set_is_an_option_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=np.eye(40), y=np.arange(40) % 2)
+    assert load(tmp_path / "own.npz", name="mine")[1].name == "mine"

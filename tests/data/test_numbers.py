@@ -54,9 +54,8 @@ REFUSED_INPUTS: dict[str, tuple[Callable[[], Any], str]] = {
     "dict": (lambda: {"a": X}, "in a dict"),
     "generator": (lambda: (row for row in X), "in a generator"),
     "none": (lambda: None, "in a NoneType"),
-    "a missing entry": (lambda: [[1.0, None]] * 3, r"not None \(of type NoneType\), as in row 0"),
+    "a missing entry": (lambda: [[1.0, None]] * 3, "not None, a missing value, as in row 0"),
     "words": (lambda: np.array([["a"]] * 9, dtype=object), "not 'a'.*from_csv"),
-    "objects": (lambda: X.astype(object), "asarray"),
     "dates": (lambda: np.zeros((9, 2), "M8[D]"), "not dates"),
     "durations": (lambda: np.zeros((9, 2), "m8[s]"), "not durations"),
     "records": (lambda: np.zeros(9, dtype=[("a", "f4")]), "not records"),
@@ -171,3 +170,87 @@ def test_measurements_are_rounded_and_codes_are_not() -> None:
     assert first_merged(np.array([2**24, 2**24 + 1]), torch.float64) is None
     assert first_merged(np.array([2**53, 2**53 + 1]), torch.float64) == (2**53, 2**53 + 1)
     assert to_numbers(CODES, "inputs").dtype == np.int64
+
+
+SECONDS = 1_700_000_000 + np.arange(60)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        SECONDS + 0.5 * (np.arange(60) == 0),  # whole numbers, and one fraction
+        SECONDS + 0.5,
+        1000 + np.arange(60) * 1e-6,
+        -(SECONDS + 0.25),
+        [2**63 + n for n in range(60)],
+        [-(2**63) - n for n in range(60)],
+        [10**30 + n for n in range(60)],
+    ],
+)
+def test_columns_of_which_most_values_would_become_one(column: Any) -> None:
+    table = [
+        [float(value) if isinstance(value, np.floating) else int(value), n]
+        for n, value in enumerate(column)
+    ]
+    forms = [table, np.array(table, dtype=object)]
+    forms += [np.array(table)] if isinstance(column, np.ndarray) else []
+    for form in forms:
+        with pytest.raises(DataError, match="apart"):
+            to_inputs(form, torch.float32, "inputs")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.random.default_rng(0).normal(size=2000),
+        np.random.default_rng(0).normal(size=2000) * 1e9,
+        np.array([0.1 + 0.2, 0.3, 0.1 * 3, 0.7 + 0.1, 0.8] * 8),
+        np.arange(60) / 7,
+        SECONDS.astype(float) / 1e9 + np.arange(60) / 9,
+    ],
+)
+def test_measurements_are_rounded(column: Any) -> None:
+    assert to_inputs(column[:, None], torch.float32, "inputs").shape == (len(column), 1)
+
+
+def test_numbers_of_a_list_keep_their_digits() -> None:
+    table = [[2**63 + n, n] for n in range(60)]
+    assert to_numbers(table, "inputs").dtype == np.uint64
+    assert to_numbers(table, "inputs")[:, 0].tolist() == [2**63 + n for n in range(60)]
+    with pytest.raises(DataError, match="float64 tells apart"):
+        to_inputs([[2**63 + n, 0.5] for n in range(60)], torch.float64, "inputs")
+    with pytest.raises(DataError, match="308 digits"):
+        to_inputs([[10**400, 0.5]] * 9, torch.float64, "inputs")
+
+
+def test_what_does_not_fit_is_not_called_infinite() -> None:
+    with pytest.raises(DataError, match=r"fit torch.float32; row 1, column 0 is 1e\+300.*float64"):
+        to_inputs([[1.0], [1e300]], torch.float32, "inputs")
+    assert to_inputs([[1.0], [1e300]], torch.float64, "inputs").dtype == torch.float64
+    with pytest.raises(DataError, match="row 1, column 0 is inf"):
+        to_inputs([[1.0], [np.inf]], torch.float32, "inputs")
+
+
+def test_nullable_columns_of_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    columns = {
+        "whole": pandas.array([1, 2, 3], dtype="Int64"),
+        "real": pandas.array([0.5, 1.5, 2.5], dtype="Float64"),
+        "truth": pandas.array([True, False, True], dtype="boolean"),
+    }
+    expected = [[1, 0.5, 1], [2, 1.5, 0], [3, 2.5, 1]]
+    assert to_inputs(pandas.DataFrame(columns), torch.float32, "inputs").tolist() == expected
+    for name, column in columns.items():
+        table = pandas.DataFrame({name: column})
+        assert to_inputs(table, torch.float32, "inputs").shape == (3, 1)
+    for dtype in ("Int64", "boolean"):
+        given = pandas.Series([1, 0, 1], dtype=dtype)
+        assert to_targets(given, "targets").tolist() == [1, 0, 1]
+        with pytest.raises(DataError, match=r"missing value, as in row 1|row 1 is nan, a missing"):
+            to_targets(pandas.Series([1, None, 1], dtype=dtype), "targets")
+    with pytest.raises(DataError, match="row 1 is nan, a missing value"):
+        to_targets(pandas.Series([1, None, 1]), "targets")
+    codes = pandas.DataFrame({"code": 10**17 + np.arange(9), "x": np.arange(9) / 2})
+    for dtype_of in (torch.float32, torch.float64):
+        with pytest.raises(DataError, match="apart"):
+            to_inputs(codes, dtype_of, "inputs")

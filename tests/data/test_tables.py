@@ -272,7 +272,7 @@ def test_long_numbers_of_which_two_would_become_one(tmp_path: Path) -> None:
     # Ways out, and quantities.
     assert len(numbered(path, lambda n: str(2**24 + n), dtype=torch.float64).unique()) == 60
     assert numbered(path, lambda n: str(2**24 + n), ranges={"a": (0, 2**25)}).shape == (60, 1)
-    assert numbered(path, lambda n: f"{1e9 + n}5").shape == (60, 1)
+    assert numbered(path, lambda n: f"{1e9 + 512 * n}5").shape == (60, 1)
     both = {"a": (code(0), code(1))}
     assert numbered(path, lambda n: code(n % 2), categories=both).sum(dim=0).tolist() == [30, 30]
     for options in ({"drop": ["id"]}, {"row_id": "id"}):
@@ -289,3 +289,70 @@ def test_rows_that_would_vanish_or_have_no_owner(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"without a name.*drop=\[''\]"):
         numbered(path, lambda n: f"{n},{n}", ",b,y")
     assert numbered(path, lambda n: f"{n},{n}", ",b,y", drop=[""]).shape == (60, 1)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda n: f'"{n},5"',
+        lambda n: f'"1,{n:03d}"',
+        lambda n: f"{n}%",
+        lambda n: f"{n} %",
+        lambda n: f"${n}",
+        lambda n: f"€ {n}.50",
+        lambda n: f"-{n}'000",
+        lambda n: f"{n} EUR",
+        lambda n: f"({n})",
+        lambda n: "?" if n == 3 else f"{n}%",
+    ],
+)
+def test_numbers_in_another_spelling_are_no_words(
+    tmp_path: Path, spelled: Callable[[int], str]
+) -> None:
+    path = tmp_path / "t.csv"
+    with pytest.raises(DataError, match=r"line \d+, column 'a'.*another spelling.*categories="):
+        numbered(path, spelled)
+    few = write(path, [f"{spelled(n % 3)},{n % 2}" for n in range(60)], "a,y")
+    assert "look like numbers" in from_csv(few)[1].notes[0]
+
+
+@pytest.mark.parametrize(
+    "word", [lambda n: f"2020-01-{n:02d}", lambda n: f"id{n}", lambda n: f"{n}th street"]
+)
+def test_words_with_digits_are_words(tmp_path: Path, word: Callable[[int], str]) -> None:
+    assert numbered(tmp_path / "t.csv", word).shape == (60, 60)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (lambda n: f"{1_700_000_000 + n}{'.5' if n == 0 else ''}", torch.float32),
+        (lambda n: f"{1_700_000_000 + n}.5", torch.float32),
+        (lambda n: f"{10**17 + n}.5", torch.float64),
+        (lambda n: f"{10**17 + n}{'.5' if n == 0 else ''}", torch.float64),
+        (lambda n: f"1.{10**8 + n}", torch.float32),
+    ],
+)
+def test_numbers_with_a_fraction_that_would_become_one(
+    tmp_path: Path, value: Callable[[int], str], dtype: torch.dtype
+) -> None:
+    with pytest.raises(DataError, match="become one"):
+        numbered(tmp_path / "t.csv", value, dtype=dtype)
+
+
+def test_codes_that_are_one_number(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for pair in (("007", "7"), ("00", "0"), ("7.0", "007"), ("-07", "-7")):
+        with pytest.raises(DataError, match=r"'a', holds '.*' and '.*', which are one number"):
+            numbered(path, lambda n, pair=pair: pair[n % 2])
+    both = numbered(path, lambda n: ("007", "7")[n % 2], categories={"a": ("007", "7")})
+    assert both.sum(dim=0).tolist() == [30, 30]
+    for fine in (("00501", "10001"), ("7.0", "7"), ("+7", "7"), ("0.5", ".5")):
+        assert numbered(path, lambda n, fine=fine: fine[n % 2]).shape == (60, 1)
+
+
+def test_numbers_that_do_not_fit_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with pytest.raises(DataError, match=r"line 9, column 'a'.*fits torch.float32.*float64.*1e39"):
+        numbered(path, lambda n: "1e39" if n == 7 else str(n))
+    assert numbered(path, lambda n: "1e39" if n == 7 else str(n), dtype=torch.float64).max() == 1e39

@@ -7,7 +7,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -261,3 +261,68 @@ class Watching:
 def test_an_attack_by_a_party_that_is_not_there_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"'(client-0|nobody)' does not\. Known are"):
         compare({"never": Failing()}, TASK, DATA, attacks=[Watching()], runtimes=HERE)
+
+
+class NoNoise:
+    """A trainer of a user's own whose noise cannot be asked for."""
+
+    token = "own"
+
+    def plan(self, data: object, runtimes: object) -> tuple[()]:
+        return ()
+
+    input_privacy = plan
+    train = plan
+
+    def with_noise(self, scale: float) -> None:
+        raise KeyError("mine")
+
+
+class Named:
+    """What has the members of an attack."""
+
+    def __init__(self, name: object, observer: object) -> None:
+        self.name, self.observer = name, observer
+
+    def run(self, target: Target, *, seed: int) -> None:
+        raise AssertionError("nothing is attacked")
+
+
+@pytest.mark.parametrize(
+    ("trainers", "attacks", "message"),
+    [
+        ({"x": pt.SGD}, (), r"trainers\['x'\]=.*no class"),
+        ({"x": None}, (), r"trainers\['x'\]=None.*no .*train"),
+        ({"x": pt.SGD(), "y": "sgd"}, (), r"trainers\['y'\]='sgd'"),
+        ({"x": NoNoise()}, (), r"trainers\['x'\].*raised KeyError: 'mine'"),
+        ({1: pt.SGD()}, (), "labels"),
+        ([pt.SGD()], (), "trainers=.*mapping"),
+        (pt.SGD(), (), "trainers=.*mapping"),
+        ({"x": pt.SGD()}, pt.LossThreshold(), "attacks=.*list"),
+        ({"x": pt.SGD()}, "loss", "attacks='loss'.*list"),
+        ({"x": pt.SGD()}, None, "attacks=None.*list"),
+        ({"x": pt.SGD()}, [pt.LossThreshold], r"attacks\[0\].*no class"),
+        ({"x": pt.SGD()}, [pt.LossThreshold(), object()], r"attacks\[1\].*name, observer, run"),
+        ({"x": pt.SGD()}, [Named("a", "public")], r"attacks\[0\]\.observer='public'"),
+        ({"x": pt.SGD()}, [Named(3, pt.PUBLIC)], r"attacks\[0\]\.name=3"),
+    ],
+)
+def test_what_is_no_trainer_or_attack_is_refused_before_training(
+    trainers: Any, attacks: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(trainers, TASK, DATA, attacks=attacks, folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_attacks_may_come_from_an_iterator() -> None:
+    attacks = (attack for attack in [pt.LossThreshold()])
+    made = compare({"x": pt.SGD(epochs=1)}, TASK, DATA, attacks=attacks)
+    assert [leakage.attack for leakage in made.rows[0].leakage] == ["loss threshold"]
+
+
+def test_test_rows_without_targets_are_refused_by_who_needs_them() -> None:
+    data = dataclasses.replace(DATA, test=pt.Rows(DATA.test.inputs))
+    with pytest.raises(pt.DataError, match=r"data\.test\.targets.*accuracy"):
+        compare({"x": pt.SGD(epochs=1)}, TASK, data)
+    assert pt.fit(pt.SGD(epochs=1), TASK, data).statement.epsilon() == math.inf
