@@ -30,13 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from privtrain.core.libraries import is_library, of_package, package
-from privtrain.core.lookups import Lookup, all_names, imported_by, lookups
+from privtrain.core.libraries import is_library, name_in_c, of_package, package
+from privtrain.core.lookups import DYNAMIC, Lookup, all_names, content_of, imported_by, lookups
 from privtrain.core.members import (
     OF_CLASS_STATEMENTS,
     OF_MODULES,
     attributes_of,
     function_of,
+    further_hooks,
     set_by_torch,
     slots,
 )
@@ -47,7 +48,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _PLACES = frozenset({"__file__", "__name__", "__package__", "__spec__", "__loader__", "__doc__"})
 
 
-def value_digest(*values: object) -> bytes:
+def value_digest(*values: object, earlier: "Snapshot | None" = None) -> bytes:
     """SHA-256 over everything that values consist of.
 
     Dataclasses count by their fields, tensors and arrays by their values, modules by their print,
@@ -56,6 +57,7 @@ def value_digest(*values: object) -> bytes:
 
     Args:
         values: Settings, functions, modules, tensors.
+        earlier: Whatever it holds counts as it was then.
 
     Returns:
         32 bytes. A callable without compiled code, such as one written in C, counts by its name
@@ -63,19 +65,28 @@ def value_digest(*values: object) -> bytes:
         no two digests are equal.
     """
     walk = _Walk()
+    walk._known |= {} if earlier is None else earlier.known
     walk.value(values)
     return walk.state.digest()
+
+
+class Snapshot:
+    """What values were at one time: what keeps a count of its calls is another one afterwards.
+
+    Args:
+        values: Kept alive, with all that they hold.
+    """
+
+    def __init__(self, *values: object) -> None:
+        walk = _Walk()
+        walk.value(values)
+        self.known = walk._known
 
 
 def without_addresses(text: str) -> str:
     """A printed value without places in memory, which are others in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
-
-_DYNAMIC = frozenset({"eval", "exec", "globals", "__globals__", "locals"})
-"""Names by which code reads any global."""
 
 _GROWING = frozenset({"dispatch_cache", "cache_token"})
 """What `functools.singledispatch` keeps of the calls that were made."""
@@ -166,7 +177,7 @@ class _Walk:
 
     def _apart(self, value: Any) -> bytes:
         walk = _Walk()
-        walk._path = dict(self._path)
+        walk._path, walk._known = dict(self._path), self._known
         walk.value((value,))
         return walk.state.digest()
 
@@ -228,16 +239,9 @@ class _Walk:
         # By their values: the keys count the hooks of a whole process.
         for hooks in (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks):
             self.value(tuple(hooks.values()))
-        for name in sorted(OF_MODULES):
-            kept = vars(layer).get(name)
-            if not kept or "hook" not in name or name in _HOOKS:
-                continue
+        for name, kept in further_hooks(layer):
             self._put("hooks", name.encode())
-            # Flags of hooks stand under the hooks' own numbers.
-            numbers = [*layer._forward_pre_hooks, *layer._forward_hooks]
-            flags = name.endswith(("_with_kwargs", "_always_called"))
-            whole = tuple(kept.values()) if isinstance(kept, Mapping) else kept
-            self.value(tuple(number in kept for number in numbers) if flags else whole)
+            self.value(kept)
 
     def _class(self, value: type) -> None:
         """A class by its name and, as far as it is the user's own, by what its methods compute."""
@@ -279,7 +283,7 @@ class _Walk:
             found = lookups(value.__code__)
             for name, cell in zip(value.__code__.co_freevars, cells, strict=True):
                 grows = library and name in _GROWING
-                self._looked_up(name, _content(cell), () if grows else found)
+                self._looked_up(name, content_of(cell), () if grows else found)
         if not library:
             self._globals(value)
             # What it keeps on itself it can read by its own name.
@@ -288,7 +292,7 @@ class _Walk:
 
     def _globals(self, value: FunctionType) -> None:
         known, names = value.__globals__, all_names(value.__code__)
-        if names & _DYNAMIC:
+        if names & DYNAMIC:
             self._namespace(known)
         found = [each for each in lookups(value.__code__) if each.everywhere]
         for name in sorted(({each.name for each in found} & known.keys()) - _PLACES):
@@ -347,7 +351,7 @@ class _Walk:
         elif isinstance(value, functools._lru_cache_wrapper):
             self.value(value.__wrapped__)
         elif isinstance(value, (BuiltinFunctionType, MethodDescriptorType, np.ufunc)):
-            self._put("builtin", _name_in_c(value).encode())
+            self._put("builtin", name_in_c(value).encode())
             owner = getattr(value, "__self__", None)
             if not isinstance(owner, (ModuleType, type(None))):
                 self.value(owner)
@@ -399,18 +403,3 @@ class _Walk:
             text = without_addresses(repr(value)).encode()
             parts = os.urandom(32) if callable(value) else text
         self.value(parts)
-
-
-def _name_in_c(value: Any) -> str:
-    """The name of a function that was written in C."""
-    if isinstance(value, np.ufunc):
-        return f"ufunc.{value.__name__}"
-    owner = value.__objclass__ if isinstance(value, MethodDescriptorType) else value
-    return f"{package(owner)}.{value.__qualname__}"
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet: a function that is defined further below
-        return None

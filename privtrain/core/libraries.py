@@ -4,7 +4,7 @@ import os
 import sys
 import sysconfig
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,3 +87,11 @@ def of_package(value: Any) -> str:
         return "" if name == "privtrain" else f"{name}."
     plain = name in ("privtrain", "torch") or name in sys.stdlib_module_names
     return f"{name}." if is_library(value) and not plain else ""
+
+
+def name_in_c(value: Any) -> str:
+    """The name of a function that was written in C."""
+    if isinstance(value, np.ufunc):
+        return f"ufunc.{value.__name__}"
+    owner = value.__objclass__ if isinstance(value, MethodDescriptorType) else value
+    return f"{package(owner)}.{value.__qualname__}"

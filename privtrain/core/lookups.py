@@ -17,6 +17,9 @@ _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _LOADS = _GLOBAL | {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
+DYNAMIC = frozenset({"eval", "exec", "globals", "__globals__", "locals"})
+"""Names by which code reads any global."""
+
 _RECORDS = (list, set, dict, deque, Counter, int, float)
 """Whose methods are no code of the user's."""
 
@@ -130,3 +133,11 @@ def _imports(code: CodeType) -> list[tuple[str, int]]:
 
 def _inner(code: CodeType) -> list[CodeType]:
     return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+def content_of(cell: Any) -> Any:
+    """What is closed over; None where it is not there yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet: a function that is defined further below
+        return None

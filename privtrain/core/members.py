@@ -1,6 +1,7 @@
 """What classes, objects and layers hold of their own."""
 
 import functools
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -11,6 +12,8 @@ from privtrain.core.lookups import all_names
 
 OF_MODULES = frozenset(vars(nn.Module()))
 """What every `nn.Module` keeps of its own, some of it by numbers that count in a whole process."""
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
 
 OF_CLASS_STATEMENTS = frozenset(
     {
@@ -50,10 +53,26 @@ def set_by_torch(layer: nn.Module) -> frozenset[str]:
         return frozenset()
     members = [function_of(each) for kind in type(layer).__mro__ for each in vars(kind).values()]
     named = [all_names(each.__code__) for each in members if isinstance(each, FunctionType)]
-    return frozenset(hidden).intersection(frozenset().union(*named))
+    # `torch.compile` notes a place in memory.
+    compiled = {name for name in hidden if name.startswith("_torchdynamo_")}
+    return frozenset(hidden & (compiled.union(*named)))
 
 
 def slots(kind: type) -> list[str]:
     """Names of the places that classes declare instead of a dictionary."""
     named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
     return [n for some in named for n in ((some,) if isinstance(some, str) else some)]
+
+
+def further_hooks(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The seldom kinds of hooks of a layer, those that are there, and flags of the usual ones."""
+    numbers = [*layer._forward_pre_hooks, *layer._forward_hooks]
+    for name in sorted(OF_MODULES):
+        kept = vars(layer).get(name)
+        if not kept or "hook" not in name or name in _HOOKS:
+            continue
+        # Flags of hooks stand under the hooks' own numbers.
+        if name.endswith(("_with_kwargs", "_always_called")):
+            yield name, tuple(number in kept for number in numbers)
+        else:
+            yield name, tuple(kept.values()) if isinstance(kept, Mapping) else kept
