@@ -13,7 +13,7 @@ import re
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from enum import Enum
 from types import (
     BuiltinFunctionType,
@@ -30,22 +30,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from privtrain.core.libraries import is_library, name_in_c, of_package, package
-from privtrain.core.lookups import DYNAMIC, Lookup, all_names, content_of, imported_by, lookups
+from privtrain.core.libraries import is_library, name_in_c, of_package
+from privtrain.core.lookups import (
+    DYNAMIC,
+    GROWING,
+    PLACES,
+    Lookup,
+    all_names,
+    content_of,
+    imported_by,
+    lookups,
+)
 from privtrain.core.members import (
     OF_CLASS_STATEMENTS,
     OF_MODULES,
     attributes_of,
     function_of,
     further_hooks,
+    gradient_hooks,
+    has_many_parties,
+    is_of_dataclass,
     set_by_torch,
     slots,
 )
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-
-# Where a module lies, which moves.
-_PLACES = frozenset({"__file__", "__name__", "__package__", "__spec__", "__loader__", "__doc__"})
 
 
 def value_digest(*values: object, earlier: "Snapshot | None" = None) -> bytes:
@@ -86,13 +95,6 @@ class Snapshot:
 def without_addresses(text: str) -> str:
     """A printed value without places in memory, which are others in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-
-
-_GROWING = frozenset({"dispatch_cache", "cache_token"})
-"""What `functools.singledispatch` keeps of the calls that were made."""
-
-_LOADED = 10_000
-"""Parties whose rows are loaded at most; what holds more may make them when it is asked."""
 
 
 class _Walk:
@@ -170,7 +172,7 @@ class _Walk:
             self._put("sequence", str(len(value)).encode())
             for item in value:
                 self.value(item)
-        elif callable(value) and not is_dataclass(value):
+        elif callable(value) and not is_of_dataclass(value):
             self._callable(value)
         else:
             self._object(value)
@@ -191,11 +193,9 @@ class _Walk:
         if held:
             self._put("held")
             self.value(held)
-        if isinstance(value, Tensor):
-            for hooks in (value._backward_hooks, value._post_accumulate_grad_hooks):
-                if hooks:
-                    self._put("hooks")
-                    self.value(tuple(hooks.values()))
+        for hooks in gradient_hooks(value) if isinstance(value, Tensor) else ():
+            self._put("hooks")
+            self.value(hooks)
 
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
         if isinstance(value, np.ndarray):
@@ -282,7 +282,7 @@ class _Walk:
             self.value((value.__defaults__, value.__kwdefaults__))
             found = lookups(value.__code__)
             for name, cell in zip(value.__code__.co_freevars, cells, strict=True):
-                grows = library and name in _GROWING
+                grows = library and name in GROWING
                 self._looked_up(name, content_of(cell), () if grows else found)
         if not library:
             self._globals(value)
@@ -295,7 +295,7 @@ class _Walk:
         if names & DYNAMIC:
             self._namespace(known)
         found = [each for each in lookups(value.__code__) if each.everywhere]
-        for name in sorted(({each.name for each in found} & known.keys()) - _PLACES):
+        for name in sorted(({each.name for each in found} & known.keys()) - PLACES):
             self._looked_up(name, known[name], found)
         for name, module in sorted(dict(imported_by(value)).items()):
             self._put("import", name.encode())
@@ -318,10 +318,10 @@ class _Walk:
         reached = {each[0] for each in taken if each}
         own = isinstance(value, ModuleType) and not is_library(value)
         # Who has the module itself may read all of it.
-        if not own or () in taken or reached - vars(value).keys() - _PLACES:
+        if not own or () in taken or reached - vars(value).keys() - PLACES:
             self.value(value)
             return
-        for name in sorted(reached - _PLACES):
+        for name in sorted(reached - PLACES):
             self._put("named", name.encode())
             self._taken(vars(value)[name], {each[1:] for each in taken if each[0] == name})
 
@@ -365,11 +365,15 @@ class _Walk:
     def _object(self, value: Any) -> None:
         kind = type(value)
         self._put("object", kind.__name__.encode())
-        if is_dataclass(value):
+        if is_of_dataclass(value):
             self._class(kind)
             for field in fields(value):
                 self._put("field", field.name.encode())
-                self._field(value, field.name)
+                if field.name == "train" and has_many_parties(value):
+                    # Without a digest they are told apart by nothing.
+                    self._put("parties", value.digest.encode() or os.urandom(32))
+                else:
+                    self.value(getattr(value, field.name))
             further = attributes_of(value).keys() - {field.name for field in fields(value)}
             if further and not is_library(kind):
                 self.value({name: getattr(value, name) for name in sorted(further)})
@@ -382,14 +386,6 @@ class _Walk:
                 self._reduced(value)
         else:
             self._reduced(value)
-
-    def _field(self, value: Any, name: str) -> None:
-        content = getattr(value, name)
-        lazy = name == "train" and type(value).__name__ == "FederatedData"
-        if not lazy or package(type(value)) != "privtrain" or len(content) <= _LOADED:
-            return self.value(content)
-        # Without a digest they are told apart by nothing.
-        return self._put("parties", value.digest.encode() or os.urandom(32))
 
     def _reduced(self, value: Any) -> None:
         """What is of another language or a library: by what it pickles as."""

@@ -17,6 +17,12 @@ _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _LOADS = _GLOBAL | {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
+# Where a module lies, which moves.
+PLACES = frozenset({"__file__", "__name__", "__package__", "__spec__", "__loader__", "__doc__"})
+
+GROWING = frozenset({"dispatch_cache", "cache_token"})
+"""What `functools.singledispatch` keeps of the calls that were made."""
+
 DYNAMIC = frozenset({"eval", "exec", "globals", "__globals__", "locals"})
 """Names by which code reads any global."""
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from privtrain.core.libraries import is_library
+from privtrain.core.libraries import is_library, package
 from privtrain.core.lookups import all_names
 
 OF_MODULES = frozenset(vars(nn.Module()))
@@ -25,6 +25,22 @@ OF_CLASS_STATEMENTS = frozenset(
     }
 )
 """What Python writes into a class, and no method computes with."""
+
+
+LOADED = 10_000
+"""Parties whose rows are loaded at most; what holds more may make them when it is asked."""
+
+
+def is_of_dataclass(value: Any) -> bool:
+    """Whether a value has the fields of a dataclass, whatever its class says when it is asked."""
+    return any("__dataclass_fields__" in vars(kind) for kind in type(value).__mro__)
+
+
+def has_many_parties(value: Any) -> bool:
+    """Whether a value is a data set whose rows must not all be loaded."""
+    kind = type(value)
+    federated = kind.__name__ == "FederatedData" and package(kind) == "privtrain"
+    return federated and len(value.train) > LOADED
 
 
 def function_of(member: Any) -> Any:
@@ -76,3 +92,10 @@ def further_hooks(layer: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, tuple(number in kept for number in numbers)
         else:
             yield name, tuple(kept.values()) if isinstance(kept, Mapping) else kept
+
+
+def gradient_hooks(tensor: Tensor) -> Iterator[tuple[Any, ...]]:
+    """What changes a tensor's gradient, of the kinds that are there."""
+    for hooks in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks):
+        if hooks:
+            yield tuple(hooks.values())
