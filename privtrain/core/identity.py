@@ -113,7 +113,6 @@ class _Walk:
         self.state.update(f"{kind}:{len(content)};".encode() + content)
 
     def value(self, value: Any) -> None:
-        """One value of any kind."""
         known = is_library(type(value))
         if known and isinstance(value, Enum):
             return self._put("enum", f"{type(value).__name__}.{value.name}".encode())

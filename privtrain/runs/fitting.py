@@ -206,9 +206,12 @@ def fit_trial(
         identity = Identity({})
         environment: dict[str, str] = {}
         if home is not None:
-            settings = {"trainer": (trainer.token, trainer), "initial model": start.module}
+            settings: Any = {"trainer": (trainer.token, trainer), "initial model": start.module}
             identity = identity_of(
-                *(task, data, kind), earlier=earlier, seed=(seed, noise_seed), **settings
+                *(task, data, kind),
+                earlier=earlier,
+                seed=(seed, noise_seed),
+                **settings,
             )
             environment = environment_of(where, device)
         kept = (transcript, history)
