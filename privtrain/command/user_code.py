@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from privtrain.core.errors import DataError, UnsupportedError
-from privtrain.core.identity import LIBRARIES
+from privtrain.core.libraries import LIBRARIES
 
 _GIVEN = "__privtrain_file__"
 """Attribute of a module that was imported from a file: the file's path, as the user gave it."""

@@ -7,12 +7,13 @@ file: no module path, no source text, no line number and no place in memory ente
 import copyreg
 import functools
 import hashlib
+import inspect
 import os
 import re
-import sys
 import weakref
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from enum import Enum
 from types import (
     BuiltinFunctionType,
@@ -29,28 +30,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from privtrain.core.lookups import all_names, global_names, imported_by, names_read
+from privtrain.core.libraries import is_library, name_in_c, of_package
+from privtrain.core.lookups import (
+    DYNAMIC,
+    GROWING,
+    PLACES,
+    Lookup,
+    all_names,
+    content_of,
+    imported_by,
+    lookups,
+)
+from privtrain.core.members import (
+    OF_CLASS_STATEMENTS,
+    OF_MODULES,
+    attributes_of,
+    function_of,
+    further_hooks,
+    gradient_hooks,
+    has_many_parties,
+    is_of_dataclass,
+    set_by_torch,
+    slots,
+)
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
-# By name, since nobody but a release changes them: their code differs from version to version of
-# Python, and reads state of the whole process.
-LIBRARIES = {
-    *sys.stdlib_module_names,
-    *("privtrain", "torch", "numpy", "scipy", "sklearn", "opacus", "flwr", "crypten"),
-    *("dp_accounting", "cloudpickle", "pandas", "torchvision", "kymatio", "ray", "tqdm", "rich"),
-    *("matplotlib", "PIL", "pytest", "_pytest", "pluggy", "hypothesis", "transformers", "timm"),
-}
-"""Packages whose functions and classes are known by their name."""
 
-# Where a module lies, which moves.
-_PLACES = frozenset({"__file__", "__name__", "__package__", "__spec__", "__loader__", "__doc__"})
-
-_MADE_BY_CLASS_STATEMENT = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE."""
-
-
-def value_digest(*values: object) -> bytes:
+def value_digest(*values: object, earlier: "Snapshot | None" = None) -> bytes:
     """SHA-256 over everything that values consist of.
 
     Dataclasses count by their fields, tensors and arrays by their values, modules by their print,
@@ -59,6 +66,7 @@ def value_digest(*values: object) -> bytes:
 
     Args:
         values: Settings, functions, modules, tensors.
+        earlier: Whatever it holds counts as it was then.
 
     Returns:
         32 bytes. A callable without compiled code, such as one written in C, counts by its name
@@ -66,21 +74,27 @@ def value_digest(*values: object) -> bytes:
         no two digests are equal.
     """
     walk = _Walk()
+    walk._known |= {} if earlier is None else earlier.known
     walk.value(values)
     return walk.state.digest()
+
+
+class Snapshot:
+    """What values were at one time: what keeps a count of its calls is another one afterwards.
+
+    Args:
+        values: Kept alive, with all that they hold.
+    """
+
+    def __init__(self, *values: object) -> None:
+        walk = _Walk()
+        walk.value(values)
+        self.known = walk._known
 
 
 def without_addresses(text: str) -> str:
     """A printed value without places in memory, which are others in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-
-
-_OF_MODULES = frozenset(vars(nn.Module()))
-"""What every `nn.Module` keeps of its own, some of it by numbers that count in a whole process."""
-
-_ROWS = ("FederatedData", "Rows")
-"""Data sets that a script holds beside its functions: they count by the rows that are trained on,
-and a name alone must not load a million parties."""
 
 
 class _Walk:
@@ -99,15 +113,14 @@ class _Walk:
         self.state.update(f"{kind}:{len(content)};".encode() + content)
 
     def value(self, value: Any) -> None:
-        """One value of any kind."""
-        if isinstance(value, Enum):
-            self._put("enum", f"{type(value).__name__}.{value.name}".encode())
-            return None if _is_library(type(value)) else self.value(value.value)
-        if isinstance(value, _PLAIN):
+        known = is_library(type(value))
+        if known and isinstance(value, Enum):
+            return self._put("enum", f"{type(value).__name__}.{value.name}".encode())
+        if known and isinstance(value, _PLAIN):
             # `repr`, by which 1, 1.0 and True differ, and no digit of a float is lost.
             return self._put(type(value).__name__, repr(value).encode())
-        if isinstance(value, ModuleType):
-            return self._put("module")
+        if isinstance(value, ModuleType) and is_library(value):
+            return self._put("module", value.__name__.encode())
         # A value that holds itself, such as a function that calls itself.
         if id(value) in self._path:
             return self._put("again", str(self._path[id(value)]).encode())
@@ -123,6 +136,16 @@ class _Walk:
     def _composed(self, value: Any) -> None:
         if isinstance(value, (Tensor, np.ndarray)):
             self._array(value)
+            self._held(value)
+        elif isinstance(value, ModuleType):
+            self._namespace(vars(value))
+        elif isinstance(value, Enum):
+            self._put("enum", f"{type(value).__name__}.{value.name}".encode())
+            self.value((value.value, type(value)))
+        elif isinstance(value, _PLAIN):
+            plain = next(kind for kind in _PLAIN[1:] if isinstance(value, kind))
+            self._put(plain.__name__, plain.__repr__(value).encode())
+            self._held(value)
         elif isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, type):
@@ -130,23 +153,48 @@ class _Walk:
         elif isinstance(value, CodeType):
             self._code(value)
         elif isinstance(value, Mapping):
-            self._own_class(value)
+            self._held(value)
             self._put("mapping", str(len(value)).encode())
+            if isinstance(value, defaultdict):
+                self.value(value.default_factory)
             for key, item in value.items():
                 self.value(key)
                 self.value(item)
         elif isinstance(value, Set):
+            self._held(value)
             # A set has no order of its own: that of its digests is the same everywhere.
-            self._put("set", b"".join(sorted(value_digest(item) for item in value)))
-        elif isinstance(value, Sequence) or type(value).__name__ == "deque":
-            self._own_class(value)
+            self._put("set", b"".join(sorted(self._apart(item) for item in value)))
+        elif isinstance(value, (Sequence, deque)):
+            self._held(value)
+            if isinstance(value, list):  # as an index of a tensor it is no tuple
+                self._put("list")
             self._put("sequence", str(len(value)).encode())
             for item in value:
                 self.value(item)
-        elif callable(value) and not is_dataclass(value):
+        elif callable(value) and not is_of_dataclass(value):
             self._callable(value)
         else:
             self._object(value)
+
+    def _apart(self, value: Any) -> bytes:
+        walk = _Walk()
+        walk._path, walk._known = dict(self._path), self._known
+        walk.value((value,))
+        return walk.state.digest()
+
+    def _held(self, value: Any) -> None:
+        """What a value holds beside what its kind is made of: attributes, methods, hooks."""
+        kind = type(value)
+        own = not is_library(kind)
+        if own:
+            self._class(kind)
+        held = attributes_of(value) if own or isinstance(value, Tensor) else {}
+        if held:
+            self._put("held")
+            self.value(held)
+        for hooks in gradient_hooks(value) if isinstance(value, Tensor) else ():
+            self._put("hooks")
+            self.value(hooks)
 
     def _array(self, value: Tensor | np.ndarray[Any, Any]) -> None:
         if isinstance(value, np.ndarray):
@@ -168,6 +216,7 @@ class _Walk:
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):
             self._put("tensor", name.encode())
             self._array(tensor)
+            self._held(tensor)
             if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
                 self._put("frozen")
         for layer in value.modules():
@@ -176,32 +225,35 @@ class _Walk:
                 continue
             # Two models may print alike and compute another function of the same layers.
             self._class(type(layer))
-            hidden = type(layer).__module__.startswith("torch.")
+            hidden = set_by_torch(layer)
             own = {
                 name: kept
                 for name, kept in vars(layer).items()
-                if name not in _OF_MODULES and not (hidden and name.startswith("_"))
+                if name not in OF_MODULES and name not in hidden
             }
             self.value((layer.training, own))
-            # By their values: the keys count the hooks of a whole process.
-            for hooks in (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks):
-                self.value(tuple(hooks.values()))
+            self._hooks(layer)
+
+    def _hooks(self, layer: nn.Module) -> None:
+        # By their values: the keys count the hooks of a whole process.
+        for hooks in (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks):
+            self.value(tuple(hooks.values()))
+        for name, kept in further_hooks(layer):
+            self._put("hooks", name.encode())
+            self.value(kept)
 
     def _class(self, value: type) -> None:
         """A class by its name and, as far as it is the user's own, by what its methods compute."""
+        if not is_library(type(value)):
+            self._put("metaclass")
+            self.value(type(value))
         for base in value.__mro__:
-            self._put("class", f"{_of_package(base)}{base.__name__}".encode())
-            if _is_library(base):
+            self._put("class", f"{of_package(base)}{base.__name__}".encode())
+            if is_library(base):
                 continue
-            for name in sorted(vars(base)):
-                member = _function_of(vars(base)[name])
-                if isinstance(member, FunctionType) or not name.startswith("__"):
-                    self._put("member", name.encode())
-                    self.value(member)
-
-    def _own_class(self, value: Any) -> None:
-        if not _is_library(type(value)):
-            self._class(type(value))
+            for name in sorted(vars(base).keys() - OF_CLASS_STATEMENTS):
+                self._put("member", name.encode())
+                self.value(function_of(vars(base)[name]))
 
     def _code(self, code: CodeType, doc: str | None = None) -> None:
         # Neither file, name, line nor source; `co_code` is the same before and after it ran.
@@ -210,22 +262,27 @@ class _Walk:
         if doc is not None and consts and consts[0] == doc:
             consts = consts[1:]
         self.value((consts, code.co_names, code.co_freevars, code.co_argcount))
+        # By its names it is called, and by its flags its arguments are collected.
+        named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        flags = code.co_flags & ~inspect.CO_NEWLOCALS & ~inspect.CO_OPTIMIZED & ~inspect.CO_NESTED
+        self.value((named, code.co_posonlyargcount, flags, code.co_exceptiontable))
 
     def _function(self, value: FunctionType) -> None:
         cells = value.__closure__ or ()
-        library = _is_library(value)
+        library = is_library(value)
         if library:
             # The code's name: a wrapper of a library may bear the name of what it wraps.
             name = value.__code__.co_qualname
-            self._put("library", f"{_of_package(value)}{name}".encode())
+            self._put("library", f"{of_package(value)}{name}".encode())
         else:
             self._code(value.__code__, value.__doc__)
         # A library's function may be one that was made of the user's own.
         if cells or not library:
             self.value((value.__defaults__, value.__kwdefaults__))
-            named = zip(value.__code__.co_freevars, cells, strict=True)
-            reads = names_read(value.__code__)
-            self.value(tuple(_content(cell) if name in reads else None for name, cell in named))
+            found = lookups(value.__code__)
+            for name, cell in zip(value.__code__.co_freevars, cells, strict=True):
+                grows = library and name in GROWING
+                self._looked_up(name, content_of(cell), () if grows else found)
         if not library:
             self._globals(value)
             # What it keeps on itself it can read by its own name.
@@ -233,26 +290,51 @@ class _Walk:
                 self.value((name, vars(value)[name]))
 
     def _globals(self, value: FunctionType) -> None:
-        known = value.__globals__
-        read = {name: known[name] for name in global_names(value.__code__) if name in known}
-        read |= {f"import {name}": module for name, module in imported_by(value)}
-        for name in sorted(read.keys() - _PLACES):
-            self._put("global", name.encode())
-            self._global(read[name], all_names(value.__code__))
+        known, names = value.__globals__, all_names(value.__code__)
+        if names & DYNAMIC:
+            self._namespace(known)
+        found = [each for each in lookups(value.__code__) if each.everywhere]
+        for name in sorted(({each.name for each in found} & known.keys()) - PLACES):
+            self._looked_up(name, known[name], found)
+        for name, module in sorted(dict(imported_by(value)).items()):
+            self._put("import", name.encode())
+            own = isinstance(module, ModuleType) and not is_library(module)
+            named = names & vars(module).keys() if own else frozenset()
+            if named and not names & {"vars", "getattr", "__dict__"}:
+                self._taken(module, {(each,) for each in named})
+            else:
+                self.value(module)
 
-    def _global(self, read: Any, names: frozenset[str]) -> None:
-        if isinstance(read, ModuleType):
-            # A module of the user's own, such as one of settings, by what the function may name.
-            if read.__name__.partition(".")[0] not in LIBRARIES and id(read) not in self._path:
-                self._path[id(read)] = len(self._path)
-                for name in sorted((names & set(vars(read))) - _PLACES):
-                    self._put("named", name.encode())
-                    self._global(vars(read)[name], names)
-                del self._path[id(read)]
-        elif _package(type(read)) == "privtrain" and type(read).__name__ in _ROWS:
-            self._put("rows")
-        else:
-            self.value(read)
+    def _looked_up(self, name: str, value: Any, found: Sequence[Lookup]) -> None:
+        """What code may learn of a value that stands under a name."""
+        taken = {each.attributes for each in found if each.name == name and each.learns(value)}
+        if taken:
+            self._put("global", name.encode())
+            self._taken(value, taken)
+
+    def _taken(self, value: Any, taken: set[tuple[str, ...]]) -> None:
+        """A value of which some attributes are read; of an own module no more than those."""
+        reached = {each[0] for each in taken if each}
+        own = isinstance(value, ModuleType) and not is_library(value)
+        # Who has the module itself may read all of it.
+        if not own or () in taken or reached - vars(value).keys() - PLACES:
+            self.value(value)
+            return
+        for name in sorted(reached - PLACES):
+            self._put("named", name.encode())
+            self._taken(vars(value)[name], {each[1:] for each in taken if each[0] == name})
+
+    def _namespace(self, space: dict[str, Any]) -> None:
+        """All of a module."""
+        if id(space) in self._path:
+            self._put("again", str(self._path[id(space)]).encode())
+            return
+        self._path[id(space)] = len(self._path)
+        hidden = {n for n in space if n.startswith("__") and n != "__getattr__"}
+        for name in sorted(space.keys() - hidden):
+            self._put("named", name.encode())
+            self.value(space[name])
+        del self._path[id(space)]
 
     def _script(self, value: Any) -> None:
         self._put("script", value.save_to_buffer())
@@ -268,7 +350,7 @@ class _Walk:
         elif isinstance(value, functools._lru_cache_wrapper):
             self.value(value.__wrapped__)
         elif isinstance(value, (BuiltinFunctionType, MethodDescriptorType, np.ufunc)):
-            self._put("builtin", _name_in_c(value).encode())
+            self._put("builtin", name_in_c(value).encode())
             owner = getattr(value, "__self__", None)
             if not isinstance(owner, (ModuleType, type(None))):
                 self.value(owner)
@@ -282,17 +364,23 @@ class _Walk:
     def _object(self, value: Any) -> None:
         kind = type(value)
         self._put("object", kind.__name__.encode())
-        if is_dataclass(value):
+        if is_of_dataclass(value):
             self._class(kind)
             for field in fields(value):
                 self._put("field", field.name.encode())
-                self.value(getattr(value, field.name))
-        elif not _is_library(kind) or (callable(value) and hasattr(value, "__dict__")):
+                if field.name == "train" and has_many_parties(value):
+                    # Without a digest they are told apart by nothing.
+                    self._put("parties", value.digest.encode() or os.urandom(32))
+                else:
+                    self.value(getattr(value, field.name))
+            further = attributes_of(value).keys() - {field.name for field in fields(value)}
+            if further and not is_library(kind):
+                self.value({name: getattr(value, name) for name in sorted(further)})
+        elif not is_library(kind) or (callable(value) and hasattr(value, "__dict__")):
             # What an object computes is its class's; what it holds alone would not tell.
             self._class(kind)
-            slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
-            if slots or hasattr(value, "__dict__"):
-                self.value({**getattr(value, "__dict__", {}), **slots})
+            if slots(kind) or hasattr(value, "__dict__"):
+                self.value(attributes_of(value))
             else:
                 self._reduced(value)
         else:
@@ -310,59 +398,3 @@ class _Walk:
             text = without_addresses(repr(value)).encode()
             parts = os.urandom(32) if callable(value) else text
         self.value(parts)
-
-
-def _package(value: Any) -> str:
-    return str(getattr(value, "__module__", "") or "").partition(".")[0]
-
-
-def _is_library(value: Any) -> bool:
-    """Whether a function or a class is known by its name."""
-    if isinstance(value, FunctionType):
-        # Where it was written: a decorator may give it the name and module of what it wraps, and
-        # code that was executed without a file may have none.
-        return str(value.__globals__.get("__name__")).partition(".")[0] in LIBRARIES
-    if _package(value) == "builtins" and isinstance(value, type):
-        return not value.__flags__ & _MADE_BY_CLASS_STATEMENT
-    return _package(value) in LIBRARIES
-
-
-def _of_package(value: Any) -> str:
-    """Tells apart what two libraries call alike; nothing for those that a run always stands on."""
-    package = _package(value)
-    if isinstance(value, FunctionType):
-        package = str(value.__globals__.get("__name__")).partition(".")[0]
-        return "" if package == "privtrain" else f"{package}."
-    plain = package in ("privtrain", "torch") or package in sys.stdlib_module_names
-    return f"{package}." if _is_library(value) and not plain else ""
-
-
-def _name_in_c(value: Any) -> str:
-    """The name of a function that was written in C."""
-    if isinstance(value, np.ufunc):
-        return f"ufunc.{value.__name__}"
-    owner = value.__objclass__ if isinstance(value, MethodDescriptorType) else value
-    return f"{_package(owner)}.{value.__qualname__}"
-
-
-def _function_of(member: Any) -> Any:
-    """What a class's member computes with, of the wrappers that a class body has."""
-    if isinstance(member, (staticmethod, classmethod)):
-        return member.__func__
-    if isinstance(member, property):
-        return member.fget
-    if isinstance(member, (functools.cached_property, functools.singledispatchmethod)):
-        return member.func
-    return member
-
-
-def _slots(kind: type) -> list[str]:
-    named = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    return [n for some in named for n in ((some,) if isinstance(some, str) else some)]
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet: a function that is defined further below
-        return None

@@ -94,7 +94,7 @@ def compare(
     """
     check_member((KEEP, RAISE), errors=errors)
     conditions = _conditions(task, data, attacks, runtimes, delta, entropy, device, study_ledger)
-    conditions = replace(conditions, errors=errors)
+    conditions = replace(conditions, errors=errors, trainers=tuple(trainers.values()))
     planned = _planned(trainers, conditions, seeds, epsilons)
     chosen = list(dict.fromkeys(cell.seed for cell in planned))
     home = None if folder is None else made_folder(folder)

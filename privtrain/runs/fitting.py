@@ -7,7 +7,7 @@ from typing import Any
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
 from privtrain.core.folders import locked_folder
-from privtrain.core.identity import value_digest
+from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.parameters import check_no_autocast, initial_model
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting, Star
@@ -166,10 +166,13 @@ def fit_trial(
     keep_payloads: bool = False,
     study_ledger: StudyLedger | None = None,
     paid_by: StudyLedger | None = None,
+    earlier: Snapshot | None = None,
 ) -> TrainResult:
     """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise.
 
     `paid_by` is the study that has paid for this trial already, together with others.
+
+    What `earlier` holds identifies the folder as it was then, before other trials used it.
 
     Where `repeats` is set, a simulation that was interrupted in its folder begins again with the
     noise it had, instead of going on with fresh noise and halting early.
@@ -204,8 +207,13 @@ def fit_trial(
         identity = Identity({})
         environment: dict[str, str] = {}
         if home is not None:
-            settings = {"trainer": (trainer.token, trainer), "initial model": start.module}
-            identity = identity_of(task, data, kind, seed=(seed, noise_seed), **settings)
+            settings: Any = {"trainer": (trainer.token, trainer), "initial model": start.module}
+            identity = identity_of(
+                *(task, data, kind),
+                earlier=earlier,
+                seed=(seed, noise_seed),
+                **settings,
+            )
             environment = environment_of(where, device)
         kept = (transcript, history)
         sitting = open_sitting(home, identity, environment, lambda: ledger.spent, *kept)

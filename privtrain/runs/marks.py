@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from privtrain.core.errors import DataError
-from privtrain.core.identity import value_digest
+from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.runtime import Runtimes
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
 from privtrain.core.seeding import EntropyKind
@@ -19,6 +19,13 @@ from privtrain.runs.roots import data_digest
 
 RUN, COMPARISON = "run.id", "comparison.id"
 """Names of the marks of a fit and of a comparison."""
+
+
+_OF_THE_USER = ("attacks", "initial model", "trainer")
+_COUNTING = (
+    "An object that keeps something between its calls, such as a count, is another one once it was "
+    "used: make it anew."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,12 @@ class Mark:
 
 
 def identity_of(
-    task: Task, data: FederatedData, entropy: EntropyKind, **further: object
+    task: Task,
+    data: FederatedData,
+    entropy: EntropyKind,
+    *,
+    earlier: Snapshot | None = None,
+    **further: object,
 ) -> Identity:
     """What identifies a run: what it computes on which rows, and nothing of where code lies.
 
@@ -48,6 +60,7 @@ def identity_of(
         task: What is learned. Each of its fields is a part of its own.
         data: All rows, those for testing included.
         entropy: Where noise comes from.
+        earlier: What of it counts as it was before other runs.
         further: What else identifies it.
 
     Returns:
@@ -56,10 +69,12 @@ def identity_of(
     """
     # Without a digest, so many parties are told apart by nothing: no run on them goes on.
     many = len(data.parties) > LOADED_BEFOREHAND and not data.digest
-    digests = {f"task's {name}": value_digest(value) for name, value in vars(task).items()}
+    digests = {
+        f"task's {name}": value_digest(value, earlier=earlier) for name, value in vars(task).items()
+    }
     digests["data (which have no digest=)" if many else "data"] = data_digest(data)
     digests["entropy"] = value_digest(entropy)
-    digests |= {name: value_digest(value) for name, value in further.items()}
+    digests |= {name: value_digest(value, earlier=earlier) for name, value in further.items()}
     return Identity({name: digest.hex() for name, digest in digests.items()}, data.published)
 
 
@@ -113,10 +128,12 @@ def checked_mark(
         changed = differences(mark.environment, environment)
         # Code that another version of Python compiled has other bytes.
         hint = f" It was begun with {changed}." if changed else ""
+        code = any(name in _OF_THE_USER or name.startswith("task's ") for name in other)
+        counting = f" {_COUNTING}" if code else ""
         raise DataError(
             f"The folder {folder} belongs to another run or comparison: other {', '.join(other)}."
-            f"{hint} Go on with what it was begun with, or choose another folder. Nothing in it "
-            "was changed."
+            f"{hint}{counting} Go on with what it was begun with, or choose another folder. "
+            "Nothing in it was changed."
         )
     return mark
 

@@ -11,7 +11,7 @@ from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
-from privtrain.core.identity import value_digest
+from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.observers import PUBLIC
 from privtrain.core.parameters import initial_model
 from privtrain.core.result import Comparison, Predictor, Row, TrainResult
@@ -95,10 +95,17 @@ class Conditions:
     device: str
     study_ledger: StudyLedger | None = None
     errors: str = KEEP
+    trainers: tuple[Trainer, ...] = ()
+
+    @cached_property
+    def begun(self) -> Snapshot:
+        """What the user's objects were before the first row, which may change them."""
+        return Snapshot(self.task, self.attacks, self.trainers)
 
     @cached_property
     def identity(self) -> Identity:
         """What identifies the comparison; more trainers, seeds and epsilons may be added to it."""
+        begun = self.begun
         try:
             # A factory may load weights from a file.
             with kept_settings():
@@ -106,7 +113,7 @@ class Conditions:
         except Exception as error:  # each row says what is wrong with the model
             start = type(error).__name__
         further = {"attacks": self.attacks, "delta": self.delta, "initial model": start}
-        return identity_of(self.task, self.data, self.entropy, **further)
+        return identity_of(self.task, self.data, self.entropy, earlier=begun, **further)
 
     @cached_property
     def environment(self) -> dict[str, str]:
@@ -238,6 +245,7 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
                 folder=folder,
                 progress=progress,
                 study_ledger=shared.study_ledger,
+                earlier=shared.begun if folder is not None else None,
             )
         # First: an attack is a user's code, and may change the predictor that it was given.
         filled = _filled(empty, result, shared)

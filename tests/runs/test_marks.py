@@ -202,6 +202,50 @@ def test_other_versions_are_noted_and_not_refused(
     assert "(now 99.0)" in again.notes[-1]
 
 
+class Counting:
+    """A metric that keeps a count of its calls."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        self.total += len(targets)
+        return float((outputs.argmax(dim=1) == targets).double().mean())
+
+
+class Stopped(pt.SGD):
+    """Is interrupted in the second row, once it has left a mark."""
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
+        if STOP and run.seeds.seed == 1:
+            raise KeyboardInterrupt
+        return super().train(task, data, run)
+
+
+STOP: list[bool] = []
+
+
+def test_a_metric_that_counts_its_calls_can_go_on_when_it_is_made_anew(tmp_path: Path) -> None:
+    def rows(counting: Counting) -> tuple[Row, ...]:
+        task = task_of(metrics={"accuracy": counting})
+        options: Any = {"runtimes": HERE, "seeds": (0, 1), "folder": tmp_path}
+        return pt.compare({"a": Stopped(epochs=1)}, task, DATA, **options).rows
+
+    STOP.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        rows(Counting())
+    (mark,) = tmp_path.glob("a-seed-1-*/run.id")
+    assert mark.exists()
+    STOP.clear()
+    used = Counting()
+    assert [row.error for row in rows(used)] == [None, None]
+    assert used.total > 0
+    with pytest.raises(
+        pt.DataError, match=r"other task's metrics\. .*such as a count.*make it anew"
+    ):
+        rows(used)
+
+
 class Failing(pt.SGD):
     """Is interrupted before its first step."""
 
