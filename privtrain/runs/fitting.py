@@ -25,7 +25,7 @@ from privtrain.core.seeding import (
 from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer, Trying
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
@@ -195,6 +195,8 @@ def fit_trial(
         # Where there are more parties, each is looked at when it is drawn.
         if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
             trainer.check_rows(data, tried)
+        if isinstance(trainer, Trying):
+            trainer.try_beforehand(task, data, tried)
     with ExitStack() as stack:
         home = None if folder is None else made_folder(folder)
         if home is not None:
