@@ -110,6 +110,15 @@ def _parts(data: FederatedData) -> Iterator[tuple[str, Rows]]:
     yield "data.test", data.test
     if data.validation is not None and len(data.validation):
         yield "data.validation", data.validation
+    # Public rows of another kind may be meant for nothing here; their targets are never used.
+    public, test = data.public, data.test.inputs
+    kind = (test.shape[1:], test.dtype)
+    if (
+        public is not None
+        and len(public)
+        and kind == (public.inputs.shape[1:], public.inputs.dtype)
+    ):
+        yield "data.public", Rows(public.inputs)
     if len(data.parties) <= LOADED_BEFOREHAND:
         for party in data.parties:
             yield f"{TRAINED_ON}[{party!r}]", data.train[party]
