@@ -103,7 +103,16 @@ def concatenate(parts: list[Rows]) -> Rows:
 
     Returns:
         All rows.
+
+    Raises:
+        DataError: If their inputs are not of one shape.
     """
+    shapes = sorted({tuple(part.inputs.shape[1:]) for part in parts})
+    if len(shapes) > 1:
+        raise DataError(
+            f"Expected the inputs of all parties to have one shape; their rows have the shapes "
+            f"{', '.join(map(str, shapes))}. Give every party the same columns."
+        )
     return Rows(
         torch.cat([part.inputs for part in parts]),
         _concatenated([part.targets for part in parts]),

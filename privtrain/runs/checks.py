@@ -87,7 +87,7 @@ def check_fits(task: Task, data: FederatedData, model: nn.Module) -> None:
                 "Rows(inputs, targets), or leave this party out; rows without labels may be "
                 "data.public."
             )
-        kind = (inputs.shape[1:], inputs.dtype)
+        kind = _kind(inputs)
         if kind not in outputs:
             few = _few(inputs)
             # Of private rows the shape alone is used.
@@ -112,16 +112,15 @@ def _parts(data: FederatedData) -> Iterator[tuple[str, Rows]]:
         yield "data.validation", data.validation
     # Public rows of another kind may be meant for nothing here; their targets are never used.
     public, test = data.public, data.test.inputs
-    kind = (test.shape[1:], test.dtype)
-    if (
-        public is not None
-        and len(public)
-        and kind == (public.inputs.shape[1:], public.inputs.dtype)
-    ):
+    if public is not None and len(public) and _kind(public.inputs) == _kind(test):
         yield "data.public", Rows(public.inputs)
     if len(data.parties) <= LOADED_BEFOREHAND:
         for party in data.parties:
             yield f"{TRAINED_ON}[{party!r}]", data.train[party]
+
+
+def _kind(inputs: Tensor) -> Any:
+    return inputs.shape[1:], inputs.dtype
 
 
 def _few(inputs: Tensor) -> Tensor:
