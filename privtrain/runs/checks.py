@@ -140,7 +140,7 @@ def _extreme_rows(inputs: Tensor) -> Tensor:
         places = torch.stack([flat.argmin(), flat.argmax()]) // flat.shape[1]
     else:
         places = torch.cat([flat.argmin(dim=0), flat.argmax(dim=0)])
-    return inputs[places.unique()].detach().cpu().clone()
+    return inputs[torch.unique(places)].detach().cpu().clone()
 
 
 def _trial_rows(name: str, inputs: Tensor, targets: Tensor) -> Rows:

@@ -93,3 +93,8 @@ def test_the_widest_column_is_named_by_its_place() -> None:
     assert "Column 0" in widest_column(torch.ones(5))
     table[2, 3] = float("nan")
     assert "Column 3" in widest_column(table)
+
+
+def test_rows_of_several_widths_are_named() -> None:
+    with pytest.raises(DataError, match=r"\(3,\), \(4,\)"):
+        concatenate([Rows(torch.zeros(2, 3)), Rows(torch.zeros(2, 4))])
