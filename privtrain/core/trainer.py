@@ -237,6 +237,21 @@ class CheckingRows(Protocol):
         ...
 
 
+@runtime_checkable
+class Trying(Protocol):
+    """A trainer, or a part of one, that tries a model and a loss on rows that are not private."""
+
+    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
+        """Refuses what it would refuse in training, before anything is spent.
+
+        Args:
+            task: What is learned.
+            data: Whose public or test rows are tried; of training rows the shape alone is used.
+            model: A model of the task in training mode that nobody will use afterwards.
+        """
+        ...
+
+
 class Trainer(Protocol):
     """A way to train a model under some privacy technique. Configuration: frozen, pickles."""
 

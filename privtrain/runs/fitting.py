@@ -25,7 +25,7 @@ from privtrain.core.seeding import (
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer, Trying
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
@@ -192,12 +192,15 @@ def fit_trial(
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
     if isinstance(trainer, Checking):
+        check_fits(task, data, initial_model(task, seeds["initialisation", 0, ""]))
+        # Another one: what it ran on may have left something in it.
         tried = initial_model(task, seeds["initialisation", 0, ""])
-        check_fits(task, data, tried)
         trainer.check(task, tried.to(device))
         # Where there are more parties, each is looked at when it is drawn.
         if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
             trainer.check_rows(data, tried)
+        if isinstance(trainer, Trying):
+            trainer.try_beforehand(task, data, tried)
     with ExitStack() as stack:
         home = None if folder is None else made_folder(folder)
         if home is not None:
@@ -261,7 +264,7 @@ def fit_trial(
             history=history,
             device=device,
             progress=progress or stack.enter_context(progress_bar(trainer.token)),
-            watch=_watcher(data, history),
+            watch=_watcher(task, data, history),
             notes=list(data.notes),
             assumptions=list(start.assumptions),
         )
@@ -294,14 +297,14 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
     return stack.enter_context(runtimes.star.open(setting))
 
 
-def _watcher(data: FederatedData, history: History) -> Any:
+def _watcher(task: Task, data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
-    rows = data.validation
+    rows, metric = data.validation, task.metrics.get("accuracy")
 
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
         due = done % every == 0 or done == total
-        if rows is None or rows.targets is None or len(rows) == 0 or not due:
+        if rows is None or rows.targets is None or len(rows) == 0 or not due or metric is None:
             return
         # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
         # nothing may be stopped or chosen by it.
@@ -309,11 +312,11 @@ def _watcher(data: FederatedData, history: History) -> Any:
             # What a model draws must not move the generators of other threads, nor follow from
             # them.
             with global_generator(Seeds(0)["validation", 0, ""]):
-                correct = predictor(rows.inputs).argmax(dim=1) == rows.labels
-            history.record(done, validation_accuracy=float(correct.double().mean()))
-        # Outputs of another kind have no accuracy; a curve is no reason to lose what was paid for.
-        except (RuntimeError, IndexError, AttributeError):
+                accuracy = float(metric(predictor(rows.inputs), rows.targets.clone()))
+        except Exception:  # a curve is no reason to lose what was paid for
             return
+        if 0 <= accuracy <= 1:
+            history.record(done, validation_accuracy=accuracy)
 
     return watch
 

@@ -12,9 +12,9 @@ from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable, unwritten
 from privtrain.core.runtime import PartyRun
-from privtrain.core.seeding import kept_generators, secret_generators
+from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
-from privtrain.core.task import FederatedData, Loss, Rows, Task
+from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -108,6 +108,49 @@ def public_trial(public: Rows, private: Rows, count: float) -> Rows:
     return Rows(inputs, targets)
 
 
+def try_gradients(
+    gradients: Gradients, task: Task, data: FederatedData, model: nn.Module, count: float
+) -> None:
+    """Tries a model and a loss before training on public rows, or else on a few rows for testing.
+
+    Args:
+        gradients: What computes per-example gradients.
+        task: What is learned.
+        data: Whose public or test rows are used; of training rows the shape and type alone.
+        model: A model of the task that nobody will use afterwards.
+        count: About how many rows a batch has.
+
+    Raises:
+        UnsupportedError: If examples influence one another, or the model cannot be taken.
+    """
+    whole = data.pooled() if data.split is COLUMNS else data.train[data.parties[0]]
+    device = str(next(model.parameters(), torch.empty(0)).device)
+    like = whole.take(torch.arange(min(2, len(whole)))).to(device)
+    if data.public is not None:
+        rows = public_trial(data.public, like, count)
+    else:
+        rows = data.test.take(torch.arange(min(_TRIED, len(data.test)))).to(device)
+        if rows.targets is None or _kinds(rows) != _kinds(like):
+            return
+    # As secret as in training: whether a draw leads to a refusal is seen.
+    stream = SystemEntropy()["draws/trial", 0, ""]
+    engine = gradients.engine(model, task.loss)
+    try:
+        with secret_generators(stream):
+            engine.try_on(rows)
+    finally:
+        engine.close()
+
+
+_TRIED = 16
+"""Rows for testing on which a model is tried at most."""
+
+
+def _kinds(rows: Rows) -> tuple[object, ...]:
+    inputs, targets = rows.inputs, rows.labels
+    return inputs.shape[1:], inputs.dtype, targets.shape[1:], targets.dtype
+
+
 NOTE = "note/"
 """How the names of encoded notes begin, among the diagnostics of a party's steps."""
 
@@ -191,6 +234,9 @@ class DPSteps:
         # Called for their refusals.
         self.gradients.engine(model, task.loss).close()
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
+    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
+        try_gradients(self.gradients, task, data, model, self._batches(data).sampling.expected(0))
 
     def settled(self, data: FederatedData) -> "DPSteps":
         # A party knows its own rows only: a divisor that it computed from them would be private.

@@ -44,7 +44,13 @@ from privtrain.steps.pooling import (
     resume,
     training_state,
 )
-from privtrain.steps.private import DRAWN_IN_SECRET, averaged, diagnostics, public_trial
+from privtrain.steps.private import (
+    DRAWN_IN_SECRET,
+    averaged,
+    diagnostics,
+    public_trial,
+    try_gradients,
+)
 
 SHOWN = 20
 """How often a run is evaluated, and how often at most it is saved."""
@@ -135,6 +141,10 @@ class DPSGD:
         # Called for their refusals.
         self.gradients.engine(model, task.loss).close()
         try_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
+    @kept_generators()
+    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
+        try_gradients(self.gradients, task, data, model, self.expected_batch)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains on the pooled rows, in the order of Algorithm 1.

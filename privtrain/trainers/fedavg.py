@@ -26,7 +26,7 @@ from privtrain.core.runtime import PartyRun, Payload, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
-from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run
+from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.release.arrival import Expected
@@ -290,6 +290,11 @@ class FedAvg:
         # Called for its refusal.
         if isinstance(self.local, CheckingRows):
             self.local.check_rows(data, model)
+
+    @kept_generators()
+    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
+        if isinstance(self.local, Trying):
+            self.local.try_beforehand(task, data, model)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Runs the rounds: "Server executes" in Algorithm 1 of McMahan et al. 2017.

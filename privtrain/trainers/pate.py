@@ -27,6 +27,7 @@ from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
+from privtrain.gradients.gradients import check_losses
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
@@ -35,7 +36,7 @@ from privtrain.release.placement import Drawer
 from privtrain.sampling.figures import rows_are_public
 from privtrain.sampling.users import count_rows
 from privtrain.steps.optimizers import check_not_diverged
-from privtrain.steps.plain import PlainSteps
+from privtrain.steps.plain import PlainSteps, check_not_alone, normalises_batches
 
 STUDENT_NAME = "student"
 
@@ -128,9 +129,11 @@ class Vote:
             model = initial_model(self.task, party.seeds["teacher", 0, name]).to(party.device)
             # A teacher that no row belongs to votes by its initial model: that every teacher votes
             # must not depend on the rows.
-            if len(rows) > 0:
+            # Nor can one on a single row where layers normalise by their batch.
+            fewest = 2 if normalises_batches(model.train()) else 1
+            if len(rows) >= fewest:
                 own = replace(party, party=name, train={name: rows}, scratch={})
-                losses.append(self.steps(model.train(), self.task, own)["training_loss"])
+                losses.append(self.steps(model, self.task, own)["training_loss"])
             with global_generator(party.seeds["votes", 0, name]):
                 votes.append(ModelPredictor(model)(queries).cpu())
         # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
@@ -273,6 +276,42 @@ class PATE:
         # Called for their refusals.
         self.steps.check(task, model)
         self.student.check(task, model)
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        if not normalises_batches(model):
+            return
+        # Each teacher trains on rows of its own, of which batches have two at least.
+        for party, teachers in self.hosted(data.parties).items():
+            check_not_alone(model, 2, self.steps.batch_size, party)
+            if len(data.train[party]) < 2 * teachers:
+                raise DataError(
+                    f"Expected {party}, which holds {len(data.train[party])} rows, to have two "
+                    f"for each of its {teachers} teachers at least: the model normalises by its "
+                    f"batch (nn.BatchNorm). Use fewer teachers, or nn.GroupNorm. {READS_ROWS}"
+                )
+
+    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
+        rows = data.test if data.public is None else data.public
+        if len(rows) == 0:
+            return
+        inputs = rows.inputs[torch.arange(3, device=rows.inputs.device) % len(rows)]
+        with global_generator(Seeds(0)["queries trial", 0, ""]):
+            scores = ModelPredictor(model)(inputs)
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise DataError(
+                f"Expected the model to return logits of shape (rows, classes) with two classes "
+                f"at least, for one of which a teacher votes; of three rows it returned shape "
+                f"{tuple(scores.shape)}. Give the model one output for each class."
+            )
+        labels = torch.arange(len(scores), device=scores.device) % scores.shape[1]
+        try:
+            with global_generator(Seeds(0)["answers trial", 0, ""]):
+                check_losses(task.loss(scores, labels), scores)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise DataError(
+                f"Expected the task's loss to take class numbers of type torch.int64, the winners "
+                f"of votes that the student learns; it raised {type(error).__name__}: {error}"
+            ) from error
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Lets the teachers vote on public rows, and trains the student on the answers.

@@ -1,7 +1,9 @@
 """What is refused before a run."""
 
 import math
+import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.statement import REPLACE_ONE, Budget, InputPrivacy, Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
+from privtrain.data.models import MLP
 from privtrain.ledgers.run import check_one_plan
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
@@ -261,7 +264,170 @@ def test_an_own_loss_may_take_what_it_likes() -> None:
     rows = rows_with(None, probabilities)
     fit(SGD(epochs=1), TASK, FederatedData(train={"a": rows}, test=rows))
 
+
+def paid_nothing(
+    task: Task, data: FederatedData, trainers: tuple[Trainer, ...], **how: Any
+) -> None:
+    """Each trainer refuses, with nothing charged and nothing written."""
+    data = replace(data, digest="ab" * 32)
+    study = StudyLedger(data, delta=1e-3)
+    for trainer in trainers:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            pytest.raises(how.get("raises", DataError), match=how["match"]),
+        ):
+            try:
+                fit(trainer, task, data, delta=1e-3, study_ledger=study, folder=folder)
+            finally:
+                assert not list(Path(folder).iterdir())
+        assert study.charges == ()
+
+
+PRIVATE: tuple[Trainer, ...] = (
+    DPSGD(epochs=1),
+    FedAvg(rounds=1, local=DPSteps(Gaussian(1.0, 1.0))),
+    FedAvg(rounds=1, release=NOISY),
+    PATE(queries=2, teachers=4),
+)
+ALL: tuple[Trainer, ...] = (SGD(epochs=1), FedAvg(rounds=1), *PRIVATE)
+PUBLIC_TOO = replace(a_federation(12, 9, public_rows=21), public=Rows(X))
+CE = partial(nn.functional.cross_entropy, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (lambda o, t: None, "returned a NoneType"),
+        (lambda o, t: 1.0, "returned a float"),
+        (lambda o, t: list(CE(o, t)), "returned a list"),
+        (lambda o, t: (CE(o, t), 0), "returned a tuple"),
+        (lambda o, t: (o.argmax(1) != t).long(), "torch.int64"),
+        (lambda o, t: (o.argmax(1) != t).to(o), "gradient"),
+        (lambda o, t: CE(o.detach(), t), "gradient"),
+        (lambda o, t: CE(o, t).mean(), r"shape \(\).*reduction='none'"),
+        (lambda o, t: CE(o, t)[:, None], "shape"),
+        (lambda o, t: CE(o, t) * math.nan, "NaN"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_on_costs_nothing(loss: Any, match: str) -> None:
+    paid_nothing(replace(TASK, loss=loss), PUBLIC_TOO, ALL, match=match)
+
+
+def test_an_own_error_is_raised_as_it_is_before_anything_is_spent() -> None:
     def failing(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         raise KeyError("mine")
 
-    check_fits(replace(TASK, loss=failing), data_of(a=some_rows(2)), initial_model(TASK, STREAM))
+    class Failing(nn.Linear):
+        only_in_training = False
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if self.training or not self.only_in_training:
+                raise KeyError("mine")
+            return super().forward(inputs)
+
+    class InTraining(Failing):
+        only_in_training = True
+
+    own: Any = {"raises": KeyError, "match": "mine"}
+    paid_nothing(replace(TASK, loss=failing), PUBLIC_TOO, ALL, **own)
+    for layer in (Failing, InTraining):
+        model = partial(layer, 5, 3, dtype=torch.float64)
+        paid_nothing(replace(TASK, model=model), PUBLIC_TOO, ALL, **own)
+
+
+class Packed(nn.Linear):
+    """Gives its logits inside something else."""
+
+    def __init__(self, pack: Any) -> None:
+        super().__init__(5, 3, dtype=torch.float64)
+        self.pack = pack
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.pack(super().forward(inputs))
+
+
+def test_a_model_without_logits_of_each_class_costs_nothing() -> None:
+    for pack, match in (
+        (lambda o: (o, o), "returned a tuple"),
+        (lambda o: {"logits": o}, "returned a dict"),
+        (lambda o: o[:, 0], r"shape \(rows, classes\)"),
+    ):
+        paid_nothing(replace(TASK, model=partial(Packed, pack)), PUBLIC_TOO, ALL, match=match)
+
+
+def test_a_party_without_labels_is_named() -> None:
+    data = replace(PUBLIC_TOO, train={**PUBLIC_TOO.train, "p1": Rows(X)})
+    paid_nothing(TASK, data, ALL, match=r"data\.train\['p1'\].*leave this party out")
+
+
+def test_numbers_beyond_an_embedding_are_named() -> None:
+    task = Task(model=lambda: nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 3)))
+    good = torch.arange(60).reshape(12, 5) % 10
+    for number in (10, 99, -1):
+        bad = good.clone()
+        bad[7, 3] = number
+        data = FederatedData(train={"a": Rows(bad, Y)}, test=Rows(good, Y), public=Rows(good))
+        paid_nothing(task, data, ALL, match=r"data\.train\['a'\].*Embedding.*Unprotected")
+        data = FederatedData(train={"a": Rows(good, Y)}, test=Rows(bad, Y), public=Rows(good))
+        paid_nothing(task, data, ALL, match=r"data\.test.*Embedding")
+
+
+V = X[:, 0] * 2 + 0.5
+BROADCASTING: list[tuple[Any, torch.Tensor]] = [
+    (lambda o, t: nn.functional.mse_loss(o, t, reduction="none").mean(dim=1), V),
+    (lambda o, t: ((o - t) ** 2).sum(1), V),
+    (lambda o, t: ((o - t) ** 2).mean(0), V),
+    (lambda o, t: ((o - t) ** 2).mean(1).sqrt(), V),
+    (lambda o, t: (o.squeeze(1) - t).abs().mean(1), V[:, None]),
+    (lambda o, t: ((o[:, 0] - t) ** 2).mean(1), V[:, None]),
+    (lambda o, t: (nn.functional.softplus(o) - o * t).sum(1), (V > 0).double()),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("case", range(len(BROADCASTING)))
+def test_a_loss_over_all_pairs_of_rows_is_refused(case: int) -> None:
+    """It would learn the mean target, without a word."""
+    loss, targets = BROADCASTING[case]
+    rows = Rows(X, targets)
+    data = FederatedData(train={"a": rows, "b": rows}, test=rows)
+    task = Task(model=partial(MLP((5, 1), torch.float64)), loss=loss)
+    paid_nothing(task, data, ALL[:-1], match="broadcasting.*one shape")
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_honest_losses_are_no_false_alarm() -> None:
+    functional = nn.functional
+    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    pixels, tokens = torch.stack([V, -V], 1), torch.stack([Y, Y.flip(0)], 1)
+
+    def focal(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        each = CE(outputs, targets)
+        return (1 - torch.exp(-each)) ** 2 * each
+
+    def contrastive(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        near = outputs @ outputs.T
+        return CE(near, torch.arange(len(outputs)))
+
+    cases: list[tuple[int, Any, torch.Tensor]] = [
+        (1, lambda o, t: (o.squeeze(1) - t) ** 2, V),
+        (1, lambda o, t: (o - t.unsqueeze(1)).abs().mean(1), V),
+        (1, lambda o, t: ((o.reshape(t.shape) - t) ** 2).flatten(1).mean(1), V[:, None, None]),
+        (2, lambda o, t: ((o - t) ** 2).mean(1), pixels),
+        (2, lambda o, t: functional.gaussian_nll_loss(
+            o[:, 0], t, o[:, 1].exp(), reduction="none"), V),
+        (3, partial(CE, ignore_index=-100), torch.where(Y == 2, -100, Y)),
+        (3, partial(CE, weight=weights), Y),
+        (3, partial(CE, label_smoothing=0.1), Y),
+        (3, focal, Y),
+        (3, contrastive, Y),
+        (3, lambda o, t: functional.binary_cross_entropy_with_logits(
+            o, t, reduction="none").mean(1), functional.one_hot(Y, 3).double()),
+        (6, lambda o, t: CE(o.view(-1, 3, 2), t).mean(1), tokens),
+    ]  # fmt: skip
+    for outputs, loss, targets in cases:
+        rows = Rows(X, targets)
+        for test in (rows, rows.take(torch.arange(1)), Rows(X)):
+            task = Task(model=MLP((5, outputs), torch.float64), loss=loss)
+            data = FederatedData(train={"a": rows}, test=test)
+            check_fits(task, data, initial_model(task, STREAM))

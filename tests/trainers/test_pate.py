@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import AGGREGATOR
@@ -21,6 +23,7 @@ from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, 
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
 from privtrain.data.coins import coins
 from privtrain.ledgers.run import epsilon_of
+from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
@@ -454,3 +457,42 @@ def test_columns_are_refused() -> None:
 def test_settings_are_checked(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         a_pate(**wrong)
+
+
+def test_what_teachers_or_the_student_cannot_use_costs_no_vote(tmp_path: Path) -> None:
+    """One logit, two dimensions of them, public rows and losses that do not fit, and BatchNorm."""
+    data = replace(a_federation(12, 9, public_rows=21), public=some_rows(5), digest="ab" * 32)
+    study = StudyLedger(data, delta=1e-3)
+
+    def linear(outputs: int) -> nn.Module:
+        return nn.Linear(5, outputs, dtype=torch.float64)
+
+    def normalised() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(5, dtype=torch.float64), linear(3))
+
+    def of_one_logit(outputs: Tensor, targets: Tensor) -> Tensor:
+        wanted = targets.clamp(max=1).to(outputs)
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], wanted, reduction="none")
+
+    def of_values(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
+
+    single = replace(data, train={"a": some_rows(3, 1), "b": some_rows(4)})
+    floats = {
+        name: Rows(rows.inputs, (rows.labels > 0).double()) for name, rows in data.train.items()
+    }
+    valued = replace(data, train=floats, test=floats["p0"])
+    cases = [
+        (Task(model=lambda: linear(1), loss=of_one_logit), data, "two classes at least"),
+        (Task(model=lambda: linear(2), loss=of_values), valued, "torch.int64"),
+        (Task(model=normalised), single, "two for each of its 2 teachers"),
+    ]
+    for task, rows, match in cases:
+        trainer = PATE(queries=3, teachers=4)
+        with pytest.raises(DataError, match=match):
+            fit(trainer, task, rows, delta=1e-3, study_ledger=study, folder=tmp_path)
+    assert study.charges == ()
+    assert list(tmp_path.iterdir()) == []
+    # A teacher whom a single row falls to votes by its initial model, like one without any.
+    crowded = replace(data, train={"a": some_rows(3, 8)})
+    fit(PATE(queries=3, teachers=4), Task(model=normalised), crowded, delta=1e-3)
