@@ -192,10 +192,11 @@ def fit_trial(
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
     if isinstance(trainer, Checking):
-        check_fits(task, data, initial_model(task, seeds["initialisation", 0, ""]))
-        # Another one: what it ran on may have left something in it.
         tried = initial_model(task, seeds["initialisation", 0, ""])
+        # Layers that cannot be trained are named before the model is run.
         trainer.check(task, tried.to(device))
+        # Another one: what it ran on may leave something in it.
+        check_fits(task, data, initial_model(task, seeds["initialisation", 0, ""]))
         # Where there are more parties, each is looked at when it is drawn.
         if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
             trainer.check_rows(data, tried)

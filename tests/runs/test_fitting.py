@@ -278,6 +278,9 @@ def test_a_trainer_that_needs_a_star_says_so() -> None:
 
 def test_an_error_of_a_users_model_names_the_party() -> None:
     def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        # Not on the few rows that are tried beforehand.
+        if len(targets) <= 3:
+            return nn.functional.cross_entropy(logits, targets, reduction="none")
         raise ZeroDivisionError("in the loss")
 
     with pytest.raises(PartyLostError, match=r"p0 failed in round 0.*in the loss"):

@@ -64,7 +64,7 @@ def test_the_recorded_loss_is_the_mean_of_the_steps_since_the_last_record() -> N
                 return found
 
             offered = {"notes": (), "assumptions": (), "close": inner.close}
-            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
+            return SimpleNamespace(clipped_sum=clipped_sum, try_on=inner.try_on, **offered)
 
     trainer = DPSGD(epochs=12, expected_batch=20.0, gradients=Watching())
     recorded = run(trainer, a_federation(40, public_rows=40)).history.unprotected["training_loss"]
@@ -405,6 +405,7 @@ def test_a_budget_to_the_curator_is_an_error() -> None:
         (lambda: nn.InstanceNorm1d(5, track_running_stats=True), "track_running_stats=False"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:input's size at dim=0")
 def test_layers_that_mix_or_remember_examples_are_refused(
     layer: Callable[[], nn.Module], way_out: str
 ) -> None:
