@@ -23,7 +23,6 @@ from privtrain.core.libraries import is_library, of_package
         *(collections.Counter, collections.namedtuple, sys, int, dict, Path, pt.DPSGD, pt.fit, pt),
         *(pytest.raises, torch._C._nn),
     ],
-    ids=str,
 )
 def test_what_is_installed_is_known_by_its_name(value: Any) -> None:
     assert is_library(value)
