@@ -118,7 +118,9 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _explained(path.parent):
         try:
-            with beside.open("w", encoding="utf-8", newline="\n") as file:
+            with beside.open(
+                "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+            ) as file:
                 file.write(text)
                 file.flush()
                 # Before the move: after a power cut the new name could stand for an empty file.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from privtrain.attacks.attack import Attack
-from privtrain.core.errors import PrivtrainError
+from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.result import Failure, Leakage, TrainResult
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Task
@@ -24,13 +24,28 @@ FRAMES = 30
 """The most calls of a traceback that are kept, the last ones."""
 
 
-def failure_of(error: Exception) -> Failure:
+USERS_ERRORS = (Exception, SystemExit)
+"""What a user's code may raise that ends its part alone; Ctrl-C still stops everything."""
+
+
+def failure_of(error: BaseException) -> Failure:
     """Why a part failed; where the error is not one of ours, also where it came from."""
-    ours = isinstance(error, PrivtrainError) and error.__cause__ is None
-    lines = traceback.format_exception(error, limit=-FRAMES)
-    return Failure(
-        error=f"{type(error).__name__}: {error}", traceback=None if ours else "".join(lines)
-    )
+    name = type(error).__name__
+    try:
+        said = f"{name}: {error}"
+    except Exception as other:  # its own text cannot be made
+        said = f"{name}: its text could not be made ({type(other).__name__})"
+    # An own error in a party's process comes as ours, with its traceback in a note.
+    notes = [str(note) for note in vars(error).get("__notes__", ())]
+    afar = isinstance(error, PartyLostError) and any("\n" in note for note in notes)
+    ours = isinstance(error, PrivtrainError) and error.__cause__ is None and not afar
+    lines = [] if ours else traceback.format_exception(error, limit=-FRAMES)
+    return Failure(error=_writable(said), traceback=None if ours else _writable("".join(lines)))
+
+
+def _writable(text: str) -> str:
+    """A text that can be printed and written; names of files may hold what has no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def attacked(
@@ -60,7 +75,7 @@ def attacked(
     for attack in attacks:
         try:
             leakages.append(_checked(audit(result, attack, task, data, seed=seed), attack))
-        except Exception as error:  # an own attack may raise anything
+        except USERS_ERRORS as error:  # an own attack may raise anything
             # Canaries that a trainer may have made public are not protected by it, so there is
             # nothing to audit: that is no mistake.
             public = result.members is not None and result.members.made_public
@@ -85,22 +100,37 @@ def _checked(leakage: Any, attack: Attack) -> Leakage:
     metrics: dict[str, float | None] = {}
     wrong: list[str] = []
     for name, value in leakage.metrics.items():
+        if not isinstance(name, str):
+            wrong.append(f"one called {name!r}")
+            continue
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if (plain is not None and not isinstance(plain, Real)) or plain != plain:
             wrong.append(f"{name}={plain!r}")
         else:
             metrics[name] = plain if isinstance(plain, (int, float, type(None))) else float(plain)
-    intervals = {
-        name: (float(low), float(high))
-        for name, (low, high) in leakage.intervals.items()
-        if name in metrics and not math.isnan(low) and not math.isnan(high)
-    }
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, interval in leakage.intervals.items():
+        try:
+            low, high = map(float, interval)
+        except (TypeError, ValueError):
+            wrong.append(f"the interval of {name}, {interval!r}")
+            continue
+        if name in metrics and not math.isnan(low) and not math.isnan(high):
+            intervals[name] = (low, high)
     failure = leakage.failure
     if wrong:
         failure = Failure(
             error=f"ValueError: Expected the metrics of {attack.name!r} to be numbers, or None "
             f"where rows are too few; {', '.join(wrong)}."
         )
-    checked = replace(leakage, metrics=metrics, intervals=intervals, failure=failure)
+    # Under its own name: a figure of one attack must not stand as that of another.
+    checked = replace(
+        leakage,
+        attack=attack.name,
+        observer=attack.observer.name,
+        metrics=metrics,
+        intervals=intervals,
+        failure=failure,
+    )
     json.dumps(to_plain(checked))  # now, and not when all rows are written
     return checked

@@ -1,5 +1,6 @@
 """Auditing: what an attack learns from a run's view of one observer."""
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -8,9 +9,9 @@ from privtrain.attacks.attack import Attack, check_attacks, target_for
 from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT, Observer, check_observer
 from privtrain.core.parties import is_role
-from privtrain.core.result import Leakage, Members, TrainResult
+from privtrain.core.result import Leakage, Members, Predictor, TrainResult
 from privtrain.core.settings import kept_settings, recorded_gradients
-from privtrain.core.task import ROWS, FederatedData, Rows, Task, concatenate
+from privtrain.core.task import ROWS, Canaries, FederatedData, Rows, Task, concatenate
 from privtrain.core.transcript import Transcript
 from privtrain.data.canaries import canaries_besides, planted_in
 
@@ -47,17 +48,18 @@ def audit(
     _check_known(observer, transcript, data)
     own = _own_parties(observer, transcript, data)
     members = result.members
+    # Copies: an attack is a user's code, and rows and model are used again.
     # `target_for` cuts the transcript down to the observer's view: an attack never sees more.
     target = target_for(
         observer,
         transcript=transcript,
-        predictor=result.predictor,
+        predictor=_copy_of(result.predictor),
         task=task,
         members=_used_rows(members, data, own, observer),
-        non_members=data.test,
+        non_members=_copied(data.test),
         # Where training made some of its rows public, canaries may be among them: not protected.
         # A planted canary that was never drawn stays: its coin is what the guarantee is about.
-        canaries=None if members and members.made_public else canaries_besides(data, own),
+        canaries=None if members and members.made_public else _canaries(data, own),
         promised=result.statement.curves,
     )
     leakage = attack.run(target, seed=seed)
@@ -65,6 +67,25 @@ def audit(
         return leakage
     said = f"members are all rows that may have been used: {members.doubt}"
     return replace(leakage, notes=(*leakage.notes, said))
+
+
+def _copied(rows: Rows) -> Rows:
+    return rows.take(torch.arange(len(rows), device=rows.inputs.device))
+
+
+def _canaries(data: FederatedData, own: frozenset[str]) -> Canaries | None:
+    canaries = canaries_besides(data, own)
+    if canaries is None:
+        return None
+    return replace(canaries, rows=_copied(canaries.rows), included=canaries.included.clone())
+
+
+def _copy_of(predictor: Predictor) -> Predictor:
+    """A copy: what an attack writes into it must not reach the next attack, nor who trained it."""
+    try:
+        return copy.deepcopy(predictor)
+    except Exception:  # an own predictor may hold what cannot be copied, such as a connection
+        return predictor
 
 
 def _check_known(observer: Observer, transcript: Transcript, data: FederatedData) -> None:

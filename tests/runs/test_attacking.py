@@ -46,6 +46,10 @@ class Own:
         return Leakage(attack=self.name, observer="public", metrics=metrics, intervals=intervals)
 
 
+def compared(*attacks: Attack) -> Comparison:
+    return compare(FAST, TASK, DATA, attacks=attacks, runtimes=HERE)
+
+
 def row_of(*attacks: Attack, task: pt.Task = TASK, **options: Any) -> Row:
     (row,) = compare(FAST, task, DATA, attacks=attacks, runtimes=HERE, **options).rows
     return row
@@ -191,7 +195,7 @@ def test_errors_are_kept_or_raised_and_nothing_else() -> None:
 
 
 def test_a_row_whose_attack_failed_is_not_trained_again(tmp_path: Path) -> None:
-    attacks = [Own(outcome=RuntimeError("no view"))]
+    attacks = [Own(outcome=None)]
     first = compare(FAST, TASK, DATA, attacks=attacks, runtimes=HERE, folder=tmp_path)
     again = compare(FAST, TASK, DATA, attacks=attacks, runtimes=HERE, folder=tmp_path)
     assert first.rows == again.rows
@@ -206,3 +210,96 @@ def test_an_attack_that_changes_the_model_does_not_change_the_accuracy() -> None
             raise RuntimeError("gone")
 
     assert row_of(Vandal(outcome=None)).accuracy == row_of().accuracy
+
+
+def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    # On zeros and in trials it answers: what fails is the training of a party.
+    if len(outputs) > 4:
+        raise KeyError("mine")
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def test_an_own_error_at_a_party_keeps_its_traceback() -> None:
+    task = replace(TASK, loss=own_loss)
+    (row,) = compare({"fedavg": pt.FedAvg(rounds=1)}, task, DATA).rows
+    assert row.error is not None and "KeyError('mine')" in row.error
+    assert row.traceback is not None and "in own_loss" in row.traceback
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "outcome", [MuteError(), SystemExit(3), ValueError("cannot read /data/\udcff.npy")]
+)
+def test_whatever_an_attack_raises_is_the_failure_of_its_part(
+    outcome: BaseException, tmp_path: Path
+) -> None:
+    class Raising(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            raise outcome
+
+    comparison = compared(Raising(outcome=None), pt.LossThreshold())
+    own, other = comparison.rows[0].leakage
+    assert own.failure is not None and type(outcome).__name__ in own.failure.error
+    assert other.failure is None and other.metrics
+    pt.save(comparison, tmp_path)
+    assert load(tmp_path / "comparison.json").rows[0].leakage[0].failure == own.failure
+
+
+def test_ctrl_c_is_no_failure_of_a_part() -> None:
+    class Interrupted(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        row_of(Interrupted(outcome=None))
+
+
+def test_names_and_intervals_that_are_none_cost_no_other_figure(tmp_path: Path) -> None:
+    class Odd(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            metrics: Any = {"auc": 0.5, "gain": 0.25, 10: 0.5}
+            intervals: Any = {"auc": None, "gain": (0.1, 0.4)}
+            return Leakage(
+                attack="loss threshold",
+                observer="aggregator",
+                metrics=metrics,
+                intervals=intervals,
+            )
+
+    comparison = compared(Odd(outcome=None))
+    (leakage,) = comparison.rows[0].leakage
+    assert leakage.metrics == {"auc": 0.5, "gain": 0.25}
+    assert leakage.intervals == {"gain": (0.1, 0.4)}
+    assert (leakage.attack, leakage.observer) == ("own", "public")
+    assert leakage.failure is not None and "one called 10" in leakage.failure.error
+    pt.save(comparison, tmp_path)
+
+
+def test_an_attack_that_writes_into_what_it_is_given_changes_nothing() -> None:
+    class Writing(Own):
+        def run(self, target: Target, *, seed: int) -> Leakage:
+            for rows in (target.members, target.non_members):
+                rows.inputs.zero_()
+                rows.labels.zero_()
+            module: Any = target.predictor
+            for parameter in module.module.parameters():
+                parameter.data.zero_()
+            torch.set_default_dtype(torch.float64)
+            raise ValueError("gone")
+
+    before = DATA.test.inputs.clone(), DATA.pooled().inputs.clone()
+    seeds, trainers = (0, 1), {"sgd": pt.SGD(epochs=2)}
+    rows = [
+        compare(trainers, TASK, DATA, attacks=attacks, seeds=seeds).rows
+        for attacks in ([Writing(outcome=None), pt.LossThreshold()], [pt.LossThreshold()])
+    ]
+    for spoilt, plain in zip(*rows, strict=True):
+        assert spoilt.accuracy == plain.accuracy
+        assert spoilt.leakage[1].metrics == plain.leakage[0].metrics
+    assert torch.equal(DATA.test.inputs, before[0])
+    assert torch.equal(DATA.pooled().inputs, before[1])
+    assert torch.get_default_dtype() is torch.float32

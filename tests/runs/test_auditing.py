@@ -54,7 +54,10 @@ def test_an_attack_is_handed_its_observers_view_alone(observer: Observer, names:
         if entry.receiver == PUBLIC_NAME or names & {entry.sender, entry.receiver}
     ]
     assert list(target.view.messages) == expected
-    assert target.predictor is result.predictor
+    # A copy, of the same answers.
+    assert target.predictor is not result.predictor
+    inputs = DATA.test.inputs
+    assert torch.equal(target.predictor(inputs), result.predictor(inputs))
 
 
 THREE = a_federation(20, 16, 12)
@@ -169,7 +172,10 @@ def test_canaries_and_the_curves_promised_to_the_observer_are_handed_on() -> Non
     public, aggregator = Looking(), Looking(AGGREGATOR)
     audit(result, public, TASK, planted)
     audit(result, aggregator, TASK, planted)
-    assert public.seen[0][0].canaries is planted.canaries
+    handed = public.seen[0][0].canaries
+    assert handed is not None and planted.canaries is not None
+    assert torch.equal(handed.rows.inputs, planted.canaries.rows.inputs)
+    assert torch.equal(handed.included, planted.canaries.included)
     assert torch.equal(public.seen[0][0].members.inputs, DATA.pooled().inputs)
     assert torch.equal(public.seen[0][0].members.labels, DATA.pooled().labels)
     assert public.seen[0][0].promised == result.statement.curves != ()
