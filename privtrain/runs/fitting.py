@@ -313,7 +313,9 @@ def _watcher(task: Task, data: FederatedData, history: History) -> Any:
             # What a model draws must not move the generators of other threads, nor follow from
             # them.
             with global_generator(Seeds(0)["validation", 0, ""]):
-                accuracy = float(metric(predictor(rows.inputs), rows.targets.clone()))
+                outputs = predictor(rows.inputs)
+            # Not within: a metric may wait for another thread, which waits for its turn.
+            accuracy = float(metric(outputs, rows.targets.clone()))
         except Exception:  # a curve is no reason to lose what was paid for
             return
         if 0 <= accuracy <= 1:
