@@ -59,6 +59,7 @@ class Watching:
             return inner.clipped_sum(batch, bound)
 
         offered = {"notes": inner.notes, "assumptions": (), "close": inner.close}
+        offered["try_on"] = inner.try_on
         return SimpleNamespace(clipped_sum=clipped_sum, **offered)
 
 

@@ -84,7 +84,7 @@ def test_batches_hold_kept_rows_only() -> None:
                 return inner.clipped_sum(batch, bound)
 
             offered = {"notes": (), "assumptions": (), "close": inner.close}
-            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
+            return SimpleNamespace(clipped_sum=clipped_sum, try_on=inner.try_on, **offered)
 
     fit(trainer(2, epochs=20, gradients=Watching()), task, data, runtimes=STAR, delta=1e-3)
     rows = data.pooled()

@@ -240,7 +240,7 @@ def test_the_diagnostics_of_a_round_are_means_of_its_steps() -> None:
                 return found
 
             offered = {"notes": (), "assumptions": (), "close": inner.close}
-            return SimpleNamespace(clipped_sum=clipped_sum, **offered)
+            return SimpleNamespace(clipped_sum=clipped_sum, try_on=inner.try_on, **offered)
 
     rows, model = rows_for(mlp, count=9), in_float64(mlp)
     steps = DPSteps(

@@ -204,13 +204,12 @@ def test_training_equals_training_with_opacus() -> None:
     by_bookkeeping, result = trained(BookKeeping(), task)
     by_opacus, _ = trained(Opacus(), task)
     torch.testing.assert_close(by_bookkeeping, by_opacus, rtol=1e-9, atol=1e-11)
-    assert result.notes == ()
+    assert not any("torch.func" in note for note in result.notes)
 
 
 def test_the_result_says_that_a_model_needed_torch_func() -> None:
     _, result = trained(BookKeeping(), Task(model=lambda: Own().double()))
-    assert [note for note in result.notes if "torch.func" in note] == list(result.notes)
-    assert len(result.notes) == 1
+    assert sum("torch.func" in note for note in result.notes) == 1
 
 
 def test_steps_in_silos_equal_those_with_opacus() -> None:
