@@ -93,6 +93,7 @@ def compare(
             data, another task, delta, attack or entropy, or of version 0.1.
     """
     check_member((KEEP, RAISE), errors=errors)
+    _check_mapping(trainers)
     conditions = _conditions(task, data, attacks, runtimes, delta, entropy, device, study_ledger)
     conditions = replace(conditions, errors=errors, trainers=tuple(trainers.values()))
     planned = _planned(trainers, conditions, seeds, epsilons)
@@ -135,6 +136,7 @@ def check_comparison(
 ) -> None:
     """Refuses what `compare` would refuse, and changes nothing in the folder; see there."""
     conditions = _conditions(task, data, attacks, runtimes, delta, entropy, device, None)
+    _check_mapping(trainers)
     _planned(trainers, conditions, seeds, epsilons)
     check_folder(folder, conditions)
 
@@ -171,17 +173,20 @@ def _conditions(
     )
 
 
+def _check_mapping(trainers: object) -> None:
+    if not isinstance(trainers, Mapping):
+        raise ValueError(
+            f"Expected trainers={trainers!r} to be a mapping from label to trainer, such as "
+            "{'sgd': pt.SGD()}."
+        )
+
+
 def _planned(
     trainers: Mapping[str, Trainer],
     conditions: Conditions,
     seeds: Iterable[int],
     epsilons: Sequence[float],
 ) -> list[Cell]:
-    if not isinstance(trainers, Mapping):
-        raise ValueError(
-            f"Expected trainers={trainers!r} to be a mapping from label to trainer, such as "
-            "{'sgd': pt.SGD()}."
-        )
     if not trainers:
         raise ValueError("Expected trainers={} to name at least one trainer.")
     for epsilon in epsilons:
