@@ -315,7 +315,8 @@ def _watcher(task: Task, data: FederatedData, history: History) -> Any:
             with global_generator(Seeds(0)["validation", 0, ""]):
                 outputs = predictor(rows.inputs)
             # Not within: a metric may wait for another thread, which waits for its turn.
-            accuracy = float(metric(outputs, rows.targets.clone()))
+            with kept_settings():
+                accuracy = float(metric(outputs, rows.targets.clone()))
         except Exception:  # a curve is no reason to lose what was paid for
             return
         if 0 <= accuracy <= 1:
