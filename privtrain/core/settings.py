@@ -1,6 +1,5 @@
 """Settings of the process that a user's code may change, and that what follows would run with."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,23 +24,16 @@ def _set_autocast(enabled: list[bool]) -> None:
     torch.clear_autocast_cache()
 
 
-def _set_filters(filters: list[Any]) -> None:
-    # Forgets, too, which warnings were shown under the other filters.
-    warnings.resetwarnings()
-    vars(warnings)["filters"].extend(filters)
-
-
-# How each setting is read and set.
+# How each setting is read and set. Neither torch's number of threads nor filters of warnings, which
+# another thread's step changes for a while: what is read meanwhile must not be put back.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, _set_default_device),
-    (torch.get_num_threads, torch.set_num_threads),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (lambda: [torch.is_autocast_enabled(device) for device in _AUTOCAST], _set_autocast),
     (np.geterr, lambda errors: np.seterr(**errors)),
-    (lambda: list(warnings.filters), _set_filters),
 )
 
 
@@ -49,10 +41,10 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 def kept_settings() -> Iterator[None]:
     """Puts back what a user's model, loss, optimizer, metric or attack may have set.
 
-    These are torch's default type and device, its threads, determinism, precision of products,
-    anomaly detection and autocast, whether it records gradients or is in inference mode, what numpy
-    does about floating-point errors, and the filters of warnings. What the thread shares with
-    others, such as the default type, is put back for them, too.
+    These are torch's default type and device, determinism, precision of products, anomaly
+    detection and autocast, whether it records gradients or is in inference mode, and what numpy
+    does about floating-point errors. What the thread shares with others, such as the default type,
+    is put back for them, too.
     """
     before = [read() for read, _ in _SETTINGS]
     records = torch.is_grad_enabled()

@@ -1,4 +1,3 @@
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -16,10 +15,10 @@ from privtrain.trainers.sgd import SGD
 def state() -> tuple[object, ...]:
     made = torch.ones(2) + 1
     return (
-        *(torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
+        *(torch.get_default_dtype(), torch.get_default_device()),
         *(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
         *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
-        *(torch.is_autocast_enabled("cpu"), np.geterr(), list(warnings.filters)),
+        *(torch.is_autocast_enabled("cpu"), np.geterr()),
         *(made.dtype, made.device, made.is_inference()),
     )
 
@@ -27,7 +26,6 @@ def state() -> tuple[object, ...]:
 CHANGES: dict[str, Callable[[], object]] = {
     "type": lambda: torch.set_default_dtype(torch.float64),
     "device": lambda: torch.set_default_device("meta"),
-    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "gradients": lambda: torch.set_grad_enabled(False),
     "inference": lambda: HELD.enter_context(torch.inference_mode()),
     "determinism": lambda: torch.use_deterministic_algorithms(True),
@@ -35,7 +33,6 @@ CHANGES: dict[str, Callable[[], object]] = {
     "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
     "autocast": lambda: torch.set_autocast_enabled("cpu", True),
     "numpy": lambda: np.seterr(all="raise"),
-    "warnings": lambda: warnings.simplefilter("error", EncodingWarning),
 }
 HELD = ExitStack()
 """Keeps what is entered, which torch would leave when it is collected."""
