@@ -1,6 +1,7 @@
 """Training: run one trainer, with its ledger, its checkpoints and its statement."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from privtrain.core.validate import made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
-from privtrain.runs.checkpoint import LOADED_BEFOREHAND, Identity
+from privtrain.runs.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, Identity
 from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
 from privtrain.runs.marks import environment_of, identity_of
 from privtrain.runs.publishing import checked_start, published
@@ -191,47 +192,23 @@ def fit_trial(
     plans = trainer.plan(data, where)
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
-    if isinstance(trainer, Checking):
-        tried = initial_model(task, seeds["initialisation", 0, ""])
-        # Layers that cannot be trained are named before the model is run.
-        trainer.check(task, tried.to(device))
-        # Another one: what it ran on may leave something in it.
-        check_fits(task, data, initial_model(task, seeds["initialisation", 0, ""]))
-        # Where there are more parties, each is looked at when it is drawn.
-        if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
-            trainer.check_rows(data, tried)
-        if isinstance(trainer, Trying):
-            trainer.try_beforehand(task, data, tried)
+    _try_beforehand(trainer, task, data, seeds, device)
     with ExitStack() as stack:
         home = None if folder is None else made_folder(folder)
         if home is not None:
             stack.enter_context(locked_folder(home))
         ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
         transcript, history = Transcript(keep_payloads=keep_payloads), History()
-        identity = Identity({})
-        environment: dict[str, str] = {}
+        identity, environment = Identity({}), dict[str, str]()
         if home is not None:
             settings: Any = {"trainer": (trainer.token, trainer), "initial model": start.module}
-            identity = identity_of(
-                *(task, data, kind),
-                earlier=earlier,
-                seed=(seed, noise_seed),
-                **settings,
-            )
+            seen = (task, data, kind)
+            identity = identity_of(*seen, earlier=earlier, seed=(seed, noise_seed), **settings)
             environment = environment_of(where, device)
         kept = (transcript, history)
         sitting = open_sitting(home, identity, environment, lambda: ledger.spent, *kept)
         checkpoint = sitting.checkpoint
-        if promises and checkpoint.spent_before > ledger.spent:
-            raise PrivacyError(
-                f"The checkpoint in {home} stands after {checkpoint.spent_before} releases, and "
-                f"the privacy journal beside it knows of {ledger.spent}: entries were lost. Put "
-                "the journal back, or choose another folder."
-            )
-        # No journal counts what promises nothing; how many rounds were made is still reported.
-        if not promises and checkpoint.spent_before:
-            ledger.spend(checkpoint.spent_before)
-            ledger.use(checkpoint.spent_before)
+        _take_up(ledger, checkpoint, home, promises=promises)
         fits = 0
         if study_ledger is not None:
             # A study states its guarantee at a delta of its own, which has to mean something, too.
@@ -241,18 +218,13 @@ def fit_trial(
         root = noise_root(trainer, task, data, start.module) if kind is SEEDED else b""
         noise = value_digest(root, noise_seed, fits) if root and promises else b""
         sitting.begin(ledger, noise, repeats=repeats)
-        # Two runs that were interrupted at different steps of one block go on from other models.
-        saved = checkpoint.load() if promises else None
-        if root and saved is not None:
-            root = value_digest(root, *saved)
-        # A resumed run draws fresh noise: whatever drew noise before was spent before. So does
-        # another fit of a study with the same seed, and any other fit: shared noise would cancel
-        # in the difference of two results. Where nothing is promised, a resumed run repeats what
-        # it drew: the same bits as one that was never interrupted.
         source: Entropy = SystemEntropy()
         if kind is SEEDED:
-            attempt = ledger.spent if promises else 0
-            source = SeededEntropy(noise_seed, attempt=attempt, fit=fits, root=root)
+            # Where nothing is promised, a resumed run repeats what it drew: the same bits as one
+            # that was never interrupted.
+            source = SeededEntropy(noise_seed, fit=fits, root=root)
+            if promises:
+                source = _resumed(source, ledger, checkpoint)
         run = Run(
             runtimes=where,
             ledger=ledger,
@@ -278,6 +250,56 @@ def fit_trial(
         sitting.end(run, environment)
     predictor = published(predictor, start, data, run, study_ledger or paid_by)
     return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
+
+
+def _try_beforehand(
+    trainer: Trainer, task: Task, data: FederatedData, seeds: Seeds, device: str
+) -> None:
+    """Tries trainer, model and loss as far as a trainer knows how, before anything is spent."""
+    if not isinstance(trainer, Checking):
+        return
+    stream = seeds["initialisation", 0, ""]
+    tried = initial_model(task, stream)
+    # Layers that cannot be trained are named before the model is run.
+    trainer.check(task, tried.to(device))
+    # Another one: what it ran on may leave something in it.
+    check_fits(task, data, initial_model(task, stream))
+    # Where there are more parties, each is looked at when it is drawn.
+    if isinstance(trainer, CheckingRows) and len(data.parties) <= LOADED_BEFOREHAND:
+        trainer.check_rows(data, tried)
+    if isinstance(trainer, Trying):
+        trainer.try_beforehand(task, data, tried)
+
+
+def _take_up(
+    ledger: JournalLedger, checkpoint: FileCheckpoint, home: Path | None, *, promises: bool
+) -> None:
+    """Holds what a checkpoint says was spent against the ledger."""
+    before = checkpoint.spent_before
+    if promises and before > ledger.spent:
+        raise PrivacyError(
+            f"The checkpoint in {home} stands after {before} releases, and the privacy journal "
+            f"beside it knows of {ledger.spent}: entries were lost. Put the journal back, or "
+            "choose another folder."
+        )
+    # No journal counts what promises nothing; how many rounds were made is still reported.
+    if not promises and before:
+        ledger.spend(before)
+        ledger.use(before)
+
+
+def _resumed(
+    source: SeededEntropy, ledger: JournalLedger, checkpoint: FileCheckpoint
+) -> SeededEntropy:
+    """The entropy of a simulation that promises something, fresh where it goes on.
+
+    Whatever drew noise before was spent before. Noise that two runs share, be they one run twice or
+    two fits, would cancel in the difference of their results.
+    """
+    saved = checkpoint.load()
+    # Two runs that were interrupted at different steps of one block go on from other models.
+    root = source.root if saved is None else value_digest(source.root, *saved)
+    return replace(source, attempt=ledger.spent, root=root)
 
 
 def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -> Star:
