@@ -11,6 +11,7 @@ from privtrain.attacks.attack import Attack
 from privtrain.attacks.scores import clopper_pearson
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.observers import PUBLIC
 from privtrain.core.parameters import initial_model
@@ -110,7 +111,7 @@ class Conditions:
             # A factory may load weights from a file.
             with kept_settings():
                 start: object = initial_model(self.task, Seeds(0)["initialisation", 0, ""])
-        except Exception as error:  # each row says what is wrong with the model
+        except OWN_ERRORS as error:  # each row says what is wrong with the model
             start = type(error).__name__
         further = {"attacks": self.attacks, "delta": self.delta, "initial model": start}
         return identity_of(self.task, self.data, self.entropy, earlier=begun, **further)

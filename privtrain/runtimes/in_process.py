@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from privtrain.core.errors import PartyLostError, PrivtrainError
+from privtrain.core.failures import OWN_ERRORS, shown
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import PartyRun, Payload, Setting, Step
 
@@ -109,8 +110,8 @@ def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
         error.add_note(f"Raised at {party_run.party} in round {party_run.round}.")
         raise
     # Any error of user code (a model, a loss) at one party must end the run with its name.
-    except Exception as error:
-        message = f"{party_run.party} failed in round {party_run.round}: {error!r}"
+    except OWN_ERRORS as error:
+        message = f"{party_run.party} failed in round {party_run.round}: {shown(error)}"
         raise PartyLostError(message, party_run.party) from error
 
 

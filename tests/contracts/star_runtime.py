@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, PartyLostError
+from privtrain.core.failures import traceback_of
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import PartyRun, Payload, Setting, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
@@ -73,7 +74,7 @@ class Fail:
     """
 
     at: str
-    error: Exception
+    error: BaseException
 
     def __call__(self, payload: Payload, party: PartyRun) -> Payload:
         if party.party == self.at:
@@ -300,6 +301,9 @@ def a_failing_party_is_named(runtime: StarRuntime) -> None:
     assert caught.value.party == PARTIES[1]
     for part in (PARTIES[1], "round 7", "ZeroDivisionError", "the mean of no rows"):
         assert part in str(caught.value)
+    # Where it was raised is kept, too, wherever the party ran.
+    assert caught.value.__cause__ is not None
+    assert "star_runtime.py" in traceback_of(caught.value)
 
 
 def errors_of_our_own_keep_their_type(runtime: StarRuntime) -> None:

@@ -7,7 +7,6 @@ for simulation on one machine. The same client runs in this process and on Ray.
 import json
 import math
 import os
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 from privtrain.core import errors
 from privtrain.core.cost import peak_memory
 from privtrain.core.errors import PartyLostError, PrivtrainError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS, RaisedElsewhereError, text_of, traceback_of
 from privtrain.core.runtime import PartyRun, Payload, Step
 from privtrain.core.seeding import Entropy, Seeds
 from privtrain.core.task import Rows
@@ -159,6 +159,7 @@ class Site:
         entropy: Streams for noise, shares and masks.
         device: Where tensors are computed.
         elsewhere: Whether it is in another process than the coordinator.
+        raised: Errors for a coordinator in the same process, by the number in their reply.
     """
 
     train: Mapping[str, Rows] = field(repr=False)
@@ -166,6 +167,7 @@ class Site:
     entropy: Entropy
     device: str
     elsewhere: bool = False
+    raised: dict[str, BaseException] = field(default_factory=dict, repr=False)
     scratch: dict[str, Any] = field(default_factory=dict, repr=False)
     steps: dict[str, Step] = field(default_factory=dict, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -239,13 +241,29 @@ class _Action:
             return Message(self.do(self.site(), message.content, context), reply_to=message)
         # Whatever goes wrong here belongs to this party. Flower itself would pass on a text alone,
         # from which neither the type of the error nor the party could be told.
-        except Exception as error:
+        except OWN_ERRORS as error:
+            own = not isinstance(error, PrivtrainError) or error.__cause__ is not None
             reason = {
                 "type": type(error).__name__,
-                "message": str(error),
-                "where": traceback.format_exc(),
+                "message": text_of(error),
+                "where": traceback_of(error),
+                "own": own,
+                "number": self._kept(error) if own else "",
             }
             return Message(Error(_RAISED, json.dumps(reason)), reply_to=message)
+
+    def _kept(self, error: BaseException) -> str:
+        """The number under which a coordinator in this process finds the error itself."""
+        try:
+            site = self.site()
+        except OWN_ERRORS:  # the site is what failed
+            return ""
+        if site.elsewhere:
+            return ""
+        number = str(len(site.raised))
+        # Of an error that wraps another one, that one: the coordinator wraps it in the same way.
+        site.raised[number] = error.__cause__ or error
+        return number
 
 
 def client_app(site: Callable[[], Site]) -> ClientApp:
@@ -261,26 +279,34 @@ def client_app(site: Callable[[], Site]) -> ClientApp:
     return app
 
 
-def raised_at(party: str, round: int, error: Error) -> PrivtrainError:
+def raised_at(
+    party: str, round: int, error: Error, raised: Mapping[str, BaseException] | None = None
+) -> PrivtrainError:
     """What an error reply stands for: the error as it was raised, or that the party is lost.
 
     Args:
         party: Who replied.
         round: In which round.
         error: The reply.
+        raised: The `raised` of the party's site where that is in this process.
 
     Returns:
-        An error of privtrain's own type where one was raised, else one that names the party; the
-        traceback is in its notes.
+        An error of privtrain's own type where one was raised, with the traceback in its notes. Of
+        an error of user code, one that names the party; its cause is that error, or holds its text.
     """
     # Errors of Flower itself, such as a node that is gone, have other codes and a plain text.
     text = error.reason or f"Flower's error {error.code}"
     if error.code != _RAISED or not text.startswith("{"):
         return PartyLostError(f"{party} was lost in round {round}: {text}", party)
     reason = json.loads(text)
-    raised = _rebuilt(party, round, reason["type"], reason["message"])
-    raised.add_note(f"Raised at {party} in round {round}:\n{reason['where']}")
-    return raised
+    lost = _rebuilt(party, round, reason["type"], reason["message"])
+    if reason["own"]:
+        here = (raised or {}).get(reason["number"])
+        lost.__cause__ = here or RaisedElsewhereError(reason["where"])
+        lost.add_note(f"Raised at {party} in round {round}.")
+    else:
+        lost.add_note(f"Raised at {party} in round {round}:\n{reason['where']}")
+    return lost
 
 
 def _rebuilt(party: str, round: int, name: str, message: str) -> PrivtrainError:

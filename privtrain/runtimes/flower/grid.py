@@ -180,7 +180,8 @@ class FlowerGrid:
         # One site for all parties: rows and the unpickled step are loaded once in this process.
         site = _site_of(setting, elsewhere=False)
         grid = LocalGrid(client_app(lambda: site), setting.data.train)
-        yield FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
+        send = grid.send_and_receive
+        yield FlowerStar(setting, grid.node_of, grid.create_message, send, site.raised)
 
 
 @lru_cache(maxsize=1)

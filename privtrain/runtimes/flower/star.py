@@ -34,12 +34,14 @@ class FlowerStar:
         node_of: Party to the number of its node.
         create: Makes a message of its content, its type, the number of a node and its group.
         send: Sends messages and gathers the replies, in any order.
+        raised: The `raised` of the parties' site where that is in this process.
     """
 
     setting: Setting
     node_of: Callable[[str], int]
     create: Callable[[RecordDict, str, int, str], Message]
     send: Callable[[list[Message]], Iterable[Message]]
+    raised: Mapping[str, BaseException] = field(default_factory=dict, repr=False)
     _keeping: dict[str, None] = field(default_factory=dict, repr=False)
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
 
@@ -86,7 +88,7 @@ class FlowerStar:
         if answer is None:
             raise PartyLostError(f"{party} did not reply in round {round}.", party)
         if answer.has_error():
-            raise raised_at(party, round, answer.error)
+            raise raised_at(party, round, answer.error, self.raised)
         if KEEPS_STATE in answer.content:
             self._keeping[party] = None
         if PEAK_MEMORY in answer.content:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
+from privtrain.core.failures import RaisedElsewhereError
 from privtrain.core.runtime import MeshReply
 from privtrain.runtimes.processes.frames import FrameWriter, Kind, frames, unpack_beat
 from privtrain.runtimes.processes.worker import Failure, Job
@@ -177,9 +178,9 @@ def _raised(child: Child, failure: Failure) -> PrivtrainError:
     if error is not None:
         error.args = (f"{child.name}: {error}", *error.args[1:])
         return error
-    return PartyLostError(
-        f"{child.name} failed: {failure.text}\n{failure.trace.rstrip()}", child.name
-    )
+    lost = PartyLostError(f"{child.name} failed: {failure.text}", child.name)
+    lost.__cause__ = RaisedElsewhereError(failure.trace)
+    return lost
 
 
 def _everybody_lost_contact(children: Sequence[Child]) -> PrivtrainError:

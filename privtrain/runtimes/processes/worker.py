@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -177,12 +176,13 @@ def _expect(source: BinaryIO, kind: Kind) -> bytes:
 
 def _failure(error: Exception | SystemExit) -> Failure:
     from privtrain.core.errors import PartyLostError, PrivtrainError
+    from privtrain.core.failures import text_of, traceback_of
 
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    gloo = isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(str(error)))
+    text = f"{type(error).__name__}: {text_of(error)}".splitlines()[0]
+    gloo = isinstance(error, RuntimeError) and bool(_LOST_CONTACT.search(text_of(error)))
     return Failure(
         text=text,
         lost_contact=gloo or isinstance(error, PartyLostError),
         error=error if isinstance(error, PrivtrainError) else None,
-        trace=traceback.format_exc(),
+        trace=traceback_of(error),
     )

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from privtrain.core.errors import PartyLostError
-from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.failures import traceback_of
+from privtrain.core.runtime import PartyRun, Payload, StarRuntime
 from privtrain.runtimes.flower.client import Site, client_app
 from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
 from privtrain.runtimes.flower.star import FlowerStar
+from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import PARTIES, Echo, Fail, a_setting
 
 
@@ -23,10 +25,11 @@ def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_u
     assert [float(reply["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
 
 
-def test_the_traceback_of_a_failed_party_is_in_the_notes() -> None:
+def test_the_error_of_a_failed_party_in_this_process_is_the_cause() -> None:
     with FlowerGrid().open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
         star.map(Fail(PARTIES[2], KeyError("weight")), {name: {} for name in PARTIES}, round=1)
-    assert "star_runtime.py" in "".join(caught.value.__notes__)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "star_runtime.py" in traceback_of(caught.value)
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,21 @@ def test_other_processes_report_their_memory_and_this_one_does_not() -> None:
     # It is no message of the protocol: nobody is sent it, and no byte is counted.
     assert all("memory" not in kind for reply in replies.values() for kind in reply)
     assert all("memory" not in entry.kind for entry in setting.transcript.entries)
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("runtime", [FlowerGrid(), InProcess()])
+def test_whatever_a_party_raises_names_it_but_an_interrupt(runtime: StarRuntime) -> None:
+    for error in (SystemExit(3), MuteError(), ValueError("/data/\udcff.npy")):
+        with runtime.open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
+            star.map(Fail(PARTIES[1], error), {PARTIES[1]: {}}, round=2)
+        assert type(error).__name__ in str(caught.value).encode().decode()
+        assert type(caught.value.__cause__) is type(error) and caught.value.party == PARTIES[1]
+    with runtime.open(a_setting()) as star, pytest.raises(KeyboardInterrupt):
+        star.map(Fail(PARTIES[1], KeyboardInterrupt()), {PARTIES[1]: {}}, round=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
+from privtrain.core.failures import traceback_of
 from privtrain.core.runtime import Program
 from privtrain.runtimes.processes.mesh import Processes
 from tests.runtimes.processes import programs
@@ -48,6 +49,9 @@ def test_a_lost_party_ends_the_run_and_is_named(
     assert isinstance(error, PartyLostError)
     assert error.party == culprit
     assert culprit in str(error) and words in str(error)
+    # Of an own error, also where it was raised; of a death, there is nothing to show.
+    raised = deed in (programs.fail, programs.leave)
+    assert ("programs.py" in traceback_of(error).split("direct cause")[0]) is raised
     assert seconds < START + 8.0
 
 
