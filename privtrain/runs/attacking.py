@@ -2,7 +2,6 @@
 
 import json
 import math
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
@@ -11,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from privtrain.attacks.attack import Attack
-from privtrain.core.errors import PartyLostError, PrivtrainError
+from privtrain.core.errors import PrivtrainError
+from privtrain.core.failures import OWN_ERRORS, text_of, traceback_of
 from privtrain.core.result import Failure, Leakage, TrainResult
 from privtrain.core.statement import to_plain
 from privtrain.core.task import FederatedData, Task
@@ -20,32 +20,14 @@ from privtrain.runs.auditing import audit
 KEEP, RAISE = "keep", "raise"
 """What `compare` does with an error: it goes into the row, or stops the comparison."""
 
-FRAMES = 30
-"""The most calls of a traceback that are kept, the last ones."""
-
-
-USERS_ERRORS = (Exception, SystemExit)
-"""What a user's code may raise that ends its part alone; Ctrl-C still stops everything."""
-
 
 def failure_of(error: BaseException) -> Failure:
     """Why a part failed; where the error is not one of ours, also where it came from."""
-    name = type(error).__name__
-    try:
-        said = f"{name}: {error}"
-    except Exception as other:  # its own text cannot be made
-        said = f"{name}: its text could not be made ({type(other).__name__})"
-    # An own error in a party's process comes as ours, with its traceback in a note.
-    notes = [str(note) for note in vars(error).get("__notes__", ())]
-    afar = isinstance(error, PartyLostError) and any("\n" in note for note in notes)
-    ours = isinstance(error, PrivtrainError) and error.__cause__ is None and not afar
-    lines = [] if ours else traceback.format_exception(error, limit=-FRAMES)
-    return Failure(error=_writable(said), traceback=None if ours else _writable("".join(lines)))
-
-
-def _writable(text: str) -> str:
-    """A text that can be printed and written; names of files may hold what has no UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    ours = isinstance(error, PrivtrainError) and error.__cause__ is None
+    return Failure(
+        error=f"{type(error).__name__}: {text_of(error)}",
+        traceback=None if ours else traceback_of(error),
+    )
 
 
 def attacked(
@@ -75,12 +57,12 @@ def attacked(
     for attack in attacks:
         try:
             leakages.append(_checked(audit(result, attack, task, data, seed=seed), attack))
-        except USERS_ERRORS as error:  # an own attack may raise anything
+        except OWN_ERRORS as error:  # an own attack may raise anything
             # Canaries that a trainer may have made public are not protected by it, so there is
             # nothing to audit: that is no mistake.
             public = result.members is not None and result.members.made_public
             if public and data.canaries is not None and isinstance(error, ValueError):
-                notes.append(f"{attack.name} was not run: {error}")
+                notes.append(f"{attack.name} was not run: {text_of(error)}")
                 continue
             if errors == RAISE:
                 raise

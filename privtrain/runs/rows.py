@@ -26,7 +26,7 @@ from privtrain.core.validate import check_follows
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
-from privtrain.runs.attacking import KEEP, RAISE, USERS_ERRORS, attacked, failure_of
+from privtrain.runs.attacking import KEEP, RAISE, attacked, failure_of
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.card import parties_are_public, promises, rows_are_public
 from privtrain.runs.checkpoint import Identity
@@ -260,7 +260,7 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
             leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
         return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
-    except USERS_ERRORS as error:
+    except OWN_ERRORS as error:
         if shared.errors == RAISE:
             raise
         failure = failure_of(error)
@@ -350,7 +350,7 @@ def _filled(row: Row, result: TrainResult, shared: Conditions) -> Row:
     failure, accuracy, interval = None, None, None
     try:
         accuracy, interval = accuracy_with_interval(result.predictor, shared.task, shared.data.test)
-    except USERS_ERRORS as error:  # a user's metric may raise anything
+    except OWN_ERRORS as error:  # a user's metric may raise anything
         if shared.errors == RAISE:
             raise
         failure = failure_of(error)
