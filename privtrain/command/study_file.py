@@ -11,6 +11,7 @@ from privtrain.attacks.attack import Attack, check_attack_names
 from privtrain.command.names import ATTACKS, TRAINERS
 from privtrain.command.tables import make_attack, make_trainer, settings_of
 from privtrain.core.errors import DataError
+from privtrain.core.failures import printable
 from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
@@ -180,7 +181,10 @@ def write_study(study: Study, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Replaced as a whole: an interruption never leaves half a study beside its rows.
     fresh = path.with_suffix(".new")
-    fresh.write_text(tomli_w.dumps(study.to_plain()), encoding="utf-8")
+    text = tomli_w.dumps(study.to_plain())
+    # A path that is no UTF-8: TOML has no way to write it, and the rows must not be lost for it.
+    text = "".join(c if printable(c) == c else f"\\{printable(c)}" for c in text)
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 

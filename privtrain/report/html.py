@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from privtrain.core.failures import printable
 from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import Guarantee, to_plain
 from privtrain.report import cells, figures
@@ -91,9 +92,8 @@ def _render(template: str, comparison: Comparison, **more: Any) -> str:
     loader = environment.loader
     css = "" if loader is None else loader.get_source(environment, "style.css")[0]
     # Our own style sheet; quotes in it must stay quotes.
-    return environment.get_template(template).render(
-        css=Markup(css), **_context(comparison), **more
-    )
+    page = environment.get_template(template)
+    return printable(page.render(css=Markup(css), **_context(comparison), **more))
 
 
 def _context(comparison: Comparison) -> dict[str, Any]:

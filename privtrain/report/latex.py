@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from string import ascii_lowercase
 
+from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
@@ -38,7 +39,7 @@ _ESCAPES = {
 
 def escape(text: str) -> str:
     """The text with what LaTeX would read as a command escaped."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character, character) for character in printable(text))
 
 
 def to_latex(comparison: Comparison) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+from privtrain.core.failures import printable
 from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
@@ -33,7 +34,7 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.DictWriter(text, header, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _csv_value(value) for name, value in line.items()} for line in lines)
-    return text.getvalue()
+    return printable(text.getvalue())
 
 
 def _csv_value(value: Value) -> Value:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 
+from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
 from privtrain.core.statement import Guarantee
 from privtrain.report import cells
@@ -51,7 +52,7 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
         _readers(gathered, width),
         _remarks(comparison, width),
     ]
-    return "\n".join(table for table in tables if table)
+    return printable("\n".join(table for table in tables if table))
 
 
 # "ε asked" beside "ε public": a run that could not meet what it was asked shows both. "busiest"

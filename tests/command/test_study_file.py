@@ -150,6 +150,11 @@ def test_the_study_file_of_the_page_on_data_loads(
     assert 0 <= float(data.pooled().inputs.min()) <= float(data.pooled().inputs.max()) <= 1
 
 
+def test_a_path_that_is_no_utf_8_loses_no_study(tmp_path: Path) -> None:
+    write_study(Study(data="/data/\udcff.csv", trainers={"sgd": {}}), tmp_path / "study.toml")
+    assert read_study(tmp_path / "study.toml").data == "/data/\\udcff.csv"
+
+
 @pytest.mark.parametrize("entry", [3, ["loss_threshold"], None, 1.5])
 def test_entries_of_attacks_that_are_no_names(entry: object) -> None:
     with pytest.raises(ValueError, match="attacks to hold names"):

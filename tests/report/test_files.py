@@ -218,3 +218,22 @@ def test_failures_come_back(tmp_path: Path) -> None:
         del plain["rows"][0][name]
     del plain["rows"][0]["leakage"][0]["failure"]
     assert files.read_comparison(plain).rows[0].failures == ()
+
+
+def test_a_text_that_utf_8_cannot_write_is_escaped_everywhere(tmp_path: Path) -> None:
+    odd = "no \udcff.npy"
+    failure = Failure(error=odd, traceback=odd)
+    rows = [
+        replace(row, label=f"{row.label} {odd}", notes=(odd,))
+        for row in (examples.sgd(0), examples.dp_sgd(0, 1.0))
+    ]
+    rows[0] = replace(rows[0], accuracy=None, accuracy_interval=None, accuracy_failure=failure)
+    made = files.read_comparison(files.plain_comparison(Comparison(rows=tuple(rows), card={})))
+    files.save(made, tmp_path)
+    assert names(tmp_path) == FILES and files.load(tmp_path).rows == made.rows
+    for name in FILES:
+        assert "udcff" in (tmp_path / name).read_text(encoding="utf-8"), name
+    assert r"no \textbackslash{}udcff" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert "\\udcff" in str(made) and made.as_html is not None
+    for text in (str(made), made.as_html(made)):
+        text.encode("utf-8")
