@@ -22,29 +22,29 @@ ROWS_AT_HAND = 64
 
 
 @dataclass
-class PartyRun:
+class Party:
     """A party's side of a run: what a step may use.
 
     Args:
-        party: Name of the party.
+        name: Name of the party.
         round: Communication round, from 0.
         train: Party to rows; a party reads its own only.
         state: What the party keeps from round to round; the runtime stores it.
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise, shares and masks; a step gets each of them once.
         device: Where tensors are computed.
-        scratch: A cache of the worker that runs the step, such as a model to overwrite. It may
+        cache: A cache of the worker that runs the step, such as a model to overwrite. It may
             vanish at any time and must not change results.
     """
 
-    party: str
+    name: str
     round: int
     train: Mapping[str, Rows] = field(repr=False)
     state: Payload
     seeds: Seeds
     entropy: Entropy | OnceOnly
     device: str = "cpu"
-    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # Here and not in each runtime: no way of running parties can give a stream out twice.
@@ -58,22 +58,56 @@ class PartyRun:
         Raises:
             DataError: If a value is not finite, with the name of the party.
         """
-        held: dict[str, Rows] = self.scratch.setdefault("rows", {})
-        if self.party not in held:
+        held: dict[str, Rows] = self.cache.setdefault("rows", {})
+        if self.name not in held:
             # Which ones are dropped does not matter: they are loaded again, as the same rows.
             if len(held) >= ROWS_AT_HAND:
                 held.clear()
-            rows = self.train[self.party]
+            rows = self.train[self.name]
             # Where there are many parties, nobody looked at their rows before: a broken one would
             # count as a zero update without a word. An empty one is for the step to judge, since
             # under noise it takes part like any other.
-            check_party_values(self.party, rows)
-            held[self.party] = rows
-        return held[self.party]
+            check_party_values(self.name, rows)
+            held[self.name] = rows
+        return held[self.name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step saw of private rows: diagnostics of a simulation, never a message.
+
+    No channel sends or records them as messages, and a deployment withholds them (decision 005).
+
+    Args:
+        numbers: Figures by name, such as a training loss.
+        notes: What the reader of the result should know.
+        assumptions: What the step's promises rest on, as it turned out.
+        used: Marks of the rows that were drawn, boolean, shape `(rows,)`; None where all were.
+    """
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    used: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a party answers in one exchange.
+
+    Args:
+        message: What it sends to the coordinator.
+        mail: Party to what it is sent; the coordinator passes it on and does not read it.
+        seen: Diagnostics of a simulation.
+    """
+
+    message: Payload
+    mail: Mapping[str, Payload] = field(default_factory=dict)
+    seen: Seen = Seen()
 
 
 # A closure would not pickle, and could not be sent to a worker in another process.
-Step = Callable[[Payload, PartyRun], Payload]
+Step = Callable[[Payload, Party], Payload]
 """What a party does with a message; a frozen dataclass with `__call__` that pickles."""
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.release.finish import Finish
@@ -78,7 +78,7 @@ class Aggregation(Protocol):
         """
         ...
 
-    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
         """At the party: the message that leaves, made of a bounded contribution.
 
         Where the aggregator reads single messages, it finds the contribution under its kind.

@@ -15,7 +15,7 @@ from privtrain.core.errors import ProtocolError, UnsoundReleaseError, Unsupporte
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import NO_STAR, PartyRun, Payload, Runtimes
+from privtrain.core.runtime import NO_STAR, Party, Payload, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
@@ -132,7 +132,7 @@ class Release:
     def leave(
         self,
         contributions: Iterable[Tensor],
-        party: PartyRun,
+        party: Party,
         *,
         kind: str = "update",
         factor: float = 1.0,
@@ -178,7 +178,7 @@ class Release:
             bounded.append(kept if factor == 1 else _times(kept, factor, sealed=weight is not None))
         if not bounded:
             raise ValueError(
-                f"Expected contributions=[] of {party.party!r} to hold at least one; a party "
+                f"Expected contributions=[] of {party.name!r} to hold at least one; a party "
                 "without any sends zeros of the right shape, so that its noise is drawn."
             )
         # A party's own contributions are added before its noise: one noise hides all of them.
@@ -197,9 +197,9 @@ class Release:
             message[NON_FINITE] = torch.tensor(float(non_finite))
         return message
 
-    def _with_own_noise(self, total: Tensor, party: PartyRun, kind: str) -> Tensor:
+    def _with_own_noise(self, total: Tensor, party: Party, kind: str) -> Tensor:
         # A stream of its own for every kind, round and party: noise that is drawn twice cancels.
-        stream = party.entropy[f"noise/{kind}", party.round, party.party]
+        stream = party.entropy[f"noise/{kind}", party.round, party.name]
         state, fraction = self.mechanism.init(total), self.noise_at.fraction
         released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
         # The state would have to outlive the party's round, and the party may not be sampled again.

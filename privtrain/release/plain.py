@@ -8,7 +8,7 @@ from torch import Tensor
 
 from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.release.aggregation import Aggregate
@@ -34,7 +34,7 @@ class PlainSum:
     ) -> None:
         return
 
-    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
         return {kind: contribution}
 
     def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:

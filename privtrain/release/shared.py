@@ -14,7 +14,7 @@ from torch import Tensor
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import NO_MESH, MeshParty, PartyRun, Payload, Runtimes
+from privtrain.core.runtime import NO_MESH, MeshParty, Party, Payload, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.mpc.crypten.engine import CrypTen
@@ -86,14 +86,14 @@ class SharedSum:
             )
         _check_overflow(parties)
 
-    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
         """At the party: one share for each computing party, of fixed-point numbers.
 
         Raises:
             DataError: If a contribution is not finite or too large for fixed point.
         """
         try:
-            integers = encode(contribution, name=f"the {kind} of {party.party}", bits=SUM_BITS)
+            integers = encode(contribution, name=f"the {kind} of {party.name}", bits=SUM_BITS)
         except ValueError as error:
             raise DataError(str(error)) from error
         # Keys of the operating system, never of the seed: who knows the seed would read shares.

@@ -10,7 +10,7 @@ import torch
 from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.failures import OWN_ERRORS, shown
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import PartyRun, Payload, Setting, Step
+from privtrain.core.runtime import Party, Payload, Setting, Step
 
 
 @dataclass
@@ -23,7 +23,7 @@ class InProcessStar:
 
     setting: Setting
     _states: dict[str, Payload] = field(default_factory=dict, repr=False)
-    _scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
         # Before anything is sent: a round in which half of the parties took part cannot be undone.
@@ -47,16 +47,16 @@ class InProcessStar:
             record(party, AGGREGATOR_NAME, kind, tensor, round=round)
         return reply
 
-    def _party_run(self, party: str, round: int) -> PartyRun:
-        return PartyRun(
-            party=party,
+    def _party_run(self, party: str, round: int) -> Party:
+        return Party(
+            name=party,
             round=round,
             train=self.setting.data.train,
             state=self._states.get(party, {}),
             seeds=self.setting.seeds,
             entropy=self.setting.entropy,
             device=self.setting.device,
-            scratch=self._scratch,
+            cache=self._cache,
         )
 
     def states(self) -> dict[str, Payload]:
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
+def take_step(step: Step, payload: Payload, party_run: Party) -> Payload:
     """Lets one party take a step with one thread, and names the party if it fails.
 
     Raises:
@@ -107,12 +107,12 @@ def take_step(step: Step, payload: Payload, party_run: PartyRun) -> Payload:
             return step(payload, party_run)
     except PrivtrainError as error:
         # A note leaves type and message as they are: callers catch by type, tests read the text.
-        error.add_note(f"Raised at {party_run.party} in round {party_run.round}.")
+        error.add_note(f"Raised at {party_run.name} in round {party_run.round}.")
         raise
     # Any error of user code (a model, a loss) at one party must end the run with its name.
     except OWN_ERRORS as error:
-        message = f"{party_run.party} failed in round {party_run.round}: {shown(error)}"
-        raise PartyLostError(message, party_run.party) from error
+        message = f"{party_run.name} failed in round {party_run.round}: {shown(error)}"
+        raise PartyLostError(message, party_run.name) from error
 
 
 @dataclass(frozen=True)

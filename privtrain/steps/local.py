@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 
@@ -12,7 +12,7 @@ from privtrain.core.trainer import PrivacyPlan
 class LocalSteps(Protocol):
     """How a party improves the model it was sent."""
 
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
         """Improves the model in place; returns unprotected diagnostics."""
         ...
 

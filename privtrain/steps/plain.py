@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parameters import STEPPED, check_types, trainable
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
@@ -68,7 +68,7 @@ class PlainSteps:
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
 
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
         """Improves the model in place.
 
         Args:
@@ -84,18 +84,18 @@ class PlainSteps:
                 its batch.
         """
         # Without a row the update would be zero, and nobody would be told.
-        check_party_rows(party.party, party.rows)
+        check_party_rows(party.name, party.rows)
         rows = party.rows.to(party.device)
-        check_not_alone(model, len(rows), self.batch_size, party.party)
+        check_not_alone(model, len(rows), self.batch_size, party.name)
         alone = not normalises_batches(model)
         # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
         # `batch_size`, `epochs` and `learning_rate`.
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
-        order = party.seeds["order", party.round, party.party].torch()
+        order = party.seeds["order", party.round, party.name].torch()
         losses = []
         # A stream for each party and round, so that the order in which a worker takes its parties
         # changes no dropout mask.
-        with global_generator(party.seeds["dropout", party.round, party.party]):
+        with global_generator(party.seeds["dropout", party.round, party.name]):
             for batch in row_batches(rows, self.batch_size, self.epochs, order, alone=alone):
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return {"training_loss": torch.stack(losses).mean().cpu()}

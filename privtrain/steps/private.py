@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable, unwritten
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
@@ -242,7 +242,7 @@ class DPSteps:
         # A party knows its own rows only: a divisor that it computed from them would be private.
         return replace(self, expected_batch=self._batches(data).sampling.expected(0))
 
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
         """Improves the model in place.
 
         Args:
@@ -269,17 +269,17 @@ class DPSteps:
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
                 # Algorithm 1, "Take a random sample", each row with probability L / N: an empty one
                 # is a step, too, and noised.
-                draw = party.entropy[f"sample/{step}", party.round, party.party].numpy()
+                draw = party.entropy[f"sample/{step}", party.round, party.name].numpy()
                 chosen = sampling.choose(len(rows), draw)
                 used[chosen] = True
                 # "Compute gradient" and "Clip gradient".
                 batch = rows_at(rows, chosen)
                 # What the model draws is part of the mechanism, and as secret as the noise.
-                secret = secret_generators(party.entropy[f"draws/{step}", party.round, party.party])
+                secret = secret_generators(party.entropy[f"draws/{step}", party.round, party.name])
                 with secret, unwritten(model, parameters, step):
                     clipped = engine.clipped_sum(batch, bound)
                 # "Add noise", over the public expected size: the true one is private.
-                stream = party.entropy[f"noise/gradient/{step}", party.round, party.party]
+                stream = party.entropy[f"noise/gradient/{step}", party.round, party.name]
                 value, state = noised(self.mechanism, clipped.value, state, stream)
                 gradient.set(value, sampling.expected(0))
                 # "Descent".
@@ -289,16 +289,16 @@ class DPSteps:
         said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
         return unprotected | {DRAWN: torch.from_numpy(used)} | said
 
-    def _engine(self, model: nn.Module, loss: Loss, party: PartyRun) -> GradientEngine:
+    def _engine(self, model: nn.Module, loss: Loss, party: Party) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""
         # Out of the cache first: should preparing a model fail, no closed engine stays behind.
-        held = party.scratch.pop("engine", None)
+        held = party.cache.pop("engine", None)
         # The model by `is`, and held here, so that no other one can come to have its identity.
         if held is None or held[0] is not model or held[1:3] != (self.gradients, loss):
             if held is not None:
                 held[3].close()
             held = (model, self.gradients, loss, self.gradients.engine(model, loss))
-        party.scratch["engine"] = held
+        party.cache["engine"] = held
         engine: GradientEngine = held[3]
         return engine
 

@@ -22,7 +22,7 @@ from privtrain.core.parameters import (
 )
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
@@ -94,7 +94,7 @@ class ClientStep:
     weights: Weights
     sends_change: bool
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         exact = not self.release.bounding
         model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
@@ -115,28 +115,26 @@ class ClientStep:
         message = self.release.leave([contribution], party, factor=weight, weight=sealed)
         return message | {UNPROTECTED + name: value for name, value in seen.items()}
 
-    def _model(self, party: PartyRun, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
+    def _model(self, party: Party, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
         """The worker's model, to be overwritten, and its exchanged tensors.
 
         One worker runs many clients: making a model for each is slower than overwriting one. What
         is not exchanged, such as frozen layers, starts as it does at the server.
         """
         key = ("fedavg", self.task.model, statistics)
-        if party.scratch.get("key") != key:
+        if party.cache.get("key") != key:
             start = party.seeds["initialisation", 0, ""]
             model = initial_model(self.task, start).to(party.device)
             buffers = [buffer.clone() for buffer in model.buffers()]
             exchanged = values(model, buffers=statistics)
-            party.scratch.update(key=key, model=model, buffers=buffers, exchanged=exchanged)
-        worker_model: nn.Module = party.scratch["model"]
+            party.cache.update(key=key, model=model, buffers=buffers, exchanged=exchanged)
+        worker_model: nn.Module = party.cache["model"]
         # No buffer, such as running statistics, may carry one client's rows to the next client.
         # A model without buffers may register its first one while it runs.
-        if party.scratch["buffers"]:
-            for buffer, initial in zip(
-                worker_model.buffers(), party.scratch["buffers"], strict=True
-            ):
+        if party.cache["buffers"]:
+            for buffer, initial in zip(worker_model.buffers(), party.cache["buffers"], strict=True):
                 buffer.copy_(initial)
-        return training_mode(worker_model, statistics=statistics), party.scratch["exchanged"]
+        return training_mode(worker_model, statistics=statistics), party.cache["exchanged"]
 
 
 def divides_by_public(weights: Weights, release: Release) -> bool:

@@ -19,7 +19,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
@@ -89,9 +89,9 @@ class GivePublic:
 
     rate: float
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         """The inputs of the rows that become public."""
-        public = public_part(party.party, party.rows, self.rate, party.seeds)
+        public = public_part(party.name, party.rows, self.rate, party.seeds)
         return {"public inputs": party.rows.inputs[public]}
 
 
@@ -115,16 +115,16 @@ class Vote:
     rate: float
     seed: int
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         """The counts of the votes, one vote a teacher and query, `(queries, classes)`."""
-        public = public_part(party.party, party.rows, self.rate, party.seeds)
+        public = public_part(party.name, party.rows, self.rate, party.seeds)
         teachers_rows = party.rows.take((~public).nonzero().squeeze(1))
-        teacher = teacher_of_rows(teachers_rows, self.hosted[party.party], self.seed)
+        teacher = teacher_of_rows(teachers_rows, self.hosted[party.name], self.seed)
         queries = payload["queries"].to(party.device)
         votes, losses = [], []
         # Papernot et al. 2017, "Data partitioning and teachers": one model for each disjoint set.
-        for number in range(self.hosted[party.party]):
-            name = f"{party.party}/teacher-{number}"
+        for number in range(self.hosted[party.name]):
+            name = f"{party.name}/teacher-{number}"
             rows = teachers_rows.take((teacher == number).nonzero().squeeze(1))
             model = initial_model(self.task, party.seeds["teacher", 0, name]).to(party.device)
             # A teacher that no row belongs to votes by its initial model: that every teacher votes
@@ -132,7 +132,7 @@ class Vote:
             # Nor can one on a single row where layers normalise by their batch.
             fewest = 2 if normalises_batches(model.train()) else 1
             if len(rows) >= fewest:
-                own = replace(party, party=name, train={name: rows}, scratch={})
+                own = replace(party, name=name, train={name: rows}, cache={})
                 losses.append(self.steps(model, self.task, own)["training_loss"])
             with global_generator(party.seeds["votes", 0, name]):
                 votes.append(ModelPredictor(model)(queries).cpu())
@@ -435,8 +435,8 @@ class PATE:
         # train the student on unanswered queries, too (semi-supervised), which is not done here.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         if len(rows) > 0:
-            own = PartyRun(
-                party=STUDENT_NAME,
+            own = Party(
+                name=STUDENT_NAME,
                 round=0,
                 train={STUDENT_NAME: rows},
                 state={},

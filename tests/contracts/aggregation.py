@@ -12,7 +12,7 @@ from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import History
-from privtrain.core.runtime import PartyRun, Payload, Runtimes, Star
+from privtrain.core.runtime import Party, Payload, Runtimes, Star
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
@@ -70,10 +70,10 @@ def _no_star() -> Star:
 
 def a_party(
     name: str = "client-0", *, round: int = 0, entropy: Entropy | None = None, seed: int = 0
-) -> PartyRun:
+) -> Party:
     """A party's side with one row of its own."""
-    return PartyRun(
-        party=name,
+    return Party(
+        name=name,
         round=round,
         train={name: Rows(torch.zeros(1, 1))},
         state={},
@@ -95,7 +95,7 @@ class MaskedSum:
     ) -> None:
         return
 
-    def seal(self, contribution: Tensor, party: PartyRun, *, kind: str) -> Payload:
+    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
         return {kind: contribution}
 
     def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:

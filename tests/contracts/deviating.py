@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from privtrain.core.runtime import PartyRun, Payload, Setting, Star, StarRuntime, Step
+from privtrain.core.runtime import Party, Payload, Setting, Star, StarRuntime, Step
 from privtrain.runtimes.in_process import InProcess
 
 Deviation = Callable[[Payload, Payload], Payload]
@@ -25,9 +25,9 @@ class DeviatingStep:
     party: str
     how: Deviation
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         reply = self.step(payload, party)
-        return self.how(payload, reply) if party.party == self.party else reply
+        return self.how(payload, reply) if party.name == self.party else reply
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import DataError, PartyLostError
 from privtrain.core.failures import traceback_of
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import PartyRun, Payload, Setting, StarRuntime, Step
+from privtrain.core.runtime import Party, Payload, Setting, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.transcript import UNPROTECTED, Entry, Transcript
@@ -32,7 +32,7 @@ FEATURES, CLASSES = 16, 4
 class Echo:
     """Replies with what it was sent."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         return dict(payload)
 
 
@@ -43,12 +43,12 @@ class Train:
     steps: int = 3
     batch: int = 8
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         rows = party.rows
         order = torch.randperm(
-            len(rows), generator=party.seeds["order", party.round, party.party].torch()
+            len(rows), generator=party.seeds["order", party.round, party.name].torch()
         )
-        noise = party.entropy["noise", party.round, party.party].numpy().standard_normal(FEATURES)
+        noise = party.entropy["noise", party.round, party.name].numpy().standard_normal(FEATURES)
         weight = payload["model"].clone()
         velocity = party.state.get("velocity", torch.zeros_like(weight))
         for number in range(self.steps):
@@ -76,8 +76,8 @@ class Fail:
     at: str
     error: BaseException
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        if party.party == self.at:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
+        if party.name == self.at:
             raise self.error
         return payload
 
@@ -86,7 +86,7 @@ class Fail:
 class Scribble:
     """Writes into what it was sent, and replies with the very tensor it keeps."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         payload["model"].add_(1.0)
         kept = party.state.setdefault("kept", torch.zeros(2))
         kept.add_(1.0)
@@ -97,7 +97,7 @@ class Scribble:
 class NewState:
     """Counts rounds in a new state instead of changing the one it has."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         party.state = {"rounds": party.state.get("rounds", torch.tensor(0)) + 1}
         return {"rounds": party.state["rounds"]}
 
@@ -106,13 +106,13 @@ class NewState:
 class Surroundings:
     """Tells what the party finds around it."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         return {
             "threads": torch.tensor(torch.get_num_threads()),
             "round": torch.tensor(party.round),
-            "seeds": party.seeds["order", party.round, party.party].torch().get_state(),
+            "seeds": party.seeds["order", party.round, party.name].torch().get_state(),
             "entropy": torch.from_numpy(
-                party.entropy["noise", party.round, party.party].numpy().random(4)
+                party.entropy["noise", party.round, party.name].numpy().random(4)
             ),
             "inputs": party.rows.inputs,
         }
@@ -122,7 +122,7 @@ class Surroundings:
 class Mean:
     """Replies with the mean of its rows."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         return {"mean": party.rows.inputs.mean(dim=0)}
 
 
@@ -161,8 +161,8 @@ class PlainStar:
     def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
         replies = {}
         for party, payload in payloads.items():
-            party_run = PartyRun(
-                party=party,
+            party_run = Party(
+                name=party,
                 round=round,
                 train=self.setting.data.train,
                 state=self.kept.setdefault(party, {}),

@@ -19,7 +19,7 @@ from privtrain.attacks.attack import target_for
 from privtrain.command.study_file import Study, read_study
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Target
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
@@ -51,9 +51,9 @@ def module_of(page: str, folder: Path) -> ModuleType:
     return importlib.import_module(file_of(page, folder).removesuffix(".py"))
 
 
-def party_of(train: dict[str, Any]) -> PartyRun:
-    return PartyRun(
-        party="party-0", round=0, train=train, state={}, seeds=Seeds(0), entropy=SeededEntropy(0)
+def party_of(train: dict[str, Any]) -> Party:
+    return Party(
+        name="party-0", round=0, train=train, state={}, seeds=Seeds(0), entropy=SeededEntropy(0)
     )
 
 

@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT
 from privtrain.core.parameters import initial_model, trainable
 from privtrain.core.result import Members, TrainResult
-from privtrain.core.runtime import PartyRun, Runtimes
+from privtrain.core.runtime import Party, Runtimes
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
@@ -233,7 +233,7 @@ class Silent:
 
     steps: DPSteps
 
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
         seen = self.steps(model, task, party)
         return {name: value for name, value in seen.items() if name != DRAWN}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsoundReleaseError
-from privtrain.core.runtime import PartyRun, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
@@ -91,8 +91,8 @@ TASK = Task(model=MLP((6, 5, 3)))
 
 def update(held: Rows, release: Release, weights: Uniform | ByExamples, start: Tensor) -> Tensor:
     step = ClientStep(TASK, PlainSteps(epochs=2, learning_rate=0.5), release, weights, True)
-    party = PartyRun(
-        party="a",
+    party = Party(
+        name="a",
         round=0,
         train={"a": held},
         state={},
@@ -143,7 +143,7 @@ BOUND = 6
 class Pull:
     """Local steps that move every parameter by the first value of a client's first row."""
 
-    def __call__(self, model: nn.Module, task: Task, party: PartyRun) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += float(party.rows.inputs[0, 0])
@@ -244,8 +244,8 @@ def test_a_weight_without_its_cap_is_caught() -> None:
 
     def sent(weights: Weights, noise: float, count: int) -> Tensor:
         step = ClientStep(TASK, Pull(), Release(Gaussian(C, noise)), weights, True)
-        party = PartyRun(
-            party="a",
+        party = Party(
+            name="a",
             round=0,
             train={"a": a_client(1e3, count)},
             state={},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.data.models import MLP
@@ -22,9 +22,9 @@ from privtrain.trainers.fedavg import FedAvg
 TASK = Task(model=MLP((5, 4, 3), torch.float64))
 
 
-def a_party(rows: Rows, seed: int = 0, round: int = 0) -> PartyRun:
-    return PartyRun(
-        party="a",
+def a_party(rows: Rows, seed: int = 0, round: int = 0) -> Party:
+    return Party(
+        name="a",
         round=round,
         train={"a": rows},
         state={},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task
@@ -45,9 +45,9 @@ def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
 SILENT = Task(model=Linear(), loss=no_signal)
 
 
-def a_party(rows: Rows, *, round: int = 0, name: str = "a", seed: int = 0) -> PartyRun:
-    return PartyRun(
-        party=name,
+def a_party(rows: Rows, *, round: int = 0, name: str = "a", seed: int = 0) -> Party:
+    return Party(
+        name=name,
         round=round,
         train={name: rows},
         state={},
@@ -85,7 +85,7 @@ def test_a_counted_number_of_rows_is_an_assumption_under_zero_out() -> None:
     assert {p.relation for p in DPSteps(Gaussian(1.0, 1.0)).plans(declared, 3)} == {ADD_REMOVE}
 
 
-def moved(steps: DPSteps, party: PartyRun) -> Tensor:
+def moved(steps: DPSteps, party: Party) -> Tensor:
     """What one round moved a model that feels noise alone, over the learning rate."""
     model = Linear()()
     steps(model.train(), SILENT, party)
@@ -296,7 +296,7 @@ def test_a_worker_prepares_a_model_once() -> None:
     task, rows = Task(model=mlp), rows_for(mlp)
 
     def engine_after(steps: DPSteps, model: nn.Module) -> object:
-        party = replace(a_party(rows), scratch=scratch)
+        party = replace(a_party(rows), cache=scratch)
         steps(model.train(), task, party)
         assert scratch["engine"][0] is model
         return scratch["engine"][-1]

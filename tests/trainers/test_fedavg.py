@@ -16,7 +16,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import PartyRun
+from privtrain.core.runtime import Party
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
@@ -406,8 +406,8 @@ def test_one_clients_data_moves_the_sum_by_at_most_the_sensitivity(
     step = ClientStep(TASK, LOCAL, release, weights, True)
 
     def update(rows: Rows) -> Tensor:
-        party = PartyRun(
-            party="a",
+        party = Party(
+            name="a",
             round=0,
             train={"a": rows},
             state={},

@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.runtime import Party, Payload
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
@@ -163,8 +163,8 @@ def votes_of(rows: Rows, teachers: int = 5, queries: int = 20, rate: float = 0.0
     """The counts that a party sends."""
     release = Release(GNMax(1.0), finish=ARGMAX)
     vote = Vote(TASK, QUICK, release, {"p": teachers}, rate, 3)
-    party = PartyRun(
-        party="p", round=1, train={"p": rows}, state={}, seeds=Seeds(3), entropy=SeededEntropy(3)
+    party = Party(
+        name="p", round=1, train={"p": rows}, state={}, seeds=Seeds(3), entropy=SeededEntropy(3)
     )
     return vote({"queries": some_rows(50, queries).inputs}, party)["votes"]
 
@@ -235,8 +235,8 @@ def test_the_student_learns_from_queries_and_winners_alone() -> None:
     from privtrain.core.parameters import initial_model
 
     model = initial_model(TASK, Seeds(0)["initialisation", 0, ""]).train()
-    own = PartyRun(
-        party="student",
+    own = Party(
+        name="student",
         round=0,
         train={"student": Rows(asked, labels)},
         state={},

@@ -25,7 +25,7 @@ from privtrain.core import errors
 from privtrain.core.cost import peak_memory
 from privtrain.core.errors import PartyLostError, PrivtrainError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS, RaisedElsewhereError, text_of, traceback_of
-from privtrain.core.runtime import PartyRun, Payload, Step
+from privtrain.core.runtime import Party, Payload, Step
 from privtrain.core.seeding import Entropy, Seeds
 from privtrain.core.task import Rows
 from privtrain.runtimes.in_process import take_step
@@ -168,7 +168,7 @@ class Site:
     device: str
     elsewhere: bool = False
     raised: dict[str, BaseException] = field(default_factory=dict, repr=False)
-    scratch: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
     steps: dict[str, Step] = field(default_factory=dict, repr=False)
     names: tuple[str, ...] = field(default=(), repr=False)
 
@@ -192,15 +192,15 @@ class Site:
 
 def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     order = cast(ConfigRecord, content[_ORDER])
-    party_run = PartyRun(
-        party=site.party(context),
+    party_run = Party(
+        name=site.party(context),
         round=cast(int, order["round"]),
         train=site.train,
         state=to_payload(context.state),
         seeds=site.seeds,
         entropy=site.entropy,
         device=site.device,
-        scratch=site.scratch,
+        cache=site.cache,
     )
     # The same function as in one process: one thread, and errors that name the party.
     reply = take_step(site.step(order), to_payload(content), party_run)

@@ -8,7 +8,7 @@ from flwr.app import Array, Error
 from flwr.common.constant import ErrorCode
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
-from privtrain.core.runtime import PartyRun, Payload
+from privtrain.core.runtime import Party, Payload
 from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
@@ -39,10 +39,10 @@ def test_a_type_that_flower_cannot_hold_is_refused_with_the_way_out() -> None:
 
 @dataclass(frozen=True)
 class Counting:
-    """Counts in the worker's scratch how often this very step was unpickled."""
+    """Counts in the worker's cache how often this very step was unpickled."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        seen = party.scratch.setdefault("steps", [])
+    def __call__(self, payload: Payload, party: Party) -> Payload:
+        seen = party.cache.setdefault("steps", [])
         if not any(step is self for step in seen):
             seen.append(self)
         return {"different": torch.tensor(len(seen))}

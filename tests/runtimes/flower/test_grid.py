@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
-from privtrain.core.runtime import PartyRun, Payload, StarRuntime
+from privtrain.core.runtime import Party, Payload, StarRuntime
 from privtrain.runtimes.flower.client import to_array
 from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay, LocalGrid, coordinator
 from privtrain.runtimes.in_process import InProcess
@@ -208,7 +208,7 @@ class Hold:
 
     size: int
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         return {"sum": torch.ones(self.size, dtype=torch.uint8).max()}
 
 
@@ -218,8 +218,8 @@ class Die:
 
     at: str
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
-        if party.party == self.at:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
+        if party.name == self.at:
             os._exit(1)
         return payload
 
@@ -235,7 +235,7 @@ def test_a_simulation_that_cannot_start_raises_instead_of_waiting() -> None:
 class Hang:
     """Never replies."""
 
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         time.sleep(3600)
         return payload
 

@@ -7,7 +7,7 @@ import torch
 
 from privtrain.core.errors import PartyLostError
 from privtrain.core.failures import traceback_of
-from privtrain.core.runtime import PartyRun, Payload, StarRuntime
+from privtrain.core.runtime import Party, Payload, StarRuntime
 from privtrain.runtimes.flower.client import Site, client_app
 from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
 from privtrain.runtimes.flower.star import FlowerStar
@@ -34,7 +34,7 @@ def test_the_error_of_a_failed_party_in_this_process_is_the_cause() -> None:
 
 @dataclass(frozen=True)
 class NotATensor:
-    def __call__(self, payload: Payload, party: PartyRun) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Payload:
         return {"loss": 0.5}  # type: ignore[dict-item]  # the mistake under test
 
 
