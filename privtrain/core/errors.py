@@ -45,12 +45,15 @@ class PartyLostError(ProtocolError):
 
     Args:
         message: What happened.
-        party: The name of the lost party.
+        party: The name of the lost party, or of the first one.
+        failed: Whether it is there, and its own code, such as a model or a loss, raised an error:
+            no exchange goes on without it.
     """
 
-    def __init__(self, message: str, party: str = "") -> None:
+    def __init__(self, message: str, party: str = "", *, failed: bool = False) -> None:
         super().__init__(message)
         self.party = party
+        self.failed = failed
 
 
 # Also a ValueError: to the caller, a table that cannot be used is a wrong argument.

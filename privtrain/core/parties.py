@@ -29,7 +29,13 @@ ROLES = (
 
 # `computing-0` computes on shares, `north/teacher-3` is a teacher that `north` trains, and a
 # coalition is called by its members: all of them send, receive or draw under these names.
-_ROLE = re.compile(r"computing-\d+|.*/teacher-\d+|coalition of .*", re.DOTALL)
+_COMPUTING = re.compile(r"computing-\d+")
+_ROLE = re.compile(rf"{_COMPUTING.pattern}|.*/teacher-\d+|coalition of .*", re.DOTALL)
+
+
+def is_computing(name: str) -> bool:
+    """Whether a name is that of a party that computes on shares, and holds no rows."""
+    return _COMPUTING.fullmatch(name) is not None
 
 
 def is_role(name: str) -> bool:

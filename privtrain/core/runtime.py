@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from privtrain.core.errors import DataError
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.task import FederatedData, Rows, check_party_values
 from privtrain.core.transcript import Entry, Setup, Transcript
@@ -27,7 +28,7 @@ class Party:
 
     Args:
         name: Name of the party.
-        round: Communication round, from 0.
+        round: Training round, from 0: the name of this round's streams.
         train: Party to rows; a party reads its own only.
         state: What the party keeps from round to round; the runtime stores it.
         seeds: Streams for data order and initialisation.
@@ -35,6 +36,8 @@ class Party:
         device: Where tensors are computed.
         cache: A cache of the worker that runs the step, such as a model to overwrite. It may
             vanish at any time and must not change results.
+        mail: Party to what it mailed since this one's last exchange.
+        sent: What the coordinator sent for this exchange; the payload of the step.
     """
 
     name: str
@@ -45,6 +48,10 @@ class Party:
     entropy: Entropy | OnceOnly
     device: str = "cpu"
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    mail: Mapping[str, Payload] = field(default_factory=dict, repr=False)
+    # An aggregation has to find its own part of a message, which the step that a trainer wrote
+    # knows nothing of.
+    sent: Payload = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # Here and not in each runtime: no way of running parties can give a stream out twice.
@@ -56,10 +63,12 @@ class Party:
         """The party's own rows; the worker keeps those of a few parties at hand.
 
         Raises:
-            DataError: If a value is not finite, with the name of the party.
+            DataError: If a value is not finite, or the party holds no rows, with its name.
         """
         held: dict[str, Rows] = self.cache.setdefault("rows", {})
         if self.name not in held:
+            if self.name not in self.train:
+                raise DataError(f"{self.name} takes part without rows: it has none to read.")
             # Which ones are dropped does not matter: they are loaded again, as the same rows.
             if len(held) >= ROWS_AT_HAND:
                 held.clear()
@@ -98,6 +107,8 @@ class Reply:
     Args:
         message: What it sends to the coordinator.
         mail: Party to what it is sent; the coordinator passes it on and does not read it.
+            Whatever computes on shares, such as `computing-0`, may be named, too: the coordinator
+            of a simulation then hands it over to the mesh.
         seen: Diagnostics of a simulation.
     """
 
@@ -107,7 +118,7 @@ class Reply:
 
 
 # A closure would not pickle, and could not be sent to a worker in another process.
-Step = Callable[[Payload, Party], Payload]
+Step = Callable[[Payload, Party], Reply]
 """What a party does with a message; a frozen dataclass with `__call__` that pickles."""
 
 
@@ -123,6 +134,7 @@ class Setting:
         device: Where tensors are computed.
         report_memory: Called with the largest resident memory, in bytes, of each other process in
             which a party runs.
+        others: Names of the parties that hold no rows, such as a holder of keys.
     """
 
     data: FederatedData
@@ -131,6 +143,16 @@ class Setting:
     transcript: Transcript
     device: str = "cpu"
     report_memory: Callable[[int], None] = field(default=lambda peak: None)
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        held = [name for name in self.others if name in self.data.train]
+        if held:
+            raise ValueError(f"Expected others={self.others} to hold no rows; {held[0]} does.")
+
+    def knows(self, name: str) -> bool:
+        """Whether a name is that of a party, with rows or without; no rows are loaded."""
+        return name in self.data.train or name in self.others
 
 
 class Star(Protocol):
@@ -138,19 +160,33 @@ class Star(Protocol):
 
     # Replies come in the order of `payloads`, however they arrive: floats are added in that order,
     # and every runtime has to give the same bits.
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
         """Sends each named party its payload, lets it take the step, and gathers the replies.
+
+        Each call is one exchange, which the transcript numbers. What parties mail to one another
+        is handed over in the next exchange in which the receiver takes part.
 
         Args:
             step: What every named party does.
-            payloads: Party to what it is sent.
-            round: Communication round, from 0.
+            payloads: Party to what it is sent; any party of the setting, with rows or without.
+            round: Training round, from 0: the name of the parties' streams.
+            at_least: How many have to reply; whoever is lost is then left out. None for all.
 
         Returns:
             Party to reply, in the order of `payloads`.
 
         Raises:
-            PartyLostError: If a party does not reply.
+            ValueError: If a name is nobody's, or fewer are asked than have to reply.
+            PartyLostError: If fewer reply, with the names of the lost; or if the code of one
+                raises an error, however many have to reply.
+            ProtocolError: If a party mails something to nobody.
         """
         ...
 

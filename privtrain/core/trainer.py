@@ -10,7 +10,16 @@ from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
 from privtrain.core.result import History, Members, Predictor
-from privtrain.core.runtime import NO_MESH, MeshReply, Payload, Program, Runtimes, Star, Step
+from privtrain.core.runtime import (
+    NO_MESH,
+    MeshReply,
+    Payload,
+    Program,
+    Reply,
+    Runtimes,
+    Star,
+    Step,
+)
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
 from privtrain.core.task import FederatedData, Task
@@ -153,11 +162,19 @@ class Run:
         # names that it drew.
         return self.entropy.source
 
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
         """Lets the named parties take a step; see `Star.map`."""
-        replies = self.star.map(step, payloads, round=round)
+        replies = self.star.map(step, payloads, round=round, at_least=at_least)
         # In the order of the parties that were asked, and nobody else's: a runtime is not believed.
-        if list(replies) != list(payloads):
+        fewest = len(payloads) if at_least is None else at_least
+        if list(replies) != [name for name in payloads if name in replies] or len(replies) < fewest:
             raise ProtocolError(
                 f"Round {round}: {list(payloads)} were asked in this order, and {list(replies)} "
                 "replied."
@@ -180,10 +197,12 @@ class Run:
         if self.runtimes.mesh is None:
             raise UnsupportedError(NO_MESH)
         replies = self.runtimes.mesh.spmd(program, inputs, report=self.progress)
-        return {name: self._account(reply) for name, reply in replies.items()}
+        # The parties of a mesh count their rounds from 0; all of them come after those of the star.
+        start = self.transcript.exchanges
+        return {name: self._account(reply, start) for name, reply in replies.items()}
 
-    def _account(self, reply: MeshReply) -> Payload:
-        self.transcript.extend(reply.entries)
+    def _account(self, reply: MeshReply, start: int) -> Payload:
+        self.transcript.extend(reply.entries, start=start)
         self.transcript.setups.extend(reply.setups)
         self.report_memory(reply.peak_memory_bytes)
         return reply.payload

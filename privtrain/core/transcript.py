@@ -2,20 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from privtrain.core.observers import Observer
 from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
-
-# One prefix rather than a second channel, which would be a second way out of a party in every
-# runtime (decision 005).
-UNPROTECTED = "unprotected."
-"""Prefix of diagnostics that ride along in a simulation, such as a party's training loss.
-
-They are no messages of the protocol: nothing records them, and a deployment withholds them.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +20,7 @@ class Entry:
         kind: What it is: "model", "update", "share", ...
         shape: Shape of the tensor.
         bytes: Size of the tensor in bytes; protocol headers are not counted.
-        round: Communication round, from 0.
+        round: Communication round, from 0, as the channel counts its exchanges.
         payload: The tensor itself, where the run was asked to keep payloads, else None.
     """
 
@@ -91,38 +83,47 @@ class Transcript:
 
     Args:
         keep_payloads: Whether tensors are kept with their entries; for simulation only.
+        entries: The messages.
+        setups: What parties know without a message.
+        exchanges: How many exchanges were numbered.
     """
 
     keep_payloads: bool = False
     entries: list[Entry] = field(default_factory=list)
     setups: list[Setup] = field(default_factory=list)
+    exchanges: int = field(default=0, compare=False)
+
+    def exchange(self) -> int:
+        """The number of an exchange that a channel begins."""
+        # By the channel: a trainer's rounds may hold several exchanges each.
+        self.exchanges += 1
+        return self.exchanges - 1
 
     def send(self, sender: str, receiver: str, kind: str, tensor: Tensor, *, round: int) -> None:
-        """Records one sent tensor; diagnostics of a simulation are not recorded."""
-        if kind.startswith(UNPROTECTED):
-            return
+        """Records one sent tensor."""
         # A copy: the entry holds what was sent, not what training made of the tensor since.
         payload = tensor.detach().clone() if self.keep_payloads else None
         size = tensor.element_size() * tensor.nelement()
         shape = tuple(tensor.shape)
         self.entries.append(Entry(sender, receiver, kind, shape, size, round, payload))
 
-    def extend(self, entries: Iterable[Entry]) -> None:
-        """Records messages that were counted elsewhere, as in another process."""
-        self.entries.extend(e for e in entries if not e.kind.startswith(UNPROTECTED))
+    def extend(self, entries: Iterable[Entry], *, start: int = 0) -> None:
+        """Records messages that were counted elsewhere, as in another process.
+
+        Args:
+            entries: The messages; their rounds are counted from `start`.
+            start: Number of their round 0.
+        """
+        for entry in entries:
+            self.entries.append(replace(entry, round=entry.round + start) if start else entry)
+            self.exchanges = max(self.exchanges, entry.round + start + 1)
 
     def knows(self, party: str, what: str) -> None:
         """Records setup material: something that a party knows without receiving it."""
         self.setups.append(Setup(party, what))
 
     def publish(self, kind: str, tensor: Tensor, *, sender: str, round: int) -> None:
-        """Records what everybody may read in the end. Publishing costs no bytes between parties.
-
-        Raises:
-            ValueError: If it is a diagnostic, which must never be published.
-        """
-        if kind.startswith(UNPROTECTED):
-            raise ValueError(f"Expected kind={kind!r} to be no diagnostic: these stay unpublished.")
+        """Records what everybody may read in the end. Publishing costs no bytes between parties."""
         payload = tensor.detach().clone() if self.keep_payloads else None
         # No bytes: cost is what parties send each other, and publishing is no part of the protocol.
         self.entries.append(

@@ -1,15 +1,17 @@
 """The protocol of aggregations: how messages become one, and what can be read of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
+from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
+from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.release.finish import Finish
 from privtrain.release.placement import Placement
 
@@ -17,20 +19,44 @@ from privtrain.release.placement import Placement
 class Sealed(Protocol):
     """An aggregate that is still on shares: nobody has read it."""
 
-    def open(self, finish: Finish) -> Tensor:
-        """Applies the finish on shares and opens only its result."""
+    def open(self, finish: Finish, mechanism: Mechanism) -> Tensor:
+        """Draws noise and applies the finish on shares, and opens only its result.
+
+        Args:
+            finish: The function of the noised aggregate that is released.
+            mechanism: What draws the noise; `Exact()` where the parties drew theirs already.
+
+        Raises:
+            UnsupportedError: If the finish or the noise cannot be computed on shares.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Aggregate:
+class Total:
     """Many contributions as one.
 
     Args:
         value: The aggregate, or a sealed one while it is on shares.
+        weight: The sum of the weights that messages carry; None where they carry none, or while
+            it is sealed.
     """
 
     value: Tensor | Sealed
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a release gives out.
+
+    Args:
+        value: The released value.
+        weight: The sum of the weights that messages carry; None where they carry none.
+    """
+
+    value: Tensor
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,17 +74,80 @@ class BoundedSum:
     bound: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gathering:
+    """Who takes part in one aggregation, from its beginning to its total.
+
+    Args:
+        cohort: Who is asked for a contribution, in order.
+        round: Training round, from 0.
+        kind: What messages are called in the transcript.
+        weighted: Whether the last value of a message is a weight; the release knows when it
+            gathers.
+        at_least: How many of the cohort have to reply; None for all of them.
+        payloads: Party to what it is sent besides what the trainer sends; `seal` finds it in
+            `Party.sent`.
+        known: What the aggregation keeps at the aggregator until it gathers, such as public keys
+            by party.
+    """
+
+    cohort: tuple[str, ...]
+    round: int
+    kind: str = "update"
+    weighted: bool = False
+    at_least: int | None = None
+    payloads: Mapping[str, Payload] = field(default_factory=dict, repr=False)
+    known: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def asked(self, payload: Payload) -> dict[str, Payload]:
+        """What each party of the cohort is sent.
+
+        Args:
+            payload: What the trainer sends to all of them.
+        """
+        return {party: {**self.payloads.get(party, {}), **payload} for party in self.cohort}
+
+    def parted(self, summed: Tensor) -> tuple[Tensor, float | None]:
+        """The values of a sum of messages, and the sum of their weights.
+
+        Args:
+            summed: The sum; shape `(parameters + 1,)` with weights.
+        """
+        return (summed[:-1], float(summed[-1])) if self.weighted else (summed, None)
+
+
 class Aggregation(Protocol):
-    """How many messages become one, and what the aggregator can read of them."""
+    """How many messages become one, and what the aggregator can read of them.
+
+    An aggregation may have exchanges of its own with the parties: before they contribute, in
+    `begin`, and afterwards, in `gather`.
+    """
 
     @property
-    def bounded(self) -> bool:
-        """Whether one bounded contribution moves the aggregate by at most its bound."""
+    def others(self) -> tuple[str, ...]:
+        """Names of the parties without rows that it addresses, such as a holder of keys."""
         ...
 
     @property
-    def exact_only(self) -> bool:
-        """Whether a release with noise is refused, since only exact values can be added up."""
+    def caveats(self) -> tuple[str, ...]:
+        """What it does not protect from, in sentences for the statement."""
+        ...
+
+    # An answer and no raise, so that the release can tell at which time it is due: what promises
+    # nothing is refused when it is written down, what is missing when it would be run.
+    def refusal(
+        self, mechanism: Mechanism, noise_at: Placement
+    ) -> UnsoundReleaseError | UnsupportedError | None:
+        """Why a mechanism cannot be taken here, or None.
+
+        Args:
+            mechanism: How contributions are bounded and noised.
+            noise_at: Who draws the noise.
+
+        Returns:
+            `UnsoundReleaseError` where one bounded contribution could move the aggregate by more
+            than noise covers; `UnsupportedError` where the combination is sound and not available.
+        """
         ...
 
     def check(
@@ -69,7 +158,7 @@ class Aggregation(Protocol):
         Args:
             finish: The function of the aggregate that is released.
             runtimes: Where parties run.
-            parties: Smallest number of contributing parties.
+            parties: Smallest number of parties that are asked.
             largest: Upper bound on the magnitude of a message's values; None where there is none.
 
         Raises:
@@ -78,15 +167,42 @@ class Aggregation(Protocol):
         """
         ...
 
-    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
-        """At the party: the message that leaves, made of a bounded contribution.
+    def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+        """At the aggregator: prepares one aggregation, before parties contribute.
 
-        Where the aggregator reads single messages, it finds the contribution under its kind.
+        Args:
+            cohort: Who takes part, in order.
+            run: The run, whose parties it may ask.
+            round: Training round, from 0.
+            kind: What messages are called in the transcript.
+
+        Raises:
+            PartyLostError: If fewer parties than it needs are there.
         """
         ...
 
-    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
-        """At the aggregator: one aggregate of the messages, which come in party order."""
+    def seal(self, contribution: Tensor, party: Party, *, kind: str, grid: float | None) -> Reply:
+        """At the party: the message that leaves, made of a bounded contribution.
+
+        Where the aggregator reads single messages, it finds the contribution under its kind.
+
+        Args:
+            contribution: What the party adds, any shape; a weight is its last value.
+            party: The party's side of the run.
+            kind: What the message is called in the transcript.
+            grid: Of what the party's own noise is a whole multiple, so that an encoding rounds
+                nothing that was drawn; None where it is no such noise.
+        """
+        ...
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        """At the aggregator: one aggregate of the messages, which come in the cohort's order.
+
+        Args:
+            gathering: What `begin` returned.
+            replies: Party to reply, of those that replied.
+            run: The run, whose parties it may ask once more.
+        """
         ...
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
@@ -95,7 +211,8 @@ class Aggregation(Protocol):
         Args:
             observer: Who looks.
             noise_at: Who draws the noise.
-            parties: Smallest number of contributing parties.
+            parties: Smallest number of parties that are asked. Where some may be lost, the noise of
+                no more counts than have to reply.
         """
         ...
 

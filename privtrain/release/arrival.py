@@ -15,7 +15,6 @@ from privtrain.core.errors import ProtocolError
 from privtrain.core.runtime import Payload
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.trainer import Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count, check_non_negative, check_positive
 from privtrain.mechanisms.mechanism import Mechanism
 
@@ -203,8 +202,9 @@ class Arrival:
 def _tensor(party: str, message: Payload, kind: str) -> Tensor:
     """The tensor that is to be added; a sender may have sent anything under its name."""
     if kind not in message:
-        held = sorted(name for name in message if not name.startswith(UNPROTECTED))
-        raise ProtocolError(f"Expected the message of {party} to hold {kind!r}; got {held}.")
+        raise ProtocolError(
+            f"Expected the message of {party} to hold {kind!r}; got {sorted(message)}."
+        )
     value: object = message[kind]
     if not isinstance(value, Tensor):
         raise ProtocolError(
@@ -227,11 +227,6 @@ def _tensor(party: str, message: Payload, kind: str) -> Tensor:
 def _assume(text: str, run: Run) -> None:
     if text not in run.assumptions:
         run.assumptions.append(text)
-
-
-def without_diagnostics(message: Payload) -> Payload:
-    """A message without the diagnostics that a simulation adds to it (docs/decisions/005)."""
-    return {kind: value for kind, value in message.items() if not kind.startswith(UNPROTECTED)}
 
 
 def with_weight(total: Tensor, weight: float) -> Tensor:

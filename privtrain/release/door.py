@@ -4,6 +4,7 @@ A release has two sides. `leave` runs at the party, before anything leaves it; `
 aggregator, on the messages. A release that was not paid for is refused.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,27 +16,20 @@ from privtrain.core.errors import ProtocolError, UnsoundReleaseError, Unsupporte
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import NO_STAR, Party, Payload, Runtimes
+from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes, Seen
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_offers
 from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
-from privtrain.release.aggregation import Aggregation, BoundedSum
-from privtrain.release.arrival import (
-    UNREADABLE,
-    Arrival,
-    Expected,
-    with_weight,
-    without_diagnostics,
-)
+from privtrain.release.aggregation import Aggregation, BoundedSum, Gathering, Released
+from privtrain.release.arrival import UNREADABLE, Arrival, Expected, with_weight
 from privtrain.release.finish import IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.release.plain import PlainSum
 from privtrain.sampling.sampling import Everyone, Sampling
 from privtrain.sampling.schedule import check_separation
 
-NON_FINITE = UNPROTECTED + "non_finite"
+NON_FINITE = "non_finite"
 """Diagnostic: how many of a party's contributions were not finite and counted as zero."""
 
 ONE_CONTRIBUTION = Expected()
@@ -68,18 +62,16 @@ class Release:
         for method in ("bound", "bound_again", "reach"):
             example = f"Gaussian(1.0, 1.0), which has the method {method}"
             check_offers(method, example, mechanism=self.mechanism)
-        for method in ("exposure", "check"):
+        for method in ("begin", "seal", "gather", "refusal", "check", "exposure", "readers"):
             example = f"PlainSum(), which has the method {method}"
             check_offers(method, example, aggregation=self.aggregation)
         if not isinstance(self.noise_at, Placement):
             raise ValueError(
                 f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."
             )
-        if self.mechanism.noisy and not self.aggregation.bounded:
-            raise UnsoundReleaseError(
-                f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "
-                "contribution can move its result by more than the bound. Use PlainSum()."
-            )
+        refusal = self.aggregation.refusal(self.mechanism, self.noise_at)
+        if isinstance(refusal, UnsoundReleaseError):
+            raise refusal
         if is_secure(self.mechanism) and self.noise_at.split:
             raise UnsupportedError(
                 f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
@@ -104,7 +96,7 @@ class Release:
             UnsupportedError: If noise cannot be drawn where it would have to be, or the
                 aggregation misses something.
         """
-        self._check_exact()
+        self._check_available()
         if runtimes.star is None:
             raise UnsupportedError(NO_STAR)
         if self._parties_draw:
@@ -121,13 +113,38 @@ class Release:
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
         self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
 
-    def _check_exact(self) -> None:
-        # Noise that is rounded to fixed point afterwards is not what was proved.
-        if self.mechanism.noisy and self.aggregation.exact_only:
-            raise UnsupportedError(
-                f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
-                "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
-            )
+    def _check_available(self) -> None:
+        refusal = self.aggregation.refusal(self.mechanism, self.noise_at)
+        if refusal is not None:
+            raise refusal
+
+    def begin(
+        self,
+        cohort: Iterable[str],
+        run: Run,
+        *,
+        round: int,
+        kind: str = "update",
+    ) -> Gathering:
+        """At the aggregator: prepares one release, before its parties are asked to contribute.
+
+        The trainer then sends `gathering.asked(payload)` to the parties, of whom
+        `gathering.at_least` have to reply, and hands the gathering to `arrive`.
+
+        Args:
+            cohort: Who takes part, in order.
+            run: The run, whose parties the aggregation may ask beforehand.
+            round: Training round, from 0.
+            kind: What the messages are called in the transcript.
+
+        Raises:
+            PartyLostError: If fewer parties than the aggregation needs are there.
+        """
+        named = tuple(cohort)
+        # A round that nobody was drawn for has no exchange.
+        if not named:
+            return Gathering(cohort=(), round=round, kind=kind)
+        return self.aggregation.begin(named, run, round=round, kind=kind)
 
     def leave(
         self,
@@ -137,8 +154,8 @@ class Release:
         kind: str = "update",
         factor: float = 1.0,
         weight: float | None = None,
-    ) -> Payload:
-        """At the party: the message that leaves, of bounded contributions and the party's noise.
+    ) -> Reply:
+        """At the party: the reply that leaves, of bounded contributions and the party's noise.
 
         Args:
             contributions: The party's contributions, all of one shape.
@@ -156,7 +173,7 @@ class Release:
                 contribution past what the noise covers.
             ValueError: If there is no contribution.
         """
-        self._check_exact()
+        self._check_available()
         if self.mechanism.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
             raise UnsoundReleaseError(
                 f"factor={factor:g} would carry a contribution past the bound that "
@@ -191,11 +208,11 @@ class Release:
             total = self._with_own_noise(total, party, kind)
         if weight is not None:
             total = with_weight(total, weight)
-        message = self.aggregation.seal(total, party, kind=kind)
-        # Computed from private values without noise, hence under an unprotected name.
-        if non_finite:
-            message[NON_FINITE] = torch.tensor(float(non_finite))
-        return message
+        # Noise in floats is a multiple of nothing.
+        reply = self.aggregation.seal(total, party, kind=kind, grid=None)
+        # Computed from private values without noise, hence a diagnostic.
+        seen = Seen(numbers={NON_FINITE: float(non_finite)}) if non_finite else Seen()
+        return replace(reply, seen=seen)
 
     def _with_own_noise(self, total: Tensor, party: Party, kind: str) -> Tensor:
         # A stream of its own for every kind, round and party: noise that is drawn twice cancels.
@@ -238,64 +255,68 @@ class Release:
 
     def admit(
         self,
-        messages: Mapping[str, Payload],
+        replies: Mapping[str, Reply],
         run: Run,
         *,
         round: int,
         kind: str = "update",
         expected: Expected = ONE_CONTRIBUTION,
-    ) -> dict[str, Payload]:
-        """At the aggregator: the messages that `arrive` adds up, none of which is believed.
+    ) -> dict[str, Reply]:
+        """At the aggregator: the replies that `arrive` adds up, none of which is believed.
 
         What can be read is bounded again, or refused where its party drew noise of its own. An
         honest message keeps its bits.
 
         Args:
-            messages: Party to message.
+            replies: Party to reply.
             run: The run, whose history counts what was bounded again.
-            round: Communication round, from 0.
+            round: Training round, from 0.
             kind: What the messages are called in the transcript.
             expected: What messages are held to.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party.
         """
-        received = {party: without_diagnostics(message) for party, message in messages.items()}
         if not self.readable:
-            return received
+            return dict(replies)
         own_noise = self.noise_at.fraction if self._parties_draw else None
         arrival = Arrival(mechanism=self.mechanism, own_noise=own_noise, expected=expected)
-        return arrival.admit(received, run, round=round, kind=kind)
+        received = {party: reply.message for party, reply in replies.items()}
+        admitted = arrival.admit(received, run, round=round, kind=kind)
+        return {party: replace(replies[party], message=kept) for party, kept in admitted.items()}
 
     def arrive(
         self,
-        messages: Mapping[str, Payload] | BoundedSum,
+        replies: Mapping[str, Reply] | BoundedSum,
         run: Run,
         *,
         round: int,
         kind: str = "update",
         releases: int = 1,
         expected: Expected = ONE_CONTRIBUTION,
-    ) -> Tensor:
+        gathering: Gathering | None = None,
+    ) -> Released:
         """At the aggregator: the released value, of messages that are aggregated and noised.
 
         Args:
-            messages: Party to message, in the order of the parties; or a sum whose contributions
+            replies: Party to reply, in the order of the parties; or a sum whose contributions
                 were bounded while it was formed, if the aggregator owns the data.
             run: The run, whose ledger was paid before.
-            round: Communication round, from 0.
+            round: Training round, from 0.
             kind: What the messages are called in the transcript.
             releases: Number of paid releases that this uses, such as one a query; 0 for a further
                 part of the last one, such as a later batch of an epoch, which shares no row with
                 the earlier ones.
             expected: What messages are held to: by default one bounded contribution a party.
+            gathering: What `begin` returned; None for messages that needed no preparation.
 
         Returns:
-            The released value; with weights, the last value is their sum.
+            The released value, and with weights their sum.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party, or
                 messages add up to what is not finite.
+            PartyLostError: If the aggregation asks the parties once more, and too few reply.
             BudgetExceededError: If the release was not paid for.
             UnsoundReleaseError: If a sum was bounded less than the noise covers, or nobody would
                 draw the noise.
@@ -303,28 +324,35 @@ class Release:
         """
         # First of all: a release that was not paid for must not even be computed.
         run.ledger.use(releases)
-        if isinstance(messages, BoundedSum):
-            self._check_sum(messages)
-            aggregate: Tensor = messages.value
+        if isinstance(replies, BoundedSum):
+            self._check_sum(replies)
+            summed, weight = replies.value, None
         else:
-            admitted = self.admit(messages, run, round=round, kind=kind, expected=expected)
-            value = self.aggregation(list(admitted.values()), run, kind=kind).value
-            if not isinstance(value, Tensor):
-                if self._aggregator_draws:
-                    raise UnsupportedError(
-                        f"{self.mechanism} would have to draw its noise on shares, which "
-                        f"{self.aggregation} does not do yet. Use PlainSum(), or Exact()."
-                    )
-                # On shares the finish comes before the opening: only its result is ever read.
-                return value.open(self.finish)
-            if not bool(torch.isfinite(value).all()):
+            begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
+            begun = replace(begun, weighted=expected.largest_weight is not None)
+            if len(replies) < len(begun.cohort):
+                run.notes.append(self._lost(begun, replies))
+            admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
+            total = self.aggregation.gather(begun, admitted, run)
+            if not isinstance(total.value, Tensor):
+                # On shares noise and finish come before the opening: only their result is read.
+                mechanism = self.mechanism if self._aggregator_draws else Exact()
+                return Released(*begun.parted(total.value.open(self.finish, mechanism)))
+            summed, weight = total.value, total.weight
+            if not (bool(torch.isfinite(summed).all()) and math.isfinite(weight or 0.0)):
                 raise ProtocolError(
                     f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
-                    f"{len(messages)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
+                    f"{len(replies)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
                 )
-            aggregate = value
         # Third and fourth step: the finish sees the noised aggregate only.
-        return self.finish(self._noised(aggregate, run, round, kind))
+        return Released(self.finish(self._noised(summed, run, round, kind)), weight)
+
+    def _lost(self, gathering: Gathering, replies: Mapping[str, Reply]) -> str:
+        """The note on who of a cohort did not reply."""
+        lost = [party for party in gathering.cohort if party not in replies]
+        # Under noise who was drawn may be a secret that a guarantee counts on.
+        named = f"{len(lost)} of its parties" if self.mechanism.noisy else ", ".join(lost)
+        return f"round {gathering.round} went on without {named}: lost on the way"
 
     @property
     def _aggregator_draws(self) -> bool:

@@ -1,6 +1,6 @@
 """The plain sum: the aggregator reads every message."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import Exposure, Observer
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Party, Reply, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
-from privtrain.release.aggregation import Aggregate
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.finish import Finish
 from privtrain.release.placement import Placement
@@ -22,28 +23,36 @@ class PlainSum:
     """Adds messages as they are, in float64 and in the order of the parties."""
 
     @property
-    def bounded(self) -> bool:
-        return True
+    def others(self) -> tuple[str, ...]:
+        return ()
 
     @property
-    def exact_only(self) -> bool:
-        return False
+    def caveats(self) -> tuple[str, ...]:
+        return ()
+
+    def refusal(self, mechanism: Mechanism, noise_at: Placement) -> None:
+        return
 
     def check(
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
     ) -> None:
         return
 
-    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
-        return {kind: contribution}
+    def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+        return Gathering(cohort=cohort, round=round, kind=kind)
 
-    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
+    def seal(self, contribution: Tensor, party: Party, *, kind: str, grid: float | None) -> Reply:
+        return Reply({kind: contribution})
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
         """The sum of the messages, accumulated in float64.
 
         Raises:
             ProtocolError: If there is no message, one lacks its tensor, or one has another shape
                 than the first.
         """
+        kind = gathering.kind
+        messages = [reply.message for reply in replies.values()]
         if not messages or any(kind not in message for message in messages):
             raise ProtocolError(
                 f"Expected messages that each hold {kind!r}; got "
@@ -59,7 +68,7 @@ class PlainSum:
                     f"the first one {tuple(total.shape)}."
                 )
             total += message[kind]
-        return Aggregate(total)
+        return Total(*gathering.parted(total))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(

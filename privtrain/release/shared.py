@@ -5,7 +5,7 @@ the shares it received, and only what is released is opened: the sum, its larges
 it reaches a threshold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,23 +14,21 @@ from torch import Tensor
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import NO_MESH, MeshParty, Party, Payload, Runtimes
+from privtrain.core.runtime import NO_MESH, MeshParty, Party, Payload, Reply, Runtimes
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
+from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine, Session
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
-from privtrain.release.aggregation import Aggregate
+from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.finish import Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import Placement
 
 SUM_BITS = 32
 """Bits after the binary point: more than products allow, since sums need no bits for products."""
-
-_MESH_ROUNDS = 1_000_000
-"""Rounds among computing parties are numbered from here on, above every round of a star."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,6 @@ class SharedSum:
             raise ValueError(f"Expected computing_parties={self.computing_parties!r} to be 2 or 3.")
 
     @property
-    def bounded(self) -> bool:
-        return True
-
-    @property
     def computing_names(self) -> tuple[str, ...]:
         """Names of the computing parties, by rank."""
         return party_names("computing", self.computing_parties)
@@ -67,9 +61,18 @@ class SharedSum:
         return self.engine.caveats
 
     @property
-    def exact_only(self) -> bool:
-        """Whether a release with noise is refused, as noise cannot be drawn on shares yet."""
-        return True
+    def others(self) -> tuple[str, ...]:
+        # Who computes on shares is a process of the mesh, which no star addresses.
+        return ()
+
+    def refusal(self, mechanism: Mechanism, noise_at: Placement) -> UnsupportedError | None:
+        if not mechanism.noisy:
+            return None
+        # Noise that is rounded to fixed point afterwards is not what was proved.
+        return UnsupportedError(
+            f"{mechanism} cannot be combined with {self}: sums on shares are "
+            "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
+        )
 
     def check(
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
@@ -86,8 +89,11 @@ class SharedSum:
             )
         _check_overflow(parties)
 
-    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
-        """At the party: one share for each computing party, of fixed-point numbers.
+    def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+        return Gathering(cohort=cohort, round=round, kind=kind)
+
+    def seal(self, contribution: Tensor, party: Party, *, kind: str, grid: float | None) -> Reply:
+        """At the party: mail to each computing party, one share of fixed-point numbers.
 
         Raises:
             DataError: If a contribution is not finite or too large for fixed point.
@@ -98,23 +104,22 @@ class SharedSum:
             raise DataError(str(error)) from error
         # Keys of the operating system, never of the seed: who knows the seed would read shares.
         shares = share(integers, self.computing_parties, Keystream())
-        names = [share_kind(kind, name) for name in self.computing_names]
-        return dict(zip(names, shares, strict=True))
+        named = zip(self.computing_names, shares, strict=True)
+        return Reply({}, {name: {_share_of(kind): one} for name, one in named})
 
-    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
-        """The sum, still on shares.
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        """The sum, still on shares; weights stay on them, too.
 
         Raises:
             ProtocolError: If a message is missing or has another shape than the first.
         """
-        if not messages:
+        kind = gathering.kind
+        if not replies:
             raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
-        _check_overflow(len(messages))
-        # The star relays shares; nobody but their receiver may be said to have read them.
-        _readdress(run, kind, self.computing_names)
+        _check_overflow(len(replies))
         held: dict[str, Payload] = {}
         for name in self.computing_names:
-            shares = [_share_of(message, kind, name) for message in messages]
+            shares = [_mailed(reply, kind, name) for reply in replies.values()]
             for other in shares:
                 if other.shape != shares[0].shape:
                     raise ProtocolError(
@@ -123,7 +128,7 @@ class SharedSum:
                     )
             # Numbered, since a payload has names; six digits keep the order when they are sorted.
             held[name] = {f"{number:06d}": one_share for number, one_share in enumerate(shares)}
-        return Aggregate(SharedTotal(self.engine, held, run))
+        return Total(SharedTotal(self.engine, held, run))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         # Noise drawn on shares is known to nobody. The shares of all computing parties add up to
@@ -187,25 +192,18 @@ def _check_overflow(parties: int) -> None:
         )
 
 
-def share_kind(kind: str, receiver: str) -> str:
-    """The kind of a message's share for one computing party."""
-    return f"{kind} share for {receiver}"
+def _share_of(kind: str) -> str:
+    return f"{kind} share"
 
 
-def _share_of(message: Payload, kind: str, receiver: str) -> Tensor:
-    name = share_kind(kind, receiver)
-    if name not in message:
-        raise ProtocolError(f"A message lacks its {name!r}; it holds {sorted(message)}.")
-    return message[name]
-
-
-def _readdress(run: Run, kind: str, receivers: Sequence[str]) -> None:
-    """Corrects the receiver of shares in the transcript, from the relay to the computing party."""
-    to = {share_kind(kind, receiver): receiver for receiver in receivers}
-    entries = run.transcript.entries
-    for place, entry in enumerate(entries):
-        if entry.receiver == AGGREGATOR_NAME and entry.kind in to:
-            entries[place] = replace(entry, receiver=to[entry.kind])
+def _mailed(reply: Reply, kind: str, receiver: str) -> Tensor:
+    """The share that a party mailed to a computing party."""
+    mail = reply.mail.get(receiver, {})
+    if _share_of(kind) not in mail:
+        raise ProtocolError(
+            f"A message lacks its {_share_of(kind)!r} for {receiver}; it holds {sorted(mail)}."
+        )
+    return mail[_share_of(kind)]
 
 
 @dataclass(frozen=True)
@@ -222,18 +220,22 @@ class SharedTotal:
     held: dict[str, Payload] = field(repr=False)
     run: Run = field(repr=False)
 
-    def open(self, finish: Finish) -> Tensor:
+    def open(self, finish: Finish, mechanism: Mechanism) -> Tensor:
         """Applies the finish on shares and opens only its result.
 
         Raises:
-            UnsupportedError: If the finish cannot be computed on shares, or there is no mesh.
+            UnsupportedError: If the finish or noise cannot be computed on shares, or there is no
+                mesh.
             PartyLostError: If a computing party dies or freezes.
             ProtocolError: If the computing parties opened different values.
         """
         known = _on_shares(finish)
+        if mechanism.noisy:
+            raise UnsupportedError(
+                f"{mechanism} cannot be drawn on the shares of {self.engine.name}."
+            )
         self.engine.check(len(self.held))
-        start = _MESH_ROUNDS + self.run.transcript.rounds
-        replies = self.run.spmd(SumAndOpen(self.engine, known, start), self.held)
+        replies = self.run.spmd(SumAndOpen(self.engine, known), self.held)
         opened = [reply["opened"] for reply in replies.values()]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):
@@ -248,12 +250,10 @@ class SumAndOpen:
     Args:
         engine: Computes on shares and opens them.
         finish: The function of the sum that is released.
-        start: Number of its first round in the transcript.
     """
 
     engine: Engine
     finish: Identity | Argmax | Threshold
-    start: int
 
     def __call__(self, party: MeshParty) -> Payload:
         """The opened result, the same at every computing party."""
@@ -261,9 +261,6 @@ class SumAndOpen:
         total = reveal([party.inputs[key] for key in sorted(party.inputs)])
         with self.engine.open(party) as session:
             opened = self._opened(session, total, party)
-        party.entries[:] = [
-            replace(entry, round=entry.round + self.start) for entry in party.entries
-        ]
         return {"opened": opened}
 
     def _opened(self, session: Session, total: Tensor, party: MeshParty) -> Tensor:

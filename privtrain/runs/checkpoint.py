@@ -137,7 +137,7 @@ class FileCheckpoint:
             self._loaded = (self.saved["done"], self.saved["state"])
             self.seconds_before = self.saved["seconds"]
             self.spent_before = self.saved["spent"]
-            self.transcript.entries.extend(Entry(*entry) for entry in self.saved["entries"])
+            self.transcript.extend(Entry(*entry) for entry in self.saved["entries"])
             self.transcript.setups.extend(Setup(*setup) for setup in self.saved["setups"])
             self.history.unprotected.update(self.saved["unprotected"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -154,6 +154,7 @@ class FileCheckpoint:
         self._loaded, self.seconds_before, self.spent_before = None, 0.0, 0
         self.transcript.entries.clear()
         self.transcript.setups.clear()
+        self.transcript.exchanges = 0
         self.history.unprotected.clear()
 
     @property

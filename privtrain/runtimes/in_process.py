@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.failures import OWN_ERRORS, shown
-from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import Party, Payload, Setting, Step
+from privtrain.core.runtime import Party, Payload, Reply, Setting, Step
+from privtrain.runtimes.exchanges import Exchanges, tolerated
 
 
 @dataclass
@@ -22,62 +22,70 @@ class InProcessStar:
     """
 
     setting: Setting
+    _exchanges: Exchanges = field(init=False, repr=False)
     _states: dict[str, Payload] = field(default_factory=dict, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
-        # Before anything is sent: a round in which half of the parties took part cannot be undone.
-        check_known(payloads, self.setting.data.train)
-        return {
-            party: self._exchange(step, party, payload, round)
-            for party, payload in payloads.items()
-        }
+    def __post_init__(self) -> None:
+        self._exchanges = Exchanges(self.setting)
 
-    def _exchange(self, step: Step, party: str, payload: Payload, round: int) -> Payload:
-        record = self.setting.transcript.send
-        for kind, tensor in payload.items():
-            record(AGGREGATOR_NAME, party, kind, tensor, round=round)
-        party_run = self._party_run(party, round)
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        number = self._exchanges.begin(payloads, at_least)
+        replies: dict[str, Reply] = {}
+        lost: dict[str, PartyLostError] = {}
+        for party, payload in payloads.items():
+            mail = self._exchanges.ask(party, payload, number)
+            try:
+                replies[party] = self._taken(step, payload, self._party(party, round, mail))
+            except PartyLostError as error:
+                if not tolerated(error, at_least):
+                    raise
+                lost[party] = error
+                continue
+            self._exchanges.answer(party, replies[party], number)
+        self._exchanges.end(replies, lost, len(payloads), at_least, round)
+        return replies
+
+    def _taken(self, step: Step, payload: Payload, party: Party) -> Reply:
         # A copy each way: a step that writes into what it was sent, or later into what it replied,
         # would reach the coordinator's model, which it cannot where parties are processes.
-        reply = _copy(take_step(step, _copy(payload), party_run))
+        reply = take_step(step, _copy(payload), party)
         # Read afterwards: a step may put a new dictionary in the place of the one it was given.
-        self._states[party] = party_run.state
-        for kind, tensor in reply.items():
-            record(party, AGGREGATOR_NAME, kind, tensor, round=round)
-        return reply
+        self._states[party.name] = party.state
+        mail = {receiver: _copy(sent) for receiver, sent in reply.mail.items()}
+        return replace(reply, message=_copy(reply.message), mail=mail)
 
-    def _party_run(self, party: str, round: int) -> Party:
+    def _party(self, name: str, round: int, mail: Mapping[str, Payload]) -> Party:
         return Party(
-            name=party,
+            name=name,
             round=round,
             train=self.setting.data.train,
-            state=self._states.get(party, {}),
+            state=dict(self._states.get(name, {})),
             seeds=self.setting.seeds,
             entropy=self.setting.entropy,
             device=self.setting.device,
             cache=self._cache,
+            mail=mail,
         )
 
     def states(self) -> dict[str, Payload]:
         return {party: _copy(state) for party, state in self._states.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        check_known(states, self.setting.data.train)
+        self._exchanges.check(states)
         self._states = {party: _copy(state) for party, state in states.items()}
 
 
 def _copy(payload: Payload) -> Payload:
     """The same values in memory of their own."""
     return {kind: tensor.detach().clone() for kind, tensor in payload.items()}
-
-
-def check_known(named: Mapping[str, object], train: Mapping[str, object]) -> None:
-    """Raises `ValueError` if a name belongs to no party."""
-    for party in named:
-        if party not in train:
-            known = ", ".join(list(train)[:5])
-            raise ValueError(f"Expected party={party!r} to be a party of the data: {known}, ...")
 
 
 @contextmanager
@@ -96,23 +104,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def take_step(step: Step, payload: Payload, party_run: Party) -> Payload:
+def take_step(step: Step, payload: Payload, party: Party) -> Reply:
     """Lets one party take a step with one thread, and names the party if it fails.
 
     Raises:
         PartyLostError: If the step raises anything but an error of privtrain's own.
     """
+    party.sent = payload
     try:
         with one_thread():
-            return step(payload, party_run)
+            return step(payload, party)
     except PrivtrainError as error:
         # A note leaves type and message as they are: callers catch by type, tests read the text.
-        error.add_note(f"Raised at {party_run.name} in round {party_run.round}.")
+        error.add_note(f"Raised at {party.name} in round {party.round}.")
         raise
     # Any error of user code (a model, a loss) at one party must end the run with its name.
     except OWN_ERRORS as error:
-        message = f"{party_run.name} failed in round {party_run.round}: {shown(error)}"
-        raise PartyLostError(message, party_run.name) from error
+        message = f"{party.name} failed in round {party.round}: {shown(error)}"
+        raise PartyLostError(message, party.name, failed=True) from error
 
 
 @dataclass(frozen=True)

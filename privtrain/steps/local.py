@@ -2,9 +2,9 @@
 
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Party, Seen
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan
 
@@ -12,8 +12,8 @@ from privtrain.core.trainer import PrivacyPlan
 class LocalSteps(Protocol):
     """How a party improves the model it was sent."""
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
-        """Improves the model in place; returns unprotected diagnostics."""
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
+        """Improves the model in place; returns what was seen of the rows, unprotected."""
         ...
 
     def settled(self, data: FederatedData) -> "LocalSteps":

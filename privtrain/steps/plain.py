@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parameters import STEPPED, check_types, trainable
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Party, Seen
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
@@ -68,7 +68,7 @@ class PlainSteps:
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
         """Improves the model in place.
 
         Args:
@@ -98,7 +98,7 @@ class PlainSteps:
         with global_generator(party.seeds["dropout", party.round, party.name]):
             for batch in row_batches(rows, self.batch_size, self.epochs, order, alone=alone):
                 losses.append(descend(model, optimizer, task.loss, *batch))
-        return {"training_loss": torch.stack(losses).mean().cpu()}
+        return Seen(numbers={"training_loss": float(torch.stack(losses).mean())})
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import to_vector, trainable, unwritten
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Party, Seen
 from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
@@ -151,28 +151,6 @@ def _kinds(rows: Rows) -> tuple[object, ...]:
     return inputs.shape[1:], inputs.dtype, targets.shape[1:], targets.dtype
 
 
-NOTE = "note/"
-"""How the names of encoded notes begin, among the diagnostics of a party's steps."""
-
-ASSUMPTION = "assumption/"
-"""How those of encoded assumptions begin."""
-
-DRAWN = "rows drawn"
-"""The marks of the rows that a party drew in a round, among its diagnostics; for attacks alone."""
-
-
-def encoded(notes: tuple[str, ...], prefix: str = NOTE) -> dict[str, Tensor]:
-    """Notes as tensors of bytes: messages hold tensors alone."""
-    texts = [torch.tensor(list(note.encode()), dtype=torch.uint8) for note in notes]
-    return {f"{prefix}{place}": text for place, text in enumerate(texts)}
-
-
-def read_note(text: Tensor) -> str:
-    """A note from its bytes, as one line of characters that can be printed."""
-    said = bytes(text.tolist()).decode(errors="replace")
-    return "".join(character for character in said if character.isprintable())
-
-
 @dataclass(frozen=True)
 class DPSteps:
     """DP-SGD inside a silo: every party noises its own gradients before its update leaves.
@@ -242,7 +220,7 @@ class DPSteps:
         # A party knows its own rows only: a divisor that it computed from them would be private.
         return replace(self, expected_batch=self._batches(data).sampling.expected(0))
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
         """Improves the model in place.
 
         Args:
@@ -252,8 +230,8 @@ class DPSteps:
 
         Returns:
             Of the round's steps the mean training loss and fraction clipped, the non-finite count
-            and which rows were drawn, all unprotected; and encoded notes of how gradients were
-            computed, and what their sums assume.
+            and which rows were drawn, all unprotected; and how gradients were computed, and what
+            their sums assume.
         """
         rows = party.rows.to(party.device)
         parameters = trainable(model)
@@ -285,9 +263,13 @@ class DPSteps:
                 # "Descent".
                 optimizer.step()
                 seen.append(diagnostics(clipped, bound))
-        unprotected = {name: torch.tensor(value) for name, value in averaged(seen).items()}
-        said = encoded(engine.notes) | encoded(engine.assumptions, ASSUMPTION)
-        return unprotected | {DRAWN: torch.from_numpy(used)} | said
+        return Seen(
+            # As float32, which a curve needs no more than.
+            numbers={name: float(np.float32(value)) for name, value in averaged(seen).items()},
+            notes=engine.notes,
+            assumptions=engine.assumptions,
+            used=torch.from_numpy(used),
+        )
 
     def _engine(self, model: nn.Module, loss: Loss, party: Party) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""

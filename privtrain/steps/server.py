@@ -1,6 +1,6 @@
 """The server's side of federated rounds: the global model, and how a round's average moves it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,13 +8,11 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.result import Members
-from privtrain.core.runtime import Payload
+from privtrain.core.runtime import Reply
 from privtrain.core.trainer import Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector, checked_optimizer
 from privtrain.steps.pooling import NOT_KEPT
-from privtrain.steps.private import ASSUMPTION, DRAWN, NOTE, read_note
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -111,28 +109,30 @@ class Server:
         return done
 
 
-def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> None:
-    """Records the clients' diagnostics, averaged, and their notes.
+def record_diagnostics(replies: Mapping[str, Reply], round: int, run: Run) -> None:
+    """Records what clients saw, averaged, and their notes.
 
     Args:
-        replies: Client to message.
-        round: Communication round, from 0.
+        replies: Client to reply.
+        round: Training round, from 0.
         run: The run whose history, notes and assumptions grow.
     """
-    diagnostics: dict[str, list[Tensor]] = {}
+    numbers: dict[str, list[float]] = {}
     for reply in replies.values():
-        for name in reply:
-            if name.startswith(UNPROTECTED):
-                diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
-    for name in sorted(diagnostics.keys() - {DRAWN}):
-        if name.startswith((NOTE, ASSUMPTION)):
-            texts = run.notes if name.startswith(NOTE) else run.assumptions
-            # Parties with one model say the same; once will do.
-            said = dict.fromkeys(read_note(text) for text in diagnostics[name])
-            # A party may say what an engine says, and nothing else of what a promise rests on.
-            expected = "" if name.startswith(NOTE) else ALONE
-            new = (text for text in said if text.startswith(expected) and text not in texts)
-            texts.extend(new)
-        else:
-            seen = [float(value) for value in diagnostics[name]]
-            run.history.record(round + 1, **{name: sum(seen) / len(seen)})
+        for name, number in reply.seen.numbers.items():
+            numbers.setdefault(name, []).append(float(number))
+    for name in sorted(numbers):
+        run.history.record(round + 1, **{name: sum(numbers[name]) / len(numbers[name])})
+    # Parties with one model say the same; once will do.
+    _take_up(run.notes, (text for reply in replies.values() for text in reply.seen.notes))
+    assumed = (text for reply in replies.values() for text in reply.seen.assumptions)
+    # A party may say what an engine says, and nothing else of what a promise rests on.
+    _take_up(run.assumptions, (text for text in assumed if text.startswith(ALONE)))
+
+
+def _take_up(texts: list[str], said: Iterable[str]) -> None:
+    """Adds texts that are new, as one line each of characters that can be printed."""
+    for text in said:
+        line = "".join(character for character in text if character.isprintable())
+        if line not in texts:
+            texts.append(line)

@@ -22,13 +22,13 @@ from privtrain.core.parameters import (
 )
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
+from privtrain.release.aggregation import Gathering
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
@@ -38,7 +38,7 @@ from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.optimizers import check_not_diverged, check_optimizer
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import DRAWN, DPSteps
+from privtrain.steps.private import DPSteps
 from privtrain.steps.server import (
     Server,
     ServerOptimizer,
@@ -94,7 +94,7 @@ class ClientStep:
     weights: Weights
     sends_change: bool
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         exact = not self.release.bounding
         model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
@@ -112,8 +112,9 @@ class ClientStep:
             sealed = weight * scale_of(self.weights)
         # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call, and
         # then w_k: a bounded update times a weight of at most 1 stays within the bound.
-        message = self.release.leave([contribution], party, factor=weight, weight=sealed)
-        return message | {UNPROTECTED + name: value for name, value in seen.items()}
+        reply = self.release.leave([contribution], party, factor=weight, weight=sealed)
+        numbers = {**reply.seen.numbers, **seen.numbers}
+        return replace(reply, seen=replace(seen, numbers=numbers))
 
     def _model(self, party: Party, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
         """The worker's model, to be overwritten, and its exchanged tensors.
@@ -239,7 +240,10 @@ class FedAvg:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What clients are trusted with, where no guarantee says so."""
-        trusted = self.release.trusted("client", "the model")
+        trusted = (
+            *self.release.trusted("client", "the model"),
+            *self.release.aggregation.caveats,
+        )
         if not self._sends_weights or (self.weights.bounded and self.release.readable):
             return trusted
         why = "nobody can read it" if self.weights.bounded else "weights have no bound"
@@ -328,9 +332,11 @@ class FedAvg:
             # "S_t <- (random set of m clients)"
             chosen = self._cohort(data.parties, round, run)
             # "for each client k in S_t in parallel": w^k_{t+1} <- ClientUpdate(k, w_t)
-            replies = run.map(step, {name: {"model": current} for name in chosen}, round=round)
+            gathering = self.release.begin(chosen, run, round=round)
+            payloads = gathering.asked({"model": current})
+            replies = run.map(step, payloads, round=round, at_least=gathering.at_least)
             # "w_{t+1} <- sum over k of n_k / n * w^k_{t+1}"
-            average = self._average(replies, current, divisor, round, run)
+            average = self._average(replies, gathering, current, divisor, run)
             # An optimizer may draw, too; from no other generator than one thread's at a time.
             with global_generator(run.seeds["server step", round, AGGREGATOR_NAME]):
                 server.step(average, change=self._sends_change)
@@ -385,27 +391,28 @@ class FedAvg:
 
     def _average(
         self,
-        replies: dict[str, Payload],
+        replies: dict[str, Reply],
+        gathering: Gathering,
         current: Tensor,
         divisor: float | None,
-        round: int,
         run: Run,
     ) -> Tensor | None:
         """The average of the updates, in float64; None without a bound where nobody took part.
 
         Args:
-            replies: Client to message.
+            replies: Client to reply.
+            gathering: Who was asked, in which round.
             current: The model that was sent, shape `(values,)`.
             divisor: What the sum is divided by; None for the weights that came.
-            round: Communication round, from 0.
             run: The run.
         """
+        round = gathering.round
         if not replies and not self.release.mechanism.noisy:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return torch.zeros_like(current, dtype=torch.float64) if divisor else None
         # A round nobody was drawn for is noised like any other: its emptiness is not public.
-        arrived = replies or {AGGREGATOR_NAME: {"update": torch.zeros_like(current)}}
+        arrived = replies or {AGGREGATOR_NAME: Reply({"update": torch.zeros_like(current)})}
         scale = scale_of(self.weights)
         largest = scale if self.weights.bounded else math.inf
         expected = Expected(
@@ -413,25 +420,27 @@ class FedAvg:
             largest_weight=largest if self._sends_weights else None,
             weight_of_one=scale,
         )
-        total = self.release.arrive(arrived, run, round=round, expected=expected).double()
+        released = self.release.arrive(
+            arrived, run, round=round, expected=expected, gathering=gathering
+        )
+        total = released.value.double()
         if divisor:
             return total / divisor
-        if not self._sends_weights:
+        if released.weight is None:
             return total / len(replies)
-        weights = float(total[-1]) / scale
+        weights = released.weight / scale
         # Single weights may have been unreadable; their sum is not.
         if not 0 < weights <= (len(replies) * (1 + 1e-6) if self.weights.bounded else math.inf):
             raise ProtocolError(
                 f"Round {round}: the weights of {len(replies)} clients add up to {weights:g}, "
                 "which honest ones cannot."
             )
-        return total[:-1] / weights
+        return total / weights
 
-    def _mark(self, replies: dict[str, Payload], members: Members) -> None:
+    def _mark(self, replies: dict[str, Reply], members: Members) -> None:
         """Notes whose rows were used, for attacks: those of who was drawn, and drew them."""
         for name, reply in replies.items():
-            drawn = reply.get(UNPROTECTED + DRAWN)
-            members.add(name, drawn)
+            members.add(name, reply.seen.used)
             # Steps that draw noise draw rows, too, as a rule.
-            if drawn is None and self.local.with_scale(1.0) is not None:
+            if reply.seen.used is None and self.local.with_scale(1.0) is not None:
                 members.doubt = f"which rows {self.local} drew is known to the parties alone"

@@ -5,6 +5,7 @@ released, and a student learns from queries and winners alone.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,16 +20,16 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Seen
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
 from privtrain.gradients.gradients import check_losses
 from privtrain.mechanisms.votes import GNMax
+from privtrain.release.aggregation import Gathering
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
@@ -89,10 +90,10 @@ class GivePublic:
 
     rate: float
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         """The inputs of the rows that become public."""
         public = public_part(party.name, party.rows, self.rate, party.seeds)
-        return {"public inputs": party.rows.inputs[public]}
+        return Reply({"public inputs": party.rows.inputs[public]})
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Vote:
     rate: float
     seed: int
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         """The counts of the votes, one vote a teacher and query, `(queries, classes)`."""
         public = public_part(party.name, party.rows, self.rate, party.seeds)
         teachers_rows = party.rows.take((~public).nonzero().squeeze(1))
@@ -133,14 +134,13 @@ class Vote:
             fewest = 2 if normalises_batches(model.train()) else 1
             if len(rows) >= fewest:
                 own = replace(party, name=name, train={name: rows}, cache={})
-                losses.append(self.steps(model, self.task, own)["training_loss"])
+                losses.append(self.steps(model, self.task, own).numbers["training_loss"])
             with global_generator(party.seeds["votes", 0, name]):
                 votes.append(ModelPredictor(model)(queries).cpu())
         # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
-        message = self.release.leave(votes, party, kind="votes")
-        if losses:
-            message[UNPROTECTED + "training_loss"] = torch.stack(losses).mean()
-        return message
+        reply = self.release.leave(votes, party, kind="votes")
+        mean = {"training_loss": float(torch.tensor(losses).mean())} if losses else {}
+        return replace(reply, seen=Seen(numbers={**reply.seen.numbers, **mean}))
 
 
 def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
@@ -242,7 +242,7 @@ class PATE:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What parties are trusted with, where no guarantee says so."""
-        return self.release.trusted("party", "every answer")
+        return (*self.release.trusted("party", "every answer"), *self.release.aggregation.caveats)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
@@ -394,7 +394,7 @@ class PATE:
             public = data.public.inputs
         else:
             replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
-            public = torch.cat([reply["public inputs"] for reply in replies.values()])
+            public = torch.cat([reply.message["public inputs"] for reply in replies.values()])
         if len(public) < self.queries:
             run.notes.append(f"only {len(public)} public rows for {self.queries} queries")
         return public
@@ -404,20 +404,30 @@ class PATE:
         if len(asked) == 0:
             return torch.zeros(0, dtype=torch.long)
         vote = Vote(task, self.steps, self.release, self.hosted(data.parties), rate, run.seeds.seed)
-        replies = run.map(vote, {party: {"queries": asked} for party in data.parties}, round=1)
+        gathering = self.release.begin(data.parties, run, round=1, kind="votes")
+        payloads = gathering.asked({"queries": asked})
+        replies = run.map(vote, payloads, round=1, at_least=gathering.at_least)
         # One vote a teacher and query: a party that sends more is not believed.
         expected = Expected(contributions=vote.hosted, shape=(len(asked), None))
         votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
-        self._charge_what_was_answered(list(votes.values()), run)
+        self._charge_what_was_answered(votes, gathering, run)
         # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
         # "Aggregation" of 2017, the noise is Lap(1 / gamma).
         labels = self.release.arrive(
-            votes, run, round=1, kind="votes", releases=len(asked), expected=expected
-        )
+            votes,
+            run,
+            round=1,
+            kind="votes",
+            releases=len(asked),
+            expected=expected,
+            gathering=gathering,
+        ).value
         run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
         return labels
 
-    def _charge_what_was_answered(self, messages: list[Payload], run: Run) -> None:
+    def _charge_what_was_answered(
+        self, votes: Mapping[str, Reply], gathering: Gathering, run: Run
+    ) -> None:
         """Adds the data-dependent charge, where somebody can compute it from the counts."""
         # It rests on the exact counts, which nobody sees where parties noise their own.
         if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
@@ -425,7 +435,7 @@ class PATE:
         realised = getattr(self.release.mechanism, "realised", None)
         if realised is None:
             return
-        counts = self.release.aggregation(messages, run, kind="votes").value
+        counts = self.release.aggregation.gather(gathering, votes, run).value
         if isinstance(counts, Tensor):
             run.realised[PUBLIC.name] = realised(counts)
 
@@ -446,7 +456,7 @@ class PATE:
             )
             seen = self.student(model.train(), task, own)
             check_not_diverged(trainable(model), rows.inputs, said="These rows are public.")
-            run.history.record(1, student_loss=float(seen["training_loss"]))
+            run.history.record(1, student_loss=seen.numbers["training_loss"])
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)
         # A student saw public queries and released answers only, so that its buffers tell no more.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
+from types import MappingProxyType
 from typing import Any, cast
 
 import cloudpickle
@@ -24,8 +25,14 @@ from torch import Tensor
 from privtrain.core import errors
 from privtrain.core.cost import peak_memory
 from privtrain.core.errors import PartyLostError, PrivtrainError, UnsupportedError
-from privtrain.core.failures import OWN_ERRORS, RaisedElsewhereError, text_of, traceback_of
-from privtrain.core.runtime import Party, Payload, Step
+from privtrain.core.failures import (
+    OWN_ERRORS,
+    RaisedElsewhereError,
+    printable,
+    text_of,
+    traceback_of,
+)
+from privtrain.core.runtime import Party, Payload, Reply, Seen, Step
 from privtrain.core.seeding import Entropy, Seeds
 from privtrain.core.task import Rows
 from privtrain.runtimes.in_process import take_step
@@ -58,6 +65,10 @@ PEAK_MEMORY = "peak-memory"
 """Holds, in the replies of other processes, the largest resident memory of that process."""
 
 _ORDER, _TENSORS = "order", "tensors"
+_MAIL = "mail/"
+"""Begins the names of records that go from party to party, before the other one's name."""
+_SEEN, _USED = "seen", "used rows"
+"""Hold the diagnostics of a reply, which are no message (decision 005)."""
 _STEPS_AT_HAND = 8
 """How many steps a client keeps unpickled; a trainer has one or two."""
 _RAISED = 2
@@ -122,25 +133,71 @@ class Packer:
     # could get its id, and be taken for it.
     _sent: dict[int, tuple[Tensor, Array]] = field(default_factory=dict, repr=False)
 
-    def __call__(self, payload: Payload) -> RecordDict:
-        """The content of one message."""
+    def __call__(
+        self, payload: Payload, mail: Mapping[str, Payload] = MappingProxyType({})
+    ) -> RecordDict:
+        """The content of one message, with what goes from party to party in it."""
+        content = RecordDict({_TENSORS: self._record(payload)})
+        for name, sent in mail.items():
+            content[_MAIL + name] = self._record(sent)
+        if self.order is not None:
+            content[_ORDER] = self.order
+        return content
+
+    def _record(self, payload: Payload) -> ArrayRecord:
         record = ArrayRecord()
         for kind, tensor in payload.items():
             if id(tensor) not in self._sent:
                 self._sent[id(tensor)] = (tensor, to_array(tensor))
             record[kind] = self._sent[id(tensor)][1]
-        content = RecordDict({_TENSORS: record})
-        if self.order is not None:
-            content[_ORDER] = self.order
-        return content
+        return record
 
 
-def to_payload(content: RecordDict) -> Payload:
+def to_payload(content: RecordDict, name: str = _TENSORS) -> Payload:
     """The tensors of a message, on the CPU; none where it holds none."""
-    if _TENSORS not in content:
+    if name not in content:
         return {}
-    record = cast(ArrayRecord, content[_TENSORS])
+    record = cast(ArrayRecord, content[name])
     return {kind: to_tensor(array) for kind, array in record.items()}
+
+
+def mail_in(content: RecordDict) -> dict[str, Payload]:
+    """Who mailed, or is mailed, which tensors in a message."""
+    names = [name for name in content if name.startswith(_MAIL)]
+    return {name.removeprefix(_MAIL): to_payload(content, name) for name in names}
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """The content of a message that holds a reply."""
+    content = Packer()(reply.message, reply.mail)
+    seen = reply.seen
+    if seen.numbers or seen.notes or seen.assumptions or seen.used is not None:
+        content[_SEEN] = ConfigRecord(
+            {
+                "names": [printable(name) for name in seen.numbers],
+                "numbers": [float(number) for number in seen.numbers.values()],
+                "notes": [printable(text) for text in seen.notes],
+                "assumptions": [printable(text) for text in seen.assumptions],
+            }
+        )
+        if seen.used is not None:
+            content[_USED] = ArrayRecord({_USED: to_array(seen.used)})
+    return content
+
+
+def read_reply(content: RecordDict) -> Reply:
+    """The reply that `pack_reply` packed."""
+    seen = Seen()
+    if _SEEN in content:
+        told = cast(ConfigRecord, content[_SEEN])
+        names, numbers = cast(list[str], told["names"]), cast(list[float], told["numbers"])
+        seen = Seen(
+            numbers=dict(zip(names, numbers, strict=True)),
+            notes=tuple(cast(list[str], told["notes"])),
+            assumptions=tuple(cast(list[str], told["assumptions"])),
+            used=to_payload(content, _USED).get(_USED),
+        )
+    return Reply(to_payload(content), mail_in(content), seen)
 
 
 def to_order(step: Step) -> ConfigRecord:
@@ -159,6 +216,7 @@ class Site:
         entropy: Streams for noise, shares and masks.
         device: Where tensors are computed.
         elsewhere: Whether it is in another process than the coordinator.
+        others: Names of the parties that hold no rows.
         raised: Errors for a coordinator in the same process, by the number in their reply.
     """
 
@@ -167,6 +225,7 @@ class Site:
     entropy: Entropy
     device: str
     elsewhere: bool = False
+    others: tuple[str, ...] = ()
     raised: dict[str, BaseException] = field(default_factory=dict, repr=False)
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
     steps: dict[str, Step] = field(default_factory=dict, repr=False)
@@ -176,7 +235,7 @@ class Site:
         """Whose client this is: named by our Grid, numbered by Flower's simulation."""
         if "party" in context.node_config:
             return str(context.node_config["party"])
-        self.names = self.names or tuple(self.train)
+        self.names = self.names or (*self.train, *self.others)
         return self.names[int(context.node_config["partition-id"])]
 
     def step(self, order: ConfigRecord) -> Step:
@@ -192,7 +251,7 @@ class Site:
 
 def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     order = cast(ConfigRecord, content[_ORDER])
-    party_run = Party(
+    party = Party(
         name=site.party(context),
         round=cast(int, order["round"]),
         train=site.train,
@@ -201,13 +260,13 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
         entropy=site.entropy,
         device=site.device,
         cache=site.cache,
+        mail=mail_in(content),
     )
     # The same function as in one process: one thread, and errors that name the party.
-    reply = take_step(site.step(order), to_payload(content), party_run)
-    packed = Packer()(reply)
+    packed = pack_reply(take_step(site.step(order), to_payload(content), party))
     # Flower stores a client's context between messages, also where workers serve many clients.
-    context.state = Packer()(party_run.state) if party_run.state else RecordDict()
-    if party_run.state:
+    context.state = Packer()(party.state) if party.state else RecordDict()
+    if party.state:
         packed[KEEPS_STATE] = ConfigRecord()
     if site.elsewhere:
         packed[PEAK_MEMORY] = ConfigRecord({"bytes": peak_memory()})
@@ -242,12 +301,14 @@ class _Action:
         # Whatever goes wrong here belongs to this party. Flower itself would pass on a text alone,
         # from which neither the type of the error nor the party could be told.
         except OWN_ERRORS as error:
-            own = not isinstance(error, PrivtrainError) or error.__cause__ is not None
+            failed = isinstance(error, PartyLostError) and error.failed
+            own = not isinstance(error, PrivtrainError) or failed or error.__cause__ is not None
             reason = {
                 "type": type(error).__name__,
                 "message": text_of(error),
                 "where": traceback_of(error),
                 "own": own,
+                "failed": failed or not isinstance(error, PrivtrainError),
                 "number": self._kept(error) if own else "",
             }
             return Message(Error(_RAISED, json.dumps(reason)), reply_to=message)
@@ -299,7 +360,7 @@ def raised_at(
     if error.code != _RAISED or not text.startswith("{"):
         return PartyLostError(f"{party} was lost in round {round}: {text}", party)
     reason = json.loads(text)
-    lost = _rebuilt(party, round, reason["type"], reason["message"])
+    lost = _rebuilt(party, round, reason)
     if reason["own"]:
         here = (raised or {}).get(reason["number"])
         lost.__cause__ = here or RaisedElsewhereError(reason["where"])
@@ -309,11 +370,13 @@ def raised_at(
     return lost
 
 
-def _rebuilt(party: str, round: int, name: str, message: str) -> PrivtrainError:
+def _rebuilt(party: str, round: int, reason: Mapping[str, Any]) -> PrivtrainError:
+    name, message, failed = reason["type"], reason["message"], bool(reason["failed"])
     if name == PartyLostError.__name__:
-        return PartyLostError(message, party)
+        return PartyLostError(message, party, failed=failed)
     # By name among our own errors, never by unpickling: what a party replies must not run code.
     kind = vars(errors).get(name)
     if kind is None:
-        return PartyLostError(f"{party} failed in round {round}: {name}({message!r})", party)
+        text = f"{party} failed in round {round}: {name}({message!r})"
+        return PartyLostError(text, party, failed=failed)
     return cast(PrivtrainError, kind(message))

@@ -160,7 +160,14 @@ class LocalGrid(Grid):
 
 
 def _site_of(setting: Setting, *, elsewhere: bool) -> Site:
-    return Site(setting.data.train, setting.seeds, setting.entropy, setting.device, elsewhere)
+    return Site(
+        setting.data.train,
+        setting.seeds,
+        setting.entropy,
+        setting.device,
+        elsewhere,
+        setting.others,
+    )
 
 
 @dataclass(frozen=True)
@@ -365,7 +372,8 @@ class FlowerRay:
             file = folder / "site"
             torch.save(_site_of(setting, elsewhere=True), file, pickle_module=cloudpickle)
             app = client_app(partial(_site_in, file))
-            running = simulation.running(app, setting.data.parties, self._backend(folder))
+            names = (*setting.data.parties, *setting.others)
+            running = simulation.running(app, names, self._backend(folder))
             with running as (grid, nodes):
                 send = partial(simulation.exchange, grid)
                 yield FlowerStar(setting, nodes.__getitem__, _create, send)

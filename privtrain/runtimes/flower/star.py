@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from privtrain.core.errors import PartyLostError
-from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import Payload, Setting, Step
+from privtrain.core.runtime import Payload, Reply, Setting, Step
+from privtrain.runtimes.exchanges import Exchanges, tolerated
 from privtrain.runtimes.flower.client import (
     KEEPS_STATE,
     PEAK_MEMORY,
@@ -16,10 +16,10 @@ from privtrain.runtimes.flower.client import (
     Packer,
     quiet_import,
     raised_at,
+    read_reply,
     to_order,
     to_payload,
 )
-from privtrain.runtimes.in_process import check_known
 
 with quiet_import():
     from flwr.app import ConfigRecord, Message, RecordDict
@@ -44,18 +44,37 @@ class FlowerStar:
     raised: Mapping[str, BaseException] = field(default_factory=dict, repr=False)
     _keeping: dict[str, None] = field(default_factory=dict, repr=False)
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
+    _exchanges: Exchanges = field(init=False, repr=False)
 
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
-        check_known(payloads, self.setting.data.train)
-        # One packer a round: most rounds send the same model to everybody.
+    def __post_init__(self) -> None:
+        self._exchanges = Exchanges(self.setting)
+
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        number = self._exchanges.begin(payloads, at_least)
+        # One packer an exchange: most of them send the same model to everybody.
         pack = Packer(self._order(step, round))
         contents: dict[str, RecordDict] = {}
         for party, payload in payloads.items():
-            self._record(AGGREGATOR_NAME, party, payload, round)
-            contents[party] = pack(payload)
-        replies = self._exchange(TAKE_STEP, contents, round)
+            contents[party] = pack(payload, self._exchanges.ask(party, payload, number))
+        replies: dict[str, Reply] = {}
+        lost: dict[str, PartyLostError] = {}
+        for party, answer in self._answers(TAKE_STEP, contents, round).items():
+            try:
+                replies[party] = read_reply(self._content(party, answer, round))
+            except PartyLostError as error:
+                if not tolerated(error, at_least):
+                    raise
+                lost[party] = error
         for party, reply in replies.items():
-            self._record(party, AGGREGATOR_NAME, reply, round)
+            self._exchanges.answer(party, reply, number)
+        self._exchanges.end(replies, lost, len(payloads), at_least, round)
         return replies
 
     def _order(self, step: Step, round: int) -> ConfigRecord:
@@ -68,23 +87,18 @@ class FlowerStar:
         order["round"] = round
         return order
 
-    def _record(self, sender: str, receiver: str, payload: Payload, round: int) -> None:
-        for kind, tensor in payload.items():
-            self.setting.transcript.send(sender, receiver, kind, tensor, round=round)
-
-    def _exchange(
+    def _answers(
         self, what: str, contents: Mapping[str, RecordDict], round: int
-    ) -> dict[str, Payload]:
+    ) -> dict[str, Message | None]:
         messages = [
             self.create(content, what, self.node_of(party), str(round))
             for party, content in contents.items()
         ]
         # Flower hands out replies in any order; sums are taken in the order of the payloads.
         answers = {answer.metadata.src_node_id: answer for answer in self.send(messages)}
-        return {party: self._read(party, answers, round) for party in contents}
+        return {party: answers.get(self.node_of(party)) for party in contents}
 
-    def _read(self, party: str, answers: Mapping[int, Message], round: int) -> Payload:
-        answer = answers.get(self.node_of(party))
+    def _content(self, party: str, answer: Message | None, round: int) -> RecordDict:
         if answer is None:
             raise PartyLostError(f"{party} did not reply in round {round}.", party)
         if answer.has_error():
@@ -94,18 +108,22 @@ class FlowerStar:
         if PEAK_MEMORY in answer.content:
             record = cast(ConfigRecord, answer.content[PEAK_MEMORY])
             self.setting.report_memory(int(cast(int, record["bytes"])))
-        return to_payload(answer.content)
+        return answer.content
 
     def states(self) -> dict[str, Payload]:
         # Only those that keep something are asked: of a million parties that is a few. States are
         # no messages of the protocol, hence no entries of the transcript, and belong to no round.
-        questions = {party: RecordDict() for party in self._keeping}
-        answers = self._exchange(TELL_STATE, questions, -1)
-        return {party: state for party, state in answers.items() if state}
+        answers = self._answers(TELL_STATE, {party: RecordDict() for party in self._keeping}, -1)
+        states = {
+            party: to_payload(self._content(party, answer, -1)) for party, answer in answers.items()
+        }
+        return {party: state for party, state in states.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        check_known(states, self.setting.data.train)
+        self._exchanges.check(states)
         # Whoever keeps something and is not named is sent an empty state, which it then has.
         new = {party: states.get(party, {}) for party in {**self._keeping, **states}}
         self._keeping = dict.fromkeys(states)
-        self._exchange(SET_STATE, {party: Packer()(state) for party, state in new.items()}, -1)
+        sent = {party: Packer()(state) for party, state in new.items()}
+        for party, answer in self._answers(SET_STATE, sent, -1).items():
+            self._content(party, answer, -1)
