@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from privtrain.core.runtime import Party, Payload, Setting, Star, StarRuntime, Step
+from privtrain.core.runtime import Party, Payload, Reply, Setting, Star, StarRuntime, Step
 from privtrain.runtimes.in_process import InProcess
 
 Deviation = Callable[[Payload, Payload], Payload]
@@ -25,9 +25,11 @@ class DeviatingStep:
     party: str
     how: Deviation
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         reply = self.step(payload, party)
-        return self.how(payload, reply) if party.name == self.party else reply
+        if party.name != self.party:
+            return reply
+        return replace(reply, message=self.how(payload, reply.message))
 
 
 @dataclass
@@ -38,8 +40,16 @@ class DeviatingStar:
     party: str
     how: Deviation
 
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
-        return self.star.map(DeviatingStep(step, self.party, self.how), payloads, round=round)
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        changed = DeviatingStep(step, self.party, self.how)
+        return self.star.map(changed, payloads, round=round, at_least=at_least)
 
     def states(self) -> dict[str, Payload]:
         return self.star.states()

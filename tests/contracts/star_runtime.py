@@ -4,6 +4,7 @@ A test file runs them all: `@pytest.mark.parametrize("check", CHECKS)`, then `ch
 """
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import DataError, PartyLostError
+from privtrain.core.errors import DataError, PartyLostError, ProtocolError
 from privtrain.core.failures import traceback_of
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import Party, Payload, Setting, StarRuntime, Step
+from privtrain.core.runtime import Party, Payload, Reply, Seen, Setting, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows
-from privtrain.core.transcript import UNPROTECTED, Entry, Transcript
+from privtrain.core.transcript import Entry, Transcript
 from privtrain.data.rows import LazyRows
 
 PARTIES = party_names("client", 3)
@@ -32,8 +33,8 @@ FEATURES, CLASSES = 16, 4
 class Echo:
     """Replies with what it was sent."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
-        return dict(payload)
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        return Reply(dict(payload))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Train:
     steps: int = 3
     batch: int = 8
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         rows = party.rows
         order = torch.randperm(
             len(rows), generator=party.seeds["order", party.round, party.name].torch()
@@ -61,7 +62,7 @@ class Train:
         party.state["velocity"] = velocity
         party.state["rounds"] = party.state.get("rounds", torch.tensor(0)) + 1
         update = (weight - payload["model"]).double() + torch.from_numpy(noise)[:, None]
-        return {"update": update, "rows": torch.tensor(len(rows))}
+        return Reply({"update": update, "rows": torch.tensor(len(rows))})
 
 
 @dataclass(frozen=True)
@@ -76,38 +77,38 @@ class Fail:
     at: str
     error: BaseException
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         if party.name == self.at:
             raise self.error
-        return payload
+        return Reply(payload)
 
 
 @dataclass(frozen=True)
 class Scribble:
     """Writes into what it was sent, and replies with the very tensor it keeps."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         payload["model"].add_(1.0)
         kept = party.state.setdefault("kept", torch.zeros(2))
         kept.add_(1.0)
-        return {"model": payload["model"], "kept": kept}
+        return Reply({"model": payload["model"], "kept": kept})
 
 
 @dataclass(frozen=True)
 class NewState:
     """Counts rounds in a new state instead of changing the one it has."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         party.state = {"rounds": party.state.get("rounds", torch.tensor(0)) + 1}
-        return {"rounds": party.state["rounds"]}
+        return Reply({"rounds": party.state["rounds"]})
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """Tells what the party finds around it."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
-        return {
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        told = {
             "threads": torch.tensor(torch.get_num_threads()),
             "round": torch.tensor(party.round),
             "seeds": party.seeds["order", party.round, party.name].torch().get_state(),
@@ -116,14 +117,15 @@ class Surroundings:
             ),
             "inputs": party.rows.inputs,
         }
+        return Reply(told)
 
 
 @dataclass(frozen=True)
 class Mean:
     """Replies with the mean of its rows."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
-        return {"mean": party.rows.inputs.mean(dim=0)}
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        return Reply({"mean": party.rows.inputs.mean(dim=0)})
 
 
 # ----------------------------------------------------------------------------------- fixtures
@@ -158,7 +160,7 @@ class PlainStar:
     setting: Setting
     kept: dict[str, Payload] = field(default_factory=dict)
 
-    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Payload]:
+    def map(self, step: Step, payloads: Mapping[str, Payload], *, round: int) -> dict[str, Reply]:
         replies = {}
         for party, payload in payloads.items():
             party_run = Party(
@@ -178,6 +180,11 @@ def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
     return tensor.dtype, tuple(tensor.shape), tensor.contiguous().numpy().tobytes()
 
 
+def reply_bits(replies: Mapping[str, Reply]) -> list[tuple[str, list[tuple[str, object]]]]:
+    """The bits of what was replied, with the order of parties and of kinds."""
+    return all_bits({party: reply.message for party, reply in replies.items()})
+
+
 def all_bits(payloads: Mapping[str, Payload]) -> list[tuple[str, list[tuple[str, object]]]]:
     """The bits of payloads, with the order of parties and of kinds."""
     return [(party, [(k, bits(t)) for k, t in sent.items()]) for party, sent in payloads.items()]
@@ -188,13 +195,14 @@ def a_model(seed: int = 5) -> Tensor:
 
 
 def three_rounds(
-    star_map: Callable[..., dict[str, Payload]], parties: tuple[str, ...] = PARTIES, start: int = 0
-) -> list[dict[str, Payload]]:
+    star_map: Callable[..., dict[str, Reply]], parties: tuple[str, ...] = PARTIES, start: int = 0
+) -> list[dict[str, Reply]]:
     """Three rounds of training in which the model follows the mean of the updates."""
     step, model, replies = Train(), a_model(), []
     for round in range(start, start + 3):
         replies.append(star_map(step, {name: {"model": model} for name in parties}, round=round))
-        model = model + torch.stack([r["update"] for r in replies[-1].values()]).mean(0).float()
+        updates = [reply.message["update"] for reply in replies[-1].values()]
+        model = model + torch.stack(updates).mean(0).float()
     return replies
 
 
@@ -214,8 +222,10 @@ def gives_the_bits_of_a_plain_loop(runtime: StarRuntime) -> None:
     expected = three_rounds(PlainStar(a_setting()).map)
     with runtime.open(a_setting()) as star:
         found = three_rounds(star.map)
-    assert [all_bits(replies) for replies in found] == [all_bits(replies) for replies in expected]
-    assert any(bool(reply["update"].any()) for reply in found[0].values())
+    assert [reply_bits(replies) for replies in found] == [
+        reply_bits(replies) for replies in expected
+    ]
+    assert any(bool(reply.message["update"].any()) for reply in found[0].values())
 
 
 def another_seed_gives_other_bits(runtime: StarRuntime) -> None:
@@ -223,7 +233,7 @@ def another_seed_gives_other_bits(runtime: StarRuntime) -> None:
         one = three_rounds(star.map)
     with runtime.open(a_setting(seed=4)) as star:
         other = three_rounds(star.map)
-    assert all_bits(one[0]) != all_bits(other[0])
+    assert reply_bits(one[0]) != reply_bits(other[0])
 
 
 def replies_in_the_order_of_payloads(runtime: StarRuntime) -> None:
@@ -269,7 +279,7 @@ def a_new_state_is_kept(runtime: StarRuntime) -> None:
     with runtime.open(a_setting()) as star:
         for round in range(2):
             replies = star.map(NewState(), {PARTIES[0]: {}}, round=round)
-    assert int(replies[PARTIES[0]]["rounds"]) == 2
+    assert int(replies[PARTIES[0]].message["rounds"]) == 2
 
 
 def restored_parties_go_on_as_if_nothing_had_happened(runtime: StarRuntime) -> None:
@@ -281,7 +291,9 @@ def restored_parties_go_on_as_if_nothing_had_happened(runtime: StarRuntime) -> N
         star.restore(states)
         assert all_bits(star.states()) == all_bits(states)
         found = three_rounds(star.map, start=3)
-    assert [all_bits(replies) for replies in found] == [all_bits(replies) for replies in expected]
+    assert [reply_bits(replies) for replies in found] == [
+        reply_bits(replies) for replies in expected
+    ]
 
 
 def restoring_replaces_what_was_kept(runtime: StarRuntime) -> None:
@@ -339,13 +351,169 @@ def every_tensor_is_one_entry_each_way(runtime: StarRuntime) -> None:
         ]
 
 
-def diagnostics_travel_but_are_no_messages(runtime: StarRuntime) -> None:
+@dataclass(frozen=True)
+class Tell:
+    """Tells what it saw beside its message."""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        number = PARTIES.index(party.name)
+        seen = Seen(
+            numbers={"loss": number / 3, "broken": float("nan")},
+            notes=(f"of {party.name}", "half of a pair: \udcff"),
+            assumptions=("rows are rows",),
+            used=torch.tensor([True, False, True]),
+        )
+        return Reply({"update": torch.ones(2)}, seen=seen if number else Seen())
+
+
+def what_was_seen_travels_and_is_no_message(runtime: StarRuntime) -> None:
     setting = a_setting()
-    loss = torch.tensor(0.25)
     with runtime.open(setting) as star:
-        replies = star.map(Echo(), {PARTIES[0]: {UNPROTECTED + "loss": loss}}, round=0)
-    assert bits(replies[PARTIES[0]][UNPROTECTED + "loss"]) == bits(loss)
-    assert setting.transcript.entries == []
+        replies = star.map(Tell(), {name: {} for name in PARTIES}, round=0)
+    assert replies[PARTIES[0]].seen.numbers == {}
+    assert replies[PARTIES[0]].seen.used is None
+    for number, name in enumerate(PARTIES[1:], start=1):
+        seen = replies[name].seen
+        # As doubles: every bit of a number arrives.
+        assert seen.numbers["loss"] == number / 3
+        assert math.isnan(seen.numbers["broken"])
+        assert seen.notes[0] == f"of {name}"
+        assert seen.notes[1].startswith("half of a pair")
+        assert seen.assumptions == ("rows are rows",)
+        assert seen.used is not None and seen.used.tolist() == [True, False, True]
+    assert {entry.kind for entry in setting.transcript.entries} == {"update"}
+    assert {kind for reply in replies.values() for kind in reply.message} == {"update"}
+
+
+@dataclass(frozen=True)
+class Mail:
+    """Mails a letter to some, and tells which letters it got.
+
+    Args:
+        to: To whom.
+    """
+
+    to: tuple[str, ...]
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        known = (*PARTIES, "key-holder")
+        letter = torch.tensor([known.index(party.name), party.round])
+        got = {f"from {sender}": sent["letter"] for sender, sent in party.mail.items()}
+        return Reply(got, {name: {"letter": letter} for name in self.to if name != party.name})
+
+
+def mail_arrives_in_the_receivers_next_exchange(runtime: StarRuntime) -> None:
+    setting, (a, b, c) = a_setting(keep_payloads=True), PARTIES
+    with runtime.open(setting) as star:
+        first = star.map(Mail((b,)), {name: {} for name in PARTIES}, round=4)
+        # Not in the exchange in which it was sent, whoever steps first.
+        assert all(reply.message == {} for reply in first.values())
+        assert {to: sent["letter"].tolist() for to, sent in first[a].mail.items()} == {b: [0, 4]}
+        # It waits while the receiver is not asked, and a later letter takes its place.
+        star.map(Mail((b,)), {a: {}}, round=5)
+        second = star.map(Mail(()), {b: {}, c: {}}, round=6)
+        found = {kind: letter.tolist() for kind, letter in second[b].message.items()}
+        assert found == {f"from {a}": [0, 5], f"from {c}": [2, 4]}
+        assert second[c].message == {}
+        # Handed over once.
+        assert star.map(Mail(()), {b: {}}, round=7)[b].message == {}
+    letters = [entry for entry in setting.transcript.entries if entry.kind == "letter"]
+    assert [(e.sender, e.receiver, e.bytes, e.round) for e in letters] == [
+        (a, b, 16, 0),
+        (c, b, 16, 0),
+        (a, b, 16, 1),
+    ]
+    assert [e.payload.tolist() for e in letters if e.payload is not None][2] == [0, 5]
+    # Whoever relays it is not its receiver.
+    kinds = {
+        e.kind for e in setting.transcript.entries if AGGREGATOR_NAME in (e.receiver, e.sender)
+    }
+    assert kinds == {f"from {a}", f"from {c}"}
+
+
+def mail_reaches_who_computes_on_shares_and_else_nobody_unknown(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    with runtime.open(setting) as star:
+        replies = star.map(Mail(("computing-1",)), {PARTIES[0]: {}}, round=0)
+        assert replies[PARTIES[0]].mail["computing-1"]["letter"].tolist() == [0, 0]
+        for name in ("stranger", AGGREGATOR_NAME, "public"):
+            with pytest.raises(ProtocolError, match=f"{PARTIES[0]} mails .*'{name}'"):
+                star.map(Mail((name,)), {PARTIES[0]: {}}, round=1)
+    letters = {(e.sender, e.receiver, e.kind) for e in setting.transcript.entries}
+    assert letters == {(PARTIES[0], "computing-1", "letter")}
+
+
+def parties_without_rows_are_addressed(runtime: StarRuntime) -> None:
+    setting = dataclasses.replace(a_setting(), others=("key-holder",))
+    with runtime.open(setting) as star:
+        sent = {"key-holder": {"x": torch.ones(2)}, PARTIES[1]: {"x": torch.zeros(2)}}
+        replies = star.map(Echo(), sent, round=0)
+        assert list(replies) == list(sent)
+        assert replies["key-holder"].message["x"].tolist() == [1.0, 1.0]
+        star.map(Mail(("key-holder",)), {PARTIES[1]: {}}, round=1)
+        got = star.map(Mail(()), {"key-holder": {}}, round=2)["key-holder"].message
+        assert got[f"from {PARTIES[1]}"].tolist() == [1, 1]
+        star.map(NewState(), {"key-holder": {}}, round=3)
+        assert list(star.states()) == ["key-holder"]
+        with pytest.raises(DataError, match="key-holder takes part without rows"):
+            star.map(Mean(), {"key-holder": {}}, round=4)
+    assert ("aggregator", "key-holder") in {
+        (e.sender, e.receiver) for e in setting.transcript.entries
+    }
+    with pytest.raises(ValueError, match="hold no rows"):
+        dataclasses.replace(a_setting(), others=(PARTIES[0],))
+
+
+GONE = PartyLostError("the line is dead")
+
+
+def who_is_lost_is_left_out(runtime: StarRuntime) -> None:
+    setting, everybody = a_setting(), {name: {"x": torch.ones(1)} for name in PARTIES}
+    with runtime.open(setting) as star:
+        replies = star.map(Fail(PARTIES[1], GONE), everybody, round=3, at_least=2)
+        assert tuple(replies) == (PARTIES[0], PARTIES[2])
+        # It was sent something, and sent nothing.
+        assert {e.receiver for e in setting.transcript.entries} == {AGGREGATOR_NAME, *PARTIES}
+        assert PARTIES[1] not in {e.sender for e in setting.transcript.entries}
+        # The next exchange is open to it again.
+        assert tuple(star.map(Echo(), everybody, round=4, at_least=2)) == PARTIES
+
+
+def too_few_replies_name_the_lost(runtime: StarRuntime) -> None:
+    everybody: dict[str, Payload] = {name: {} for name in PARTIES}
+    with runtime.open(a_setting()) as star:
+        with pytest.raises(
+            PartyLostError, match=f"2 of 3 .* at least 3 .*: {PARTIES[1]}"
+        ) as caught:
+            star.map(Fail(PARTIES[1], GONE), everybody, round=3, at_least=3)
+        assert caught.value.party == PARTIES[1]
+        with pytest.raises(PartyLostError, match="the line is dead"):
+            star.map(Fail(PARTIES[1], GONE), everybody, round=4)
+        for wrong in (4, -1):
+            with pytest.raises(ValueError, match=f"at_least={wrong}"):
+                star.map(Echo(), everybody, round=5, at_least=wrong)
+
+
+def errors_are_no_losses(runtime: StarRuntime) -> None:
+    everybody: dict[str, Payload] = {name: {} for name in PARTIES}
+    for error, kind in (
+        (ZeroDivisionError("the mean of no rows"), PartyLostError),
+        (SystemExit(2), PartyLostError),
+        (ProtocolError("a share is missing"), ProtocolError),
+        (DataError("These rows have no targets."), DataError),
+    ):
+        with runtime.open(a_setting()) as star, pytest.raises(kind) as caught:
+            star.map(Fail(PARTIES[1], error), everybody, round=7, at_least=1)
+        assert type(caught.value) is kind
+
+
+def the_transcript_numbers_exchanges(runtime: StarRuntime) -> None:
+    setting = a_setting()
+    with runtime.open(setting) as star:
+        for round in (0, 0, 5):
+            star.map(Echo(), {PARTIES[0]: {"x": torch.ones(1)}}, round=round)
+    assert [e.round for e in setting.transcript.entries] == [0, 0, 1, 1, 2, 2]
+    assert setting.transcript.rounds == 3
 
 
 def payloads_are_kept_on_request(runtime: StarRuntime) -> None:
@@ -353,8 +521,8 @@ def payloads_are_kept_on_request(runtime: StarRuntime) -> None:
     model = a_model()
     with runtime.open(setting) as star:
         replies = star.map(Train(), {PARTIES[0]: {"model": model}}, round=0)
-        expected = [bits(model), *(bits(tensor) for tensor in replies[PARTIES[0]].values())]
-        replies[PARTIES[0]]["update"].zero_()
+        expected = [bits(model), *(bits(t) for t in replies[PARTIES[0]].message.values())]
+        replies[PARTIES[0]].message["update"].zero_()
     kept = [entry.payload for entry in setting.transcript.entries]
     assert [bits(payload) for payload in kept if payload is not None] == expected
 
@@ -375,7 +543,7 @@ def every_bit_of_a_tensor_arrives(runtime: StarRuntime) -> None:
         "leaf": torch.ones(2, requires_grad=True),
     }
     with runtime.open(a_setting()) as star:
-        reply = star.map(Echo(), {PARTIES[0]: sent}, round=0)[PARTIES[0]]
+        reply = star.map(Echo(), {PARTIES[0]: sent}, round=0)[PARTIES[0]].message
     assert list(reply) == list(sent)
     for kind, tensor in sent.items():
         assert bits(reply[kind].detach()) == bits(tensor.detach()), kind
@@ -387,10 +555,10 @@ def parties_share_no_memory(runtime: StarRuntime) -> None:
         first = star.map(Scribble(), {name: {"model": model} for name in PARTIES}, round=0)
         assert not model.any()
         for reply in first.values():
-            assert reply["model"].tolist() == [1.0, 1.0]
-            reply["kept"].fill_(99.0)
+            assert reply.message["model"].tolist() == [1.0, 1.0]
+            reply.message["kept"].fill_(99.0)
         second = star.map(Scribble(), {name: {"model": model} for name in PARTIES}, round=1)
-        assert all(reply["kept"].tolist() == [2.0, 2.0] for reply in second.values())
+        assert all(reply.message["kept"].tolist() == [2.0, 2.0] for reply in second.values())
         star.states()[PARTIES[0]]["kept"].fill_(99.0)
         assert star.states()[PARTIES[0]]["kept"].tolist() == [2.0, 2.0]
 
@@ -405,7 +573,8 @@ def a_party_finds_its_streams_its_rows_and_one_thread(runtime: StarRuntime) -> N
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    for name, reply in found.items():
+    for name, told in found.items():
+        reply = told.message
         stream = setting.seeds["order", 4, name]
         secret = setting.entropy["noise", 4, name]
         assert int(reply["threads"]) == 1
@@ -429,7 +598,7 @@ def a_million_parties_load_only_those_that_are_asked(runtime: StarRuntime) -> No
         replies = star.map(Mean(), {name: {} for name in asked}, round=0)
     assert set(loaded) == set(asked)
     for name in asked:
-        assert bits(replies[name]["mean"]) == bits(rows_of(name).inputs.mean(dim=0))
+        assert bits(replies[name].message["mean"]) == bits(rows_of(name).inputs.mean(dim=0))
 
 
 CHECKS: tuple[Callable[[StarRuntime], None], ...] = (
@@ -446,7 +615,14 @@ CHECKS: tuple[Callable[[StarRuntime], None], ...] = (
     a_failing_party_is_named,
     errors_of_our_own_keep_their_type,
     every_tensor_is_one_entry_each_way,
-    diagnostics_travel_but_are_no_messages,
+    what_was_seen_travels_and_is_no_message,
+    mail_arrives_in_the_receivers_next_exchange,
+    mail_reaches_who_computes_on_shares_and_else_nobody_unknown,
+    parties_without_rows_are_addressed,
+    who_is_lost_is_left_out,
+    too_few_replies_name_the_lost,
+    errors_are_no_losses,
+    the_transcript_numbers_exchanges,
     payloads_are_kept_on_request,
     every_bit_of_a_tensor_arrives,
     parties_share_no_memory,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from privtrain.core.runtime import Party, Payload, StarRuntime
+from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
 from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import CHECKS, PARTIES, a_setting
 
@@ -18,9 +18,9 @@ def test_it_keeps_the_promises_of_a_star(check: Callable[[StarRuntime], None]) -
 def test_parties_step_one_after_the_other_in_the_order_of_payloads() -> None:
     seen: list[str] = []
 
-    def step(payload: Payload, party: Party) -> Payload:
+    def step(payload: Payload, party: Party) -> Reply:
         seen.append(party.name)
-        return {"update": torch.zeros(1)}
+        return Reply({"update": torch.zeros(1)})
 
     setting = a_setting()
     with InProcess().open(setting) as star:
@@ -30,7 +30,7 @@ def test_parties_step_one_after_the_other_in_the_order_of_payloads() -> None:
 
 
 def test_an_interruption_is_no_lost_party() -> None:
-    def step(payload: Payload, party: Party) -> Payload:
+    def step(payload: Payload, party: Party) -> Reply:
         raise KeyboardInterrupt
 
     with InProcess().open(a_setting()) as star, pytest.raises(KeyboardInterrupt):
@@ -38,7 +38,7 @@ def test_an_interruption_is_no_lost_party() -> None:
 
 
 def test_threads_are_put_back_after_a_failure() -> None:
-    def step(payload: Payload, party: Party) -> Payload:
+    def step(payload: Payload, party: Party) -> Reply:
         raise ZeroDivisionError
 
     before = torch.get_num_threads()

@@ -8,7 +8,7 @@ from flwr.app import Array, Error
 from flwr.common.constant import ErrorCode
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
-from privtrain.core.runtime import Party, Payload
+from privtrain.core.runtime import Party, Payload, Reply
 from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
@@ -41,18 +41,18 @@ def test_a_type_that_flower_cannot_hold_is_refused_with_the_way_out() -> None:
 class Counting:
     """Counts in the worker's cache how often this very step was unpickled."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         seen = party.cache.setdefault("steps", [])
         if not any(step is self for step in seen):
             seen.append(self)
-        return {"different": torch.tensor(len(seen))}
+        return Reply({"different": torch.tensor(len(seen))})
 
 
 def test_a_client_unpickles_a_step_once() -> None:
     with FlowerGrid().open(a_setting()) as star:
         for round in range(3):
             replies = star.map(Counting(), {name: {} for name in PARTIES}, round=round)
-    assert [int(reply["different"]) for reply in replies.values()] == [1, 1, 1]
+    assert [int(reply.message["different"]) for reply in replies.values()] == [1, 1, 1]
 
 
 def test_the_client_works_on_a_copy_of_the_step() -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
-from privtrain.core.runtime import Party, Payload, StarRuntime
+from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
 from privtrain.runtimes.flower.client import to_array
 from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay, LocalGrid, coordinator
 from privtrain.runtimes.in_process import InProcess
@@ -28,10 +28,13 @@ from tests.contracts.star_runtime import (
     PARTIES,
     Echo,
     Fail,
+    Mail,
     Mean,
+    Tell,
     a_setting,
     all_bits,
     bits,
+    reply_bits,
     rows_of,
     three_rounds,
 )
@@ -165,13 +168,13 @@ def test_ray_gives_the_same_bits_and_leaves_nothing_behind(
     found, states, entries = {}, {}, {}
     for runtime in (InProcess(), FlowerGrid(), FlowerRay()):
         peaks: list[int] = []
-        setting = replace(a_setting(), report_memory=peaks.append)
+        setting = replace(a_setting(), report_memory=peaks.append, others=("key-holder",))
         with runtime.open(setting) as star:
             replies = three_rounds(star.map)
             states[runtime.name] = all_bits(star.states())
             star.restore(star.states())
             replies += three_rounds(star.map, parties=PARTIES[::-2], start=3)
-            found[runtime.name] = [all_bits(reply) for reply in replies]
+            found[runtime.name] = [reply_bits(reply) for reply in replies]
             assert bool(peaks) == isinstance(runtime, FlowerRay)
             entries[runtime.name] = sorted(setting.transcript.entries, key=repr)
             if isinstance(runtime, FlowerRay):
@@ -179,6 +182,7 @@ def test_ray_gives_the_same_bits_and_leaves_nothing_behind(
                 star.map(Hold(320_000_000), {PARTIES[0]: {}}, round=6)
                 without, *_, with_it = peaks
                 assert with_it - without > 250_000_000, "the worker holds it, and not this process"
+                check_exchanges_of_ray(star.map)
                 check_errors_of_ray(star.map)
     assert found["flower-ray"] == found["flower-grid"] == found["in-process"]
     assert states["flower-ray"] == states["flower-grid"] == states["in-process"]
@@ -188,7 +192,27 @@ def test_ray_gives_the_same_bits_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def check_errors_of_ray(star_map: Callable[..., dict[str, Payload]]) -> None:
+def check_exchanges_of_ray(star_map: Callable[..., dict[str, Reply]]) -> None:
+    replies = star_map(Tell(), {name: {} for name in PARTIES}, round=6)
+    seen = replies[PARTIES[2]].seen
+    assert seen.numbers["loss"] == 2 / 3
+    assert seen.used is not None and seen.used.tolist() == [True, False, True]
+    star_map(Mail(("key-holder", PARTIES[0])), {name: {} for name in PARTIES}, round=6)
+    asked: dict[str, Payload] = {"key-holder": {}, PARTIES[0]: {}}
+    got = star_map(Mail(()), asked, round=6)
+    assert set(got["key-holder"].message) == {f"from {name}" for name in PARTIES}
+    assert set(got[PARTIES[0]].message) == {f"from {name}" for name in PARTIES[1:]}
+    everybody: dict[str, Payload] = {name: {} for name in PARTIES}
+    # A worker that dies is lost, and the others are not; neither is one whose step gives up.
+    for step in (Die(PARTIES[1]), Fail(PARTIES[1], PartyLostError("the line is dead"))):
+        assert tuple(star_map(step, everybody, round=7, at_least=1))[:1] == PARTIES[:1]
+        with pytest.raises(PartyLostError, match=rf"at least 3 have to: .*{PARTIES[1]}"):
+            star_map(step, everybody, round=7, at_least=3)
+    with pytest.raises(PartyLostError, match="ZeroDivisionError"):
+        star_map(Fail(PARTIES[1], ZeroDivisionError("no rows")), everybody, round=7, at_least=1)
+
+
+def check_errors_of_ray(star_map: Callable[..., dict[str, Reply]]) -> None:
     everybody = {name: {} for name in PARTIES}
     with pytest.raises(PartyLostError, match=r"ZeroDivisionError\('no rows'\)") as caught:
         star_map(Fail(PARTIES[1], ZeroDivisionError("no rows")), everybody, round=7)
@@ -196,7 +220,7 @@ def check_errors_of_ray(star_map: Callable[..., dict[str, Payload]]) -> None:
     with pytest.raises(ValueError, match="stranger"):
         star_map(Echo(), {"stranger": {}}, round=8)
     replies = star_map(Mean(), everybody, round=9)  # a failed round does not end the star
-    assert bits(replies[PARTIES[2]]["mean"]) == bits(rows_of(PARTIES[2]).inputs.mean(dim=0))
+    assert bits(replies[PARTIES[2]].message["mean"]) == bits(rows_of(PARTIES[2]).inputs.mean(dim=0))
     with pytest.raises(PartyLostError) as caught:
         star_map(Die(PARTIES[0]), {PARTIES[0]: {}}, round=10)
     assert caught.value.party == PARTIES[0]
@@ -208,8 +232,8 @@ class Hold:
 
     size: int
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
-        return {"sum": torch.ones(self.size, dtype=torch.uint8).max()}
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        return Reply({"sum": torch.ones(self.size, dtype=torch.uint8).max()})
 
 
 @dataclass(frozen=True)
@@ -218,10 +242,10 @@ class Die:
 
     at: str
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         if party.name == self.at:
             os._exit(1)
-        return payload
+        return Reply(payload)
 
 
 @pytest.mark.slow
@@ -235,9 +259,9 @@ def test_a_simulation_that_cannot_start_raises_instead_of_waiting() -> None:
 class Hang:
     """Never replies."""
 
-    def __call__(self, payload: Payload, party: Party) -> Payload:
+    def __call__(self, payload: Payload, party: Party) -> Reply:
         time.sleep(3600)
-        return payload
+        return Reply(payload)
 
 
 @pytest.mark.slow

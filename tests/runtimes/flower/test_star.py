@@ -7,7 +7,7 @@ import torch
 
 from privtrain.core.errors import PartyLostError
 from privtrain.core.failures import traceback_of
-from privtrain.core.runtime import Party, Payload, StarRuntime
+from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
 from privtrain.runtimes.flower.client import Site, client_app
 from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
 from privtrain.runtimes.flower.star import FlowerStar
@@ -22,7 +22,7 @@ def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_u
 
     with FlowerGrid().open(a_setting()) as star:
         replies = star.map(Echo(), OnDemand.fromkeys(PARTIES, {}), round=0)
-    assert [float(reply["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
+    assert [float(reply.message["x"].mean()) for reply in replies.values()] == [0.0, 1.0, 2.0]
 
 
 def test_the_error_of_a_failed_party_in_this_process_is_the_cause() -> None:
@@ -34,8 +34,8 @@ def test_the_error_of_a_failed_party_in_this_process_is_the_cause() -> None:
 
 @dataclass(frozen=True)
 class NotATensor:
-    def __call__(self, payload: Payload, party: Party) -> Payload:
-        return {"loss": 0.5}  # type: ignore[dict-item]  # the mistake under test
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        return Reply({"loss": 0.5})  # type: ignore[dict-item]  # the mistake under test
 
 
 def test_a_reply_that_is_no_tensor_names_the_party() -> None:
@@ -59,7 +59,7 @@ def test_other_processes_report_their_memory_and_this_one_does_not() -> None:
     assert len(peaks) == len(PARTIES)
     assert min(peaks) > 10_000_000
     # It is no message of the protocol: nobody is sent it, and no byte is counted.
-    assert all("memory" not in kind for reply in replies.values() for kind in reply)
+    assert all("memory" not in kind for reply in replies.values() for kind in reply.message)
     assert all("memory" not in entry.kind for entry in setting.transcript.entries)
 
 
