@@ -15,6 +15,9 @@ from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.release.finish import Finish
 from privtrain.release.placement import Placement
 
+Refusal = UnsoundReleaseError | UnsupportedError
+"""Why a mechanism cannot be taken: nothing would be promised, or it is not available here."""
+
 
 class Sealed(Protocol):
     """An aggregate that is still on shares: nobody has read it."""
@@ -135,9 +138,7 @@ class Aggregation(Protocol):
 
     # An answer and no raise, so that the release can tell at which time it is due: what promises
     # nothing is refused when it is written down, what is missing when it would be run.
-    def refusal(
-        self, mechanism: Mechanism, noise_at: Placement
-    ) -> UnsoundReleaseError | UnsupportedError | None:
+    def refusal(self, mechanism: Mechanism, noise_at: Placement) -> Refusal | None:
         """Why a mechanism cannot be taken here, or None.
 
         Args:

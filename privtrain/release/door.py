@@ -19,7 +19,7 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes, Seen
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.validate import check_offers
+from privtrain.core.validate import check_follows, check_offers
 from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
 from privtrain.release.aggregation import Aggregation, BoundedSum, Gathering, Released
 from privtrain.release.arrival import UNREADABLE, Arrival, Expected, with_weight
@@ -62,9 +62,7 @@ class Release:
         for method in ("bound", "bound_again", "reach"):
             example = f"Gaussian(1.0, 1.0), which has the method {method}"
             check_offers(method, example, mechanism=self.mechanism)
-        for method in ("begin", "seal", "gather", "refusal", "check", "exposure", "readers"):
-            example = f"PlainSum(), which has the method {method}"
-            check_offers(method, example, aggregation=self.aggregation)
+        check_follows(Aggregation, "PlainSum()", aggregation=self.aggregation)
         if not isinstance(self.noise_at, Placement):
             raise ValueError(
                 f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."

@@ -1,26 +1,32 @@
 """What every aggregation promises, and doubles for those that do not exist yet."""
 
 import pickle
-from collections.abc import Sequence
-from dataclasses import FrozenInstanceError, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from privtrain.core.errors import ProtocolError
+from privtrain.core.errors import (
+    ProtocolError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import History
-from privtrain.core.runtime import Party, Payload, Runtimes, Star
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Star
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.trainer import Ledger, Run
 from privtrain.core.transcript import Transcript
-from privtrain.release.aggregation import Aggregate, Aggregation
+from privtrain.mechanisms.mechanism import Exact, Mechanism
+from privtrain.release.aggregation import Aggregation, Gathering, Refusal, Total
 from privtrain.release.exposure import sum_exposure
-from privtrain.release.finish import Finish
+from privtrain.release.finish import IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
 from privtrain.release.plain import PlainSum
 
@@ -87,19 +93,25 @@ class MaskedSum:
     """A double: its exposure is that of masked sums; its arithmetic is the plain one's."""
 
     minimum_survivors: int = 1
-    bounded: bool = True
-    exact_only: bool = False
+    others: ClassVar[tuple[str, ...]] = ()
+    caveats: ClassVar[tuple[str, ...]] = ()
+
+    def refusal(self, mechanism: Mechanism, noise_at: Placement) -> Refusal | None:
+        return None
 
     def check(
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
     ) -> None:
         return
 
-    def seal(self, contribution: Tensor, party: Party, *, kind: str) -> Payload:
-        return {kind: contribution}
+    def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+        return Gathering(cohort=cohort, round=round, kind=kind)
 
-    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
-        return PlainSum()(messages, run, kind=kind)
+    def seal(self, contribution: Tensor, party: Party, *, kind: str, grid: float | None) -> Reply:
+        return Reply({kind: contribution})
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        return PlainSum().gather(gathering, replies, run)
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(
@@ -118,7 +130,9 @@ class SharesOpenedLate:
     total: Tensor
     opened: list[Finish] = field(default_factory=list, compare=False)
 
-    def open(self, finish: Finish) -> Tensor:
+    def open(self, finish: Finish, mechanism: Mechanism) -> Tensor:
+        if mechanism.noisy:
+            raise UnsupportedError(f"{mechanism} cannot be drawn on shares here.")
         self.opened.append(finish)
         return finish(self.total)
 
@@ -127,10 +141,11 @@ class SharesOpenedLate:
 class SharedSum(MaskedSum):
     """A double: noise on shares is known to nobody, and the sum stays sealed until it is opened."""
 
-    def __call__(self, messages: Sequence[Payload], run: Run, *, kind: str) -> Aggregate:
-        total = PlainSum()(messages, run, kind=kind).value
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        whole = replace(gathering, weighted=False)
+        total = PlainSum().gather(whole, replies, run).value
         assert isinstance(total, Tensor)
-        return Aggregate(SharesOpenedLate(total))
+        return Total(SharesOpenedLate(total))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(
@@ -142,7 +157,13 @@ class SharedSum(MaskedSum):
 class Median(MaskedSum):
     """A double of a robust rule: one bounded message can move its result by any amount."""
 
-    bounded: bool = False
+    def refusal(self, mechanism: Mechanism, noise_at: Placement) -> Refusal | None:
+        if not mechanism.noisy:
+            return None
+        return UnsoundReleaseError(
+            f"{mechanism} over {self} promises nothing: one bounded contribution can move its "
+            "result by more than the bound. Use PlainSum()."
+        )
 
 
 PLACEMENTS = (AT_AGGREGATOR, AT_PARTY, SPLIT(honest_survivors=3), SPLIT(honest_survivors=10))
@@ -165,6 +186,8 @@ def check_aggregation(aggregation: Aggregation) -> None:
 
 def check_summing(aggregation: Aggregation) -> None:
     """For aggregations that add, and that need no network to do it."""
+    begins_with_whom_it_is_told(aggregation)
+    hands_out_the_weight_beside_the_sum(aggregation)
     adds_in_float64(aggregation)
     follows_the_order_of_parties(aggregation)
     leaves_messages_alone(aggregation)
@@ -215,9 +238,40 @@ def names_its_readers(aggregation: Aggregation) -> None:
     assert all("client" in reader.reads and "update" in reader.reads for reader in readers)
 
 
+def replies_of(messages: Sequence[Payload]) -> dict[str, Reply]:
+    """Messages as the replies of clients, in order."""
+    return {f"client-{number}": Reply(message) for number, message in enumerate(messages)}
+
+
 def total_of(aggregation: Aggregation, messages: Sequence[Payload], kind: str = "update") -> Tensor:
-    value = aggregation(messages, a_run(), kind=kind).value
-    return value if isinstance(value, Tensor) else value.open(lambda aggregate: aggregate)
+    replies, run = replies_of(messages), a_run()
+    gathering = aggregation.begin(tuple(replies), run, round=0, kind=kind)
+    value = aggregation.gather(gathering, replies, run).value
+    return value if isinstance(value, Tensor) else value.open(IDENTITY, Exact())
+
+
+def begins_with_whom_it_is_told(aggregation: Aggregation) -> None:
+    names = ("client-2", "client-0")
+    gathering = aggregation.begin(names, a_run(), round=3, kind="votes")
+    assert (gathering.cohort, gathering.round, gathering.kind) == (names, 3, "votes")
+    asked = gathering.asked({"model": torch.ones(1)})
+    assert tuple(asked) == names
+    assert all("model" in payload for payload in asked.values())
+
+
+def hands_out_the_weight_beside_the_sum(aggregation: Aggregation) -> None:
+    replies = replies_of([{"update": torch.tensor([1.0, 2.0, 0.25])}] * 3)
+    begun = aggregation.begin(tuple(replies), a_run(), round=0, kind="update")
+    total = aggregation.gather(replace(begun, weighted=True), replies, a_run())
+    if isinstance(total.value, Tensor):
+        assert total.value.tolist() == [3.0, 6.0]
+        assert total.weight == 0.75
+    else:
+        assert total.weight is None
+        opened = total.value.open(IDENTITY, Exact())
+        values, weight = replace(begun, weighted=True).parted(opened)
+        assert (values.tolist(), weight) == ([3.0, 6.0], 0.75)
+    assert aggregation.gather(begun, replies, a_run()).weight is None
 
 
 def adds_in_float64(aggregation: Aggregation) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -10,10 +11,9 @@ from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
-from privtrain.core.runtime import Payload
+from privtrain.core.runtime import Payload, Reply, Seen
 from privtrain.core.statement import Unit
 from privtrain.core.trainer import Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax
@@ -33,7 +33,7 @@ def honest(release: Release, dtype: torch.dtype = torch.float32) -> dict[str, Pa
     """Messages of honest clients whose updates are far above any bound."""
     source = torch.Generator().manual_seed(1)
     return {
-        name: release.leave([torch.randn(40, generator=source).to(dtype)], a_party(name))
+        name: release.leave([torch.randn(40, generator=source).to(dtype)], a_party(name)).message
         for name in NAMES
     }
 
@@ -48,12 +48,18 @@ def of_norm(norm: float, values: int = 40) -> Payload:
     return {"update": update}
 
 
+def replied(messages: dict[str, Payload]) -> dict[str, Reply]:
+    return {name: Reply(message) for name, message in messages.items()}
+
+
 def arrived(
     release: Release, messages: dict[str, Payload], expected: Expected | None = None
 ) -> tuple[Tensor, Run]:
     run = a_run()
-    released = release.arrive(messages, run, round=0, expected=expected or Expected())
-    return released, run
+    released = release.arrive(replied(messages), run, round=0, expected=expected or Expected())
+    if released.weight is not None:
+        return torch.cat([released.value, released.value.new_tensor([released.weight])]), run
+    return released.value, run
 
 
 ODD = {
@@ -91,9 +97,9 @@ def test_honest_messages_keep_their_bits(mechanism: Mechanism, dtype: torch.dtyp
     release = Release(mechanism)
     messages = honest(release, dtype)
     run = a_run()
-    admitted = release.admit(messages, run, round=0)
+    admitted = release.admit(replied(messages), run, round=0)
     for name in NAMES:
-        assert admitted[name]["update"] is messages[name]["update"]
+        assert admitted[name].message["update"] is messages[name]["update"]
     assert run.history.unprotected == {}
     assert run.assumptions == []
 
@@ -133,7 +139,7 @@ def test_what_is_not_finite_counts_as_zero_and_poisons_nothing(bad: float) -> No
 def test_a_party_may_add_up_as_many_contributions_as_it_has() -> None:
     release = Release(Gaussian(1.0, 0.0))
     contributions = [torch.tensor([9.0, 0.0])] * 3
-    message = release.leave(contributions, a_party("a"))
+    message = release.leave(contributions, a_party("a")).message
     both = Expected(contributions={"a": 3, "b": 1})
     total, run = arrived(release, {"a": message, "b": {"update": torch.tensor([0.0, 3.0])}}, both)
     assert total.tolist() == pytest.approx([3.0, 1.0])
@@ -157,11 +163,11 @@ def test_a_party_casts_no_more_votes_than_it_has_teachers(mechanism: Mechanism) 
         "b": {"votes": torch.tensor([[0.0, 99.0], [1.0, 0.0]])},
     }
     teachers = Expected(contributions={"a": 2, "b": 1})
-    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=teachers)
-    assert winners.tolist() == [0, 1]
+    winners = release.arrive(replied(votes), a_run(), round=1, kind="votes", expected=teachers)
+    assert winners.value.tolist() == [0, 1]
     believed = Expected(contributions={"a": 2, "b": 99})
-    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=believed)
-    assert winners.tolist() == [1, 1]
+    winners = release.arrive(replied(votes), a_run(), round=1, kind="votes", expected=believed)
+    assert winners.value.tolist() == [1, 1]
 
 
 # ---------------------------------------------------------------------------- with noise of its own
@@ -174,8 +180,8 @@ def test_a_message_with_its_own_noise_is_never_scaled_but_refused_by_name(
     release = Release(Gaussian(0.3, 0.5), noise_at)
     messages = honest(release)
     run = a_run()
-    admitted = release.admit(messages, run, round=0)
-    assert all(admitted[name]["update"] is messages[name]["update"] for name in NAMES)
+    admitted = release.admit(replied(messages), run, round=0)
+    assert all(admitted[name].message["update"] is messages[name]["update"] for name in NAMES)
     # C + std (sqrt(d) + sqrt(2 ln(1 / beta))), std of what one party draws.
     std = 0.15 * math.sqrt(noise_at.fraction)
     radius = 0.3 + std * (math.sqrt(40) + math.sqrt(2 * math.log(2.0**40)))
@@ -220,12 +226,14 @@ def test_secure_noise_is_held_to_the_same_radius() -> None:
 def test_noised_votes_are_refused_beyond_the_radius_of_a_query(mechanism: Mechanism) -> None:
     release = Release(mechanism, AT_PARTY, finish=ARGMAX)
     scores = torch.eye(3).repeat(10, 1)
-    votes = {name: release.leave([scores] * 4, a_party(name), kind="votes") for name in NAMES}
+    votes = {
+        name: release.leave([scores] * 4, a_party(name), kind="votes").message for name in NAMES
+    }
     four = Expected(contributions=4, shape=(30, None))
-    release.arrive(votes, a_run(), round=0, kind="votes", expected=four)
+    release.arrive(replied(votes), a_run(), round=0, kind="votes", expected=four)
     votes["client-2"]["votes"][7, 1] = 500.0
     with pytest.raises(ProtocolError, match="client-2 sent 'votes' of norm 5"):
-        release.arrive(votes, a_run(), round=0, kind="votes", expected=four)
+        release.arrive(replied(votes), a_run(), round=0, kind="votes", expected=four)
 
 
 # ------------------------------------------------------------------ without a bound, and malformed
@@ -281,9 +289,12 @@ def test_what_else_a_reply_holds_changes_nothing() -> None:
     release = Release(Gaussian(0.3, 0.0))
     messages = honest(release)
     total, _ = arrived(release, messages)
-    extra = {"weight": torch.tensor(1e9), UNPROTECTED + "loss": torch.tensor(math.nan)}
-    again, _ = arrived(release, with_one(messages, messages["client-3"] | extra))
-    assert torch.equal(total, again)
+    replies = replied(with_one(messages, {**messages["client-3"], "weight": torch.tensor(1e9)}))
+    seen = Seen(numbers={"loss": math.nan}, notes=("I weigh 1e9.",), assumptions=("I am honest",))
+    replies["client-3"] = replace(replies["client-3"], seen=seen, mail={"p": {"x": torch.ones(1)}})
+    run = a_run()
+    assert torch.equal(release.arrive(replies, run, round=0).value, total)
+    assert (run.notes, run.assumptions, run.history.unprotected) == ([], [], {})
 
 
 # ----------------------------------------------------------------------------------------- weights
@@ -295,18 +306,19 @@ def weighted(update: list[float], weight: float) -> Payload:
 
 def test_a_weight_is_sealed_as_the_last_value_and_never_bounded() -> None:
     release = Release(Gaussian(0.5, 0.0))
-    message = release.leave([torch.tensor([3.0, 4.0])], a_party(), weight=451.0)
+    message = release.leave([torch.tensor([3.0, 4.0])], a_party(), weight=451.0).message
     assert set(message) == {"update"}
     assert message["update"].tolist() == pytest.approx([0.3, 0.4, 451.0])
-    shares = Release(aggregation=SharedSum()).leave([torch.ones(2)], a_party(), weight=451.0)
-    assert all("share for computing" in kind for kind in shares)
-    assert {share.shape for share in shares.values()} == {(3,)}
+    reply = Release(aggregation=SharedSum()).leave([torch.ones(2)], a_party(), weight=451.0)
+    assert reply.message == {}
+    assert set(reply.mail) == {"computing-0", "computing-1"}
+    assert {sent["update share"].shape for sent in reply.mail.values()} == {(3,)}
 
 
 def test_half_precision_counts_rows_all_the_same() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         update = torch.ones(2, dtype=dtype)
-        message = Release().leave([update], a_party(), weight=100_001.0)
+        message = Release().leave([update], a_party(), weight=100_001.0).message
         assert float(message["update"][-1]) == 100_001.0
 
 
@@ -330,7 +342,8 @@ def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
     """Clipped, then weighed: three rows of 0.5 each add up to 1.5, one row does not."""
     expected = Expected(shape=(2,), largest_weight=math.inf, weight_of_one=0.25)
     release = Release(Gaussian(0.5, 0.0))
-    honest_message = release.leave([torch.tensor([3.0, 4.0])], a_party(), factor=3.0, weight=0.75)
+    three = torch.tensor([3.0, 4.0])
+    honest_message = release.leave([three], a_party(), factor=3.0, weight=0.75).message
     assert honest_message["update"].tolist() == pytest.approx([0.9, 1.2, 0.75])
     total, run = arrived(release, {"a": honest_message}, expected)
     assert total.tolist() == honest_message["update"].tolist()
@@ -346,7 +359,7 @@ def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
 
 def test_half_precision_is_weighed_where_it_counts() -> None:
     update = torch.tensor([0.3, 0.7], dtype=torch.bfloat16)
-    message = Release().leave([update], a_party(), factor=3.0, weight=3.0)["update"]
+    message = Release().leave([update], a_party(), factor=3.0, weight=3.0).message["update"]
     assert message.tolist() == [3 * float(value) for value in update] + [3.0]
 
 
@@ -419,6 +432,6 @@ def test_what_nobody_can_read_is_an_assumption() -> None:
     assert Release(Gaussian(1.0, 0.0)).trusted("client", "it") == ()
     # And it is not touched.
     run = a_run()
-    sent = {"client-0": {"update": torch.full((3,), 1e9)}}
+    sent = {"client-0": Reply({"update": torch.full((3,), 1e9)})}
     assert masked.admit(sent, run, round=0) == sent
     assert run.history.unprotected == {}

@@ -20,9 +20,9 @@ from privtrain.core.errors import (
 )
 from privtrain.core.observers import AGGREGATOR, PUBLIC, Exposure
 from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.core.runtime import Reply, Seen
 from privtrain.core.seeding import SYSTEM, SeededEntropy, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism, State
@@ -57,7 +57,7 @@ def released(
     }
     most = max(map(len, contributions))
     expected = Expected(contributions=most)
-    return release.arrive(messages, a_run(seed), round=round, expected=expected)
+    return release.arrive(messages, a_run(seed), round=round, expected=expected).value
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_winners_of_votes() -> None:
 
 def test_each_contribution_of_a_party_is_bounded_by_itself() -> None:
     contributions = [torch.tensor([10.0, 0.0]), torch.tensor([0.0, 10.0]), torch.tensor([0.1, 0.0])]
-    message = Release(Gaussian(1.0, 0.0)).leave(contributions, a_party())
+    message = Release(Gaussian(1.0, 0.0)).leave(contributions, a_party()).message
     assert message["update"].tolist() == pytest.approx([1.1, 1.0])
 
 
@@ -122,32 +122,35 @@ def test_no_factor_carries_a_contribution_past_what_the_noise_covers(
 
 def test_a_factor_comes_after_the_bound_and_before_the_noise() -> None:
     contribution = torch.tensor([3.0, 4.0])
+    local = Release(Gaussian(0.5, 1.0), AT_PARTY)
     for factor in (1.0, 0.25, 0.0):
         left = Release(Gaussian(0.5, 1.0)).leave([contribution], a_party(), factor=factor)
-        assert left["update"].tolist() == pytest.approx([0.3 * factor, 0.4 * factor])
+        assert left.message["update"].tolist() == pytest.approx([0.3 * factor, 0.4 * factor])
         own = [
-            Release(Gaussian(0.5, 1.0), AT_PARTY).leave([given], a_party(), factor=factor)["update"]
+            Release(Gaussian(0.5, 1.0), AT_PARTY)
+            .leave([given], a_party(), factor=factor)
+            .message["update"]
             for given in (contribution, torch.zeros(2))
         ]
         assert (own[0] - own[1]).tolist() == pytest.approx([0.3 * factor, 0.4 * factor], abs=1e-6)
     # Without noise nothing is covered: a client may count as many rows as it holds.
     left = Release(Gaussian(0.5, 0.0)).leave([contribution], a_party(), factor=7.0)
-    assert left["update"].tolist() == pytest.approx([2.1, 2.8])
+    assert left.message["update"].tolist() == pytest.approx([2.1, 2.8])
 
 
 def test_raw_contributions_never_cross() -> None:
     secret = torch.tensor([123.0, 456.0])
     for noise_at in (AT_AGGREGATOR, AT_PARTY, SPLIT(honest_survivors=2)):
-        message = Release(Gaussian(1.0, 1.0), noise_at).leave([secret], a_party())
+        message = Release(Gaussian(1.0, 1.0), noise_at).leave([secret], a_party()).message
         assert set(message) == {"update"}
         assert float(message["update"].norm()) < 20
 
 
 def test_messages_bear_the_name_of_their_kind() -> None:
-    message = Release().leave([torch.ones(2)], a_party(), kind="votes")
-    assert set(message) == {"votes"}
+    reply = Release().leave([torch.ones(2)], a_party(), kind="votes")
+    assert set(reply.message) == {"votes"}
     with pytest.raises(ProtocolError, match="update"):
-        Release().arrive({"client-0": message}, a_run(), round=0)
+        Release().arrive({"client-0": reply}, a_run(), round=0)
 
 
 def test_sums_are_float64_in_party_order() -> None:
@@ -215,10 +218,10 @@ def test_an_aborted_release_stays_spent() -> None:
     run = a_run(ledger=JournalLedger(release.plans(unit=Unit.CLIENT, count=2, parties=1)))
     assert run.spend()
     with pytest.raises(ProtocolError):
-        release.arrive({"a": {"votes": torch.ones(2)}}, run, round=0)
+        release.arrive({"a": Reply({"votes": torch.ones(2)})}, run, round=0)
     assert run.ledger.spent == 1
     with pytest.raises(BudgetExceededError):
-        release.arrive({"a": {"update": torch.ones(2)}}, run, round=0)
+        release.arrive({"a": Reply({"update": torch.ones(2)})}, run, round=0)
 
 
 # --------------------------------------------------------------------------- whose noise is in it
@@ -242,7 +245,8 @@ def test_every_placement_has_the_stated_variance(
 ) -> None:
     release, std = Release(Gaussian(0.5, 3.0), noise_at), 1.5
     messages = [
-        release.leave([WIDE], a_party(f"client-{number}"))["update"] for number in range(PARTIES)
+        release.leave([WIDE], a_party(f"client-{number}")).message["update"]
+        for number in range(PARTIES)
     ]
     if at_party:
         for message in messages:
@@ -261,25 +265,28 @@ def test_every_placement_has_the_stated_variance(
 
 def test_rounds_kinds_parties_and_seeds_have_noise_of_their_own() -> None:
     local = Release(Gaussian(1.0, 1.0), AT_PARTY)
-    first = local.leave([WIDE], a_party("client-0"))["update"]
+    first = local.leave([WIDE], a_party("client-0")).message["update"]
+    again = SeededEntropy(0, attempt=1)
     others = [
-        local.leave([WIDE], a_party("client-1"))["update"],
-        local.leave([WIDE], a_party("client-0", round=1))["update"],
-        local.leave([WIDE], a_party("client-0", seed=1))["update"],
-        local.leave([WIDE], a_party("client-0"), kind="votes")["votes"],
-        local.leave([WIDE], a_party("client-0", entropy=SeededEntropy(0, attempt=1)))["update"],
+        local.leave([WIDE], a_party("client-1")).message["update"],
+        local.leave([WIDE], a_party("client-0", round=1)).message["update"],
+        local.leave([WIDE], a_party("client-0", seed=1)).message["update"],
+        local.leave([WIDE], a_party("client-0"), kind="votes").message["votes"],
+        local.leave([WIDE], a_party("client-0", entropy=SeededEntropy(0, attempt=1))).message[
+            "update"
+        ],
     ]
     for other in others:
         assert independent(first, other)
-    assert torch.equal(local.leave([WIDE], a_party("client-0"))["update"], first)
+    assert torch.equal(local.leave([WIDE], a_party("client-0")).message["update"], first)
 
 
 def test_system_entropy_never_repeats() -> None:
     local = Release(Gaussian(1.0, 1.0), AT_PARTY)
     first, second = (a_party(entropy=SystemEntropy()) for _ in range(2))
     assert first.entropy.kind is SYSTEM
-    drawn = local.leave([WIDE], first)["update"]
-    assert not torch.equal(drawn, local.leave([WIDE], second)["update"])
+    drawn = local.leave([WIDE], first).message["update"]
+    assert not torch.equal(drawn, local.leave([WIDE], second).message["update"])
 
 
 def test_a_party_gets_each_noise_once() -> None:
@@ -293,16 +300,16 @@ def test_a_party_gets_each_noise_once() -> None:
 def test_the_aggregator_never_draws_the_same_noise_twice() -> None:
     release, run = Release(Gaussian(1.0, 1.0)), a_run()
     message = {"client-0": release.leave([WIDE], a_party())}
-    first = release.arrive(message, run, round=0)
+    first = release.arrive(message, run, round=0).value
     with pytest.raises(RuntimeError, match="twice"):
         release.arrive(message, run, round=0)
-    assert independent(first, release.arrive(message, run, round=1))
+    assert independent(first, release.arrive(message, run, round=1).value)
 
 
 def test_a_fused_sum_is_noised_like_any_other() -> None:
     release = Release(Gaussian(0.5, 3.0))
     bounded = BoundedSum(torch.full((3000,), 7.0), 0.5)
-    noised = release.arrive(bounded, a_run(), round=0)
+    noised = release.arrive(bounded, a_run(), round=0).value
     assert_power(std_is, noised - 7.0, 1.5)
     assert torch.equal(bounded.value, torch.full((3000,), 7.0))
 
@@ -325,7 +332,8 @@ def test_a_fused_sum_has_no_party_to_draw_its_noise(noise_at: Placement) -> None
             BoundedSum(torch.ones(2), 1.0), a_run(), round=0
         )
     exact = Release(Gaussian(1.0, 0.0), noise_at)
-    assert exact.arrive(BoundedSum(torch.ones(2), 9.0), a_run(), round=0).tolist() == [1.0, 1.0]
+    loose = BoundedSum(torch.ones(2), 9.0)
+    assert exact.arrive(loose, a_run(), round=0).value.tolist() == [1.0, 1.0]
 
 
 def test_a_fused_sum_that_is_bounded_too_loosely_is_refused() -> None:
@@ -337,11 +345,11 @@ def test_a_fused_sum_that_is_bounded_too_loosely_is_refused() -> None:
 
 def test_a_sealed_sum_is_finished_on_shares_and_never_without_its_noise() -> None:
     messages = {
-        "a": {"update": torch.tensor([1.0, 5.0])},
-        "b": {"update": torch.tensor([2.0, 5.0])},
+        "a": Reply({"update": torch.tensor([1.0, 5.0])}),
+        "b": Reply({"update": torch.tensor([2.0, 5.0])}),
     }
     shared = Release(aggregation=SharedSum(), finish=ARGMAX)
-    assert shared.arrive(messages, a_run(), round=0).item() == 1
+    assert shared.arrive(messages, a_run(), round=0).value.item() == 1
     for release in (
         Release(Gaussian(1.0, 1.0), aggregation=SharedSum()),
         Release(GNMax(1.0), aggregation=SharedSum(), finish=ARGMAX),
@@ -357,7 +365,7 @@ def test_noise_that_parties_drew_is_in_a_sealed_sum() -> None:
 
 def test_sealing_opens_once_with_the_releases_finish() -> None:
     sealed = SharesOpenedLate(torch.tensor([3.0, 1.0]))
-    assert sealed.open(ARGMAX).item() == 0
+    assert sealed.open(ARGMAX, Exact()).item() == 0
     assert sealed.opened == [ARGMAX]
 
 
@@ -407,8 +415,8 @@ class Remembering:
 
 def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     release, run = Release(Remembering()), a_run()
-    zeros = {"a": {"update": torch.zeros(2000, dtype=torch.float64)}}
-    total = sum(release.arrive(zeros, run, round=r) for r in range(8))
+    zeros = {"a": Reply({"update": torch.zeros(2000, dtype=torch.float64)})}
+    total = sum(release.arrive(zeros, run, round=r).value for r in range(8))
     assert isinstance(total, Tensor)
     # The noises cancel but for the last one: eight independent ones would have std sqrt(8).
     assert_power(std_is, total, 1.0)
@@ -417,8 +425,8 @@ def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
 
 def test_kinds_have_a_memory_each() -> None:
     release, run = Release(Remembering()), a_run()
-    release.arrive({"a": {"update": torch.zeros(3)}}, run, round=0)
-    release.arrive({"a": {"check": torch.zeros(5)}}, run, round=0, kind="check")
+    release.arrive({"a": Reply({"update": torch.zeros(3)})}, run, round=0)
+    release.arrive({"a": Reply({"check": torch.zeros(5)})}, run, round=0, kind="check")
     assert {kind: len(state) for kind, state in run.memory.items()} == {"update": 3, "check": 5}
 
 
@@ -433,16 +441,17 @@ def test_parties_do_not_draw_noise_that_has_to_be_remembered() -> None:
 def test_contributions_that_are_not_finite_are_counted_and_do_not_spread() -> None:
     broken = torch.tensor([math.nan, 1.0])
     huge = torch.tensor([math.inf, 1.0])
-    message = Release(Gaussian(1.0, 0.0)).leave([broken, huge, torch.tensor([0.5, 0.0])], a_party())
-    assert message["update"].tolist() == [0.5, 0.0]
-    assert NON_FINITE.startswith(UNPROTECTED)
-    assert float(message[NON_FINITE]) == 2.0
+    reply = Release(Gaussian(1.0, 0.0)).leave([broken, huge, torch.tensor([0.5, 0.0])], a_party())
+    assert reply.message["update"].tolist() == [0.5, 0.0]
+    assert set(reply.message) == {"update"}
+    assert reply.seen == Seen(numbers={NON_FINITE: 2.0})
 
 
 def test_without_a_bound_nothing_is_replaced_or_counted() -> None:
-    message = Release().leave([torch.tensor([math.nan, 1.0])], a_party())
-    assert set(message) == {"update"}
-    assert math.isnan(message["update"][0])
+    reply = Release().leave([torch.tensor([math.nan, 1.0])], a_party())
+    assert set(reply.message) == {"update"}
+    assert math.isnan(reply.message["update"][0])
+    assert reply.seen == Seen()
 
 
 # ------------------------------------------------------------------------ sensitivity of neighbours
@@ -508,7 +517,7 @@ def test_one_changed_teacher_moves_the_counts_by_at_most_root_two(
 
     def counts(teachers: list[list[float]]) -> Tensor:
         votes = [torch.tensor([teacher]) for teacher in teachers]
-        return Release(GNMax(1.0)).leave(votes, a_party(), kind="votes")["votes"]
+        return Release(GNMax(1.0)).leave(votes, a_party(), kind="votes").message["votes"]
 
     moved = float((counts(rows) - counts(neighbour)).norm())
     assert moved <= GNMax(1.0).sensitivity(ADD_REMOVE) + 1e-12
@@ -537,10 +546,12 @@ def test_with_scale() -> None:
 def test_the_aggregators_name_is_no_clients() -> None:
     """Its stream and a party's of the same round must differ even for one kind."""
     run = a_run()
-    theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": {"update": WIDE}}, run, round=0)
-    local = Release(Gaussian(1.0, 1.0), AT_PARTY).leave([WIDE], a_party("client-0"))["update"]
+    theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": Reply({"update": WIDE})}, run, round=0).value
+    local = (
+        Release(Gaussian(1.0, 1.0), AT_PARTY).leave([WIDE], a_party("client-0")).message["update"]
+    )
     assert independent(theirs, local)
-    assert a_party("client-0").party != AGGREGATOR_NAME
+    assert a_party("client-0").name != AGGREGATOR_NAME
     assert AGGREGATOR.name == AGGREGATOR_NAME
 
 

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import Payload, Runtimes
+from privtrain.core.runtime import Reply, Runtimes
 from privtrain.core.statement import Unit
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.mechanism import Exact
 from privtrain.mpc.sharing import LARGEST
+from privtrain.release.aggregation import Sealed
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY, Finish, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
-from privtrain.release.plain import PlainSum
-from privtrain.release.shared import SharedSum, share_kind
+from privtrain.release.shared import SharedSum
 from privtrain.runtimes.processes.mesh import Processes
 from tests.contracts.aggregation import (
     OBSERVERS,
@@ -41,12 +42,20 @@ def a_mesh_run() -> Run:
     return run
 
 
-def sealed(aggregation: SharedSum, values: Sequence[Tensor], kind: str) -> list[Payload]:
+def sealed(aggregation: SharedSum, values: Sequence[Tensor], kind: str) -> dict[str, Reply]:
     parties = [a_party(f"client-{number}") for number in range(len(values))]
-    return [
-        aggregation.seal(value, party, kind=kind)
+    return {
+        party.name: aggregation.seal(value, party, kind=kind, grid=None)
         for value, party in zip(values, parties, strict=True)
-    ]
+    }
+
+
+def gathered(aggregation: SharedSum, replies: dict[str, Reply], run: Run, kind: str) -> Sealed:
+    gathering = aggregation.begin(tuple(replies), run, round=0, kind=kind)
+    total = aggregation.gather(gathering, replies, run)
+    assert total.weight is None
+    assert not isinstance(total.value, Tensor)
+    return total.value
 
 
 @pytest.mark.parametrize("parties", [2, 3])
@@ -65,20 +74,17 @@ def test_sees_what_the_double_of_the_golden_table_sees() -> None:
 def test_updates_add_up_and_nothing_else_is_opened(parties: int) -> None:
     values = [torch.linspace(-3, 2, 11) * scale for scale in (1.0, 0.3, -2.0)]
     aggregation, run = SharedSum(computing_parties=parties), a_mesh_run()
-    messages = sealed(aggregation, values, "update")
-    for message in messages:
-        for kind, one in message.items():
-            run.transcript.send("client-0", AGGREGATOR_NAME, kind, one, round=0)
-    total = aggregation(messages, run, kind="update").value
-    assert not isinstance(total, Tensor)
-    opened = total.open(IDENTITY)
-    plain = PlainSum()([{"update": value} for value in values], run, kind="update").value
-    assert isinstance(plain, Tensor)
-    assert float((opened - plain).abs().max()) < 1e-8
+    replies = sealed(aggregation, values, "update")
+    run.transcript.exchange()
+    opened = gathered(aggregation, replies, run, "update").open(IDENTITY, Exact())
+    assert float((opened - torch.stack(values).double().sum(0)).abs().max()) < 1e-8
+    # Rounds among computing parties come after the exchange in which they got their shares.
+    assert min(entry.round for entry in run.transcript.entries) == 1
+    assert max(entry.round for entry in run.transcript.entries) < 20
     assert run.transcript.kinds_received_by(AGGREGATOR_NAME) == ()
     for name in aggregation.computing_names:
         kinds = set(run.transcript.kinds_received_by(name))
-        assert kinds == {share_kind("update", name), "public key", "sum share"}
+        assert kinds == {"public key", "sum share"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,8 @@ class Squared:
 @pytest.mark.parametrize("finish", [ARGMAX, Threshold(2.0)])
 def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish) -> None:
     aggregation, run = SharedSum(), a_mesh_run()
-    total = aggregation(sealed(aggregation, list(VOTES), "votes"), run, kind="votes").value
-    assert not isinstance(total, Tensor)
-    opened = total.open(finish)
+    replies = sealed(aggregation, list(VOTES), "votes")
+    opened = gathered(aggregation, replies, run, "votes").open(finish, Exact())
     assert torch.equal(opened, finish(VOTES.sum(0)))
     kinds = {entry.kind for entry in run.transcript.entries}
     assert "sum share" not in kinds
@@ -105,9 +110,9 @@ def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish) -> No
 def test_a_share_alone_says_nothing_and_repeats_nothing() -> None:
     aggregation = SharedSum()
     same = torch.ones(2000)
-    first, second = sealed(aggregation, [same, same], "update")
+    replies = sealed(aggregation, [same, same], "update").values()
     for name in aggregation.computing_names:
-        one, other = (message[share_kind("update", name)] for message in (first, second))
+        one, other = (reply.mail[name]["update share"] for reply in replies)
         assert not torch.equal(one, other)
         # Uniform over 64 bits: the mean of 2,000 signs lies within 0.1 (4.5 deviations).
         assert abs(float(one.sign().double().mean())) < 0.1
@@ -115,24 +120,26 @@ def test_a_share_alone_says_nothing_and_repeats_nothing() -> None:
 
 def test_refuses_what_it_cannot_add() -> None:
     aggregation, run = SharedSum(), a_run()
-    messages = sealed(aggregation, [torch.ones(3), torch.ones(1, 3)], "update")
+    replies = sealed(aggregation, [torch.ones(3), torch.ones(1, 3)], "update")
+    one = {"client-0": replies["client-0"]}
     with pytest.raises(ProtocolError, match=r"shape \(1, 3\)"):
-        aggregation(messages, run, kind="update")
-    with pytest.raises(ProtocolError, match="votes"):
-        aggregation(messages[:1], run, kind="votes")
+        gathered(aggregation, replies, run, "update")
+    with pytest.raises(ProtocolError, match="lacks its 'votes share' for computing-0"):
+        gathered(aggregation, one, run, "votes")
     with pytest.raises(ProtocolError, match="none"):
-        aggregation([], run, kind="update")
+        gathered(aggregation, {}, run, "update")
     for bad in (float("nan"), LARGEST):
         with pytest.raises(DataError, match="the update of client-0"):
             sealed(aggregation, [torch.tensor([bad])], "update")
     with pytest.raises(ValueError, match="computing_parties=4"):
         SharedSum(computing_parties=4)
-    total = aggregation(messages[:1], run, kind="update").value
-    assert not isinstance(total, Tensor)
+    total = gathered(aggregation, one, run, "update")
     with pytest.raises(UnsupportedError, match="Squared"):
-        total.open(Squared())
+        total.open(Squared(), Exact())
+    with pytest.raises(UnsupportedError, match="cannot be drawn on the shares"):
+        total.open(IDENTITY, Gaussian(1.0, 1.0))
     with pytest.raises(UnsupportedError, match="mesh=Processes"):
-        total.open(IDENTITY)
+        total.open(IDENTITY, Exact())
 
 
 @pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY])
