@@ -287,6 +287,11 @@ class Trainer(Protocol):
         """Who reads what while the model is trained."""
         ...
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the figures leave out or a protocol does not protect from, in sentences."""
+        ...
+
     def with_noise(self, scale: float) -> "Trainer | None":
         """The same trainer with another noise scale, or None where it draws no noise."""
         ...

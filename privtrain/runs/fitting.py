@@ -28,7 +28,7 @@ from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer, Trying
 from privtrain.core.transcript import Transcript
-from privtrain.core.validate import made_folder
+from privtrain.core.validate import check_follows, made_folder
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
@@ -186,6 +186,7 @@ def fit_trial(
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     # All refusals come before the first release: what is refused has cost no privacy.
+    check_follows(Trainer, "pt.SGD()", trainer=trainer)
     check_no_autocast()
     check_device(device)
     check_data(data)

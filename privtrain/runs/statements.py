@@ -162,10 +162,8 @@ def _caveats(
     # (Mironov 2012). Where nothing is promised, nothing is void.
     noisy = any(math.isfinite(guarantee.epsilon) for guarantee in made)
     noise = (FLOAT_NOISE,) if noisy and any(plan.float_noise for plan in plans) else ()
-    aggregation = getattr(getattr(trainer, "release", None), "aggregation", None)
-    engine = (*getattr(trainer, "caveats", ()), *getattr(aggregation, "caveats", ()))
     parts = (OTHER_PARTS,) if noisy and data.by_coin else ()
-    return (*noise, *parts, *CAVEATS, *dict.fromkeys(engine))
+    return (*noise, *parts, *CAVEATS, *dict.fromkeys(trainer.caveats))
 
 
 def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:

@@ -87,6 +87,7 @@ class DPSGD:
     release: Release = Release(Gaussian(1.0, 1.0))
     gradients: Gradients = BookKeeping()
     token: ClassVar[str] = "dp_sgd"
+    caveats: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_offers("arrive", "Release(Gaussian(1.0, 1.0))", release=self.release)

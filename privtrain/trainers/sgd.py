@@ -52,6 +52,7 @@ class SGD:
     learning_rate: float = 0.1
     optimizer: str | OptimizerFactory = "SGD"
     token: ClassVar[str] = "sgd"
+    caveats: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)

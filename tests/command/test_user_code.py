@@ -152,7 +152,10 @@ def test_a_study_with_references_comes_back(folder: Path) -> None:
         ("own_parts_wrong.py:function", "function' to name a frozen dataclass"),
         ("own_parts_wrong.py:Thawed", "Thawed' to name a frozen dataclass"),
         ("own_parts_wrong.py:Bare", "Bare' to name a frozen dataclass"),
-        ("own_parts_wrong.py:Half", "Half' to have input_privacy, plan, train, with_noise, as"),
+        (
+            "own_parts_wrong.py:Half",
+            "Half' to have caveats, input_privacy, plan, train, with_noise",
+        ),
     ],
 )
 def test_what_is_no_trainer_is_refused_before_anything_is_trained(

@@ -1,6 +1,5 @@
 import pickle
 
-import pytest
 import torch
 
 from privtrain.core.observers import (
@@ -13,7 +12,7 @@ from privtrain.core.observers import (
     coalition,
 )
 from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
-from privtrain.core.transcript import UNPROTECTED, Entry, Setup, Transcript
+from privtrain.core.transcript import Entry, Setup, Transcript
 
 
 def a_star(keep: bool = False) -> Transcript:
@@ -138,16 +137,17 @@ def test_entries_say_what_was_sent_in_order() -> None:
     assert entries[-1].bytes == 0
 
 
-def test_diagnostics_are_never_recorded() -> None:
+def test_the_channel_numbers_its_exchanges_and_others_come_after_them() -> None:
     made = Transcript()
-    kind = UNPROTECTED + "training_loss"
-    made.send("client-0", AGGREGATOR_NAME, kind, torch.zeros(1), round=0)
-    made.extend([Entry("client-0", AGGREGATOR_NAME, kind, (1,), 4, 0)])
-    with pytest.raises(ValueError, match=r"kind='unprotected\.training_loss'"):
-        made.publish(kind, torch.zeros(1), sender=AGGREGATOR_NAME, round=0)
-    assert made.entries == []
-    made.extend([Entry("client-0", AGGREGATOR_NAME, "update", (1,), 4, 0)])
-    assert len(made.entries) == 1
+    assert [made.exchange() for _ in range(3)] == [0, 1, 2]
+    made.extend([Entry("a", "b", "share", (1,), 4, number) for number in (0, 1)], start=3)
+    assert [entry.round for entry in made.entries] == [3, 4]
+    assert made.exchange() == 5
+    # What a checkpoint kept bears its numbers already.
+    again = Transcript()
+    again.extend(made.entries)
+    assert again.entries == made.entries
+    assert again.exchange() == 5
 
 
 def test_payloads_are_kept_on_request_only_and_as_copies() -> None:

@@ -152,7 +152,7 @@ def test_one_row_moves_what_leaves_by_at_most_the_sensitivity(
     step = module.GiveSums(10, pt.Release(pt.Gaussian(5.0, 1.0)))
 
     def message(kept: Rows) -> torch.Tensor:
-        return step({}, party_of({"party-0": kept}))["class sums"].double()
+        return step({}, party_of({"party-0": kept})).message["class sums"].double()
 
     whole = message(wild)
     distances = []
@@ -227,7 +227,8 @@ def test_mechanism_bounds_whatever_comes(folder: Path, dtype: torch.dtype) -> No
 def test_mechanism_splits_among_parties(folder: Path) -> None:
     mechanism = module_of("mechanism", folder).CoordinateGaussian(0.01, 20_000, 1.0)
     release = pt.Release(mechanism, pt.SPLIT(honest_survivors=4))
-    message = release.leave([torch.zeros(20_000)], party_of({"party-0": None}))["update"]
+    reply = release.leave([torch.zeros(20_000)], party_of({"party-0": None}))
+    message = reply.message["update"]
     assert_power(std_is, message.numpy(), mechanism.norm / 2)
     plans = release.plans(
         unit=Unit.CLIENT, count=1, parties=4, observers=(pt.PUBLIC, pt.AGGREGATOR)

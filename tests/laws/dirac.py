@@ -120,9 +120,9 @@ def audit_release(
             taking_part[sampling.choose(canaries, stream)] = 1.0
             present = present * taking_part
         total = present * bound if contributed is None else contributed(present)
-        released.append(
-            Release(mechanism).arrive(BoundedSum(total, bound), run, round=number, kind="gradient")
-        )
+        summed = BoundedSum(total, bound)
+        made = Release(mechanism).arrive(summed, run, round=number, kind="gradient")
+        released.append(made.value)
     event = repeated(plan.event, count)
     return verdict(score(torch.stack(released)), drawn, guesses, event, plan.relation)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.attacks.scores import epsilon_lower_bound
-from privtrain.core.runtime import Runtimes
+from privtrain.core.runtime import Reply, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
@@ -69,7 +69,7 @@ def released(mechanism: Mechanism, total: Tensor, seed: int) -> np.ndarray:
     run = a_run(plans, seed)
     assert run.spend(REPEATS)
     found = [
-        float(release.arrive(BoundedSum(total, 1.0), run, round=i, kind="gradient")[0])
+        float(release.arrive(BoundedSum(total, 1.0), run, round=i, kind="gradient").value[0])
         for i in range(REPEATS)
     ]
     return np.array(found)
@@ -209,9 +209,9 @@ def test_answers_of_teachers_stay_below_their_epsilon(mechanism: GNMax, sound: b
         assert run.spend(REPEATS)
         votes = {"votes": torch.tensor([counts]).repeat(REPEATS, 1).double()}
         winners = release.arrive(
-            {"a": votes}, run, round=1, kind="votes", releases=REPEATS, expected=expected
+            {"a": Reply(votes)}, run, round=1, kind="votes", releases=REPEATS, expected=expected
         )
-        answers.append(winners.numpy() == 1)
+        answers.append(winners.value.numpy() == 1)
     bound = bound_of(answers[1], answers[0])
     assert bound > 0.5
     assert (bound <= epsilon) == sound

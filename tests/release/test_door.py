@@ -127,9 +127,7 @@ def test_a_factor_comes_after_the_bound_and_before_the_noise() -> None:
         left = Release(Gaussian(0.5, 1.0)).leave([contribution], a_party(), factor=factor)
         assert left.message["update"].tolist() == pytest.approx([0.3 * factor, 0.4 * factor])
         own = [
-            Release(Gaussian(0.5, 1.0), AT_PARTY)
-            .leave([given], a_party(), factor=factor)
-            .message["update"]
+            local.leave([given], a_party(), factor=factor).message["update"]
             for given in (contribution, torch.zeros(2))
         ]
         assert (own[0] - own[1]).tolist() == pytest.approx([0.3 * factor, 0.4 * factor], abs=1e-6)
@@ -272,9 +270,7 @@ def test_rounds_kinds_parties_and_seeds_have_noise_of_their_own() -> None:
         local.leave([WIDE], a_party("client-0", round=1)).message["update"],
         local.leave([WIDE], a_party("client-0", seed=1)).message["update"],
         local.leave([WIDE], a_party("client-0"), kind="votes").message["votes"],
-        local.leave([WIDE], a_party("client-0", entropy=SeededEntropy(0, attempt=1))).message[
-            "update"
-        ],
+        local.leave([WIDE], a_party("client-0", entropy=again)).message["update"],
     ]
     for other in others:
         assert independent(first, other)

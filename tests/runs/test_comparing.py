@@ -41,6 +41,7 @@ class Failing:
 
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
+    caveats = property(lambda self: self.inner.caveats)
     with_noise = property(lambda self: self.inner.with_noise)
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
@@ -267,6 +268,7 @@ class NoNoise:
     """A trainer of a user's own whose noise cannot be asked for."""
 
     token = "own"
+    caveats = ()
 
     def plan(self, data: object, runtimes: object) -> tuple[()]:
         return ()

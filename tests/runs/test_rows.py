@@ -39,6 +39,7 @@ class Failing:
 
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
+    caveats = property(lambda self: self.inner.caveats)
     with_noise = property(lambda self: self.inner.with_noise)
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:

@@ -159,6 +159,7 @@ class Silent:
     token = "silent"
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
+    caveats = property(lambda self: self.inner.caveats)
     with_noise = property(lambda self: self.inner.with_noise)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:

@@ -80,7 +80,7 @@ def test_epochs_equal_a_plain_loop_to_the_bit(optimizer: object, by_hand: object
             losses.append(float(loss.detach()))
     assert torch.equal(weights(model), weights(twin))
     assert not torch.equal(weights(model), weights(a_model()))
-    assert float(seen["training_loss"]) == pytest.approx(sum(losses) / 6, rel=1e-6)
+    assert seen.numbers["training_loss"] == pytest.approx(sum(losses) / 6, rel=1e-6)
 
 
 def test_the_same_round_repeats_and_another_one_differs() -> None:

@@ -246,14 +246,14 @@ def test_the_diagnostics_of_a_round_are_means_of_its_steps() -> None:
     steps = DPSteps(
         Gaussian(0.5, 0.0), epochs=3, sampling_rate=0.2, expected_batch=2.0, gradients=Watching()
     )
-    said = steps(model, Task(model=mlp), a_party(rows))
+    said = steps(model, Task(model=mlp), a_party(rows)).numbers
     held = [step for step in seen if step]
     assert len(seen) == 15 > len(held) > 5
     losses = [step["training_loss"] for step in held]
-    assert float(said["training_loss"]) == pytest.approx(sum(losses) / len(held))
+    assert said["training_loss"] == pytest.approx(sum(losses) / len(held))
     assert len({*losses}) > 5
     fractions = [step["fraction_clipped"] for step in held]
-    assert float(said["fraction_clipped"]) == pytest.approx(sum(fractions) / len(held))
+    assert said["fraction_clipped"] == pytest.approx(sum(fractions) / len(held))
     broken = {"training_loss": math.nan, "fraction_clipped": 1.0, "non_finite": 3.0}
     whole = {"training_loss": 0.5, "fraction_clipped": 0.5, "non_finite": 1.0}
     assert averaged([{}, broken, whole]) == {

@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload
+from privtrain.core.runtime import Party, Payload, Reply
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
@@ -258,9 +258,9 @@ def test_winners_are_those_of_counts_with_noise_of_the_stated_size(
     run_ = _a_run(queries)
     expected = Expected(contributions=3)
     winners = release.arrive(
-        {"a": message}, run_, round=1, kind="votes", releases=queries, expected=expected
+        {"a": Reply(message)}, run_, round=1, kind="votes", releases=queries, expected=expected
     )
-    wins = int((winners == 0).sum())
+    wins = int((winners.value == 0).sum())
 
     def rate(scale: float) -> float:
         if isinstance(mechanism, GNMax):
