@@ -19,8 +19,8 @@ from privtrain.core.runtime import NO_STAR, Party, Payload, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
-from privtrain.core.validate import check_offers
-from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
+from privtrain.core.validate import check_follows, check_offers
+from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.release.aggregation import Aggregation, BoundedSum
 from privtrain.release.arrival import (
     UNREADABLE,
@@ -55,7 +55,8 @@ class Release:
     Raises:
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
-        UnsupportedError: If secure noise is to be split: sums of its parts have no known law.
+        UnsupportedError: If noise is to be split whose parts do not add up to it.
+        ValueError: If a mechanism or an aggregation lacks a member of its protocol.
     """
 
     mechanism: Mechanism = Exact()
@@ -64,10 +65,9 @@ class Release:
     finish: Finish = IDENTITY
 
     def __post_init__(self) -> None:
-        # Every method that is called after something was spent: own mechanisms of 0.1 lack some.
-        for method in ("bound", "bound_again", "reach"):
-            example = f"Gaussian(1.0, 1.0), which has the method {method}"
-            check_offers(method, example, mechanism=self.mechanism)
+        # Every member that is asked for after something was spent: own mechanisms of 0.1 and 0.2
+        # lack some.
+        check_follows(Mechanism, "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
         for method in ("exposure", "check"):
             example = f"PlainSum(), which has the method {method}"
             check_offers(method, example, aggregation=self.aggregation)
@@ -75,16 +75,25 @@ class Release:
             raise ValueError(
                 f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."
             )
-        if self.mechanism.noisy and not self.aggregation.bounded:
+        if self.noisy and not self.aggregation.bounded:
             raise UnsoundReleaseError(
                 f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "
                 "contribution can move its result by more than the bound. Use PlainSum()."
             )
-        if is_secure(self.mechanism) and self.noise_at.split:
-            raise UnsupportedError(
-                f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
-                "is not a discrete Gaussian. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
+        if self._parties_draw:
+            # Called for its refusal: the event of a part of the noise that cannot be drawn.
+            alone = Exposure(
+                single_messages=True,
+                knows_sample=True,
+                noise_known=0.0,
+                variance=self.noise_at.fraction,
             )
+            self.mechanism.event(alone, REPLACE_ONE)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there is noise on what is released."""
+        return self.mechanism.about.noisy
 
     @property
     def bounding(self) -> bool:
@@ -107,23 +116,14 @@ class Release:
         self._check_exact()
         if runtimes.star is None:
             raise UnsupportedError(NO_STAR)
-        if self._parties_draw:
-            if self.mechanism.init(torch.zeros(1)) is not None:
-                raise UnsupportedError(self._remembers)
-            # Called for its refusal: the event of a part of the noise that cannot be drawn.
-            alone = Exposure(
-                single_messages=True,
-                knows_sample=True,
-                noise_known=0.0,
-                variance=self.noise_at.fraction,
-            )
-            self.mechanism.event(alone, REPLACE_ONE)
+        if self._parties_draw and self.mechanism.about.separation > 1:
+            raise UnsupportedError(self._remembers)
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
         self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
 
     def _check_exact(self) -> None:
         # Noise that is rounded to fixed point afterwards is not what was proved.
-        if self.mechanism.noisy and self.aggregation.exact_only:
+        if self.noisy and self.aggregation.exact_only:
             raise UnsupportedError(
                 f"{self.mechanism} cannot be combined with {self.aggregation}: sums on shares are "
                 "exact so far, and noise on shares needs another engine. Use Exact() or PlainSum()."
@@ -157,12 +157,12 @@ class Release:
             ValueError: If there is no contribution.
         """
         self._check_exact()
-        if self.mechanism.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
+        if self.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
             raise UnsoundReleaseError(
                 f"factor={factor:g} would carry a contribution past the bound that "
                 f"{self.mechanism} covers. Use weights in [0, 1]."
             )
-        if weight is not None and self.mechanism.noisy:
+        if weight is not None and self.noisy:
             raise UnsoundReleaseError(
                 f"weight={weight:g} would leave without noise beside what {self.mechanism} covers. "
                 "Divide by a public number."
@@ -200,8 +200,11 @@ class Release:
     def _with_own_noise(self, total: Tensor, party: Party, kind: str) -> Tensor:
         # A stream of its own for every kind, round and party: noise that is drawn twice cancels.
         stream = party.entropy[f"noise/{kind}", party.round, party.name]
-        state, fraction = self.mechanism.init(total), self.noise_at.fraction
-        released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
+        if self.mechanism.about.grid is not None and not self.readable:
+            # What is shared or masked is encoded in multiples of the grid, which a coarser type
+            # would round.
+            total = total.double()
+        released, after = self.mechanism.add(total, None, stream, fraction=self.noise_at.fraction)
         # The state would have to outlive the party's round, and the party may not be sampled again.
         if after is not None:
             raise UnsupportedError(self._remembers)
@@ -216,7 +219,7 @@ class Release:
 
     @property
     def _parties_draw(self) -> bool:
-        return self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY
+        return self.noisy and self.noise_at.drawer is Drawer.PARTY
 
     @property
     def readable(self) -> bool:
@@ -234,7 +237,7 @@ class Release:
         if not self.bounding:
             return (f"messages have no bound: one {sender} can replace {result}",)
         # Under noise it is an assumption of each guarantee.
-        return () if self.readable or self.mechanism.noisy else (UNREADABLE,)
+        return () if self.readable or self.noisy else (UNREADABLE,)
 
     def admit(
         self,
@@ -328,11 +331,11 @@ class Release:
 
     @property
     def _aggregator_draws(self) -> bool:
-        return self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
+        return self.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
 
     def _check_sum(self, given: BoundedSum) -> None:
         """Refuses a sum, formed outside `leave`, that the noise does not cover."""
-        if not self.mechanism.noisy:
+        if not self.noisy:
             return
         if self.noise_at.drawer is not Drawer.AGGREGATOR:
             raise UnsoundReleaseError(
@@ -351,10 +354,7 @@ class Release:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
         # A state for each kind: correlated noise of one kind says nothing of another's.
-        if kind not in run.memory:
-            run.memory[kind] = self.mechanism.init(aggregate)
-        state = run.memory[kind]
-        released, run.memory[kind] = noised(self.mechanism, aggregate, state, stream)
+        released, run.memory[kind] = self.mechanism.add(aggregate, run.memory.get(kind), stream)
         return released
 
     def plans(
@@ -382,8 +382,9 @@ class Release:
                 contributions of a unit.
         """
         chosen = sampling or Everyone()
-        check_separation(self.mechanism, chosen)
-        unread = (UNREADABLE,) if self.mechanism.noisy and not self.readable else ()
+        about = self.mechanism.about
+        check_separation(self.mechanism, about.separation, chosen)
+        unread = (UNREADABLE,) if about.noisy and not self.readable else ()
         plans = []
         for observer in observers:
             relation, event, counted = self._event(observer, chosen, parties)
@@ -393,9 +394,9 @@ class Release:
                 relation=relation,
                 event=event,
                 count=count,
-                theorem=self.mechanism.theorem,
-                assumptions=(*assumptions, *assumptions_of(self.mechanism), *counted, *unread),
-                float_noise=not is_secure(self.mechanism),
+                theorem=about.theorem,
+                assumptions=(*assumptions, *about.assumptions, *counted, *unread),
+                float_noise=about.grid is None,
             )
             plans.append(plan)
         return tuple(plans)
