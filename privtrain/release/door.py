@@ -55,7 +55,7 @@ class Release:
     Raises:
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
-        UnsupportedError: If noise is to be split whose parts do not add up to it.
+        UnsupportedError: If discrete noise is to be split whose parts have sums of no known law.
         ValueError: If a mechanism or an aggregation lacks a member of its protocol.
     """
 
@@ -80,15 +80,8 @@ class Release:
                 f"{self.mechanism} over {self.aggregation} promises nothing: one bounded "
                 "contribution can move its result by more than the bound. Use PlainSum()."
             )
-        if self._parties_draw:
-            # Called for its refusal: the event of a part of the noise that cannot be drawn.
-            alone = Exposure(
-                single_messages=True,
-                knows_sample=True,
-                noise_known=0.0,
-                variance=self.noise_at.fraction,
-            )
-            self.mechanism.event(alone, REPLACE_ONE)
+        if self.noise_at.split and self.mechanism.about.grid is not None:
+            self._check_part()
 
     @property
     def noisy(self) -> bool:
@@ -116,10 +109,22 @@ class Release:
         self._check_exact()
         if runtimes.star is None:
             raise UnsupportedError(NO_STAR)
-        if self._parties_draw and self.mechanism.about.separation > 1:
-            raise UnsupportedError(self._remembers)
+        if self._parties_draw:
+            if self.mechanism.about.separation > 1:
+                raise UnsupportedError(self._remembers)
+            self._check_part()
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
         self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
+
+    def _check_part(self) -> None:
+        # Called for its refusal: the event of a part of the noise that cannot be drawn.
+        alone = Exposure(
+            single_messages=True,
+            knows_sample=True,
+            noise_known=0.0,
+            variance=self.noise_at.fraction,
+        )
+        self.mechanism.event(alone, REPLACE_ONE)
 
     def _check_exact(self) -> None:
         # Noise that is rounded to fixed point afterwards is not what was proved.
