@@ -28,7 +28,6 @@ from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import noised
 from privtrain.mechanisms.normals import standard_normals
 from privtrain.steps.optimizers import GradientVector
 
@@ -39,7 +38,7 @@ ENTROPY = SeededEntropy(0)
 def noising(size: int, *, secure: bool) -> Callable[[], object]:
     """Noises one sum, each time from a stream of its own."""
     mechanism, total, rounds = Gaussian(C, Z, secure=secure), torch.zeros(size), count()
-    return lambda: noised(mechanism, total, None, ENTROPY["noise", next(rounds), ""])[0]
+    return lambda: mechanism.add(total, None, ENTROPY["noise", next(rounds), ""])[0]
 
 
 def step(work: Work, *, secure: bool) -> Callable[[], object]:
@@ -51,7 +50,7 @@ def step(work: Work, *, secure: bool) -> Callable[[], object]:
 
     def one() -> None:
         value = engine.clipped_sum(rows, C).value
-        released, _ = noised(mechanism, value, None, ENTROPY["noise", next(rounds), ""])
+        released, _ = mechanism.add(value, None, ENTROPY["noise", next(rounds), ""])
         gradient.set(released, work.batch)
         optimizer.step()
 

@@ -41,7 +41,6 @@ from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.bookkeeping.torch_func import TorchFuncEngine
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import noised
 from privtrain.steps.optimizers import GradientVector, descend
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,7 +197,7 @@ def bookkeeping(work: Work) -> Step:
 
     def step() -> None:
         value = engine.clipped_sum(rows, C).value
-        released, _ = noised(mechanism, value, None, entropy["noise", next(rounds), ""])
+        released, _ = mechanism.add(value, None, entropy["noise", next(rounds), ""])
         gradient.set(released, work.batch)
         optimizer.step()
 

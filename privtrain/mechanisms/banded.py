@@ -14,21 +14,20 @@ pays a composition of Gaussians, each sampled if the row's participation was.
 """
 
 import math
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from privtrain.accounting.event import gaussian_event, non_private_event
-from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_count, check_non_negative, check_positive
 from privtrain.mechanisms.clipping import clip, clip_again
-from privtrain.mechanisms.mechanism import State
+from privtrain.mechanisms.mechanism import About, State, add_floats, widened
 from privtrain.mechanisms.normals import standard_normals
 from privtrain.mechanisms.reach import Reach, gaussian_reach
 
@@ -38,7 +37,8 @@ class BandedMatrix:
     """Clips contributions in L2 norm and adds Gaussian noise that is correlated over steps.
 
     It promises something only to rows that take part at least `bands` steps apart, which the
-    sampling has to ensure; any other sampling is refused. One band is the Gaussian mechanism.
+    sampling has to ensure; any other sampling is refused. One band is the Gaussian mechanism. There
+    is no secure noise here: what is proved of discrete noise holds for independent draws.
 
     Args:
         clipping_norm: Upper bound on a contribution's L2 norm; positive.
@@ -48,11 +48,9 @@ class BandedMatrix:
         bands: Number of steps over which noise is correlated, the present one included; at least 1.
         steps: Number of steps for which the matrix is optimised; at least `bands`. The guarantee
             does not depend on it: a run of another length is as private, and less accurate.
-        secure: Refused: what is proved of discrete noise holds for independent draws.
 
     Raises:
         ValueError: If a setting is out of its range.
-        UnsupportedError: For `secure=True`.
 
     Source: Choquette-Choo et al. 2023 (arXiv:2306.08153); Kairouz et al. 2021 (arXiv:2103.00039)
     for DP-FTRL.
@@ -62,46 +60,28 @@ class BandedMatrix:
     noise_multiplier: float
     bands: int
     steps: int
-    secure: InitVar[bool] = False
 
-    def __post_init__(self, secure: bool) -> None:
-        if secure:
-            raise UnsupportedError(
-                f"Expected secure={secure} to be False: noise that is correlated over steps is no "
-                "discrete Gaussian on a quantised sum. Use Gaussian(..., secure=True), whose "
-                "noises are independent."
-            )
+    def __post_init__(self) -> None:
         check_positive(clipping_norm=self.clipping_norm)
         check_non_negative(noise_multiplier=self.noise_multiplier)
         check_count(bands=self.bands)
         check_count(self.bands, steps=self.steps)
 
     @property
-    def noisy(self) -> bool:
-        return self.noise_multiplier > 0
-
-    @property
-    def theorem(self) -> str:
-        return (
-            "banded matrix factorisation (Choquette-Choo et al. 2023, arXiv:2306.08153): rows take "
-            f"part at least {self.bands} steps apart, each time as in one Gaussian mechanism "
-            "(Dwork and Roth 2014, Appendix A), composed numerically"
+    def about(self) -> About:
+        return About(
+            theorem="banded matrix factorisation (Choquette-Choo et al. 2023, arXiv:2306.08153): "
+            f"rows take part at least {self.bands} steps apart, each time as in one Gaussian "
+            "mechanism (Dwork and Roth 2014, Appendix A), composed numerically",
+            noisy=self.noise_multiplier > 0,
+            l2_bound=self.clipping_norm,
+            separation=self.bands,
         )
 
     @property
     def standard_deviation(self) -> float:
         """Standard deviation of each coordinate of z, before it is correlated."""
         return self.clipping_norm * self.noise_multiplier
-
-    @property
-    def l2_bound(self) -> float:
-        """The L2 norm to which contributions are clipped."""
-        return self.clipping_norm
-
-    @property
-    def minimum_separation(self) -> int:
-        """Smallest distance, in steps, between two participations of a row that is promised for."""
-        return self.bands
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -124,30 +104,28 @@ class BandedMatrix:
         # columns of C have a norm of at most 1.
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
-    def init(self, like: Tensor) -> State:
-        # Independent noise (one band) needs no memory, so parties may draw it as well.
-        return [] if self.bands > 1 else None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """The next row of C^-1 z.
+        """The sum plus the next row of C^-1 z.
 
         The state holds the noises of the last `bands` - 1 steps, the latest first (fewer at the
-        start). The given state is left as it is.
+        start). One band has none: its noise is independent, and parties may draw it.
         """
         scale = self.standard_deviation * math.sqrt(fraction)
-        drawn = standard_normals(like, generator, scale)
-        if state is None:
-            return drawn, None
+        drawn = standard_normals(widened(total), stream.numpy(), scale)
+        if self.bands == 1:
+            return add_floats(total, drawn), None
         # Forward substitution in C noise = z, one row a step:
         # noise_t = (z_t - c_1 noise_(t-1) - ... - c_(b-1) noise_(t-b+1)) / c_0.
         first, *others = self.coefficients
-        for coefficient, earlier in zip(others, state, strict=False):
+        before = state or []
+        for coefficient, earlier in zip(others, before, strict=False):
             drawn.sub_(earlier, alpha=coefficient)
         drawn.div_(first)
-        # Whoever receives the noise may change it; later noise must not follow.
-        return drawn, [drawn.clone(), *state[: self.bands - 2]]
+        # A copy: the sum is added into the noise, and later noise must not follow it.
+        after = [drawn.clone(), *before[: self.bands - 2]]
+        return add_floats(total, drawn), after
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """The Gaussian event of one participation of a row.
@@ -159,6 +137,9 @@ class BandedMatrix:
         # 2023, for banded C): the sensitivity of one is its column's norm, at most 1.
         hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
         return gaussian_event(hidden) if hidden > 0 else non_private_event()
+
+    def realised(self, total: Tensor) -> None:
+        return
 
     def with_scale(self, scale: float) -> "BandedMatrix":
         return replace(self, noise_multiplier=scale)

@@ -89,6 +89,12 @@ RELEASE_DISTANCE = LARGEST_DIMENSION * distance()
 """Total variation distance of a whole release of the largest dimension."""
 
 
+def grid_of(standard_deviation: float) -> float:
+    """The step of the grid on which sums are rounded and noise is drawn: 2^-48 of its deviation."""
+    # A power of two away from the standard deviation, so the grid itself is not rounded.
+    return math.ldexp(standard_deviation, -BITS)
+
+
 def add_discrete(aggregate: Tensor, standard_deviation: float, stream: Stream) -> Tensor:
     """The sum, quantised, plus discrete Gaussian noise.
 
@@ -108,8 +114,7 @@ def add_discrete(aggregate: Tensor, standard_deviation: float, stream: Stream) -
             f"Secure noise is charged for {LARGEST_DIMENSION} values a release, and this one has "
             f"{aggregate.numel()}. Use a smaller model, or secure=False."
         )
-    # A power of two away from the standard deviation, so the grid itself is not rounded.
-    grid = math.ldexp(standard_deviation, -BITS)
+    grid = grid_of(standard_deviation)
     values = aggregate.detach().to(device="cpu", dtype=torch.float64).numpy().reshape(-1)
     # Integers are added to integers: the gaps between floats would tell the sum (Mironov 2012).
     noised = quantised(values, grid) + discrete_gaussian(values.size, stream.words())

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from privtrain.accounting.approximate import Approximate
@@ -20,10 +19,24 @@ from privtrain.mechanisms.discrete import (
     RELEASE_DISTANCE,
     add_discrete,
     charged_multiplier,
+    grid_of,
 )
-from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise, to_tensor
+from privtrain.mechanisms.mechanism import (
+    About,
+    State,
+    add_floats,
+    check_whole,
+    check_whole_noise,
+    to_tensor,
+    widened,
+)
 from privtrain.mechanisms.normals import standard_normals
-from privtrain.mechanisms.reach import Reach, gaussian_reach, laplace_reach
+from privtrain.mechanisms.reach import Reach, check_real, gaussian_reach, laplace_reach
+
+_THEOREM = "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
+_SECURE_THEOREM = (
+    f"{_THEOREM}; exact discrete noise on quantised sums (Canonne et al. 2020), in delta"
+)
 
 
 @dataclass(frozen=True)
@@ -54,37 +67,32 @@ class Gaussian:
         check_non_negative(noise_multiplier=self.noise_multiplier)
         check_flag(secure=self.secure)
         # The grid is 2^-48 of the standard deviation, and has to be a normal number in float64.
-        if self.secure and self.noisy and not 1e-280 < self.standard_deviation < 1e280:
+        if self._discrete and not 1e-280 < self.standard_deviation < 1e280:
             raise ValueError(
                 f"Expected clipping_norm x noise_multiplier={self.standard_deviation:g} to lie in "
                 "(1e-280, 1e280) with secure=True."
             )
 
     @property
-    def noisy(self) -> bool:
-        return self.noise_multiplier > 0
+    def about(self) -> About:
+        discrete = self._discrete
+        return About(
+            theorem=_SECURE_THEOREM if self.secure else _THEOREM,
+            noisy=self.noise_multiplier > 0,
+            assumptions=(ASSUMPTION,) if discrete else (),
+            grid=grid_of(self.standard_deviation) if discrete else None,
+            l2_bound=self.clipping_norm,
+        )
 
     @property
-    def theorem(self) -> str:
-        plain = "Gaussian mechanism (Dwork and Roth 2014, Appendix A), composed numerically"
-        if not self.secure:
-            return plain
-        return f"{plain}; exact discrete noise on quantised sums (Canonne et al. 2020), in delta"
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What has to hold for the guarantee."""
-        return (ASSUMPTION,) if self.secure and self.noisy else ()
+    def _discrete(self) -> bool:
+        """Whether integers are drawn, for a sum that is quantised."""
+        return self.secure and self.noise_multiplier > 0
 
     @property
     def standard_deviation(self) -> float:
         """Standard deviation of each coordinate of the noise."""
         return self.clipping_norm * self.noise_multiplier
-
-    @property
-    def l2_bound(self) -> float:
-        """The L2 norm to which contributions are clipped."""
-        return self.clipping_norm
 
     def bound(self, contribution: Tensor) -> Tensor:
         # Abadi et al. 2016, Algorithm 1, "Clip gradient".
@@ -102,40 +110,27 @@ class Gaussian:
         # In L2: a replaced contribution may move from one end of the ball to the other.
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Gaussian noise of variance `fraction` x standard deviation squared.
+        """Independent noise of variance `fraction` x standard deviation squared.
 
         Raises:
-            UnsupportedError: If the noise is secure: it is added to integers, by `add`.
+            UnsupportedError: If the sum is complex, or a part of secure noise is asked for: a sum
+                of discrete Gaussians is not a discrete Gaussian.
+            UnsoundReleaseError: If there are more values than secure noise is charged for.
         """
         if self.secure:
-            raise UnsupportedError(
-                f"{self} draws no noise apart from the sum that it is added to. Use "
-                "privtrain.mechanisms.mechanism.noised, or secure=False."
-            )
+            check_real(total=total)
+            check_whole_discrete(self, fraction)
+            if not self._discrete:
+                return total, state
+            # Integers are added to integers, before anything becomes a float.
+            return add_discrete(total, self.standard_deviation, stream), state
         # Abadi et al. 2016, Algorithm 1, "Add noise": N(0, sigma^2 C^2 I).
         scale = self.standard_deviation * math.sqrt(fraction)
-        return standard_normals(like, generator, scale), state
-
-    def add(
-        self, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
-    ) -> tuple[Tensor, State]:
-        """The aggregate, quantised, with secure noise; same shape, type and device.
-
-        Raises:
-            UnsupportedError: If a part of the noise is asked for: a sum of discrete Gaussians
-                is not a discrete Gaussian.
-            UnsoundReleaseError: If there are more values than are charged for.
-        """
-        check_whole_discrete(self, fraction)
-        if not self.noisy:
-            return aggregate, state
-        return add_discrete(aggregate, self.standard_deviation, stream), state
+        noise = standard_normals(widened(total), stream.numpy(), scale)
+        return add_floats(total, noise), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """A Gaussian event for the noise that the observer cannot subtract.
@@ -147,7 +142,7 @@ class Gaussian:
         Raises:
             UnsupportedError: If less than one whole secure noise is hidden.
         """
-        if self.secure and self.noisy and exposure.hidden_variance > 0:
+        if self._discrete and exposure.hidden_variance > 0:
             # Several secure noises are charged as one: the other ones are post-processing of the
             # message that carries the changed contribution.
             check_whole_discrete(self, exposure.hidden_variance)
@@ -156,6 +151,9 @@ class Gaussian:
         # Independent Gaussians add up to a Gaussian, so the hidden variance is all that counts.
         hidden = self.noise_multiplier * math.sqrt(exposure.hidden_variance)
         return gaussian_event(hidden) if hidden > 0 else non_private_event()
+
+    def realised(self, total: Tensor) -> None:
+        return
 
     def with_scale(self, scale: float) -> "Gaussian":
         return replace(self, noise_multiplier=scale)
@@ -191,12 +189,9 @@ class Laplace:
         check_non_negative(noise_multiplier=self.noise_multiplier)
 
     @property
-    def noisy(self) -> bool:
-        return self.noise_multiplier > 0
-
-    @property
-    def theorem(self) -> str:
-        return "Laplace mechanism (Dwork et al. 2006), composed numerically"
+    def about(self) -> About:
+        theorem = "Laplace mechanism (Dwork et al. 2006), composed numerically"
+        return About(theorem=theorem, noisy=self.noise_multiplier > 0)
 
     def bound(self, contribution: Tensor) -> Tensor:
         # In L1, the norm in which Laplace noise is calibrated.
@@ -213,21 +208,14 @@ class Laplace:
     def sensitivity(self, relation: Relation) -> float:
         return self.clipping_norm * (2.0 if relation is REPLACE_ONE else 1.0)
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Laplace noise of scale clipping_norm x noise_multiplier.
-
-        Raises:
-            UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
-        """
         check_whole(fraction)
         # Dwork and Roth 2014, Definition 3.3: scale b = sensitivity / epsilon in each coordinate.
         scale = self.clipping_norm * self.noise_multiplier
-        return to_tensor(generator.laplace(0.0, scale, tuple(like.shape)), like), state
+        drawn = stream.numpy().laplace(0.0, scale, tuple(total.shape))
+        return add_floats(total, to_tensor(drawn, widened(total))), state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """A Laplace event, if at least one whole noise is hidden from the observer.
@@ -241,6 +229,9 @@ class Laplace:
         # A sum of several Laplace noises hides at least what one of them hides: the other ones are
         # post-processing of the message that carries the changed contribution.
         return laplace_event(self.noise_multiplier)
+
+    def realised(self, total: Tensor) -> None:
+        return
 
     def with_scale(self, scale: float) -> "Laplace":
         return replace(self, noise_multiplier=scale)

@@ -1,7 +1,7 @@
 """The protocol of mechanisms, and the one that adds no noise.
 
-A mechanism is how a contribution is bounded and what noise is drawn. The noise and the event that
-an accountant reads come out of one value, so they cannot disagree.
+A mechanism is how a contribution is bounded and what noise is added to a sum of them. The noise and
+the event that an accountant reads come out of one value, so they cannot disagree.
 """
 
 import math
@@ -20,20 +20,42 @@ from privtrain.core.statement import Relation
 from privtrain.mechanisms.reach import Reach, check_real
 
 State = Any
-"""What a mechanism remembers from release to release; None where it remembers nothing."""
+"""What a mechanism remembers from release to release; None before the first, or for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is asked of a mechanism by those who do not know which one it is.
+
+    Args:
+        theorem: What the guarantee rests on, with its source; empty where nothing is promised.
+        noisy: Whether noise is drawn at all.
+        assumptions: What has to hold for the guarantee.
+        grid: None for noise in floating point. Else sums are rounded to whole multiples of this
+            number, what is drawn are such multiples, and they are added as whole numbers. What
+            `add` gives for float64 is a multiple, rounded to float64, so that an aggregation on
+            shares or masks may encode it in multiples (`privtrain.mechanisms.discrete.quantised`)
+            without rounding a second time, up to 2^51 of them.
+        l2_bound: The L2 norm to which contributions are clipped, where that is all that the
+            guarantee needs: sums may then be clipped while they are formed. Else None.
+        separation: How many steps have to lie between two contributions of a unit; one event is
+            charged for each. Above 1 noise is correlated over steps, and remembered.
+    """
+
+    theorem: str
+    noisy: bool
+    assumptions: tuple[str, ...] = ()
+    grid: float | None = None
+    l2_bound: float | None = None
+    separation: int = 1
 
 
 class Mechanism(Protocol):
-    """How a contribution is bounded, and what noise is drawn."""
+    """How a contribution is bounded, and what noise is added."""
 
     @property
-    def noisy(self) -> bool:
-        """Whether noise is drawn at all."""
-        ...
-
-    @property
-    def theorem(self) -> str:
-        """What its guarantee rests on, with its source."""
+    def about(self) -> About:
+        """What its guarantee rests on, and what kind of noise it is."""
         ...
 
     def bound(self, contribution: Tensor) -> Tensor:
@@ -66,27 +88,39 @@ class Mechanism(Protocol):
         """How far the sum of bounded contributions moves between neighbours; None: no bound."""
         ...
 
-    def init(self, like: Tensor) -> State:
-        """The state before the first release of tensors like this one."""
-        ...
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Noise of a tensor's shape, type and device, and the next state.
-
-        The noise is a new tensor: the caller adds to it what is noised.
+        """A sum of bounded contributions with noise added, and the next state.
 
         Args:
-            like: What is noised.
-            state: The state after the last release.
-            generator: Where the noise comes from.
+            total: The sum, any shape; left as it is.
+            state: The state after the last release; None before the first one. Left as it is.
+            stream: Where the noise comes from; it serves nothing else.
             fraction: Fraction of the mechanism's variance to draw, in (0, 1].
+
+        Returns:
+            Same shape, type and device as the sum; and the state, None where nothing is remembered.
+
+        Raises:
+            UnsupportedError: If the sum is complex, whose imaginary part would get no noise; or the
+                noise cannot be split into such parts.
         """
         ...
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """What one release means for an observer, as an event for an accountant."""
+        ...
+
+    def realised(self, total: Tensor) -> Any:
+        """What a release of this sum cost, as an event that depends on the data; or None.
+
+        Args:
+            total: The sum before the noise.
+
+        Returns:
+            The event, which is private itself; None where the charge does not depend on the data.
+        """
         ...
 
     def with_scale(self, scale: float) -> "Mechanism | None":
@@ -99,12 +133,8 @@ class Exact:
     """No bound and no noise: what is released is exact, and nothing is promised."""
 
     @property
-    def noisy(self) -> bool:
-        return False
-
-    @property
-    def theorem(self) -> str:
-        return ""
+    def about(self) -> About:
+        return About(theorem="", noisy=False)
 
     def bound(self, contribution: Tensor) -> Tensor:
         return contribution
@@ -118,82 +148,61 @@ class Exact:
     def sensitivity(self, relation: Relation) -> float | None:
         return None
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        return torch.zeros_like(like), state
+        return total, state
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         return non_private_event()
+
+    def realised(self, total: Tensor) -> None:
+        return
 
     def with_scale(self, scale: float) -> None:
         return
 
 
-def is_secure(mechanism: Mechanism) -> bool:
-    """Whether a mechanism's noise is discrete, exact, and added to quantised sums.
-
-    Such a mechanism has `secure=True` and `add(aggregate, state, stream, fraction=...)`, which
-    gives the noised aggregate and the next state: the noise alone would not be what was proved.
-    """
-    return bool(getattr(mechanism, "secure", False))
-
-
-def assumptions_of(mechanism: Mechanism) -> tuple[str, ...]:
-    """What has to hold for a mechanism's guarantee; empty if the mechanism names nothing."""
-    return tuple(getattr(mechanism, "assumptions", ()))
-
-
-def noised(
-    mechanism: Mechanism, aggregate: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
-) -> tuple[Tensor, State]:
-    """The aggregate with the mechanism's noise added, and the mechanism's next state.
-
-    Args:
-        mechanism: Draws the noise.
-        aggregate: A sum of bounded contributions.
-        state: The state after the last release.
-        stream: Where the noise comes from; it serves nothing else.
-        fraction: Fraction of the mechanism's variance to draw, in (0, 1].
-
-    Returns:
-        Same shape and type as the aggregate, and the state.
+def widened(total: Tensor) -> Tensor:
+    """A sum in the type in which its noise is drawn: float32 at least.
 
     Raises:
-        UnsupportedError: If the aggregate is complex: its imaginary part would get no noise.
+        UnsupportedError: If it is complex.
     """
-    check_real(aggregate=aggregate)
-    # Quantised sums and discrete noise are added as integers, before anything becomes a float.
-    if is_secure(mechanism):
-        added: tuple[Tensor, State] = mechanism.add(  # type: ignore[attr-defined] # see is_secure
-            aggregate, state, stream, fraction=fraction
-        )
-        return added
-    # Rounded once, behind the noise: the gaps of coarse noise would tell what it is added to.
-    wide = aggregate
-    if aggregate.is_floating_point():
-        wide = aggregate.to(torch.promote_types(aggregate.dtype, torch.float32))
-    noise, after = mechanism.noise(wide, state, stream.numpy(), fraction=fraction)
-    # Added into the noise, which is a new tensor: the aggregate still belongs to the caller.
-    return noise.add_(wide).to(aggregate.dtype), after
+    check_real(total=total)
+    if not total.is_floating_point():
+        return total
+    # The gaps of coarse noise would tell what it is added to.
+    return total.to(torch.promote_types(total.dtype, torch.float32))
 
 
-def l2_bound(mechanism: Mechanism) -> float:
+def add_floats(total: Tensor, noise: Tensor) -> Tensor:
+    """A sum with noise in floating point, rounded once, behind the noise.
+
+    Args:
+        total: The sum.
+        noise: What was drawn for the widened sum, same shape; overwritten.
+
+    Returns:
+        Same shape, type and device as the sum.
+    """
+    # Into the noise, which is a new tensor: the sum still belongs to the caller.
+    return noise.add_(total).to(total.dtype)
+
+
+def l2_bound_of(mechanism: Mechanism) -> float:
     """The L2 norm to which a mechanism clips, for sums that are clipped while they are formed.
 
     Raises:
         UnsupportedError: If the mechanism does not clip in L2 norm.
     """
-    bound = getattr(mechanism, "l2_bound", None)
+    bound = mechanism.about.l2_bound
     if bound is None:
         raise UnsupportedError(
             f"{mechanism} does not clip in L2 norm, which per-example gradients need; "
             "use Gaussian(clipping_norm, noise_multiplier)."
         )
-    return float(bound)
+    return bound
 
 
 def check_whole(fraction: float) -> None:

@@ -17,9 +17,18 @@ from privtrain.accounting.event import non_private_event
 from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import Relation
 from privtrain.core.validate import check_count, check_positive
-from privtrain.mechanisms.mechanism import State, check_whole, check_whole_noise, to_tensor
+from privtrain.mechanisms.mechanism import (
+    About,
+    State,
+    add_floats,
+    check_whole,
+    check_whole_noise,
+    to_tensor,
+    widened,
+)
 from privtrain.mechanisms.reach import Reach, gaussian_reach, laplace_reach
 
 
@@ -79,12 +88,9 @@ class GNMax:
         check_positive(sigma=self.sigma)
 
     @property
-    def noisy(self) -> bool:
-        return True
-
-    @property
-    def theorem(self) -> str:
-        return "GNMax: RDP order / sigma^2 per answer (Papernot et al. 2018, Proposition 8)"
+    def about(self) -> About:
+        theorem = "GNMax: RDP order / sigma^2 per answer (Papernot et al. 2018, Proposition 8)"
+        return About(theorem=theorem, noisy=True)
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
@@ -101,15 +107,13 @@ class GNMax:
         # One vote less and one more in another class, under every relation.
         return math.sqrt(2.0)
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
         # Section 4.1: N(0, sigma^2) is added to each count. The largest is found by the finish.
         scale = self.sigma * math.sqrt(fraction)
-        return to_tensor(generator.standard_normal(tuple(like.shape)) * scale, like), state
+        drawn = stream.numpy().standard_normal(tuple(total.shape)) * scale
+        return add_floats(total, to_tensor(drawn, widened(total))), state
 
     def event(self, exposure: Exposure, relation: Relation) -> object:
         """The data-independent RDP curve of one answer, for the variance that stays hidden."""
@@ -120,17 +124,17 @@ class GNMax:
         rdp = orders / (self.sigma**2 * exposure.hidden_variance)
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
 
-    def realised(self, counts: Tensor) -> RdpCurve:
-        """The data-dependent RDP curve of all answers, which itself is private.
+    def realised(self, total: Tensor) -> RdpCurve:
+        """The data-dependent RDP curve of all answers.
 
         Args:
-            counts: Vote counts before the noise, shape `(queries, classes)`.
+            total: Vote counts before the noise, shape `(queries, classes)`.
 
         Returns:
             The sum over queries, at the default orders.
         """
         # Theorem 6 with the probability of another answer from Proposition 7.
-        return gnmax_curve(counts.double().cpu().numpy(), self.sigma)
+        return gnmax_curve(total.double().cpu().numpy(), self.sigma)
 
     def with_scale(self, scale: float) -> "GNMax":
         return replace(self, sigma=scale)
@@ -152,12 +156,11 @@ class LNMax:
         check_positive(scale=self.scale)
 
     @property
-    def noisy(self) -> bool:
-        return True
-
-    @property
-    def theorem(self) -> str:
-        return "LNMax: (2 / b)-DP per answer (Papernot et al. 2017, Section 3.2), composed as RDP"
+    def about(self) -> About:
+        theorem = (
+            "LNMax: (2 / b)-DP per answer (Papernot et al. 2017, Section 3.2), composed as RDP"
+        )
+        return About(theorem=theorem, noisy=True)
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
@@ -174,19 +177,12 @@ class LNMax:
         # One vote less and one more in another class, under every relation; in L1.
         return 2.0
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        """Independent Laplace noise of scale b.
-
-        Raises:
-            UnsupportedError: For a fraction other than 1: parts of Laplace noise are not Laplace.
-        """
         check_whole(fraction)
-        return to_tensor(generator.laplace(0.0, self.scale, tuple(like.shape)), like), state
+        drawn = stream.numpy().laplace(0.0, self.scale, tuple(total.shape))
+        return add_floats(total, to_tensor(drawn, widened(total))), state
 
     def event(self, exposure: Exposure, relation: Relation) -> object:
         """The data-independent RDP curve of one answer: that of a (2 / b)-DP mechanism.
@@ -204,17 +200,17 @@ class LNMax:
         rdp = np.minimum(pure, orders * pure**2 / 2.0)
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
 
-    def realised(self, counts: Tensor) -> RdpCurve:
-        """The data-dependent RDP curve of all answers, which itself is private.
+    def realised(self, total: Tensor) -> RdpCurve:
+        """The data-dependent RDP curve of all answers.
 
         Args:
-            counts: Vote counts before the noise, shape `(queries, classes)`.
+            total: Vote counts before the noise, shape `(queries, classes)`.
 
         Returns:
             The sum over queries, at the default orders.
         """
         # Papernot et al. 2017, Theorem 3, where the probability of another answer is small.
-        return lnmax_curve(counts.double().cpu().numpy(), self.scale)
+        return lnmax_curve(total.double().cpu().numpy(), self.scale)
 
     def with_scale(self, scale: float) -> "LNMax":
         return replace(self, scale=scale)

@@ -19,8 +19,8 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes, Seen
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.validate import check_follows, check_offers
-from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
+from privtrain.core.validate import check_follows
+from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.release.aggregation import Aggregation, BoundedSum, Gathering, Released
 from privtrain.release.arrival import UNREADABLE, Arrival, Expected, with_weight
 from privtrain.release.finish import IDENTITY, Finish
@@ -49,7 +49,8 @@ class Release:
     Raises:
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
-        UnsupportedError: If secure noise is to be split: sums of its parts have no known law.
+        UnsupportedError: If discrete noise is to be split whose parts have sums of no known law.
+        ValueError: If a mechanism or an aggregation lacks a member of its protocol.
     """
 
     mechanism: Mechanism = Exact()
@@ -58,10 +59,9 @@ class Release:
     finish: Finish = IDENTITY
 
     def __post_init__(self) -> None:
-        # Every method that is called after something was spent: own mechanisms of 0.1 lack some.
-        for method in ("bound", "bound_again", "reach"):
-            example = f"Gaussian(1.0, 1.0), which has the method {method}"
-            check_offers(method, example, mechanism=self.mechanism)
+        # Every member that is asked for after something was spent: own mechanisms of 0.1 and 0.2
+        # lack some.
+        check_follows(Mechanism, "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
         check_follows(Aggregation, "PlainSum()", aggregation=self.aggregation)
         if not isinstance(self.noise_at, Placement):
             raise ValueError(
@@ -70,11 +70,13 @@ class Release:
         refusal = self.aggregation.refusal(self.mechanism, self.noise_at)
         if isinstance(refusal, UnsoundReleaseError):
             raise refusal
-        if is_secure(self.mechanism) and self.noise_at.split:
-            raise UnsupportedError(
-                f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
-                "is not a discrete Gaussian. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
-            )
+        if self.noise_at.split and self.mechanism.about.grid is not None:
+            self._check_part()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there is noise on what is released."""
+        return self.mechanism.about.noisy
 
     @property
     def bounding(self) -> bool:
@@ -98,16 +100,9 @@ class Release:
         if runtimes.star is None:
             raise UnsupportedError(NO_STAR)
         if self._parties_draw:
-            if self.mechanism.init(torch.zeros(1)) is not None:
+            if self.mechanism.about.separation > 1:
                 raise UnsupportedError(self._remembers)
-            # Called for its refusal: the event of a part of the noise that cannot be drawn.
-            alone = Exposure(
-                single_messages=True,
-                knows_sample=True,
-                noise_known=0.0,
-                variance=self.noise_at.fraction,
-            )
-            self.mechanism.event(alone, REPLACE_ONE)
+            self._check_part()
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
         self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
 
@@ -144,6 +139,16 @@ class Release:
             return Gathering(cohort=(), round=round, kind=kind)
         return self.aggregation.begin(named, run, round=round, kind=kind)
 
+    def _check_part(self) -> None:
+        # Called for its refusal: the event of a part of the noise that cannot be drawn.
+        alone = Exposure(
+            single_messages=True,
+            knows_sample=True,
+            noise_known=0.0,
+            variance=self.noise_at.fraction,
+        )
+        self.mechanism.event(alone, REPLACE_ONE)
+
     def leave(
         self,
         contributions: Iterable[Tensor],
@@ -172,12 +177,12 @@ class Release:
             ValueError: If there is no contribution.
         """
         self._check_available()
-        if self.mechanism.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
+        if self.noisy and not 0 <= factor <= 1:  # a NaN must fail, too
             raise UnsoundReleaseError(
                 f"factor={factor:g} would carry a contribution past the bound that "
                 f"{self.mechanism} covers. Use weights in [0, 1]."
             )
-        if weight is not None and self.mechanism.noisy:
+        if weight is not None and self.noisy:
             raise UnsoundReleaseError(
                 f"weight={weight:g} would leave without noise beside what {self.mechanism} covers. "
                 "Divide by a public number."
@@ -206,8 +211,8 @@ class Release:
             total = self._with_own_noise(total, party, kind)
         if weight is not None:
             total = with_weight(total, weight)
-        # Noise in floats is a multiple of nothing.
-        reply = self.aggregation.seal(total, party, kind=kind, grid=None)
+        grid = self.mechanism.about.grid if self._parties_draw else None
+        reply = self.aggregation.seal(total, party, kind=kind, grid=grid)
         # Computed from private values without noise, hence a diagnostic.
         seen = Seen(numbers={NON_FINITE: float(non_finite)}) if non_finite else Seen()
         return replace(reply, seen=seen)
@@ -215,8 +220,11 @@ class Release:
     def _with_own_noise(self, total: Tensor, party: Party, kind: str) -> Tensor:
         # A stream of its own for every kind, round and party: noise that is drawn twice cancels.
         stream = party.entropy[f"noise/{kind}", party.round, party.name]
-        state, fraction = self.mechanism.init(total), self.noise_at.fraction
-        released, after = noised(self.mechanism, total, state, stream, fraction=fraction)
+        if self.mechanism.about.grid is not None and not self.readable:
+            # What is shared or masked is encoded in multiples of the grid, which a coarser type
+            # would round.
+            total = total.double()
+        released, after = self.mechanism.add(total, None, stream, fraction=self.noise_at.fraction)
         # The state would have to outlive the party's round, and the party may not be sampled again.
         if after is not None:
             raise UnsupportedError(self._remembers)
@@ -231,7 +239,7 @@ class Release:
 
     @property
     def _parties_draw(self) -> bool:
-        return self.mechanism.noisy and self.noise_at.drawer is Drawer.PARTY
+        return self.noisy and self.noise_at.drawer is Drawer.PARTY
 
     @property
     def readable(self) -> bool:
@@ -249,7 +257,7 @@ class Release:
         if not self.bounding:
             return (f"messages have no bound: one {sender} can replace {result}",)
         # Under noise it is an assumption of each guarantee.
-        return () if self.readable or self.mechanism.noisy else (UNREADABLE,)
+        return () if self.readable or self.noisy else (UNREADABLE,)
 
     def admit(
         self,
@@ -349,16 +357,16 @@ class Release:
         """The note on who of a cohort did not reply."""
         lost = [party for party in gathering.cohort if party not in replies]
         # Under noise who was drawn may be a secret that a guarantee counts on.
-        named = f"{len(lost)} of its parties" if self.mechanism.noisy else ", ".join(lost)
+        named = f"{len(lost)} of its parties" if self.noisy else ", ".join(lost)
         return f"round {gathering.round} went on without {named}: lost on the way"
 
     @property
     def _aggregator_draws(self) -> bool:
-        return self.mechanism.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
+        return self.noisy and self.noise_at.drawer is Drawer.AGGREGATOR
 
     def _check_sum(self, given: BoundedSum) -> None:
         """Refuses a sum, formed outside `leave`, that the noise does not cover."""
-        if not self.mechanism.noisy:
+        if not self.noisy:
             return
         if self.noise_at.drawer is not Drawer.AGGREGATOR:
             raise UnsoundReleaseError(
@@ -377,10 +385,7 @@ class Release:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
         # A state for each kind: correlated noise of one kind says nothing of another's.
-        if kind not in run.memory:
-            run.memory[kind] = self.mechanism.init(aggregate)
-        state = run.memory[kind]
-        released, run.memory[kind] = noised(self.mechanism, aggregate, state, stream)
+        released, run.memory[kind] = self.mechanism.add(aggregate, run.memory.get(kind), stream)
         return released
 
     def plans(
@@ -408,8 +413,9 @@ class Release:
                 contributions of a unit.
         """
         chosen = sampling or Everyone()
-        check_separation(self.mechanism, chosen)
-        unread = (UNREADABLE,) if self.mechanism.noisy and not self.readable else ()
+        about = self.mechanism.about
+        check_separation(self.mechanism, about.separation, chosen)
+        unread = (UNREADABLE,) if about.noisy and not self.readable else ()
         plans = []
         for observer in observers:
             relation, event, counted = self._event(observer, chosen, parties)
@@ -419,9 +425,9 @@ class Release:
                 relation=relation,
                 event=event,
                 count=count,
-                theorem=self.mechanism.theorem,
-                assumptions=(*assumptions, *assumptions_of(self.mechanism), *counted, *unread),
-                float_noise=not is_secure(self.mechanism),
+                theorem=about.theorem,
+                assumptions=(*assumptions, *about.assumptions, *counted, *unread),
+                float_noise=about.grid is None,
             )
             plans.append(plan)
         return tuple(plans)

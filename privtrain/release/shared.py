@@ -66,7 +66,7 @@ class SharedSum:
         return ()
 
     def refusal(self, mechanism: Mechanism, noise_at: Placement) -> UnsupportedError | None:
-        if not mechanism.noisy:
+        if not mechanism.about.noisy:
             return None
         # Noise that is rounded to fixed point afterwards is not what was proved.
         return UnsupportedError(
@@ -230,7 +230,7 @@ class SharedTotal:
             ProtocolError: If the computing parties opened different values.
         """
         known = _on_shares(finish)
-        if mechanism.noisy:
+        if mechanism.about.noisy:
             raise UnsupportedError(
                 f"{mechanism} cannot be drawn on the shares of {self.engine.name}."
             )

@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from privtrain.accounting.event import Event, no_event
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Predictor
-from privtrain.core.seeding import Seeds, global_generator
+from privtrain.core.seeding import Seeds, Stream, global_generator
 from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Relation, Unit
 from privtrain.core.task import FederatedData, Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import is_secure
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND
 
 
@@ -36,7 +34,7 @@ class Score(Protocol):
         """What measuring one model releases."""
         ...
 
-    def measure(self, predictor: Predictor, generator: np.random.Generator) -> float:
+    def measure(self, predictor: Predictor, stream: Stream) -> float:
         """The score; larger is better."""
         ...
 
@@ -65,7 +63,7 @@ class PublicRows:
         """Nothing: it is computed from what is released and what is public."""
         return no_event()
 
-    def measure(self, predictor: Predictor, generator: np.random.Generator) -> float:
+    def measure(self, predictor: Predictor, stream: Stream) -> float:
         """Accuracy, in 0..1."""
         return _correct(predictor, self.rows) / max(1, len(self.rows))
 
@@ -91,13 +89,13 @@ class PrivateRows:
     mechanism: Gaussian | Laplace
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mechanism, (Gaussian, Laplace)) or not self.mechanism.noisy:
+        if not isinstance(self.mechanism, (Gaussian, Laplace)) or not self.mechanism.about.noisy:
             raise UnsoundReleaseError(
                 f"A score on private rows needs noise, and mechanism={self.mechanism!r} draws "
                 "none: choosing by it is a release. Use Gaussian(1.0, noise_multiplier) or "
                 "PublicRows."
             )
-        if is_secure(self.mechanism):
+        if self.mechanism.about.grid is not None:
             raise UnsupportedError(
                 f"{self.mechanism} has no theorem under a selection yet. Use secure=False."
             )
@@ -126,12 +124,12 @@ class PrivateRows:
         seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
         return self.mechanism.event(seen, relation)
 
-    def measure(self, predictor: Predictor, generator: np.random.Generator) -> float:
+    def measure(self, predictor: Predictor, stream: Stream) -> float:
         """The number of rows answered correctly, plus noise; it may be negative."""
         # Of a count, not of a rate: a row moves it by 1, which is the mechanism's clipping norm.
         count = torch.tensor([_correct(predictor, self.rows)], dtype=torch.float64)
-        noise, _ = self.mechanism.noise(count, self.mechanism.init(count), generator)
-        return float(count + noise)
+        noised, _ = self.mechanism.add(count, None, stream)
+        return float(noised)
 
 
 def check_score(score: Score, data: FederatedData) -> None:

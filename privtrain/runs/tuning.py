@@ -171,7 +171,7 @@ def tune(
                 paid_by=study_ledger,
                 **options,
             )
-            value = score.measure(result.predictor, source["score", number, "tuner"].numpy())
+            value = score.measure(result.predictor, source["score", number, "tuner"])
             # Only the best run leaves the loop; the others are as if they had not been.
             if best is None or value > best.score:
                 best = _Trial(label=labels[place], score=value, result=result)

@@ -36,6 +36,11 @@ class Sampling(Protocol):
         ...
 
     @property
+    def minimum_separation(self) -> int:
+        """Smallest distance, in rounds, of two participations of a member; 1: no restriction."""
+        ...
+
+    @property
     def varies(self) -> bool:
         """Whether the size of the sample is random."""
         ...
@@ -61,6 +66,10 @@ class Everyone:
 
     def at_least(self, population: int) -> int:
         return population
+
+    @property
+    def minimum_separation(self) -> int:
+        return 1
 
     @property
     def varies(self) -> bool:
@@ -108,6 +117,10 @@ class FixedSize:
     def at_least(self, population: int) -> int:
         self._check(population)
         return self.size
+
+    @property
+    def minimum_separation(self) -> int:
+        return 1
 
     @property
     def varies(self) -> bool:
@@ -181,6 +194,10 @@ class Poisson:
         return 1
 
     @property
+    def minimum_separation(self) -> int:
+        return 1
+
+    @property
     def varies(self) -> bool:
         return self.rate < 1
 
@@ -227,6 +244,10 @@ class TruncatedPoisson:
         return 1
 
     @property
+    def minimum_separation(self) -> int:
+        return 1
+
+    @property
     def varies(self) -> bool:
         return self.rate < 1
 
@@ -268,6 +289,10 @@ class ByUser:
         return self.rows.at_least(population)
 
     @property
+    def minimum_separation(self) -> int:
+        return self.rows.minimum_separation
+
+    @property
     def varies(self) -> bool:
         return self.rows.varies
 
@@ -304,6 +329,10 @@ class Shuffled:
 
     def at_least(self, population: int) -> int:
         return population
+
+    @property
+    def minimum_separation(self) -> int:
+        return 1
 
     @property
     def varies(self) -> bool:

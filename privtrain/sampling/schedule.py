@@ -16,7 +16,7 @@ from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import Exposure
 from privtrain.core.statement import Relation
 from privtrain.core.validate import check_count
-from privtrain.sampling.sampling import Poisson, Shuffled
+from privtrain.sampling.sampling import Poisson, Sampling, Shuffled
 
 
 class Schedule(Protocol):
@@ -195,20 +195,18 @@ def enforced(
         yield batch
 
 
-def check_separation(mechanism: object, sampling: object) -> None:
+def check_separation(mechanism: object, needed: int, sampling: Sampling) -> None:
     """Refuses noise that is correlated over more steps than a row's participations lie apart.
 
     Args:
-        mechanism: Draws the noise.
+        mechanism: Draws the noise; named in the error.
+        needed: How many steps have to lie between two participations of a row.
         sampling: Decides who takes part.
 
     Raises:
         UnsoundReleaseError: If a row may take part again too early.
     """
-    # A mechanism without the member has independent noise; a sampling without it may let a row take
-    # part in every step.
-    needed = getattr(mechanism, "minimum_separation", 1)
-    separation = getattr(sampling, "minimum_separation", 1)
+    separation = sampling.minimum_separation
     if separation < needed:
         raise UnsoundReleaseError(
             f"{mechanism} promises something to rows that take part at least {needed} steps "

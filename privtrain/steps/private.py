@@ -10,23 +10,16 @@ from torch import nn
 
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
-from privtrain.core.parameters import to_vector, trainable, unwritten
+from privtrain.core.parameters import trainable, unwritten
 from privtrain.core.runtime import Party, Seen
 from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
 from privtrain.core.trainer import PrivacyPlan
-from privtrain.core.validate import check_offers, check_positive, check_probability
+from privtrain.core.validate import check_follows, check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
-from privtrain.mechanisms.mechanism import (
-    Mechanism,
-    assumptions_of,
-    is_secure,
-    l2_bound,
-    noised,
-)
-from privtrain.sampling.batches import PoissonBatches
+from privtrain.mechanisms.mechanism import Mechanism, State, l2_bound_of
 from privtrain.sampling.figures import (
     Batches,
     other_size,
@@ -180,12 +173,14 @@ class DPSteps:
     gradients: Gradients = BookKeeping()
 
     def __post_init__(self) -> None:
-        l2_bound(self.mechanism)
-        # Poisson batches: a row may be in the next one, too, which correlated noise of banded
-        # matrices does not allow.
-        check_separation(self.mechanism, PoissonBatches())
+        check_follows(Mechanism, "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
+        l2_bound_of(self.mechanism)
         check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
         check_probability(sampling_rate=self.sampling_rate)
+        # Poisson batches: a row may be in the next one, too, which correlated noise of banded
+        # matrices does not allow.
+        poisson = Poisson(self.sampling_rate)
+        check_separation(self.mechanism, self.mechanism.about.separation, poisson)
         check_offers("engine", "BookKeeping()", gradients=self.gradients)
         if self.expected_batch is not None:
             check_positive(expected_batch=self.expected_batch)
@@ -239,10 +234,10 @@ class DPSteps:
         engine = self._engine(model, task.loss, party)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
-        bound = l2_bound(self.mechanism)
+        bound = l2_bound_of(self.mechanism)
         used = np.zeros(len(rows), dtype=np.bool_)
         seen: list[dict[str, float]] = []
-        state = self.mechanism.init(to_vector(parameters))
+        state: State = None
         with kept_generators():
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
                 # Algorithm 1, "Take a random sample", each row with probability L / N: an empty one
@@ -258,7 +253,7 @@ class DPSteps:
                     clipped = engine.clipped_sum(batch, bound)
                 # "Add noise", over the public expected size: the true one is private.
                 stream = party.entropy[f"noise/gradient/{step}", party.round, party.name]
-                value, state = noised(self.mechanism, clipped.value, state, stream)
+                value, state = self.mechanism.add(clipped.value, state, stream)
                 gradient.set(value, sampling.expected(0))
                 # "Descent".
                 optimizer.step()
@@ -292,6 +287,7 @@ class DPSteps:
         relation = batches.sampling.relation(seen, 0)
         step = batches.sampling.amplified(self.mechanism.event(seen, relation), seen, 0, 0)
         event: Any = repeated(step, batches.steps)
+        about = self.mechanism.about
         return tuple(
             PrivacyPlan(
                 observer=observer,
@@ -300,13 +296,9 @@ class DPSteps:
                 event=event,
                 # In the worst case a party takes part in every round.
                 count=rounds,
-                theorem=f"{self.mechanism.theorem}, Poisson sampling of examples in each silo",
-                assumptions=(
-                    *batches.assumptions,
-                    DRAWN_IN_SECRET,
-                    *assumptions_of(self.mechanism),
-                ),
-                float_noise=not is_secure(self.mechanism),
+                theorem=f"{about.theorem}, Poisson sampling of examples in each silo",
+                assumptions=(*batches.assumptions, DRAWN_IN_SECRET, *about.assumptions),
+                float_noise=about.grid is None,
             )
             for observer in (PUBLIC, PARTICIPANT, AGGREGATOR)
         )

@@ -25,7 +25,7 @@ from privtrain.core.validate import check_offers, check_positive, check_probabil
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import l2_bound
+from privtrain.mechanisms.mechanism import l2_bound_of
 from privtrain.release.aggregation import BoundedSum
 from privtrain.release.door import Release
 from privtrain.sampling.batches import PoissonBatches
@@ -94,7 +94,7 @@ class DPSGD:
         check_offers("batches", "PoissonBatches()", sampling=self.sampling)
         check_offers("engine", "BookKeeping()", gradients=self.gradients)
         # Called for its refusal: a mechanism that does not clip in L2 norm raises here.
-        l2_bound(self.release.mechanism)
+        l2_bound_of(self.release.mechanism)
         if self.release != Release(self.release.mechanism):
             raise UnsoundReleaseError(
                 f"DPSGD trains on pooled rows: only the curator can draw the noise, and no message "
@@ -175,7 +175,7 @@ class DPSGD:
             # Without its earlier noise a correlated mechanism would begin a new sequence.
             run.memory.update(saved["memory"])
         used.restore(saved)
-        bound, seen = l2_bound(self.release.mechanism), list(saved.get("seen", []))
+        bound, seen = l2_bound_of(self.release.mechanism), list(saved.get("seen", []))
         saved_part, drawn = start * SHOWN // batches.steps, iter(list[list[int]]())
         for step in range(start, batches.steps):
             opens = batches.begins_draw(step)
@@ -228,7 +228,7 @@ class DPSGD:
         self, engine: GradientEngine, batch: Rows, step: int, releases: int, run: Run
     ) -> tuple[ClippedSum, Tensor]:
         """The clipped sum of a batch, before and after the noise."""
-        bound = l2_bound(self.release.mechanism)
+        bound = l2_bound_of(self.release.mechanism)
         # "Compute gradient" and "Clip gradient", fused: no row's gradient need exist on its own.
         clipped = engine.clipped_sum(batch, bound)
         # "Add noise": N(0, sigma^2 C^2 I) on the sum, drawn behind the door, which refuses a bound

@@ -185,13 +185,15 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
-        check_separation(self.release.mechanism, self.sampling)
+        check_separation(
+            self.release.mechanism, self.release.mechanism.about.separation, self.sampling
+        )
         if self.release.finish != IDENTITY:
             raise UnsupportedError(
                 f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "
                 "something else. Use finish=IDENTITY."
             )
-        if self.release.mechanism.noisy and not self.weights.bounded:
+        if self.release.noisy and not self.weights.bounded:
             raise UnsoundReleaseError(
                 "weights=ByExamples() without a bound: one client could weigh more than any noise "
                 "covers. Use ByExamples(bound=...) or Uniform()."
@@ -201,7 +203,7 @@ class FedAvg:
             why = "with noised local steps: a weight tells how many rows a client holds"
             raise UnsoundReleaseError(f"weights={self.weights} {why}. Use Uniform().")
         if (
-            self.release.mechanism.noisy
+            self.release.noisy
             and self.release.noise_at.drawer is Drawer.PARTY
             and isinstance(self.sampling, Poisson)
             and self.sampling.rate < 1
@@ -224,7 +226,7 @@ class FedAvg:
             self._check_release(data, runtimes)
         local = self.local.plans(data, self.rounds)
         # What noised steps made is private already; sending it on exactly reveals no more.
-        if local and not self.release.mechanism.noisy:
+        if local and not self.release.noisy:
             return local
         return local + self.release.plans(
             unit=Unit.CLIENT,
@@ -263,7 +265,7 @@ class FedAvg:
             reads="the model of every round it takes part in",
             adversary="untrusted",
         )
-        at_party = self.release.noise_at.drawer is Drawer.PARTY and self.release.mechanism.noisy
+        at_party = self.release.noise_at.drawer is Drawer.PARTY and self.release.noisy
         what = "noised update" if at_party or self.local.plans(data, 1) else "update"
         # In one message: who reads single updates reads weights, and who reads sums their sum.
         what = f"{what} and weight" if self._sends_weights else what
@@ -353,7 +355,7 @@ class FedAvg:
     def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost:
         """What the rounds cost with as many clients as are expected; no client is named."""
         # Without noise on the sum the cohort follows from the public seed, and so do the messages.
-        if not self.release.mechanism.noisy:
+        if not self.release.noisy:
             return PublicCost.of(run.transcript)
         one_way = rounds * self.sampling.expected(parties) * model.nelement() * model.element_size()
         # The model goes down to each client of a round, and an update of the same size comes up.
@@ -370,7 +372,7 @@ class FedAvg:
     def _cohort(self, parties: tuple[str, ...], round: int, run: Run) -> list[str]:
         # Amplification holds for observers who do not know the sample, so under noise it is drawn
         # from entropy; without noise the public seed makes it repeatable.
-        noisy = self.release.mechanism.noisy
+        noisy = self.release.noisy
         streams: Streams = run.entropy if noisy else run.seeds
         generator = streams["cohort", round, AGGREGATOR_NAME].numpy()
         return [parties[index] for index in self.sampling.choose(len(parties), generator)]
@@ -407,7 +409,7 @@ class FedAvg:
             run: The run.
         """
         round = gathering.round
-        if not replies and not self.release.mechanism.noisy:
+        if not replies and not self.release.noisy:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return torch.zeros_like(current, dtype=torch.float64) if divisor else None

@@ -432,12 +432,11 @@ class PATE:
         # It rests on the exact counts, which nobody sees where parties noise their own.
         if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
             return
-        realised = getattr(self.release.mechanism, "realised", None)
-        if realised is None:
-            return
         counts = self.release.aggregation.gather(gathering, votes, run).value
         if isinstance(counts, Tensor):
-            run.realised[PUBLIC.name] = realised(counts)
+            realised = self.release.mechanism.realised(counts)
+            if realised is not None:
+                run.realised[PUBLIC.name] = realised
 
     def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
         """The student, trained on the answered queries alone."""

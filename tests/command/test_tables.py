@@ -63,3 +63,12 @@ class OwnAttack:
 def test_a_setting_that_no_file_can_hold_is_named() -> None:
     with pytest.raises(pt.UnsupportedError, match=r"'observer' of OwnAttack.*init=False"):
         settings_of(OwnAttack())
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_correlated_noise_has_no_secure_one_in_a_file_either(secure: bool) -> None:
+    banded = {"kind": "BandedMatrix", "clipping_norm": 1.0, "noise_multiplier": 1.0}
+    mechanism = banded | {"bands": 2, "steps": 10}
+    assert from_table(mechanism) == pt.BandedMatrix(1.0, 1.0, bands=2, steps=10)
+    with pytest.raises(ValueError, match=r"BandedMatrix has no setting 'secure'; it has .*steps"):
+        from_table(mechanism | {"secure": secure})

@@ -131,7 +131,7 @@ class SharesOpenedLate:
     opened: list[Finish] = field(default_factory=list, compare=False)
 
     def open(self, finish: Finish, mechanism: Mechanism) -> Tensor:
-        if mechanism.noisy:
+        if mechanism.about.noisy:
             raise UnsupportedError(f"{mechanism} cannot be drawn on shares here.")
         self.opened.append(finish)
         return finish(self.total)
@@ -158,7 +158,7 @@ class Median(MaskedSum):
     """A double of a robust rule: one bounded message can move its result by any amount."""
 
     def refusal(self, mechanism: Mechanism, noise_at: Placement) -> Refusal | None:
-        if not mechanism.noisy:
+        if not mechanism.about.noisy:
             return None
         return UnsoundReleaseError(
             f"{mechanism} over {self} promises nothing: one bounded contribution can move its "

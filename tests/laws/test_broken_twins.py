@@ -19,13 +19,13 @@ sound twin none raised an alarm. `python -m tests.laws.test_broken_twins` counts
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from privtrain.attacks.one_run.attack import OneRun
 from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import SeededEntropy, Stream
 from privtrain.core.task import FederatedData, Loss, Rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -50,11 +50,11 @@ class Scaled(Gaussian):
 
     factor = 1.0
 
-    def noise(
-        self, like: Tensor, state: object, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: object, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, object]:
-        noise, state = super().noise(like, state, generator, fraction=fraction)
-        return noise * self.factor, state
+        released, state = super().add(total, state, stream, fraction=fraction)
+        return total + (released - total) * self.factor, state
 
 
 class Silent(Scaled):
@@ -72,10 +72,10 @@ class Halved(Scaled):
 class Repeating(Gaussian):
     """Draws the same noise in every release."""
 
-    def noise(
-        self, like: Tensor, state: object, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: object, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, object]:
-        return super().noise(like, state, np.random.default_rng(8), fraction=fraction)
+        return super().add(total, state, Stream(bytes(32)), fraction=fraction)
 
 
 @dataclass(frozen=True)
@@ -226,15 +226,15 @@ def test_half_the_noise_is_caught_by_its_curve_alone() -> None:
 def test_half_the_noise_is_caught_by_its_statistics(factor: float) -> None:
     """A chi-square test of 1,000 draws: it misses half the noise with probability below 1e-9."""
     mechanism = {1.0: Gaussian, 0.5: Halved, 0.0: Silent}[factor](1.0, 2.0)
-    noise, _ = mechanism.noise(torch.zeros(1_000), None, np.random.default_rng(0))
+    noise, _ = mechanism.add(torch.zeros(1_000), None, SeededEntropy(0)["noise", 0, ""])
     assert std_is(noise.numpy(), 2.0) == (factor == 1.0)
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_reused_noise_is_caught_by_its_statistics(broken: bool) -> None:
     mechanism = (Repeating if broken else Gaussian)(1.0, 2.0)
-    generator = np.random.default_rng(1)
-    first, second = (mechanism.noise(torch.zeros(999), None, generator)[0] for _ in range(2))
+    streams = [SeededEntropy(1)["noise", step, ""] for step in range(2)]
+    first, second = (mechanism.add(torch.zeros(999), None, stream)[0] for stream in streams)
     assert independent(first.numpy(), second.numpy()) is not broken
 
 

@@ -16,7 +16,6 @@ from privtrain.core.observers import AGGREGATOR
 from privtrain.core.seeding import Stream, Words
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.mechanisms.discrete import FLOAT_ERROR
-from privtrain.mechanisms.mechanism import noised
 from privtrain.runs.statements import FLOAT_NOISE
 from tests.contracts.aggregation import a_party
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
@@ -84,8 +83,8 @@ def test_no_stream_is_used_twice_over_steps_parties_and_resumes(
 
 def test_a_stream_that_is_used_twice_is_noticed(used: Counter[bytes]) -> None:
     stream = Stream(bytes(32))
-    one, _ = noised(SECURE, torch.zeros(9), None, stream)
-    two, _ = noised(SECURE, torch.zeros(9), None, stream)
+    one, _ = SECURE.add(torch.zeros(9), None, stream)
+    two, _ = SECURE.add(torch.zeros(9), None, stream)
     assert torch.equal(one, two), "which is why it must not happen"
     assert max(used.values()) == 2
 

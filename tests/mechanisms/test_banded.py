@@ -13,13 +13,13 @@ from scipy.optimize import minimize
 from scipy.special import binom
 from torch import Tensor
 
-from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import SeededEntropy, Stream
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.mechanisms.banded import BandedMatrix, optimise_bands, prefix_error
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import Mechanism, l2_bound
-from tests.contracts.mechanism import CHECKS, generator
+from privtrain.mechanisms.mechanism import Mechanism, l2_bound_of
+from tests.contracts.mechanism import CHECKS
 from tests.statistics import assert_power, independent, normal_with_std, std_is
 
 Array = NDArray[np.float64]
@@ -37,9 +37,9 @@ def matrix(column: tuple[float, ...] | Array, steps: int = STEPS) -> Array:
 
 def noises(mechanism: Any, steps: int = STEPS, like: Tensor = WIDE, seed: int = 0) -> Array:
     """What a mechanism draws in a run, shape `(steps, values)`."""
-    source, state, drawn = generator(seed), mechanism.init(like), []
-    for _ in range(steps):
-        noise, state = mechanism.noise(like, state, source)
+    entropy, state, drawn = SeededEntropy(seed), None, []
+    for step in range(steps):
+        noise, state = mechanism.add(torch.zeros_like(like), state, entropy["noise", step, ""])
         drawn.append(noise.clone())
         noise.fill_(math.nan)  # whoever receives the noise may change it
     return torch.stack(drawn).double().numpy()
@@ -118,13 +118,10 @@ class Twin:
     def __init__(self, factor: float = 1.0, forgets: bool = False, reuses: bool = False) -> None:
         self.factor, self.forgets, self.reuses = factor, forgets, reuses
 
-    def init(self, like: Tensor) -> Any:
-        return MECHANISM.init(like)
-
-    def noise(self, like: Tensor, state: Any, source: Any) -> tuple[Tensor, Any]:
-        source = generator(7) if self.reuses else source
-        noise, after = MECHANISM.noise(like, state, source)
-        return noise * self.factor, state if self.forgets else after
+    def add(self, total: Tensor, state: Any, stream: Stream) -> tuple[Tensor, Any]:
+        released, after = MECHANISM.add(total, state, Stream(bytes(32)) if self.reuses else stream)
+        noise = (released - total) * self.factor
+        return total + noise, state if self.forgets else after
 
 
 @pytest.mark.parametrize(
@@ -230,9 +227,9 @@ def test_only_a_replaced_row_moves_a_sum_by_twice_the_bound(
 def test_an_event_is_one_participation() -> None:
     part = Exposure(single_messages=True, knows_sample=True, noise_known=0.75, variance=4.0)
     assert MECHANISM.event(part, REPLACE_ONE).noise_multiplier == pytest.approx(3.0)
-    assert "Choquette-Choo et al. 2023" in MECHANISM.theorem
-    assert MECHANISM.minimum_separation == 5
-    assert l2_bound(MECHANISM) == 0.5
+    assert "Choquette-Choo et al. 2023" in MECHANISM.about.theorem
+    assert MECHANISM.about.separation == 5
+    assert l2_bound_of(MECHANISM) == 0.5
     assert MECHANISM.with_scale(7.0) == BandedMatrix(0.5, 7.0, 5, STEPS)
 
 
@@ -255,6 +252,8 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_secure_noise_is_refused_since_it_is_independent() -> None:
-    with pytest.raises(UnsupportedError, match="secure=True"):
-        BandedMatrix(1.0, 1.0, 2, 10, secure=True)
-    assert not hasattr(BandedMatrix(1.0, 1.0, 2, 10).with_scale(2.0), "add")
+    made: Any = BandedMatrix
+    for secure in (True, False):
+        with pytest.raises(TypeError, match=r"BandedMatrix.*secure"):
+            made(1.0, 1.0, 2, 10, secure=secure)
+    assert BandedMatrix(1.0, 1.0, 2, 10).about.grid is None

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.seeding import Stream
 from privtrain.mechanisms import discrete
 from privtrain.mechanisms.clipping import clip
 from privtrain.mechanisms.discrete import (
+    ASSUMPTION,
     BITS,
     FLOAT_ERROR,
     LARGEST_DIMENSION,
@@ -29,7 +31,6 @@ from privtrain.mechanisms.discrete import (
     strips_of,
 )
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import noised
 from tests.statistics import ALARM, assert_power, independent, normal_with_std, std_is
 
 
@@ -277,7 +278,8 @@ def test_quantised_sums_of_neighbours_stay_within_the_charge(
     one, other = (value.double().numpy() + shift for value in (base, total))
     if shift > 1e6 * norm:  # the shift has rounded the rows away; here the clamp is what is tested
         other = one + rows[-1].double().numpy()
-    grid = math.ldexp(mechanism.standard_deviation, -BITS)
+    grid = mechanism.about.grid
+    assert grid is not None
     assert moved(one, other, grid) <= charged_sensitivity(mechanism)
 
 
@@ -313,8 +315,8 @@ def secure(norm: float = 1.0, multiplier: float = 1.0) -> Gaussian:
 
 def test_the_aggregate_is_what_is_noised() -> None:
     like, stream = torch.linspace(-3, 3, 50, dtype=torch.float64), Stream(bytes(32))
-    noise, _ = noised(secure(), torch.zeros_like(like), None, stream)
-    both, _ = noised(secure(), like, None, stream)
+    noise, _ = secure().add(torch.zeros_like(like), None, stream)
+    both, _ = secure().add(like, None, stream)
     torch.testing.assert_close(both - noise, like, rtol=0, atol=1e-12)
     steps = both / 2.0**-BITS
     assert torch.equal(steps, steps.round()), "what is released lies on the grid"
@@ -328,11 +330,45 @@ def test_type_and_shape_stay(dtype: torch.dtype) -> None:
         assert (released.shape, released.dtype) == (given.shape, dtype)
 
 
-def test_noise_alone_parts_of_it_and_too_many_values_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"secure=False"):
-        secure().noise(torch.zeros(3), None, np.random.default_rng(0))
+def on_the_grid(values: Tensor, grid: float) -> bool:
+    """Whether values are whole multiples of a number, rounded to float64."""
+    return torch.equal(torch.from_numpy(quantised(values.numpy(), grid) * grid), values)
+
+
+@pytest.mark.parametrize("multiplier", [0.3, 1.0, 7.7])
+@pytest.mark.parametrize("norm", [1e-5, 1.3])
+def test_what_is_released_are_the_whole_numbers_that_were_drawn(
+    norm: float, multiplier: float
+) -> None:
+    """An aggregation on shares or masks encodes them as they are: no second rounding."""
+    mechanism, key = secure(norm, multiplier), Stream(bytes(range(32)))
+    total = torch.linspace(-3, 3, 1000, dtype=torch.float64) * norm * multiplier
+    released, _ = mechanism.add(total, None, key)
+    grid = mechanism.about.grid
+    assert grid == norm * multiplier * 2.0**-48
+    assert on_the_grid(released, grid)
+    drawn = quantised(total.numpy(), grid) + discrete_gaussian(1000, key.words())
+    assert np.array_equal(quantised(released.numpy(), grid), drawn)
+    # Power: another grid, floats, or a sum that was rounded to float32 in between are caught.
+    assert not on_the_grid(released, 3 * grid)
+    assert not on_the_grid(Gaussian(norm, multiplier).add(total, None, key)[0], grid)
+    assert not on_the_grid(released.float().double(), grid)
+
+
+def test_only_secure_noise_has_a_grid_and_only_where_it_is_drawn() -> None:
+    assert Gaussian(1.0, 1.0).about.grid is None
+    assert secure(2.0, 0.0).about.grid is None
+    assert secure(2.0, 0.0).about.assumptions == ()
+    kept = torch.ones(3)
+    assert secure(2.0, 0.0).add(kept, None, Stream(bytes(32)))[0] is kept
+    assert secure(2.0, 1.0).about.assumptions == (ASSUMPTION,)
+    assert "Canonne" in secure().about.theorem
+    assert "Canonne" not in Gaussian(1.0, 1.0).about.theorem
+
+
+def test_parts_of_noise_and_too_many_values_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="split"):
-        noised(secure(), torch.zeros(3), None, Stream(bytes(32)), fraction=0.5)
+        secure().add(torch.zeros(3), None, Stream(bytes(32)), fraction=0.5)
     many = torch.zeros(1).expand(LARGEST_DIMENSION + 1)
     with pytest.raises(UnsoundReleaseError, match="charged for"):
         add_discrete(many, 1.0, Stream(bytes(32)))

@@ -15,12 +15,13 @@ from privtrain.accounting.epsilon import epsilon, rdp_curve
 from privtrain.accounting.event import laplace_event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Exposure
+from privtrain.core.seeding import Stream
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
 from privtrain.mechanisms.discrete import RELEASE_DISTANCE, charged_multiplier
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Mechanism, State
+from privtrain.mechanisms.mechanism import About, Mechanism, State
 from privtrain.mechanisms.reach import laplace_reach
-from tests.contracts.mechanism import PUBLIC_SUM, drawn, generator
+from tests.contracts.mechanism import PUBLIC_SUM, drawn, stream
 from tests.statistics import (
     assert_power,
     independent,
@@ -38,7 +39,7 @@ def test_several_laplace_noises_are_charged_as_one() -> None:
 def test_laplace_noise_is_charged_by_its_scale_over_the_clipping_norm() -> None:
     """Dwork et al. 2006: noise of scale b hides a move of b x epsilon."""
     mechanism = Laplace(0.5, 4.0)
-    assert mechanism.theorem.startswith("Laplace mechanism")
+    assert mechanism.about.theorem.startswith("Laplace mechanism")
     assert (mechanism.sensitivity(ADD_REMOVE), mechanism.sensitivity(REPLACE_ONE)) == (0.5, 1.0)
     assert mechanism.event(PUBLIC_SUM, ADD_REMOVE) == laplace_event(4.0)
     # At a tiny delta: 1 / 4 where a unit leaves. RDP: 2 / 4 where it is replaced.
@@ -46,7 +47,7 @@ def test_laplace_noise_is_charged_by_its_scale_over_the_clipping_norm() -> None:
     (replaced,) = rdp_curve(laplace_event(4.0), [1e4], REPLACE_ONE).rdp
     assert replaced == pytest.approx(0.5, rel=1e-3)
     assert mechanism.with_scale(9.0) == Laplace(0.5, 9.0)
-    assert mechanism.noisy and not Laplace(0.5, 0.0).noisy
+    assert mechanism.about.noisy and not Laplace(0.5, 0.0).about.noisy
     for hidden, noise, private in ((1.0, 4.0, True), (0.0, 4.0, False), (1.0, 0.0, False)):
         seen = Exposure(
             single_messages=False, knows_sample=False, noise_known=1 - hidden, variance=1.0
@@ -121,28 +122,24 @@ class Twin:
     reuses: bool = False
 
     @property
-    def noisy(self) -> bool:
-        return self.true.noisy
+    def about(self) -> About:
+        return self.true.about
 
     def bound(self, contribution: Tensor) -> Tensor:
         return self.true.bound(contribution) if self.clips else contribution
 
-    def init(self, like: Tensor) -> State:
-        return None
-
-    def noise(
-        self, like: Tensor, state: Any, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        source = np.random.default_rng(0) if self.reuses else generator
-        noise, state = self.true.noise(like, state, source, fraction=fraction)
-        return noise * self.factor, state
+        source = Stream(bytes(32)) if self.reuses else stream
+        released, state = self.true.add(total, state, source, fraction=fraction)
+        return total + (released - total) * self.factor, state
 
 
 def noise_is_right(mechanism: Any) -> bool:
-    """The statistics a mechanism's noise has to pass, on draws from one generator."""
-    source = generator(4)
-    first, state = mechanism.noise(MANY, None, source)
-    second, _ = mechanism.noise(MANY, state, source)
+    """The statistics a mechanism's noise has to pass, on two releases in a row."""
+    first, state = mechanism.add(MANY, None, stream(4))
+    second, _ = mechanism.add(MANY, state, stream(5))
     both = np.concatenate([first.numpy(), second.numpy()])
     return bool(np.any(both)) and std_is(both, 1.5) and independent(first, second)
 

@@ -11,7 +11,7 @@ from privtrain.core.observers import Exposure
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Exact, Mechanism, l2_bound, noised
+from privtrain.mechanisms.mechanism import Exact, Mechanism, l2_bound_of
 from privtrain.mechanisms.votes import GNMax, LNMax
 from tests.contracts.mechanism import CHECKS, drawn
 from tests.statistics import (
@@ -93,18 +93,18 @@ def test_parts_of_laplace_noise_are_refused_when_planned_and_when_drawn(
 
 
 def test_only_l2_clipping_serves_per_example_gradients() -> None:
-    assert l2_bound(Gaussian(0.3, 1.0)) == 0.3
+    assert l2_bound_of(Gaussian(0.3, 1.0)) == 0.3
     for mechanism in (Exact(), Laplace(1.0, 1.0), GNMax(1.0)):
         with pytest.raises(UnsupportedError, match="L2"):
-            l2_bound(mechanism)
+            l2_bound_of(mechanism)
 
 
-@pytest.mark.parametrize("mechanism", [m for m in MECHANISMS if m.noisy], ids=str)
+@pytest.mark.parametrize("mechanism", [m for m in MECHANISMS if m.about.noisy], ids=str)
 def test_complex_numbers_are_refused(mechanism: Mechanism) -> None:
     # Their imaginary parts would be dropped by a norm, and published without noise.
     values, stream = torch.ones(3, dtype=torch.complex64), SeededEntropy(0)["noise", 0, ""]
     with pytest.raises(UnsupportedError, match=r"torch\.complex64"):
-        noised(mechanism, values, mechanism.init(values), stream)
+        mechanism.add(values, None, stream)
     if mechanism.sensitivity(ZERO_OUT) != mechanism.sensitivity(REPLACE_ONE):
         with pytest.raises(UnsupportedError, match=r"torch\.complex64"):
             mechanism.bound(values)
@@ -116,8 +116,8 @@ def test_complex_numbers_are_refused(mechanism: Mechanism) -> None:
 def test_coarse_sums_are_rounded_behind_the_noise(mechanism: Mechanism) -> None:
     coarse = torch.ones(1000, dtype=torch.bfloat16)
     stream = SeededEntropy(0)["noise", 0, ""]
-    released, _ = noised(mechanism, coarse, None, stream)
-    exact, _ = noised(mechanism, coarse.float(), None, stream)
+    released, _ = mechanism.add(coarse, None, stream)
+    exact, _ = mechanism.add(coarse.float(), None, stream)
     assert released.dtype is torch.bfloat16
     assert torch.equal(released, exact.bfloat16())
     # Coarse noise, added in bfloat16, would be a multiple of 2^-8 wherever the sum is near zero.

@@ -21,11 +21,12 @@ from privtrain.core.errors import (
 from privtrain.core.observers import AGGREGATOR, PUBLIC, Exposure
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Reply, Seen
-from privtrain.core.seeding import SYSTEM, SeededEntropy, SystemEntropy
+from privtrain.core.seeding import SYSTEM, SeededEntropy, Stream, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.ledgers.run import JournalLedger
+from privtrain.mechanisms.discrete import quantised
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Exact, Mechanism, State
+from privtrain.mechanisms.mechanism import About, Exact, Mechanism, State
 from privtrain.mechanisms.reach import Reach
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.aggregation import BoundedSum
@@ -378,8 +379,7 @@ def test_a_split_of_laplace_noise_is_refused_when_it_is_planned(mechanism: Mecha
 class Remembering:
     """Adds the last noise again: a stand-in for correlated noise, whose state is a tensor."""
 
-    noisy: bool = True
-    theorem: str = ""
+    about: About = About(theorem="", noisy=True, separation=2)
 
     def bound(self, contribution: Tensor) -> Tensor:
         return contribution
@@ -393,17 +393,17 @@ class Remembering:
     def sensitivity(self, relation: Relation) -> float:
         return 1.0
 
-    def init(self, like: Tensor) -> State:
-        return torch.zeros_like(like)
-
-    def noise(
-        self, like: Tensor, state: State, generator: np.random.Generator, *, fraction: float = 1.0
+    def add(
+        self, total: Tensor, state: State, stream: Stream, *, fraction: float = 1.0
     ) -> tuple[Tensor, State]:
-        fresh = torch.from_numpy(generator.standard_normal(tuple(like.shape)))
-        return fresh - state, fresh
+        fresh = torch.from_numpy(stream.numpy().standard_normal(tuple(total.shape)))
+        return total + fresh - (0 if state is None else state), fresh
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         return Gaussian(1.0, 1.0).event(exposure, relation)
+
+    def realised(self, total: Tensor) -> None:
+        return
 
     def with_scale(self, scale: float) -> None:
         return
@@ -429,6 +429,47 @@ def test_kinds_have_a_memory_each() -> None:
 def test_parties_do_not_draw_noise_that_has_to_be_remembered() -> None:
     with pytest.raises(UnsupportedError, match=r"remembers.*AT_AGGREGATOR"):
         Release(Remembering(), AT_PARTY).leave([torch.zeros(3)], a_party())
+
+
+@pytest.mark.parametrize("multiplier", [0.7, 20.0])
+def test_whole_numbers_reach_what_masks_or_shares_them(multiplier: float) -> None:
+    """Of a float32 update, too: nothing rounds the multiples before they are encoded."""
+    mechanism, update = Gaussian(0.3, multiplier, secure=True), [torch.linspace(-1, 1, 3000)]
+    grid = mechanism.about.grid
+    assert grid is not None
+    sealed = Release(mechanism, AT_PARTY, MaskedSum()).leave(update, a_party())["update"]
+    assert sealed.dtype is torch.float64
+    assert np.array_equal(quantised(sealed.numpy(), grid) * grid, sealed.numpy())
+    # What the aggregator reads keeps its type, and the same noise: its multiples are lost.
+    plain = Release(mechanism, AT_PARTY).leave(update, a_party())["update"]
+    assert torch.equal(plain, sealed.float())
+    assert not np.array_equal(quantised(plain.double().numpy(), grid) * grid, plain.double())
+    # Noise in floats has no multiples to keep.
+    floats = Release(Gaussian(0.3, multiplier), AT_PARTY, MaskedSum())
+    assert floats.leave(update, a_party())["update"].dtype is torch.float32
+
+
+@dataclass(frozen=True)
+class OldMechanism:
+    """An own mechanism as version 0.2 asked for it."""
+
+    noisy: bool = True
+    theorem: str = "own"
+
+    def bound(self, contribution: Tensor) -> Tensor:
+        return contribution
+
+    def noise(self, like: Tensor, state: object, generator: object) -> tuple[Tensor, object]:
+        return torch.zeros_like(like), state
+
+
+def test_a_mechanism_that_lacks_a_member_is_refused_by_its_name() -> None:
+    own: Any = OldMechanism()
+    with pytest.raises(ValueError, match=r"OldMechanism\(.* it has no about, add, bound_again"):
+        Release(own)
+    unmade: Any = Gaussian
+    with pytest.raises(ValueError, match="no class"):
+        Release(unmade)
 
 
 # ---------------------------------------------------------------------------------- diagnostics

@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import DataError, UnsoundReleaseError
+from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.release.door import Release
@@ -53,9 +54,9 @@ def predict(inputs: Any) -> Any:
 @pytest.mark.parametrize("factor", [2 / 3, 1.0, 3 / 2])
 def test_the_noise_of_a_private_score_has_the_stated_size(factor: float) -> None:
     """1,000 scores tell 4 from 2.7 and from 6; the right answer count is their mean."""
-    score, generator = PrivateRows(OTHERS, Gaussian(1.0, 4.0 * factor)), np.random.default_rng(3)
-    found = np.array([score.measure(predict, generator) for _ in range(1000)])
-    exact = len(OTHERS) * PublicRows(OTHERS).measure(predict, generator)
+    score, entropy = PrivateRows(OTHERS, Gaussian(1.0, 4.0 * factor)), SeededEntropy(3)
+    found = np.array([score.measure(predict, entropy["score", n, ""]) for n in range(1000)])
+    exact = len(OTHERS) * PublicRows(OTHERS).measure(predict, entropy["score", 0, ""])
     assert std_is(found - exact, 4.0) == (factor == 1.0)
 
 
@@ -81,5 +82,5 @@ def test_what_a_model_sets_while_it_is_scored_does_not_reach_the_next_trial(scor
         torch.set_default_device("meta")
         return predict(inputs)
 
-    score.measure(changing, np.random.default_rng(0))
+    score.measure(changing, SeededEntropy(0)["score", 0, ""])
     assert torch.zeros(1).dtype is torch.float32 and torch.zeros(1).device.type == "cpu"

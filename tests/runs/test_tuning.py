@@ -119,8 +119,8 @@ def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> 
     scores: list[float] = []
     plain = PublicRows.measure
 
-    def measure(self: PublicRows, predictor: Any, generator: Any) -> float:
-        scores.append(plain(self, predictor, generator))
+    def measure(self: PublicRows, predictor: Any, stream: Any) -> float:
+        scores.append(plain(self, predictor, stream))
         return scores[-1]
 
     monkeypatch.setattr(PublicRows, "measure", measure)

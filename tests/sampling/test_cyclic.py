@@ -22,7 +22,6 @@ from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.banded import BandedMatrix
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mechanisms.mechanism import noised
 from privtrain.release.door import Release
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.fitting import fit
@@ -128,8 +127,8 @@ def test_one_band_costs_what_dp_sgd_costs_and_is_it() -> None:
     assert public(made).epsilon == public(plain).epsilon
     # Two fits share no noise: under one stream the two draw the same.
     total, stream = torch.zeros(39, dtype=torch.float64), SeededEntropy(0)["noise", 0, ""]
-    drawn, _ = noised(one, total, one.init(total), stream)
-    assert torch.equal(drawn, noised(Gaussian(1.0, 1.0), total, None, stream)[0])
+    drawn, _ = one.add(total, None, stream)
+    assert torch.equal(drawn, Gaussian(1.0, 1.0).add(total, None, stream)[0])
 
 
 @pytest.mark.slow

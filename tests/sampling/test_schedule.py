@@ -163,7 +163,7 @@ def test_the_order_is_uniform_and_stays() -> None:
         lambda: DPSteps(BANDED),
         lambda: PATE(release=Release(BANDED, finish=ARGMAX)),
         lambda: Release(BANDED).plans(unit="client", count=3, parties=3),  # type: ignore[arg-type]
-        lambda: check_separation(BANDED, Everyone()),
+        lambda: check_separation(BANDED, 4, Everyone()),
     ],
 )
 def test_other_trainers_refuse_correlated_noise(make: Callable[[], Any]) -> None:
