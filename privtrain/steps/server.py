@@ -8,13 +8,12 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.result import Members
-from privtrain.core.runtime import Payload
+from privtrain.core.runtime import Payload, Seen
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector, checked_optimizer
 from privtrain.steps.pooling import NOT_KEPT
-from privtrain.steps.private import ASSUMPTION, DRAWN, NOTE, read_note
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -111,6 +110,36 @@ class Server:
         return done
 
 
+NOTE = UNPROTECTED + "note/"
+"""How the names of encoded notes begin, among the diagnostics beside a message."""
+
+ASSUMPTION = UNPROTECTED + "assumption/"
+"""How those of encoded assumptions begin."""
+
+DRAWN = UNPROTECTED + "rows drawn"
+"""The marks of the rows that a party drew in a round; for attacks alone."""
+
+
+def as_keys(seen: Seen) -> Payload:
+    """What a party's steps saw, as diagnostics beside its message, which holds tensors alone."""
+    said = {
+        f"{prefix}{place}": torch.tensor(list(text.encode()), dtype=torch.uint8)
+        for prefix, texts in ((NOTE, seen.notes), (ASSUMPTION, seen.assumptions))
+        for place, text in enumerate(texts)
+    }
+    numbers = {
+        UNPROTECTED + name: torch.tensor(value, dtype=torch.float64)
+        for name, value in seen.numbers.items()
+    }
+    return numbers | said | ({} if seen.used is None else {DRAWN: seen.used})
+
+
+def _read_note(text: Tensor) -> str:
+    """A note from its bytes, as one line of characters that can be printed."""
+    said = bytes(text.tolist()).decode(errors="replace")
+    return "".join(character for character in said if character.isprintable())
+
+
 def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> None:
     """Records the clients' diagnostics, averaged, and their notes.
 
@@ -123,16 +152,17 @@ def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> Non
     for reply in replies.values():
         for name in reply:
             if name.startswith(UNPROTECTED):
-                diagnostics.setdefault(name.removeprefix(UNPROTECTED), []).append(reply[name])
+                diagnostics.setdefault(name, []).append(reply[name])
     for name in sorted(diagnostics.keys() - {DRAWN}):
         if name.startswith((NOTE, ASSUMPTION)):
             texts = run.notes if name.startswith(NOTE) else run.assumptions
             # Parties with one model say the same; once will do.
-            said = dict.fromkeys(read_note(text) for text in diagnostics[name])
+            said = dict.fromkeys(_read_note(text) for text in diagnostics[name])
             # A party may say what an engine says, and nothing else of what a promise rests on.
             expected = "" if name.startswith(NOTE) else ALONE
             new = (text for text in said if text.startswith(expected) and text not in texts)
             texts.extend(new)
         else:
             seen = [float(value) for value in diagnostics[name]]
-            run.history.record(round + 1, **{name: sum(seen) / len(seen)})
+            mean = sum(seen) / len(seen)
+            run.history.record(round + 1, **{name.removeprefix(UNPROTECTED): mean})

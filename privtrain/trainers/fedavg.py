@@ -27,7 +27,6 @@ from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
@@ -38,10 +37,12 @@ from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
 from privtrain.steps.optimizers import check_not_diverged, check_optimizer
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import DRAWN, DPSteps
+from privtrain.steps.private import DPSteps
 from privtrain.steps.server import (
+    DRAWN,
     Server,
     ServerOptimizer,
+    as_keys,
     make_server_optimizer,
     record_diagnostics,
 )
@@ -99,7 +100,7 @@ class ClientStep:
         model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
         # ClientUpdate, "for each local epoch ... for batch b": w <- w - eta * gradient.
-        seen = self.local(model, self.task, party)
+        seen = self.local(model, self.task, party.rows, party.draws)
         if exact:
             # Behind a bound what is not finite counts as zero, and nobody is told.
             check_not_diverged(trainable(model), party.rows.inputs)
@@ -113,7 +114,7 @@ class ClientStep:
         # "ClipFn" of McMahan et al. 2018 is the mechanism's bound, taken behind this call, and
         # then w_k: a bounded update times a weight of at most 1 stays within the bound.
         message = self.release.leave([contribution], party, factor=weight, weight=sealed)
-        return message | {UNPROTECTED + name: value for name, value in seen.items()}
+        return message | as_keys(seen)
 
     def _model(self, party: Party, *, statistics: bool) -> tuple[nn.Module, list[Tensor]]:
         """The worker's model, to be overwritten, and its exchanged tensors.
@@ -430,7 +431,7 @@ class FedAvg:
     def _mark(self, replies: dict[str, Payload], members: Members) -> None:
         """Notes whose rows were used, for attacks: those of who was drawn, and drew them."""
         for name, reply in replies.items():
-            drawn = reply.get(UNPROTECTED + DRAWN)
+            drawn = reply.get(DRAWN)
             members.add(name, drawn)
             # Steps that draw noise draw rows, too, as a rule.
             if drawn is None and self.local.with_scale(1.0) is not None:

@@ -19,12 +19,11 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Draws, Party, Payload, Runtimes
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
 from privtrain.gradients.gradients import check_losses
@@ -121,7 +120,7 @@ class Vote:
         teachers_rows = party.rows.take((~public).nonzero().squeeze(1))
         teacher = teacher_of_rows(teachers_rows, self.hosted[party.name], self.seed)
         queries = payload["queries"].to(party.device)
-        votes, losses = [], []
+        votes = []
         # Papernot et al. 2017, "Data partitioning and teachers": one model for each disjoint set.
         for number in range(self.hosted[party.name]):
             name = f"{party.name}/teacher-{number}"
@@ -132,15 +131,11 @@ class Vote:
             # Nor can one on a single row where layers normalise by their batch.
             fewest = 2 if normalises_batches(model.train()) else 1
             if len(rows) >= fewest:
-                own = replace(party, name=name, train={name: rows}, cache={})
-                losses.append(self.steps(model, self.task, own)["training_loss"])
+                self.steps(model, self.task, rows, replace(party.draws, name=name))
             with global_generator(party.seeds["votes", 0, name]):
                 votes.append(ModelPredictor(model)(queries).cpu())
         # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
-        message = self.release.leave(votes, party, kind="votes")
-        if losses:
-            message[UNPROTECTED + "training_loss"] = torch.stack(losses).mean()
-        return message
+        return self.release.leave(votes, party, kind="votes")
 
 
 def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
@@ -435,18 +430,10 @@ class PATE:
         # train the student on unanswered queries, too (semi-supervised), which is not done here.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         if len(rows) > 0:
-            own = Party(
-                name=STUDENT_NAME,
-                round=0,
-                train={STUDENT_NAME: rows},
-                state={},
-                seeds=run.seeds,
-                entropy=run.party_entropy,
-                device=run.device,
-            )
-            seen = self.student(model.train(), task, own)
+            own = Draws(run.seeds, run.entropy, 0, STUDENT_NAME, device=run.device)
+            seen = self.student(model.train(), task, rows, own)
             check_not_diverged(trainable(model), rows.inputs, said="These rows are public.")
-            run.history.record(1, student_loss=float(seen["training_loss"]))
+            run.history.record(1, student_loss=seen.numbers["training_loss"])
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)
         # A student saw public queries and released answers only, so that its buffers tell no more.

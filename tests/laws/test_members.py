@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from privtrain.attacks.membership import LossThreshold
 from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT
 from privtrain.core.parameters import initial_model, trainable
 from privtrain.core.result import Members, TrainResult
-from privtrain.core.runtime import Party, Runtimes
+from privtrain.core.runtime import Draws, Runtimes, Seen
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
@@ -40,7 +40,7 @@ from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
 from privtrain.sampling.figures import BatchSampling
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
-from privtrain.steps.private import DRAWN, DPSteps
+from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.sgd import SGD
@@ -233,9 +233,8 @@ class Silent:
 
     steps: DPSteps
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
-        seen = self.steps(model, task, party)
-        return {name: value for name, value in seen.items() if name != DRAWN}
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        return replace(self.steps(model, task, rows, draws), used=None)
 
     def settled(self, data: FederatedData) -> "Silent":
         return Silent(self.steps.settled(data))

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from privtrain.steps.server import Server
+from privtrain.core.runtime import Seen
+from privtrain.gradients.alone import ALONE
+from privtrain.steps.server import Server, as_keys, record_diagnostics
+from tests.contracts.aggregation import a_run
 
 
 def a_layer() -> nn.Linear:
@@ -74,3 +77,28 @@ def test_buffers_take_the_average_past_the_optimizer() -> None:
     server.step(torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64), change=True)
     assert layer.weight.tolist() == [[1.5, -1.5]]
     assert buffer.tolist() == [12.0]
+
+
+def test_what_steps_saw_comes_out_of_replies_as_it_went_in() -> None:
+    run = a_run()
+    first = Seen(
+        numbers={"training_loss": 1 / 3, "fraction_clipped": 0.25},
+        notes=("by hand \N{GREEK SMALL LETTER EPSILON}",),
+        assumptions=(f"{ALONE}: tried",),
+    )
+    other = Seen(numbers={"training_loss": 2 / 3}, notes=first.notes, used=torch.tensor([True]))
+    record_diagnostics({"a": as_keys(first), "b": as_keys(other), "c": as_keys(Seen())}, 4, run)
+    assert run.history.unprotected == {
+        "training_loss": [(5, pytest.approx(0.5, rel=1e-15))],
+        "fraction_clipped": [(5, 0.25)],
+    }
+    assert run.notes == list(first.notes)
+    assert run.assumptions == list(first.assumptions)
+
+
+def test_a_party_says_nothing_of_what_promises_rest_on_but_what_an_engine_says() -> None:
+    run = a_run()
+    said = Seen(notes=("two\nlines",), assumptions=("the moon is full", f"{ALONE}: tried"))
+    record_diagnostics({"a": as_keys(said)}, 0, run)
+    assert run.notes == ["twolines"]
+    assert run.assumptions == [f"{ALONE}: tried"]
