@@ -57,6 +57,11 @@ class Aggregation(Protocol):
         ...
 
     @property
+    def caveats(self) -> tuple[str, ...]:
+        """What adding up does not protect from, for the statement."""
+        ...
+
+    @property
     def exact_only(self) -> bool:
         """Whether a release with noise is refused, since only exact values can be added up."""
         ...

@@ -19,7 +19,7 @@ from privtrain.core.runtime import NO_STAR, Party, Payload, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
-from privtrain.core.validate import check_offers
+from privtrain.core.validate import check_follows, check_offers
 from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
 from privtrain.release.aggregation import Aggregation, BoundedSum
 from privtrain.release.arrival import (
@@ -71,6 +71,7 @@ class Release:
         for method in ("exposure", "check"):
             example = f"PlainSum(), which has the method {method}"
             check_offers(method, example, aggregation=self.aggregation)
+        check_follows(Aggregation, "PlainSum()", aggregation=self.aggregation)
         if not isinstance(self.noise_at, Placement):
             raise ValueError(
                 f"Expected noise_at={self.noise_at!r} to be AT_AGGREGATOR, AT_PARTY or SPLIT(...)."
@@ -350,12 +351,11 @@ class Release:
         if not self._aggregator_draws:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
-        # A state for each kind: correlated noise of one kind says nothing of another's.
-        if kind not in run.memory:
-            run.memory[kind] = self.mechanism.init(aggregate)
-        state = run.memory[kind]
-        released, run.memory[kind] = noised(self.mechanism, aggregate, state, stream)
-        return released
+        return run.remember(
+            kind,
+            lambda: self.mechanism.init(aggregate),
+            lambda state: noised(self.mechanism, aggregate, state, stream),
+        )
 
     def plans(
         self,

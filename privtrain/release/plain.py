@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from privtrain.release.placement import Placement
 @dataclass(frozen=True)
 class PlainSum:
     """Adds messages as they are, in float64 and in the order of the parties."""
+
+    caveats: ClassVar[tuple[str, ...]] = ()
 
     @property
     def bounded(self) -> bool:

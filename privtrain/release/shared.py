@@ -233,7 +233,9 @@ class SharedTotal:
         known = _on_shares(finish)
         self.engine.check(len(self.held))
         start = _MESH_ROUNDS + self.run.transcript.rounds
-        replies = self.run.spmd(SumAndOpen(self.engine, known, start), self.held)
+        if self.run.mesh is None:
+            raise UnsupportedError(NO_MESH)
+        replies = self.run.mesh.spmd(SumAndOpen(self.engine, known, start), self.held)
         opened = [reply["opened"] for reply in replies.values()]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):

@@ -1,19 +1,17 @@
 """The server's side of federated rounds: the global model, and how a round's average moves it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
-from privtrain.core.result import Members
 from privtrain.core.runtime import Payload, Seen
 from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector, checked_optimizer
-from privtrain.steps.pooling import NOT_KEPT
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -82,32 +80,16 @@ class Server:
         buffers = self._tensors[len(self._parameters) :]
         load_vector(buffers, to_vector(buffers) + average[trained:])
 
-    def save(self, done: int, run: Run) -> None:
-        """Saves what a resumed run needs."""
+    def state(self) -> dict[str, Any]:
+        """What an interrupted run needs to go on."""
         optimizer = None if self._optimizer is None else self._optimizer.state_dict()
-        state: dict[str, Any] = {
-            "model": self.vector(),
-            "optimizer": optimizer,
-            "parties": run.star.states(),
-            "memory": run.memory,
-            "members": None if run.members is None else vars(run.members),
-        }
-        run.checkpoint.save(done, state)
+        return {"model": self.vector(), "optimizer": optimizer}
 
-    def resume(self, run: Run) -> int:
-        """Loads what an interrupted run saved; returns how many rounds were done."""
-        saved = run.checkpoint.load()
-        if saved is None:
-            return 0
-        done, state = saved
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of an interrupted run."""
         load_vector(self._tensors, state["model"])
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
-        run.star.restore(state["parties"])
-        run.memory.update(state["memory"])
-        members = state.get("members")
-        run.members = Members(doubt=NOT_KEPT) if members is None else Members(**members)
-        return done
 
 
 NOTE = UNPROTECTED + "note/"
@@ -155,14 +137,14 @@ def record_diagnostics(replies: dict[str, Payload], round: int, run: Run) -> Non
                 diagnostics.setdefault(name, []).append(reply[name])
     for name in sorted(diagnostics.keys() - {DRAWN}):
         if name.startswith((NOTE, ASSUMPTION)):
-            texts = run.notes if name.startswith(NOTE) else run.assumptions
             # Parties with one model say the same; once will do.
-            said = dict.fromkeys(_read_note(text) for text in diagnostics[name])
-            # A party may say what an engine says, and nothing else of what a promise rests on.
-            expected = "" if name.startswith(NOTE) else ALONE
-            new = (text for text in said if text.startswith(expected) and text not in texts)
-            texts.extend(new)
+            said = list(dict.fromkeys(_read_note(text) for text in diagnostics[name]))
+            if name.startswith(NOTE):
+                run.outcome.notes.extend(t for t in said if t not in run.outcome.notes)
+            else:
+                # A party may say what an engine says, and nothing else of what a promise rests on.
+                run.outcome.assume(*(text for text in said if text.startswith(ALONE)))
         else:
             seen = [float(value) for value in diagnostics[name]]
             mean = sum(seen) / len(seen)
-            run.history.record(round + 1, **{name.removeprefix(UNPROTECTED): mean})
+            run.outcome.history.record(round + 1, **{name.removeprefix(UNPROTECTED): mean})

@@ -1,8 +1,9 @@
 """What every aggregation promises, and doubles for those that do not exist yet."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor
 from privtrain.core.errors import ProtocolError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.result import History
-from privtrain.core.runtime import Party, Payload, Runtimes, Star
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
@@ -40,32 +40,28 @@ class OpenLedger:
         self.used += count
 
 
-class NoCheckpoint:
-    """Keeps nothing."""
+@dataclass
+class InMemory:
+    """Keeps the last state, by reference."""
 
-    def save(self, done: int, state: object) -> None:
-        return
+    done: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
 
-    def load(self) -> None:
-        return
+    def save(self, done: int, state: Mapping[str, Any]) -> None:
+        self.done, self.state = done, dict(state)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        return (self.done, self.state) if self.state else None
 
 
 def a_run(seed: int = 0, ledger: Ledger | None = None) -> Run:
     """A coordinator's side without parties."""
     return Run(
-        runtimes=Runtimes(),
         ledger=ledger or OpenLedger(),
         transcript=Transcript(),
         seeds=Seeds(seed),
         entropy=OnceOnly(SeededEntropy(seed)),
-        checkpoint=NoCheckpoint(),
-        open_star=_no_star,
-        history=History(),
     )
-
-
-def _no_star() -> Star:
-    raise AssertionError("these tests have no parties to talk to")
 
 
 def a_party(
@@ -89,6 +85,7 @@ class MaskedSum:
     minimum_survivors: int = 1
     bounded: bool = True
     exact_only: bool = False
+    caveats: tuple[str, ...] = ()
 
     def check(
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None

@@ -22,6 +22,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC, Exposure
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.seeding import SYSTEM, SeededEntropy, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
+from privtrain.core.trainer import Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -34,6 +35,7 @@ from privtrain.release.door import NON_FINITE, Release
 from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
 from tests.contracts.aggregation import (
+    InMemory,
     MaskedSum,
     Median,
     OpenLedger,
@@ -405,6 +407,14 @@ class Remembering:
         return
 
 
+def remembered(run: Run) -> dict[str, Any]:
+    """What mechanisms remember, as a checkpoint holds it."""
+    run.checkpoint = kept = InMemory()
+    run.keep(1)
+    memory: dict[str, Any] = kept.state["memory"]
+    return memory
+
+
 def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     release, run = Release(Remembering()), a_run()
     zeros = {"a": {"update": torch.zeros(2000, dtype=torch.float64)}}
@@ -412,14 +422,17 @@ def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     assert isinstance(total, Tensor)
     # The noises cancel but for the last one: eight independent ones would have std sqrt(8).
     assert_power(std_is, total, 1.0)
-    assert set(run.memory) == {"update"}
+    assert set(remembered(run)) == {"update"}
 
 
 def test_kinds_have_a_memory_each() -> None:
     release, run = Release(Remembering()), a_run()
     release.arrive({"a": {"update": torch.zeros(3)}}, run, round=0)
     release.arrive({"a": {"check": torch.zeros(5)}}, run, round=0, kind="check")
-    assert {kind: len(state) for kind, state in run.memory.items()} == {"update": 3, "check": 5}
+    assert {kind: len(state) for kind, state in remembered(run).items()} == {
+        "update": 3,
+        "check": 5,
+    }
 
 
 def test_parties_do_not_draw_noise_that_has_to_be_remembered() -> None:
@@ -540,7 +553,7 @@ def test_the_aggregators_name_is_no_clients() -> None:
     theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": {"update": WIDE}}, run, round=0)
     local = Release(Gaussian(1.0, 1.0), AT_PARTY).leave([WIDE], a_party("client-0"))["update"]
     assert independent(theirs, local)
-    assert a_party("client-0").party != AGGREGATOR_NAME
+    assert a_party("client-0").name != AGGREGATOR_NAME
     assert AGGREGATOR.name == AGGREGATOR_NAME
 
 

@@ -160,10 +160,11 @@ class Silent:
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
     with_noise = property(lambda self: self.inner.with_noise)
+    caveats = property(lambda self: self.inner.caveats)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
         predictor = self.inner.train(task, data, run)
-        run.public_cost = None
+        run.outcome.public_cost = None
         return predictor
 
 

@@ -88,17 +88,17 @@ def test_what_steps_saw_comes_out_of_replies_as_it_went_in() -> None:
     )
     other = Seen(numbers={"training_loss": 2 / 3}, notes=first.notes, used=torch.tensor([True]))
     record_diagnostics({"a": as_keys(first), "b": as_keys(other), "c": as_keys(Seen())}, 4, run)
-    assert run.history.unprotected == {
+    assert run.outcome.history.unprotected == {
         "training_loss": [(5, pytest.approx(0.5, rel=1e-15))],
         "fraction_clipped": [(5, 0.25)],
     }
-    assert run.notes == list(first.notes)
-    assert run.assumptions == list(first.assumptions)
+    assert run.outcome.notes == list(first.notes)
+    assert run.outcome.assumptions == list(first.assumptions)
 
 
 def test_a_party_says_nothing_of_what_promises_rest_on_but_what_an_engine_says() -> None:
     run = a_run()
     said = Seen(notes=("two\nlines",), assumptions=("the moon is full", f"{ALONE}: tried"))
     record_diagnostics({"a": as_keys(said)}, 0, run)
-    assert run.notes == ["twolines"]
-    assert run.assumptions == [f"{ALONE}: tried"]
+    assert run.outcome.notes == ["twolines"]
+    assert run.outcome.assumptions == [f"{ALONE}: tried"]
