@@ -45,6 +45,10 @@ class History:
             self.unprotected.setdefault(name, []).append((round, float(value)))
 
 
+NOT_KEPT = "which rows were used before the interruption was not kept"
+"""Said of a run that goes on from a checkpoint of an earlier version."""
+
+
 @dataclass(eq=False)
 class Members:
     """Which training rows a run used: those that were drawn at least once.

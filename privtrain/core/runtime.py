@@ -22,6 +22,27 @@ ROWS_AT_HAND = 64
 """The number of parties whose loaded rows a worker keeps."""
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What one data holder's training draws from, wherever its rows lie.
+
+    Args:
+        seeds: Streams for data order and initialisation.
+        entropy: Streams for noise; of a party, each of them is given out once.
+        round: Communication round, from 0.
+        name: Whose streams they are: a party, or one of several models of a party.
+        device: Where tensors are computed.
+        cache: See `Party`.
+    """
+
+    seeds: Seeds
+    entropy: Entropy | OnceOnly
+    round: int
+    name: str
+    device: str = "cpu"
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
 @dataclass
 class Party:
     """A party's side of a run: what a step may use.
@@ -57,6 +78,18 @@ class Party:
         # Here and not in each runtime: no way of running parties can give a stream out twice.
         if not isinstance(self.entropy, OnceOnly):
             self.entropy = OnceOnly(self.entropy)
+
+    @property
+    def draws(self) -> Draws:
+        """What training on the party's rows draws from; no stream is given out a second time."""
+        return Draws(
+            seeds=self.seeds,
+            entropy=self.entropy,
+            round=self.round,
+            name=self.name,
+            device=self.device,
+            cache=self.cache,
+        )
 
     @property
     def rows(self) -> Rows:

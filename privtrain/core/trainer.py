@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
-from privtrain.core.result import History, Members, Predictor
+from privtrain.core.result import NOT_KEPT, History, Members, Predictor
 from privtrain.core.runtime import (
-    NO_MESH,
-    MeshReply,
+    NO_STAR,
+    MeshRuntime,
     Payload,
     Program,
     Reply,
@@ -20,7 +20,7 @@ from privtrain.core.runtime import (
     Star,
     Step,
 )
-from privtrain.core.seeding import Entropy, OnceOnly, Seeds
+from privtrain.core.seeding import OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.transcript import Transcript
@@ -84,11 +84,22 @@ class Ledger(Protocol):
         ...
 
 
+REALISED = "realised"
+"""Where a kept state holds the charges that are known only after the releases, by observer."""
+
+_KEPT_BY_RUN = {"memory", "parties", "members", "assumptions", REALISED}
+
+
 class Checkpoint(Protocol):
-    """Where a trainer leaves what it needs to go on after an interruption."""
+    """Where a run leaves what it needs to go on after an interruption."""
 
     def save(self, done: int, state: Mapping[str, Any]) -> None:
-        """Keeps the state after a number of finished rounds: tensors, numbers, dicts, lists."""
+        """Keeps the state after a number of finished rounds.
+
+        Args:
+            done: How many.
+            state: Tensors, numbers, dicts, lists; and under `REALISED` events.
+        """
         ...
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
@@ -97,70 +108,114 @@ class Checkpoint(Protocol):
 
 
 @dataclass
+class Outcome:
+    """What a run leaves beside the predictor.
+
+    Args:
+        history: Diagnostics over the rounds.
+        notes: What the reader of the result should know.
+        members: Which training rows were used; None where all of them were.
+        halted: Why training stopped early, or None.
+        peak_memory_bytes: Largest memory of another process of this run.
+        assumptions: What turned out to be assumed by every guarantee while the run went on.
+        public_cost: Bytes and rounds by public figures alone, which are published beside a promise
+            that counts on a secret sample or hides a number; None withholds them there.
+        realised: Events that are known only after the releases, by observer name.
+    """
+
+    history: History = field(default_factory=History)
+    notes: list[str] = field(default_factory=list)
+    members: Members | None = None
+    halted: str | None = None
+    peak_memory_bytes: int = 0
+    assumptions: list[str] = field(default_factory=list)
+    public_cost: PublicCost | None = None
+    realised: dict[str, Any] = field(default_factory=dict)
+
+    def assume(self, *texts: str) -> None:
+        """Takes note of what every guarantee assumes, of each text once."""
+        self.assumptions.extend(
+            text for text in dict.fromkeys(texts) if text not in self.assumptions
+        )
+
+    def report_memory(self, peak: int) -> None:
+        """Takes note of the largest resident memory of another process of this run, in bytes."""
+        # The largest process, not their sum: real parties have a machine each.
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The mesh of a run, which takes note of what its parties sent, knew and needed.
+
+    Args:
+        runtime: Where its parties run.
+        transcript: Where their messages are recorded.
+        outcome: Where their memory is.
+        report: Called as `report(done, total)` while the first party makes progress.
+    """
+
+    runtime: MeshRuntime
+    transcript: Transcript
+    outcome: Outcome
+    report: Callable[[int, int], None] = field(default=lambda done, total: None)
+
+    def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
+        """Lets all parties run a program, and records what they sent; see `MeshRuntime.spmd`.
+
+        Args:
+            program: What every party runs.
+            inputs: Party to what it brings, in the order of ranks.
+
+        Returns:
+            Party to result.
+        """
+        replies = self.runtime.spmd(program, inputs, report=self.report)
+        # The parties of a mesh count their rounds from 0; all of them come after those of the star.
+        start = self.transcript.exchanges
+        for reply in replies.values():
+            self.transcript.extend(reply.entries, start=start)
+            self.transcript.setups.extend(reply.setups)
+            self.outcome.report_memory(reply.peak_memory_bytes)
+        return {name: reply.payload for name, reply in replies.items()}
+
+
+@dataclass(kw_only=True)
 class Run:
     """One training run, from the coordinator's side.
 
     Args:
-        runtimes: Where parties run.
         ledger: Pays for releases.
         transcript: Records messages.
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise; each name is given out once.
-        checkpoint: Keeps what a resumed run needs.
-        open_star: Starts the parties of the star when first needed.
-        history: Diagnostics over the rounds.
+        star: The parties around the coordinator, which start when they are first needed; None
+            where there is no runtime for them.
+        mesh: The parties that talk to each other; None where there is no runtime for them.
         device: Where tensors are computed.
         progress: Called as `progress(done, total)`.
         watch: Called as `watch(done, total, predictor)`; now and then it looks how good the model
             is on validation rows, which is a diagnostic and unprotected.
-        halted: Why training stopped early, or None.
-        notes: What the reader of the result should know.
-        peak_memory_bytes: Largest memory of another process of this run.
-        realised: Events that are known only after the releases, by observer name.
-        memory: What mechanisms remember from release to release, by kind of message.
-        members: Which training rows were used; None where all of them were.
-        assumptions: What turned out to be assumed by every guarantee while the run went on.
-        public_cost: Bytes and rounds by public figures alone, which are published beside a promise
-            that counts on a secret sample or hides a number; None withholds them there.
+        outcome: What the run leaves beside the predictor.
+        checkpoint: Where `keep` leaves a state and `kept` finds it; None for a run that lies in
+            no folder.
     """
 
-    runtimes: Runtimes
     ledger: Ledger
     transcript: Transcript
     seeds: Seeds
     entropy: OnceOnly
-    checkpoint: Checkpoint
-    open_star: Callable[[], Star]
-    history: History = field(default_factory=History)
+    star: Star | None = None
+    mesh: Mesh | None = None
     device: str = "cpu"
     progress: Callable[[int, int], None] = field(default=lambda done, total: None)
     watch: Callable[[int, int, Predictor], None] = field(
         default=lambda done, total, predictor: None
     )
-    halted: str | None = None
-    notes: list[str] = field(default_factory=list)
-    peak_memory_bytes: int = 0
-    realised: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    members: Members | None = None
-    assumptions: list[str] = field(default_factory=list)
-    public_cost: PublicCost | None = None
-    _star: Star | None = field(default=None, repr=False)
-
-    @property
-    def star(self) -> Star:
-        """The open star; its parties start when it is first asked for."""
-        # A trainer without rounds then starts no parties, whatever a runtime makes of starting one.
-        if self._star is None:
-            self._star = self.open_star()
-        return self._star
-
-    @property
-    def party_entropy(self) -> Entropy:
-        """The entropy that parties draw from."""
-        # The source, not this side's once-only wrapper: each party keeps its own account of the
-        # names that it drew.
-        return self.entropy.source
+    outcome: Outcome = field(default_factory=Outcome)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    # What mechanisms remember from release to release, by kind: it tells their noise.
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def map(
         self,
@@ -170,7 +225,14 @@ class Run:
         round: int,
         at_least: int | None = None,
     ) -> dict[str, Reply]:
-        """Lets the named parties take a step; see `Star.map`."""
+        """Lets the named parties take a step; see `Star.map`.
+
+        Raises:
+            UnsupportedError: If the run has no star.
+            ProtocolError: If others replied than were asked.
+        """
+        if self.star is None:
+            raise UnsupportedError(NO_STAR)
         replies = self.star.map(step, payloads, round=round, at_least=at_least)
         # In the order of the parties that were asked, and nobody else's: a runtime is not believed.
         fewest = len(payloads) if at_least is None else at_least
@@ -180,37 +242,6 @@ class Run:
                 "replied."
             )
         return replies
-
-    def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
-        """Lets all parties of the mesh run a program, and records what they sent.
-
-        Args:
-            program: What every party runs.
-            inputs: Party to what it brings, in the order of ranks.
-
-        Returns:
-            Party to result.
-
-        Raises:
-            UnsupportedError: If the run has no mesh.
-        """
-        if self.runtimes.mesh is None:
-            raise UnsupportedError(NO_MESH)
-        replies = self.runtimes.mesh.spmd(program, inputs, report=self.progress)
-        # The parties of a mesh count their rounds from 0; all of them come after those of the star.
-        start = self.transcript.exchanges
-        return {name: self._account(reply, start) for name, reply in replies.items()}
-
-    def _account(self, reply: MeshReply, start: int) -> Payload:
-        self.transcript.extend(reply.entries, start=start)
-        self.transcript.setups.extend(reply.setups)
-        self.report_memory(reply.peak_memory_bytes)
-        return reply.payload
-
-    def report_memory(self, peak: int) -> None:
-        """Takes note of the largest resident memory of another process of this run, in bytes."""
-        # The largest process, not their sum: real parties have a machine each.
-        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
 
     def spend(self, count: int = 1) -> bool:
         """Pays for the next releases; where they would exceed the budget, the run is marked halted.
@@ -224,8 +255,72 @@ class Run:
         if self.ledger.spend(count):
             return True
         # No error: what was trained so far was paid for, and is returned.
-        self.halted = f"the budget was used up after {self.ledger.spent} releases"
+        self.outcome.halted = f"the budget was used up after {self.ledger.spent} releases"
         return False
+
+    def remember(self, kind: str, advance: Callable[[Any], tuple[Tensor, Any]]) -> Tensor:
+        """What a mechanism releases, from what it remembers of earlier releases of a kind.
+
+        Args:
+            kind: The kind of release: correlated noise of one kind says nothing of another's.
+            advance: Makes a release and what is remembered next, of what is remembered by now,
+                which is None before the first one.
+        """
+        released, self._memory[kind] = advance(self._memory.get(kind))
+        return released
+
+    def keep(self, done: int, **state: Any) -> None:
+        """Keeps what an interrupted run needs to go on; nothing where it lies in no folder.
+
+        Beside the trainer's own state this is what every run has: what mechanisms and parties
+        remember, which rows were used, what turned out to be assumed, and realised charges.
+
+        Args:
+            done: How many rounds, steps or epochs are finished.
+            **state: Tensors, numbers, dicts, lists, by name.
+
+        Raises:
+            ValueError: If a name is one of the run's own.
+        """
+        for name in sorted(_KEPT_BY_RUN & set(state)):
+            raise ValueError(f"Expected {name}=... to have another name: every run keeps its own.")
+        if self.checkpoint is None:
+            return
+        own = {
+            "memory": self._memory,
+            "parties": {} if self.star is None else self.star.states(),
+            "members": None if self.outcome.members is None else vars(self.outcome.members),
+            "assumptions": list(self.outcome.assumptions),
+            REALISED: dict(self.outcome.realised),
+        }
+        self.checkpoint.save(done, {**state, **own})
+
+    def kept(self) -> tuple[int, dict[str, Any]] | None:
+        """How many rounds an interrupted run had finished, and the state that it kept.
+
+        What every run has is put back already. A trainer that says which rows it used sets
+        `outcome.members` before.
+
+        Returns:
+            None for a run that starts at the beginning.
+        """
+        saved = None if self.checkpoint is None else self.checkpoint.load()
+        if saved is None:
+            return None
+        done, state = saved[0], dict(saved[1])
+        # Without its earlier noise a correlated mechanism would begin a new sequence.
+        self._memory.update(state.pop("memory", {}))
+        parties = state.pop("parties", {})
+        if self.star is not None and parties:
+            self.star.restore(parties)
+        # An earlier version kept none.
+        unknown = None if self.outcome.members is None else {"doubt": NOT_KEPT}
+        members = state.pop("members", unknown)
+        if members is not None:
+            self.outcome.members = Members(**members)
+        self.outcome.assume(*state.pop("assumptions", ()))
+        self.outcome.realised.update(state.pop(REALISED, {}))
+        return done, state
 
 
 @runtime_checkable
@@ -287,13 +382,13 @@ class Trainer(Protocol):
         """Who reads what while the model is trained."""
         ...
 
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        """What the figures leave out or a protocol does not protect from, in sentences."""
-        ...
-
     def with_noise(self, scale: float) -> "Trainer | None":
         """The same trainer with another noise scale, or None where it draws no noise."""
+        ...
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What no guarantee says, in sentences: whom it trusts, what a protocol leaves open."""
         ...
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:

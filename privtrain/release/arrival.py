@@ -120,7 +120,7 @@ class Arrival:
             admitted[party] = {kind: value}
         # A count, without names, and only where there is one: who deviates is not made public.
         if bounded_again:
-            run.history.record(round + 1, **{BOUNDED_AGAIN: float(bounded_again)})
+            run.outcome.history.record(round + 1, **{BOUNDED_AGAIN: float(bounded_again)})
         return admitted
 
     def _shape(self, messages: Mapping[str, Tensor]) -> tuple[int | None, ...]:
@@ -173,7 +173,7 @@ class Arrival:
         """The message itself, or what is left of it under the bound."""
         if not self._bounding or contributions is None:
             if self._bounding:
-                _assume(UNCOUNTED, run)
+                run.outcome.assume(UNCOUNTED)
             if not bool(torch.isfinite(body).all()):
                 raise ProtocolError(
                     f"Round {round}: the {kind} of {party} is not finite. Lower the learning rate, "
@@ -184,11 +184,10 @@ class Arrival:
         if self.own_noise is None:
             return self.mechanism.bound_again(body, contributions)
         reach = self.mechanism.reach(body, contributions, fraction=self.own_noise)
-        _assume(
+        run.outcome.assume(
             f"a party that deviates may move the sum by up to {reach.times:.3g} times its bound "
             f"({reach.bound:g}): a message with its own noise is refused beyond "
-            f"{reach.radius:.3g} only",
-            run,
+            f"{reach.radius:.3g} only"
         )
         if not reach.kept:
             raise ProtocolError(
@@ -222,11 +221,6 @@ def _tensor(party: str, message: Payload, kind: str) -> Tensor:
             f"{value.device}: no dense tensor of numbers as expected."
         )
     return value.detach() if value.requires_grad else value
-
-
-def _assume(text: str, run: Run) -> None:
-    if text not in run.assumptions:
-        run.assumptions.append(text)
 
 
 def with_weight(total: Tensor, weight: float) -> Tensor:

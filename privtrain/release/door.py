@@ -7,6 +7,7 @@ aggregator, on the messages. A release that was not paid for is refused.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -337,7 +338,7 @@ class Release:
             begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
             begun = replace(begun, weighted=expected.largest_weight is not None)
             if len(replies) < len(begun.cohort):
-                run.notes.append(self._lost(begun, replies))
+                run.outcome.notes.append(self._lost(begun, replies))
             admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
             total = self.aggregation.gather(begun, admitted, run)
             if not isinstance(total.value, Tensor):
@@ -385,8 +386,7 @@ class Release:
             return aggregate
         stream = run.entropy[f"noise/{kind}", round, AGGREGATOR_NAME]
         # A state for each kind: correlated noise of one kind says nothing of another's.
-        released, run.memory[kind] = self.mechanism.add(aggregate, run.memory.get(kind), stream)
-        return released
+        return run.remember(kind, partial(self.mechanism.add, aggregate, stream=stream))
 
     def plans(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,12 +23,10 @@ from privtrain.release.placement import Placement
 class PlainSum:
     """Adds messages as they are, in float64 and in the order of the parties."""
 
-    @property
-    def others(self) -> tuple[str, ...]:
-        return ()
+    caveats: ClassVar[tuple[str, ...]] = ()
 
     @property
-    def caveats(self) -> tuple[str, ...]:
+    def others(self) -> tuple[str, ...]:
         return ()
 
     def refusal(self, mechanism: Mechanism, noise_at: Placement) -> None:

@@ -235,7 +235,9 @@ class SharedTotal:
                 f"{mechanism} cannot be drawn on the shares of {self.engine.name}."
             )
         self.engine.check(len(self.held))
-        replies = self.run.spmd(SumAndOpen(self.engine, known), self.held)
+        if self.run.mesh is None:
+            raise UnsupportedError(NO_MESH)
+        replies = self.run.mesh.spmd(SumAndOpen(self.engine, known), self.held)
         opened = [reply["opened"] for reply in replies.values()]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from privtrain.accounting.files import event_from_plain, event_to_plain
+from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.keys import has_key, home_of_key, keyed_digest
 from privtrain.core.result import History
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
+from privtrain.core.trainer import REALISED
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
@@ -134,7 +137,7 @@ class FileCheckpoint:
             return
         try:
             identity = self.saved["identity"]
-            self._loaded = (self.saved["done"], self.saved["state"])
+            self._loaded = (self.saved["done"], _with_events(self.saved["state"]))
             self.seconds_before = self.saved["seconds"]
             self.spent_before = self.saved["spent"]
             self.transcript.extend(Entry(*entry) for entry in self.saved["entries"])
@@ -174,7 +177,7 @@ class FileCheckpoint:
             "schema": SCHEMA,
             "identity": self._mark,
             "done": done,
-            "state": dict(state),
+            "state": _with_plain_events(state),
             "seconds": self.seconds,
             # Only read where nothing is promised and no journal counts.
             "spent": self.spent(),
@@ -189,6 +192,24 @@ class FileCheckpoint:
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         return self._loaded
+
+
+def _with_plain_events(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose realised charges are plain values, as a file can hold them."""
+    realised = {name: event_to_plain(event) for name, event in state.get(REALISED, {}).items()}
+    return {**state, REALISED: realised}
+
+
+def _with_events(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with its realised charges, from plain values; the inverse of the above."""
+    realised = {
+        # Orders and divergences are what earlier checkpoints of version 0.2 hold of a curve.
+        name: event_from_plain(plain)
+        if isinstance(plain, Mapping)
+        else RdpCurve(*map(tuple, plain))
+        for name, plain in state.get(REALISED, {}).items()
+    }
+    return {**state, REALISED: realised}
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

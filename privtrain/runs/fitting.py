@@ -11,7 +11,7 @@ from privtrain.core.folders import locked_folder
 from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.parameters import check_no_autocast, initial_model
 from privtrain.core.result import History, Predictor, TrainResult
-from privtrain.core.runtime import Runtimes, Setting, Star
+from privtrain.core.runtime import Runtimes, Setting
 from privtrain.core.seeding import (
     SEEDED,
     Entropy,
@@ -26,7 +26,16 @@ from privtrain.core.seeding import (
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer, Trying
+from privtrain.core.trainer import (
+    Checking,
+    CheckingRows,
+    Mesh,
+    Outcome,
+    PrivacyPlan,
+    Run,
+    Trainer,
+    Trying,
+)
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_follows, made_folder
 from privtrain.ledgers.run import JournalLedger
@@ -35,6 +44,7 @@ from privtrain.report.progress import Report, progress_bar
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, Identity
 from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
 from privtrain.runs.marks import environment_of, identity_of
+from privtrain.runs.opening import LateStar
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
 from privtrain.runs.sittings import open_sitting
@@ -200,6 +210,7 @@ def fit_trial(
             stack.enter_context(locked_folder(home))
         ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
         transcript, history = Transcript(keep_payloads=keep_payloads), History()
+        outcome = Outcome(history, list(data.notes), assumptions=list(start.assumptions))
         identity, environment = Identity({}), dict[str, str]()
         if home is not None:
             settings: Any = {"trainer": (trainer.token, trainer), "initial model": start.module}
@@ -226,21 +237,28 @@ def fit_trial(
             source = SeededEntropy(noise_seed, fit=fits, root=root)
             if promises:
                 source = _resumed(source, ledger, checkpoint)
+        setting = Setting(
+            data=data,
+            seeds=seeds,
+            entropy=source,
+            transcript=transcript,
+            device=device,
+            report_memory=outcome.report_memory,
+        )
+        shown = progress or stack.enter_context(progress_bar(trainer.token))
         run = Run(
-            runtimes=where,
+            # The stack closes the parties when the run ends, however it ends.
+            star=None if where.star is None else LateStar(where.star, setting, stack),
+            mesh=None if where.mesh is None else Mesh(where.mesh, transcript, outcome, shown),
             ledger=ledger,
             transcript=transcript,
             seeds=seeds,
             entropy=OnceOnly(source),
-            checkpoint=checkpoint,
-            # On first use: trainers without a coordinator start no parties.
-            open_star=lambda: _open(stack, where, data, run),
-            history=history,
             device=device,
-            progress=progress or stack.enter_context(progress_bar(trainer.token)),
+            progress=shown,
             watch=_watcher(task, data, history),
-            notes=list(data.notes),
-            assumptions=list(start.assumptions),
+            outcome=outcome,
+            checkpoint=None if home is None else checkpoint,
         )
         # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()
@@ -301,24 +319,6 @@ def _resumed(
     # Two runs that were interrupted at different steps of one block go on from other models.
     root = source.root if saved is None else value_digest(source.root, *saved)
     return replace(source, attempt=ledger.spent, root=root)
-
-
-def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -> Star:
-    if runtimes.star is None:
-        raise UnsupportedError(
-            "This trainer needs rounds around a coordinator: give "
-            "runtimes=Runtimes(star=InProcess())."
-        )
-    setting = Setting(
-        data=data,
-        seeds=run.seeds,
-        entropy=run.party_entropy,
-        transcript=run.transcript,
-        device=run.device,
-        report_memory=run.report_memory,
-    )
-    # The stack closes the parties when the run ends, however it ends.
-    return stack.enter_context(runtimes.star.open(setting))
 
 
 def _watcher(task: Task, data: FederatedData, history: History) -> Any:

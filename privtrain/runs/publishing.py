@@ -173,7 +173,7 @@ def published(
     remember(renewing.trained, data, study)
     known = isinstance(predictor, (ModelPredictor, nn.Module)) and not renewing.foreign
     if start.promises and not known:
-        run.notes.append(OWN_OBJECT)
+        run.outcome.notes.append(OWN_OBJECT)
     return fresh
 
 

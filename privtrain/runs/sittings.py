@@ -81,16 +81,17 @@ class Sitting:
         """Keeps what a finished run noted and assumed, and takes it up where nothing was added."""
         if self.folder is None or self.mark is None:
             return
-        earlier, resumed = self.earlier, self.checkpoint.load() is not None
+        earlier, outcome = self.earlier, run.outcome
+        resumed = self.checkpoint.load() is not None
         if earlier is not None and resumed:
             # An engine that made no step found out nothing.
             if earlier.finished is not None and run.ledger.spent == self.spent:
-                run.notes[:], run.assumptions[:] = map(list, earlier.finished)
+                outcome.notes[:], outcome.assumptions[:] = map(list, earlier.finished)
             changed = differences(earlier.environment, environment)
             note = f"begun with {changed}"
-            if changed and note not in run.notes:
-                run.notes.append(note)
-        finished = (tuple(run.notes), tuple(run.assumptions))
+            if changed and note not in outcome.notes:
+                outcome.notes.append(note)
+        finished = (tuple(outcome.notes), tuple(outcome.assumptions))
         write_mark(self.folder / RUN, replace(self.mark, finished=finished))
 
 

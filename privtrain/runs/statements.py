@@ -52,14 +52,15 @@ def result_of(
             spent=run.ledger.spent,
             delta=delta,
             # An exact function of private votes: it may be looked at in a simulation alone.
-            realised=run.realised if seeded else {},
+            realised=run.outcome.realised if seeded else {},
             assumptions=(
-                *dict.fromkeys(run.assumptions),
+                *dict.fromkeys(run.outcome.assumptions),
                 *((SIMULATED,) if seeded else ()),
             ),
         ),
     )
-    run.history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
+    history = run.outcome.history
+    history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
@@ -70,11 +71,11 @@ def result_of(
         predictor=predictor,
         statement=statement,
         cost=_cost(plans, made, run, seconds),
-        history=run.history,
+        history=history,
         transcript=run.transcript,
-        halted=run.halted,
-        notes=(*run.notes, *_notes_on_users(data, made)),
-        members=run.members,
+        halted=run.outcome.halted,
+        notes=(*run.outcome.notes, *_notes_on_users(data, made)),
+        members=run.outcome.members,
     )
 
 
@@ -127,7 +128,7 @@ def _cost(
         _hides_messages(plan) for plan in plans if (plan.observer.name, plan.unit) in promised
     )
     # Never by a look at the measured figures: that the two agree would tell of the sample.
-    figures, basis = run.public_cost, Basis.PUBLIC
+    figures, basis = run.outcome.public_cost, Basis.PUBLIC
     if figures is None and hidden:
         basis = Basis.WITHHELD
     elif figures is None or (figures.bytes_sent is None and not hidden):
@@ -138,7 +139,7 @@ def _cost(
         rounds=None if figures is None else figures.rounds,
         seconds=seconds,
         # Parties in other processes report their own.
-        peak_memory_bytes=max(peak_memory(), run.peak_memory_bytes),
+        peak_memory_bytes=max(peak_memory(), run.outcome.peak_memory_bytes),
         basis=basis,
     )
 

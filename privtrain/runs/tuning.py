@@ -34,6 +34,7 @@ from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Budget, PrivacyStatement, Relation
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Trainer
+from privtrain.core.validate import check_follows
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import progress_bar
@@ -132,6 +133,8 @@ def tune(
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
     check_score(score, data)
+    for label, trainer in trainers.items():
+        check_follows(Trainer, "pt.SGD()", **{f"trainers[{label!r}]": trainer})
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
     promises = check_plans(plans, data, delta)
     # Before the study pays for the whole; each trial looks again.

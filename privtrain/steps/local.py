@@ -4,16 +4,26 @@ from typing import Protocol
 
 from torch import nn
 
-from privtrain.core.runtime import Party, Seen
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.runtime import Draws, Seen
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan
 
 
 class LocalSteps(Protocol):
-    """How a party improves the model it was sent."""
+    """How whoever holds rows improves a model."""
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
-        """Improves the model in place; returns what was seen of the rows, unprotected."""
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        """Improves the model in place.
+
+        Args:
+            model: The model, on the device of the draws, in training mode.
+            task: What is learned.
+            rows: What it learns from, of one holder; on any device.
+            draws: What its order, dropout, samples and noise are drawn from.
+
+        Returns:
+            What was seen of the rows: unprotected diagnostics, and no part of a message.
+        """
         ...
 
     def settled(self, data: FederatedData) -> "LocalSteps":

@@ -8,9 +8,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parameters import STEPPED, check_types, trainable
-from privtrain.core.runtime import Party, Seen
+from privtrain.core.runtime import Draws, Seen
 from privtrain.core.seeding import global_generator
-from privtrain.core.task import FederatedData, Task, check_party_rows
+from privtrain.core.task import FederatedData, Rows, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
 from privtrain.sampling.passes import row_batches
@@ -68,34 +68,26 @@ class PlainSteps:
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
-        """Improves the model in place.
-
-        Args:
-            model: The model, on the party's device, in training mode.
-            task: What is learned.
-            party: Whose rows are used.
-
-        Returns:
-            The mean training loss, unprotected.
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        """Improves the model in place; what is seen is the mean training loss.
 
         Raises:
-            DataError: If the party holds no rows, or one alone before a layer that normalises by
-                its batch.
+            DataError: If there are no rows, or one alone before a layer that normalises by its
+                batch.
         """
         # Without a row the update would be zero, and nobody would be told.
-        check_party_rows(party.name, party.rows)
-        rows = party.rows.to(party.device)
-        check_not_alone(model, len(rows), self.batch_size, party.name)
+        check_party_rows(draws.name, rows)
+        rows = rows.to(draws.device)
+        check_not_alone(model, len(rows), self.batch_size, draws.name)
         alone = not normalises_batches(model)
         # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
         # `batch_size`, `epochs` and `learning_rate`.
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
-        order = party.seeds["order", party.round, party.name].torch()
+        order = draws.seeds["order", draws.round, draws.name].torch()
         losses = []
         # A stream for each party and round, so that the order in which a worker takes its parties
         # changes no dropout mask.
-        with global_generator(party.seeds["dropout", party.round, party.name]):
+        with global_generator(draws.seeds["dropout", draws.round, draws.name]):
             for batch in row_batches(rows, self.batch_size, self.epochs, order, alone=alone):
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return Seen(numbers={"training_loss": float(torch.stack(losses).mean())})

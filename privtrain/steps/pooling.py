@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from privtrain.core.cost import PublicCost
-from privtrain.core.parameters import load_state, trained_state_of
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.result import Members
+from privtrain.core.result import NOT_KEPT, Members
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import ROWS, FederatedData, Rows, check_party_rows
 from privtrain.core.trainer import Run
@@ -72,10 +70,6 @@ def pooling_cost(data: FederatedData, rows: Rows, number: int | None) -> PublicC
     return PublicCost(bytes_sent=number * of_a_row, rounds=1)
 
 
-NOT_KEPT = "which rows were used before the interruption was not kept"
-"""Said of a run that goes on from a checkpoint of an earlier version."""
-
-
 class UsedRows:
     """Which pooled rows a run used so far, for attacks.
 
@@ -113,39 +107,3 @@ class UsedRows:
             return Members(dict.fromkeys(names, used), self._doubt)
         parts = torch.split(used, [len(data.train[name]) for name in names])
         return Members(dict(zip(names, parts, strict=True)), self._doubt)
-
-
-def training_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    run: Run,
-    used: UsedRows,
-    seen: list[dict[str, float]],
-) -> dict[str, Any]:
-    """What an interrupted run with noise needs to go on, for its checkpoint.
-
-    Args:
-        model: The model.
-        optimizer: Its optimizer.
-        run: The run.
-        used: Which rows it used so far.
-        seen: Diagnostics of the steps that no record holds yet.
-    """
-    # Trainable parameters alone: no noise covers what a model keeps elsewhere.
-    state = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
-    return {**state, "memory": run.memory, "used": used.marks, "seen": seen}
-
-
-def resume(model: nn.Module, optimizer: Optimizer, run: Run) -> tuple[int, dict[str, Any]]:
-    """Loads the model and optimizer that an interrupted run saved.
-
-    Returns:
-        How many steps or epochs it had done, and all that it saved; 0 and nothing for a new run.
-    """
-    saved = run.checkpoint.load()
-    if saved is None:
-        return 0, {}
-    done, state = saved
-    load_state(model, state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return done, state

@@ -11,7 +11,7 @@ from torch import nn
 from privtrain.accounting.event import repeated
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.parameters import trainable, unwritten
-from privtrain.core.runtime import Party, Seen
+from privtrain.core.runtime import Draws, Seen
 from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
@@ -215,23 +215,18 @@ class DPSteps:
         # A party knows its own rows only: a divisor that it computed from them would be private.
         return replace(self, expected_batch=self._batches(data).sampling.expected(0))
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
         """Improves the model in place.
-
-        Args:
-            model: The model, on the party's device, in training mode.
-            task: What is learned.
-            party: Whose rows are used.
 
         Returns:
             Of the round's steps the mean training loss and fraction clipped, the non-finite count
-            and which rows were drawn, all unprotected; and how gradients were computed, and what
-            their sums assume.
+            and which rows were drawn; and notes of how gradients were computed, and what their
+            sums assume.
         """
-        rows = party.rows.to(party.device)
+        rows = rows.to(draws.device)
         parameters = trainable(model)
         gradient = GradientVector(parameters)
-        engine = self._engine(model, task.loss, party)
+        engine = self._engine(model, task.loss, draws)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
         sampling = Poisson(self.sampling_rate, self.expected_batch or 1.0)
         bound = l2_bound_of(self.mechanism)
@@ -242,40 +237,40 @@ class DPSteps:
             for step in range(whole_steps(self.epochs / self.sampling_rate, self.epochs)):
                 # Algorithm 1, "Take a random sample", each row with probability L / N: an empty one
                 # is a step, too, and noised.
-                draw = party.entropy[f"sample/{step}", party.round, party.name].numpy()
+                draw = draws.entropy[f"sample/{step}", draws.round, draws.name].numpy()
                 chosen = sampling.choose(len(rows), draw)
                 used[chosen] = True
                 # "Compute gradient" and "Clip gradient".
                 batch = rows_at(rows, chosen)
                 # What the model draws is part of the mechanism, and as secret as the noise.
-                secret = secret_generators(party.entropy[f"draws/{step}", party.round, party.name])
+                secret = secret_generators(draws.entropy[f"draws/{step}", draws.round, draws.name])
                 with secret, unwritten(model, parameters, step):
                     clipped = engine.clipped_sum(batch, bound)
                 # "Add noise", over the public expected size: the true one is private.
-                stream = party.entropy[f"noise/gradient/{step}", party.round, party.name]
+                stream = draws.entropy[f"noise/gradient/{step}", draws.round, draws.name]
                 value, state = self.mechanism.add(clipped.value, state, stream)
                 gradient.set(value, sampling.expected(0))
                 # "Descent".
                 optimizer.step()
                 seen.append(diagnostics(clipped, bound))
         return Seen(
-            # As float32, which a curve needs no more than.
+            # In single precision, as histories of parties have held them since version 0.1.
             numbers={name: float(np.float32(value)) for name, value in averaged(seen).items()},
             notes=engine.notes,
             assumptions=engine.assumptions,
             used=torch.from_numpy(used),
         )
 
-    def _engine(self, model: nn.Module, loss: Loss, party: Party) -> GradientEngine:
+    def _engine(self, model: nn.Module, loss: Loss, draws: Draws) -> GradientEngine:
         """The engine of this model; a worker keeps it, so that a model is tried once."""
         # Out of the cache first: should preparing a model fail, no closed engine stays behind.
-        held = party.cache.pop("engine", None)
+        held = draws.cache.pop("engine", None)
         # The model by `is`, and held here, so that no other one can come to have its identity.
         if held is None or held[0] is not model or held[1:3] != (self.gradients, loss):
             if held is not None:
                 held[3].close()
             held = (model, self.gradients, loss, self.gradients.engine(model, loss))
-        party.cache["engine"] = held
+        draws.cache["engine"] = held
         engine: GradientEngine = held[3]
         return engine
 

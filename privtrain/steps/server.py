@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.parameters import load_vector, to_vector
-from privtrain.core.result import Members
 from privtrain.core.runtime import Reply
 from privtrain.core.trainer import Run
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector, checked_optimizer
-from privtrain.steps.pooling import NOT_KEPT
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
@@ -81,32 +79,16 @@ class Server:
         buffers = self._tensors[len(self._parameters) :]
         load_vector(buffers, to_vector(buffers) + average[trained:])
 
-    def save(self, done: int, run: Run) -> None:
-        """Saves what a resumed run needs."""
+    def state(self) -> dict[str, Any]:
+        """What an interrupted run needs to go on."""
         optimizer = None if self._optimizer is None else self._optimizer.state_dict()
-        state: dict[str, Any] = {
-            "model": self.vector(),
-            "optimizer": optimizer,
-            "parties": run.star.states(),
-            "memory": run.memory,
-            "members": None if run.members is None else vars(run.members),
-        }
-        run.checkpoint.save(done, state)
+        return {"model": self.vector(), "optimizer": optimizer}
 
-    def resume(self, run: Run) -> int:
-        """Loads what an interrupted run saved; returns how many rounds were done."""
-        saved = run.checkpoint.load()
-        if saved is None:
-            return 0
-        done, state = saved
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of an interrupted run."""
         load_vector(self._tensors, state["model"])
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
-        run.star.restore(state["parties"])
-        run.memory.update(state["memory"])
-        members = state.get("members")
-        run.members = Members(doubt=NOT_KEPT) if members is None else Members(**members)
-        return done
 
 
 def record_diagnostics(replies: Mapping[str, Reply], round: int, run: Run) -> None:
@@ -122,12 +104,12 @@ def record_diagnostics(replies: Mapping[str, Reply], round: int, run: Run) -> No
         for name, number in reply.seen.numbers.items():
             numbers.setdefault(name, []).append(float(number))
     for name in sorted(numbers):
-        run.history.record(round + 1, **{name: sum(numbers[name]) / len(numbers[name])})
+        run.outcome.history.record(round + 1, **{name: sum(numbers[name]) / len(numbers[name])})
     # Parties with one model say the same; once will do.
-    _take_up(run.notes, (text for reply in replies.values() for text in reply.seen.notes))
+    _take_up(run.outcome.notes, (text for r in replies.values() for text in r.seen.notes))
     assumed = (text for reply in replies.values() for text in reply.seen.assumptions)
     # A party may say what an engine says, and nothing else of what a promise rests on.
-    _take_up(run.assumptions, (text for text in assumed if text.startswith(ALONE)))
+    _take_up(run.outcome.assumptions, (text for text in assumed if text.startswith(ALONE)))
 
 
 def _take_up(texts: list[str], said: Iterable[str]) -> None:

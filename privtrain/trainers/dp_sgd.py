@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import (
     ModelPredictor,
     initial_model,
+    load_state,
     to_vector,
     trainable,
+    trained_state_of,
     unwritten,
 )
 from privtrain.core.parties import CURATOR_NAME
@@ -41,8 +44,6 @@ from privtrain.steps.pooling import (
     UsedRows,
     pool,
     pooling_cost,
-    resume,
-    training_state,
 )
 from privtrain.steps.private import (
     DRAWN_IN_SECRET,
@@ -160,7 +161,7 @@ class DPSGD:
         """
         batches = self.batches(data)
         rows, used = self._rows(data, batches, run)
-        run.notes.extend(batches.notes)
+        run.outcome.notes.extend(batches.notes)
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
@@ -170,10 +171,10 @@ class DPSGD:
         parameters = trainable(model)
         gradient = GradientVector(parameters)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate)
-        start, saved = resume(model, optimizer, run)
+        start, saved = run.kept() or (0, {})
         if saved:
-            # Without its earlier noise a correlated mechanism would begin a new sequence.
-            run.memory.update(saved["memory"])
+            load_state(model, saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
         used.restore(saved)
         bound, seen = l2_bound_of(self.release.mechanism), list(saved.get("seen", []))
         saved_part, drawn = start * SHOWN // batches.steps, iter(list[list[int]]())
@@ -183,7 +184,7 @@ class DPSGD:
                 # Paid before anything is drawn: an interrupted run may only spend too much.
                 if not run.spend():
                     _check_begun(batches)
-                    run.checkpoint.save(step, training_state(model, optimizer, run, used, seen))
+                    run.keep(step, **_state(model, optimizer, used, seen))
                     break
                 drawn = self._draw(batches, len(rows), step, run)
             chosen = next(drawn)
@@ -202,17 +203,17 @@ class DPSGD:
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps
             if part > step * SHOWN // batches.steps:
-                run.history.record(step + 1, **averaged(seen))
+                run.outcome.history.record(step + 1, **averaged(seen))
                 seen = []
                 run.watch(step + 1, batches.steps, ModelPredictor(model))
                 model.train()
             # A draw is paid for and drawn as a whole, so a run is resumed between draws only.
             if batches.ends_draw(step) and part > saved_part:
                 saved_part = part
-                run.checkpoint.save(step + 1, training_state(model, optimizer, run, used, seen))
-        run.members = used.members(data)
-        run.notes.extend(engine.notes)
-        run.assumptions.extend(engine.assumptions)
+                run.keep(step + 1, **_state(model, optimizer, used, seen))
+        run.outcome.members = used.members(data)
+        run.outcome.notes.extend(engine.notes)
+        run.outcome.assume(*engine.assumptions)
         engine.close()
         run.transcript.publish(
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
@@ -241,8 +242,9 @@ class DPSGD:
         """The rows that may take part, at the curator, none of which was used yet."""
         rows = pool(data, run)
         # Under add/remove the true number is what the guarantee hides: only a stated one is used.
-        hidden = self.plan(data, run.runtimes)[0].relation is ADD_REMOVE
-        run.public_cost = pooling_cost(data, rows, data.public_rows if hidden else len(rows))
+        hidden = self.plan(data, Runtimes())[0].relation is ADD_REMOVE
+        number = data.public_rows if hidden else len(rows)
+        run.outcome.public_cost = pooling_cost(data, rows, number)
         # 1 stands for "not public": Poisson samples promise the same over any number of rows.
         if batches.population not in (1, len(rows)):
             raise DataError(
@@ -252,6 +254,15 @@ class DPSGD:
         eligible = batches.eligible(rows, run.seeds)
         used = UsedRows(len(rows), eligible)
         return (rows.take(eligible.to(run.device)) if len(eligible) < len(rows) else rows), used
+
+
+def _state(
+    model: nn.Module, optimizer: Optimizer, used: UsedRows, seen: list[dict[str, float]]
+) -> dict[str, Any]:
+    """What an interrupted run needs to go on; `seen` is of the steps that no record holds yet."""
+    # Trainable parameters alone: no noise covers what a model keeps elsewhere.
+    parts = {"model": trained_state_of(model), "optimizer": optimizer.state_dict()}
+    return {**parts, "used": used.marks, "seen": seen}
 
 
 def _check_begun(batches: Batches) -> None:

@@ -22,7 +22,7 @@ from privtrain.core.parameters import (
 )
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import Party, Payload, Reply, Runtimes
+from privtrain.core.runtime import NO_STAR, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
@@ -99,7 +99,7 @@ class ClientStep:
         model, tensors = self._model(party, statistics=exact)
         load_vector(tensors, payload["model"])
         # ClientUpdate, "for each local epoch ... for batch b": w <- w - eta * gradient.
-        seen = self.local(model, self.task, party)
+        seen = self.local(model, self.task, party.rows, party.draws)
         if exact:
             # Behind a bound what is not finite counts as zero, and nobody is told.
             check_not_diverged(trainable(model), party.rows.inputs)
@@ -241,15 +241,12 @@ class FedAvg:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What clients are trusted with, where no guarantee says so."""
-        trusted = (
-            *self.release.trusted("client", "the model"),
-            *self.release.aggregation.caveats,
-        )
+        engine = self.release.aggregation.caveats
+        trusted = self.release.trusted("client", "the model")
         if not self._sends_weights or (self.weights.bounded and self.release.readable):
-            return trusted
+            return (*trusted, *engine)
         why = "nobody can read it" if self.weights.bounded else "weights have no bound"
-        return (*trusted, f"a client may claim any weight: {why}")
+        return (*trusted, f"a client may claim any weight: {why}", *engine)
 
     @property
     def _sends_weights(self) -> bool:
@@ -307,11 +304,12 @@ class FedAvg:
             The model after the last round that was paid for.
 
         Raises:
-            UnsupportedError: If parties hold columns.
+            UnsupportedError: If parties hold columns, or there is no star.
             ProtocolError: If an update without a bound is not finite.
         """
         _check_rows(data)
-        self._check_release(data, run.runtimes)
+        if run.star is None:
+            raise UnsupportedError(NO_STAR)
         # "initialize w_0": from a public seed, so that every client can make the same model.
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         server = Server(
@@ -323,10 +321,12 @@ class FedAvg:
             task, self.local.settled(data), self.release, self.weights, self._sends_change
         )
         divisor = self._divisor(data, run)
-        run.members = Members()
+        run.outcome.members = Members()
         if isinstance(self.local, DPSteps):
-            run.notes.extend(self.local.notes_on(data))
-        done = server.resume(run)
+            run.outcome.notes.extend(self.local.notes_on(data))
+        done, saved = run.kept() or (0, {})
+        if saved:
+            server.restore(saved)
         for round in range(done, self.rounds):
             if not run.spend():
                 break
@@ -343,12 +343,12 @@ class FedAvg:
             with global_generator(run.seeds["server step", round, AGGREGATOR_NAME]):
                 server.step(average, change=self._sends_change)
             record_diagnostics(replies, round, run)
-            self._mark(replies, run.members)
+            self._mark(replies, run.outcome.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
-            server.save(round + 1, run)
+            run.keep(round + 1, **server.state())
             run.progress(round + 1, self.rounds)
             done = round + 1
-        run.public_cost = self._public_cost(server.vector(), done, len(data.parties), run)
+        run.outcome.public_cost = self._public_cost(server.vector(), done, len(data.parties), run)
         run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
         return ModelPredictor(model)
 
@@ -388,7 +388,7 @@ class FedAvg:
             return None
         mean = expected_weight(self.weights, self.sampling, data)
         if mean is None:
-            run.notes.append(NOT_PUBLIC.format(weights=self.weights))
+            run.outcome.notes.append(NOT_PUBLIC.format(weights=self.weights))
         return self.sampling.expected(len(data.parties)) * (1.0 if mean is None else mean)
 
     def _average(

@@ -16,7 +16,7 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import party_names
-from privtrain.core.runtime import Payload, Runtimes
+from privtrain.core.runtime import NO_MESH, Payload, Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import (
@@ -88,8 +88,7 @@ class MPCSGD:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the engine does not protect from, for the statement."""
-        return self.engine.caveats
+        return (*self.engine.caveats, *self.release.aggregation.caveats)
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         # One exact opening of the final model: sharing hides inputs and says nothing of outputs.
@@ -119,10 +118,13 @@ class MPCSGD:
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
                 or if they lead to values that are, under the initial or the opened weights.
-            UnsupportedError: If the model or the loss cannot be trained on shares.
+            UnsupportedError: If there is no mesh, or the model or the loss cannot be trained on
+                shares.
             PartyLostError: If a computing party dies or freezes.
             ProtocolError: If a computing party breaks the protocol.
         """
+        if run.mesh is None:
+            raise UnsupportedError(NO_MESH)
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         program = self.program(task, model, data, run.seeds)
         # Refused here, before a row is shared and before a process starts.
@@ -135,20 +137,20 @@ class MPCSGD:
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
-        replies = run.spmd(program, inputs)
+        replies = run.mesh.spmd(program, inputs)
         opened = {name: reply["weights"] for name, reply in replies.items()}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
         if wrong > LIKELY:
-            run.notes.append(
+            run.outcome.notes.append(
                 f"Values on shares are so large that about {wrong:.2g} truncations are expected "
                 f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
             )
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
-        run.notes.append(
+        run.outcome.notes.append(
             "Training on shares opens nothing on the way: no loss, no learning curve, and no "
             "checkpoint to resume from."
         )

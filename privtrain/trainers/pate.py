@@ -20,7 +20,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Seen
+from privtrain.core.runtime import NO_STAR, Draws, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
@@ -122,7 +122,7 @@ class Vote:
         teachers_rows = party.rows.take((~public).nonzero().squeeze(1))
         teacher = teacher_of_rows(teachers_rows, self.hosted[party.name], self.seed)
         queries = payload["queries"].to(party.device)
-        votes, losses = [], []
+        votes = []
         # Papernot et al. 2017, "Data partitioning and teachers": one model for each disjoint set.
         for number in range(self.hosted[party.name]):
             name = f"{party.name}/teacher-{number}"
@@ -133,14 +133,11 @@ class Vote:
             # Nor can one on a single row where layers normalise by their batch.
             fewest = 2 if normalises_batches(model.train()) else 1
             if len(rows) >= fewest:
-                own = replace(party, name=name, train={name: rows}, cache={})
-                losses.append(self.steps(model, self.task, own).numbers["training_loss"])
+                self.steps(model, self.task, rows, replace(party.draws, name=name))
             with global_generator(party.seeds["votes", 0, name]):
                 votes.append(ModelPredictor(model)(queries).cpu())
         # "Aggregation", the counts n_j: scores become votes, and only their sum leaves the party.
-        reply = self.release.leave(votes, party, kind="votes")
-        mean = {"training_loss": float(torch.tensor(losses).mean())} if losses else {}
-        return replace(reply, seen=Seen(numbers={**reply.seen.numbers, **mean}))
+        return self.release.leave(votes, party, kind="votes")
 
 
 def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
@@ -153,15 +150,6 @@ def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
     doubled = event.repeated(4) if isinstance(event, RdpCurve) else of_group(event, 2)
     theorem = f"{plan.theorem}; a replaced row may move two votes, a group of two"
     return replace(plan, event=doubled, theorem=theorem)
-
-
-def _plain_charges(run: Run) -> dict[str, tuple[list[float], list[float]]]:
-    """The data-dependent charges as plain values, for a checkpoint."""
-    return {
-        name: (list(curve.orders), list(curve.rdp))
-        for name, curve in run.realised.items()
-        if isinstance(curve, RdpCurve)
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +229,8 @@ class PATE:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What parties are trusted with, where no guarantee says so."""
-        return (*self.release.trusted("party", "every answer"), *self.release.aggregation.caveats)
+        trusted = self.release.trusted("party", "every answer")
+        return (*trusted, *self.release.aggregation.caveats)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
@@ -319,27 +307,24 @@ class PATE:
         Returns:
             The student.
         """
-        self._check_release(self.hosted(data.parties), run.runtimes)
+        if run.star is None:
+            raise UnsupportedError(NO_STAR)
+        # Answers were paid for and are public: a resumed run asks nothing twice.
+        _, saved = run.kept() or (0, {})
         rate, _ = self._public_part(data)
         if rate:
             self._tell_of_split(data, rate, run)
-        saved = run.checkpoint.load()
-        if saved is None:
+        if not saved:
             asked, labels = self._answered(task, data, rate, run)
-            run.checkpoint.save(
-                1, {"asked": asked, "labels": labels, "realised": _plain_charges(run)}
-            )
-        else:
-            # Answers were paid for and are public: a resumed run asks nothing twice.
-            asked, labels = saved[1]["asked"], saved[1]["labels"]
-            for name, (orders, rdp) in saved[1]["realised"].items():
-                run.realised[name] = RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+            saved = {"asked": asked, "labels": labels}
+            run.keep(1, **saved)
+        asked, labels = saved["asked"], saved["labels"]
         if len(asked) == 0:
             # No teacher was asked, so none was trained.
-            run.members = Members(made_public=rate > 0)
+            run.outcome.members = Members(made_public=rate > 0)
         run.progress(1, 2)
         # Who votes and how many numbers a message holds follows from settings and public queries.
-        run.public_cost = PublicCost.of(run.transcript)
+        run.outcome.public_cost = PublicCost.of(run.transcript)
         student = self._student(task, Rows(asked, labels), run)
         run.progress(2, 2)
         return student
@@ -379,14 +364,14 @@ class PATE:
 
     def _tell_of_split(self, data: FederatedData, rate: float, run: Run) -> None:
         """Notes that rows were given up, and which of them were not."""
-        run.notes.append(
+        run.outcome.notes.append(
             f"the data has no public part: each training row was taken for it with probability "
             f"{rate:.3g}, away from the teachers; rows that were taken are not protected"
         )
         kept = {
             party: ~public_part(party, data.train[party], rate, run.seeds) for party in data.parties
         }
-        run.members = Members(dict(kept), made_public=True)
+        run.outcome.members = Members(dict(kept), made_public=True)
 
     def _public(self, data: FederatedData, rate: float, run: Run) -> Tensor:
         """The inputs that may be asked about, shape `(rows, ...)`."""
@@ -396,7 +381,7 @@ class PATE:
             replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
             public = torch.cat([reply.message["public inputs"] for reply in replies.values()])
         if len(public) < self.queries:
-            run.notes.append(f"only {len(public)} public rows for {self.queries} queries")
+            run.outcome.notes.append(f"only {len(public)} public rows for {self.queries} queries")
         return public
 
     def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float) -> Tensor:
@@ -436,7 +421,7 @@ class PATE:
         if isinstance(counts, Tensor):
             realised = self.release.mechanism.realised(counts)
             if realised is not None:
-                run.realised[PUBLIC.name] = realised
+                run.outcome.realised[PUBLIC.name] = realised
 
     def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
         """The student, trained on the answered queries alone."""
@@ -444,18 +429,10 @@ class PATE:
         # train the student on unanswered queries, too (semi-supervised), which is not done here.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         if len(rows) > 0:
-            own = Party(
-                name=STUDENT_NAME,
-                round=0,
-                train={STUDENT_NAME: rows},
-                state={},
-                seeds=run.seeds,
-                entropy=run.party_entropy,
-                device=run.device,
-            )
-            seen = self.student(model.train(), task, own)
+            own = Draws(run.seeds, run.entropy, 0, STUDENT_NAME, device=run.device)
+            seen = self.student(model.train(), task, rows, own)
             check_not_diverged(trainable(model), rows.inputs, said="These rows are public.")
-            run.history.record(1, student_loss=seen.numbers["training_loss"])
+            run.outcome.history.record(1, student_loss=seen.numbers["training_loss"])
         run.watch(1, 1, ModelPredictor(model))
         run.transcript.publish("model", to_vector(trainable(model)), sender=STUDENT_NAME, round=1)
         # A student saw public queries and released answers only, so that its buffers tell no more.

@@ -12,6 +12,7 @@ from privtrain.core.parameters import (
     ModelPredictor,
     check_types,
     initial_model,
+    load_state,
     state_of,
     to_vector,
     trainable,
@@ -33,7 +34,7 @@ from privtrain.steps.optimizers import (
     try_optimizer,
 )
 from privtrain.steps.plain import check_not_alone, normalises_batches
-from privtrain.steps.pooling import CURATOR_READS, pool, resume
+from privtrain.steps.pooling import CURATOR_READS, pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,10 @@ class SGD:
         rows = pool(data, run)
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
-        start, _ = resume(model, optimizer, run)
+        start, saved = run.kept() or (0, {})
+        if saved:
+            load_state(model, saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
         alone = not normalises_batches(model)
         for epoch in range(start, self.epochs):
             total, count = torch.zeros((), device=run.device), 0
@@ -98,12 +102,10 @@ class SGD:
                     count += 1
             check_not_diverged(trainable(model), rows.inputs)
             # On the device until here: reading the loss of each batch would wait for each batch.
-            run.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
+            run.outcome.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
             run.watch(epoch + 1, self.epochs, ModelPredictor(model))
             model.train()
-            run.checkpoint.save(
-                epoch + 1, {"model": state_of(model), "optimizer": optimizer.state_dict()}
-            )
+            run.keep(epoch + 1, model=state_of(model), optimizer=optimizer.state_dict())
             run.progress(epoch + 1, self.epochs)
         # The final model is the one release of the plan; what led to it stays at the curator.
         run.spend()

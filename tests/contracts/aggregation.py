@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,8 +16,7 @@ from privtrain.core.errors import (
 )
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.result import History
-from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Star
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
@@ -46,32 +45,28 @@ class OpenLedger:
         self.used += count
 
 
-class NoCheckpoint:
-    """Keeps nothing."""
+@dataclass
+class InMemory:
+    """Keeps the last state, by reference."""
 
-    def save(self, done: int, state: object) -> None:
-        return
+    done: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
 
-    def load(self) -> None:
-        return
+    def save(self, done: int, state: Mapping[str, Any]) -> None:
+        self.done, self.state = done, dict(state)
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        return (self.done, self.state) if self.state else None
 
 
 def a_run(seed: int = 0, ledger: Ledger | None = None) -> Run:
     """A coordinator's side without parties."""
     return Run(
-        runtimes=Runtimes(),
         ledger=ledger or OpenLedger(),
         transcript=Transcript(),
         seeds=Seeds(seed),
         entropy=OnceOnly(SeededEntropy(seed)),
-        checkpoint=NoCheckpoint(),
-        open_star=_no_star,
-        history=History(),
     )
-
-
-def _no_star() -> Star:
-    raise AssertionError("these tests have no parties to talk to")
 
 
 def a_party(

@@ -27,7 +27,6 @@ from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.trainers.dp_sgd import DPSGD
-from tests.steps.test_pooling import Nowhere
 
 CONFIDENCE = 1 - 1e-4
 DELTA = 1e-5
@@ -35,19 +34,13 @@ REPEATS = 6_000
 
 
 def a_run(plans: tuple[PrivacyPlan, ...], seed: int) -> Run:
-    def no_star() -> None:
-        raise AssertionError
-
     from privtrain.core.seeding import OnceOnly
 
     return Run(
-        runtimes=Runtimes(),
         ledger=JournalLedger(plans),
         transcript=Transcript(),
         seeds=Seeds(0),
         entropy=OnceOnly(SeededEntropy(seed)),
-        checkpoint=Nowhere(),
-        open_star=no_star,  # type: ignore[arg-type]
     )
 
 

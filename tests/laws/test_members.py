@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT
 from privtrain.core.parameters import initial_model, trainable
 from privtrain.core.result import Members, TrainResult
-from privtrain.core.runtime import Party, Runtimes, Seen
+from privtrain.core.runtime import Draws, Runtimes, Seen
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
@@ -233,8 +233,8 @@ class Silent:
 
     steps: DPSteps
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
-        return replace(self.steps(model, task, party), used=None)
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        return replace(self.steps(model, task, rows, draws), used=None)
 
     def settled(self, data: FederatedData) -> "Silent":
         return Silent(self.steps.settled(data))

@@ -145,7 +145,7 @@ def test_a_runtime_that_asks_others_is_not_believed() -> None:
             return {f"{party}'": payload for party, payload in payloads.items()}
 
     one = a_run()
-    one._star = Astray()  # type: ignore[assignment] # half a star is enough
+    one.star = Astray()  # type: ignore[assignment] # half a star is enough
     with pytest.raises(ProtocolError, match=r"\['a'\] were asked"):
         one.map(lambda payload, party: payload, {"a": {}}, round=3)
 

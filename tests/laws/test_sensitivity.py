@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsoundReleaseError
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Draws, Party, Payload, Runtimes, Seen
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
@@ -143,11 +143,11 @@ BOUND = 6
 class Pull:
     """Local steps that move every parameter by the first value of a client's first row."""
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += float(party.rows.inputs[0, 0])
-        return {}
+                parameter += float(rows.inputs[0, 0])
+        return Seen()
 
     def settled(self, data: FederatedData) -> "Pull":
         return self

@@ -100,8 +100,8 @@ def test_honest_messages_keep_their_bits(mechanism: Mechanism, dtype: torch.dtyp
     admitted = release.admit(replied(messages), run, round=0)
     for name in NAMES:
         assert admitted[name].message["update"] is messages[name]["update"]
-    assert run.history.unprotected == {}
-    assert run.assumptions == []
+    assert run.outcome.history.unprotected == {}
+    assert run.outcome.assumptions == []
 
 
 @pytest.mark.parametrize("mechanism", [Gaussian(0.3, 0.0), Laplace(0.3, 0.0)])
@@ -112,9 +112,9 @@ def test_a_client_that_skips_its_clipping_moves_the_sum_by_the_bound(mechanism: 
     for size in (FORGED, 1e30, -FORGED):
         total, run = arrived(release, with_one(messages, of_norm(size)))
         assert float((total - fair).norm()) == pytest.approx(0.3, rel=1e-6)
-        assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+        assert run.outcome.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
         # Who it was stands nowhere: who takes part may be a secret.
-        assert not any("client" in text for text in (*run.notes, *run.assumptions))
+        assert not any("client" in text for text in (*run.outcome.notes, *run.outcome.assumptions))
 
 
 def test_the_twin_that_believes_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_what_is_not_finite_counts_as_zero_and_poisons_nothing(bad: float) -> No
     fair, _ = arrived(release, with_one(messages, of_norm(0.0)))
     total, run = arrived(release, with_one(messages, of_norm(bad)))
     assert torch.equal(total, fair)
-    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+    assert run.outcome.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
 
 
 def test_a_party_may_add_up_as_many_contributions_as_it_has() -> None:
@@ -143,11 +143,11 @@ def test_a_party_may_add_up_as_many_contributions_as_it_has() -> None:
     both = Expected(contributions={"a": 3, "b": 1})
     total, run = arrived(release, {"a": message, "b": {"update": torch.tensor([0.0, 3.0])}}, both)
     assert total.tolist() == pytest.approx([3.0, 1.0])
-    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+    assert run.outcome.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
     unknown = Expected(contributions=None)
     total, run = arrived(release, {"a": message}, unknown)
     assert total.tolist() == pytest.approx([3.0, 0.0])
-    assert run.assumptions == [UNCOUNTED]
+    assert run.outcome.assumptions == [UNCOUNTED]
     with pytest.raises(ProtocolError, match="of a is not finite"):
         arrived(release, {"a": {"update": torch.tensor([math.nan, 0.0])}}, unknown)
     for wrong in (0, {"a": 0}, -1):
@@ -190,7 +190,7 @@ def test_a_message_with_its_own_noise_is_never_scaled_but_refused_by_name(
             arrived(release, with_one(messages, of_norm(size)))
     arrived(release, with_one(messages, of_norm(0.999 * radius)))
     # The statement says how far that is.
-    (text,) = run.assumptions
+    (text,) = run.outcome.assumptions
     assert f"{radius / 0.3:.3g} times its bound (0.3)" in text
     assert f"{radius:.3g}" in text
 
@@ -244,7 +244,7 @@ def test_exact_messages_have_no_bound_but_no_message_poisons_the_sum_unnamed() -
     messages = honest(release)
     total, run = arrived(release, with_one(messages, of_norm(FORGED)))
     assert float(total[7]) > 30
-    assert run.history.unprotected == {}
+    assert run.outcome.history.unprotected == {}
     for bad in (math.nan, math.inf):
         with pytest.raises(ProtocolError, match=r"Round 0: the update of client-3 is not finite"):
             arrived(release, with_one(messages, of_norm(bad)))
@@ -294,7 +294,11 @@ def test_what_else_a_reply_holds_changes_nothing() -> None:
     replies["client-3"] = replace(replies["client-3"], seen=seen, mail={"p": {"x": torch.ones(1)}})
     run = a_run()
     assert torch.equal(release.arrive(replies, run, round=0).value, total)
-    assert (run.notes, run.assumptions, run.history.unprotected) == ([], [], {})
+    assert (run.outcome.notes, run.outcome.assumptions, run.outcome.history.unprotected) == (
+        [],
+        [],
+        {},
+    )
 
 
 # ----------------------------------------------------------------------------------------- weights
@@ -335,7 +339,7 @@ def test_a_weighted_message_is_bounded_without_its_weight() -> None:
     messages = {"a": weighted([3.0, 4.0], 400.0), "b": weighted([0.0, 0.5], 1.0)}
     total, run = arrived(Release(Gaussian(0.5, 0.0)), messages, expected)
     assert total.tolist() == pytest.approx([0.3, 0.9, 401.0])
-    assert run.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
+    assert run.outcome.history.unprotected == {BOUNDED_AGAIN: [(1, 1.0)]}
 
 
 def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
@@ -347,12 +351,12 @@ def test_under_a_bound_a_weight_allows_for_as_many_contributions() -> None:
     assert honest_message["update"].tolist() == pytest.approx([0.9, 1.2, 0.75])
     total, run = arrived(release, {"a": honest_message}, expected)
     assert total.tolist() == honest_message["update"].tolist()
-    assert run.history.unprotected == {}
+    assert run.outcome.history.unprotected == {}
     for claimed, allowed in ((0.25, 0.5), (0.0, 0.5), (0.5, 1.0), (0.6, 1.5)):
         forged = {"update": torch.tensor([0.9, 1.2, claimed])}
         total, run = arrived(release, {"a": forged}, expected)
         assert float(total[:-1].norm()) == pytest.approx(min(allowed, 1.5))
-        assert bool(run.history.unprotected) == (allowed < 1.5)
+        assert bool(run.outcome.history.unprotected) == (allowed < 1.5)
     with pytest.raises(ValueError, match="weight_of_one"):
         Expected(weight_of_one=0.0)
 
@@ -434,4 +438,4 @@ def test_what_nobody_can_read_is_an_assumption() -> None:
     run = a_run()
     sent = {"client-0": Reply({"update": torch.full((3,), 1e9)})}
     assert masked.admit(sent, run, round=0) == sent
-    assert run.history.unprotected == {}
+    assert run.outcome.history.unprotected == {}

@@ -23,6 +23,7 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Reply, Seen
 from privtrain.core.seeding import SYSTEM, SeededEntropy, Stream, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
+from privtrain.core.trainer import Run
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.discrete import quantised
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -35,6 +36,7 @@ from privtrain.release.door import NON_FINITE, Release
 from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
 from tests.contracts.aggregation import (
+    InMemory,
     MaskedSum,
     Median,
     OpenLedger,
@@ -409,6 +411,14 @@ class Remembering:
         return
 
 
+def remembered(run: Run) -> dict[str, Any]:
+    """What mechanisms remember, as a checkpoint holds it."""
+    run.checkpoint = kept = InMemory()
+    run.keep(1)
+    memory: dict[str, Any] = kept.state["memory"]
+    return memory
+
+
 def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     release, run = Release(Remembering()), a_run()
     zeros = {"a": Reply({"update": torch.zeros(2000, dtype=torch.float64)})}
@@ -416,14 +426,17 @@ def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     assert isinstance(total, Tensor)
     # The noises cancel but for the last one: eight independent ones would have std sqrt(8).
     assert_power(std_is, total, 1.0)
-    assert set(run.memory) == {"update"}
+    assert set(remembered(run)) == {"update"}
 
 
 def test_kinds_have_a_memory_each() -> None:
     release, run = Release(Remembering()), a_run()
     release.arrive({"a": Reply({"update": torch.zeros(3)})}, run, round=0)
     release.arrive({"a": Reply({"check": torch.zeros(5)})}, run, round=0, kind="check")
-    assert {kind: len(state) for kind, state in run.memory.items()} == {"update": 3, "check": 5}
+    assert {kind: len(state) for kind, state in remembered(run).items()} == {
+        "update": 3,
+        "check": 5,
+    }
 
 
 def test_parties_do_not_draw_noise_that_has_to_be_remembered() -> None:

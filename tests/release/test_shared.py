@@ -7,9 +7,9 @@ from torch import Tensor
 
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import Reply, Runtimes
+from privtrain.core.runtime import Reply
 from privtrain.core.statement import Unit
-from privtrain.core.trainer import Run
+from privtrain.core.trainer import Mesh, Run
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mpc.sharing import LARGEST
@@ -38,7 +38,7 @@ VOTES = torch.tensor(
 
 def a_mesh_run() -> Run:
     run = a_run()
-    run.runtimes = Runtimes(mesh=Processes(timeout=40))
+    run.mesh = Mesh(Processes(timeout=40), run.transcript, run.outcome)
     return run
 
 

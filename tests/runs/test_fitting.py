@@ -19,7 +19,7 @@ from privtrain.core.errors import (
 )
 from privtrain.core.observers import DEALER
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Runtimes, Setting
+from privtrain.core.runtime import Draws, Runtimes, Seen, Setting
 from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
@@ -70,10 +70,10 @@ class Interrupted(PlainSteps):
     party: str = "p1"
     bomb: str = ""
 
-    def __call__(self, model: torch.nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
-        if party.round == self.at and party.name == self.party and Path(self.bomb).exists():
+    def __call__(self, model: torch.nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        if draws.round == self.at and draws.name == self.party and Path(self.bomb).exists():
             raise KeyboardInterrupt
-        return super().__call__(model, task, party)
+        return super().__call__(model, task, rows, draws)
 
 
 @pytest.mark.parametrize("place", [1, 3])
@@ -201,9 +201,9 @@ def test_noise_is_fresh_in_every_sitting_even_before_the_first_checkpoint(tmp_pa
         @dataclass(frozen=True)
         class Looking(PlainSteps):
             def __call__(
-                self, model: torch.nn.Module, task: Task, party: Party
-            ) -> dict[str, Tensor]:
-                seen.append(party.entropy["noise", 0, ""].key)
+                self, model: torch.nn.Module, task: Task, rows: Rows, draws: Draws
+            ) -> Seen:
+                seen.append(draws.entropy["noise", 0, ""].key)
                 raise KeyboardInterrupt
 
             def __repr__(self) -> str:

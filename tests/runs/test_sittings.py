@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import privtrain as pt
 from privtrain.core.folders import locked_folder
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Draws, Seen
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.data.models import MLP, LogisticRegression
@@ -40,10 +40,10 @@ class Interrupted(pt.PlainSteps):
     at: int = 0
     bomb: str = ""
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
-        if party.round == self.at and party.name == "p1" and Path(self.bomb).exists():
+    def __call__(self, model: nn.Module, task: Task, rows: Rows, draws: Draws) -> Seen:
+        if draws.round == self.at and draws.name == "p1" and Path(self.bomb).exists():
             raise KeyboardInterrupt
-        return super().__call__(model, task, party)
+        return super().__call__(model, task, rows, draws)
 
 
 def stop_at(place: int) -> Callable[[int, int], None]:

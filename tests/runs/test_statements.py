@@ -164,7 +164,7 @@ class Silent:
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
         predictor = self.inner.train(task, data, run)
-        run.public_cost = None
+        run.outcome.public_cost = None
         return predictor
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Draws
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.data.models import MLP
@@ -22,15 +22,8 @@ from privtrain.trainers.fedavg import FedAvg
 TASK = Task(model=MLP((5, 4, 3), torch.float64))
 
 
-def a_party(rows: Rows, seed: int = 0, round: int = 0) -> Party:
-    return Party(
-        name="a",
-        round=round,
-        train={"a": rows},
-        state={},
-        seeds=Seeds(seed),
-        entropy=SeededEntropy(seed),
-    )
+def held(rows: Rows, seed: int = 0, round: int = 0) -> tuple[Rows, Draws]:
+    return rows, Draws(Seeds(seed), SeededEntropy(seed), round, "a")
 
 
 def some_rows(count: int = 11) -> Rows:
@@ -62,10 +55,10 @@ def weights(model: nn.Module) -> Tensor:
     ids=["sgd", "adam", "momentum"],
 )
 def test_epochs_equal_a_plain_loop_to_the_bit(optimizer: object, by_hand: object) -> None:
-    rows, party = some_rows(), a_party(some_rows(), seed=3, round=2)
+    rows = some_rows()
     steps = PlainSteps(epochs=2, batch_size=4, learning_rate=0.05, optimizer=optimizer)  # type: ignore[arg-type]
     model = a_model().train()
-    seen = steps(model, TASK, party)
+    seen = steps(model, TASK, *held(rows, seed=3, round=2))
 
     twin = a_model()
     order = Seeds(3)["order", 2, "a"].torch()
@@ -86,7 +79,7 @@ def test_epochs_equal_a_plain_loop_to_the_bit(optimizer: object, by_hand: object
 def test_the_same_round_repeats_and_another_one_differs() -> None:
     def run(round: int, seed: int = 0) -> Tensor:
         model = nn.Sequential(a_model(), nn.Dropout(0.5)).train()
-        PlainSteps(batch_size=4)(model, TASK, a_party(some_rows(), seed=seed, round=round))
+        PlainSteps(batch_size=4)(model, TASK, *held(some_rows(), seed=seed, round=round))
         return weights(model)
 
     assert torch.equal(run(0), run(0))
@@ -96,13 +89,13 @@ def test_the_same_round_repeats_and_another_one_differs() -> None:
 
 def test_global_generators_stay_as_they_were() -> None:
     before = torch.get_rng_state()
-    PlainSteps()(nn.Sequential(a_model(), nn.Dropout(0.5)).train(), TASK, a_party(some_rows()))
+    PlainSteps()(nn.Sequential(a_model(), nn.Dropout(0.5)).train(), TASK, *held(some_rows()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_single_row_is_enough() -> None:
     model = a_model()
-    PlainSteps()(model, TASK, a_party(some_rows(1)))
+    PlainSteps()(model, TASK, *held(some_rows(1)))
     assert not torch.equal(weights(model), weights(a_model()))
 
 
@@ -111,7 +104,7 @@ def test_frozen_parameters_stay() -> None:
     first = next(model.parameters())
     first.requires_grad_(False)
     before = first.clone()
-    PlainSteps(epochs=2)(model, TASK, a_party(some_rows()))
+    PlainSteps(epochs=2)(model, TASK, *held(some_rows()))
     assert torch.equal(first, before)
     assert not torch.equal(weights(model), weights(a_model()))
 
@@ -131,7 +124,7 @@ NORMALISING = Task(
 
 
 def test_a_last_row_before_a_layer_that_normalises_is_trained_on() -> None:
-    PlainSteps(batch_size=5)(NORMALISING.model(), NORMALISING, a_party(some_rows(11)))  # type: ignore[operator]
+    PlainSteps(batch_size=5)(NORMALISING.model(), NORMALISING, *held(some_rows(11)))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +142,7 @@ def test_a_row_alone_is_refused_beforehand(rows: int, steps: PlainSteps, message
         fit(trainer, NORMALISING, study.data, study_ledger=study, delta=1e-3)
     assert study.charges == ()
     with pytest.raises(DataError, match=message):
-        steps(NORMALISING.model(), NORMALISING, a_party(some_rows(rows)))  # type: ignore[operator]
+        steps(NORMALISING.model(), NORMALISING, *held(some_rows(rows)))  # type: ignore[operator]
     # Other layers do not mind, nor one that is not trained.
-    steps(a_model(), TASK, a_party(some_rows(rows)))
+    steps(a_model(), TASK, *held(some_rows(rows)))
     check_not_alone(NORMALISING.model().eval(), 1, 1, "a")  # type: ignore[operator]

@@ -3,7 +3,6 @@
 import torch
 
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.trainer import Run
@@ -12,28 +11,12 @@ from privtrain.ledgers.run import JournalLedger
 from privtrain.steps.pooling import pool, pooling_cost
 
 
-class Nowhere:
-    """Keeps nothing."""
-
-    def save(self, done: int, state: object) -> None:
-        raise AssertionError
-
-    def load(self) -> None:
-        return
-
-
 def a_run() -> Run:
-    def no_star() -> None:
-        raise AssertionError("pooling needs no star")
-
     return Run(
-        runtimes=Runtimes(),
         ledger=JournalLedger(()),
         transcript=Transcript(keep_payloads=True),
         seeds=Seeds(0),
         entropy=OnceOnly(SeededEntropy(0)),
-        checkpoint=Nowhere(),
-        open_star=no_star,  # type: ignore[arg-type]
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.runtime import Party
-from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.runtime import Draws
+from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -45,15 +45,10 @@ def no_signal(logits: Tensor, targets: Tensor) -> Tensor:
 SILENT = Task(model=Linear(), loss=no_signal)
 
 
-def a_party(rows: Rows, *, round: int = 0, name: str = "a", seed: int = 0) -> Party:
-    return Party(
-        name=name,
-        round=round,
-        train={name: rows},
-        state={},
-        seeds=Seeds(seed),
-        entropy=SeededEntropy(seed),
-    )
+def held(
+    rows: Rows, *, round: int = 0, name: str = "a", seed: int = 0, **options: Any
+) -> tuple[Rows, Draws]:
+    return rows, Draws(Seeds(seed), OnceOnly(SeededEntropy(seed)), round, name, **options)
 
 
 def empty_rows(count: int = 8) -> Rows:
@@ -85,17 +80,17 @@ def test_a_counted_number_of_rows_is_an_assumption_under_zero_out() -> None:
     assert {p.relation for p in DPSteps(Gaussian(1.0, 1.0)).plans(declared, 3)} == {ADD_REMOVE}
 
 
-def moved(steps: DPSteps, party: Party) -> Tensor:
+def moved(steps: DPSteps, rows: Rows, draws: Draws) -> Tensor:
     """What one round moved a model that feels noise alone, over the learning rate."""
     model = Linear()()
-    steps(model.train(), SILENT, party)
+    steps(model.train(), SILENT, rows, draws)
     return -weights(model) / steps.learning_rate
 
 
 @pytest.mark.parametrize("batch", [1.0, 6.0])
 def test_the_noise_of_a_step_has_the_stated_size(batch: float) -> None:
     steps = DPSteps(Gaussian(0.5, 3.0), sampling_rate=1.0, expected_batch=batch, learning_rate=0.1)
-    samples = moved(steps, a_party(empty_rows()))
+    samples = moved(steps, *held(empty_rows()))
     assert_power(std_is, samples, 0.5 * 3.0 / batch)
     assert_power(normal_with_std, samples, 0.5 * 3.0 / batch)
     assert mean_is_zero(samples, 1.5 / batch)
@@ -103,14 +98,14 @@ def test_the_noise_of_a_step_has_the_stated_size(batch: float) -> None:
 
 def test_steps_of_a_round_draw_noise_of_their_own() -> None:
     steps = DPSteps(Gaussian(1.0, 2.0), sampling_rate=0.25, expected_batch=1.0)  # four steps
-    samples = moved(steps, a_party(empty_rows()))
+    samples = moved(steps, *held(empty_rows()))
     assert_power(std_is, samples, 2.0 * math.sqrt(4))
 
 
 def test_no_noise_is_used_twice() -> None:
     steps = DPSteps(Gaussian(1.0, 1.0), sampling_rate=1.0, expected_batch=1.0)
     found = [
-        moved(steps, a_party(empty_rows(), round=round, name=name, seed=seed))
+        moved(steps, *held(empty_rows(), round=round, name=name, seed=seed))
         for round in (0, 1)
         for name in ("a", "b")
         for seed in (0, 1)
@@ -118,7 +113,7 @@ def test_no_noise_is_used_twice() -> None:
     table = torch.stack(found)
     correlation = torch.corrcoef(table) - torch.eye(len(found))
     assert float(correlation.abs().max()) < 0.2  # 1,025 coordinates: six standard errors
-    assert torch.equal(found[0], moved(steps, a_party(empty_rows())))
+    assert torch.equal(found[0], moved(steps, *held(empty_rows())))
 
 
 def test_without_noise_steps_equal_a_loop_over_examples() -> None:
@@ -127,7 +122,7 @@ def test_without_noise_steps_equal_a_loop_over_examples() -> None:
         Gaussian(0.4, 0.0), epochs=1.5, sampling_rate=0.25, expected_batch=5.0, learning_rate=0.3
     )
     model = in_float64(mlp)
-    steps(model.train(), Task(model=mlp), a_party(rows, round=3))
+    steps(model.train(), Task(model=mlp), *held(rows, round=3))
     twin = in_float64(mlp)
     for step in range(6):
         coins = SeededEntropy(0)[f"sample/{step}", 3, "a"].numpy().random(20)
@@ -147,7 +142,7 @@ def test_without_noise_steps_equal_a_loop_over_examples() -> None:
 
 def test_a_party_without_rows_still_noises() -> None:
     steps = DPSteps(Gaussian(1.0, 1.0), sampling_rate=1.0, expected_batch=1.0)
-    assert bool(moved(steps, a_party(empty_rows(0))).any())
+    assert bool(moved(steps, *held(empty_rows(0))).any())
 
 
 @pytest.mark.parametrize("epochs", [1.0, 0.5, 2.2])
@@ -170,10 +165,9 @@ def test_as_many_steps_are_made_as_are_planned() -> None:
             return super().__getitem__(name)
 
     names: list[tuple[str, int, str]] = []
-    party = a_party(empty_rows())
-    party.entropy = Counting(0)
+    rows, draws = held(empty_rows())
     steps = DPSteps(Gaussian(1.0, 1.0), epochs=0.9, sampling_rate=0.2, expected_batch=1.0)
-    moved(steps, party)
+    moved(steps, rows, replace(draws, entropy=Counting(0)))
     # A sample, what the model draws, and a noise for each step.
     assert len(names) == len(set(names)) == 3 * 5
 
@@ -195,10 +189,9 @@ def test_what_a_model_draws_comes_from_the_partys_entropy_fresh_in_each_step() -
 
     def draws(seed: int, **of_party: Any) -> list[tuple[float, ...]]:
         drawn.clear()
-        party = a_party(empty_rows(), seed=seed, **of_party)
-        party.seeds = Closed(0)
+        rows, own = held(empty_rows(), seed=seed, **of_party)
         steps = DPSteps(Gaussian(1.0, 1.0), epochs=3, sampling_rate=1.0, expected_batch=1.0)
-        steps(Drawing()().train(), SILENT, party)
+        steps(Drawing()().train(), SILENT, rows, replace(own, seeds=Closed(0)))
         # Before them the first batch was tried, under draws that are held fixed.
         return drawn[-3:]
 
@@ -246,14 +239,14 @@ def test_the_diagnostics_of_a_round_are_means_of_its_steps() -> None:
     steps = DPSteps(
         Gaussian(0.5, 0.0), epochs=3, sampling_rate=0.2, expected_batch=2.0, gradients=Watching()
     )
-    said = steps(model, Task(model=mlp), a_party(rows)).numbers
-    held = [step for step in seen if step]
-    assert len(seen) == 15 > len(held) > 5
-    losses = [step["training_loss"] for step in held]
-    assert said["training_loss"] == pytest.approx(sum(losses) / len(held))
+    said = steps(model, Task(model=mlp), *held(rows))
+    filled = [step for step in seen if step]
+    assert len(seen) == 15 > len(filled) > 5
+    losses = [step["training_loss"] for step in filled]
+    assert said.numbers["training_loss"] == pytest.approx(sum(losses) / len(filled))
     assert len({*losses}) > 5
-    fractions = [step["fraction_clipped"] for step in held]
-    assert said["fraction_clipped"] == pytest.approx(sum(fractions) / len(held))
+    fractions = [step["fraction_clipped"] for step in filled]
+    assert said.numbers["fraction_clipped"] == pytest.approx(sum(fractions) / len(filled))
     broken = {"training_loss": math.nan, "fraction_clipped": 1.0, "non_finite": 3.0}
     whole = {"training_loss": 0.5, "fraction_clipped": 0.5, "non_finite": 1.0}
     assert averaged([{}, broken, whole]) == {
@@ -296,8 +289,7 @@ def test_a_worker_prepares_a_model_once() -> None:
     task, rows = Task(model=mlp), rows_for(mlp)
 
     def engine_after(steps: DPSteps, model: nn.Module) -> object:
-        party = replace(a_party(rows), cache=scratch)
-        steps(model.train(), task, party)
+        steps(model.train(), task, *held(rows, cache=scratch))
         assert scratch["engine"][0] is model
         return scratch["engine"][-1]
 

@@ -87,20 +87,20 @@ def test_what_parties_saw_is_averaged_over_those_that_tell() -> None:
     run = a_run()
     replies = {"a": told(loss=0.5, non_finite=2.0), "b": told(loss=1.5), "c": Reply({})}
     record_diagnostics(replies, 3, run)
-    assert run.history.unprotected == {"loss": [(4, 1.0)], "non_finite": [(4, 2.0)]}
+    assert run.outcome.history.unprotected == {"loss": [(4, 1.0)], "non_finite": [(4, 2.0)]}
 
 
 def test_notes_are_one_printable_line_and_said_once() -> None:
     run = a_run()
-    run.notes.append("known")
+    run.outcome.notes.append("known")
     seen = Seen(notes=("known", "two\nlines\x1b[31m\udcff"))
     record_diagnostics({"a": Reply({}, seen=seen), "b": Reply({}, seen=seen)}, 0, run)
-    assert run.notes == ["known", "twolines[31m"]
+    assert run.outcome.notes == ["known", "twolines[31m"]
 
 
 def test_only_what_an_engine_says_becomes_an_assumption() -> None:
     run = a_run()
     seen = Seen(assumptions=(f"{ALONE}: tried\x00", "parties are honest", f" {ALONE}"))
     record_diagnostics({"a": Reply({}, seen=seen), "b": Reply({}, seen=seen)}, 0, run)
-    assert run.assumptions == [f"{ALONE}: tried"]
-    assert run.notes == []
+    assert run.outcome.assumptions == [f"{ALONE}: tried"]
+    assert run.outcome.notes == []

@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload, Reply
+from privtrain.core.runtime import Draws, Party, Payload, Reply
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
@@ -235,15 +235,8 @@ def test_the_student_learns_from_queries_and_winners_alone() -> None:
     from privtrain.core.parameters import initial_model
 
     model = initial_model(TASK, Seeds(0)["initialisation", 0, ""]).train()
-    own = Party(
-        name="student",
-        round=0,
-        train={"student": Rows(asked, labels)},
-        state={},
-        seeds=Seeds(0),
-        entropy=SeededEntropy(0),
-    )
-    QUICK(model, TASK, own)
+    own = Draws(Seeds(0), SeededEntropy(0), 0, "student")
+    QUICK(model, TASK, Rows(asked, labels), own)
     assert torch.equal(vector(module(result)), vector(model))
 
 

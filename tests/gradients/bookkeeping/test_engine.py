@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from privtrain.core.parameters import ModelPredictor, to_vector
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Draws
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -220,16 +220,8 @@ def test_steps_in_silos_equal_those_with_opacus() -> None:
         steps = DPSteps(Gaussian(C, 0.5), expected_batch=8.0, gradients=gradients)
         model, scratch = task.model(), dict[str, Any]()
         for count in range(2):  # the second round finds the model prepared
-            party = Party(
-                name="a",
-                round=count,
-                train={"a": rows},
-                state={},
-                seeds=Seeds(0),
-                entropy=SeededEntropy(0),
-                cache=scratch,
-            )
-            steps(model, task, party)
+            draws = Draws(Seeds(0), SeededEntropy(0), count, "a", cache=scratch)
+            steps(model, task, rows, draws)
         found.append(to_vector(model.parameters()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
