@@ -109,7 +109,7 @@ def test_a_data_dependent_line_is_true_of_one_direction_and_claims_no_other() ->
         "epsilon 15.4 at delta 1e-05 for these votes, one-sided, to the public, per example, "
         "zero-out, data-dependent"
     )
-    assert "DP" not in str(made).replace(GNMax(sigma).theorem, "")
+    assert "DP" not in str(made).replace(GNMax(sigma).about.theorem, "")
     assert ONE_SIDED in made.theorem
     # The formal line is proved in both directions.
     assert str(formal).startswith(f"({formal.epsilon:.4g}, 1e-05)-DP to the public")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from privtrain.core.task import Rows, Task
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.banded import BandedMatrix
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Exact
+from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, Threshold
@@ -27,6 +28,7 @@ from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
 from privtrain.steps.plain import PlainSteps
+from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from tests.contracts.aggregation import MaskedSum, a_run
@@ -163,13 +165,29 @@ def test_parts_of_laplace_noise_are_refused_where_only_the_sum_is_read() -> None
         release.check(STAR, parties=20)
 
 
-@pytest.mark.parametrize("lacks", ["bound_again", "reach", "check"])
-def test_own_parts_without_a_method_are_refused_when_the_release_is_made(lacks: str) -> None:
+def test_own_aggregations_without_a_method_are_refused_when_the_release_is_made() -> None:
     class Old:
-        """What was enough before messages were bounded again."""
+        """What was enough before releases were checked beforehand."""
 
-    for method in {"bound", "bound_again", "reach", "exposure", "check"} - {lacks}:
-        setattr(Old, method, lambda self: None)
-    parts = {"aggregation": Old()} if lacks == "check" else {"mechanism": Old()}
-    with pytest.raises(ValueError, match=f"has the method {lacks}"):
-        Release(**parts)  # type: ignore[arg-type] # that is what is tested
+        def exposure(self) -> None:
+            return
+
+    with pytest.raises(ValueError, match="has the method check"):
+        Release(aggregation=Old())  # type: ignore[arg-type] # that is what is tested
+
+
+MEMBERS = sorted(name for name in dir(Mechanism) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("lacks", MEMBERS)
+@pytest.mark.parametrize("make", [Release, DPSteps], ids=["release", "steps"])
+def test_own_mechanisms_without_a_member_are_refused_when_they_are_given(
+    make: Callable[[Any], object], lacks: str
+) -> None:
+    class Old:
+        """What was enough before."""
+
+    for member in set(MEMBERS) - {lacks}:
+        setattr(Old, member, lambda self: None)
+    with pytest.raises(ValueError, match=rf"Gaussian\(1.0, 1.0\); it has no {lacks}\.$"):
+        make(Old())
