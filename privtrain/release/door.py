@@ -5,19 +5,20 @@ aggregator, on the messages. A release that was not paid for is refused.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.fields import LATER, told
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import NO_STAR, Party, Payload, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan, Run
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.core.validate import check_offers
 from privtrain.mechanisms.mechanism import Exact, Mechanism, assumptions_of, is_secure, noised
@@ -29,9 +30,10 @@ from privtrain.release.arrival import (
     with_weight,
     without_diagnostics,
 )
-from privtrain.release.finish import IDENTITY, Finish
+from privtrain.release.finish import ARGMAX, IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.release.plain import PlainSum
+from privtrain.release.reduce import NONE, Reduce, Reduced
 from privtrain.sampling.sampling import Everyone, Sampling
 from privtrain.sampling.schedule import check_separation
 
@@ -43,6 +45,23 @@ ONE_CONTRIBUTION = Expected()
 
 
 @dataclass(frozen=True)
+class Released:
+    """What came out of a release.
+
+    Args:
+        value: The released value.
+        realised: What exactly these contributions cost, as an event; None where nobody knows it.
+            It is private itself, and never released.
+        weight: The sum of the weights that were sealed with the messages; None where there are
+            none, or the value still carries it.
+    """
+
+    value: Tensor
+    realised: Any | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
 class Release:
     """What leaves parties in one release, in what form, and who can read it.
 
@@ -51,19 +70,29 @@ class Release:
         noise_at: Who draws the noise.
         aggregation: How messages become one, and what the aggregator reads of them.
         finish: The function of the noised aggregate that is released.
+        reduce: What is left of the aggregate before the noise; by keyword only.
 
     Raises:
+        ValueError: If the finish has nothing to choose from after `MAX`.
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
-        UnsupportedError: If secure noise is to be split: sums of its parts have no known law.
+        UnsupportedError: If secure noise is to be split: sums of its parts have no known law. If
+            parties would draw noise before the aggregate is reduced, or noise is correlated over
+            releases that are.
     """
 
     mechanism: Mechanism = Exact()
     noise_at: Placement = AT_AGGREGATOR
     aggregation: Aggregation = PlainSum()
     finish: Finish = IDENTITY
+    reduce: Reduce = field(default=NONE, kw_only=True, metadata=LATER)
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
+        # A study file writes it as a plain string.
+        object.__setattr__(self, "reduce", Reduce(self.reduce))
         # Every method that is called after something was spent: own mechanisms of 0.1 lack some.
         for method in ("bound", "bound_again", "reach"):
             example = f"Gaussian(1.0, 1.0), which has the method {method}"
@@ -85,6 +114,30 @@ class Release:
                 f"{self.mechanism} cannot be split ({self.noise_at}): a sum of discrete Gaussians "
                 "is not a discrete Gaussian. Use AT_PARTY or AT_AGGREGATOR, or secure=False."
             )
+
+        if self.reduce is not NONE:
+            self._check_reduced()
+
+    def _check_reduced(self) -> None:
+        if self.finish == ARGMAX:
+            raise ValueError(
+                "Expected finish=ARGMAX with reduce=NONE: of the largest value alone nobody can "
+                "tell whose it is. Use Threshold(...) or IDENTITY."
+            )
+        if not self.mechanism.noisy:
+            return
+        if self.noise_at.drawer is Drawer.PARTY:
+            raise UnsupportedError(
+                f"reduce=MAX comes before the noise, which noise_at={self.noise_at} leaves to "
+                "parties that see no sum. Use noise_at=AT_AGGREGATOR."
+            )
+        try:
+            check_separation(self.mechanism, Everyone())
+        except UnsoundReleaseError as error:
+            raise UnsupportedError(
+                f"{self.mechanism} correlates noise over the steps of one sum; what that promises "
+                "of largest values is not known. Use Gaussian, or GNMax for votes."
+            ) from error
 
     @property
     def bounding(self) -> bool:
@@ -119,7 +172,7 @@ class Release:
             )
             self.mechanism.event(alone, REPLACE_ONE)
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
-        self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
+        self.aggregation.check(self._finish_of_sum, runtimes, parties=parties, largest=bound)
 
     def _check_exact(self) -> None:
         # Noise that is rounded to fixed point afterwards is not what was proved.
@@ -208,6 +261,11 @@ class Release:
         return released
 
     @property
+    def _finish_of_sum(self) -> Finish:
+        """What is opened of a sum that nobody reads, and that no noise is added to."""
+        return self.finish if self.reduce is NONE else Reduced(self.reduce, self.finish)
+
+    @property
     def _remembers(self) -> str:
         return (
             f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
@@ -276,7 +334,8 @@ class Release:
         kind: str = "update",
         releases: int = 1,
         expected: Expected = ONE_CONTRIBUTION,
-    ) -> Tensor:
+        charge: str = RELEASE,
+    ) -> Released:
         """At the aggregator: the released value, of messages that are aggregated and noised.
 
         Args:
@@ -289,9 +348,11 @@ class Release:
                 part of the last one, such as a later batch of an epoch, which shares no row with
                 the earlier ones.
             expected: What messages are held to: by default one bounded contribution a party.
+            charge: Which of the plan's charges it is, where it has several.
 
         Returns:
-            The released value; with weights, the last value is their sum.
+            The released value, of which with weights the last value is their sum; and what exactly
+            it cost, where only winners leave and the aggregator draws a noise that can tell.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party, or
@@ -302,10 +363,10 @@ class Release:
             UnsupportedError: If the noise would have to be drawn on shares.
         """
         # First of all: a release that was not paid for must not even be computed.
-        run.ledger.use(releases)
+        run.ledger.use(releases, kind=charge)
         if isinstance(messages, BoundedSum):
             self._check_sum(messages)
-            aggregate: Tensor = messages.value
+            total: Tensor = messages.value
         else:
             admitted = self.admit(messages, run, round=round, kind=kind, expected=expected)
             value = self.aggregation(list(admitted.values()), run, kind=kind).value
@@ -316,15 +377,29 @@ class Release:
                         f"{self.aggregation} does not do yet. Use PlainSum(), or Exact()."
                     )
                 # On shares the finish comes before the opening: only its result is ever read.
-                return value.open(self.finish)
+                return Released(value.open(self._finish_of_sum))
             if not bool(torch.isfinite(value).all()):
                 raise ProtocolError(
                     f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
                     f"{len(messages)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
                 )
-            aggregate = value
+            total = value
+        # A kind of release has noise of its own, also where two of them read the same messages.
+        noise = kind if charge == RELEASE else f"{kind}/{charge}"
         # Third and fourth step: the finish sees the noised aggregate only.
-        return self.finish(self._noised(aggregate, run, round, kind))
+        noised_total = self._noised(self.reduce(total), run, round, noise)
+        realised = None if isinstance(messages, BoundedSum) else self._realised(total)
+        return Released(self.finish(noised_total), realised)
+
+    def _realised(self, total: Tensor) -> Any | None:
+        """What these very votes cost, where the exact sum tells; it is private itself."""
+        # Proved of the winner alone: whoever sees noised counts, or the largest one, sees more. Of
+        # messages that nobody could read it is not known that they are votes.
+        winners = self.finish == ARGMAX and self.readable and total.dim() == 2
+        if not (winners and self._aggregator_draws):
+            return None
+        known = getattr(self.mechanism, "realised", None)
+        return None if known is None else known(total)
 
     @property
     def _aggregator_draws(self) -> bool:
@@ -334,6 +409,11 @@ class Release:
         """Refuses a sum, formed outside `leave`, that the noise does not cover."""
         if not self.mechanism.noisy:
             return
+        if self.reduce is not NONE:
+            raise UnsupportedError(
+                f"reduce={self.reduce.name} needs messages: how far one contribution to a sum that "
+                "was formed elsewhere moves its largest value is not known."
+            )
         if self.noise_at.drawer is not Drawer.AGGREGATOR:
             raise UnsoundReleaseError(
                 f"noise_at={self.noise_at} leaves the noise to parties, but the aggregator formed "
@@ -366,6 +446,7 @@ class Release:
         sampling: Sampling | None = None,
         observers: tuple[Observer, ...] = (PUBLIC, PARTICIPANT, AGGREGATOR),
         assumptions: tuple[str, ...] = (),
+        charge: str = RELEASE,
     ) -> tuple[PrivacyPlan, ...]:
         """One privacy plan for each observer, for a number of releases.
 
@@ -376,6 +457,7 @@ class Release:
             sampling: Which of them take part in a release; None for all of them.
             observers: The observers that get a guarantee.
             assumptions: What has to hold for every guarantee.
+            charge: What these releases are called where a run makes several kinds.
 
         Raises:
             UnsoundReleaseError: If noise is correlated over more steps than lie between two
@@ -391,14 +473,20 @@ class Release:
                 observer=observer,
                 unit=unit,
                 relation=relation,
-                event=event,
-                count=count,
-                theorem=self.mechanism.theorem,
+                charges={charge: Charge(event, count)},
+                theorem=self._theorem,
                 assumptions=(*assumptions, *assumptions_of(self.mechanism), *counted, *unread),
                 float_noise=not is_secure(self.mechanism),
             )
             plans.append(plan)
         return tuple(plans)
+
+    @property
+    def _theorem(self) -> str:
+        theorem = self.mechanism.theorem
+        if self.reduce is NONE or not theorem:
+            return theorem
+        return f"{theorem}, at the sensitivity of the largest value alone (reduce=MAX)"
 
     def _event(
         self, observer: Observer, sampling: Sampling, parties: int
@@ -414,6 +502,9 @@ class Release:
             # parties varies, so does the noise, which shows who takes part.
             relation = ZERO_OUT if relation is ADD_REMOVE else relation
             exposure = replace(exposure, knows_sample=exposure.knows_sample or sampling.varies)
+        if self.reduce is not NONE:
+            # Who reads single messages sees all of them.
+            exposure = replace(exposure, largest_only=not exposure.single_messages)
         event = self.mechanism.event(exposure, relation)
         counted = self._counted(exposure, relation, event) if self._parties_draw else ()
         # A participant is one party that knows whether it took part, whoever it is.

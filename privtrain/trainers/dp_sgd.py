@@ -234,7 +234,7 @@ class DPSGD:
         # above the one its noise covers.
         summed = BoundedSum(clipped.value, bound)
         noised = self.release.arrive(summed, run, round=step, kind="gradient", releases=releases)
-        return clipped, noised
+        return clipped, noised.value
 
     def _rows(self, data: FederatedData, batches: Batches, run: Run) -> tuple[Rows, UsedRows]:
         """The rows that may take part, at the curator, none of which was used yet."""

@@ -33,6 +33,7 @@ from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
 from privtrain.release.placement import Drawer
+from privtrain.release.reduce import NONE
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
@@ -185,6 +186,11 @@ class FedAvg:
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
         check_separation(self.release.mechanism, self.sampling)
+        if self.release.reduce is not NONE:
+            raise UnsupportedError(
+                "FedAvg needs the sum of updates itself, and reduce=MAX leaves one number of it. "
+                "Use reduce=NONE."
+            )
         if self.release.finish != IDENTITY:
             raise UnsupportedError(
                 f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "
@@ -413,7 +419,8 @@ class FedAvg:
             largest_weight=largest if self._sends_weights else None,
             weight_of_one=scale,
         )
-        total = self.release.arrive(arrived, run, round=round, expected=expected).double()
+        released = self.release.arrive(arrived, run, round=round, expected=expected)
+        total = released.value.double()
         if divisor:
             return total / divisor
         if not self._sends_weights:
