@@ -53,7 +53,7 @@ def arrived(
 ) -> tuple[Tensor, Run]:
     run = a_run()
     released = release.arrive(messages, run, round=0, expected=expected or Expected())
-    return released, run
+    return released.value, run
 
 
 ODD = {
@@ -157,10 +157,10 @@ def test_a_party_casts_no_more_votes_than_it_has_teachers(mechanism: Mechanism) 
         "b": {"votes": torch.tensor([[0.0, 99.0], [1.0, 0.0]])},
     }
     teachers = Expected(contributions={"a": 2, "b": 1})
-    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=teachers)
+    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=teachers).value
     assert winners.tolist() == [0, 1]
     believed = Expected(contributions={"a": 2, "b": 99})
-    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=believed)
+    winners = release.arrive(votes, a_run(), round=1, kind="votes", expected=believed).value
     assert winners.tolist() == [1, 1]
 
 

@@ -22,6 +22,7 @@ from privtrain.core.observers import AGGREGATOR, PUBLIC, Exposure
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.seeding import SYSTEM, SeededEntropy, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
+from privtrain.core.trainer import RELEASE
 from privtrain.core.transcript import UNPROTECTED
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -57,7 +58,7 @@ def released(
     }
     most = max(map(len, contributions))
     expected = Expected(contributions=most)
-    return release.arrive(messages, a_run(seed), round=round, expected=expected)
+    return release.arrive(messages, a_run(seed), round=round, expected=expected).value
 
 
 @pytest.mark.parametrize(
@@ -293,16 +294,16 @@ def test_a_party_gets_each_noise_once() -> None:
 def test_the_aggregator_never_draws_the_same_noise_twice() -> None:
     release, run = Release(Gaussian(1.0, 1.0)), a_run()
     message = {"client-0": release.leave([WIDE], a_party())}
-    first = release.arrive(message, run, round=0)
+    first = release.arrive(message, run, round=0).value
     with pytest.raises(RuntimeError, match="twice"):
         release.arrive(message, run, round=0)
-    assert independent(first, release.arrive(message, run, round=1))
+    assert independent(first, release.arrive(message, run, round=1).value)
 
 
 def test_a_fused_sum_is_noised_like_any_other() -> None:
     release = Release(Gaussian(0.5, 3.0))
     bounded = BoundedSum(torch.full((3000,), 7.0), 0.5)
-    noised = release.arrive(bounded, a_run(), round=0)
+    noised = release.arrive(bounded, a_run(), round=0).value
     assert_power(std_is, noised - 7.0, 1.5)
     assert torch.equal(bounded.value, torch.full((3000,), 7.0))
 
@@ -325,7 +326,10 @@ def test_a_fused_sum_has_no_party_to_draw_its_noise(noise_at: Placement) -> None
             BoundedSum(torch.ones(2), 1.0), a_run(), round=0
         )
     exact = Release(Gaussian(1.0, 0.0), noise_at)
-    assert exact.arrive(BoundedSum(torch.ones(2), 9.0), a_run(), round=0).tolist() == [1.0, 1.0]
+    assert exact.arrive(BoundedSum(torch.ones(2), 9.0), a_run(), round=0).value.tolist() == [
+        1.0,
+        1.0,
+    ]
 
 
 def test_a_fused_sum_that_is_bounded_too_loosely_is_refused() -> None:
@@ -341,7 +345,7 @@ def test_a_sealed_sum_is_finished_on_shares_and_never_without_its_noise() -> Non
         "b": {"update": torch.tensor([2.0, 5.0])},
     }
     shared = Release(aggregation=SharedSum(), finish=ARGMAX)
-    assert shared.arrive(messages, a_run(), round=0).item() == 1
+    assert shared.arrive(messages, a_run(), round=0).value.item() == 1
     for release in (
         Release(Gaussian(1.0, 1.0), aggregation=SharedSum()),
         Release(GNMax(1.0), aggregation=SharedSum(), finish=ARGMAX),
@@ -408,7 +412,7 @@ class Remembering:
 def test_a_mechanisms_memory_reaches_from_release_to_release() -> None:
     release, run = Release(Remembering()), a_run()
     zeros = {"a": {"update": torch.zeros(2000, dtype=torch.float64)}}
-    total = sum(release.arrive(zeros, run, round=r) for r in range(8))
+    total = sum(release.arrive(zeros, run, round=r).value for r in range(8))
     assert isinstance(total, Tensor)
     # The noises cancel but for the last one: eight independent ones would have std sqrt(8).
     assert_power(std_is, total, 1.0)
@@ -523,7 +527,9 @@ def test_plans_default_to_three_observers_and_carry_theorem_and_assumptions() ->
         unit=Unit.CLIENT, count=7, parties=4, assumptions=("it rains",)
     )
     assert [plan.observer.name for plan in plans] == ["public", "participant", "aggregator"]
-    assert all(plan.count == 7 and plan.assumptions == ("it rains",) for plan in plans)
+    assert all(
+        plan.charges[RELEASE].count == 7 and plan.assumptions == ("it rains",) for plan in plans
+    )
     assert all("Gaussian mechanism" in plan.theorem for plan in plans)
 
 
@@ -537,10 +543,10 @@ def test_with_scale() -> None:
 def test_the_aggregators_name_is_no_clients() -> None:
     """Its stream and a party's of the same round must differ even for one kind."""
     run = a_run()
-    theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": {"update": WIDE}}, run, round=0)
+    theirs = Release(Gaussian(1.0, 1.0)).arrive({"a": {"update": WIDE}}, run, round=0).value
     local = Release(Gaussian(1.0, 1.0), AT_PARTY).leave([WIDE], a_party("client-0"))["update"]
     assert independent(theirs, local)
-    assert a_party("client-0").party != AGGREGATOR_NAME
+    assert a_party("client-0").name != AGGREGATOR_NAME
     assert AGGREGATOR.name == AGGREGATOR_NAME
 
 
