@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from privtrain.release.placement import AT_PARTY as AT_PARTY
     from privtrain.release.placement import SPLIT as SPLIT
     from privtrain.release.plain import PlainSum as PlainSum
+    from privtrain.release.reduce import MAX as MAX
     from privtrain.release.shared import SharedSum as SharedSum
     from privtrain.report.files import load as load
     from privtrain.report.files import save as save

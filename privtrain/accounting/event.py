@@ -5,13 +5,14 @@ no neighbouring relation and no delta.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from privtrain.accounting.approximate import Approximate, exact_part, holds_distance, total_distance
 from privtrain.accounting.library import Kind, is_kind, make
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.trainer import Charge
 from privtrain.core.validate import check_count, check_non_negative, check_probability
 
 Event: TypeAlias = Any
@@ -245,6 +246,20 @@ def composed(events: Iterable[Event]) -> Event:
     if len(parts) == 1:
         return parts[0]
     return make(Kind.COMPOSED, parts) if parts else no_event()
+
+
+def charged(charges: Mapping[str, Charge], counts: Mapping[str, int] | None = None) -> Event:
+    """Everything that a run released, of all kinds.
+
+    Args:
+        charges: Kind of release to what one costs.
+        counts: Kind to how many were made, 0 where it is not named; None for the planned numbers.
+
+    Returns:
+        One event; see `composed`.
+    """
+    made = {kind: charge.count for kind, charge in charges.items()} if counts is None else counts
+    return composed(repeated(charge.event, made.get(kind, 0)) for kind, charge in charges.items())
 
 
 def _is_trivial(event: Event) -> bool:

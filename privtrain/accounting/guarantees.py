@@ -6,7 +6,7 @@ from typing import Any
 
 from privtrain.accounting.curves import DELTAS, from_pairs, gaussian_mu, wide_pairs
 from privtrain.accounting.epsilon import evaluate
-from privtrain.accounting.event import repeated
+from privtrain.accounting.event import charged
 from privtrain.core.observers import PUBLIC
 from privtrain.core.statement import Guarantee, PrivacyCurves
 from privtrain.core.trainer import PrivacyPlan
@@ -25,7 +25,7 @@ ONE_SIDED = (
 def guarantees(
     plans: tuple[PrivacyPlan, ...],
     *,
-    spent: int,
+    spent: Mapping[str, int],
     delta: float,
     realised: Mapping[str, Any] | None = None,
     assumptions: tuple[str, ...] = (),
@@ -34,7 +34,7 @@ def guarantees(
 
     Args:
         plans: What each observer was planned to see.
-        spent: How many releases were spent.
+        spent: Kind of release to how many were spent; 0 where it is not named.
         delta: The delta of every guarantee.
         realised: Observer name to the data-dependent event of all releases, where there is one.
         assumptions: What holds for the whole run, such as where its entropy came from.
@@ -45,23 +45,24 @@ def guarantees(
     """
     made = []
     for plan in plans:
-        made.append(_guarantee(plan, repeated(plan.event, spent), spent, delta, assumptions))
+        event = charged(plan.charges, spent)
+        made.append(_guarantee(plan, event, spent, delta, assumptions))
         # Beside the other guarantee, not in its place: the number is private itself.
-        event = (realised or {}).get(plan.observer.name)
-        if event is not None and not math.isinf(made[-1].epsilon):
+        dependent = (realised or {}).get(plan.observer.name)
+        if dependent is not None and not math.isinf(made[-1].epsilon):
             private = (*assumptions, PRIVATE_NUMBER)
-            made.append(_guarantee(plan, event, spent, delta, private, data_dependent=True))
+            made.append(_guarantee(plan, dependent, spent, delta, private, data_dependent=True))
     return tuple(made)
 
 
 def public_curves(
-    plans: tuple[PrivacyPlan, ...], *, spent: int, delta: float
+    plans: tuple[PrivacyPlan, ...], *, spent: Mapping[str, int], delta: float
 ) -> tuple[PrivacyCurves, ...]:
     """Epsilon at every delta, and the trade-off function, to the public, of what was spent.
 
     Args:
         plans: What each observer was planned to see.
-        spent: How many releases were spent.
+        spent: Kind of release to how many were spent; 0 where it is not named.
         delta: The delta of the guarantees, which is one of the curves', too; a Gaussian summary is
             taken there.
 
@@ -72,7 +73,7 @@ def public_curves(
     for plan in plans:
         if plan.observer != PUBLIC:
             continue
-        event = repeated(plan.event, spent)
+        event = charged(plan.charges, spent)
         # A plan without noise, or without releases, has no curve to draw.
         bound = evaluate(event, delta, plan.relation).epsilon
         if not 0 < bound < math.inf:
@@ -100,7 +101,7 @@ def _finite(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float]
 def _guarantee(
     plan: PrivacyPlan,
     event: Any,
-    spent: int,
+    spent: Mapping[str, int],
     delta: float,
     assumptions: tuple[str, ...],
     *,
@@ -121,5 +122,5 @@ def _guarantee(
         theorem="" if nothing else "; ".join(filter(None, (plan.theorem, side))),
         assumptions=plan.assumptions if nothing else (*plan.assumptions, *assumptions),
         data_dependent=data_dependent,
-        releases=spent,
+        releases=sum(spent.get(kind, 0) for kind in plan.charges),
     )

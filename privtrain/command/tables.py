@@ -11,6 +11,7 @@ from privtrain.attacks.attack import Attack
 from privtrain.command.names import ATTACKS, KINDS, TRAINERS, constants
 from privtrain.command.user_code import check_kind
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.fields import told_fields
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Mechanism
@@ -48,7 +49,7 @@ def to_table(value: Any) -> Any:
 def settings_of(value: Any) -> dict[str, Any]:
     """The settings of a trainer, attack or part of one, each as `to_table` writes it."""
     settings = {}
-    for field in (field for field in dataclasses.fields(value) if field.init):
+    for field in (field for field in told_fields(value) if field.init):
         item = getattr(value, field.name)
         if item is None and field.default is None:
             continue

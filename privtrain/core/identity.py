@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from privtrain.core.fields import told_fields
 from privtrain.core.libraries import is_library, name_in_c, of_package
 from privtrain.core.lookups import (
     DYNAMIC,
@@ -366,7 +367,9 @@ class _Walk:
         self._put("object", kind.__name__.encode())
         if is_of_dataclass(value):
             self._class(kind)
-            for field in fields(value):
+            # Not what a field that came later adds while it stands at its default: seeded runs keep
+            # their noise, and folders their identity.
+            for field in told_fields(value):
                 self._put("field", field.name.encode())
                 if field.name == "train" and has_many_parties(value):
                     # Without a digest they are told apart by nothing.

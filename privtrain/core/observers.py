@@ -118,6 +118,8 @@ class Exposure:
         variance: Variance of the noise in what it sees, as a multiple of the mechanism's own:
             1/h in a single message under `SPLIT(h)`, the number of parties in a sum of messages
             that each carry their own noise.
+        largest_only: Whether it sees no more than the largest value of a sum, with noise on that
+            value alone: one vote that moves changes it by at most 1.
     """
 
     single_messages: bool
@@ -126,6 +128,7 @@ class Exposure:
     # The known fraction is not enough (decision 001): under SPLIT(h) a single message carries 1/h
     # of the variance, of which its reader knows nothing.
     variance: float = 1.0
+    largest_only: bool = False
 
     def __post_init__(self) -> None:
         check_non_negative(variance=self.variance)

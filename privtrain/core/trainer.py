@@ -1,13 +1,13 @@
 """The trainer interface: plan what will be released, then train."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from privtrain.core.cost import PublicCost
-from privtrain.core.errors import ProtocolError, UnsupportedError
+from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Observer
 from privtrain.core.result import NOT_KEPT, History, Members, Predictor
 from privtrain.core.runtime import (
@@ -25,17 +25,37 @@ from privtrain.core.statement import InputPrivacy, Relation, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.transcript import Transcript
 
+RELEASE = "release"
+"""The kind of every release of a run that makes one kind only."""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """Releases of one kind that a run plans.
+
+    Args:
+        event: One of them, as a dp_accounting event or an `RdpCurve`.
+        count: How many are planned.
+    """
+
+    # One release and a count: an accountant takes too long to be asked before each of thousands of
+    # releases, so that a budget becomes a largest count once (decision 002).
+    event: Any
+    count: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyPlan:
     """What one observer will see of a training run, as events for an accountant.
 
+    All kinds of releases are composed into one guarantee: the observer sees all of them.
+
     Args:
         observer: Who sees it.
         unit: Whose contribution the guarantee hides.
         relation: Which data sets are neighbours.
-        event: One release, as a dp_accounting event or an `RdpCurve`.
-        count: How many releases are planned.
+        charges: Kind of release, such as "check" and "answer", to what one costs and how many are
+            planned; `RELEASE` where there is one kind only.
         theorem: What the guarantee rests on, with its source.
         assumptions: What has to hold for it.
         float_noise: Whether noise, where there is any, is drawn in floating point.
@@ -44,13 +64,39 @@ class PrivacyPlan:
     observer: Observer
     unit: Unit
     relation: Relation
-    # One release and a count: an accountant takes too long to be asked before each of thousands of
-    # releases, so that a budget becomes a largest count once (decision 002).
-    event: Any
-    count: int
+    charges: Mapping[str, Charge]
     theorem: str = ""
     assumptions: tuple[str, ...] = ()
     float_noise: bool = True
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Kind of release to how many are planned."""
+        return {kind: charge.count for kind, charge in self.charges.items()}
+
+    def beside(self, other: "PrivacyPlan") -> "PrivacyPlan":
+        """One plan of all releases of two, which an observer sees about one unit.
+
+        Raises:
+            UnsoundReleaseError: If the plans are about other observers, units or relations, or
+                both have a kind: their figures have no common sum.
+        """
+        mine, others = ((p.observer, p.unit, p.relation) for p in (self, other))
+        if mine != others or self.charges.keys() & other.charges.keys():
+            raise UnsoundReleaseError(
+                f"Two plans cannot be one: {', '.join(self.charges)} to the {self.observer} per "
+                f"{self.unit}, {self.relation}, and {', '.join(other.charges)} to the "
+                f"{other.observer} per {other.unit}, {other.relation}. Use one observer, unit and "
+                "relation, and a name of its own for each kind of release."
+            )
+        theorems = dict.fromkeys(filter(None, (self.theorem, other.theorem)))
+        return replace(
+            self,
+            charges={**self.charges, **other.charges},
+            theorem="; ".join(theorems),
+            assumptions=tuple(dict.fromkeys((*self.assumptions, *other.assumptions))),
+            float_noise=self.float_noise or other.float_noise,
+        )
 
 
 class Ledger(Protocol):
@@ -64,19 +110,29 @@ class Ledger(Protocol):
         """How many releases were spent so far, aborted ones included."""
         ...
 
-    def spend(self, count: int = 1) -> bool:
+    @property
+    def spent_by_kind(self) -> Mapping[str, int]:
+        """The same for each kind of release that the plan knows."""
+        ...
+
+    def spend(self, count: int = 1, *, kind: str = RELEASE) -> bool:
         """Pays for the next releases, before any of them is made.
 
         Args:
             count: How many releases follow.
+            kind: Which of the plan's charges they are.
 
         Returns:
             Whether they were paid; False, and nothing spent, where they would exceed the budget.
         """
         ...
 
-    def use(self, count: int = 1) -> None:
+    def use(self, count: int = 1, *, kind: str = RELEASE) -> None:
         """Takes note that releases are being made now.
+
+        Args:
+            count: How many there are.
+            kind: Which of the plan's charges they are.
 
         Raises:
             BudgetExceededError: If they were not paid for.
@@ -243,19 +299,23 @@ class Run:
             )
         return replies
 
-    def spend(self, count: int = 1) -> bool:
+    def spend(self, count: int = 1, *, kind: str = RELEASE) -> bool:
         """Pays for the next releases; where they would exceed the budget, the run is marked halted.
 
         Args:
             count: How many releases follow.
+            kind: Which of the plan's charges they are.
 
         Returns:
             Whether training may go on.
         """
-        if self.ledger.spend(count):
+        if self.ledger.spend(count, kind=kind):
             return True
         # No error: what was trained so far was paid for, and is returned.
-        self.outcome.halted = f"the budget was used up after {self.ledger.spent} releases"
+        spent = self.ledger.spent_by_kind
+        of_kind = f" of kind {kind!r}" if len(spent) > 1 else ""
+        spent_of = f"{spent.get(kind, 0)} releases{of_kind}"
+        self.outcome.halted = f"the budget was used up after {spent_of}"
         return False
 
     def remember(self, kind: str, advance: Callable[[Any], tuple[Tensor, Any]]) -> Tensor:

@@ -6,13 +6,13 @@ release. It is a write-ahead journal, too: the whole plan of a fit is paid for b
 """
 
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from privtrain.accounting.epsilon import best_accountant, evaluate
-from privtrain.accounting.event import Event, composed, no_event, repeated
+from privtrain.accounting.event import Event, charged, composed, no_event
 from privtrain.accounting.filter import THEOREM as FILTER
 from privtrain.accounting.filter import RdpFilter, order_for
 from privtrain.accounting.guarantees import guarantees
@@ -22,11 +22,12 @@ from privtrain.core.locks import Lock
 from privtrain.core.observers import PUBLIC, Observer, check_observer
 from privtrain.core.statement import Budget, Guarantee, Relation, Unit
 from privtrain.core.task import FederatedData
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, PrivacyPlan
+from privtrain.core.trainer import Charge as PlannedCharge
 from privtrain.core.validate import check_delta
 from privtrain.ledgers.charges import BEGINNINGS, Charge, Cost, charge_to_plain, read_charge
 from privtrain.ledgers.journal import JournalFile, lines_of, size_of, text_of
-from privtrain.ledgers.run import JournalLedger, check_one_plan, digest_of, epsilon_of
+from privtrain.ledgers.run import JournalLedger, check_one_plan, digest_of, promises
 
 FIXED = "trainers and settings of the study were fixed before the first result was seen"
 EACH = "what the statement of each fit assumes, such as that nobody knows the seed of its noise"
@@ -110,7 +111,7 @@ class StudyLedger:
         data: FederatedData,
         *,
         name: str,
-        count: int | None = None,
+        counts: Mapping[str, int] | None = None,
         run: str = "",
         resumes: bool = False,
     ) -> int:
@@ -120,7 +121,7 @@ class StudyLedger:
             plans: What each observer will see of the fit.
             data: What is trained on.
             name: What is trained, for the list of charges.
-            count: The most releases that will be made; None for the planned number.
+            counts: Kind of release to the most that will be made; None for the planned numbers.
             run: What identifies a run that may be interrupted and go on; empty where it cannot.
             resumes: Whether this run goes on where its own journal stands: it is paid for once.
 
@@ -149,7 +150,7 @@ class StudyLedger:
                 for place, charge in enumerate(self._charges):
                     if charge.run == run:
                         return place
-            charge = self._charge(plans, name, count, run)
+            charge = self._charge(plans, name, counts, run)
             for number, cost in enumerate(charge.costs):
                 if self.budget is not None:
                     self._check(name, number, cost, self.budget)
@@ -167,13 +168,16 @@ class StudyLedger:
 
         A run that goes on in its folder, with the same plan and as many releases, was paid for.
         """
-        plan = digest_of(ledger.plans, ledger.delta)
+        plan, limits = digest_of(ledger.plans, ledger.delta), ledger.limits
+        # Of one kind without its name, as in version 0.1, whose journals go on.
+        named = ", ".join(f"{kind} {count}" for kind, count in sorted(limits.items()))
+        limit = named if len(limits) > 1 else ledger.limit
         return self.spend(
             ledger.plans,
             data,
             name=name,
-            count=ledger.limit,
-            run="" if folder is None else f"{folder.resolve()} {plan} {ledger.limit}",
+            counts=ledger.limits,
+            run="" if folder is None else f"{folder.resolve()} {plan} {limit}",
             resumes=ledger.spent > 0,
         )
 
@@ -212,12 +216,11 @@ class StudyLedger:
             observer=self.observer,
             unit=first.unit,
             relation=first.relation,
-            event=self._total(number),
-            count=1,
+            charges={RELEASE: PlannedCharge(self._total(number), 1)},
             theorem=COMPOSED,
             assumptions=(FIXED, EACH),
         )
-        made = guarantees((plan,), spent=1, delta=self.delta)[0]
+        made = guarantees((plan,), spent={RELEASE: 1}, delta=self.delta)[0]
         known = self.data.assumed(first.unit, first.relation)
         made = replace(made, assumptions=(*made.assumptions, *known))
         # Each fit counts as one release here; its own statement says how many it made.
@@ -240,7 +243,7 @@ class StudyLedger:
         return composed(events) if events else no_event()
 
     def _charge(
-        self, plans: tuple[PrivacyPlan, ...], name: str, count: int | None, run: str
+        self, plans: tuple[PrivacyPlan, ...], name: str, counts: Mapping[str, int] | None, run: str
     ) -> Charge:
         seen = [plan for plan in plans if plan.observer == self.observer]
         check_one_plan(seen)
@@ -252,8 +255,10 @@ class StudyLedger:
             plan = self._plan_of(seen, unit, relation)
             if plan is None:
                 break
-            times = plan.count if count is None else min(count, plan.count)
-            costs.append(Cost(unit=unit, relation=relation, event=repeated(plan.event, times)))
+            given = plan.counts if counts is None else counts
+            made = {kind: min(given.get(kind, 0), n) for kind, n in plan.counts.items()}
+            event = charged(plan.charges, made)
+            costs.append(Cost(unit=unit, relation=relation, event=event))
         if not costs or len(costs) < len(kinds):
             promised = ", ".join(sorted({f"per {p.unit}, {p.relation}" for p in seen}))
             wanted = "; ".join(f" per {unit}, {relation}" for unit, relation in held)
@@ -280,7 +285,7 @@ class StudyLedger:
             if (plan.unit, plan.relation) == (unit, relation):
                 return plan
         # What promises nothing, to whatever unit, makes the sum infinite.
-        return next((p for p in seen if math.isinf(epsilon_of(p, 1, self.delta))), None)
+        return next((plan for plan in seen if not promises(plan, self.delta)), None)
 
     def _check(self, name: str, number: int, cost: Cost, budget: Budget) -> None:
         if self.adaptive:

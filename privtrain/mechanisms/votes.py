@@ -116,12 +116,19 @@ class GNMax:
         return add_floats(total, to_tensor(drawn, widened(total))), state
 
     def event(self, exposure: Exposure, relation: Relation) -> object:
-        """The data-independent RDP curve of one answer, for the variance that stays hidden."""
+        """The data-independent RDP curve of one answer, for the variance that stays hidden.
+
+        Where only the largest count is seen, that of a noised check of it.
+        """
         if exposure.hidden_variance <= 0:
             return non_private_event()
         orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
         # Proposition 8: order / sigma^2, with the variance that the observer cannot subtract.
         rdp = orders / (self.sigma**2 * exposure.hidden_variance)
+        if exposure.largest_only:
+            # Section 4.1: the largest count moves by at most 1, so that Mironov 2017, Corollary 3,
+            # gives order / (2 sigma^2).
+            rdp = rdp / 2
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
 
     def realised(self, total: Tensor) -> RdpCurve:
@@ -194,8 +201,9 @@ class LNMax:
             return non_private_event()
         check_whole_noise(self, exposure)
         orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
-        # Papernot et al. 2017, Section 3.2: an L1 sensitivity of 2 under scale b is (2 / b)-DP.
-        pure = 2.0 / self.scale
+        # Papernot et al. 2017, Section 3.2: an L1 sensitivity of 2 under scale b is (2 / b)-DP. The
+        # largest count alone moves by at most 1.
+        pure = (1.0 if exposure.largest_only else 2.0) / self.scale
         # Bun and Steinke 2016, Proposition 3.3: a pure epsilon gives RDP order x epsilon^2 / 2.
         rdp = np.minimum(pure, orders * pure**2 / 2.0)
         return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -56,10 +56,12 @@ class Released:
     Args:
         value: The released value.
         weight: The sum of the weights that messages carry; None where they carry none.
+        realised: What exactly it cost, as an event, where the exact sum tells; private itself.
     """
 
     value: Tensor
     weight: float | None = None
+    realised: Any | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

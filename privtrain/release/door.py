@@ -6,7 +6,7 @@ aggregator, on the messages. A release that was not paid for is refused.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.fields import LATER, told
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes, Seen
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan, Run
 from privtrain.core.validate import check_follows
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.release.aggregation import Aggregation, BoundedSum, Gathering, Released
 from privtrain.release.arrival import UNREADABLE, Arrival, Expected, with_weight
-from privtrain.release.finish import IDENTITY, Finish
+from privtrain.release.finish import ARGMAX, IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
 from privtrain.release.plain import PlainSum
+from privtrain.release.reduce import NONE, Reduce, Reduced
 from privtrain.sampling.sampling import Everyone, Sampling
 from privtrain.sampling.schedule import check_separation
 
@@ -37,7 +39,7 @@ ONE_CONTRIBUTION = Expected()
 """One bounded contribution a party, of the shape of the first message, without a weight."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Release:
     """What leaves parties in one release, in what form, and who can read it.
 
@@ -46,20 +48,29 @@ class Release:
         noise_at: Who draws the noise.
         aggregation: How messages become one, and what the aggregator reads of them.
         finish: The function of the noised aggregate that is released.
+        reduce: What is left of the aggregate before the noise; by keyword only.
 
     Raises:
+        ValueError: If the finish has nothing to choose from after `MAX`.
         UnsoundReleaseError: If noise is asked for over an aggregation whose result one bounded
             contribution can move by any amount.
-        UnsupportedError: If discrete noise is to be split whose parts have sums of no known law.
-        ValueError: If a mechanism or an aggregation lacks a member of its protocol.
+        UnsupportedError: If discrete noise is to be split whose parts have sums of no known law. If
+            parties would draw noise before the aggregate is reduced, or noise is correlated over
+            releases that are.
     """
 
     mechanism: Mechanism = Exact()
     noise_at: Placement = AT_AGGREGATOR
     aggregation: Aggregation = PlainSum()
     finish: Finish = IDENTITY
+    reduce: Reduce = field(default=NONE, kw_only=True, metadata=LATER)
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
+        # A study file writes it as a plain string.
+        object.__setattr__(self, "reduce", Reduce(self.reduce))
         # Every member that is asked for after something was spent: own mechanisms of 0.1 and 0.2
         # lack some.
         check_follows(Mechanism, "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
@@ -73,11 +84,32 @@ class Release:
             raise refusal
         if self.noise_at.split and self.mechanism.about.grid is not None:
             self._check_part()
+        if self.reduce is not NONE:
+            self._check_reduced()
 
     @property
     def noisy(self) -> bool:
         """Whether there is noise on what is released."""
         return self.mechanism.about.noisy
+
+    def _check_reduced(self) -> None:
+        if self.finish == ARGMAX:
+            raise ValueError(
+                "Expected finish=ARGMAX with reduce=NONE: of the largest value alone nobody can "
+                "tell whose it is. Use Threshold(...) or IDENTITY."
+            )
+        if not self.noisy:
+            return
+        if self.noise_at.drawer is Drawer.PARTY:
+            raise UnsupportedError(
+                f"reduce=MAX comes before the noise, which noise_at={self.noise_at} leaves to "
+                "parties that see no sum. Use noise_at=AT_AGGREGATOR."
+            )
+        if self.mechanism.about.separation > 1:
+            raise UnsupportedError(
+                f"{self.mechanism} correlates noise over the steps of one sum; what that promises "
+                "of largest values is not known. Use Gaussian, or GNMax for votes."
+            )
 
     @property
     def bounding(self) -> bool:
@@ -105,7 +137,7 @@ class Release:
                 raise UnsupportedError(self._remembers)
             self._check_part()
         bound = self.mechanism.sensitivity(ADD_REMOVE) if largest is None else largest
-        self.aggregation.check(self.finish, runtimes, parties=parties, largest=bound)
+        self.aggregation.check(self._finish_of_sum, runtimes, parties=parties, largest=bound)
 
     def _check_available(self) -> None:
         refusal = self.aggregation.refusal(self.mechanism, self.noise_at)
@@ -232,6 +264,11 @@ class Release:
         return released
 
     @property
+    def _finish_of_sum(self) -> Finish:
+        """What is opened of a sum that nobody reads, and that no noise is added to."""
+        return self.finish if self.reduce is NONE else Reduced(self.reduce, self.finish)
+
+    @property
     def _remembers(self) -> str:
         return (
             f"{self.mechanism} remembers its earlier noise, which parties do not keep; "
@@ -302,6 +339,7 @@ class Release:
         releases: int = 1,
         expected: Expected = ONE_CONTRIBUTION,
         gathering: Gathering | None = None,
+        charge: str = RELEASE,
     ) -> Released:
         """At the aggregator: the released value, of messages that are aggregated and noised.
 
@@ -316,9 +354,11 @@ class Release:
                 the earlier ones.
             expected: What messages are held to: by default one bounded contribution a party.
             gathering: What `begin` returned; None for messages that needed no preparation.
+            charge: Which of the plan's charges it is, where it has several.
 
         Returns:
-            The released value, and with weights their sum.
+            The released value, with weights their sum; and what exactly it cost, where only winners
+            leave and the aggregator draws a noise that can tell.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party, or
@@ -330,7 +370,7 @@ class Release:
             UnsupportedError: If the noise would have to be drawn on shares.
         """
         # First of all: a release that was not paid for must not even be computed.
-        run.ledger.use(releases)
+        run.ledger.use(releases, kind=charge)
         if isinstance(replies, BoundedSum):
             self._check_sum(replies)
             summed, weight = replies.value, None
@@ -344,15 +384,26 @@ class Release:
             if not isinstance(total.value, Tensor):
                 # On shares noise and finish come before the opening: only their result is read.
                 mechanism = self.mechanism if self._aggregator_draws else Exact()
-                return Released(*begun.parted(total.value.open(self.finish, mechanism)))
+                return Released(*begun.parted(total.value.open(self._finish_of_sum, mechanism)))
             summed, weight = total.value, total.weight
             if not (bool(torch.isfinite(summed).all()) and math.isfinite(weight or 0.0)):
                 raise ProtocolError(
                     f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
                     f"{len(replies)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
                 )
+        # A kind of release has noise of its own, also where two of them read the same messages.
+        noise = kind if charge == RELEASE else f"{kind}/{charge}"
         # Third and fourth step: the finish sees the noised aggregate only.
-        return Released(self.finish(self._noised(summed, run, round, kind)), weight)
+        value = self.finish(self._noised(self.reduce(summed), run, round, noise))
+        realised = None if isinstance(replies, BoundedSum) else self._realised(summed)
+        return Released(value, weight, realised)
+
+    def _realised(self, total: Tensor) -> Any | None:
+        """What these very votes cost, where the exact sum tells; it is private itself."""
+        # Proved of the winner alone: whoever sees noised counts, or the largest one, sees more. Of
+        # messages that nobody could read it is not known that they are votes.
+        winners = self.finish == ARGMAX and self.readable and total.dim() == 2
+        return self.mechanism.realised(total) if winners and self._aggregator_draws else None
 
     def _lost(self, gathering: Gathering, replies: Mapping[str, Reply]) -> str:
         """The note on who of a cohort did not reply."""
@@ -369,6 +420,11 @@ class Release:
         """Refuses a sum, formed outside `leave`, that the noise does not cover."""
         if not self.noisy:
             return
+        if self.reduce is not NONE:
+            raise UnsupportedError(
+                f"reduce={self.reduce.name} needs messages: how far one contribution to a sum that "
+                "was formed elsewhere moves its largest value is not known."
+            )
         if self.noise_at.drawer is not Drawer.AGGREGATOR:
             raise UnsoundReleaseError(
                 f"noise_at={self.noise_at} leaves the noise to parties, but the aggregator formed "
@@ -397,6 +453,7 @@ class Release:
         sampling: Sampling | None = None,
         observers: tuple[Observer, ...] = (PUBLIC, PARTICIPANT, AGGREGATOR),
         assumptions: tuple[str, ...] = (),
+        charge: str = RELEASE,
     ) -> tuple[PrivacyPlan, ...]:
         """One privacy plan for each observer, for a number of releases.
 
@@ -407,6 +464,7 @@ class Release:
             sampling: Which of them take part in a release; None for all of them.
             observers: The observers that get a guarantee.
             assumptions: What has to hold for every guarantee.
+            charge: What these releases are called where a run makes several kinds.
 
         Raises:
             UnsoundReleaseError: If noise is correlated over more steps than lie between two
@@ -423,14 +481,20 @@ class Release:
                 observer=observer,
                 unit=unit,
                 relation=relation,
-                event=event,
-                count=count,
-                theorem=about.theorem,
+                charges={charge: Charge(event, count)},
+                theorem=self._theorem,
                 assumptions=(*assumptions, *about.assumptions, *counted, *unread),
                 float_noise=about.grid is None,
             )
             plans.append(plan)
         return tuple(plans)
+
+    @property
+    def _theorem(self) -> str:
+        theorem = self.mechanism.about.theorem
+        if self.reduce is NONE or not theorem:
+            return theorem
+        return f"{theorem}, at the sensitivity of the largest value alone (reduce=MAX)"
 
     def _event(
         self, observer: Observer, sampling: Sampling, parties: int
@@ -446,6 +510,9 @@ class Release:
             # parties varies, so does the noise, which shows who takes part.
             relation = ZERO_OUT if relation is ADD_REMOVE else relation
             exposure = replace(exposure, knows_sample=exposure.knows_sample or sampling.varies)
+        if self.reduce is not NONE:
+            # Who reads single messages sees all of them.
+            exposure = replace(exposure, largest_only=not exposure.single_messages)
         event = self.mechanism.event(exposure, relation)
         counted = self._counted(exposure, relation, event) if self._parties_draw else ()
         # A participant is one party that knows whether it took part, whoever it is.

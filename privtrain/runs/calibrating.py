@@ -1,6 +1,9 @@
 """Calibrating: the least noise that keeps a promise."""
 
+import math
+
 from privtrain.accounting.calibration import calibrate_scale
+from privtrain.accounting.event import Event, charged
 from privtrain.core.errors import UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.runtime import Runtimes
@@ -62,24 +65,34 @@ def calibrate(
     scaled = [
         number
         for number, (plan, other) in enumerate(zip(samples, plans_at(2.0), strict=True))
-        if plan.event != other.event
+        if plan.charges != other.charges
     ]
     if not scaled:
         raise UnsoundReleaseError(
             f"No noise of {trainer.token} protects from the {observer}: it knows the noise or "
             "reads what is sent. Let the parties draw the noise, or use a secure aggregation."
         )
-    # Each release has to keep the promise, so the one that needs most noise decides.
-    scale = max(
-        calibrate_scale(
-            # The event comes from the plan that training will spend, so the two cannot disagree.
-            lambda value, number=number: plans_at(value)[number].event,  # type: ignore[misc]
+
+    def needed(number: int) -> float:
+        """The scale at which one plan keeps the promise."""
+        counts = samples[number].counts.values()
+        # All kinds as often as planned: so many times, and within that as often as it takes.
+        times = math.gcd(*counts)
+
+        # The event comes from the plan that training will spend, so the two cannot disagree.
+        def event_of(value: float) -> Event:
+            plan = plans_at(value)[number]
+            return charged(plan.charges, {kind: n // times for kind, n in plan.counts.items()})
+
+        return calibrate_scale(
+            event_of,
             epsilon=epsilon,
             delta=delta,
             relation=samples[number].relation,
-            count=samples[number].count,
+            count=times,
         )
-        for number in scaled
-    )
+
+    # Each release has to keep the promise, so the one that needs most noise decides.
+    scale = max(map(needed, scaled))
     calibrated = trainer.with_noise(scale)
     return trainer if calibrated is None else calibrated

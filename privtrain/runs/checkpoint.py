@@ -15,7 +15,7 @@ from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.keys import has_key, home_of_key, keyed_digest
 from privtrain.core.result import History
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
-from privtrain.core.trainer import REALISED
+from privtrain.core.trainer import REALISED, RELEASE
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
@@ -108,10 +108,10 @@ class FileCheckpoint:
         history: Kept along, too.
         path: The file, or None.
         identity: What identifies the run.
-        spent: How many releases were spent so far; called at each save.
+        spent: Kind of release to how many were spent so far; called at each save.
         saved: What `read_state` found there.
         seconds_before: Seconds that earlier sittings took.
-        spent_before: Releases that were spent when the file was written.
+        spent_by_kind: Kind of release to how many were spent when the file was written.
 
     Raises:
         PrivtrainError: If the file lacks something, or is another run's.
@@ -121,10 +121,10 @@ class FileCheckpoint:
     history: History
     path: Path | None
     identity: Identity = field(default=Identity({}))
-    spent: Callable[[], int] = field(default=lambda: 0)
+    spent: Callable[[], Mapping[str, int]] = field(default=dict)
     saved: Mapping[str, Any] | None = field(default=None, repr=False)
     seconds_before: float = field(default=0.0, init=False)
-    spent_before: int = field(default=0, init=False)
+    spent_by_kind: dict[str, int] = field(default_factory=dict, init=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
     _mark: str = field(default="", init=False, repr=False)
     _loaded: tuple[int, dict[str, Any]] | None = field(default=None, init=False, repr=False)
@@ -139,7 +139,9 @@ class FileCheckpoint:
             identity = self.saved["identity"]
             self._loaded = (self.saved["done"], _with_events(self.saved["state"]))
             self.seconds_before = self.saved["seconds"]
-            self.spent_before = self.saved["spent"]
+            # Version 0.2 wrote their number alone: there was one kind.
+            alone = {RELEASE: self.saved["spent"]}
+            self.spent_by_kind = dict(self.saved.get("spent_by_kind", alone))
             self.transcript.extend(Entry(*entry) for entry in self.saved["entries"])
             self.transcript.setups.extend(Setup(*setup) for setup in self.saved["setups"])
             self.history.unprotected.update(self.saved["unprotected"])
@@ -154,11 +156,16 @@ class FileCheckpoint:
 
     def forget(self) -> None:
         """Lets the run begin again; the file stays until the next save."""
-        self._loaded, self.seconds_before, self.spent_before = None, 0.0, 0
+        self._loaded, self.seconds_before, self.spent_by_kind = None, 0.0, {}
         self.transcript.entries.clear()
         self.transcript.setups.clear()
         self.transcript.exchanges = 0
         self.history.unprotected.clear()
+
+    @property
+    def spent_before(self) -> int:
+        """How many releases of all kinds were spent when the file was written."""
+        return sum(self.spent_by_kind.values())
 
     @property
     def seconds(self) -> float:
@@ -173,6 +180,7 @@ class FileCheckpoint:
         """
         if self.path is None:
             return
+        spent = dict(self.spent())
         document = {
             "schema": SCHEMA,
             "identity": self._mark,
@@ -180,7 +188,8 @@ class FileCheckpoint:
             "state": _with_plain_events(state),
             "seconds": self.seconds,
             # Only read where nothing is promised and no journal counts.
-            "spent": self.spent(),
+            "spent": sum(spent.values()),
+            "spent_by_kind": spent,
             "entries": [
                 (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
                 for e in self.transcript.entries

@@ -24,7 +24,7 @@ from privtrain.core.task import (
 )
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_delta
-from privtrain.ledgers.run import check_one_plan, epsilon_of
+from privtrain.ledgers.run import check_one_plan, promises
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND
 from privtrain.sampling.sampling import check_delta_below
 
@@ -361,7 +361,7 @@ def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: floa
         if plan.observer.corrupted:
             check_observer(plan.observer, data.parties)
     # Infinite after one release is infinite after all of them; such a plan needs no delta.
-    promising = [plan for plan in plans if epsilon_of(plan, 1, delta) < float("inf")]
+    promising = [plan for plan in plans if promises(plan, delta)]
     # Who publishes one of n units, chosen at random, is (0, 1/n)-DP: such a delta hides nothing.
     for plan in promising:
         try:

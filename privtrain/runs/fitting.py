@@ -38,7 +38,7 @@ from privtrain.core.trainer import (
 )
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_follows, made_folder
-from privtrain.ledgers.run import JournalLedger
+from privtrain.ledgers.run import JournalLedger, planned_counts
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, Identity
@@ -86,8 +86,8 @@ def open_ledger(
         delta=delta,
         journal=journal if promises else None,
         # One sync pays for a block of releases. A crash loses an unfinished block, so it is at most
-        # a twentieth of what is planned.
-        block=max(1, max((plan.count for plan in plans), default=1) // 20),
+        # a twentieth of what is planned of the rarest kind.
+        block=max(1, min(planned_counts(plans).values(), default=1) // 20),
     )
 
 
@@ -218,7 +218,7 @@ def fit_trial(
             identity = identity_of(*seen, earlier=earlier, seed=(seed, noise_seed), **settings)
             environment = environment_of(where, device)
         kept = (transcript, history)
-        sitting = open_sitting(home, identity, environment, lambda: ledger.spent, *kept)
+        sitting = open_sitting(home, identity, environment, lambda: ledger.spent_by_kind, *kept)
         checkpoint = sitting.checkpoint
         _take_up(ledger, checkpoint, home, promises=promises)
         fits = 0
@@ -294,17 +294,20 @@ def _take_up(
     ledger: JournalLedger, checkpoint: FileCheckpoint, home: Path | None, *, promises: bool
 ) -> None:
     """Holds what a checkpoint says was spent against the ledger."""
-    before = checkpoint.spent_before
-    if promises and before > ledger.spent:
+    before = checkpoint.spent_by_kind
+    known = ledger.spent_by_kind
+    if promises and any(count > known.get(kind, 0) for kind, count in before.items()):
         raise PrivacyError(
-            f"The checkpoint in {home} stands after {before} releases, and the privacy journal "
-            f"beside it knows of {ledger.spent}: entries were lost. Put the journal back, or "
-            "choose another folder."
+            f"The checkpoint in {home} stands after {checkpoint.spent_before} releases, and the "
+            f"privacy journal beside it knows of {ledger.spent}: entries were lost. Put the "
+            "journal back, or choose another folder."
         )
     # No journal counts what promises nothing; how many rounds were made is still reported.
-    if not promises and before:
-        ledger.spend(before)
-        ledger.use(before)
+    if not promises:
+        for kind, count in before.items():
+            if count:
+                ledger.spend(count, kind=kind)
+                ledger.use(count, kind=kind)
 
 
 def _resumed(

@@ -99,7 +99,7 @@ def open_sitting(
     folder: Path | None,
     identity: Identity,
     environment: Mapping[str, str],
-    spent: Callable[[], int],
+    spent: Callable[[], Mapping[str, int]],
     transcript: Transcript,
     history: History,
 ) -> Sitting:
@@ -109,7 +109,7 @@ def open_sitting(
         folder: The folder, or None.
         identity: What identifies the run.
         environment: What it stands on.
-        spent: How many releases were spent so far.
+        spent: Kind of release to how many were spent so far.
         transcript: Filled with what earlier sittings sent.
         history: Filled, too.
 

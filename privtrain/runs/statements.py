@@ -1,7 +1,7 @@
 """The statement of a finished run: guarantees, caveats, curves, cost."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from privtrain.accounting.event import relies_on_sample
@@ -42,14 +42,14 @@ def result_of(
 ) -> TrainResult:
     """The result of a finished run: the predictor, its statement, its cost and its history."""
     seeded = run.entropy.kind is SEEDED
-    plans = with_secret_samples(plans, seeded=seeded)
+    plans, spent = with_secret_samples(plans, seeded=seeded), run.ledger.spent_by_kind
     # After what was spent, not what was planned: a halted run promises more, an aborted round that
     # was paid for counts although its result was lost.
     made = about(
         data,
         guarantees(
             plans,
-            spent=run.ledger.spent,
+            spent=spent,
             delta=delta,
             # An exact function of private votes: it may be looked at in a simulation alone.
             realised=run.outcome.realised if seeded else {},
@@ -60,12 +60,12 @@ def result_of(
         ),
     )
     history = run.outcome.history
-    history.epsilon = _epsilon_curve(plans, run.ledger.spent, delta)
+    history.epsilon = _epsilon_curve(plans, spent, delta)
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
         caveats=_caveats(trainer, data, plans, made),
-        curves=public_curves(plans, spent=run.ledger.spent, delta=delta),
+        curves=public_curves(plans, spent=spent, delta=delta),
     )
     return TrainResult(
         predictor=predictor,
@@ -115,8 +115,12 @@ def _about_sample(plan: PrivacyPlan, seeded: bool) -> tuple[str, ...]:
     said = SAMPLED_IN_SECRET in plan.assumptions
     if seeded:
         return tuple(text for text in plan.assumptions if text != SAMPLED_IN_SECRET)
-    needed = relies_on_sample(plan.event) and not said
+    needed = _relies_on_sample(plan) and not said
     return (*plan.assumptions, SAMPLED_IN_SECRET) if needed else plan.assumptions
+
+
+def _relies_on_sample(plan: PrivacyPlan) -> bool:
+    return any(relies_on_sample(charge.event) for charge in plan.charges.values())
 
 
 def _cost(
@@ -148,8 +152,8 @@ def _hides_messages(plan: PrivacyPlan) -> bool:
     """Whether names, sizes or number of messages may show what a plan promises to hide."""
     # Under add/remove a name, a count or a size that is there for one neighbour only tells them
     # apart; a curve does not say whether a secret sample is behind it.
-    curve = isinstance(plan.event, RdpCurve)
-    return plan.relation is ADD_REMOVE or curve or relies_on_sample(plan.event)
+    curve = any(isinstance(charge.event, RdpCurve) for charge in plan.charges.values())
+    return plan.relation is ADD_REMOVE or curve or _relies_on_sample(plan)
 
 
 def _caveats(
@@ -167,20 +171,24 @@ def _caveats(
     return (*noise, *parts, *CAVEATS, *dict.fromkeys(trainer.caveats))
 
 
-def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: int, delta: float) -> Curve:
+def _epsilon_curve(plans: tuple[PrivacyPlan, ...], spent: Mapping[str, int], delta: float) -> Curve:
     """Epsilon to the public after eighths of the releases; empty where nothing is promised."""
     public = [plan for plan in plans if plan.observer == PUBLIC]
-    if spent == 0 or math.isinf(_worst_unit(public, 1, delta)):
+    made = {kind: count for kind, count in spent.items() if count}
+    if not made or math.isinf(_worst_unit(public, dict.fromkeys(made, 1), delta)):
         return []
     # Eighths: every point is an evaluation by the accountant, which may take seconds.
-    counts = sorted({max(1, round(spent * part / 8)) for part in range(1, 9)})
-    return [(count, _worst_unit(public, count, delta)) for count in counts]
+    points: dict[int, dict[str, int]] = {}
+    for part in range(1, 9):
+        counts = {kind: max(1, round(count * part / 8)) for kind, count in made.items()}
+        points[sum(counts.values())] = counts
+    return [(total, _worst_unit(public, counts, delta)) for total, counts in points.items()]
 
 
-def _worst_unit(public: Iterable[PrivacyPlan], count: int, delta: float) -> float:
+def _worst_unit(public: Iterable[PrivacyPlan], counts: Mapping[str, int], delta: float) -> float:
     """The epsilon of the worst protected unit, as `PrivacyStatement.epsilon` has it."""
     best: dict[Unit, float] = {}
     for plan in public:
-        spent = epsilon_of(plan, count, delta)
+        spent = epsilon_of(plan, counts, delta)
         best[plan.unit] = min(spent, best.get(plan.unit, math.inf))
     return max(best.values(), default=math.inf)

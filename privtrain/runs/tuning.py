@@ -12,7 +12,7 @@ from typing import Any
 
 from privtrain.accounting.divergences import ORDERS
 from privtrain.accounting.epsilon import rdp_curve
-from privtrain.accounting.event import Event, non_private_event, repeated
+from privtrain.accounting.event import Event, charged, non_private_event
 from privtrain.accounting.guarantees import guarantees, public_curves
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.accounting.selection import THEOREMS, RandomTrials, costliest
@@ -33,7 +33,7 @@ from privtrain.core.seeding import (
 from privtrain.core.settings import kept_settings
 from privtrain.core.statement import Budget, PrivacyStatement, Relation
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import PrivacyPlan, Trainer
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan, Trainer
 from privtrain.core.validate import check_follows
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
@@ -233,7 +233,8 @@ def selection_plans(
             known = dict.fromkeys(a for p in same for a in p.assumptions)
             assumptions = (*known, score.assumption, UNSEEN)
         theorem = f"{THEOREMS}; of each trial: {plan.theorem}"
-        made.append(replace(plan, event=event, count=1, theorem=theorem, assumptions=assumptions))
+        charges = {RELEASE: Charge(event, 1)}
+        made.append(replace(plan, charges=charges, theorem=theorem, assumptions=assumptions))
     return tuple(made)
 
 
@@ -243,7 +244,7 @@ def _kind_of(plan: PrivacyPlan) -> tuple[Any, ...]:
 
 def _once(plan: PrivacyPlan, score: Score) -> list[Event]:
     """What one trial releases: the model, and its score."""
-    return [repeated(plan.event, plan.count), score.event(plan.unit, plan.relation)]
+    return [charged(plan.charges), score.event(plan.unit, plan.relation)]
 
 
 def _cost(choices: list[list[Event]], trials: RandomTrials, relation: Relation) -> Event:
@@ -279,13 +280,13 @@ def _stated(
         for text in guarantee.assumptions
         if text not in planned
     )
-    made = guarantees(plans, spent=1, delta=delta, assumptions=tuple(assumed))
+    made = guarantees(plans, spent={RELEASE: 1}, delta=delta, assumptions=tuple(assumed))
     caveats = [c for c in result.statement.caveats if c != TUNING_NOT_COUNTED]
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=result.statement.input_privacy,
         caveats=(*caveats, TUNING_COUNTED),
-        curves=public_curves(plans, spent=1, delta=delta),
+        curves=public_curves(plans, spent={RELEASE: 1}, delta=delta),
     )
     # Epsilon over the rounds is that of one trial, which is not what was promised.
     history = replace(result.history, epsilon=[])

@@ -15,7 +15,7 @@ from privtrain.core.runtime import Draws, Seen
 from privtrain.core.seeding import SystemEntropy, kept_generators, secret_generators
 from privtrain.core.statement import Unit
 from privtrain.core.task import COLUMNS, FederatedData, Loss, Rows, Task
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.core.validate import check_follows, check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import ClippedSum, GradientEngine, Gradients
@@ -288,9 +288,8 @@ class DPSteps:
                 observer=observer,
                 unit=Unit.EXAMPLE,
                 relation=relation,
-                event=event,
                 # In the worst case a party takes part in every round.
-                count=rounds,
+                charges={RELEASE: Charge(event, rounds)},
                 theorem=f"{about.theorem}, Poisson sampling of examples in each silo",
                 assumptions=(*batches.assumptions, DRAWN_IN_SECRET, *about.assumptions),
                 float_noise=about.grid is None,

@@ -33,6 +33,7 @@ from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
 from privtrain.release.placement import Drawer
+from privtrain.release.reduce import NONE
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
@@ -188,6 +189,11 @@ class FedAvg:
         check_separation(
             self.release.mechanism, self.release.mechanism.about.separation, self.sampling
         )
+        if self.release.reduce is not NONE:
+            raise UnsupportedError(
+                "FedAvg needs the sum of updates itself, and reduce=MAX leaves one number of it. "
+                "Use reduce=NONE."
+            )
         if self.release.finish != IDENTITY:
             raise UnsupportedError(
                 f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "

@@ -6,16 +6,17 @@ released, and a student learns from queries and winners alone.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.accounting.event import of_group
+from privtrain.accounting.event import Event, charged, composed, of_group
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.cost import PublicCost
 from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.fields import LATER, told
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor, initial_model, to_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -24,7 +25,7 @@ from privtrain.core.runtime import NO_STAR, Draws, Party, Payload, Reply, Runtim
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
-from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.trainer import RELEASE, PrivacyPlan, Run
 from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
 from privtrain.gradients.gradients import check_losses
@@ -32,14 +33,18 @@ from privtrain.mechanisms.votes import GNMax
 from privtrain.release.aggregation import Gathering
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
-from privtrain.release.finish import ARGMAX
+from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import Drawer
+from privtrain.release.reduce import MAX
 from privtrain.sampling.figures import rows_are_public
 from privtrain.sampling.users import count_rows
 from privtrain.steps.optimizers import check_not_diverged
 from privtrain.steps.plain import PlainSteps, check_not_alone, normalises_batches
 
 STUDENT_NAME = "student"
+
+CHECK, ANSWER = "check", "answer"
+"""Kinds of release of a run that checks each query before it is answered."""
 
 
 def teacher_of_rows(rows: Rows, teachers: int, seed: int) -> Tensor:
@@ -140,31 +145,74 @@ class Vote:
         return self.release.leave(votes, party, kind="votes")
 
 
+def _check_votes(release: Release) -> None:
+    """Refuses a release that does not bound votes."""
+    mechanism = release.mechanism
+    # A changed row replaces a vote; a bound on norms counts it as one that is added.
+    if mechanism.sensitivity(ADD_REMOVE) != mechanism.sensitivity(REPLACE_ONE):
+        raise UnsoundReleaseError(
+            f"{mechanism} bounds what a teacher says, not its vote. Use GNMax or LNMax."
+        )
+
+
 def _of_two_votes(plan: PrivacyPlan) -> PrivacyPlan:
     """A plan about one moved vote, as it is for a replaced row."""
     # A row whose contents change may leave one teacher and join another: a group of two. Both votes
     # are of its own party, which keeps the row. The counts shift twice as far, in L2 (GNMax) and in
     # L1 (LNMax). Gaussian divergences grow with the square of the shift: four times the curve. Of
     # LNMax, min(e, a e^2 / 2) at order a with 2 e for e is at most four times as large.
-    event = plan.event
-    doubled = event.repeated(4) if isinstance(event, RdpCurve) else of_group(event, 2)
+    charges = {
+        kind: replace(charge, event=_of_two(charge.event)) for kind, charge in plan.charges.items()
+    }
     theorem = f"{plan.theorem}; a replaced row may move two votes, a group of two"
-    return replace(plan, event=doubled, theorem=theorem)
+    return replace(plan, charges=charges, theorem=theorem)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _of_two(event: Event) -> Event:
+    return event.repeated(4) if isinstance(event, RdpCurve) else of_group(event, 2)
+
+
+_Votes = tuple[Gathering, dict[str, Reply]]
+"""Who was asked for votes, and what they replied."""
+
+
+def _paid(wanted: int, kind: str, run: Run) -> int:
+    """How many releases of a kind the ledger pays for."""
+    # All of a kind come in one round, so all that the budget allows are paid before it.
+    paid = 0
+    while paid < wanted and run.spend(kind=kind):
+        paid += 1
+    return paid
+
+
+def _of_queries(votes: Mapping[str, Reply], queries: Tensor) -> dict[str, Reply]:
+    """The replies about some queries, by their places."""
+    return {
+        party: replace(reply, message={k: counts[queries] for k, counts in reply.message.items()})
+        for party, reply in votes.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PATE:
     """Teachers on disjoint rows vote on public queries; a student learns the noised winners.
 
+    With a check, a query is answered only where the noised count of the winner reaches a threshold
+    (Confident-GNMax). Every check is charged, whether it is passed or not, and which queries passed
+    is public.
+
     Args:
         teachers: How many teachers; at least the number of parties, over which they are spread.
-        queries: How many public rows the student asks about; each is one release.
+        queries: How many public rows the student asks about; each answer is one release, and each
+            check another one.
         release: How votes are noised and counted; its finish is `ARGMAX`.
         steps: How a teacher is trained.
         student: How the student is trained on the answered queries.
+        consensus: How a query is checked before it is answered, such as
+            `Release(GNMax(sigma), reduce=MAX, finish=Threshold(votes))`; None answers all.
 
-    Source: Papernot et al. 2017 (arXiv:1610.05755); GNMax of Papernot et al. 2018
-    (arXiv:1802.08908), Section 4.1.
+    Source: Papernot et al. 2017 (arXiv:1610.05755); GNMax and Confident-GNMax of Papernot et al.
+    2018 (arXiv:1802.08908), Section 4.1 and Algorithm 1.
     """
 
     teachers: int = 100
@@ -172,6 +220,7 @@ class PATE:
     release: Release = Release(GNMax(sigma=10.0), finish=ARGMAX)
     steps: PlainSteps = PlainSteps(epochs=40, learning_rate=0.5)
     student: PlainSteps = PlainSteps(epochs=60, learning_rate=0.1)
+    consensus: Release | None = field(default=None, metadata=LATER)
     token: ClassVar[str] = "pate"
 
     def __post_init__(self) -> None:
@@ -181,11 +230,26 @@ class PATE:
                 f"PATE releases winners only: give Release(..., finish=ARGMAX), not "
                 f"finish={self.release.finish}."
             )
-        mechanism = self.release.mechanism
-        # A changed row replaces a vote; a bound on norms counts it as one that is added.
-        if mechanism.sensitivity(ADD_REMOVE) != mechanism.sensitivity(REPLACE_ONE):
-            raise UnsoundReleaseError(
-                f"{mechanism} bounds what a teacher says, not its vote. Use GNMax or LNMax."
+        _check_votes(self.release)
+        if self.consensus is not None:
+            self._check_consensus(self.consensus)
+
+    def __repr__(self) -> str:
+        return told(self)
+
+    def _check_consensus(self, check: Release) -> None:
+        if check.reduce is not MAX or not isinstance(check.finish, Threshold):
+            raise UnsupportedError(
+                f"Expected consensus={check} to say whether the largest count reaches a threshold: "
+                "Release(GNMax(sigma), reduce=MAX, finish=Threshold(votes))."
+            )
+        _check_votes(check)
+        # Votes leave once, before anybody knows which queries pass: noise that parties add to their
+        # own would be in the check, too, and answers that are not given would have left.
+        if (check.noise_at, check.aggregation) != (self.release.noise_at, self.release.aggregation):
+            raise UnsupportedError(
+                f"Expected consensus={check} and release={self.release} to have the same noise_at "
+                "and aggregation: votes leave their party once, for both."
             )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
@@ -206,14 +270,13 @@ class PATE:
         known = () if counted is None else (rows_are_public(counted),)
         if rate:
             known = (*known, f"a fraction of {rate:.2g} of the training rows is public: see notes")
+        assumed = ("public queries are not protected", *known)
         # One release an answered query, composed over queries (2018, Section 4.1).
-        plans = self.release.plans(
-            unit=Unit.EXAMPLE,
-            count=self.queries,
-            parties=len(data.parties),
-            observers=(PUBLIC, AGGREGATOR),
-            assumptions=("public queries are not protected", *known),
-        )
+        plans = self._planned(self.release, self._answers, data, assumed)
+        if self.consensus is not None:
+            # Algorithm 1: a check of each query, passed or not.
+            checks = self._planned(self.consensus, CHECK, data, assumed)
+            plans = tuple(one.beside(other) for one, other in zip(checks, plans, strict=True))
         # One row more or less moves one vote. A rate that was counted is the same for neighbours
         # of equally many rows only, one of which trains no teacher (docs/decisions/004).
         relation = ADD_REMOVE if counted is None else ZERO_OUT
@@ -224,8 +287,27 @@ class PATE:
             for plan in plans
         )
 
+    def _planned(
+        self, release: Release, charge: str, data: FederatedData, assumed: tuple[str, ...]
+    ) -> tuple[PrivacyPlan, ...]:
+        return release.plans(
+            unit=Unit.EXAMPLE,
+            count=self.queries,
+            parties=len(data.parties),
+            observers=(PUBLIC, AGGREGATOR),
+            assumptions=assumed,
+            charge=charge,
+        )
+
+    @property
+    def _answers(self) -> str:
+        """What answers are charged as."""
+        return RELEASE if self.consensus is None else ANSWER
+
     def _check_release(self, hosted: dict[str, int], runtimes: Runtimes) -> None:
-        self.release.check(runtimes, parties=len(hosted), largest=float(max(hosted.values())))
+        for release in (self.release, self.consensus):
+            if release is not None:
+                release.check(runtimes, parties=len(hosted), largest=float(max(hosted.values())))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -233,9 +315,10 @@ class PATE:
         return (*trusted, *self.release.aggregation.caveats)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        checked = "" if self.consensus is None else ", where the vote passed its check"
         student = InputPrivacy(
             reader=STUDENT_NAME,
-            reads="public queries and the winner of each vote",
+            reads=f"public queries and the winner of each vote{checked}",
             adversary="untrusted",
         )
         at_party = self.release.noise_at.drawer is Drawer.PARTY
@@ -243,6 +326,7 @@ class PATE:
         return (*self.release.aggregation.readers("party", what), student)
 
     def with_noise(self, scale: float) -> "PATE | None":
+        # The noise of answers; that of checks, like the threshold, is a setting of its own.
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
@@ -314,12 +398,12 @@ class PATE:
         rate, _ = self._public_part(data)
         if rate:
             self._tell_of_split(data, rate, run)
-        if not saved:
-            asked, labels = self._answered(task, data, rate, run)
+        if "labels" not in saved:
+            asked, labels = self._answered(task, data, rate, run, saved.get("passed"))
             saved = {"asked": asked, "labels": labels}
             run.keep(1, **saved)
         asked, labels = saved["asked"], saved["labels"]
-        if len(asked) == 0:
+        if len(asked) == 0 and not run.ledger.spent_by_kind.get(CHECK):
             # No teacher was asked, so none was trained.
             run.outcome.members = Members(made_public=rate > 0)
         run.progress(1, 2)
@@ -330,17 +414,72 @@ class PATE:
         return student
 
     def _answered(
-        self, task: Task, data: FederatedData, rate: float, run: Run
+        self, task: Task, data: FederatedData, rate: float, run: Run, passed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The queries whose answers the ledger pays for, and these answers."""
-        public = self._public(data, rate, run)
-        order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
-        asked = public[order[: self.queries]]
-        answered = 0
-        # All answers come in one round, so all that the budget allows are paid before it.
-        while answered < len(asked) and run.spend():
-            answered += 1
-        return asked[:answered], self._ask(task, data, run, asked[:answered], rate)
+        """The queries whose answers the ledger pays for, and these answers.
+
+        Args:
+            task: What is learned.
+            data: Who holds which rows.
+            rate: At which rows are given up to the public.
+            run: The run.
+            passed: The queries that passed their check before the run was interrupted, if it was.
+        """
+        votes: _Votes | None = None
+        if passed is not None:
+            # Which queries passed was paid for and is public: a resumed run checks nothing twice.
+            asked = passed
+        else:
+            public = self._public(data, rate, run)
+            order = torch.randperm(len(public), generator=run.seeds["queries", 0, ""].torch())
+            asked = public[order[: self.queries]]
+            if self.consensus is not None:
+                asked, votes = self._passed(self.consensus, task, data, run, asked, rate)
+                run.keep(0, passed=asked)
+        answered = _paid(len(asked), self._answers, run)
+        asked = asked[:answered]
+        if answered == 0:
+            return asked, torch.zeros(0, dtype=torch.long)
+        if votes is None:
+            votes = self._votes(task, data, run, asked, rate)
+        else:
+            votes = (votes[0], _of_queries(votes[1], torch.arange(answered)))
+        return asked, self._labels(votes, data, run, answered)
+
+    def _passed(
+        self,
+        consensus: Release,
+        task: Task,
+        data: FederatedData,
+        run: Run,
+        asked: Tensor,
+        rate: float,
+    ) -> tuple[Tensor, _Votes | None]:
+        """The queries whose largest count reaches the threshold, and the votes on them."""
+        checked = _paid(len(asked), CHECK, run)
+        asked = asked[:checked]
+        if checked == 0:
+            return asked, None
+        expected = self._expected(data, checked)
+        gathering, replies = self._votes(task, data, run, asked, rate)
+        votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
+        # Papernot et al. 2018, Algorithm 1, line 1: max over j of n_j + N(0, sigma_1^2) >= T.
+        reached = consensus.arrive(
+            votes,
+            run,
+            round=1,
+            kind="votes",
+            releases=checked,
+            expected=expected,
+            gathering=gathering,
+            charge=CHECK,
+        ).value
+        run.transcript.publish("passed", reached, sender=AGGREGATOR_NAME, round=1)
+        chosen = reached.nonzero().squeeze(1)
+        run.outcome.notes.append(
+            f"{len(chosen)} of {checked} queries passed the check, which is public"
+        )
+        return asked[chosen], (gathering, _of_queries(votes, chosen))
 
     def _public_part(self, data: FederatedData) -> tuple[float, int | None]:
         """The rate at which rows are given up where the data has no public part, else 0.
@@ -384,44 +523,46 @@ class PATE:
             run.outcome.notes.append(f"only {len(public)} public rows for {self.queries} queries")
         return public
 
-    def _ask(self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float) -> Tensor:
-        """The noised winners of the votes on each query, shape `(queries,)`."""
-        if len(asked) == 0:
-            return torch.zeros(0, dtype=torch.long)
+    def _votes(
+        self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float
+    ) -> _Votes:
+        """What every party sends: the counts of its teachers' votes on each query."""
         vote = Vote(task, self.steps, self.release, self.hosted(data.parties), rate, run.seeds.seed)
         gathering = self.release.begin(data.parties, run, round=1, kind="votes")
         payloads = gathering.asked({"queries": asked})
         replies = run.map(vote, payloads, round=1, at_least=gathering.at_least)
+        return gathering, replies
+
+    def _expected(self, data: FederatedData, queries: int) -> Expected:
         # One vote a teacher and query: a party that sends more is not believed.
-        expected = Expected(contributions=vote.hosted, shape=(len(asked), None))
-        votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
-        self._charge_what_was_answered(votes, gathering, run)
+        return Expected(contributions=self.hosted(data.parties), shape=(queries, None))
+
+    def _labels(self, votes: _Votes, data: FederatedData, run: Run, queries: int) -> Tensor:
+        """The noised winners of the votes on each query, shape `(queries,)`."""
+        gathering, replies = votes
         # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
         # "Aggregation" of 2017, the noise is Lap(1 / gamma).
-        labels = self.release.arrive(
-            votes,
+        answers = self.release.arrive(
+            replies,
             run,
             round=1,
             kind="votes",
-            releases=len(asked),
-            expected=expected,
+            releases=queries,
+            expected=self._expected(data, queries),
             gathering=gathering,
-        ).value
-        run.transcript.publish("labels", labels, sender=AGGREGATOR_NAME, round=1)
-        return labels
-
-    def _charge_what_was_answered(
-        self, votes: Mapping[str, Reply], gathering: Gathering, run: Run
-    ) -> None:
-        """Adds the data-dependent charge, where somebody can compute it from the counts."""
-        # It rests on the exact counts, which nobody sees where parties noise their own.
-        if self.release.noise_at.drawer is not Drawer.AGGREGATOR:
-            return
-        counts = self.release.aggregation.gather(gathering, votes, run).value
-        if isinstance(counts, Tensor):
-            realised = self.release.mechanism.realised(counts)
-            if realised is not None:
-                run.outcome.realised[PUBLIC.name] = realised
+            charge=self._answers,
+        )
+        if answers.realised is not None:
+            public = next(p for p in self.plan(data, Runtimes()) if p.observer == PUBLIC)
+            # Checks have no data-dependent charge here: each costs what was planned.
+            checks = charged(
+                {kind: charge for kind, charge in public.charges.items() if kind == CHECK},
+                run.ledger.spent_by_kind,
+            )
+            others = (checks,) if self.consensus is not None else ()
+            run.outcome.realised[PUBLIC.name] = composed((*others, answers.realised))
+        run.transcript.publish("labels", answers.value, sender=AGGREGATOR_NAME, round=1)
+        return answers.value
 
     def _student(self, task: Task, rows: Rows, run: Run) -> ModelPredictor:
         """The student, trained on the answered queries alone."""

@@ -26,7 +26,7 @@ from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsupportedError
 from privtrain.core.observers import PUBLIC, Exposure
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.ledgers.run import capacity, digest_of, epsilon_of
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.discrete import RELEASE_DISTANCE, charged_multiplier
@@ -48,7 +48,10 @@ NEAR = Approximate(ONE, FAR)
 
 def a_plan(event: object, count: int = 1) -> PrivacyPlan:
     return PrivacyPlan(
-        observer=PUBLIC, unit=Unit.EXAMPLE, relation=ADD_REMOVE, event=event, count=count
+        observer=PUBLIC,
+        unit=Unit.EXAMPLE,
+        relation=ADD_REMOVE,
+        charges={RELEASE: Charge(event, count)},
     )
 
 
@@ -77,7 +80,7 @@ def test_no_distance_changes_nothing_and_more_costs_more(accountant: str) -> Non
 def test_a_distance_that_takes_all_of_delta_promises_nothing() -> None:
     for far in (1e-5, 1e-6, 1.0):
         assert epsilon(Approximate(ONE, far), DELTA) == math.inf
-    (said,) = guarantees((a_plan(Approximate(ONE, 1e-6)),), spent=1, delta=DELTA)
+    (said,) = guarantees((a_plan(Approximate(ONE, 1e-6)),), spent={RELEASE: 1}, delta=DELTA)
     assert (said.epsilon, said.accountant, said.theorem) == (math.inf, "none", "")
     huge = Approximate(gaussian_event(0.02), 1e-30)
     assert epsilon(huge, DELTA) == math.inf, "e^epsilon is beyond the range of floats"
@@ -131,15 +134,16 @@ def test_both_accountants_charge_it() -> None:
 
 def test_ledger_guarantee_and_capacity_charge_it() -> None:
     plain, near = a_plan(ONE, 40), a_plan(Approximate(ONE, 1e-10), 40)
-    assert epsilon_of(near, 3, DELTA) > epsilon_of(plain, 3, DELTA)
+    assert epsilon_of(near, {RELEASE: 3}, DELTA) > epsilon_of(plain, {RELEASE: 3}, DELTA)
     budget = Budget(8.0, DELTA)
     assert capacity((near,), budget) == capacity((plain,), budget)
-    tight = Budget((1 + 1e-6) * epsilon_of(plain, 2, DELTA), DELTA)
-    assert capacity((near,), tight) < capacity((plain,), tight) == 2
+    tight = Budget((1 + 1e-6) * epsilon_of(plain, {RELEASE: 2}, DELTA), DELTA)
+    assert capacity((plain,), tight) == {RELEASE: 2}
+    assert capacity((near,), tight) == {RELEASE: 1}
     with pytest.raises(BudgetExceededError):
         capacity((a_plan(NEAR, 1),), Budget(epsilon(ONE, DELTA) * 1.001, DELTA))
-    (said,) = guarantees((near,), spent=3, delta=DELTA)
-    assert said.epsilon == epsilon_of(near, 3, DELTA)
+    (said,) = guarantees((near,), spent={RELEASE: 3}, delta=DELTA)
+    assert said.epsilon == epsilon_of(near, {RELEASE: 3}, DELTA)
     assert digest_of((near,), DELTA) != digest_of((plain,), DELTA)
     assert digest_of((near,), DELTA) != digest_of((a_plan(Approximate(ONE, 2 * FAR), 40),), DELTA)
 
@@ -154,7 +158,7 @@ def test_curves_charge_it_at_every_delta() -> None:
     missed = dict(trade_off(NEAR))
     assert all(missed[rate] <= value for rate, value in trade_off(ONE))
     assert missed != dict(trade_off(ONE))
-    (curves,) = public_curves((a_plan(NEAR),), spent=1, delta=DELTA)
+    (curves,) = public_curves((a_plan(NEAR),), spent={RELEASE: 1}, delta=DELTA)
     finite = {delta: bound for delta, bound in near.items() if bound < math.inf}
     assert dict(curves.epsilon_by_delta) == finite != near
 

@@ -11,7 +11,7 @@ from privtrain.accounting.event import gaussian_event, truncated_poisson_sampled
 from privtrain.accounting.guarantees import ONE_SIDED, PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
@@ -24,7 +24,7 @@ PLANS = Release(Gaussian(1.0, 2.0)).plans(
 
 
 def test_one_guarantee_an_observer_with_unit_relation_and_accountant() -> None:
-    made = guarantees(PLANS, spent=4, delta=1e-5, assumptions=("simulated",))
+    made = guarantees(PLANS, spent={RELEASE: 4}, delta=1e-5, assumptions=("simulated",))
     assert [g.observer for g in made] == ["public", "participant", "aggregator"]
     public = made[0]
     assert (public.unit, public.relation) == (Unit.CLIENT, ZERO_OUT)
@@ -38,7 +38,7 @@ def test_one_guarantee_an_observer_with_unit_relation_and_accountant() -> None:
 
 
 def test_where_nothing_is_promised_nothing_is_claimed() -> None:
-    aggregator = guarantees(PLANS, spent=4, delta=1e-5)[2]
+    aggregator = guarantees(PLANS, spent={RELEASE: 4}, delta=1e-5)[2]
     assert aggregator.epsilon == math.inf
     assert (aggregator.accountant, aggregator.cross_check, aggregator.theorem) == ("none", None, "")
 
@@ -48,16 +48,15 @@ def test_no_cross_check_is_copied_where_there_is_none() -> None:
         observer=PUBLIC,
         unit=Unit.CLIENT,
         relation=ZERO_OUT,
-        event=truncated_poisson_sampled(20, 0.2, 6, gaussian_event(2.0)),
-        count=3,
+        charges={RELEASE: Charge(truncated_poisson_sampled(20, 0.2, 6, gaussian_event(2.0)), 3)},
     )
-    (made,) = guarantees((plan,), spent=3, delta=1e-5)
+    (made,) = guarantees((plan,), spent={RELEASE: 3}, delta=1e-5)
     assert (made.accountant, made.cross_check) == ("pld", None)
 
 
 def test_the_reader_of_single_messages_is_owed_replace_one() -> None:
     plans = Release(Gaussian(1.0, 2.0), AT_PARTY).plans(unit=Unit.CLIENT, count=3, parties=5)
-    made = {g.observer: g for g in guarantees(plans, spent=3, delta=1e-5)}
+    made = {g.observer: g for g in guarantees(plans, spent={RELEASE: 3}, delta=1e-5)}
     assert made["aggregator"].relation is REPLACE_ONE
     assert made["public"].relation is ZERO_OUT
     assert made["public"].epsilon < made["participant"].epsilon < made["aggregator"].epsilon < 99
@@ -70,7 +69,7 @@ def test_a_data_dependent_charge_stands_beside_the_formal_one_and_says_what_it_i
     )
     counts = torch.tensor([[90.0, 5.0, 5.0]]).repeat(20, 1)
     realised = {observer.name: mechanism.realised(counts) for observer in (PUBLIC, AGGREGATOR)}
-    made = guarantees(plans, spent=20, delta=1e-5, realised=realised)
+    made = guarantees(plans, spent={RELEASE: 20}, delta=1e-5, realised=realised)
     assert [(g.observer, g.data_dependent) for g in made] == [
         ("public", False),
         ("public", True),
@@ -92,7 +91,7 @@ def test_a_data_dependent_line_is_true_of_one_direction_and_claims_no_other() ->
     )
     counts = torch.tensor([[11.0, 7.0]]).repeat(queries, 1)
     realised = {PUBLIC.name: mechanism.realised(counts)}
-    formal, made = guarantees(plans, spent=queries, delta=delta, realised=realised)
+    formal, made = guarantees(plans, spent={RELEASE: queries}, delta=delta, realised=realised)
     assert made.epsilon == pytest.approx(15.402, abs=5e-4)
     # How often class 1 wins, with all votes and with one of them moved (11:7 becomes 10:8).
     often = np.arange(queries + 1)
@@ -118,16 +117,18 @@ def test_a_data_dependent_line_is_true_of_one_direction_and_claims_no_other() ->
 
 
 def test_realised_charges_of_others_change_nothing() -> None:
-    made = guarantees(PLANS, spent=2, delta=1e-5, realised={"querier": gaussian_event(1.0)})
+    made = guarantees(
+        PLANS, spent={RELEASE: 2}, delta=1e-5, realised={"querier": gaussian_event(1.0)}
+    )
     assert not any(g.data_dependent for g in made)
-    assert made == guarantees(PLANS, spent=2, delta=1e-5)
+    assert made == guarantees(PLANS, spent={RELEASE: 2}, delta=1e-5)
 
 
 @pytest.mark.parametrize("observer", [PUBLIC, PARTICIPANT])
 def test_equals_the_accountant_asked_directly(observer: object) -> None:
     (plan,) = [plan for plan in PLANS if plan.observer == observer]
-    (made,) = guarantees((plan,), spent=1, delta=1e-6)
-    asked = evaluate(plan.event, 1e-6, plan.relation)
+    (made,) = guarantees((plan,), spent={RELEASE: 1}, delta=1e-6)
+    asked = evaluate(plan.charges[RELEASE].event, 1e-6, plan.relation)
     assert (made.epsilon, made.accountant, made.cross_check) == (
         asked.epsilon,
         asked.accountant,
@@ -137,8 +138,8 @@ def test_equals_the_accountant_asked_directly(observer: object) -> None:
 
 
 def test_the_public_promise_has_its_curves_through_the_stated_pair() -> None:
-    (made,) = public_curves(PLANS, spent=4, delta=1e-5)
-    (stated, *_) = guarantees(PLANS, spent=4, delta=1e-5)
+    (made,) = public_curves(PLANS, spent={RELEASE: 4}, delta=1e-5)
+    (stated, *_) = guarantees(PLANS, spent={RELEASE: 4}, delta=1e-5)
     assert (made.observer, made.unit, made.relation) == ("public", Unit.CLIENT, ZERO_OUT)
     assert dict(made.epsilon_by_delta)[1e-5] == stated.epsilon
     assert made.mu == pytest.approx(1.0, rel=1e-3)
@@ -156,13 +157,13 @@ def test_every_curve_passes_through_what_is_stated_at_any_delta(delta: float) ->
     """Of each unit; by PLD, and by RDP of a fixed-size sample and of votes."""
     both = (PLANS[0], *SAMPLED)
     for plans in (both, both[::-1], VOTES):
-        stated = {g.unit: g.epsilon for g in guarantees(plans, spent=4, delta=delta)}
-        drawn = public_curves(plans, spent=4, delta=delta)
+        stated = {g.unit: g.epsilon for g in guarantees(plans, spent={RELEASE: 4}, delta=delta)}
+        drawn = public_curves(plans, spent={RELEASE: 4}, delta=delta)
         assert {c.unit: dict(c.epsilon_by_delta)[delta] for c in drawn} == stated
         assert all(dict(c.promised)[delta] == stated[c.unit] for c in drawn)
 
 
 def test_without_releases_or_a_promise_there_are_no_curves() -> None:
-    assert public_curves(PLANS, spent=0, delta=1e-5) == ()
+    assert public_curves(PLANS, spent={RELEASE: 0}, delta=1e-5) == ()
     exact = Release().plans(unit=Unit.CLIENT, count=3, parties=5)
-    assert public_curves(exact, spent=3, delta=1e-5) == ()
+    assert public_curves(exact, spent={RELEASE: 3}, delta=1e-5) == ()

@@ -20,7 +20,7 @@ from privtrain.core.runtime import Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
-from privtrain.core.trainer import Ledger, Run
+from privtrain.core.trainer import RELEASE, Ledger, Run
 from privtrain.core.transcript import Transcript
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.release.aggregation import Aggregation, Gathering, Refusal, Total
@@ -37,11 +37,15 @@ class OpenLedger:
     spent: int = 10**9
     used: int = 0
 
-    def spend(self, count: int = 1) -> bool:
+    @property
+    def spent_by_kind(self) -> dict[str, int]:
+        return {RELEASE: self.spent}
+
+    def spend(self, count: int = 1, *, kind: str = RELEASE) -> bool:
         self.spent += count
         return True
 
-    def use(self, count: int = 1) -> None:
+    def use(self, count: int = 1, *, kind: str = RELEASE) -> None:
         self.used += count
 
 

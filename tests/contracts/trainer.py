@@ -124,8 +124,8 @@ def spends_what_it_planned(case: Case) -> None:
     assert result.halted is None
     assert [g.observer for g in formal] == [plan.observer.name for plan in plans]
     for plan, guarantee in zip(plans, formal, strict=True):
-        assert guarantee.releases == plan.count
-        assert guarantee.epsilon == epsilon_of(plan, plan.count, DELTA)
+        assert guarantee.releases == sum(plan.counts.values())
+        assert guarantee.epsilon == epsilon_of(plan, plan.counts, DELTA)
         assert (guarantee.unit, guarantee.relation) == (plan.unit, plan.relation)
     for guarantee in result.statement.guarantees:
         if guarantee.data_dependent:
@@ -145,8 +145,13 @@ def noise_is_scaled(case: Case) -> None:
     little, much = (case.trainer.with_noise(scale) for scale in (5.0, 50.0))
     assert little is not None
     assert much is not None
-    more, less = (epsilon_of(t.plan(case.data, STAR)[0], 1, DELTA) for t in (little, much))
+    more, less = (_of_one_each(t, case.data) for t in (little, much))
     assert less < more < math.inf
+
+
+def _of_one_each(trainer: Trainer, data: FederatedData) -> float:
+    plan = trainer.plan(data, STAR)[0]
+    return epsilon_of(plan, dict.fromkeys(plan.charges, 1), DELTA)
 
 
 def the_same_seed_gives_the_same_bits(case: Case) -> None:

@@ -23,6 +23,7 @@ from privtrain.core.runtime import Party
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import RELEASE
 from tests.docs.pages import DOCS, examples, run
 from tests.statistics import assert_power, std_is
 
@@ -233,7 +234,9 @@ def test_mechanism_splits_among_parties(folder: Path) -> None:
     plans = release.plans(
         unit=Unit.CLIENT, count=1, parties=4, observers=(pt.PUBLIC, pt.AGGREGATOR)
     )
-    assert [plan.event.noise_multiplier for plan in plans] == pytest.approx([1.0, 0.5])
+    assert [plan.charges[RELEASE].event.noise_multiplier for plan in plans] == pytest.approx(
+        [1.0, 0.5]
+    )
 
 
 def test_mechanism_is_refused_where_gradients_are_clipped_in_l2(folder: Path) -> None:

@@ -13,6 +13,7 @@ from privtrain.accounting.epsilon import evaluate
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Relation, Unit
+from privtrain.core.trainer import RELEASE
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
@@ -154,7 +155,7 @@ def test_every_cell(release: Release, observer: Observer, cell: Cell) -> None:
     (plan,) = release.plans(unit=Unit.CLIENT, count=1, parties=100, observers=(observer,))
     assert plan.relation is cell.relation
     assert plan.unit is Unit.CLIENT
-    found = epsilon_of(plan, 1, DELTA)
+    found = epsilon_of(plan, {RELEASE: 1}, DELTA)
     assert round(found, cell.decimals) == cell.epsilon if cell.epsilon < INF else found == INF
 
 
@@ -163,7 +164,7 @@ def test_finite_cells_come_from_pld_and_rdp_is_no_smaller(
     name: str, release: Release, cells: dict[Observer, Cell]
 ) -> None:
     for plan in release.plans(unit=Unit.CLIENT, count=1, parties=100, observers=tuple(cells)):
-        found = evaluate(plan.event, DELTA, plan.relation)
+        found = evaluate(plan.charges[RELEASE].event, DELTA, plan.relation)
         if found.epsilon == INF:
             assert (found.accountant, found.cross_check) == ("none", None)
         else:
@@ -183,7 +184,9 @@ def test_replace_one_by_the_other_accountant() -> None:
     (plan,) = Release(GAUSSIAN, AT_PARTY).plans(
         unit=Unit.CLIENT, count=1, parties=100, observers=(AGGREGATOR,)
     )
-    assert evaluate(plan.event, DELTA, plan.relation).cross_check == pytest.approx(10.726, abs=5e-4)
+    assert evaluate(plan.charges[RELEASE].event, DELTA, plan.relation).cross_check == pytest.approx(
+        10.726, abs=5e-4
+    )
 
 
 @pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY, EVERY_PARTY])
@@ -205,4 +208,6 @@ def test_all_computing_parties_together_read_every_message(noise_at: Placement) 
     (plan,) = release.plans(
         unit=Unit.CLIENT, count=1, parties=100, observers=(some,), sampling=FixedSize(10)
     )
-    assert type(plan.event).__name__ == "GaussianDpEvent"  # no amplification: the sample is known
+    assert (
+        type(plan.charges[RELEASE].event).__name__ == "GaussianDpEvent"
+    )  # no amplification: the sample is known

@@ -20,6 +20,7 @@ from privtrain.attacks.one_run.bounds import epsilon_bound
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
 from privtrain.core.task import Canaries, FederatedData, Rows, Task
+from privtrain.core.trainer import RELEASE
 from privtrain.data.canaries import with_canaries
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.release.aggregation import BoundedSum
@@ -123,7 +124,7 @@ def audit_release(
         summed = BoundedSum(total, bound)
         made = Release(mechanism).arrive(summed, run, round=number, kind="gradient")
         released.append(made.value)
-    event = repeated(plan.event, count)
+    event = repeated(plan.charges[RELEASE].event, count)
     return verdict(score(torch.stack(released)), drawn, guesses, event, plan.relation)
 
 

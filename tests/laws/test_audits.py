@@ -13,7 +13,7 @@ from privtrain.core.runtime import Reply, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.core.trainer import PrivacyPlan, Run
+from privtrain.core.trainer import RELEASE, PrivacyPlan, Run
 from privtrain.core.transcript import Transcript
 from privtrain.gradients.opacus import Opacus
 from privtrain.ledgers.run import JournalLedger, epsilon_of
@@ -102,7 +102,7 @@ def audited(mechanism: Mechanism, totals: tuple[Tensor, Tensor]) -> float:
 
 def stated(mechanism: Mechanism) -> float:
     (plan, *_) = Release(mechanism).plans(unit=Unit.EXAMPLE, count=1, parties=1)
-    return epsilon_of(plan, 1, DELTA)
+    return epsilon_of(plan, {RELEASE: 1}, DELTA)
 
 
 class Silent(Gaussian):
@@ -185,7 +185,7 @@ def test_answers_of_teachers_stay_below_their_epsilon(mechanism: GNMax, sound: b
     """One teacher moves its vote from a class to the other, and decides the vote."""
     release = Release(mechanism, finish=ARGMAX)
     plans = release.plans(unit=Unit.EXAMPLE, count=REPEATS, parties=1)
-    epsilon = epsilon_of(plans[0], 1, DELTA)
+    epsilon = epsilon_of(plans[0], {RELEASE: 1}, DELTA)
     answers = []
     expected = Expected(contributions=5)
     for seed, counts in enumerate(([3.0, 2.0], [2.0, 3.0])):

@@ -21,7 +21,7 @@ from privtrain.core.runtime import Draws, Runtimes, Seen
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.core.trainer import Trainer
+from privtrain.core.trainer import RELEASE, Trainer
 from privtrain.data.canaries import with_canaries
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
@@ -172,7 +172,7 @@ def test_a_halted_run_has_the_members_of_the_steps_it_took() -> None:
     pooled = DPSGD(epochs=1, expected_batch=6, sampling=FixedSizeBatches(), release=FAINT)
     rounds = FedAvg(rounds=9, sampling=FixedSize(1), release=FAINT, local=LOUD)
     for trainer, threshold, most in ((pooled, 0.02, 18), (rounds, 0.15, 30)):
-        three = epsilon_of(trainer.plan(data, STAR)[0], 3, 1e-3)
+        three = epsilon_of(trainer.plan(data, STAR)[0], {RELEASE: 3}, 1e-3)
         result = train(trainer, data, budget=Budget(epsilon=three, delta=1e-3))
         assert result.halted is not None
         assert attacked(result, data) == moved(result, threshold)

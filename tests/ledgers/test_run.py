@@ -21,7 +21,7 @@ from privtrain.accounting.guarantees import guarantees
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PUBLIC, QUERIER, coalition
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.ledgers.run import (
     JournalLedger,
     capacity,
@@ -41,8 +41,7 @@ def a_plan(count: int = 10, noise: float = 2.0) -> PrivacyPlan:
         observer=PUBLIC,
         unit=Unit.CLIENT,
         relation=ZERO_OUT,
-        event=gaussian_event(noise),
-        count=count,
+        charges={RELEASE: Charge(gaussian_event(noise), count)},
     )
 
 
@@ -475,6 +474,10 @@ def test_a_journal_cut_at_every_byte_goes_on(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------- another plan
 
 
+def of(event: Any) -> PrivacyPlan:
+    return replace(a_plan(), charges={RELEASE: Charge(event, 10)})
+
+
 def same_but(**changes: object) -> PrivacyPlan:
     return replace(a_plan(), **changes)  # type: ignore[arg-type] # one field of each kind
 
@@ -485,10 +488,10 @@ def same_but(**changes: object) -> PrivacyPlan:
         same_but(observer=AGGREGATOR),
         same_but(unit=Unit.EXAMPLE),
         same_but(relation=REPLACE_ONE),
-        same_but(count=11),
-        same_but(event=gaussian_event(2.000001)),
-        same_but(event=poisson_sampled(0.5, gaussian_event(2.0))),
-        same_but(event=non_private_event()),
+        same_but(charges={RELEASE: Charge(gaussian_event(2.0), 11)}),
+        of(gaussian_event(2.000001)),
+        of(poisson_sampled(0.5, gaussian_event(2.0))),
+        of(non_private_event()),
     ],
     ids=["observer", "unit", "relation", "count", "noise", "sampling", "none"],
 )
@@ -519,7 +522,7 @@ def test_curves_and_samples_of_other_noise_are_other_plans() -> None:
         composed([gaussian_event(1.0), Release(GNMax(1.0)).mechanism.event(EXPOSED, ADD_REMOVE)]),
         composed([gaussian_event(1.0), Release(GNMax(2.0)).mechanism.event(EXPOSED, ADD_REMOVE)]),
     ]
-    digests = {digest_of((replace(a_plan(), event=event),), 1e-5) for event in events}
+    digests = {digest_of((of(event),), 1e-5) for event in events}
     assert len(digests) == len(events)
 
 
@@ -609,7 +612,7 @@ def test_a_full_disk_releases_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_budget_becomes_the_largest_count_that_fits(noise: float, epsilon: float) -> None:
     plan = a_plan(count=25, noise=noise)
     brute = max(
-        (n for n in range(26) if epsilon_of(plan, n, 1e-5) <= epsilon),
+        (n for n in range(26) if epsilon_of(plan, {RELEASE: n}, 1e-5) <= epsilon),
         default=0,
     )
     budget = Budget(epsilon=epsilon, delta=1e-5)
@@ -617,24 +620,24 @@ def test_a_budget_becomes_the_largest_count_that_fits(noise: float, epsilon: flo
         with pytest.raises(BudgetExceededError):
             capacity((plan,), budget)
     else:
-        assert capacity((plan,), budget) == brute
+        assert capacity((plan,), budget) == {RELEASE: brute}
 
 
 def test_the_strictest_plan_of_the_observer_counts() -> None:
     loose, strict = a_plan(noise=5.0), a_plan(noise=2.0)
     budget = Budget(epsilon=4.0, delta=1e-5)
     assert capacity((loose, strict), budget) == capacity((strict,), budget)
-    assert capacity((strict,), budget) < capacity((loose,), budget)
+    assert capacity((strict,), budget)[RELEASE] < capacity((loose,), budget)[RELEASE]
 
 
 def test_other_observers_do_not_count() -> None:
-    exposed = replace(a_plan(), observer=AGGREGATOR, event=non_private_event())
-    assert capacity((a_plan(noise=20.0), exposed), Budget(epsilon=3.0)) == 10
+    exposed = replace(of(non_private_event()), observer=AGGREGATOR)
+    assert capacity((a_plan(noise=20.0), exposed), Budget(epsilon=3.0)) == {RELEASE: 10}
 
 
 def test_without_a_budget_the_plan_is_the_limit() -> None:
-    assert capacity((a_plan(count=7), a_plan(count=3)), None) == 7
-    assert capacity((), None) == 0
+    assert capacity((a_plan(count=7), a_plan(count=3)), None) == {RELEASE: 7}
+    assert capacity((), None) == {}
 
 
 def test_not_one_release_fits() -> None:
@@ -660,7 +663,7 @@ def test_a_smaller_budget_on_resuming_pays_for_nothing_more(tmp_path: Path) -> N
     assert a_ledger(tmp_path).spend(8)
     tight = JournalLedger(
         (a_plan(),),
-        budget=Budget(epsilon=epsilon_of(a_plan(), 4, 1e-5)),
+        budget=Budget(epsilon=epsilon_of(a_plan(), {RELEASE: 4}, 1e-5)),
         journal=journal_of(tmp_path),
     )
     assert (tight.limit, tight.spent) == (4, 8)
@@ -676,8 +679,10 @@ def test_spent_is_at_most_planned_and_equal_at_the_end(
     mechanism: Gaussian | GNMax | Exact, spent: int
 ) -> None:
     plans = Release(mechanism).plans(unit=Unit.CLIENT, count=10, parties=4)
-    for plan, made in zip(plans, guarantees(plans, spent=spent, delta=1e-5), strict=True):
-        planned = epsilon_of(plan, plan.count, 1e-5)
+    for plan, made in zip(
+        plans, guarantees(plans, spent={RELEASE: spent}, delta=1e-5), strict=True
+    ):
+        planned = epsilon_of(plan, plan.counts, 1e-5)
         assert made.epsilon <= planned
         assert made.releases == spent
         if spent == 10:
@@ -687,8 +692,8 @@ def test_spent_is_at_most_planned_and_equal_at_the_end(
 
 
 def test_composition_never_lowers_epsilon() -> None:
-    for plan in (a_plan(), replace(a_plan(), event=poisson_sampled(0.1, gaussian_event(1.0)))):
-        curve = [epsilon_of(plan, count, 1e-5) for count in range(12)]
+    for plan in (a_plan(), of(poisson_sampled(0.1, gaussian_event(1.0)))):
+        curve = [epsilon_of(plan, {RELEASE: count}, 1e-5) for count in range(12)]
         assert curve[0] == 0.0
         assert curve == sorted(curve)
         assert not any(map(math.isnan, curve))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from privtrain.accounting.epsilon import epsilon, rdp_curve
 from privtrain.accounting.event import (
+    charged,
     composed,
     gaussian_event,
     non_private_event,
@@ -34,7 +35,8 @@ from privtrain.core.keys import keyed_digest
 from privtrain.core.observers import AGGREGATOR, PUBLIC, Observer, coalition
 from privtrain.core.parameters import to_vector
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Budget, Relation, Unit
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, PrivacyPlan
+from privtrain.core.trainer import Charge as PlannedCharge
 from privtrain.ledgers.study import StudyLedger
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.comparing import compare
@@ -53,7 +55,8 @@ def a_plan(
     noise: float = 4.0, count: int = 3, unit: Unit = Unit.EXAMPLE, relation: Relation = ZERO_OUT
 ) -> tuple[PrivacyPlan, ...]:
     event = gaussian_event(noise) if noise else non_private_event()
-    return (PrivacyPlan(observer=PUBLIC, unit=unit, relation=relation, event=event, count=count),)
+    charges = {RELEASE: PlannedCharge(event, count)}
+    return (PrivacyPlan(observer=PUBLIC, unit=unit, relation=relation, charges=charges),)
 
 
 def spent(study: StudyLedger, *noises: float) -> StudyLedger:
@@ -517,7 +520,7 @@ class BrokenStudy:
     worst: float = 0.0
 
     def spend(self, plans: tuple[PrivacyPlan, ...], data: object, *, name: str) -> None:
-        event = repeated(plans[0].event, plans[0].count)
+        event = charged(plans[0].charges)
         self.worst = max(self.worst, epsilon(event, 1e-5, relation=plans[0].relation))
 
     @property
@@ -623,7 +626,7 @@ def test_fits_of_one_study_share_no_noise() -> None:
 def test_what_no_accountant_can_add_up_is_refused_before_it_is_charged(tmp_path: Path) -> None:
     def plan(event: Any) -> tuple[PrivacyPlan, ...]:
         (one,) = a_plan()
-        return (replace(one, event=event, count=1),)
+        return (replace(one, charges={RELEASE: PlannedCharge(event, 1)}),)
 
     study = StudyLedger(data=DATA, journal=tmp_path / "study")
     cut = truncated_poisson_sampled(36, 0.1, 5, gaussian_event(2.0))

@@ -23,7 +23,7 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Reply, Seen
 from privtrain.core.seeding import SYSTEM, SeededEntropy, Stream, SystemEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.core.trainer import Run
+from privtrain.core.trainer import RELEASE, Run
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.discrete import quantised
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -582,7 +582,9 @@ def test_plans_default_to_three_observers_and_carry_theorem_and_assumptions() ->
         unit=Unit.CLIENT, count=7, parties=4, assumptions=("it rains",)
     )
     assert [plan.observer.name for plan in plans] == ["public", "participant", "aggregator"]
-    assert all(plan.count == 7 and plan.assumptions == ("it rains",) for plan in plans)
+    assert all(
+        plan.charges[RELEASE].count == 7 and plan.assumptions == ("it rains",) for plan in plans
+    )
     assert all("Gaussian mechanism" in plan.theorem for plan in plans)
 
 

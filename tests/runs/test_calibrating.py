@@ -49,7 +49,7 @@ def test_a_calibrated_trainer_stays_within_its_own_epsilon(
 ) -> None:
     found = calibrate(trainer, DATA, epsilon=epsilon, runtimes=STAR)
     (plan, *_) = found.plan(DATA, STAR)
-    value = epsilon_of(plan, plan.count, 1e-5)
+    value = epsilon_of(plan, plan.counts, 1e-5)
     assert 0.97 * epsilon < value <= epsilon
 
 
@@ -72,7 +72,7 @@ def test_a_tiny_delta_takes_the_noise_that_it_needs(
     """At 1e-15 the multiplier was 167,286, without a word; at 1e-30 an option was advised."""
     found = calibrate(trainer, DATA, epsilon=2.0, delta=delta, runtimes=STAR)
     (plan, *_) = found.plan(DATA, STAR)
-    assert 1.9 < epsilon_of(plan, plan.count, delta) <= 2.0
+    assert 1.9 < epsilon_of(plan, plan.counts, delta) <= 2.0
     # mu-Gaussian privacy (Balle and Wang 2018): sqrt(releases) x sensitivity / mu unsampled.
     mu = gaussian_mu(2.0, delta)
     assert mu is not None
@@ -106,14 +106,14 @@ def test_where_noise_is_drawn_twice_the_scaled_one_is_calibrated() -> None:
     assert isinstance(found, FedAvg)
     assert found.local == trainer.local
     client = [p for p in found.plan(DATA, STAR) if p.observer == PUBLIC][1]
-    assert 1.9 < epsilon_of(client, client.count, 1e-5) <= 2.0
+    assert 1.9 < epsilon_of(client, client.counts, 1e-5) <= 2.0
 
 
 def test_an_observer_that_reads_messages_can_be_promised_local_noise() -> None:
     trainer = FedAvg(rounds=2, release=Release(Gaussian(1.0, 1.0), AT_PARTY))
     found = calibrate(trainer, DATA, epsilon=4.0, observer=AGGREGATOR, runtimes=STAR)
     plan = next(p for p in found.plan(DATA, STAR) if p.observer == AGGREGATOR)
-    assert 3.8 < epsilon_of(plan, plan.count, 1e-5) <= 4.0
+    assert 3.8 < epsilon_of(plan, plan.counts, 1e-5) <= 4.0
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:

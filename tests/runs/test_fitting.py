@@ -23,7 +23,7 @@ from privtrain.core.runtime import Draws, Runtimes, Seen, Setting
 from privtrain.core.seeding import SEEDED, SYSTEM
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.core.trainer import Trainer
+from privtrain.core.trainer import RELEASE, Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
@@ -175,8 +175,8 @@ def test_a_private_run_keeps_aborted_rounds_spent_and_draws_fresh_noise(tmp_path
     assert resumed.halted is not None
     (public, *_) = resumed.statement.guarantees
     plans = trainer.plan(DATA, STAR)
-    assert public.releases == plans[0].count == 5
-    assert public.epsilon == epsilon_of(plans[0], 5, 1e-5)
+    assert public.releases == sum(plans[0].counts.values()) == 5
+    assert public.epsilon == epsilon_of(plans[0], {RELEASE: 5}, 1e-5)
     rounds = [e.round for e in resumed.transcript.entries if e.kind == "update"]
     assert sorted(set(rounds)) == [0, 1, 2, 3], "one round of the plan went to the aborted one"
     whole = run(trainer, keep_payloads=True)
@@ -221,7 +221,7 @@ def test_dp_sgd_keeps_what_an_unfinished_block_reserved(tmp_path: Path) -> None:
         run(trainer, tmp_path / "run", progress=stop_at(30))
     resumed = run(trainer, tmp_path / "run")
     (public, *_) = resumed.statement.guarantees
-    assert public.releases == trainer.plan(DATA, STAR)[0].count == 80
+    assert public.releases == trainer.plan(DATA, STAR)[0].counts[RELEASE] == 80
     assert resumed.halted is not None
     assert bool(torch.isfinite(vector(module(resumed))).all())
     lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()

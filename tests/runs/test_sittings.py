@@ -13,7 +13,7 @@ import privtrain as pt
 from privtrain.core.folders import locked_folder
 from privtrain.core.runtime import Draws, Seen
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.core.trainer import Trainer
+from privtrain.core.trainer import RELEASE, Trainer
 from privtrain.data.models import MLP, LogisticRegression
 from privtrain.runs.fitting import fit_trial
 from tests.runs.folders import contents
@@ -108,7 +108,7 @@ def test_with_entropy_of_the_system_it_goes_on_and_halts(tmp_path: Path) -> None
         trial(DPSGD, tmp_path, entropy=pt.SYSTEM, progress=stop_at(20))
     again = trial(DPSGD, tmp_path, entropy=pt.SYSTEM)
     assert again.halted is not None
-    assert public(again).releases == DPSGD.plan(DATA, HERE)[0].count
+    assert public(again).releases == DPSGD.plan(DATA, HERE)[0].counts[RELEASE]
 
 
 def test_after_a_sitting_with_other_noise_it_is_not_repeated(tmp_path: Path) -> None:

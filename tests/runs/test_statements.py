@@ -12,7 +12,7 @@ from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import Budget, PrivacyStatement, Unit, to_json_text
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Run, Trainer
+from privtrain.core.trainer import RELEASE, Run, Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
@@ -224,7 +224,7 @@ def test_epsilon_over_the_rounds_is_that_of_all_plans(noises: tuple[float, float
     curve = _epsilon_curve(plans, 8, 1e-5)
     assert [count for count, _ in curve] == list(range(1, 9))
     for count, epsilon in curve:
-        made = PrivacyStatement(guarantees=guarantees(plans, spent=count, delta=1e-5))
+        made = PrivacyStatement(guarantees=guarantees(plans, spent={RELEASE: count}, delta=1e-5))
         assert epsilon == made.epsilon()
         assert epsilon == max(g.epsilon for g in made.guarantees)
     assert _epsilon_curve(plans[::-1], 8, 1e-5) == curve

@@ -19,6 +19,7 @@ from privtrain.core.errors import BudgetExceededError, UnsoundReleaseError
 from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget
+from privtrain.core.trainer import RELEASE
 from privtrain.ledgers.run import JournalLedger
 from privtrain.mechanisms.banded import BandedMatrix
 from privtrain.mechanisms.gaussian import Gaussian
@@ -102,13 +103,13 @@ def test_cyclic_batches_cost_a_sampled_gaussian_for_each_turn_of_a_group(
     else:
         assert gaussians(1, 1.0, 1e-5) < found.epsilon < unsampled
         coin = DPSGD(epochs=3, expected_batch=8.0)
-        assert found.epsilon > epsilon(coin.plan(DATA, STAR)[0].event, 1e-5)
+        assert found.epsilon > epsilon(coin.plan(DATA, STAR)[0].charges[RELEASE].event, 1e-5)
 
 
 def test_counted_rows_make_it_zero_out() -> None:
     (plan, curator) = trainer(CyclicPoisson(4)).plan(replace(DATA, public_rows=None), STAR)
     assert plan.relation is ZERO_OUT
-    assert math.isinf(epsilon(curator.event, 1e-5))
+    assert math.isinf(epsilon(curator.charges[RELEASE].event, 1e-5))
 
 
 @pytest.mark.parametrize(("relation", "sensitivity"), [(ZERO_OUT, 1.0), (REPLACE_ONE, 2.0)])
@@ -152,7 +153,7 @@ def test_the_first_release_charges_the_whole_run(tmp_path: Path) -> None:
     ledger = JournalLedger(made.plan(DATA, STAR), delta=1e-5, journal=tmp_path / "journal.jsonl")
     assert ledger.spent == ledger.limit == 1
     assert not ledger.spend()
-    assert epsilon(made.plan(DATA, STAR)[0].event, 1e-5) == whole.epsilon
+    assert epsilon(made.plan(DATA, STAR)[0].charges[RELEASE].event, 1e-5) == whole.epsilon
 
 
 def test_an_interrupted_run_is_not_taken_up_but_a_finished_one_is(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from privtrain.accounting.event import (
 from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, coalition
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
-from privtrain.core.trainer import PrivacyPlan
+from privtrain.core.trainer import RELEASE, PrivacyPlan
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
@@ -190,12 +190,12 @@ def plans_by_observer(
 def test_under_fixed_size_who_is_inside_is_charged_for_sampling_among_the_others() -> None:
     plans = plans_by_observer(FixedSize(3))
     inner = gaussian_event(3.0)
-    assert plans["public"].event == fixed_size_sampled(10, 3, inner)
-    assert plans["participant"].event == fixed_size_sampled(9, 3, inner)
-    assert plans["coalition of client-1, client-2, client-3"].event == fixed_size_sampled(
-        7, 3, inner
-    )
-    found = {name: epsilon_of(plan, 5, 1e-5) for name, plan in plans.items()}
+    assert plans["public"].charges[RELEASE].event == fixed_size_sampled(10, 3, inner)
+    assert plans["participant"].charges[RELEASE].event == fixed_size_sampled(9, 3, inner)
+    assert plans["coalition of client-1, client-2, client-3"].charges[
+        RELEASE
+    ].event == fixed_size_sampled(7, 3, inner)
+    found = {name: epsilon_of(plan, {RELEASE: 5}, 1e-5) for name, plan in plans.items()}
     assert (
         found["public"]
         < found["participant"]
@@ -208,14 +208,18 @@ def test_under_fixed_size_who_is_inside_is_charged_for_sampling_among_the_others
 def test_noise_on_shares_protects_from_the_aggregator_but_without_amplification() -> None:
     for sampling in (FixedSize(3), Poisson(0.3)):
         plans = plans_by_observer(sampling, aggregation=SharedSum())
-        assert plans["aggregator"].event == gaussian_event(3.0)
-        assert epsilon_of(plans["public"], 5, 1e-5) < epsilon_of(plans["aggregator"], 5, 1e-5)
+        assert plans["aggregator"].charges[RELEASE].event == gaussian_event(3.0)
+        assert epsilon_of(plans["public"], {RELEASE: 5}, 1e-5) < epsilon_of(
+            plans["aggregator"], {RELEASE: 5}, 1e-5
+        )
 
 
 def test_sampling_helps_those_who_do_not_know_the_sample() -> None:
     sampled, plain = plans_by_observer(Poisson(0.3)), plans_by_observer(Everyone())
     assert sampled["public"].relation is plain["public"].relation
-    assert epsilon_of(sampled["public"], 5, 1e-5) < epsilon_of(plain["public"], 5, 1e-5)
+    assert epsilon_of(sampled["public"], {RELEASE: 5}, 1e-5) < epsilon_of(
+        plain["public"], {RELEASE: 5}, 1e-5
+    )
     event = FixedSize(3).amplified(EVENT, SECRET, PARTIES, 0)
     asked = {"relation": REPLACE_ONE, "accountant": "rdp"}
     assert epsilon(event, 1e-5, **asked) < epsilon(EVENT, 1e-5, **asked)  # type: ignore[arg-type] # one dict for both
@@ -227,16 +231,22 @@ def test_noise_of_a_varying_number_of_parties_shows_the_sample() -> None:
         for aggregation in (None, MaskedSum()):
             for sampling in (Poisson(0.3), Poisson(0.3, 3.0)):
                 for plan in plans_by_observer(sampling, noise_at, aggregation).values():
-                    assert type(plan.event).__name__ == "GaussianDpEvent"
+                    assert type(plan.charges[RELEASE].event).__name__ == "GaussianDpEvent"
                     assert plan.relation is not ADD_REMOVE
 
 
 def test_noise_of_a_fixed_number_of_parties_does_not() -> None:
     plans = plans_by_observer(FixedSize(3), AT_PARTY)
-    assert type(plans["public"].event).__name__ == "SampledWithoutReplacementDpEvent"
+    assert (
+        type(plans["public"].charges[RELEASE].event).__name__ == "SampledWithoutReplacementDpEvent"
+    )
     # Three take part: everybody's noise counts for the public, two noises for a participant.
-    assert plans["public"].event.event.noise_multiplier == pytest.approx(3.0 * 3**0.5)
-    assert plans["participant"].event.event.noise_multiplier == pytest.approx(3.0 * 2**0.5)
+    assert plans["public"].charges[RELEASE].event.event.noise_multiplier == pytest.approx(
+        3.0 * 3**0.5
+    )
+    assert plans["participant"].charges[RELEASE].event.event.noise_multiplier == pytest.approx(
+        3.0 * 2**0.5
+    )
 
 
 def test_parties_that_leave_take_their_noise_along() -> None:

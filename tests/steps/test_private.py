@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
-from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.runtime import Draws
 from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.trainer import RELEASE
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -153,8 +154,8 @@ def test_the_plan_is_the_composition_of_poisson_gaussians(epochs: float) -> None
     assert [plan.observer.name for plan in plans] == ["public", "participant", "aggregator"]
     by_hand = repeated(poisson_sampled(0.2, gaussian_event(1.3)), 4 * math.ceil(epochs / 0.2))
     for plan in plans:
-        assert (plan.unit, plan.count) == (Unit.EXAMPLE, 4)
-        found = epsilon(repeated(plan.event, plan.count), 1e-5, relation=plan.relation)
+        assert (plan.unit, plan.charges[RELEASE].count) == (Unit.EXAMPLE, 4)
+        found = epsilon(charged(plan.charges), 1e-5, relation=plan.relation)
         assert found == pytest.approx(epsilon(by_hand, 1e-5), rel=1e-9)
 
 

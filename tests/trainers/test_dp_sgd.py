@@ -27,6 +27,7 @@ from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind, SeededEntropy, Seeds, Stream
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Budget
 from privtrain.core.task import FederatedData, Loss, Rows, Task
+from privtrain.core.trainer import RELEASE
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import GradientEngine, Gradients
 from privtrain.gradients.opacus import Opacus
@@ -355,7 +356,9 @@ def test_a_budget_halts_and_keeps_what_was_trained() -> None:
     public = found.statement.guarantees[0]
     assert 1 <= public.releases < 25
     (plan, _) = trainer.plan(data, STAR)
-    more = epsilon(repeated(plan.event, public.releases + 1), 1e-5, relation=plan.relation)
+    more = epsilon(
+        repeated(plan.charges[RELEASE].event, public.releases + 1), 1e-5, relation=plan.relation
+    )
     assert more > budget.epsilon, "another release would have fitted"
     assert not torch.equal(vector(module(found)), vector(start()))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
-from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
@@ -546,7 +546,7 @@ def test_plans_state_relations_and_amplification() -> None:
         return {
             p.observer.name: (
                 p.relation,
-                epsilon(repeated(p.event, p.count), 1e-5, relation=p.relation)
+                epsilon(charged(p.charges), 1e-5, relation=p.relation)
                 if p.relation is not REPLACE_ONE
                 else math.nan,
             )

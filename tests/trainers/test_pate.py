@@ -21,6 +21,7 @@ from privtrain.core.runtime import Draws, Party, Payload, Reply
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
+from privtrain.core.trainer import RELEASE
 from privtrain.data.coins import coins
 from privtrain.ledgers.run import epsilon_of
 from privtrain.ledgers.study import StudyLedger
@@ -274,10 +275,10 @@ def _a_run(releases: int):  # type: ignore[no-untyped-def]
     class Paid:
         spent = releases
 
-        def spend(self, count: int = 1) -> bool:
+        def spend(self, count: int = 1, *, kind: str = RELEASE) -> bool:
             return True
 
-        def use(self, count: int = 1) -> None:
+        def use(self, count: int = 1, *, kind: str = RELEASE) -> None:
             return
 
     run_.ledger = Paid()
@@ -335,7 +336,7 @@ def test_who_reads_single_messages_is_owed_replace_one_of_two_votes(
     exact = Release(twice, AT_PARTY, finish=ARGMAX)
     (halved,) = exact.plans(unit=Unit.EXAMPLE, count=1, parties=3, observers=(AGGREGATOR,))
     assert (np.array(both.event.rdp) >= np.array(halved.event.rdp) - 1e-12).all()
-    assert epsilon_of(both, 1, 1e-5) > 1.5 * epsilon_of(single, 1, 1e-5)
+    assert epsilon_of(both, {RELEASE: 1}, 1e-5) > 1.5 * epsilon_of(single, {RELEASE: 1}, 1e-5)
     if isinstance(mechanism, GNMax):
         assert np.allclose(both.event.rdp, halved.event.rdp)
 
