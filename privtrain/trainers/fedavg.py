@@ -28,7 +28,7 @@ from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
 from privtrain.core.transcript import UNPROTECTED
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, check_follows
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
@@ -184,9 +184,9 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
-        check_separation(
-            self.release.mechanism, self.release.mechanism.about.separation, self.sampling
-        )
+        check_follows(Sampling, "Everyone()", sampling=self.sampling)
+        mechanism = self.release.mechanism
+        check_separation(mechanism, mechanism.about.separation, self.sampling)
         if self.release.finish != IDENTITY:
             raise UnsupportedError(
                 f"FedAvg needs the sum of updates itself; finish={self.release.finish} leaves "
