@@ -27,7 +27,7 @@ from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, check_follows
 from privtrain.release.aggregation import Gathering
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
@@ -186,9 +186,9 @@ class FedAvg:
 
     def __post_init__(self) -> None:
         check_count(rounds=self.rounds)
-        check_separation(
-            self.release.mechanism, self.release.mechanism.about.separation, self.sampling
-        )
+        check_follows(Sampling, "Everyone()", sampling=self.sampling)
+        mechanism = self.release.mechanism
+        check_separation(mechanism, mechanism.about.separation, self.sampling)
         if self.release.reduce is not NONE:
             raise UnsupportedError(
                 "FedAvg needs the sum of updates itself, and reduce=MAX leaves one number of it. "

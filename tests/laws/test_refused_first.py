@@ -27,6 +27,7 @@ from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
+from privtrain.sampling.sampling import Everyone, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.fedavg import FedAvg
@@ -191,3 +192,17 @@ def test_own_mechanisms_without_a_member_are_refused_when_they_are_given(
         setattr(Old, member, lambda self: None)
     with pytest.raises(ValueError, match=rf"Gaussian\(1.0, 1.0\); it has no {lacks}\.$"):
         make(Old())
+
+
+@pytest.mark.parametrize(
+    "lacks", sorted(name for name in dir(Sampling) if not name.startswith("_"))
+)
+def test_own_samplings_without_a_member_are_refused_when_they_are_given(lacks: str) -> None:
+    class Old:
+        """What was enough before."""
+
+    for member in set(dir(Everyone)) - {lacks}:
+        if not member.startswith("_"):
+            setattr(Old, member, lambda self: None)
+    with pytest.raises(ValueError, match=rf"Everyone\(\); it has no {lacks}\.$"):
+        FedAvg(sampling=Old())  # type: ignore[arg-type] # that is what is tested
