@@ -120,7 +120,10 @@ def test_an_attack_may_call_something_else_guesses(folder: Path) -> None:
 
 def test_an_own_attack_says_how_many_canaries_it_needs(folder: Path) -> None:
     (folder / "own_parts_canaries.py").write_text(
-        "import privtrain as pt\nclass Own(pt.LossThreshold):\n    canaries_needed = 30\n"
+        "from dataclasses import dataclass\n"
+        "import privtrain as pt\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own(pt.LossThreshold):\n    canaries_needed: int = 30\n"
     )
     attacks = ("own_parts_canaries.py:Own",)
     with pytest.raises(ValueError, match="canaries=29 >= 30"):

@@ -293,7 +293,7 @@ def test_an_own_trainer_without_a_member_is_refused_by_its_name(
         run(old, tmp_path / "run")  # type: ignore[arg-type] # that is what is tested
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=rf"trainers\['old'\]=.*it has no {member}"):
-        tune({"old": old}, TASK, DATA, score=PublicRows(DATA.test))  # type: ignore[dict-item]
+        tune({"old": old}, TASK, DATA, score=PublicRows(some_rows(5)))  # type: ignore[dict-item]
 
 
 def test_an_error_of_a_users_model_names_the_party() -> None:
