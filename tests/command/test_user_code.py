@@ -118,6 +118,19 @@ def test_an_attack_may_call_something_else_guesses(folder: Path) -> None:
     assert getattr(own, "guesses", 0) is None
 
 
+def test_an_own_attack_says_how_many_canaries_it_needs(folder: Path) -> None:
+    (folder / "own_parts_canaries.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import privtrain as pt\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own(pt.LossThreshold):\n    canaries_needed: int = 30\n"
+    )
+    attacks = ("own_parts_canaries.py:Own",)
+    with pytest.raises(ValueError, match="canaries=29 >= 30"):
+        Study(attacks=attacks, canaries=29).make_attacks()
+    assert len(Study(attacks=attacks, canaries=30).make_attacks()) == 1
+
+
 def test_an_attack_without_a_name_is_refused_when_a_study_is_written() -> None:
     with pytest.raises(ValueError, match="attack=None"):
         Study(trainers={"sgd": {}}, attacks=({"limit": 3},)).to_plain()
@@ -154,7 +167,7 @@ def test_a_study_with_references_comes_back(folder: Path) -> None:
         ("own_parts_wrong.py:Bare", "Bare' to name a frozen dataclass"),
         (
             "own_parts_wrong.py:Half",
-            "Half' to have caveats, input_privacy, plan, train, with_noise",
+            "Half' to have caveats, input_privacy, plan, train, with_noise, as",
         ),
     ],
 )
