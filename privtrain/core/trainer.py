@@ -1,6 +1,6 @@
 """The trainer interface: plan what will be released, then train."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,10 +10,10 @@ from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.observers import Observer
 from privtrain.core.result import History, Members, Predictor
-from privtrain.core.runtime import NO_MESH, MeshReply, Payload, Program, Runtimes, Star, Step
+from privtrain.core.runtime import NO_MESH, Payload, Program, Runtimes, Star, Step
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Rows, Split, Task
 from privtrain.core.transcript import Transcript
 
 
@@ -164,12 +164,19 @@ class Run:
             )
         return replies
 
-    def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
-        """Lets all parties of the mesh run a program, and records what they sent.
+    def on_mesh(
+        self,
+        programs: Mapping[str, Program],
+        inputs: Mapping[str, Payload],
+        *,
+        first: int | None = None,
+    ) -> dict[str, Payload]:
+        """Lets each party of the mesh run its program, and records what they sent.
 
         Args:
-            program: What every party runs.
-            inputs: Party to what it brings, in the order of ranks.
+            programs: Party to what it runs, in the order of ranks.
+            inputs: Party to what it brings; who brings nothing may be left out.
+            first: The number of its first round in the transcript; the next one where left out.
 
         Returns:
             Party to result.
@@ -179,14 +186,13 @@ class Run:
         """
         if self.runtimes.mesh is None:
             raise UnsupportedError(NO_MESH)
-        replies = self.runtimes.mesh.spmd(program, inputs, report=self.progress)
-        return {name: self._account(reply) for name, reply in replies.items()}
-
-    def _account(self, reply: MeshReply) -> Payload:
-        self.transcript.extend(reply.entries)
-        self.transcript.setups.extend(reply.setups)
-        self.report_memory(reply.peak_memory_bytes)
-        return reply.payload
+        replies = self.runtimes.mesh.run(programs, inputs, seeds=self.seeds, report=self.progress)
+        entries = [entry for reply in replies.values() for entry in reply.entries]
+        self.transcript.extend(entries, first=first)
+        for reply in replies.values():
+            self.transcript.setups.extend(reply.setups)
+            self.report_memory(reply.peak_memory_bytes)
+        return {name: reply.payload for name, reply in replies.items()}
 
     def report_memory(self, peak: int) -> None:
         """Takes note of the largest resident memory of another process of this run, in bytes."""
@@ -274,4 +280,57 @@ class Trainer(Protocol):
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
         """Trains and returns the predictor that is published."""
+        ...
+
+
+@runtime_checkable
+class MeshTrainer(Protocol):
+    """A trainer whose parties hold their own rows and train among themselves: `privtrain party`.
+
+    What it computes with must follow from the study file: all parties compare their settings,
+    the initial weights and who takes part, before anything is shared.
+    """
+
+    def peer_programs(
+        self,
+        names: Sequence[str],
+        *,
+        task: Task,
+        model: nn.Module,
+        split: Split,
+        rows: Rows | None,
+    ) -> Mapping[str, Program]:
+        """What each party runs, in the order of ranks: who holds rows, then who helps them.
+
+        A program finds its party's rows in `party.train[party.name]`.
+
+        Args:
+            names: The parties that hold rows, by rank.
+            task: What is learned.
+            model: With the initial weights, which are public.
+            split: How the table is cut among the parties.
+            rows: This party's own rows; None where it holds none. Nobody else's are known.
+
+        Raises:
+            ValueError: If the trainer is set for another number of parties.
+            DataError: If own rows or the model cannot be trained on.
+            UnsupportedError: If the task cannot be.
+        """
+        ...
+
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+        """Puts what a program returned at a party with rows into the model.
+
+        Raises:
+            DataError: If the result cannot be believed for own rows.
+            ProtocolError: If it cannot be believed for other reasons.
+        """
+        ...
+
+    def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What is promised to whom and who reads what, a sentence each.
+
+        Args:
+            names: The parties that hold rows, by rank.
+        """
         ...

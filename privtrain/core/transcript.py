@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -107,9 +107,21 @@ class Transcript:
         shape = tuple(tensor.shape)
         self.entries.append(Entry(sender, receiver, kind, shape, size, round, payload))
 
-    def extend(self, entries: Iterable[Entry]) -> None:
-        """Records messages that were counted elsewhere, as in another process."""
-        self.entries.extend(e for e in entries if not e.kind.startswith(UNPROTECTED))
+    def extend(self, entries: Iterable[Entry], *, first: int | None = None) -> None:
+        """Records messages that were counted elsewhere, as in the processes of a mesh.
+
+        Args:
+            entries: The messages, with rounds counted from 0.
+            first: The number of their first round; the next one where it is left out.
+        """
+        start = self.next_round if first is None else first
+        sent = (e for e in entries if not e.kind.startswith(UNPROTECTED))
+        self.entries.extend(replace(e, round=start + e.round) for e in sent)
+
+    @property
+    def next_round(self) -> int:
+        """The number of the round after all that something was sent in."""
+        return 1 + max((e.round for e in self.entries if e.receiver != PUBLIC_NAME), default=-1)
 
     def knows(self, party: str, what: str) -> None:
         """Records setup material: something that a party knows without receiving it."""

@@ -11,8 +11,10 @@ from tests.runtimes.processes.watching import inputs
 def test_parties_run_a_program_in_processes_of_their_own() -> None:
     seen: list[tuple[int, int]] = []
     runtime = Processes(timeout=30)
-    replies = runtime.spmd(
-        programs.AddUp(), inputs(2), report=lambda done, total: seen.append((done, total))
+    replies = runtime.run(
+        dict.fromkeys(inputs(2), programs.AddUp()),
+        inputs(2),
+        report=lambda done, total: seen.append((done, total)),
     )
     assert list(replies) == ["party-0", "party-1"]
     assert [float(reply.payload["total"]) for reply in replies.values()] == [3.0, 3.0]
