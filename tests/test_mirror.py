@@ -7,7 +7,7 @@ TESTED_ELSEWHERE = {
     "__main__.py": "tests/command/test_cli.py and tests/runtimes/processes/test_worker.py start it",
     "command/arguments.py": "tests/command/test_cli.py",
     "core/result.py": "values of a result: tests/report",
-    "core/runtime.py": "a protocol: tests/contracts/star_runtime.py",
+    "core/runtime.py": "protocols: tests/contracts/star_runtime.py and mesh_runtime.py",
     "core/trainer.py": "a protocol: tests/contracts/trainer.py",
     "mpc/engine.py": "a protocol: tests/mpc/crypten/test_engine.py",
     "release/aggregation.py": "a protocol: tests/contracts/aggregation.py",

@@ -268,6 +268,7 @@ class SocketLink:
         try:
             magic, rank = _HELLO.unpack(_read(connection, _HELLO.size))
         except OSError:
+            connection.close()
             return
         # A stranger, or somebody who is here already: not a party of this mesh.
         name = self.names[rank] if magic == _MAGIC and rank < len(self.names) else ""

@@ -1,11 +1,24 @@
 import os
 import pickle
+from collections.abc import Callable
 
 import pytest
 
 from privtrain.runtimes.processes.mesh import Processes
+from tests.contracts.mesh_runtime import CHECKS, QUICK
 from tests.runtimes.processes import programs
 from tests.runtimes.processes.watching import inputs
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow], id=c.__name__)
+        for c in CHECKS
+    ],
+)
+def test_keeps_the_promises_of_a_mesh(check: Callable[[Processes], None]) -> None:
+    check(Processes(timeout=30))
 
 
 def test_parties_run_a_program_in_processes_of_their_own() -> None:
