@@ -9,7 +9,6 @@ TESTED_ELSEWHERE = {
     "core/result.py": "values of a result: tests/report",
     "core/runtime.py": "protocols: tests/contracts/star_runtime.py and mesh_runtime.py",
     "core/trainer.py": "a protocol: tests/contracts/trainer.py",
-    "mpc/engine.py": "a protocol: tests/mpc/crypten/test_engine.py",
     "release/aggregation.py": "a protocol: tests/contracts/aggregation.py",
     "runtimes/flower/surroundings.py": "tests/runtimes/flower/test_grid.py",
     "steps/local.py": "a protocol: tests/contracts/trainer.py",

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 PARTY = "party"
 """The role of who holds rows."""
 
-DEFAULT = "mpc_sgd"
-"""The trainer of a study file that names none."""
-
 _ENTRIES = ("task", "seed", "split")
 
 
@@ -277,8 +274,9 @@ def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
     from privtrain.command.tables import make_trainer
     from privtrain.core.errors import UnsupportedError
     from privtrain.core.trainer import MeshTrainer
+    from privtrain.trainers.mpc_sgd import MPCSGD
 
-    token = next((name for name in table if name not in _ENTRIES), DEFAULT)
+    token = next((name for name in table if name not in _ENTRIES), MPCSGD.token)
     kind: type[Any] = TRAINERS[token]
     if not issubclass(kind, MeshTrainer):
         able = [name for name in TRAINERS if issubclass(TRAINERS[name], MeshTrainer)]
@@ -352,7 +350,7 @@ def read(path: Path) -> dict[str, Any]:
         if name not in _ENTRIES and name not in trainers:
             raise ValueError(
                 f"{path}: no entry {name!r} for a party; there is {', '.join(_ENTRIES)}, and the "
-                f"table of a trainer, such as [{DEFAULT}]."
+                "table of a trainer, such as [mpc_sgd]."
             )
     if len(trainers) > 1:
         raise ValueError(f"{path} must have the table of one trainer; it has {trainers}.")

@@ -7,6 +7,7 @@ from typing import Any, Protocol, SupportsIndex, Union
 
 from torch import Tensor
 
+from privtrain.core.parties import is_role
 from privtrain.core.runtime import Party, Program
 from privtrain.core.statement import InputPrivacy
 
@@ -97,7 +98,7 @@ class Session(Protocol):
         ...
 
     def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Shared:
-        """Shares a value that one party holds, without sending anything.
+        """Shares a value that one party holds; others are sent uniformly random shares at most.
 
         Args:
             integers: At the owner, the value as fixed-point integers; None at the others.
@@ -202,9 +203,14 @@ def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, P
         programs: Computing party to its program, by rank.
 
     Raises:
-        ValueError: If a helper is called as a computing party is.
+        ValueError: If a helper is called as a computing party is, or as a party with rows may be.
     """
     helpers = engine.helpers(tuple(programs))
-    if both := sorted(programs.keys() & helpers.keys()):
-        raise ValueError(f"Expected the helpers of {engine.name} to have other names than {both}.")
+    # Its messages and its view would be mixed with somebody else's.
+    odd = [name for name in helpers if name in programs or not is_role(name)]
+    if odd:
+        raise ValueError(
+            f"Expected the helpers of {engine.name} to be called as roles are, such as dealer, and "
+            f"as nobody else is; got {odd}."
+        )
     return {**programs, **helpers}

@@ -63,7 +63,11 @@ FACTORS = {"left": {"factor": torch.tensor(-12345)}, "right": {"factor": torch.t
 
 def multiply(runtime: MeshRuntime, **others: Program) -> dict[str, MeshReply]:
     """Two parties and a dealer; some of them may run another program."""
-    programs = {"left": Multiply(), "right": Multiply(), "dealer": Deal()} | others
+    programs: dict[str, Program] = {
+        "left": Multiply(),
+        "right": Multiply(),
+        "dealer": Deal(),
+    } | others
     return runtime.run(programs, FACTORS)
 
 

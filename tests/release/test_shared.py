@@ -72,6 +72,9 @@ def test_updates_add_up_and_nothing_else_is_opened(parties: int) -> None:
     total = aggregation(messages, run, kind="update").value
     assert not isinstance(total, Tensor)
     opened = total.open(IDENTITY)
+    # The mesh goes on after the round in which shares came.
+    rounds = {entry.round for entry in run.transcript.entries if entry.kind == "public key"}
+    assert rounds == {1}
     plain = PlainSum()([{"update": value} for value in values], run, kind="update").value
     assert isinstance(plain, Tensor)
     assert float((opened - plain).abs().max()) < 1e-8
