@@ -20,7 +20,7 @@ from torch import nn
 # The files of this folder run as scripts from a checkout that need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from privtrain.core.runtime import MeshParty, Payload
+from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.crypten.engine import CrypTen, CrypTenSession, load
 from privtrain.mpc.layers import Descent, step, translate
 from privtrain.runtimes.processes.mesh import Processes
@@ -75,7 +75,7 @@ class Measure:
     works: tuple[Work, ...]
     repeats: int
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         """Seconds by work and side, shape `(repeats,)`; rounds and bytes of one step."""
         measured: Payload = {}
         with CrypTen().open(party) as session:
@@ -84,7 +84,7 @@ class Measure:
             measured |= self._softmax(session)
         return measured
 
-    def _step(self, session: CrypTenSession, work: Work, party: MeshParty) -> Payload:
+    def _step(self, session: CrypTenSession, work: Work, party: Party) -> Payload:
         model = work.model()
         layers = [layer.open(session) for layer in translate(model)]
         inputs = torch.randn(work.batch, work.sizes[0])
@@ -108,9 +108,9 @@ class Measure:
 
         sides = {"secure": secure, "unchecked": unchecked, "plain": plain}
         times = self._interleaved(sides)
-        rounds, sent = session.channel.round, len(party.entries)
+        rounds, sent = session.channel.round, len(link_of(party).entries)
         secure()
-        size = sum(entry.bytes for entry in party.entries[sent:])
+        size = sum(entry.bytes for entry in link_of(party).entries[sent:])
         counts = torch.tensor([session.channel.round - rounds, size])
         return {f"{work.name}/{side}": value for side, value in times.items()} | {
             f"{work.name}/counts": counts
@@ -152,7 +152,7 @@ def rows(quick: bool) -> list[Row]:
     for parties in (2,) if quick else (2, 3):
         names = [f"computing-{rank}" for rank in range(parties)]
         program = Measure(WORKS, 5 if quick else 15)
-        reply = Processes(timeout=120).spmd(program, {name: {} for name in names})[names[0]]
+        reply = Processes(timeout=120).run(dict.fromkeys(names, program), {})[names[0]]
         times = {key: [float(second) for second in value] for key, value in reply.payload.items()}
         for work in WORKS:
             rounds, sent = times[f"{work.name}/counts"]

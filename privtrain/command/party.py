@@ -1,18 +1,18 @@
 """`privtrain party`: one party of a training on several hosts, started by hand or by torchrun.
 
-No coordinator and no pickles: parties meet at a key-value store that rank 0 hosts, share their own
-rows among each other, and open the trained weights together.
+No coordinator and no pickles: parties meet at a key-value store that rank 0 hosts, and each runs
+the program that the trainer has for its role. The trainer is any that can do so (`MeshTrainer`).
 """
 
+import dataclasses
 import hashlib
 import inspect
 import os
 import sys
 import tomllib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 import tyro
@@ -20,17 +20,23 @@ import tyro
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from privtrain.core.runtime import MeshParty
-    from privtrain.core.task import Rows, Task
-    from privtrain.mpc.descent import PeerDescent
-    from privtrain.trainers.mpc_sgd import MPCSGD
+    from privtrain.core.runtime import Link, Program
+    from privtrain.core.seeding import Seeds
+    from privtrain.core.task import Rows, Split, Task
+    from privtrain.core.trainer import MeshTrainer
+
+
+PARTY = "party"
+"""The role of who holds rows."""
+
+_ENTRIES = ("task", "seed", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartyArgs:
-    """Take part in a secret-shared training on several hosts, one command a host.
+    """Take part in a training on several hosts without a coordinator, one command a host.
 
     Example: privtrain party --rank 0 --world-size 3 --rendezvous tcp://HOST:29500 study.toml
 
@@ -40,10 +46,11 @@ class PartyArgs:
         task = "my_data.py:make"      # make() or make(rank) -> (task, rows) or (task, rows, test)
         seed = 0
         split = "rows"                # or "columns"
-        [mpc_sgd]
+        [mpc_sgd]                     # or another trainer that needs no coordinator
         epochs = 3
 
     Rows stay on their host; the others receive shares only. All parties open the weights.
+    Who helps them without rows, such as a dealer, says so: --role dealer, and no rank.
     """
 
     study: tyro.conf.Positional[Path]
@@ -51,7 +58,9 @@ class PartyArgs:
     rank: int | None = None
     """Number of this party, from 0 (default: the environment variable RANK)."""
     world_size: int | None = None
-    """How many parties there are, 2 or 3 (default: WORLD_SIZE)."""
+    """How many parties hold rows, 2 or 3 (default: WORLD_SIZE)."""
+    role: str = PARTY
+    """What this process does: "party" holds rows; other roles are those of the trainer's engine."""
     rendezvous: str | None = None
     """tcp://HOST:PORT of rank 0 (default: MASTER_ADDR and MASTER_PORT)."""
     timeout: float = 60.0
@@ -65,14 +74,14 @@ class Place:
     """Where a party stands among the others.
 
     Args:
-        rank: Its number, from 0.
-        count: How many parties there are.
+        rank: Its number, from 0; None for one without rows, which is known by its role.
+        count: How many parties hold rows.
         host: Host of rank 0.
         port: Port of rank 0.
         hosts_store: Whether this party hosts the store; under torchrun, its agent does.
     """
 
-    rank: int
+    rank: int | None
     count: int
     host: str
     port: int
@@ -80,7 +89,7 @@ class Place:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all parties, by rank."""
+        """Names of the parties that hold rows, by rank."""
         return tuple(f"party-{rank}" for rank in range(self.count))
 
 
@@ -90,11 +99,13 @@ def place(args: PartyArgs) -> Place:
     Raises:
         ValueError: If something is missing or out of range.
     """
-    rank = _number(args.rank, "rank", "RANK")
+    rank = _number(args.rank, "rank", "RANK") if args.role == PARTY else None
     count = _number(args.world_size, "world_size", "WORLD_SIZE")
     if count not in (2, 3):
         raise ValueError(f"Expected world_size={count} to be 2 or 3.")
-    if not 0 <= rank < count:
+    if rank is None and args.rank is not None:
+        raise ValueError(f"Expected no --rank with --role {args.role}: it has no rows.")
+    if rank is not None and not 0 <= rank < count:
         raise ValueError(f"Expected rank={rank} in 0..{count - 1}.")
     if args.rendezvous is None:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -130,15 +141,15 @@ def run_party(args: PartyArgs) -> int:
 
     Raises:
         ValueError: If an argument or an entry of the study file is wrong.
+        UnsupportedError: If the trainer needs a coordinator.
         PartyLostError: If another party dies, freezes or does not come.
         ProtocolError: If a party has other settings or breaks the protocol.
     """
     import torch
 
-    from privtrain.core.parameters import load_vector, trainable
-    from privtrain.core.runtime import MeshParty
-    from privtrain.mpc.descent import agreed
-    from privtrain.mpc.ranges import wrong_truncations
+    from privtrain.core.runtime import Party
+    from privtrain.core.seeding import SystemEntropy
+    from privtrain.runtimes.links import SocketLink
     from privtrain.runtimes.peers import Peers
 
     check_positive(timeout=args.timeout)
@@ -146,66 +157,174 @@ def run_party(args: PartyArgs) -> int:
     # With one thread sums are formed in one order, so every host computes the same bits.
     torch.set_num_threads(1)
     # Before any party is met: a misspelled study file must not leave the others waiting.
-    trainer, model, task, test, program = _prepare(args, where)
-    with Peers(
-        rank=where.rank,
-        names=where.names,
-        host=where.host,
-        port=where.port,
-        hosts_store=where.hosts_store,
-        timeout=args.timeout,
-    ) as peers:
-        name = where.names[where.rank]
-        party = MeshParty(name=name, rank=where.rank, names=where.names, inputs={})
-        opened = peers.run(lambda: program(party)["weights"])
-    load_vector(trainable(model), agreed({name: opened}, program.rows.inputs))
-    if program.descent.by_rows:
-        wrong_truncations(model, program.rows, weights="opened")
-    _tell(args, trainer, model, task, test, party)
+    part = _prepare(args, where)
+    rank = part.names.index(part.name)
+    with (
+        Peers(
+            rank=rank,
+            names=part.names,
+            host=where.host,
+            port=where.port,
+            hosts_store=where.hosts_store,
+            timeout=args.timeout,
+        ) as peers,
+        SocketLink(
+            names=part.names, rank=rank, meeting=(where.host, where.port), timeout=args.timeout
+        ) as link,
+    ):
+        party = Party(
+            name=part.name,
+            round=0,
+            train={} if part.rows is None else {part.name: part.rows},
+            state={},
+            seeds=part.seeds,
+            entropy=SystemEntropy(),
+            link=link,
+        )
+
+        def take_part() -> "dict[str, Tensor]":
+            _compare(part.digest, link)
+            return part.program({}, party)
+
+        result = peers.run(take_part)
+    if part.rows is not None:
+        part.trainer.finish_peer(part.model, result, part.rows, part.split)
+    _tell(args, part, link, where.names)
     return 0
 
 
-def _prepare(
-    args: PartyArgs, where: Place
-) -> "tuple[MPCSGD, nn.Module, Task, Rows | None, PeerDescent]":
-    from privtrain.command.tables import make_trainer
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process does in the training.
+
+    Args:
+        name: Name of its party.
+        names: All parties, by rank: those with rows, then those that help.
+        program: What it runs.
+        trainer: The trainer.
+        task: What is learned.
+        model: With the initial weights.
+        rows: Its own rows; None where it holds none.
+        test: Rows to measure the model on, or None.
+        seeds: Public streams.
+        split: How the table is cut among the parties.
+        digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    program: "Program"
+    trainer: "MeshTrainer"
+    task: "Task"
+    model: "nn.Module"
+    rows: "Rows | None"
+    test: "Rows | None"
+    seeds: "Seeds"
+    split: "Split"
+    digest: "Tensor"
+
+
+def _prepare(args: PartyArgs, where: Place) -> Part:
     from privtrain.command.user_code import import_named
-    from privtrain.core.parameters import initial_model, to_vector
+    from privtrain.core.parameters import initial_model
     from privtrain.core.seeding import Seeds
-    from privtrain.core.task import ROWS, FederatedData, Split
-    from privtrain.mpc.descent import PeerDescent
-    from privtrain.mpc.ranges import check_weights, wrong_truncations
-    from privtrain.trainers.mpc_sgd import MPCSGD
+    from privtrain.core.task import ROWS, Split
 
     table = read(args.study)
     # What the study file names may import its neighbours, wherever the command was started.
     sys.path.insert(0, str(args.study.resolve().parent))
+    trainer = _trainer(table, where.count)
     make = import_named(_reference(table["task"], args.study), "task")
     takes_rank = len(inspect.signature(make).parameters) > 0
     task, rows, *rest = make(where.rank) if takes_rank else make()
-    test = rest[0] if rest else None
-    # Here every party computes; a study file that says otherwise is refused below.
-    settings = {"computing_parties": where.count} | table.get("mpc_sgd", {})
-    trainer = make_trainer("mpc_sgd", settings)
-    if not isinstance(trainer, MPCSGD) or trainer.computing_parties != where.count:
-        raise ValueError(f"Expected computing_parties to be world_size={where.count}.")
-    trainer.engine.check(where.count)
-    seeds = Seeds(int(table.get("seed", 0)))
-    split = Split(table.get("split", ROWS))
+    seeds, split = Seeds(int(table.get("seed", 0))), Split(table.get("split", ROWS))
     model = initial_model(task, seeds["initialisation", 0, ""])
-    shape_of_data = FederatedData(train={}, test=rows, split=split)
-    descent = trainer.program(task, model, shape_of_data, seeds)
-    check_weights(model)
-    # Rows that are not finite, or of another width, are named at all parties once they are there.
-    if split is ROWS and bool(rows.inputs.isfinite().all()):
-        with suppress(RuntimeError):
-            wrong_truncations(model, rows, weights="initial")
-    # The others compare this digest before anything is shared: parties with other settings or
-    # another start would train a model that is nobody's.
+    own = rows if where.rank is not None else None
+    programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
+    name = args.role if where.rank is None else where.names[where.rank]
+    helpers = [other for other in programs if other not in where.names]
+    if name not in programs or (where.rank is None and name not in helpers):
+        raise ValueError(
+            f"Expected role={args.role!r} to be one of {', '.join([PARTY, *helpers])}: there is no "
+            f"other with {trainer}."
+        )
+    names = tuple(programs)
+    return Part(
+        name=name,
+        names=names,
+        program=programs[name],
+        trainer=trainer,
+        task=task,
+        model=model,
+        rows=own,
+        test=rest[0] if rest else None,
+        seeds=seeds,
+        split=split,
+        digest=_digest(f"{trainer}/{model}/{seeds}/{split}/{names}", model),
+    )
+
+
+def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
+    """The trainer of a study file, for so many parties with rows.
+
+    Raises:
+        UnsupportedError: If it needs a coordinator.
+    """
+    from privtrain.command.names import TRAINERS
+    from privtrain.command.tables import make_trainer
+    from privtrain.core.errors import UnsupportedError
+    from privtrain.core.trainer import MeshTrainer
+    from privtrain.trainers.mpc_sgd import MPCSGD
+
+    token = next((name for name in table if name not in _ENTRIES), MPCSGD.token)
+    kind: type[Any] = TRAINERS[token]
+    if not issubclass(kind, MeshTrainer):
+        able = [name for name in TRAINERS if issubclass(TRAINERS[name], MeshTrainer)]
+        raise UnsupportedError(
+            f"{token} cannot be trained among parties alone: it needs a coordinator or all rows in "
+            f"one place. Use {', '.join(able)} here, or privtrain fit for {token}."
+        )
+    # Here every party with rows computes; a study file that says otherwise is refused.
+    known = {item.name for item in dataclasses.fields(TRAINERS[token])} & {"computing_parties"}
+    trainer = make_trainer(token, dict.fromkeys(known, count) | table.get(token, {}))
+    # `issubclass` said so; mypy knows the instance by the protocol of trainers alone.
+    return cast("MeshTrainer", trainer)
+
+
+def _digest(text: str, model: "nn.Module") -> "Tensor":
+    import torch
+
+    from privtrain.core.parameters import to_vector
+
+    # Parties with other settings or another start would train a model that is nobody's.
     start = to_vector(model.parameters()).double().numpy().tobytes()
-    text = f"{trainer}/{model}/{seeds}/{split}".encode()
-    digest = int.from_bytes(hashlib.sha256(text + start).digest()[:7], "big")
-    return trainer, model, task, test, PeerDescent(descent=descent, rows=rows, digest=digest)
+    return torch.frombuffer(
+        bytearray(hashlib.sha256(text.encode() + start).digest()), dtype=torch.uint8
+    )
+
+
+def _compare(digest: "Tensor", link: "Link") -> None:
+    """Compares what must be equal with all parties, before anything is shared.
+
+    Raises:
+        ProtocolError: Naming the first party that differs from rank 0.
+    """
+    import torch
+
+    from privtrain.core.errors import ProtocolError
+
+    others = [name for rank, name in enumerate(link.names) if rank != link.rank]
+    for name in others:
+        link.send(name, "settings", digest)
+    said = {name: link.receive(name, "settings") for name in others}
+    said[link.names[link.rank]] = digest
+    first = link.names[0]
+    for name in link.names:
+        if not torch.equal(said[name], said[first]):
+            raise ProtocolError(
+                f"{name} has other settings, roles or initial weights than {first}; all parties "
+                "need the same study file and task."
+            )
 
 
 def _reference(task: str, study: Path) -> str:
@@ -226,43 +345,38 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"Cannot read the study file {path}: {error.strerror}.") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"The study file {path} is not valid TOML: {error}.") from error
-    known = ("task", "seed", "split", "mpc_sgd")
+    trainers = [name for name, entry in table.items() if isinstance(entry, dict)]
     for name in table:
-        if name not in known:
-            raise ValueError(f"{path}: no entry {name!r} for a party; there is {', '.join(known)}.")
+        if name not in _ENTRIES and name not in trainers:
+            raise ValueError(
+                f"{path}: no entry {name!r} for a party; there is {', '.join(_ENTRIES)}, and the "
+                "table of a trainer, such as [mpc_sgd]."
+            )
+    if len(trainers) > 1:
+        raise ValueError(f"{path} must have the table of one trainer; it has {trainers}.")
     if "task" not in table:
         raise ValueError(f'{path} must name this host\'s task and data: task = "module:function".')
     return table
 
 
-def _tell(
-    args: PartyArgs,
-    trainer: "MPCSGD",
-    model: "nn.Module",
-    task: "Task",
-    test: "Rows | None",
-    party: "MeshParty",
-) -> None:
+def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> None:
     import torch
 
     from privtrain.core.parameters import ModelPredictor
 
-    # Printed and saved by every party: all of them opened the same weights.
-    sent = sum(entry.bytes for entry in party.entries)
-    parties, engine = len(party.names), trainer.engine.name
-    print(f"{party.name}: trained {trainer.epochs} epochs with {parties} parties on {engine}")
-    print(f"{party.name}: sent {sent} bytes in {len({e.round for e in party.entries})} rounds")
-    if test is not None:
-        logits = ModelPredictor(model)(test.inputs)
-        for name, metric in task.metrics.items():
+    # Printed and saved by every party with rows: all of them opened the same weights.
+    sent = sum(entry.bytes for entry in link.entries)
+    print(f"{part.name}: took part among {', '.join(part.names)} in {part.trainer}")
+    print(f"{part.name}: sent {sent} bytes in {len({e.round for e in link.entries})} rounds")
+    if part.rows is not None and part.test is not None:
+        logits = ModelPredictor(part.model)(part.test.inputs)
+        for name, metric in part.task.metrics.items():
             # Copies: a metric may write into what it is given, and another one follows.
-            value = metric(logits.clone(), test.labels.clone())
-            print(f"{party.name}: {name} {value:.4f} on {len(test)} rows")
-    if args.out is not None:
+            value = metric(logits.clone(), part.test.labels.clone())
+            print(f"{part.name}: {name} {value:.4f} on {len(part.test)} rows")
+    if part.rows is not None and args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), args.out)
-        print(f"{party.name}: weights saved to {args.out}")
-    # Shares hide rows from the other parties, not from who reads the opened weights.
-    opened = "the opened weights are exact: nothing is promised to whoever reads them"
-    for line in (opened, *trainer.engine.input_privacy(party.names), *trainer.caveats):
-        print(f"{party.name}: {line}")
+        torch.save(part.model.state_dict(), args.out)
+        print(f"{part.name}: weights saved to {args.out}")
+    for line in part.trainer.peer_statement(names):
+        print(f"{part.name}: {line}")

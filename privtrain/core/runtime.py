@@ -1,4 +1,4 @@
-"""Where parties run: a star around a coordinator, or a mesh in which all run one program."""
+"""Where parties run: a star around a coordinator, or a mesh in which each runs a program."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from privtrain.core.errors import DataError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.task import FederatedData, Rows, check_party_values
 from privtrain.core.transcript import Entry, Setup, Transcript
@@ -29,7 +29,7 @@ class Draws:
     Args:
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise; of a party, each of them is given out once.
-        round: Communication round, from 0.
+        round: Training round, from 0.
         name: Whose streams they are: a party, or one of several models of a party.
         device: Where tensors are computed.
         cache: See `Party`.
@@ -43,9 +43,83 @@ class Draws:
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
+class Link(Protocol):
+    """One party's connections to the others of a mesh; what is sent is recorded.
+
+    Messages of one sender arrive in the order in which they were sent.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parties of the mesh, by rank."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """This party's number, from 0."""
+        ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a silent party counts as lost."""
+        ...
+
+    @property
+    def meeting(self) -> tuple[str, int]:
+        """Host and port of a `torch.distributed.TCPStore` that all parties reach.
+
+        For engines that open channels of their own.
+        """
+        ...
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The messages that this party sent; an engine adds those of its own channels."""
+        ...
+
+    def send(self, to: str, kind: str, tensor: Tensor) -> None:
+        """Sends a tensor to a party.
+
+        Args:
+            to: Name of the party.
+            kind: What is sent; the receiver has to ask for it by the same name.
+            tensor: Any shape; a type of numbers.
+
+        Raises:
+            PartyLostError: If the party is gone or takes nothing for `timeout` seconds.
+            ValueError: If there is no such party.
+        """
+        ...
+
+    def receive(self, sender: str, kind: str) -> Tensor:
+        """The next tensor that a party sent.
+
+        Args:
+            sender: Name of the party.
+            kind: What is expected.
+
+        Returns:
+            The tensor, of the type and shape that was sent.
+
+        Raises:
+            PartyLostError: If the party is gone or says nothing for `timeout` seconds.
+            ProtocolError: If it sent something else, with both kinds.
+            ValueError: If there is no such party.
+        """
+        ...
+
+    def knows(self, what: str) -> None:
+        """Records what this party knows without a message, such as the triples that it deals."""
+        ...
+
+    def report(self, done: int, total: int) -> None:
+        """Tells whoever started the mesh how far the program is."""
+        ...
+
+
 @dataclass
 class Party:
-    """A party's side of a run: what a step may use.
+    """A party's side of a run: what a step, or a program of a mesh, may use.
 
     Args:
         name: Name of the party.
@@ -59,6 +133,7 @@ class Party:
             vanish at any time and must not change results.
         mail: Party to what it mailed since this one's last exchange.
         sent: What the coordinator sent for this exchange; the payload of the step.
+        link: Connections to the other parties of a mesh; None in a star.
     """
 
     name: str
@@ -73,6 +148,7 @@ class Party:
     # An aggregation has to find its own part of a message, which the step that a trainer wrote
     # knows nothing of.
     sent: Payload = field(default_factory=dict, repr=False)
+    link: Link | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # Here and not in each runtime: no way of running parties can give a stream out twice.
@@ -250,31 +326,19 @@ class StarRuntime(Protocol):
         ...
 
 
-@dataclass
-class MeshParty:
-    """One party's side of a program that all parties run.
+def link_of(party: Party) -> Link:
+    """The party's connections to the other parties of its mesh.
 
-    Args:
-        name: Name of the party.
-        rank: Its number, from 0.
-        names: Names of all parties, by rank.
-        inputs: What the party brings; nobody else has it.
-        entries: Messages the party sent, for the transcript.
-        setups: What the party knows without a message.
-        report: Called as `report(done, total)` to show progress.
+    Raises:
+        UnsupportedError: If it is in none.
     """
-
-    name: str
-    rank: int
-    names: tuple[str, ...]
-    inputs: Payload
-    entries: list[Entry] = field(default_factory=list)
-    setups: list[Setup] = field(default_factory=list)
-    report: Callable[[int, int], None] = field(default=lambda done, total: None)
+    if party.link is None:
+        raise UnsupportedError(f"{party.name} has no link to other parties: it is in no mesh.")
+    return party.link
 
 
-Program = Callable[[MeshParty], Payload]
-"""What every party of a mesh runs; a frozen dataclass with `__call__` that pickles."""
+Program = Callable[[Payload, Party], Payload]
+"""What one role of a mesh runs on its inputs; a frozen dataclass with `__call__` that pickles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +360,7 @@ class MeshReply:
 
 
 class MeshRuntime(Protocol):
-    """A way to let several parties run the same program and talk to each other."""
+    """A way to let several parties each run a program and talk to each other."""
 
     @property
     def name(self) -> str:
@@ -308,28 +372,45 @@ class MeshRuntime(Protocol):
         """Whether parties are separate processes that must not share secrets."""
         ...
 
-    def spmd(
+    def run(
         self,
-        program: Program,
+        programs: Mapping[str, Program],
         inputs: Mapping[str, Payload],
         *,
+        seeds: Seeds = Seeds(0),
         report: Callable[[int, int], None] | None = None,
     ) -> dict[str, MeshReply]:
-        """Runs a program at every party.
+        """Runs a program at every party; each draws secrets from entropy of its own.
 
         Args:
-            program: What every party runs.
-            inputs: Party to what it brings, in the order of ranks.
+            programs: Party to what it runs, in the order of ranks.
+            inputs: Party to what it brings; who brings nothing may be left out.
+            seeds: Public streams, the same at every party.
             report: Called as `report(done, total)` while rank 0 makes progress.
 
         Returns:
-            Party to reply.
+            Party to reply, in the order of ranks.
 
         Raises:
             PartyLostError: If a party dies or freezes; its name is in the error.
             ProtocolError: If a party breaks the protocol.
+            ValueError: If there is no program, or inputs of a party that runs none.
         """
         ...
+
+
+def check_inputs(programs: Mapping[str, Program], inputs: Mapping[str, Payload]) -> None:
+    """Refuses a mesh without programs, and inputs that no program would read.
+
+    Raises:
+        ValueError: With the names of the parties.
+    """
+    strangers = [name for name in inputs if name not in programs]
+    if strangers or not programs:
+        raise ValueError(
+            f"Expected inputs of parties that run a program, which are {list(programs)}; there are "
+            f"inputs of {strangers}."
+        )
 
 
 NO_STAR = (

@@ -1,6 +1,6 @@
 """The trainer interface: plan what will be released, then train."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from privtrain.core.runtime import (
 )
 from privtrain.core.seeding import OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Rows, Split, Task
 from privtrain.core.transcript import Transcript
 
 RELEASE = "release"
@@ -208,25 +208,29 @@ class Mesh:
         runtime: Where its parties run.
         transcript: Where their messages are recorded.
         outcome: Where their memory is.
+        seeds: Public streams for all of them.
         report: Called as `report(done, total)` while the first party makes progress.
     """
 
     runtime: MeshRuntime
     transcript: Transcript
     outcome: Outcome
+    seeds: Seeds
     report: Callable[[int, int], None] = field(default=lambda done, total: None)
 
-    def spmd(self, program: Program, inputs: Mapping[str, Payload]) -> dict[str, Payload]:
-        """Lets all parties run a program, and records what they sent; see `MeshRuntime.spmd`.
+    def run(
+        self, programs: Mapping[str, Program], inputs: Mapping[str, Payload]
+    ) -> dict[str, Payload]:
+        """Lets each party run its program, and records what they sent; see `MeshRuntime.run`.
 
         Args:
-            program: What every party runs.
-            inputs: Party to what it brings, in the order of ranks.
+            programs: Party to what it runs, in the order of ranks.
+            inputs: Party to what it brings; who brings nothing may be left out.
 
         Returns:
             Party to result.
         """
-        replies = self.runtime.spmd(program, inputs, report=self.report)
+        replies = self.runtime.run(programs, inputs, seeds=self.seeds, report=self.report)
         # The parties of a mesh count their rounds from 0; all of them come after those of the star.
         start = self.transcript.exchanges
         for reply in replies.values():
@@ -453,4 +457,57 @@ class Trainer(Protocol):
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
         """Trains and returns the predictor that is published."""
+        ...
+
+
+@runtime_checkable
+class MeshTrainer(Protocol):
+    """A trainer whose parties hold their own rows and train among themselves: `privtrain party`.
+
+    What it computes with must follow from the study file: all parties compare their settings,
+    the initial weights and who takes part, before anything is shared.
+    """
+
+    def peer_programs(
+        self,
+        names: Sequence[str],
+        *,
+        task: Task,
+        model: nn.Module,
+        split: Split,
+        rows: Rows | None,
+    ) -> Mapping[str, Program]:
+        """What each party runs, in the order of ranks: who holds rows, then who helps them.
+
+        A program finds its party's rows in `party.train[party.name]`.
+
+        Args:
+            names: The parties that hold rows, by rank.
+            task: What is learned.
+            model: With the initial weights, which are public.
+            split: How the table is cut among the parties.
+            rows: This party's own rows; None where it holds none. Nobody else's are known.
+
+        Raises:
+            ValueError: If the trainer is set for another number of parties.
+            DataError: If own rows or the model cannot be trained on.
+            UnsupportedError: If the task cannot be.
+        """
+        ...
+
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+        """Puts what a program returned at a party with rows into the model.
+
+        Raises:
+            DataError: If the result cannot be believed for own rows.
+            ProtocolError: If it cannot be believed for other reasons.
+        """
+        ...
+
+    def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What is promised to whom and who reads what, a sentence each.
+
+        Args:
+            names: The parties that hold rows, by rank.
+        """
         ...

@@ -4,15 +4,15 @@ This is the online phase of SPDZ (Damgard, Pastro, Smart and Zakarias 2012) with
 are shared, sums are local, each product uses up a Beaver triple, and one opening ends it.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, ProtocolError
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.runtime import MeshParty, Payload
+from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.engine import Engine, Session, Shared
@@ -93,7 +93,6 @@ class SecureDescent:
         engine: What computes on shares.
         layers: The model, with public initial weights.
         by_rows: Whether data parties hold rows; else they hold columns.
-        seeds: Public streams, from which the order of the rows is drawn.
         epochs: Passes over the rows.
         batch_size: Rows in a batch; None for all.
         learning_rate: Learning rate.
@@ -103,7 +102,6 @@ class SecureDescent:
     engine: Engine
     layers: tuple[Layer, ...]
     by_rows: bool
-    seeds: Seeds
     epochs: int
     batch_size: int | None
     learning_rate: float
@@ -136,24 +134,19 @@ class SecureDescent:
         if not any(key.startswith(LABELS) for key in shares):
             raise DataError("Nobody holds the labels; name the label_holder of the data.")
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, shares: Payload, party: Party) -> Payload:
         """Trains at one computing party, whose inputs are shares of all data parties' rows.
 
         Returns:
             The opened weights, as one vector in the model's order.
         """
         with self.engine.open(party) as session:
-            inputs = session.take(self._joined(party.inputs, INPUTS, 0 if self.by_rows else 1))
-            labels = session.take(self._joined(party.inputs, LABELS, 0))
-            return self.descend(session, inputs, labels, self._rows(party.inputs), party.report)
+            inputs = session.take(self._joined(shares, INPUTS, 0 if self.by_rows else 1))
+            labels = session.take(self._joined(shares, LABELS, 0))
+            return self.descend(session, inputs, labels, self._rows(shares), party)
 
     def descend(
-        self,
-        session: Session,
-        inputs: Shared,
-        labels: Shared,
-        rows: int,
-        report: Callable[[int, int], None],
+        self, session: Session, inputs: Shared, labels: Shared, rows: int, party: Party
     ) -> Payload:
         """Takes all steps on shares, and opens the weights.
 
@@ -162,18 +155,18 @@ class SecureDescent:
             inputs: Shape `(rows, features)`.
             labels: One-hot, `(rows, classes)`.
             rows: How many rows there are; public.
-            report: Called as `report(done, total)` after each step.
+            party: This party; its seeds give the order of the rows, its link tells of progress.
 
         Returns:
             The opened weights.
         """
         layers: list[SharedLayer] = [layer.open(session) for layer in self.layers]
-        order = list(self._order(rows))
+        order = list(self._order(rows, party.seeds))
         for done, index in enumerate(order):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
             step(session, layers, inputs[index], labels[index], descent)
-            report(done + 1, len(order))
+            link_of(party).report(done + 1, len(order))
         weights = [weight for layer in layers for weight in layer.weights()]
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
         opened = session.reveal(weights, kind="weight share")
@@ -186,10 +179,10 @@ class SecureDescent:
     def _rows(self, shares: Payload) -> int:
         return sum(len(value) for key, value in shares.items() if key.startswith(LABELS))
 
-    def _order(self, rows: int) -> Iterator[Tensor]:
+    def _order(self, rows: int, seeds: Seeds) -> Iterator[Tensor]:
         """The row numbers of each step: those of `SGD` on pooled rows, from the same stream."""
         for epoch in range(self.epochs):
-            generator = self.seeds["order", epoch, CURATOR_NAME].torch()
+            generator = seeds["order", epoch, CURATOR_NAME].torch()
             for index in batches(rows, self.batch_size, 1, generator):
                 yield torch.arange(rows) if index is None else index
 
@@ -198,67 +191,60 @@ class SecureDescent:
 class PeerDescent:
     """The program of a party that holds rows and computes: several hosts, no coordinator.
 
+    A party's own rows stay there, and only shares of them exist elsewhere.
+
     Args:
         descent: The training that follows once rows are shared.
-        rows: This party's own rows; they stay here, and only shares of them exist elsewhere.
-        digest: A digest of the settings and initial weights, which must be equal at all parties.
     """
 
     descent: SecureDescent
-    rows: Rows = field(repr=False)
-    digest: int
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         """Shares the own rows with the others, and trains.
 
         Raises:
             DataError: If the own rows cannot be shared.
-            ProtocolError: If another party has other settings, or rows that do not fit.
+            ProtocolError: If another party has rows that do not fit.
         """
-        program = self.descent
-        labels = self.rows.targets is not None
-        own = dict(encoded(self.rows, party.name, program.classes, labels=labels))
+        program, link = self.descent, link_of(party)
+        rows = party.train[party.name]
+        own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
         # Shapes are public here: they are announced before anything is shared, and checked.
-        own_sizes = torch.tensor([self.digest, *own[INPUTS].shape, int(labels)])
+        own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own)])
         with program.engine.open(party) as session:
             sizes = [size.tolist() for size in session.announce(own_sizes)]
-            self._check(sizes, party.names)
-            inputs = [
-                session.own(own.get(INPUTS) if owner == party.rank else None, (rows, width), owner)
-                for owner, (_, rows, width, _) in enumerate(sizes)
+            # Whoever helps the engine comes after those that hold rows.
+            self._check(sizes, link.names[: len(sizes)])
+            shared_inputs = [
+                session.own(own.get(INPUTS) if owner == link.rank else None, (count, width), owner)
+                for owner, (count, width, _) in enumerate(sizes)
             ]
             one_hot = [
                 session.own(
-                    own.get(LABELS) if owner == party.rank else None, (rows, program.classes), owner
+                    own.get(LABELS) if owner == link.rank else None, (count, program.classes), owner
                 )
-                for owner, (_, rows, _, labelled) in enumerate(sizes)
+                for owner, (count, _, labelled) in enumerate(sizes)
                 if labelled
             ]
-            total = sum(size[1] for size in sizes) if program.by_rows else sizes[0][1]
             return program.descend(
                 session,
-                session.join(inputs, dim=0 if program.by_rows else 1),
+                session.join(shared_inputs, dim=0 if program.by_rows else 1),
                 session.join(one_hot, dim=0),
-                total,
-                party.report,
+                sum(size[0] for size in sizes) if program.by_rows else sizes[0][0],
+                party,
             )
 
     def _check(self, sizes: list[list[int]], names: tuple[str, ...]) -> None:
-        """Refuses parties whose (digest, rows, features, labelled) do not fit together."""
+        """Refuses parties whose (rows, features, labelled) do not fit together."""
         # Every party makes the same checks on the same announcements, so all of them stop at once.
         expected = self.descent.linears[0].weight.shape[1]
-        holders = [name for name, size in zip(names, sizes, strict=True) if size[3]]
-        for name, (digest, rows, width, _) in zip(names, sizes, strict=True):
-            if digest != sizes[0][0]:
-                raise ProtocolError(
-                    f"{name} has other settings or initial weights than {names[0]}; all parties "
-                    "need the same study file and task."
-                )
+        holders = [name for name, size in zip(names, sizes, strict=True) if size[2]]
+        for name, (rows, width, _) in zip(names, sizes, strict=True):
             if self.descent.by_rows and width != expected:
                 raise ProtocolError(f"{name} has {width} features, the model takes {expected}.")
-            if not self.descent.by_rows and rows != sizes[0][1]:
-                raise ProtocolError(f"{name} has {rows} rows, {names[0]} has {sizes[0][1]}.")
-        features = sum(size[2] for size in sizes)
+            if not self.descent.by_rows and rows != sizes[0][0]:
+                raise ProtocolError(f"{name} has {rows} rows, {names[0]} has {sizes[0][0]}.")
+        features = sum(size[1] for size in sizes)
         if not self.descent.by_rows and features != expected:
             raise ProtocolError(f"All columns together are {features}, the model takes {expected}.")
         wanted = list(names) if self.descent.by_rows else holders[:1]

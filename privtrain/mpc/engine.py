@@ -1,48 +1,86 @@
 """The interface of an engine for secret-shared computation, and of the values it computes with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from types import EllipsisType
+from typing import Any, Protocol, SupportsIndex, Union
 
 from torch import Tensor
 
-from privtrain.core.runtime import MeshParty
+from privtrain.core.parties import is_role
+from privtrain.core.runtime import Party, Program
 from privtrain.core.statement import InputPrivacy
+
+Operand = Union["Shared", Tensor, float]
+"""What a shared tensor is combined with: another one, or public values."""
+
+Index = SupportsIndex | slice | EllipsisType | Tensor | tuple[Any, ...]
+"""A public index, as torch reads it."""
 
 
 class Shared(Protocol):
     """A secret-shared fixed-point tensor: every party holds a share, nobody the value.
 
-    Sums, differences, indexing and transposition are local; products take communication.
+    Sums, differences, changes of shape and products with public values take no messages.
     """
 
-    def __add__(self, other: Any) -> "Shared":
-        """Elementwise sum with another shared tensor, or with public values."""
+    def __add__(self, other: Operand) -> "Shared":
+        """Elementwise sum."""
         ...
 
-    def __sub__(self, other: Any) -> "Shared":
+    def __sub__(self, other: Operand) -> "Shared":
         """Elementwise difference."""
         ...
 
-    # A product of shared values opens both factors masked by a Beaver triple, then truncates.
-    def __mul__(self, other: Any) -> "Shared":
-        """Elementwise product."""
+    def __rsub__(self, other: float) -> "Shared":
+        """A public number less each element."""
         ...
 
-    def __getitem__(self, index: Any) -> "Shared":
+    # A product of shared values opens both factors masked by a Beaver triple, then truncates.
+    def __mul__(self, other: Operand) -> "Shared":
+        """Elementwise product; exact where one factor is integers or the bits of a comparison."""
+        ...
+
+    def __getitem__(self, index: Index) -> "Shared":
         """The elements at a public index."""
         ...
 
-    def matmul(self, other: Any) -> "Shared":
+    def matmul(self, other: "Shared") -> "Shared":
         """Matrix product."""
+        ...
+
+    def square(self) -> "Shared":
+        """Elementwise square."""
+        ...
+
+    def div(self, divisor: int) -> "Shared":
+        """Elementwise quotient by a public number."""
+        ...
+
+    def gt(self, other: float) -> "Shared":
+        """Where values are above a public number: bits, without a binary point."""
         ...
 
     def t(self) -> "Shared":
         """The transposed matrix."""
         ...
 
-    def sum(self, dim: int) -> "Shared":
+    def sum(self, dim: int, keepdim: bool = False) -> "Shared":
         """The sum along a dimension."""
+        ...
+
+    def size(self, dim: int) -> int:
+        """The length of a dimension."""
+        ...
+
+    def reshape(self, *shape: int) -> "Shared":
+        """The same elements in another shape."""
+        ...
+
+    # Of the class: an engine puts tensors of its own kind side by side.
+    @staticmethod
+    def cat(tensors: Sequence[Any], dim: int) -> Any:
+        """Shared tensors of one engine side by side along a dimension."""
         ...
 
 
@@ -60,7 +98,7 @@ class Session(Protocol):
         ...
 
     def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Shared:
-        """Shares a value that one party holds, without sending anything.
+        """Shares a value that one party holds; others are sent uniformly random shares at most.
 
         Args:
             integers: At the owner, the value as fixed-point integers; None at the others.
@@ -129,8 +167,18 @@ class Engine(Protocol):
         """Raises `UnsupportedError` if the engine cannot run here with that number of parties."""
         ...
 
-    def open(self, party: MeshParty) -> AbstractContextManager[Session]:
-        """Connects to the other parties."""
+    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
+        """Parties beside the computing ones, such as a dealer: role to what it runs.
+
+        A role is the party's name. They hold no rows and come after the computing parties.
+
+        Args:
+            names: The computing parties, by rank.
+        """
+        ...
+
+    def open(self, party: Party) -> AbstractContextManager[Session]:
+        """Connects a computing party to the others, over its link or what meets where that says."""
         ...
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
@@ -145,3 +193,24 @@ class Engine(Protocol):
     def caveats(self) -> tuple[str, ...]:
         """What the engine does not protect from, in sentences."""
         ...
+
+
+def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, Program]:
+    """The programs of all parties of a mesh: the computing ones, then those that help them.
+
+    Args:
+        engine: What computes on shares.
+        programs: Computing party to its program, by rank.
+
+    Raises:
+        ValueError: If a helper is called as a computing party is, or as a party with rows may be.
+    """
+    helpers = engine.helpers(tuple(programs))
+    # Its messages and its view would be mixed with somebody else's.
+    odd = [name for name in helpers if name in programs or not is_role(name)]
+    if odd:
+        raise ValueError(
+            f"Expected the helpers of {engine.name} to be called as roles are, such as dealer, and "
+            f"as nobody else is; got {odd}."
+        )
+    return {**programs, **helpers}

@@ -14,12 +14,12 @@ from torch import Tensor
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import NO_MESH, MeshParty, Party, Payload, Reply, Runtimes
+from privtrain.core.runtime import NO_MESH, Party, Payload, Reply, Runtimes, link_of
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.engine import Engine, Session
+from privtrain.mpc.engine import Engine, Session, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
@@ -237,11 +237,12 @@ class SharedTotal:
         self.engine.check(len(self.held))
         if self.run.mesh is None:
             raise UnsupportedError(NO_MESH)
-        replies = self.run.mesh.spmd(SumAndOpen(self.engine, known), self.held)
-        opened = [reply["opened"] for reply in replies.values()]
+        programs = dict.fromkeys(self.held, SumAndOpen(self.engine, known))
+        replies = self.run.mesh.run(with_helpers(self.engine, programs), self.held)
+        opened = [replies[name]["opened"] for name in self.held]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):
-            raise ProtocolError(f"The computing parties {list(replies)} opened different values.")
+            raise ProtocolError(f"The computing parties {list(self.held)} opened different values.")
         return opened[0]
 
 
@@ -257,15 +258,14 @@ class SumAndOpen:
     engine: Engine
     finish: Identity | Argmax | Threshold
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, shares: Payload, party: Party) -> Payload:
         """The opened result, the same at every computing party."""
         # `reveal` adds in the ring; the sum of one party's shares is its share of the sum.
-        total = reveal([party.inputs[key] for key in sorted(party.inputs)])
+        total = reveal([shares[key] for key in sorted(shares)])
         with self.engine.open(party) as session:
-            opened = self._opened(session, total, party)
-        return {"opened": opened}
+            return {"opened": self._opened(session, total, link_of(party).rank)}
 
-    def _opened(self, session: Session, total: Tensor, party: MeshParty) -> Tensor:
+    def _opened(self, session: Session, total: Tensor, rank: int) -> Tensor:
         if isinstance(self.finish, Argmax):
             winners = session.largest(session.take(total))
             return session.reveal([winners], kind="winner share")[0].argmax(dim=-1)
@@ -273,7 +273,7 @@ class SumAndOpen:
             limit = encode(torch.tensor(self.finish.threshold), name="threshold", bits=SUM_BITS)
             # total >= limit as total - (limit - 1) > 0, which the engine can decide. One party only
             # subtracts the public number, or it would be subtracted once a party.
-            above = total - (limit - 1) if party.rank == 0 else total
+            above = total - (limit - 1) if rank == 0 else total
             reached = session.positive(session.take(above))
             return session.reveal([reached], kind="reached share")[0] > 0.5
         opened = session.reveal([session.take(total)], kind="sum share")[0]

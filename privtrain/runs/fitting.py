@@ -249,7 +249,9 @@ def fit_trial(
         run = Run(
             # The stack closes the parties when the run ends, however it ends.
             star=None if where.star is None else LateStar(where.star, setting, stack),
-            mesh=None if where.mesh is None else Mesh(where.mesh, transcript, outcome, shown),
+            mesh=None
+            if where.mesh is None
+            else Mesh(where.mesh, transcript, outcome, seeds, shown),
             ledger=ledger,
             transcript=transcript,
             seeds=seeds,

@@ -38,21 +38,6 @@ def heartbeat(timeout: float) -> float:
     return min(0.5, timeout / 20)
 
 
-def meeting(rank: int, count: int, host: str, port: int, timeout: float) -> dict[str, str]:
-    """The environment variables that tell an engine where its parties meet."""
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
-        "RENDEZVOUS": "env://",
-        "DISTRIBUTED_BACKEND": "gloo",
-        # The store is open already; without this, torch would let rank 0 open another one.
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "PRIVTRAIN_TIMEOUT": str(timeout),
-    }
-
-
 @dataclass
 class Peers:
     """The other parties, watched while a program runs.
@@ -98,7 +83,6 @@ class Peers:
             PartyLostError: If one does not come within the timeout.
         """
         self._meet()
-        os.environ.update(meeting(self.rank, len(self.names), self.host, self.port, self.timeout))
         now = time.monotonic()
         self._polled = now
         self._beats = dict.fromkeys(self._others, (-1, now))
@@ -141,7 +125,7 @@ class Peers:
         try:
             return program()
         except PartyLostError as error:
-            raise self._culprit(str(error)) from error
+            raise self._culprit(error) from error
 
     def _meet(self) -> None:
         # torch.distributed does not list its stores among its names.
@@ -278,8 +262,8 @@ class Peers:
                 # `sys.exit` would end this thread alone.
                 os._exit(FAILED)
 
-    def _culprit(self, said: str) -> PrivtrainError:
-        """The error that names with whom contact was lost."""
+    def _culprit(self, lost: PartyLostError) -> PrivtrainError:
+        """The error that names with whom contact was lost, and why where that is known."""
         # A broken connection shows that somebody is gone: a much shorter silence tells who.
         end = time.monotonic() + SILENCE * self.timeout
         while time.monotonic() < end:
@@ -287,7 +271,9 @@ class Peers:
             if error is not None:
                 return error
             time.sleep(self.beat / 2)
-        return PartyLostError(f"contact was lost, but every party still beats: {said}")
+        if lost.party:
+            return lost
+        return PartyLostError(f"contact was lost, but every party still beats: {lost}")
 
     def _wait_for_others(self, end: float) -> None:
         while time.monotonic() < end and self._store_error == "":

@@ -1,5 +1,7 @@
 """Minibatch gradient descent on additive secret shares, with Beaver triples from a dealer."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,13 +18,14 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import party_names
-from privtrain.core.runtime import NO_MESH, Payload, Runtimes
-from privtrain.core.seeding import Seeds
+from privtrain.core.runtime import NO_MESH, Payload, Program, Runtimes
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import (
     ROWS,
     SCALE_COLUMNS,
     FederatedData,
+    Rows,
+    Split,
     Task,
     cross_entropy,
     widest_column,
@@ -30,8 +33,8 @@ from privtrain.core.task import (
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_fraction, check_positive
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.descent import SecureDescent, agreed, encoded
-from privtrain.mpc.engine import Engine
+from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
+from privtrain.mpc.engine import Engine, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
 from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
@@ -92,7 +95,8 @@ class MPCSGD:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         # One exact opening of the final model: sharing hides inputs and says nothing of outputs.
-        observers = (PUBLIC, PARTICIPANT, coalition(frozenset(self.computing_names)))
+        everybody = frozenset({*self.computing_names, *self.engine.helpers(self.computing_names)})
+        observers = (PUBLIC, PARTICIPANT, coalition(everybody))
         return self.release.plans(unit=Unit.EXAMPLE, count=1, parties=1, observers=observers)
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
@@ -126,7 +130,7 @@ class MPCSGD:
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
         model = initial_model(task, run.seeds["initialisation", 0, ""])
-        program = self.program(task, model, data, run.seeds)
+        program = self.program(task, model, data.split)
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
@@ -137,8 +141,10 @@ class MPCSGD:
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
-        replies = run.mesh.spmd(program, inputs)
-        opened = {name: reply["weights"] for name, reply in replies.items()}
+        # Shares arrive while the computing parties agree on keys: in the same round.
+        programs = with_helpers(self.engine, dict.fromkeys(self.computing_names, program))
+        replies = run.mesh.run(programs, inputs)
+        opened = {name: replies[name]["weights"] for name in self.computing_names}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
@@ -158,9 +164,7 @@ class MPCSGD:
         run.watch(self.epochs, self.epochs, predictor)
         return predictor
 
-    def program(
-        self, task: Task, model: nn.Module, data: FederatedData, seeds: Seeds
-    ) -> SecureDescent:
+    def program(self, task: Task, model: nn.Module, split: Split) -> SecureDescent:
         """The program of every computing party.
 
         Raises:
@@ -176,13 +180,44 @@ class MPCSGD:
         return SecureDescent(
             engine=self.engine,
             layers=translate(model),
-            by_rows=data.split is ROWS,
-            seeds=seeds,
+            by_rows=split is ROWS,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
         )
+
+    def peer_programs(
+        self,
+        names: Sequence[str],
+        *,
+        task: Task,
+        model: nn.Module,
+        split: Split,
+        rows: Rows | None,
+    ) -> dict[str, Program]:
+        # Every party that holds rows computes, too.
+        if self.computing_parties != len(names):
+            raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
+        self.engine.check(len(names))
+        descent = self.program(task, model, split)
+        check_weights(model)
+        # Rows that are not finite, or of another width, are named at all parties once they share.
+        if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
+            with suppress(RuntimeError):
+                wrong_truncations(model, rows, weights="initial")
+        return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
+
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+        # Each party opened the weights for itself, and has nobody else's to compare.
+        load_vector(trainable(model), agreed({"this party": result["weights"]}, rows.inputs))
+        if split is ROWS:
+            wrong_truncations(model, rows, weights="opened")
+
+    def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
+        # Shares hide rows from the other parties, not from who reads the opened weights.
+        opened = "the opened weights are exact: nothing is promised to whoever reads them"
+        return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
 
     def _deal(self, data: FederatedData, program: SecureDescent, run: Run) -> dict[str, Payload]:
         """The shares of every data party's rows, one payload a computing party."""

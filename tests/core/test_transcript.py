@@ -130,6 +130,25 @@ def test_bytes_and_rounds_are_those_between_parties() -> None:
     assert Transcript().rounds == Transcript().bytes_sent == 0
 
 
+def test_rounds_of_a_mesh_follow_those_that_are_there() -> None:
+    made = a_star()
+    mesh = [
+        Entry("computing-0", "computing-1", "share", (1,), 8, 0),
+        Entry("computing-0", "computing-1", "share", (1,), 8, 2),
+        Entry("computing-1", "computing-0", "share", (1,), 8, 0),
+    ]
+    before = made.rounds
+    assert made.next_round == before == 2  # publishing is no round
+    made.extend(mesh)
+    assert [e.round for e in made.entries[-3:]] == [2, 4, 2]
+    made.extend(mesh)
+    assert [e.round for e in made.entries[-3:]] == [5, 7, 5]
+    made.extend(mesh, first=0)
+    assert [e.round for e in made.entries[-3:]] == [0, 2, 0]
+    assert made.rounds == before + 4
+    assert Transcript().next_round == 0
+
+
 def test_entries_say_what_was_sent_in_order() -> None:
     entries = a_star().entries
     assert entries[0] == Entry(AGGREGATOR_NAME, "client-0", "model", (10,), 40, 0)

@@ -1,8 +1,5 @@
-import os
 import socket
 import threading
-
-import pytest
 
 from privtrain.runtimes.peers import Peers
 
@@ -13,9 +10,8 @@ def alone(port: int) -> Peers:
     )
 
 
-def test_no_thread_outlives_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_outlives_the_run() -> None:
     # One inside the store while the interpreter ends would abort the process with SIGABRT.
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     before = set(threading.enumerate())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import DEALER, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
@@ -21,6 +22,8 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
 from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
+from tests.mpc import dealt
+from tests.mpc.dealt import DealtEngine
 from tests.mpc.federations import (
     CLASSES,
     FEATURES,
@@ -117,6 +120,57 @@ def test_a_short_run_in_two_real_processes() -> None:
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
     plain = plain_weights(trainer, task, data.pooled(), 0)
     assert float((trained - plain).abs().max()) < 0.002
+
+
+@pytest.mark.slow
+def test_a_dealer_beside_the_computing_parties_helps_to_train() -> None:
+    trainer = MPCSGD(epochs=2, batch_size=45, learning_rate=0.25, engine=DealtEngine())
+    task, data = Task(model=logistic), by_rows()
+    result = fit(trainer, task, data, runtimes=RUNTIMES, seed=5)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    assert float((trained - plain_weights(trainer, task, data.pooled(), 5)).abs().max()) < 0.01
+    # The plan: one exact opening, to everybody; a coalition has the dealer in it.
+    plans = trainer.plan(data, RUNTIMES)
+    members = {"computing-0", "computing-1", "dealer"}
+    assert [plan.observer for plan in plans] == [PUBLIC, PARTICIPANT, coalition(members)]
+    # What was paid for, and what is promised for it.
+    assert [g.releases for g in result.statement.guarantees] == [1, 1, 1]
+    assert all(math.isinf(g.epsilon) for g in result.statement.guarantees)
+    readers = {one.reader: one for one in result.statement.input_privacy}
+    assert "sizes of what is multiplied" in readers["dealer"].reads
+    assert readers["computing-0"].dealer == "dealer"
+    assert set(dealt.CAVEATS) <= set(result.statement.caveats)
+    check_dealer(result.transcript, trainer, data)
+
+
+def check_dealer(transcript: Transcript, trainer: MPCSGD, data: FederatedData) -> None:
+    """What the dealer is sent, sends and knows, and that it sees no share of a row."""
+    sent = [entry for entry in transcript.entries if entry.sender == "dealer"]
+    assert {entry.kind for entry in sent} == {"triple share", "bit share"}
+    first, second = trainer.computing_names
+    assert sum(e.bytes for e in sent if e.receiver == first) > 10_000
+    to_each = [[e.bytes for e in sent if e.receiver == name] for name in (first, second)]
+    assert to_each[0] == to_each[1]
+    asked = [entry for entry in transcript.entries if entry.receiver == "dealer"]
+    assert {(entry.sender, entry.kind) for entry in asked} == {(first, "request")}
+    assert len(asked) == len(to_each[0]) + 1  # and the end
+    view = transcript.view(DEALER)
+    assert [setup.what for setup in view.setup] == ["every triple and random bit that it deals"]
+    assert view.names == ("dealer",)
+    assert set(view.kinds) == {"request", "triple share", "bit share", "model"}
+    assert {setup.party for setup in transcript.setups} == {"dealer"}
+    # Rows go to the computing parties alone; the opening is one message each way.
+    for party in data.parties:
+        shares = [e for e in transcript.entries if e.sender == party]
+        assert {(e.receiver, e.kind) for e in shares} == {
+            (name, "input share") for name in trainer.computing_names
+        }
+    opened = [e for e in transcript.entries if e.kind == "weight share"]
+    assert {(e.sender, e.receiver) for e in opened} == {(first, second), (second, first)}
+    assert len({e.round for e in opened}) == 1
+    # A product: request, triples, masked factors. Each opening takes a round of its own.
+    masked = {e.round for e in transcript.entries if e.kind == "masked share"}
+    assert len(masked) == len(to_each[0])
 
 
 def test_another_loss_is_refused() -> None:

@@ -23,9 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
-from privtrain.core.runtime import MeshParty
+from privtrain.core.runtime import Link, Party, Program, link_of
 from privtrain.core.statement import InputPrivacy
-from privtrain.core.transcript import Setup
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten.channel import Channel, Framed, Wire
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
@@ -112,12 +111,16 @@ class CrypTen:
         )
         return (dealer, *others, network)
 
+    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
+        # Rank 0 deals.
+        return {}
+
     @contextmanager
-    def open(self, party: MeshParty) -> Iterator["CrypTenSession"]:
-        """Connects to the other parties, whose address the environment names as torchrun does.
+    def open(self, party: Party) -> Iterator["CrypTenSession"]:
+        """Connects to the other parties over gloo, which meet where the party's link says.
 
         Args:
-            party: This party; its entries and setups are written.
+            party: This party; what it sends and knows is recorded in its link.
 
         Yields:
             The open session.
@@ -126,15 +129,15 @@ class CrypTen:
             PartyLostError: If another party is not there.
             ProtocolError: If another party does something else.
         """
-        self.check(len(party.names))
+        link = link_of(party)
+        self.check(len(link.names))
         crypten = load()
-        _connect(party)
+        _connect(link)
         try:
-            channel = _channel(crypten, party, checks=self.checks)
+            channel = _channel(crypten, link, checks=self.checks)
             _agree_on_keys(crypten, channel)
-            if party.rank == 0:
-                what = "every Beaver triple and random bit: it deals them to the other parties"
-                party.setups.append(Setup(party.name, what))
+            if link.rank == 0:
+                link.knows("every Beaver triple and random bit: it deals them to the other parties")
             yield CrypTenSession(crypten, channel)
         finally:
             # CrypTen keeps its communicator in a class attribute: the next session in this process
@@ -162,41 +165,44 @@ def load() -> Any:
     return importlib.import_module("crypten")
 
 
-def _connect(party: MeshParty) -> None:
-    seconds = float(os.environ.get("PRIVTRAIN_TIMEOUT", "60"))
+def _connect(link: Link) -> None:
+    host, port = link.meeting
+    wait = timedelta(seconds=link.timeout)
     try:
+        # A connection of its own to the store: gloo waits in it for the others.
+        store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
         dist.init_process_group(
             "gloo",
-            init_method=os.environ.get("RENDEZVOUS", "env://"),
-            rank=party.rank,
-            world_size=len(party.names),
-            timeout=timedelta(seconds=seconds),
+            store=dist.PrefixStore("crypten", store),  # type: ignore[attr-defined]
+            rank=link.rank,
+            world_size=len(link.names),
+            timeout=wait,
         )
     except RuntimeError as error:
-        raise PartyLostError(f"not all parties met within {seconds:g} s: {error}") from error
+        raise PartyLostError(f"not all parties met within {link.timeout:g} s: {error}") from error
 
 
-def _channel(crypten: Any, party: MeshParty, *, checks: bool) -> Channel:
+def _channel(crypten: Any, link: Link, *, checks: bool) -> Channel:
     """CrypTen's communicator over the open process group, inside our channel."""
-    ranks = list(range(len(party.names)))
+    ranks = list(range(len(link.names)))
     communicator_class = crypten.communicator.DistributedCommunicator
     # Its constructor does nothing while a process group is open, so the fields are set here.
     inner = communicator_class()
-    inner.rank, inner.world_size = party.rank, len(ranks)
+    inner.rank, inner.world_size = link.rank, len(ranks)
     inner.main_group = inner.ttp_group = dist.new_group(ranks)
     inner.ttp_initialized = False
-    inner.set_name(party.name)
+    inner.set_name(link.names[link.rank])
     inner.reset_communication_stats()
     _configure(crypten)
-    framed = Framed(dist, len(ranks), party.rank)
+    framed = Framed(dist, len(ranks), link.rank)
     # The communicator's module calls `dist`; CrypTen's own byte counter stays around that call.
     sys.modules[communicator_class.__module__].dist = framed  # type: ignore[attr-defined]
     channel = Channel(
         inner,
         _wire(len(ranks)),
-        party.names,
-        party.rank,
-        party.entries,
+        link.names,
+        link.rank,
+        link.entries,
         framed,
         checks=checks,
     )

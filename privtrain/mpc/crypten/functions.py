@@ -6,10 +6,11 @@ and indexing. Comparisons give bits without a binary point, so their products ar
 
 import math
 from itertools import accumulate, combinations
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from privtrain.mpc.engine import Shared
 
 DEEPEST = 16.0
 """A gap between logits counts as at most this: e^-16 is below what fixed point resolves."""
@@ -18,7 +19,7 @@ DEEPEST = 16.0
 _GROUP = 4
 
 
-def one_hot_argmax(shared: Any) -> Any:
+def one_hot_argmax(shared: Shared) -> Shared:
     """1 at the first largest value along the last dimension and 0 elsewhere.
 
     All pairs are compared at once: as many rounds as one comparison, and log2(values) products.
@@ -33,13 +34,13 @@ def one_hot_argmax(shared: Any) -> Any:
     return _product(_larger_of_pairs(_differences(shared).gt(0), shared.size(-1)))
 
 
-def _differences(shared: Any) -> Any:
+def _differences(shared: Shared) -> Shared:
     """The right value less the left one for each pair, shape `(..., pairs)`."""
     left, right = torch.tensor(list(combinations(range(shared.size(-1)), 2))).unbind(1)
     return shared[..., right] - shared[..., left]
 
 
-def _larger_of_pairs(right_is_larger: Any, count: int) -> Any:
+def _larger_of_pairs(right_is_larger: Shared, count: int) -> Shared:
     """Whether each value is the larger one of each of its pairs, `(..., values, values - 1)`."""
     # Strictly above: on a tie the left value, which comes first, counts as the larger one.
     pairs = _pairs_of_each_value(count)
@@ -61,7 +62,7 @@ def _pairs_of_each_value(count: int) -> Tensor:
     return torch.tensor(pairs)
 
 
-def _product(shared: Any) -> Any:
+def _product(shared: Shared) -> Shared:
     """The product along the last dimension, by halves: log2(values) rounds."""
     while shared.size(-1) > 1:
         half = shared.size(-1) // 2
@@ -72,7 +73,7 @@ def _product(shared: Any) -> Any:
     return shared[..., 0]
 
 
-def below_largest(shared: Any) -> Any:
+def below_largest(shared: Shared) -> Shared:
     """How far each value lies below the largest one, in steps that count as at most `DEEPEST`.
 
     The largest is found by groups of four, then among the largest of the groups, and so on. A value
@@ -88,8 +89,8 @@ def below_largest(shared: Any) -> Any:
     if shared.size(-1) == 1:
         return shared - shared
     cat = type(shared).cat
-    gaps: list[Any] = []
-    near: list[Any] = []
+    gaps: list[Shared] = []
+    near: list[Shared] = []
     largest = shared
     while (count := largest.size(-1)) > 1:
         largest, gap, bits = _level(largest, gaps[-1] if gaps else None)
@@ -110,7 +111,7 @@ def levels(count: int) -> int:
     return 0 if count == 1 else 1 + levels(-(-count // _GROUP))
 
 
-def _level(values: Any, below: Any) -> tuple[Any, Any, list[Any]]:
+def _level(values: Shared, below: Shared | None) -> tuple[Shared, Shared, list[Shared]]:
     """One round of comparisons within groups.
 
     Args:
@@ -152,12 +153,12 @@ def _level(values: Any, below: Any) -> tuple[Any, Any, list[Any]]:
     return largest, gaps.reshape(batch, -1), near
 
 
-def _split(shared: Any, sizes: list[int]) -> list[Any]:
+def _split(shared: Shared, sizes: list[int]) -> list[Shared]:
     ends = list(accumulate(sizes))
     return [shared[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def exponential(shared: Any, least: float) -> Any:
+def exponential(shared: Shared, least: float) -> Shared:
     """e^x of values in [least, 0], with an error of at most 5e-5.
 
     (p(x / n))^n, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error 1.2e-6).
@@ -176,7 +177,7 @@ def exponential(shared: Any, least: float) -> Any:
     return result
 
 
-def reciprocal(shared: Any, largest: int) -> Any:
+def reciprocal(shared: Shared, largest: int) -> Shared:
     """1 / d of values d in [1, largest], by Newton's iteration from the best straight line.
 
     Args:
@@ -196,7 +197,7 @@ def reciprocal(shared: Any, largest: int) -> Any:
     return result
 
 
-def softmax(logits: Any) -> Any:
+def softmax(logits: Shared) -> Shared:
     """Probabilities along the last dimension, whatever the gaps between logits.
 
     Args:

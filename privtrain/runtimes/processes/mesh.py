@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from privtrain.core.runtime import MeshReply, Payload, Program
+from privtrain.core.runtime import MeshReply, Payload, Program, check_inputs
+from privtrain.core.seeding import Seeds
 from privtrain.core.validate import check_positive
-from privtrain.runtimes.peers import SILENCE, heartbeat, meeting
+from privtrain.runtimes.peers import SILENCE, heartbeat
 from privtrain.runtimes.processes.children import Child, Event, verdict
 from privtrain.runtimes.processes.worker import CHILD_FLAG, Job
 
@@ -50,31 +51,38 @@ class Processes:
         """Seconds between two heartbeats of a party."""
         return heartbeat(self.timeout)
 
-    def spmd(
+    def run(
         self,
-        program: Program,
+        programs: Mapping[str, Program],
         inputs: Mapping[str, Payload],
         *,
+        seeds: Seeds = Seeds(0),
         report: Callable[[int, int], None] | None = None,
     ) -> dict[str, MeshReply]:
-        """Runs a program, which has to pickle with cloudpickle, at every party."""
-        names = tuple(inputs)
+        """Runs programs, which have to pickle with cloudpickle, each in a process of its own."""
+        check_inputs(programs, inputs)
+        names = tuple(programs)
         events: queue.Queue[Event] = queue.Queue()
-        with _rendezvous(self.timeout) as port, self._children(names, port) as children:
+        with _rendezvous(self.timeout) as port, self._children(names) as children:
             for rank, child in enumerate(children):
-                own = inputs[child.name]
-                job = Job(program=program, name=child.name, rank=rank, names=names, inputs=own)
+                job = Job(
+                    program=programs[child.name],
+                    inputs=inputs.get(child.name, {}),
+                    names=names,
+                    rank=rank,
+                    seeds=seeds,
+                    meeting=(_LOOPBACK, port),
+                    timeout=self.timeout,
+                )
                 child.start(job, events, echo=self.echo)
             self._watch(children, events, report or (lambda done, total: None))
             return {child.name: child.reply for child in children if child.reply is not None}
 
     @contextmanager
-    def _children(self, names: tuple[str, ...], port: int) -> Iterator[list[Child]]:
+    def _children(self, names: tuple[str, ...]) -> Iterator[list[Child]]:
         children: list[Child] = []
         try:
-            for rank, name in enumerate(names):
-                environment = _environment(rank, len(names), port, self.timeout)
-                children.append(Child(name, _start(environment, self.beat)))
+            children.extend(Child(name, _start(_environment(), self.beat)) for name in names)
             yield children
         # On every way out, an interrupt included: no process may outlive the call.
         finally:
@@ -168,15 +176,14 @@ def _start(environment: dict[str, str], beat: float) -> subprocess.Popen[bytes]:
     )
 
 
-def _environment(rank: int, count: int, port: int, timeout: float) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     # Children must find a checkout that is not installed, too.
     root = str(Path(__file__).resolve().parents[3])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    more = {
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         # Otherwise gloo takes the interface of the host's name, which may be open to others.
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         # Read when torch is imported; parties would take the cores from each other.
         "OMP_NUM_THREADS": "1",
     }
-    return os.environ | meeting(rank, count, _LOOPBACK, port, timeout) | more

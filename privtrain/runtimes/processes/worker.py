@@ -38,17 +38,21 @@ class Job:
 
     Args:
         program: What it runs.
-        name: Name of its party.
-        rank: Number of its party.
-        names: Names of all parties, by rank.
         inputs: What the party brings.
+        names: Names of all parties, by rank.
+        rank: Number of its party.
+        seeds: Public streams.
+        meeting: Host and port of the store where the parties meet.
+        timeout: Seconds after which a silent party counts as lost.
     """
 
     program: Any
-    name: str
-    rank: int
-    names: tuple[str, ...]
     inputs: Any = field(repr=False)
+    names: tuple[str, ...]
+    rank: int
+    seeds: Any
+    meeting: tuple[str, int]
+    timeout: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,23 +147,35 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
     import torch
 
     from privtrain.core.cost import peak_memory
-    from privtrain.core.runtime import MeshParty, MeshReply
+    from privtrain.core.runtime import MeshReply, Party
+    from privtrain.core.seeding import SystemEntropy
+    from privtrain.runtimes.links import SocketLink
 
     torch.set_num_threads(1)
     # Unpickled after `sys.path` is the parent's: the program may be a class of the user's script.
     job: Job = pickle.loads(body)
 
-    def report(done: int, total: int) -> None:
+    def watch(done: int, total: int) -> None:
         progress[:] = done, total
 
-    party = MeshParty(
-        name=job.name, rank=job.rank, names=job.names, inputs=job.inputs, report=report
-    )
-    payload = job.program(party)
+    with SocketLink(
+        names=job.names, rank=job.rank, meeting=job.meeting, timeout=job.timeout, watch=watch
+    ) as link:
+        party = Party(
+            name=job.names[job.rank],
+            round=0,
+            train={},
+            state={},
+            seeds=job.seeds,
+            # A process draws for itself: nothing that another one knows leads to its secrets.
+            entropy=SystemEntropy(),
+            link=link,
+        )
+        payload = job.program(job.inputs, party)
     reply = MeshReply(
         payload=payload,
-        entries=tuple(party.entries),
-        setups=tuple(party.setups),
+        entries=tuple(link.entries),
+        setups=tuple(link.setups),
         peak_memory_bytes=peak_memory(),
     )
     packed = io.BytesIO()

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.runtime import MeshParty, Payload
+from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Session, Shared
 from privtrain.mpc.layers import Descent, SharedLayer, step, translate
 from privtrain.mpc.sharing import encode
 
 
-def held_by(owner: int, values: Tensor, session: Session, party: MeshParty) -> Shared:
-    integers = encode(values) if party.rank == owner else None
+def held_by(owner: int, values: Tensor, session: Session, party: Party) -> Shared:
+    integers = encode(values) if link_of(party).rank == owner else None
     return session.own(integers, tuple(values.shape), owner)
 
 
@@ -24,7 +24,7 @@ class Functions:
 
     engine: CrypTen = CrypTen()
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(40, 10, dtype=torch.float64, generator=generator) * 6
         y = torch.randn(10, 6, dtype=torch.float64, generator=generator)
@@ -64,8 +64,8 @@ class AnotherShape:
 
     culprit: int
 
-    def __call__(self, party: MeshParty) -> Payload:
-        shape = (3, 2) if party.rank == self.culprit else (2, 3)
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        shape = (3, 2) if link_of(party).rank == self.culprit else (2, 3)
         with CrypTen().open(party) as session:
             value = session.public(torch.ones(shape))
             return {"opened": session.reveal([value], kind="test")[0]}
@@ -77,16 +77,16 @@ class Gradients:
 
     steps: int
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         opened = []
         with CrypTen().open(party) as session:
             for number in range(self.steps):
-                model, inputs, targets = example(number)
+                model, rows, targets = example(number)
                 layers: list[SharedLayer] = [layer.open(session) for layer in translate(model)]
-                x = held_by(0, inputs, session, party)
+                x = held_by(0, rows, session, party)
                 hot = nn.functional.one_hot(targets, 5).double()
                 y = held_by(1, hot, session, party)
-                step(session, layers, x, y, Descent(1.0 / len(inputs), 0.0))
+                step(session, layers, x, y, Descent(1.0 / len(rows), 0.0))
                 weights = [weight for layer in layers for weight in layer.weights()]
                 after = session.reveal(weights, kind="test")
                 before = [parameter.detach() for parameter in model.parameters()]

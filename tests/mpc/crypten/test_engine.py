@@ -28,7 +28,7 @@ TOLERANCES = {
 @pytest.mark.parametrize("parties", [2, 3])
 def test_everything_a_session_computes(parties: int) -> None:
     names = [f"computing-{rank}" for rank in range(parties)]
-    replies = Processes(timeout=40).spmd(programs.Functions(), {name: {} for name in names})
+    replies = Processes(timeout=40).run(dict.fromkeys(names, programs.Functions()), {})
     first = replies[names[0]].payload
     for name, tolerance in TOLERANCES.items():
         assert float(first[f"error/{name}"]) <= tolerance, name
@@ -58,7 +58,7 @@ def test_another_shape_is_refused_although_the_count_is_the_same(
 ) -> None:
     names = [f"computing-{rank}" for rank in range(parties)]
     with pytest.raises(ProtocolError, match=f"computing-{culprit} differs") as caught:
-        Processes(timeout=20).spmd(programs.AnotherShape(culprit), {name: {} for name in names})
+        Processes(timeout=20).run(dict.fromkeys(names, programs.AnotherShape(culprit)), {})
     assert "(2, 3)" in str(caught.value) and "(3, 2)" in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_another_shape_is_refused_although_the_count_is_the_same(
 def test_secure_gradients_stay_close_to_plain_ones_over_many_steps() -> None:
     count = 40
     names = ["computing-0", "computing-1"]
-    replies = Processes(timeout=60).spmd(programs.Gradients(count), {name: {} for name in names})
+    replies = Processes(timeout=60).run(dict.fromkeys(names, programs.Gradients(count)), {})
     secure = replies[names[0]].payload["gradients"]
     plain = torch.stack([programs.plain_gradient(number) for number in range(count)])
     assert float(plain.abs().max()) > 0.5

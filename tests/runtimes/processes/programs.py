@@ -14,17 +14,17 @@ import torch
 import torch.distributed as dist
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.runtime import MeshParty, Payload
-from privtrain.core.transcript import Entry, Setup
+from privtrain.core.runtime import Party, Payload, link_of
+from privtrain.core.transcript import Entry
 
 
-def connect(party: MeshParty) -> None:
+def connect(party: Party) -> None:
+    link = link_of(party)
+    host, port = link.meeting
+    wait = timedelta(seconds=link.timeout)
+    store = dist.TCPStore(host, port, is_master=False, timeout=wait)  # type: ignore[attr-defined]
     dist.init_process_group(
-        "gloo",
-        init_method="env://",
-        rank=party.rank,
-        world_size=len(party.names),
-        timeout=timedelta(seconds=float(os.environ["PRIVTRAIN_TIMEOUT"])),
+        "gloo", store=store, rank=link.rank, world_size=len(link.names), timeout=wait
     )
 
 
@@ -32,16 +32,16 @@ def connect(party: MeshParty) -> None:
 class AddUp:
     """All parties add up their numbers."""
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         print(f"{party.name} prints")
         connect(party)
-        total = party.inputs["number"].clone()
+        total = inputs["number"].clone()
         for done in range(3):
-            party.report(done + 1, 3)
+            link_of(party).report(done + 1, 3)
             time.sleep(0.2)
         dist.all_reduce(total)
-        party.entries.append(Entry(party.name, "somebody", "number", (1,), 8, 0))
-        party.setups.append(Setup(party.name, "its number"))
+        link_of(party).entries.append(Entry(party.name, "somebody", "number", (1,), 8, 0))
+        link_of(party).knows("its number")
         threads = torch.tensor(torch.get_num_threads())
         return {"total": total, "threads": threads, "pid": torch.tensor(os.getpid())}
 
@@ -53,7 +53,7 @@ class Misbehave:
     culprit: str
     deed: Callable[[], None]
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         connect(party)
         number = torch.ones(4)
         dist.all_reduce(number)
@@ -101,9 +101,9 @@ class StartGrandchild:
 
     note: str
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         child = subprocess.Popen(["sleep", "600"])
-        Path(f"{self.note}-{party.rank}").write_text(str(child.pid))
+        Path(f"{self.note}-{link_of(party).rank}").write_text(str(child.pid))
         raise ValueError("failed after starting another process")
 
 
@@ -111,9 +111,9 @@ class StartGrandchild:
 class EndEarly:
     """The first party returns at once, the others wait for it."""
 
-    def __call__(self, party: MeshParty) -> Payload:
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
         connect(party)
-        if party.rank > 0:
+        if link_of(party).rank > 0:
             dist.all_reduce(torch.ones(1))
         return {}
 
@@ -124,7 +124,7 @@ class NoteAndSleep:
 
     note: str
 
-    def __call__(self, party: MeshParty) -> Payload:
-        Path(f"{self.note}-{party.rank}").write_text(str(os.getpid()))
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        Path(f"{self.note}-{link_of(party).rank}").write_text(str(os.getpid()))
         time.sleep(600)
         return {}

@@ -12,7 +12,7 @@ from privtrain.core.failures import traceback_of
 from privtrain.core.runtime import Program
 from privtrain.runtimes.processes.mesh import Processes
 from tests.runtimes.processes import programs
-from tests.runtimes.processes.watching import alive, inputs, wait_until
+from tests.runtimes.processes.watching import alive, run_everywhere, wait_until
 
 
 def misbehaviour(
@@ -20,7 +20,7 @@ def misbehaviour(
 ) -> tuple[Exception, float]:
     started = time.monotonic()
     with pytest.raises((PartyLostError, ProtocolError, UnsupportedError)) as caught:
-        Processes(timeout=timeout).spmd(programs.Misbehave(culprit, deed), inputs(parties))
+        run_everywhere(Processes(timeout=timeout), programs.Misbehave(culprit, deed), parties)
     return caught.value, time.monotonic() - started
 
 
@@ -82,14 +82,14 @@ def test_an_error_of_privtrain_keeps_its_type() -> None:
 @pytest.mark.slow
 def test_a_party_that_ends_early_is_named() -> None:
     with pytest.raises(ProtocolError, match="party-0 ended while party-1 still waited"):
-        Processes(timeout=8).spmd(programs.EndEarly(), inputs(2))
+        run_everywhere(Processes(timeout=8), programs.EndEarly(), 2)
 
 
 @pytest.mark.slow
 def test_what_a_party_started_is_ended_too(tmp_path: Path) -> None:
     program: Program = programs.StartGrandchild(str(tmp_path / "pid"))
     with pytest.raises(PartyLostError, match="failed after starting"):
-        Processes(timeout=8).spmd(program, inputs(2))
+        run_everywhere(Processes(timeout=8), program, 2)
     for note in tmp_path.iterdir():
         pid = int(note.read_text())
         assert wait_until(partial(lambda number: not alive(number), pid))

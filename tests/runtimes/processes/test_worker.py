@@ -16,7 +16,7 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from privtrain.runtimes.processes.mesh import Processes
 from tests.runtimes.processes.programs import NoteAndSleep
-Processes(timeout=60).spmd(NoteAndSleep(sys.argv[1]), {"a": {}, "b": {}})
+Processes(timeout=60).run(dict.fromkeys("ab", NoteAndSleep(sys.argv[1])), {})
 """
 
 

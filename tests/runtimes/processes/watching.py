@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from privtrain.core.runtime import Payload
+from privtrain.core.runtime import MeshReply, Payload, Program
+from privtrain.runtimes.processes.mesh import Processes
 
 
 def alive(pid: int) -> bool:
@@ -41,3 +42,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def run_everywhere(runtime: Processes, program: Program, parties: int) -> dict[str, MeshReply]:
+    """One program at every party, each of which brings a number."""
+    brought = inputs(parties)
+    return runtime.run(dict.fromkeys(brought, program), brought)

@@ -1,0 +1,242 @@
+"""Links carry tensors whole, in order, under their names, and say who is gone."""
+
+import io
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from privtrain.core.errors import PartyLostError, ProtocolError
+from privtrain.core.transcript import Entry, Setup
+from privtrain.runtimes.links import Message, SocketLink, pack, unpack
+
+NAMES = ("left", "right", "dealer")
+
+
+def store_on_loopback() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def a_link(store: TCPStore, rank: int, timeout: float = 10.0) -> SocketLink:
+    meeting = ("127.0.0.1", store.port)
+    return SocketLink(names=NAMES, rank=rank, meeting=meeting, timeout=timeout)
+
+
+@contextmanager
+def links(count: int = 3, timeout: float = 10.0) -> Iterator[list[SocketLink]]:
+    """The first parties, all in this process; the others do not come."""
+    store = store_on_loopback()
+    with ExitStack() as stack:
+        yield [stack.enter_context(a_link(store, rank, timeout)) for rank in range(count)]
+
+
+def unpacked(data: bytes) -> Message:
+    stream = io.BytesIO(data)
+    return unpack(lambda size: bytearray(stream.read(size)))
+
+
+EVERY_TYPE = [
+    torch.tensor([True, False]),
+    torch.arange(6, dtype=torch.uint8).reshape(2, 3),
+    torch.arange(-3, 3, dtype=torch.int8),
+    torch.tensor([-(2**63), 2**63 - 1]),
+    torch.tensor([[1.5, float("nan")]], dtype=torch.float16),
+    torch.tensor([3.0], dtype=torch.bfloat16),
+    torch.tensor(2.5, dtype=torch.float64),
+    torch.zeros(0, 4),
+    torch.arange(12.0).reshape(3, 4).t(),
+]
+
+
+@pytest.mark.parametrize("tensor", EVERY_TYPE, ids=lambda t: f"{t.dtype}{tuple(t.shape)}")
+def test_a_tensor_arrives_with_its_type_shape_and_bits(tensor: Tensor) -> None:
+    message = unpacked(pack("a kind, ü", tensor, 7))
+    assert (message.kind, message.round) == ("a kind, ü", 7)
+    assert message.tensor.dtype == tensor.dtype and message.tensor.shape == tensor.shape
+    assert torch.equal(message.tensor.nan_to_num(), tensor.nan_to_num())
+
+
+def test_what_is_no_plain_tensor_is_not_sent() -> None:
+    with pytest.raises(ValueError, match="'share' to hold plain numbers"):
+        pack("share", torch.zeros(2, dtype=torch.complex64), 0)
+    with pytest.raises(ValueError, match="65536"):
+        pack("k" * 2**16, torch.zeros(1), 0)
+
+
+@pytest.mark.parametrize("place", [2, 3, 12, -1])
+def test_a_header_that_contradicts_itself_is_refused(place: int) -> None:
+    # The number of the type, of dimensions, the size, and a length in the shape.
+    head, rest = (data := bytearray(pack("share", torch.zeros(2, 3), 0)))[:20], data[20:]
+    if place == -1:
+        rest[5 + 15] = 9
+    else:
+        head[place] = 200 if place == 2 else 1
+    with pytest.raises(ProtocolError, match="sent a message"):
+        unpacked(bytes(head) + bytes(rest))
+
+
+def test_messages_arrive_in_order_and_are_recorded_by_their_sender() -> None:
+    with links() as (left, right, dealer):
+        values = [torch.arange(4), torch.tensor(2.0)]
+        left.send("right", "share", values[0])
+        left.send("right", "total", values[1])
+        dealer.send("right", "triple share", values[0])
+        dealer.knows("every triple")
+        assert torch.equal(right.receive("dealer", "triple share"), values[0])
+        assert torch.equal(right.receive("left", "share"), values[0])
+        assert torch.equal(right.receive("left", "total"), values[1])
+    assert left.entries == [
+        Entry("left", "right", "share", (4,), 32, 0),
+        Entry("left", "right", "total", (), 4, 0),
+    ]
+    assert dealer.entries == [Entry("dealer", "right", "triple share", (4,), 32, 0)]
+    assert dealer.setups == [Setup("dealer", "every triple")]
+    assert right.entries == []
+
+
+def test_a_round_follows_what_was_received() -> None:
+    one = torch.ones(1)
+    with links() as (left, right, dealer):
+        for _ in range(2):
+            left.send("right", "question", one)  # both in one round: nothing came in between
+        right.send("left", "question", one)
+        right.receive("left", "question")
+        right.send("left", "answer", one)
+        left.receive("right", "question")
+        left.receive("right", "answer")
+        left.send("dealer", "thanks", one)
+        dealer.receive("left", "thanks")
+        dealer.send("right", "end", one)
+    rounds = [[entry.round for entry in link.entries] for link in (left, right, dealer)]
+    assert rounds == [[0, 0, 2], [0, 1], [3]]
+
+
+def test_two_parties_may_send_each_other_more_than_the_network_holds() -> None:
+    large = torch.arange(2**21)
+    with links(2) as (left, right):
+        left.send("right", "share", large)
+        right.send("left", "share", large + 1)
+        assert torch.equal(right.receive("left", "share"), large)
+        assert torch.equal(left.receive("right", "share"), large + 1)
+
+
+def test_another_kind_names_both_kinds_and_its_sender() -> None:
+    with links(2) as (left, right):
+        left.send("right", "input share", torch.ones(2))
+        with pytest.raises(ProtocolError, match=r"left sent 'input share' where right .*'triple'"):
+            right.receive("left", "triple")
+
+
+def test_a_party_that_says_nothing_or_does_not_come_is_named() -> None:
+    with links(2, timeout=0.3) as (left, _):
+        with pytest.raises(PartyLostError, match=r"right sent no 'share' for 0.3 s") as silent:
+            left.receive("right", "share")
+        with pytest.raises(PartyLostError, match="dealer did not come") as missing:
+            left.send("dealer", "request", torch.ones(1))
+    assert (silent.value.party, missing.value.party) == ("right", "dealer")
+
+
+def test_what_was_sent_before_the_end_arrives_and_the_end_stays() -> None:
+    with links(1) as (left,):
+        store = TCPStore(*left.meeting, is_master=False, timeout=timedelta(seconds=10))
+        with a_link(store, 1) as right:
+            right.send("left", "share", torch.arange(3))
+        assert left.receive("right", "share").tolist() == [0, 1, 2]
+        for _ in range(2):
+            with pytest.raises(PartyLostError, match="right closed the connection") as caught:
+                left.receive("right", "share")
+            assert caught.value.party == "right"
+
+
+def test_who_cannot_be_written_to_is_named() -> None:
+    with links(1, timeout=0.5) as (left,):
+        right = a_link(TCPStore(*left.meeting, is_master=False), 1)
+        # Its system takes connections, and nobody reads: like a process that froze.
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            with right:
+                right._store.set("1", f"127.0.0.1 {listener.getsockname()[1]}")
+            with pytest.raises(PartyLostError, match="right took nothing of 'share'") as caught:
+                left.send("right", "share", torch.zeros(2**23))
+    assert caught.value.party == "right"
+    assert left.entries == []
+
+
+def test_only_the_others_can_be_talked_to() -> None:
+    with links(2) as (left, _):
+        for talk in (lambda: left.send("left", "k", torch.ones(1)), lambda: left.receive("x", "k")):
+            with pytest.raises(ValueError, match=r"one of \['right', 'dealer'\]"):
+                talk()
+
+
+def impostor(address: str, hello: bytes) -> None:
+    host, port = address.split(" ")
+    with socket.create_connection((host, int(port))) as connection, suppress(OSError):
+        connection.sendall(hello + pack("share", torch.zeros(1), 0))
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)  # until it is closed
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        struct.pack(">16sH", b"GET / HTTP/1.1\r\n", 1),
+        struct.pack(">16sH", b"privtrain link 1", 0),  # the receiver itself
+        struct.pack(">16sH", b"privtrain link 1", 3),
+        struct.pack(">16sH", b"privtrain link 1", 1),  # a party that is here already
+        b"",
+    ],
+)
+def test_strangers_are_not_heard(hello: bytes) -> None:
+    with links(2) as (left, right):
+        right.send("left", "share", torch.ones(1))
+        assert left.receive("right", "share").tolist() == [1]
+        impostor(left._store.get("0").decode(), hello)
+        right.send("left", "share", torch.full((1,), 2.0))
+        assert left.receive("right", "share").tolist() == [2]
+
+
+def test_a_message_that_lies_about_its_size_ends_its_sender() -> None:
+    with links(2) as (left, right):
+        right.send("left", "share", torch.ones(1))
+        data = bytearray(pack("share", torch.zeros(2), 0))
+        data[12:20] = struct.pack(">Q", 2**60)
+        right._out["left"].sendall(data)
+        left.receive("right", "share")
+        with pytest.raises(ProtocolError, match="right sent a message 'share' of shape"):
+            left.receive("right", "share")
+
+
+def test_listens_where_the_store_is_and_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    with links(2) as (left, right):
+        assert left._listener.getsockname()[0] == "127.0.0.1"
+        left.send("right", "share", torch.ones(1))
+        right.receive("left", "share")
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_store_that_is_not_there_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    link = SocketLink(names=NAMES, rank=0, meeting=("127.0.0.1", port), timeout=0.3)
+    with pytest.raises(PartyLostError, match=f"the store at 127.0.0.1:{port}"):
+        link.__enter__()
+
+
+def test_progress_reaches_whoever_watches() -> None:
+    seen: list[tuple[int, int]] = []
+    watch: Callable[[int, int], None] = lambda done, total: seen.append((done, total))  # noqa: E731
+    link = SocketLink(names=NAMES, rank=0, meeting=("127.0.0.1", 1), timeout=1.0, watch=watch)
+    link.report(2, 5)
+    assert seen == [(2, 5)]
