@@ -113,7 +113,7 @@ def measure(ours: Side, loop: Side, name: str, *, rounds: int, repeats: int) -> 
     return from_seconds(WORK, *seconds, ours_name=name, against_name="plain loop")
 
 
-STARS = {"in-process": InProcess(), "flower-grid": FlowerGrid()}
+STARS: dict[str, StarRuntime] = {"in-process": InProcess(), "flower-grid": FlowerGrid()}
 LONG, FEW = 400, 10
 """Rounds of a run whose last releases are held against its first ones, and how many of each."""
 
@@ -160,7 +160,7 @@ def late_and_early(aggregation: PlainSum | SharedSum, task: Task, data: Federate
     trainer = FedAvg(
         rounds=LONG, local=PlainSteps(batch_size=None), release=Timed(aggregation=aggregation)
     )
-    where = Runtimes(star=InProcess(), mesh=Replayed())  # type: ignore[arg-type] # of either name
+    where = Runtimes(star=InProcess(), mesh=Replayed())
     fit(trainer, task, data, runtimes=where, seed=SEED, progress=lambda done, total: None)
     # The first release opens the shares, by processes that have to start.
     sides = SECONDS[-FEW:], SECONDS[1 : FEW + 1]
