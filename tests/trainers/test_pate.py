@@ -45,6 +45,7 @@ from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.pate import (
+    NUMBER_OF_ANSWERS,
     PATE,
     Vote,
     _of_two_votes,
@@ -552,6 +553,7 @@ def test_a_checked_query_is_answered_where_its_votes_agree() -> None:
     assert formal["public"].epsilon < epsilon_of(public, public.counts, 1e-5)
     assert (formal["public"].relation, formal["public"].unit) == (ADD_REMOVE, Unit.EXAMPLE)
     assert "reduce=MAX" in formal["public"].theorem
+    assert NUMBER_OF_ANSWERS in formal["public"].assumptions
     assert formal["aggregator"].epsilon == math.inf
     # By hand: an order-alpha divergence of alpha / 2 a check and alpha / 9 an answer.
     by_hand = min(
