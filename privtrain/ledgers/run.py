@@ -114,8 +114,8 @@ def check_one_plan(plans: Iterable[PrivacyPlan]) -> None:
         if number > 1:
             raise UnsoundReleaseError(
                 f"{number} plans say what the {observer} sees of one {unit}, and what it sees is "
-                "all of them. Compose their events into one plan, with "
-                "privtrain.accounting.event.composed."
+                "all of them. Make one plan of them, with a name for each kind of release: "
+                "PrivacyPlan.beside."
             )
 
 

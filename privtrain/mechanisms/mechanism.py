@@ -109,7 +109,10 @@ class Mechanism(Protocol):
         ...
 
     def event(self, exposure: Exposure, relation: Relation) -> Any:
-        """What one release means for an observer, as an event for an accountant."""
+        """What one release means for an observer, as an event for an accountant.
+
+        That only the largest value is seen may be ignored: it moves no further than the sum does.
+        """
         ...
 
     def realised(self, total: Tensor) -> Any:

@@ -43,6 +43,11 @@ from privtrain.steps.plain import PlainSteps, check_not_alone, normalises_batche
 
 STUDENT_NAME = "student"
 
+NUMBER_OF_ANSWERS = (
+    "the number of answers, which follows from noisy checks, counts as fixed beforehand; without "
+    "that the guarantee is that of an answer to each query"
+)
+
 CHECK, ANSWER = "check", "answer"
 """Kinds of release of a run that checks each query before it is answered."""
 
@@ -398,6 +403,8 @@ class PATE:
         rate, _ = self._public_part(data)
         if rate:
             self._tell_of_split(data, rate, run)
+        if self.consensus is not None:
+            run.outcome.assume(NUMBER_OF_ANSWERS)
         if "labels" not in saved:
             asked, labels = self._answered(task, data, rate, run, saved.get("passed"))
             saved = {"asked": asked, "labels": labels}

@@ -11,9 +11,10 @@ from scipy import optimize, stats
 from privtrain.accounting.approximate import Approximate
 from privtrain.accounting.calibration import calibrate_scale
 from privtrain.accounting.curves import gaussian_delta
-from privtrain.accounting.epsilon import epsilon, group_epsilon, supports
+from privtrain.accounting.epsilon import epsilon, evaluate, group_epsilon, supports
 from privtrain.accounting.event import (
     Event,
+    charged,
     composed,
     fixed_size_sampled,
     gaussian_event,
@@ -24,12 +25,14 @@ from privtrain.accounting.event import (
     poisson_sampled,
     relies_on_sample,
     repeated,
+    terms_of,
     truncated_poisson_sampled,
 )
 from privtrain.accounting.files import event_from_plain, event_to_plain
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT
+from privtrain.core.trainer import Charge
 
 Density = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 DELTA = 1e-5
@@ -203,3 +206,31 @@ def test_what_relies_on_a_secret_sample_is_told() -> None:
         RdpCurve((2.0,), (1.0,)),
     ):
         assert not relies_on_sample(event), event
+
+
+# Several kinds
+
+
+def test_what_is_charged_is_each_kind_as_often_as_it_was_made() -> None:
+    charges = {"check": Charge(gaussian_event(20.0), 7), "answer": Charge(gaussian_event(4.0), 2)}
+    assert terms_of(charged(charges)) == {gaussian_event(20.0): 7, gaussian_event(4.0): 2}
+    assert terms_of(charged(charges, {"check": 3})) == {gaussian_event(20.0): 3}
+    assert terms_of(charged(charges, {})) == terms_of(charged({})) == {}
+    # Of one kind it is the event itself, to the bit what it was without kinds.
+    alone = {"release": Charge(gaussian_event(4.0), 5)}
+    assert charged(alone) == repeated(gaussian_event(4.0), 5)
+    assert charged(alone, {"release": 1}) == gaussian_event(4.0)
+
+
+def test_curves_of_kinds_add_up_and_a_curve_makes_an_event_one() -> None:
+    orders = (2.0, 5.0, 9.0, 30.0)
+    slow, fast = (RdpCurve(orders, tuple(rate * a for a in orders)) for rate in (0.01, 0.1))
+    both = charged({"check": Charge(slow, 4), "answer": Charge(fast, 3)})
+    assert isinstance(both, RdpCurve)
+    assert both.rdp == pytest.approx([0.34 * order for order in orders])
+    # A curve and a Gaussian: order / (2 z^2) of it is added, and Rényi divergences are converted.
+    mixed = charged({"check": Charge(slow, 4), "answer": Charge(gaussian_event(2.0), 2)})
+    found = evaluate(mixed, 1e-5)
+    by_hand = RdpCurve(orders, tuple((0.04 + 2 / 8) * order for order in orders))
+    assert found.epsilon == pytest.approx(by_hand.epsilon(1e-5), rel=1e-12)
+    assert (found.accountant, found.cross_check) == ("rdp", None)

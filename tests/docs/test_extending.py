@@ -180,7 +180,7 @@ def released(mechanism: Any, one_round: tuple[Task, FederatedData]) -> tuple[tor
     (public,) = [p for p in fedavg.plan(data, pt.Runtimes()) if p.observer == pt.PUBLIC]
     published = result.transcript.entries[-1].payload
     assert published is not None
-    return published.double(), public.event
+    return published.double(), public.charges[RELEASE].event
 
 
 def test_mechanism_draws_the_noise_that_its_event_claims(

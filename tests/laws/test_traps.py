@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
-from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
+from privtrain.accounting.event import charged, gaussian_event, poisson_sampled
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.task import FederatedData, Loss, Rows, Task, cross_entropy
+from privtrain.core.trainer import RELEASE
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.gradients import Gradients
 from privtrain.gradients.opacus import Opacus
@@ -67,10 +68,10 @@ def test_what_is_not_poisson_is_not_counted_as_poisson(sampling: BatchSampling) 
     data = equal_rows(100)
     public, *_ = trainer(sampling=sampling, epochs=10).plan(data, STAR)
     as_poisson, *_ = trainer(sampling=PoissonBatches(), epochs=10).plan(data, STAR)
-    assert as_poisson.event == poisson_sampled(0.2, gaussian_event(1.0))
-    assert public.event != as_poisson.event
-    charged = epsilon(repeated(public.event, public.count), 1e-3, relation=public.relation)
-    assert charged > epsilon(repeated(as_poisson.event, as_poisson.count), 1e-3)
+    assert as_poisson.charges[RELEASE].event == poisson_sampled(0.2, gaussian_event(1.0))
+    assert public.charges[RELEASE].event != as_poisson.charges[RELEASE].event
+    cost = epsilon(charged(public.charges), 1e-3, relation=public.relation)
+    assert cost > epsilon(charged(as_poisson.charges), 1e-3)
     assert public.relation is not ADD_REMOVE
 
 

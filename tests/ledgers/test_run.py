@@ -33,6 +33,7 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
+from tests.contracts.aggregation import a_run
 from tests.threads import PATIENCE, meeting, outcomes
 
 
@@ -715,3 +716,187 @@ def test_plans_about_a_coalition_have_the_digest_that_version_0_1_wrote() -> Non
     assert digest("a", "b") == "4151ef68928a6da92bb1bcd8efccec69"
     assert digest("a") == "12bd7d3a71a1588c19e684cc9c5507d7"
     assert digest("a", "b") != digest("a", "c")
+
+
+# ------------------------------------------------------------------------------ several kinds
+
+
+def of_kinds(checks: int = 10, answers: int = 4, noise: float = 20.0) -> PrivacyPlan:
+    """Checks that are cheap, and answers that are not."""
+    charges = {
+        "check": Charge(gaussian_event(noise), checks),
+        "answer": Charge(gaussian_event(noise / 5), answers),
+    }
+    return replace(a_plan(), charges=charges)
+
+
+def test_each_kind_has_a_count_of_its_own() -> None:
+    ledger = JournalLedger((of_kinds(),))
+    assert (ledger.limit, ledger.limits) == (14, {"check": 10, "answer": 4})
+    assert ledger.spend(10, kind="check")
+    assert not ledger.spend(kind="check")
+    with pytest.raises(BudgetExceededError, match=r"of kind 'answer'.*0 of 0.*kind='answer'"):
+        ledger.use(kind="answer")  # what was paid for checks pays for no answer
+    assert ledger.spend(3, kind="answer")
+    assert not ledger.spend(2, kind="answer")
+    ledger.use(3, kind="answer")
+    with pytest.raises(BudgetExceededError, match="'answer'"):
+        ledger.use(0 + 1, kind="answer")
+    assert (ledger.spent, ledger.spent_by_kind) == (13, {"check": 10, "answer": 3})
+
+
+@pytest.mark.parametrize("kind", [RELEASE, "checks", ""])
+def test_a_kind_that_was_not_planned_is_not_paid_for(kind: str) -> None:
+    ledger = JournalLedger((of_kinds(),))
+    with pytest.raises(ValueError, match=rf"kind={kind!r} to be one of answer, check"):
+        ledger.spend(kind=kind)
+    with pytest.raises(BudgetExceededError, match="not paid for"):
+        ledger.use(kind=kind)
+    assert ledger.spent == 0
+    with pytest.raises(ValueError, match="kind='check' to be one of release"):
+        JournalLedger((a_plan(),)).spend(kind="check")
+    assert not JournalLedger(()).spend()
+
+
+def test_the_journal_names_kinds_and_a_resumed_ledger_reads_them(tmp_path: Path) -> None:
+    def ledger() -> JournalLedger:
+        return JournalLedger((of_kinds(),), journal=tmp_path / "journal", block=3)
+
+    first = ledger()
+    assert first.spend(kind="check")
+    assert first.spend(2, kind="answer")
+    lines = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines() if line]
+    assert lines[1:] == [
+        {"spent_up_to": 3, "kind": "check"},
+        {"spent_up_to": 3, "kind": "answer"},
+    ]
+    # As after a crash: of each kind its block stays spent, and pays for nothing any more.
+    resumed = ledger()
+    assert resumed.spent_by_kind == {"check": 3, "answer": 3}
+    with pytest.raises(BudgetExceededError):
+        resumed.use(kind="check")
+    assert resumed.spend(7, kind="check")
+    assert not resumed.spend(kind="check")
+    assert resumed.spend(kind="answer")
+    assert not resumed.spend(kind="answer")
+    resumed.close()
+    assert ledger().spent_by_kind == {"check": 10, "answer": 4}
+
+
+def test_closing_gives_back_of_each_kind_what_was_not_used(tmp_path: Path) -> None:
+    def ledger() -> JournalLedger:
+        return JournalLedger((of_kinds(),), journal=tmp_path / "journal", block=4)
+
+    first = ledger()
+    assert first.spend(kind="check") and first.spend(2, kind="answer")
+    first.close()
+    assert ledger().spent_by_kind == {"check": 1, "answer": 2}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"spent_up_to": 6}',
+        '{"spent_up_to": 6, "kind": "release"}',
+        '{"spent_up_to": 6, "kind": null}',
+        '{"spent_up_to": 6, "kind": ["check"]}',
+        '{"spent_up_to": 11, "kind": "check"}',
+        '{"spent_up_to": 2, "kind": "check"}',
+        '{"spent_up_to": 5, "kind": "answer"}',
+        '{"spent_up_to": 6, "kind": "check", "by": "me"}',
+        '{"kind": "check"}',
+        '{"finished_at": 0, "kind": "check"}',
+        '{"finished_at": 1, "kind": "answer"}',
+    ],
+)
+def test_an_entry_of_no_kind_is_refused(tmp_path: Path, line: str) -> None:
+    journal = tmp_path / "journal"
+    ledger = JournalLedger((of_kinds(),), journal=journal, block=3)
+    assert ledger.spend(kind="check")
+    journal.write_text(f"{journal.read_text()}\n{line}")
+    with pytest.raises(PrivacyError, match="Line 4 of the privacy journal"):
+        JournalLedger((of_kinds(),), journal=journal)
+
+
+def test_one_kind_writes_and_reads_as_before_there_were_kinds(tmp_path: Path) -> None:
+    """Under whatever name: journals of version 0.1 name none."""
+    named = replace(a_plan(), charges={"step": Charge(gaussian_event(2.0), 10)})
+    assert digest_of((named,), 1e-5) == digest_of((a_plan(),), 1e-5)
+    assert a_ledger(tmp_path).spend(3)
+    resumed = JournalLedger((named,), journal=journal_of(tmp_path))
+    assert resumed.spent_by_kind == {"step": 3}
+    assert resumed.spend(kind="step")
+    assert json.loads(journal_of(tmp_path).read_text().splitlines()[-1]) == {"spent_up_to": 4}
+
+
+def test_plans_of_other_kinds_are_other_plans() -> None:
+    plans = [
+        of_kinds(),
+        of_kinds(checks=9),
+        of_kinds(answers=5),
+        of_kinds(noise=21.0),
+        replace(of_kinds(), charges={**of_kinds().charges, "step": Charge(gaussian_event(9.0), 1)}),
+        replace(of_kinds(), charges={"c": of_kinds().charges["check"]}),
+        replace(of_kinds(), charges=dict(zip("ca", of_kinds().charges.values(), strict=True))),
+    ]
+    assert len({digest_of((plan,), 1e-5) for plan in plans}) == len(plans)
+    turned = dict(reversed(of_kinds().charges.items()))
+    assert digest_of((replace(of_kinds(), charges=turned),), 1e-5) == digest_of((of_kinds(),), 1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [1.2, 1.6, 2.0])
+def test_a_budget_cuts_all_kinds_to_one_fraction_and_none_to_nothing(epsilon: float) -> None:
+    plan, budget = of_kinds(checks=20, answers=8), Budget(epsilon=epsilon, delta=1e-5)
+
+    def part(number: int) -> dict[str, int]:
+        return {"check": number, "answer": math.ceil(8 * number / 20)}
+
+    fitting = [n for n in range(21) if epsilon_of(plan, part(n), 1e-5) <= epsilon]
+    assert 0 < max(fitting) < 20
+    assert capacity((plan,), budget) == part(max(fitting))
+    assert capacity((plan,), None) == {"check": 20, "answer": 8}
+    assert capacity((plan,), Budget(epsilon=90.0)) == {"check": 20, "answer": 8}
+
+
+def test_not_one_of_each_kind_fits() -> None:
+    with pytest.raises(
+        BudgetExceededError, match=r"of each kind \(check, answer\) fits .*one of each costs"
+    ):
+        capacity((of_kinds(),), Budget(epsilon=0.1))
+
+
+def test_kinds_are_composed_and_not_added_up_apart() -> None:
+    plan = of_kinds(checks=100, answers=4)
+    both = epsilon_of(plan, {"check": 100, "answer": 4}, 1e-5)
+    # 100 / 20^2 + 4 / 4^2 = 1 / z^2 of one Gaussian.
+    alone = epsilon_of(of(gaussian_event(2**0.5)), {RELEASE: 1}, 1e-5)
+    assert both == pytest.approx(alone, rel=1e-3)
+    assert both < epsilon_of(plan, {"check": 100}, 1e-5) + epsilon_of(plan, {"answer": 4}, 1e-5)
+    assert epsilon_of(plan, {}, 1e-5) == epsilon_of(plan, {"step": 9}, 1e-5) == 0.0
+
+
+def test_two_plans_of_one_observer_and_unit_become_one() -> None:
+    first, second = (replace(a_plan(), charges={kind: Charge(kind, 2)}) for kind in ("a", "b"))
+    said = replace(second, theorem="T", assumptions=("x", "y"), float_noise=False)
+    both = replace(first, theorem="S", assumptions=("x",)).beside(said)
+    assert both.counts == {"a": 2, "b": 2}
+    assert (both.theorem, both.assumptions, both.float_noise) == ("S; T", ("x", "y"), True)
+    for other in (
+        first,
+        replace(second, observer=AGGREGATOR),
+        replace(second, unit=Unit.EXAMPLE),
+        replace(second, relation=REPLACE_ONE),
+    ):
+        with pytest.raises(UnsoundReleaseError, match="Two plans cannot be one"):
+            first.beside(other)
+
+
+def test_a_halted_run_says_which_kind_was_used_up() -> None:
+    run = a_run(ledger=JournalLedger((of_kinds(),)))
+    assert run.spend(4, kind="answer")
+    assert not run.spend(kind="answer")
+    assert run.halted == "the budget was used up after 4 releases of kind 'answer'"
+    run = a_run(ledger=JournalLedger((a_plan(3),)))
+    assert run.spend(3)
+    assert not run.spend()
+    assert run.halted == "the budget was used up after 3 releases"

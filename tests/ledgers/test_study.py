@@ -37,6 +37,7 @@ from privtrain.core.parameters import to_vector
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT, Budget, Relation, Unit
 from privtrain.core.trainer import RELEASE, PrivacyPlan
 from privtrain.core.trainer import Charge as PlannedCharge
+from privtrain.ledgers.run import JournalLedger, digest_of
 from privtrain.ledgers.study import StudyLedger
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.comparing import compare
@@ -655,3 +656,35 @@ def test_a_delta_of_the_study_or_of_a_calibration_that_promises_nothing_is_refus
         assert study.charges == ()
     with pytest.raises(UnsoundReleaseError, match=r"delta=0\.1"):
         calibrate(DP, DATA, epsilon=1.0, delta=0.1, runtimes=STAR)
+
+
+def test_kinds_of_a_fit_are_charged_together_and_as_often_as_each_may_be_made(
+    tmp_path: Path,
+) -> None:
+    (one,) = a_plan()
+    charges = {
+        "check": PlannedCharge(gaussian_event(20.0), 9),
+        "answer": PlannedCharge(gaussian_event(8.0), 4),
+    }
+    plan, study = (replace(one, charges=charges),), StudyLedger(DATA, journal=tmp_path / "study")
+    study.spend(plan, DATA, name="pate")
+    study.spend(plan, DATA, name="pate", counts={"check": 3, "answer": 99})
+    study.spend(plan, DATA, name="pate", counts={"answer": 1})
+    whole = [repeated(gaussian_event(20.0), 12), repeated(gaussian_event(8.0), 9)]
+    assert study.epsilon == epsilon(composed(whole), 1e-5, relation=ZERO_OUT)
+    assert StudyLedger(DATA, journal=tmp_path / "study").epsilon == study.epsilon
+
+
+def test_a_run_of_several_kinds_is_known_by_all_of_its_numbers(tmp_path: Path) -> None:
+    (one,) = a_plan()
+    charges = {kind: PlannedCharge(gaussian_event(9.0), 4) for kind in ("a", "b")}
+    ledger = JournalLedger((replace(one, charges=charges),))
+    study = StudyLedger(DATA)
+    assert study.spend_run(ledger, DATA, name="pate", folder=tmp_path) == 0
+    assert ledger.spend(kind="b")
+    assert study.spend_run(ledger, DATA, name="pate", folder=tmp_path) == 0, "it goes on"
+    assert study.charges[0].run.endswith(" a 4, b 4")
+    alone = JournalLedger(a_plan())
+    assert study.spend_run(alone, DATA, name="dp_sgd", folder=tmp_path) == 1
+    # As version 0.1 wrote it.
+    assert study.charges[1].run.endswith(f"{digest_of(alone.plans, 1e-5)} 3")

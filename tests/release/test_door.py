@@ -35,6 +35,7 @@ from privtrain.release.arrival import Expected
 from privtrain.release.door import NON_FINITE, Release
 from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.reduce import MAX
 from tests.contracts.aggregation import (
     InMemory,
     MaskedSum,
@@ -620,3 +621,54 @@ def test_the_aggregators_name_is_no_clients() -> None:
 def test_parts_that_are_none_are_refused_by_name(name: str, arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match=f"Expected {name}=.* to be "):
         Release(*arguments)
+
+
+# ------------------------------------------------------------------------- what it exactly cost
+
+VOTES = torch.tensor([[9.0, 0.0, 1.0], [4.0, 5.0, 1.0]], dtype=torch.float64)
+
+
+def realised(release: Release, votes: Tensor | BoundedSum = VOTES) -> Any:
+    """What a release of votes says of its exact cost."""
+    given = votes if isinstance(votes, BoundedSum) else {"a": {"votes": votes}}
+    expected = Expected(contributions=10)
+    return release.arrive(given, a_run(), round=0, kind="votes", expected=expected).realised
+
+
+@pytest.mark.parametrize("mechanism", [GNMax(3.0), LNMax(3.0)])
+def test_winners_come_with_the_cost_of_their_exact_votes(mechanism: GNMax | LNMax) -> None:
+    assert realised(Release(mechanism, finish=ARGMAX)) == mechanism.realised(VOTES)
+
+
+def test_no_exact_cost_is_stated_where_none_was_proved_or_nobody_can_tell() -> None:
+    """The proofs speak of the winner alone, from counts before the noise that somebody reads."""
+    for release in (
+        Release(GNMax(3.0)),
+        Release(GNMax(3.0), finish=Threshold(4.0)),
+        Release(GNMax(3.0), reduce=MAX),
+        Release(GNMax(3.0), AT_PARTY, finish=ARGMAX),
+        Release(GNMax(3.0), aggregation=MaskedSum(), finish=ARGMAX),
+        Release(Gaussian(1.0, 3.0), finish=ARGMAX),
+        Release(finish=ARGMAX),
+    ):
+        assert realised(release) is None, release
+    fused = BoundedSum(VOTES, 1.0)
+    assert realised(Release(GNMax(3.0), finish=ARGMAX), fused) is None
+    assert realised(Release(GNMax(3.0), finish=ARGMAX), VOTES[0]) is None
+
+
+def test_a_release_uses_the_charge_that_it_names() -> None:
+    release = Release(GNMax(3.0))
+    plans = [
+        release.plans(unit=Unit.CLIENT, count=2, parties=1, charge=kind)
+        for kind in ("check", "answer")
+    ]
+    both = tuple(one.beside(other) for one, other in zip(*plans, strict=True))
+    run = a_run(ledger=JournalLedger(both))
+    assert run.spend(kind="answer")
+    votes = {"a": {"votes": VOTES}}
+    for charge in ("check", RELEASE):
+        with pytest.raises(BudgetExceededError, match="not paid for"):
+            release.arrive(votes, run, round=0, kind="votes", charge=charge)
+    ten = Expected(contributions=10)
+    release.arrive(votes, run, round=0, kind="votes", charge="answer", expected=ten)

@@ -14,8 +14,9 @@ from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.door import Release
-from privtrain.release.finish import ARGMAX
+from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_PARTY
+from privtrain.release.reduce import MAX
 from privtrain.runs.calibrating import calibrate
 from privtrain.sampling.batches import TruncatedPoissonBatches
 from privtrain.sampling.sampling import FixedSize, Poisson
@@ -128,3 +129,26 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         calibrate(DPSGD(), DATA, epsilon=1.0, observer=DEALER, runtimes=STAR)
     with pytest.raises(ValueError, match="epsilon"):
         calibrate(DPSGD(), DATA, epsilon=-1.0, runtimes=STAR)
+
+
+def test_answers_get_the_noise_that_their_checks_leave_room_for() -> None:
+    """Checks are part of the promise; their noise is a setting and stays."""
+    check = Release(GNMax(40.0), reduce=MAX, finish=Threshold(4.0))
+    plain = PATE(teachers=6, queries=9, release=Release(GNMax(2.0), finish=ARGMAX))
+    checked = PATE(teachers=6, queries=9, release=plain.release, consensus=check)
+    made, alone = (calibrate(each, DATA, epsilon=2.0, runtimes=STAR) for each in (checked, plain))
+    assert isinstance(made, PATE)
+    assert isinstance(alone, PATE)
+    assert made.consensus == check
+    plan = made.plan(DATA, STAR)[0]
+    assert 1.99 < epsilon_of(plan, plan.counts, 1e-5) <= 2.0
+    assert made.release.mechanism.sigma > alone.release.mechanism.sigma  # type: ignore[attr-defined]
+    # Nine checks alone cost more: no noise of answers helps.
+    loud = Release(GNMax(1.0), reduce=MAX, finish=Threshold(4.0))
+    with pytest.raises(BudgetExceededError, match="not protected by the noise that is calibrated"):
+        calibrate(
+            PATE(teachers=6, queries=9, release=plain.release, consensus=loud),
+            DATA,
+            epsilon=2.0,
+            runtimes=STAR,
+        )

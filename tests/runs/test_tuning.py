@@ -11,23 +11,29 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from privtrain.accounting.divergences import ORDERS
+from privtrain.accounting.event import charged
 from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import Budget
-from privtrain.core.task import Task
+from privtrain.core.task import Rows, Task
+from privtrain.core.trainer import RELEASE
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX, Threshold
+from privtrain.release.reduce import MAX
 from privtrain.runs import tuning
 from privtrain.runs.fitting import fit
 from privtrain.runs.publishing import STUDY_START
 from privtrain.runs.scoring import PrivateRows, PublicRows
 from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
-from privtrain.runs.tuning import TUNING_COUNTED, tune
+from privtrain.runs.tuning import TUNING_COUNTED, selection_plans, tune
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 from tests.trainers.federations import STAR, TASK, a_federation, module, vector
 
@@ -308,3 +314,24 @@ def test_settings_that_promise_other_things_are_refused() -> None:
 def test_a_choice_that_includes_no_noise_promises_nothing() -> None:
     found = tuned(trainers={"plain": SGD(epochs=1)})
     assert found.result.statement.epsilon("public") == math.inf
+
+
+def test_a_trial_costs_all_kinds_of_what_it_releases() -> None:
+    """Checks and answers as often as planned, not as often as one of them."""
+    data = replace(DATA, public=Rows(DATA.test.inputs))
+    check = Release(GNMax(9.0), reduce=MAX, finish=Threshold(4.0))
+    release = Release(GNMax(12.0), finish=ARGMAX)
+    plain = PATE(teachers=6, queries=9, release=release)
+    trainers = (plain, replace(plain, consensus=check))
+    costs = []
+    for trainer in trainers:
+        (plan, *_) = selection_plans(
+            {"pate": trainer}, data, STAR, score=PUBLIC_ROWS, trials=RandomTrials(mean=3.0)
+        )
+        assert plan.counts == {RELEASE: 1}
+        costs.append(np.array(plan.charges[RELEASE].event.rdp))
+    assert (costs[1] > costs[0]).all()
+    # Of one trial: nine checks more.
+    curves = [charged(trainer.plan(data, STAR)[0].charges) for trainer in trainers]
+    added = np.array(curves[1].rdp) - np.array(curves[0].rdp)
+    assert np.allclose(added, 9 * np.array(curves[0].orders) / (2 * 81.0))

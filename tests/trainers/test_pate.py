@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.accounting.gnmax import DEFAULT_ORDERS
+from privtrain.core.errors import (
+    BudgetExceededError,
+    DataError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
@@ -23,25 +30,30 @@ from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, 
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
 from privtrain.core.trainer import RELEASE
 from privtrain.data.coins import coins
-from privtrain.ledgers.run import epsilon_of
+from privtrain.ledgers.run import JournalLedger, epsilon_of
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
-from privtrain.release.finish import ARGMAX, IDENTITY
+from privtrain.release.finish import ARGMAX, IDENTITY, Threshold
 from privtrain.release.placement import AT_PARTY
+from privtrain.release.plain import PlainSum
+from privtrain.release.reduce import MAX
+from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.pate import (
+    NUMBER_OF_ANSWERS,
     PATE,
     Vote,
     _of_two_votes,
     public_part,
     teacher_of_rows,
 )
-from tests.statistics import ALARM
+from tests.contracts.aggregation import a_run
+from tests.statistics import ALARM, independent
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
 QUICK = PlainSteps(epochs=3, learning_rate=0.2)
@@ -335,10 +347,11 @@ def test_who_reads_single_messages_is_owed_replace_one_of_two_votes(
     # A shift twice as large is noise half as wide, at every order.
     exact = Release(twice, AT_PARTY, finish=ARGMAX)
     (halved,) = exact.plans(unit=Unit.EXAMPLE, count=1, parties=3, observers=(AGGREGATOR,))
-    assert (np.array(both.event.rdp) >= np.array(halved.event.rdp) - 1e-12).all()
+    mine, other = (np.array(plan.charges[RELEASE].event.rdp) for plan in (both, halved))
+    assert (mine >= other - 1e-12).all()
     assert epsilon_of(both, {RELEASE: 1}, 1e-5) > 1.5 * epsilon_of(single, {RELEASE: 1}, 1e-5)
     if isinstance(mechanism, GNMax):
-        assert np.allclose(both.event.rdp, halved.event.rdp)
+        assert np.allclose(mine, other)
 
 
 def test_a_public_part_is_used_and_costs_no_training_rows() -> None:
@@ -490,3 +503,223 @@ def test_what_teachers_or_the_student_cannot_use_costs_no_vote(tmp_path: Path) -
     # A teacher whom a single row falls to votes by its initial model, like one without any.
     crowded = replace(data, train={"a": some_rows(3, 8)})
     fit(PATE(queries=3, teachers=4), Task(model=normalised), crowded, delta=1e-3)
+
+
+# ----------------------------------------------------------------- checked before it is answered
+
+CHECK = Release(GNMax(1.0), reduce=MAX, finish=Threshold(4.0))
+
+
+def checked(**options: object) -> PATE:
+    return a_pate(**{"consensus": CHECK, "release": Release(GNMax(3.0), finish=ARGMAX)} | options)
+
+
+def asked_of(result: TrainResult) -> tuple[Tensor, Tensor]:
+    """Which queries passed, and the labels of those."""
+    (passed,) = [e.payload for e in result.transcript.entries if e.kind == "passed"]
+    (labels,) = [e.payload for e in result.transcript.entries if e.kind == "labels"]
+    assert passed is not None
+    assert labels is not None
+    return passed, labels
+
+
+def test_a_checked_query_is_answered_where_its_votes_agree() -> None:
+    """The whole fit: plan, ledger, statement and transcript, by kind."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    trainer = checked()
+    public, aggregator = trainer.plan(data, STAR)
+    assert public.counts == aggregator.counts == {"check": 12, "answer": 12}
+    result = run(trainer, data)
+    passed, labels = asked_of(result)
+    # Six teachers and a threshold of four: some queries pass, and some do not.
+    answers = int(passed.sum())
+    assert passed.shape == (12,)
+    assert 0 < answers < 12
+    assert labels.shape == (answers,)
+    assert result.halted is None
+    # Spent, not planned: every check, and the answers that were given.
+    stated = result.statement.guarantees
+    formal = {g.observer: g for g in stated if not g.data_dependent}
+    spent = {"check": 12, "answer": answers}
+    assert formal["public"].releases == 12 + answers
+    assert formal["public"].epsilon == epsilon_of(public, spent, 1e-5)
+    assert formal["public"].epsilon < epsilon_of(public, public.counts, 1e-5)
+    assert (formal["public"].relation, formal["public"].unit) == (ADD_REMOVE, Unit.EXAMPLE)
+    assert "reduce=MAX" in formal["public"].theorem
+    assert NUMBER_OF_ANSWERS in formal["public"].assumptions
+    assert formal["aggregator"].epsilon == math.inf
+    # By hand: an order-alpha divergence of alpha / 2 a check and alpha / 9 an answer.
+    by_hand = min(
+        alpha * (12 / 2 + answers / 9)
+        + math.log1p(-1 / alpha)
+        - math.log(1e-5 * alpha) / (alpha - 1)
+        for alpha in DEFAULT_ORDERS
+    )
+    assert formal["public"].epsilon == pytest.approx(by_hand, rel=1e-9)
+    # The data-dependent figure has all of the checks in it, too.
+    (private,) = [g for g in stated if g.data_dependent]
+    checks = epsilon_of(public, {"check": 12}, 1e-5)
+    assert checks <= private.epsilon <= formal["public"].epsilon
+    # Votes leave once; which queries passed and their winners are published.
+    kinds = [(e.sender, e.receiver, e.kind, e.shape) for e in result.transcript.entries]
+    votes = [(p, AGGREGATOR_NAME, "votes", (12, 3)) for p in data.parties]
+    assert [k for k in kinds if k[1] == AGGREGATOR_NAME] == votes
+    assert (AGGREGATOR_NAME, PUBLIC_NAME, "passed", (12,)) in kinds
+    assert (AGGREGATOR_NAME, PUBLIC_NAME, "labels", (answers,)) in kinds
+    assert f"{answers} of 12 queries passed the check, which is public" in result.notes
+
+
+def test_checks_and_answers_follow_the_algorithm() -> None:
+    """Algorithm 1 of Papernot et al. 2018, line by line, on the votes that were sent."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    quiet = Release(GNMax(1e-3), reduce=MAX, finish=Threshold(3.5))
+    result = run(checked(consensus=quiet, release=Release(GNMax(1e-3), finish=ARGMAX)), data)
+    counts = sum(e.payload for e in result.transcript.entries if e.kind == "votes")
+    passed, labels = asked_of(result)
+    assert passed.tolist() == [float(n.max()) >= 3.5 for n in counts]
+    assert 0 < int(passed.sum()) < 12
+    decided = counts[passed]
+    # Of a tie either winner may come out.
+    for n, label in zip(decided, labels.tolist(), strict=True):
+        assert float(n[label]) == float(n.max())
+
+
+def test_a_check_and_an_answer_have_noise_of_their_own() -> None:
+    release, run_ = Release(GNMax(3.0)), a_run()
+    counts = {"a": {"votes": torch.full((3_000, 2), 4.0, dtype=torch.float64)}}
+    expected = Expected(contributions=8)
+    check = replace(release, reduce=MAX).arrive(
+        counts, run_, round=1, kind="votes", expected=expected, charge="check"
+    )
+    answer = release.arrive(counts, run_, round=1, kind="votes", expected=expected, charge="answer")
+    for column in (0, 1):
+        assert independent(check.value - 4.0, answer.value[:, column] - 4.0)
+
+
+def test_published_golden_of_checks_and_answers() -> None:
+    """1,000 checks at sigma 150 and 300 answers at sigma 40: 2.890; 5.488 on one counter.
+
+    Papernot et al. 2018, Section 4.1; the conversion by Canonne et al. 2020, Proposition 12.
+    """
+    release = Release(GNMax(40.0), finish=ARGMAX)
+    check = Release(GNMax(150.0), reduce=MAX, finish=Threshold(200.0))
+    trainer = PATE(teachers=250, queries=1_000, release=release, consensus=check)
+    (public, _) = trainer.plan(replace(a_federation(600), public_rows=60_000), STAR)
+    for answers, stated in ((300, 2.890), (1_000, 5.488)):
+        slope = 1_000 / (2 * 150.0**2) + answers / 40.0**2
+        alphas = np.linspace(1.5, 200.0, 200_000)
+        curve = slope * alphas + np.log1p(-1 / alphas) - np.log(1e-5 * alphas) / (alphas - 1)
+        found = epsilon_of(public, {"check": 1_000, "answer": answers}, 1e-5)
+        assert found == pytest.approx(stated, abs=5e-4)
+        assert found == pytest.approx(float(curve.min()), rel=1e-3)
+
+
+def test_a_budget_too_small_halts_by_kind() -> None:
+    """All pass here, so that checks are used up first, and no more answers are given."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    trainer = checked(consensus=Release(GNMax(20.0), reduce=MAX, finish=Threshold(-99.0)))
+    (public, _) = trainer.plan(data, STAR)
+    budget = Budget(epsilon_of(public, {"check": 5, "answer": 5}, 1e-5))
+    result = run(trainer, data, budget=budget)
+    assert result.halted == "the budget was used up after 5 releases of kind 'check'"
+    passed, labels = asked_of(result)
+    assert passed.tolist() == [True] * 5
+    assert len(labels) == 5
+    assert result.statement.epsilon() == budget.epsilon
+    with pytest.raises(BudgetExceededError, match=r"one release of each kind \(check, answer\)"):
+        run(trainer, data, budget=Budget(1e-3))
+
+
+def test_a_resumed_run_pays_for_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted between the checks and the answers, and again after the answers."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    trainer, folder = checked(), tmp_path / "run"
+    (public, _) = trainer.plan(data, STAR)
+
+    def broken(*arguments: object, **options: object) -> Tensor:
+        raise KeyboardInterrupt
+
+    for method in ("_labels", "_student"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PATE, method, broken)
+            with pytest.raises(KeyboardInterrupt):
+                fit(trainer, TASK, data, runtimes=STAR, folder=folder)
+        saved = torch.load(folder / "state.pt", weights_only=True)
+        assert saved["done"] == (0 if method == "_labels" else 1)
+        assert saved["spent_by_kind"]["check"] == 12
+    result = fit(trainer, TASK, data, runtimes=STAR, folder=folder)
+    again = fit(trainer, TASK, data, runtimes=STAR, folder=folder)
+    passed = [e for e in result.transcript.entries if e.kind == "passed"]
+    (labels,) = [e for e in result.transcript.entries if e.kind == "labels"]
+    assert len(passed) == 1
+    formal = next(g for g in result.statement.guarantees if not g.data_dependent)
+    # Answers that were paid for before the first crash stay spent; the plan ends them.
+    assert formal.epsilon <= epsilon_of(public, public.counts, 1e-5)
+    ledger = JournalLedger((public, trainer.plan(data, STAR)[1]), journal=folder / "journal.jsonl")
+    assert ledger.spent_by_kind["check"] == 12
+    assert 0 < labels.shape[0] <= ledger.spent_by_kind["answer"] <= 12
+    assert formal.releases == ledger.spent
+    assert again.statement == result.statement
+    assert torch.equal(vector(module(again)), vector(module(result)))
+
+
+def test_nothing_passes_and_nothing_is_answered() -> None:
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    never = Release(GNMax(1.0), reduce=MAX, finish=Threshold(99.0))
+    result = run(checked(consensus=never), data)
+    (public, _) = checked(consensus=never).plan(data, STAR)
+    assert result.statement.epsilon() == epsilon_of(public, {"check": 12}, 1e-5) > 0
+    assert not [e for e in result.transcript.entries if e.kind == "labels"]
+    # Teachers were trained, and voted.
+    assert result.members is None
+
+
+@pytest.mark.parametrize(
+    ("consensus", "release", "error", "said"),
+    [
+        (Release(GNMax(1.0), finish=ARGMAX), None, UnsupportedError, "reaches a threshold"),
+        (Release(GNMax(1.0), reduce=MAX), None, UnsupportedError, "reaches a threshold"),
+        (Release(GNMax(1.0), finish=Threshold(1)), None, UnsupportedError, "reaches a threshold"),
+        (
+            Release(Gaussian(1.0, 1.0), reduce=MAX, finish=Threshold(1)),
+            None,
+            UnsoundReleaseError,
+            "not its vote",
+        ),
+        (CHECK, Release(GNMax(1.0), AT_PARTY, finish=ARGMAX), UnsupportedError, "leave their"),
+        (
+            CHECK,
+            Release(Exact(), aggregation=SharedSum(), finish=ARGMAX),
+            UnsupportedError,
+            "leave their",
+        ),
+    ],
+)
+def test_a_check_that_is_none_is_refused(
+    consensus: Release, release: Release | None, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        checked(consensus=consensus, **({} if release is None else {"release": release}))
+
+
+def test_more_noise_is_drawn_for_answers_and_a_check_keeps_its_own() -> None:
+    noisier = checked().with_noise(7.0)
+    assert noisier is not None
+    assert (noisier.release.mechanism, noisier.consensus) == (GNMax(7.0), CHECK)
+
+
+def test_votes_are_added_up_once_and_what_they_cost_is_known() -> None:
+    """One aggregate gives the winners and, in a simulation, their data-dependent charge."""
+    data, calls = with_public(a_federation(30, 20)), []
+
+    class Counted(PlainSum):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            calls.append(1)
+            return super().__call__(*arguments, **options)
+
+    release = Release(GNMax(2.0), aggregation=Counted(), finish=ARGMAX)
+    result = run(a_pate(release=release), data)
+    assert len(calls) == 1
+    assert [g.data_dependent for g in result.statement.guarantees] == [False, True, False]
