@@ -165,18 +165,13 @@ class Run:
         return replies
 
     def on_mesh(
-        self,
-        programs: Mapping[str, Program],
-        inputs: Mapping[str, Payload],
-        *,
-        first: int | None = None,
+        self, programs: Mapping[str, Program], inputs: Mapping[str, Payload]
     ) -> dict[str, Payload]:
         """Lets each party of the mesh run its program, and records what they sent.
 
         Args:
             programs: Party to what it runs, in the order of ranks.
             inputs: Party to what it brings; who brings nothing may be left out.
-            first: The number of its first round in the transcript; the next one where left out.
 
         Returns:
             Party to result.
@@ -187,9 +182,10 @@ class Run:
         if self.runtimes.mesh is None:
             raise UnsupportedError(NO_MESH)
         replies = self.runtimes.mesh.run(programs, inputs, seeds=self.seeds, report=self.progress)
-        entries = [entry for reply in replies.values() for entry in reply.entries]
-        self.transcript.extend(entries, first=first)
+        # The parties of a mesh count their rounds from 0; all of them come after those of the star.
+        start = self.transcript.exchanges
         for reply in replies.values():
+            self.transcript.extend(reply.entries, start=start)
             self.transcript.setups.extend(reply.setups)
             self.report_memory(reply.peak_memory_bytes)
         return {name: reply.payload for name, reply in replies.items()}

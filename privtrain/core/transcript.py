@@ -91,11 +91,21 @@ class Transcript:
 
     Args:
         keep_payloads: Whether tensors are kept with their entries; for simulation only.
+        entries: The messages.
+        setups: What parties know without a message.
+        exchanges: How many exchanges were numbered.
     """
 
     keep_payloads: bool = False
     entries: list[Entry] = field(default_factory=list)
     setups: list[Setup] = field(default_factory=list)
+    exchanges: int = field(default=0, compare=False)
+
+    def exchange(self) -> int:
+        """The number of an exchange that a channel begins."""
+        # By the channel: a trainer's rounds may hold several exchanges each.
+        self.exchanges += 1
+        return self.exchanges - 1
 
     def send(self, sender: str, receiver: str, kind: str, tensor: Tensor, *, round: int) -> None:
         """Records one sent tensor; diagnostics of a simulation are not recorded."""
@@ -107,21 +117,18 @@ class Transcript:
         shape = tuple(tensor.shape)
         self.entries.append(Entry(sender, receiver, kind, shape, size, round, payload))
 
-    def extend(self, entries: Iterable[Entry], *, first: int | None = None) -> None:
-        """Records messages that were counted elsewhere, as in the processes of a mesh.
+    def extend(self, entries: Iterable[Entry], *, start: int = 0) -> None:
+        """Records messages that were counted elsewhere, as in another process.
 
         Args:
-            entries: The messages, with rounds counted from 0.
-            first: The number of their first round; the next one where it is left out.
+            entries: The messages; their rounds are counted from `start`.
+            start: Number of their round 0.
         """
-        start = self.next_round if first is None else first
-        sent = (e for e in entries if not e.kind.startswith(UNPROTECTED))
-        self.entries.extend(replace(e, round=start + e.round) for e in sent)
-
-    @property
-    def next_round(self) -> int:
-        """The number of the round after all that something was sent in."""
-        return 1 + max((e.round for e in self.entries if e.receiver != PUBLIC_NAME), default=-1)
+        for entry in entries:
+            if entry.kind.startswith(UNPROTECTED):
+                continue
+            self.entries.append(replace(entry, round=entry.round + start) if start else entry)
+            self.exchanges = max(self.exchanges, entry.round + start + 1)
 
     def knows(self, party: str, what: str) -> None:
         """Records setup material: something that a party knows without receiving it."""

@@ -140,8 +140,7 @@ class MPCSGD:
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
         programs = with_helpers(self.engine, dict.fromkeys(self.computing_names, program))
-        # Shares arrive while the computing parties agree on keys: in the same round.
-        replies = run.on_mesh(programs, inputs, first=0)
+        replies = run.on_mesh(programs, inputs)
         opened = {name: replies[name]["weights"] for name in self.computing_names}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
@@ -226,6 +225,7 @@ class MPCSGD:
                 # A fresh key from the operating system: shares never follow from the user's seed.
                 shares = share(integers, self.computing_parties, Keystream())
                 for name, input_share in zip(self.computing_names, shares, strict=True):
+                    # Shares arrive while computing parties agree on keys: round 0 of the mesh.
                     run.transcript.send(party, name, "input share", input_share, round=0)
                     # Numbered in fixed width, so that sorted keys are in the order of the parties.
                     dealt[name][f"{kind}/{number:06d}"] = input_share

@@ -66,9 +66,10 @@ def test_updates_add_up_and_nothing_else_is_opened(parties: int) -> None:
     values = [torch.linspace(-3, 2, 11) * scale for scale in (1.0, 0.3, -2.0)]
     aggregation, run = SharedSum(computing_parties=parties), a_mesh_run()
     messages = sealed(aggregation, values, "update")
+    number = run.transcript.exchange()
     for message in messages:
         for kind, one in message.items():
-            run.transcript.send("client-0", AGGREGATOR_NAME, kind, one, round=0)
+            run.transcript.send("client-0", AGGREGATOR_NAME, kind, one, round=number)
     total = aggregation(messages, run, kind="update").value
     assert not isinstance(total, Tensor)
     opened = total.open(IDENTITY)
