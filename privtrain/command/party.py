@@ -50,7 +50,7 @@ class PartyArgs:
         epochs = 3
 
     Rows stay on their host; the others receive shares only. All parties open the weights.
-    Who helps them without rows, such as a dealer, says so: --role dealer, and no rank.
+    Who helps without rows, such as a dealer, says --role dealer and has no rank: make(None).
     """
 
     study: tyro.conf.Positional[Path]
@@ -240,6 +240,10 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
     seeds, split = Seeds(int(table.get("seed", 0))), Split(table.get("split", ROWS))
     model = initial_model(task, seeds["initialisation", 0, ""])
     own = rows if where.rank is not None else None
+    if where.rank is not None and own is None:
+        raise ValueError(
+            f"Expected task={table['task']!r} to give rows: this is a party with rows."
+        )
     programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     name = args.role if where.rank is None else where.names[where.rank]
     helpers = [other for other in programs if other not in where.names]

@@ -228,6 +228,7 @@ class MPCSGD:
                 # A fresh key from the operating system: shares never follow from the user's seed.
                 shares = share(integers, self.computing_parties, Keystream())
                 for name, input_share in zip(self.computing_names, shares, strict=True):
+                    # Shares arrive while computing parties agree on keys: round 0 of the mesh.
                     run.transcript.send(party, name, "input share", input_share, round=0)
                     # Numbered in fixed width, so that sorted keys are in the order of the parties.
                     dealt[name][f"{kind}/{number:06d}"] = input_share

@@ -30,6 +30,11 @@ def make(rank: int) -> tuple[Task, Rows, Rows]:
     return Task(model=model), table().take(own), table().take(test)
 
 
+def make_or_help(rank: int | None) -> tuple[Task, Rows | None]:
+    """A party's own rows; none for who helps."""
+    return Task(model=model), None if rank is None else make(rank)[1]
+
+
 def columns(rank: int) -> tuple[Task, Rows]:
     """A party's own columns; rank 1 also holds the labels."""
     rows, cut = table(), (slice(0, 5), slice(5, FEATURES))[rank]

@@ -4,12 +4,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from privtrain.command.party import PartyArgs, Place, place, read
+from privtrain.command.party import PartyArgs, Place, place, read, run_party
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.seeding import Seeds
@@ -26,6 +28,12 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+@pytest.fixture(autouse=True)
+def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The command puts the study's folder on the path of its process.
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def write_study(folder: Path, function: str, more: str = "", name: str = "study.toml") -> Path:
@@ -116,6 +124,65 @@ def test_torchrun_variables_are_accepted(tmp_path: Path) -> None:
     assert [code for code, _, _ in ends] == [0, 0], ends
 
 
+WITH_DEALER = """task = "tests.command.study_of_parties:make_or_help"
+[mpc_sgd]
+epochs = 2
+batch_size = 20
+learning_rate = 0.5
+engine = { kind = "tests.mpc.dealt:DealtEngine" }
+"""
+
+
+@pytest.mark.slow
+def test_a_dealer_without_rows_takes_part_by_its_role(tmp_path: Path) -> None:
+    path, port = tmp_path / "study.toml", free_port()
+    path.write_text(WITH_DEALER)
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, str(path)], {})
+    out = ["--out", str(tmp_path / "0.pt")]
+    ends = finish([start(path, 0, 2, port, *out), start(path, 1, 2, port), dealer], 90)
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
+    assert float((saved(tmp_path / "0.pt") - expected).abs().max()) < 0.01
+    assert "dealer: took part among party-0, party-1, dealer" in ends[2][1]
+    assert "weights" not in ends[2][1].split("dealer: the opened weights are exact")[0]
+    for _, said, _ in ends:
+        assert "dealer reads sizes of what is multiplied" in said
+
+
+def test_other_roles_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(WITH_DEALER)
+    asked = {"study": path, "world_size": 2, "rendezvous": "tcp://127.0.0.1:1"}
+    with pytest.raises(ValueError, match=r"role='banker' to be one of party, dealer: .*MPCSGD"):
+        run_party(PartyArgs(**asked, role="banker"))
+    with pytest.raises(ValueError, match="role='party-1'"):
+        run_party(PartyArgs(**asked, role="party-1"))
+    with pytest.raises(ValueError, match="no --rank with --role dealer"):
+        run_party(PartyArgs(**asked, role="dealer", rank=1))
+    path.write_text(WITH_DEALER.replace("engine", "# engine"))
+    with pytest.raises(ValueError, match="role='dealer' to be one of party:"):
+        run_party(PartyArgs(**asked, role="dealer"))
+
+
+def test_trainers_that_need_a_coordinator_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    head = 'task = "tests.command.study_of_parties:make"\n'
+    args = PartyArgs(study=path, rank=0, world_size=2, rendezvous="tcp://127.0.0.1:1")
+    path.write_text(head + "[fedavg]\nrounds = 3\n")
+    with pytest.raises(UnsupportedError, match=r"fedavg .*coordinator.*Use mpc_sgd.*privtrain fit"):
+        run_party(args)
+    path.write_text(head + "[fedavgg]\n")
+    with pytest.raises(ValueError, match="trainer='fedavgg'"):
+        run_party(args)
+    path.write_text(head + "[mpc_sgd]\ncomputing_parties = 3\n")
+    with pytest.raises(ValueError, match="computing_parties to be world_size=2"):
+        run_party(args)
+    path.write_text(head.replace(":make", ":make_or_help"))
+    with pytest.raises(ValueError, match="role='helper'"):
+        run_party(replace(args, rank=None, role="helper"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("culprit", "deed", "count"),
@@ -199,7 +266,12 @@ def test_a_wrong_place_is_refused(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("seed = 1", "must name"), ("task = ", "TOML"), ('task = "a:b"\nrows = 3', "'rows'")],
+    [
+        ("seed = 1", "must name"),
+        ("task = ", "TOML"),
+        ('task = "a:b"\nrows = 3', "'rows'"),
+        ('task = "a:b"\n[mpc_sgd]\n[sgd]', "table of one trainer"),
+    ],
 )
 def test_a_wrong_study_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"

@@ -137,16 +137,15 @@ def test_rounds_of_a_mesh_follow_those_that_are_there() -> None:
         Entry("computing-0", "computing-1", "share", (1,), 8, 2),
         Entry("computing-1", "computing-0", "share", (1,), 8, 0),
     ]
-    before = made.rounds
-    assert made.next_round == before == 2  # publishing is no round
-    made.extend(mesh)
-    assert [e.round for e in made.entries[-3:]] == [2, 4, 2]
-    made.extend(mesh)
-    assert [e.round for e in made.entries[-3:]] == [5, 7, 5]
-    made.extend(mesh, first=0)
-    assert [e.round for e in made.entries[-3:]] == [0, 2, 0]
-    assert made.rounds == before + 4
-    assert Transcript().next_round == 0
+    assert [made.exchange(), made.exchange()] == [0, 1]
+    for _ in range(2):
+        made.extend(mesh, start=made.exchanges)
+    assert [e.round for e in made.entries[-6:]] == [2, 4, 2, 5, 7, 5]
+    assert made.exchange() == 8
+    assert made.rounds == 2 + 4
+    one = Transcript()
+    one.extend(mesh)
+    assert one.entries == mesh
 
 
 def test_entries_say_what_was_sent_in_order() -> None:

@@ -27,7 +27,7 @@ from privtrain.core.trainer import RELEASE
 from tests.docs.pages import DOCS, examples, run
 from tests.statistics import assert_power, std_is
 
-PAGES = ("trainer", "mechanism", "attack")
+PAGES = ("trainer", "mechanism", "attack", "mesh_program")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_every_page_has_one_file_and_uses_it(page: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["trainer", "mechanism", "attack"])
+@pytest.mark.parametrize("page", PAGES)
 def test_page_runs_as_it_stands(page: str, folder: Path) -> None:
     path = DOCS / "extending" / f"{page}.md"
     made = run(path, examples(path), folder)
@@ -308,3 +308,30 @@ def test_attack_needs_payloads_and_its_own_view(
     )
     with pytest.raises(ValueError, match="aggregator"):
         attack.run(target, seed=0)
+
+
+# The mesh program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("left", "right"), [(0, 5), (-(2**62), 3), (2**40 + 1, -(2**21))])
+def test_mesh_program_multiplies_modulo_2_to_the_64(left: int, right: int, folder: Path) -> None:
+    module = module_of("mesh_program", folder)
+    programs = {"left": module.Multiply("helper"), "right": module.Multiply("helper")}
+    inputs = {
+        "left": {"factor": torch.tensor(left)},
+        "right": {"factor": torch.tensor(right)},
+    }
+    replies = pt.Processes(timeout=60).run({**programs, "helper": module.Deal()}, inputs)
+    expected = torch.tensor(left) * torch.tensor(right)
+    for name in programs:
+        assert torch.equal(replies[name].payload["product"], expected)
+    # The dealer receives nothing, and no message holds a factor.
+    entries = [entry for reply in replies.values() for entry in reply.entries]
+    assert {entry.receiver for entry in entries} == {"left", "right"}
+    assert sorted({(entry.round, entry.kind) for entry in entries}) == [
+        (0, "triple share"),
+        (1, "masked share"),
+        (2, "product share"),
+    ]
+    assert [setup.party for setup in replies["helper"].setups] == ["helper"]
