@@ -80,6 +80,13 @@ def test_streamed_noise_is_that_of_the_inverted_matrix() -> None:
     np.testing.assert_allclose(again, noises(Gaussian(0.5, 3.0), like=WIDE.float()), atol=1e-5)
 
 
+def test_no_more_noise_is_remembered_than_there_are_bands_to_come() -> None:
+    state: Any = None
+    for step in range(9):
+        _, state = MECHANISM.add(WIDE, state, SeededEntropy(0)["noise", step, ""])
+        assert len(state) == min(step + 1, 5 - 1)
+
+
 def test_one_band_is_the_gaussian_mechanism() -> None:
     one = BandedMatrix(0.5, 3.0, bands=1, steps=STEPS)
     assert np.array_equal(noises(one), noises(Gaussian(0.5, 3.0)))

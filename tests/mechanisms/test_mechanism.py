@@ -11,7 +11,7 @@ from privtrain.core.observers import Exposure
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.statement import REPLACE_ONE, ZERO_OUT
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
-from privtrain.mechanisms.mechanism import Exact, Mechanism, l2_bound_of
+from privtrain.mechanisms.mechanism import Exact, Mechanism, l2_bound_of, widened
 from privtrain.mechanisms.votes import GNMax, LNMax
 from tests.contracts.mechanism import CHECKS, drawn
 from tests.statistics import (
@@ -110,6 +110,16 @@ def test_complex_numbers_are_refused(mechanism: Mechanism) -> None:
             mechanism.bound(values)
         with pytest.raises(UnsupportedError, match=r"torch\.complex64"):
             mechanism.bound_again(values, 1)
+
+
+def test_noise_in_floats_is_drawn_for_float32_at_least() -> None:
+    wide = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.long: torch.long}
+    for given, wanted in wide.items():
+        assert widened(torch.ones(3, dtype=given)).dtype is wanted
+    same = torch.ones(3, dtype=torch.float64)
+    assert widened(same) is same
+    with pytest.raises(UnsupportedError, match=r"total of type torch\.complex64"):
+        widened(torch.ones(3, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("mechanism", [Gaussian(1.0, 1.0), Laplace(1.0, 1.0)], ids=str)
