@@ -154,18 +154,20 @@ class Timed(Release):
         return released
 
 
-def late_and_early(aggregation: PlainSum | SharedSum, task: Task, data: FederatedData) -> Row:
+def late_and_early(
+    aggregation: PlainSum | SharedSum, task: Task, data: FederatedData, rounds: int
+) -> Row:
     """The last releases of a long run against its first ones."""
     SECONDS.clear()
     trainer = FedAvg(
-        rounds=LONG, local=PlainSteps(batch_size=None), release=Timed(aggregation=aggregation)
+        rounds=rounds, local=PlainSteps(batch_size=None), release=Timed(aggregation=aggregation)
     )
     where = Runtimes(star=InProcess(), mesh=Replayed())
     fit(trainer, task, data, runtimes=where, seed=SEED, progress=lambda done, total: None)
     # The first release opens the shares, by processes that have to start.
     sides = SECONDS[-FEW:], SECONDS[1 : FEW + 1]
     work = f"release-by-{type(aggregation).__name__}"
-    return from_seconds(work, *sides, ours_name=f"round {LONG}", against_name="round 1")
+    return from_seconds(work, *sides, ours_name=f"round {rounds}", against_name="round 1")
 
 
 def serve(name: str) -> None:
@@ -200,7 +202,8 @@ def rows(quick: bool) -> list[Row]:
         for star in STARS.values()
     ]
     measured += [
-        late_and_early(aggregation, task, data) for aggregation in (PlainSum(), SharedSum())
+        late_and_early(aggregation, task, data, 100 if quick else LONG)
+        for aggregation in (PlainSum(), SharedSum())
     ]
     if not quick:
         ray = through(FlowerRay(), task, data)

@@ -267,8 +267,7 @@ def test_an_attack_by_a_party_that_is_not_there_is_refused_before_training() -> 
 class NoNoise:
     """A trainer of a user's own whose noise cannot be asked for."""
 
-    token = "own"
-    caveats = ()
+    token, caveats = "own", ()
 
     def plan(self, data: object, runtimes: object) -> tuple[()]:
         return ()
