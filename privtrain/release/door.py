@@ -5,7 +5,7 @@ aggregator, on the messages. A release that was not paid for is refused.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,9 @@ class Release:
         # A round that nobody was drawn for has no exchange.
         if not named:
             return Gathering(cohort=(), round=round, kind=kind)
-        return self.aggregation.begin(named, run, round=round, kind=kind)
+        gathering = self.aggregation.begin(named, run, round=round, kind=kind)
+        self._note_lost(named, gathering.cohort, round, run)
+        return gathering
 
     def leave(
         self,
@@ -328,8 +330,7 @@ class Release:
         else:
             begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
             begun = replace(begun, weighted=expected.largest_weight is not None)
-            if len(replies) < len(begun.cohort):
-                run.notes.append(self._lost(begun, replies))
+            self._note_lost(begun.cohort, replies, round, run)
             admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
             total = self.aggregation.gather(begun, admitted, run)
             if not isinstance(total.value, Tensor):
@@ -345,12 +346,15 @@ class Release:
         # Third and fourth step: the finish sees the noised aggregate only.
         return Released(self.finish(self._noised(summed, run, round, kind)), weight)
 
-    def _lost(self, gathering: Gathering, replies: Mapping[str, Reply]) -> str:
-        """The note on who of a cohort did not reply."""
-        lost = [party for party in gathering.cohort if party not in replies]
-        # Under noise who was drawn may be a secret that a guarantee counts on.
-        named = f"{len(lost)} of its parties" if self.mechanism.noisy else ", ".join(lost)
-        return f"round {gathering.round} went on without {named}: lost on the way"
+    def _note_lost(
+        self, asked: Iterable[str], there: Collection[str], round: int, run: Run
+    ) -> None:
+        """Notes who was asked and did not reply."""
+        lost = [party for party in asked if party not in there]
+        if lost:
+            # Under noise who was drawn may be a secret that a guarantee counts on.
+            named = f"{len(lost)} of its parties" if self.mechanism.noisy else ", ".join(lost)
+            run.notes.append(f"round {round} went on without {named}: lost on the way")
 
     @property
     def _aggregator_draws(self) -> bool:

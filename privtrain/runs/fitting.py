@@ -26,7 +26,15 @@ from privtrain.core.seeding import (
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trainer, Trying
+from privtrain.core.trainer import (
+    Addressing,
+    Checking,
+    CheckingRows,
+    PrivacyPlan,
+    Run,
+    Trainer,
+    Trying,
+)
 from privtrain.core.transcript import Transcript
 from privtrain.core.validate import check_follows, made_folder
 from privtrain.ledgers.run import JournalLedger
@@ -191,6 +199,7 @@ def fit_trial(
     check_device(device)
     check_data(data)
     plans = trainer.plan(data, where)
+    others = trainer.others if isinstance(trainer, Addressing) else ()
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
     _try_beforehand(trainer, task, data, seeds, device)
@@ -234,7 +243,7 @@ def fit_trial(
             entropy=OnceOnly(source),
             checkpoint=checkpoint,
             # On first use: trainers without a coordinator start no parties.
-            open_star=lambda: _open(stack, where, data, run),
+            open_star=lambda: _open(stack, where, data, run, others),
             history=history,
             device=device,
             progress=progress or stack.enter_context(progress_bar(trainer.token)),
@@ -303,7 +312,9 @@ def _resumed(
     return replace(source, attempt=ledger.spent, root=root)
 
 
-def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -> Star:
+def _open(
+    stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run, others: tuple[str, ...]
+) -> Star:
     if runtimes.star is None:
         raise UnsupportedError(
             "This trainer needs rounds around a coordinator: give "
@@ -316,6 +327,7 @@ def _open(stack: ExitStack, runtimes: Runtimes, data: FederatedData, run: Run) -
         transcript=run.transcript,
         device=run.device,
         report_memory=run.report_memory,
+        others=others,
     )
     # The stack closes the parties when the run ends, however it ends.
     return stack.enter_context(runtimes.star.open(setting))

@@ -244,6 +244,11 @@ class PATE:
         """What parties are trusted with, where no guarantee says so."""
         return (*self.release.trusted("party", "every answer"), *self.release.aggregation.caveats)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Parties without rows that the aggregation addresses."""
+        return self.release.aggregation.others
+
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         student = InputPrivacy(
             reader=STUDENT_NAME,

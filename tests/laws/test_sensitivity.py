@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsoundReleaseError
-from privtrain.core.runtime import Party, Payload, Runtimes
+from privtrain.core.runtime import Party, Payload, Runtimes, Seen
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.task import FederatedData, Rows, Task, cross_entropy
@@ -99,7 +99,7 @@ def update(held: Rows, release: Release, weights: Uniform | ByExamples, start: T
         seeds=Seeds(0),
         entropy=SeededEntropy(0),
     )
-    return step({"model": start}, party)["update"].double()
+    return step({"model": start}, party).message["update"].double()
 
 
 @pytest.mark.parametrize("weights", [Uniform(), ByExamples(bound=6)], ids=["uniform", "bounded"])
@@ -143,11 +143,11 @@ BOUND = 6
 class Pull:
     """Local steps that move every parameter by the first value of a client's first row."""
 
-    def __call__(self, model: nn.Module, task: Task, party: Party) -> dict[str, Tensor]:
+    def __call__(self, model: nn.Module, task: Task, party: Party) -> Seen:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += float(party.rows.inputs[0, 0])
-        return {}
+        return Seen()
 
     def settled(self, data: FederatedData) -> "Pull":
         return self
@@ -252,7 +252,7 @@ def test_a_weight_without_its_cap_is_caught() -> None:
             seeds=Seeds(0),
             entropy=SeededEntropy(0),
         )
-        return step({"model": start}, party)["update"]
+        return step({"model": start}, party).message["update"]
 
     assert float(sent(ByExamples(bound=BOUND), 1.0, 700).norm()) <= C * ROUNDING
     assert float(sent(Uncapped(), 0.0, 700).norm()) > 100 * C

@@ -414,7 +414,7 @@ def test_one_clients_data_moves_the_sum_by_at_most_the_sensitivity(
             seeds=Seeds(0),
             entropy=SeededEntropy(0),
         )
-        return step({"model": vector(start())}, party)["update"]
+        return step({"model": vector(start())}, party).message["update"]
 
     huge = Rows(1e6 * some_rows(3, 30).inputs, some_rows(3, 30).labels)
     found = [update(rows) for rows in (some_rows(1), some_rows(2, 3), huge)]
