@@ -416,7 +416,7 @@ def test_aggregation_says_what_was_planned_spent_sent_and_read(folder: Path) -> 
 def test_aggregation_that_lost_too_many_names_them(folder: Path) -> None:
     masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=4)
     both = Losing({(0, "ClientStep"): (CLIENTS[1], CLIENTS[3])})
-    with pytest.raises(pt.PartyLostError, match="3 of 5 .* at least 4 have to") as caught:
+    with pytest.raises(pt.PartyLostError, match=r"3 of 5 .* at least 4 have to") as caught:
         masked_fit(masks, both)
     assert CLIENTS[1] in str(caught.value) and CLIENTS[3] in str(caught.value)
     # And in the last exchange everybody has to reply: without one of them nothing is unmasked.
