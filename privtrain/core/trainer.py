@@ -416,6 +416,16 @@ class CheckingRows(Protocol):
 
 
 @runtime_checkable
+class Addressing(Protocol):
+    """A trainer that addresses parties without rows."""
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Their names, such as that of a holder of keys."""
+        ...
+
+
+@runtime_checkable
 class Trying(Protocol):
     """A trainer, or a part of one, that tries a model and a loss on rows that are not private."""
 

@@ -45,10 +45,20 @@ class KeyAgreement:
     """One party's half of an X25519 key agreement (RFC 7748), fresh for one session.
 
     A listener learns no key. Nothing here authenticates the other party.
+
+    Args:
+        private: The private key that an earlier half of this party had, 32 bytes; a fresh one
+            where it is left out.
     """
 
-    def __init__(self) -> None:
-        self._private = X25519PrivateKey.generate()
+    def __init__(self, private: bytes | None = None) -> None:
+        known = None if private is None else X25519PrivateKey.from_private_bytes(private)
+        self._private = known or X25519PrivateKey.generate()
+
+    @property
+    def private(self) -> bytes:
+        """The private key, 32 bytes, which the party keeps to itself."""
+        return self._private.private_bytes_raw()
 
     @property
     def public(self) -> bytes:

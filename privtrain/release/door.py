@@ -5,7 +5,7 @@ aggregator, on the messages. A release that was not paid for is refused.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -170,7 +170,9 @@ class Release:
         # A round that nobody was drawn for has no exchange.
         if not named:
             return Gathering(cohort=(), round=round, kind=kind)
-        return self.aggregation.begin(named, run, round=round, kind=kind)
+        gathering = self.aggregation.begin(named, run, round=round, kind=kind)
+        self._note_lost(named, gathering.cohort, round, run)
+        return gathering
 
     def _check_part(self) -> None:
         # Called for its refusal: the event of a part of the noise that cannot be drawn.
@@ -377,8 +379,7 @@ class Release:
         else:
             begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
             begun = replace(begun, weighted=expected.largest_weight is not None)
-            if len(replies) < len(begun.cohort):
-                run.outcome.notes.append(self._lost(begun, replies))
+            self._note_lost(begun.cohort, replies, round, run)
             admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
             total = self.aggregation.gather(begun, admitted, run)
             if not isinstance(total.value, Tensor):
@@ -405,12 +406,15 @@ class Release:
         winners = self.finish == ARGMAX and self.readable and total.dim() == 2
         return self.mechanism.realised(total) if winners and self._aggregator_draws else None
 
-    def _lost(self, gathering: Gathering, replies: Mapping[str, Reply]) -> str:
-        """The note on who of a cohort did not reply."""
-        lost = [party for party in gathering.cohort if party not in replies]
-        # Under noise who was drawn may be a secret that a guarantee counts on.
-        named = f"{len(lost)} of its parties" if self.noisy else ", ".join(lost)
-        return f"round {gathering.round} went on without {named}: lost on the way"
+    def _note_lost(
+        self, asked: Iterable[str], there: Collection[str], round: int, run: Run
+    ) -> None:
+        """Notes who was asked and did not reply."""
+        lost = [party for party in asked if party not in there]
+        if lost:
+            # Under noise who was drawn may be a secret that a guarantee counts on.
+            named = f"{len(lost)} of its parties" if self.noisy else ", ".join(lost)
+            run.outcome.notes.append(f"round {round} went on without {named}: lost on the way")
 
     @property
     def _aggregator_draws(self) -> bool:

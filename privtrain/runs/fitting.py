@@ -27,6 +27,7 @@ from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import (
+    Addressing,
     Checking,
     CheckingRows,
     Mesh,
@@ -201,6 +202,7 @@ def fit_trial(
     check_device(device)
     check_data(data)
     plans = trainer.plan(data, where)
+    others = trainer.others if isinstance(trainer, Addressing) else ()
     promises = check_plans(plans, data, delta)
     start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
     _try_beforehand(trainer, task, data, seeds, device)
@@ -244,6 +246,7 @@ def fit_trial(
             transcript=transcript,
             device=device,
             report_memory=outcome.report_memory,
+            others=others,
         )
         shown = progress or stack.enter_context(progress_bar(trainer.token))
         run = Run(

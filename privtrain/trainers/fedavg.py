@@ -255,6 +255,11 @@ class FedAvg:
         return (*trusted, f"a client may claim any weight: {why}", *engine)
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """Parties without rows that the aggregation addresses."""
+        return self.release.aggregation.others
+
+    @property
     def _sends_weights(self) -> bool:
         return not (self.weights.uniform or self._public_divisor)
 
@@ -358,11 +363,14 @@ class FedAvg:
         run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
         return ModelPredictor(model)
 
-    def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost:
+    def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost | None:
         """What the rounds cost with as many clients as are expected; no client is named."""
         # Without noise on the sum the cohort follows from the public seed, and so do the messages.
         if not self.release.noisy:
             return PublicCost.of(run.transcript)
+        # Masks and shares have sizes and exchanges of their own.
+        if not self.release.readable:
+            return None
         one_way = rounds * self.sampling.expected(parties) * model.nelement() * model.element_size()
         # The model goes down to each client of a round, and an update of the same size comes up.
         sent = {AGGREGATOR_NAME: round(one_way), "all clients": round(one_way)}

@@ -319,6 +319,11 @@ class PATE:
         trusted = self.release.trusted("party", "every answer")
         return (*trusted, *self.release.aggregation.caveats)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Parties without rows that the aggregation addresses."""
+        return self.release.aggregation.others
+
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         checked = "" if self.consensus is None else ", where the vote passed its check"
         student = InputPrivacy(

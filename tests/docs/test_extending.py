@@ -4,10 +4,12 @@ import importlib
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,17 +19,19 @@ from sklearn.neighbors import NearestCentroid
 import privtrain as pt
 from privtrain.attacks.attack import target_for
 from privtrain.command.study_file import Study, read_study
+from privtrain.core.errors import PartyLostError
 from privtrain.core.observers import Exposure
 from privtrain.core.result import Target
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Party, Payload, Reply, Setting, Star, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import RELEASE
+from tests.contracts.aggregation import check_aggregation
 from tests.docs.pages import DOCS, examples, run
 from tests.statistics import assert_power, std_is
 
-PAGES = ("trainer", "mechanism", "attack", "mesh_program")
+PAGES = ("trainer", "mechanism", "aggregation", "attack", "mesh_program")
 
 
 @pytest.fixture
@@ -243,6 +247,198 @@ def test_mechanism_is_refused_where_gradients_are_clipped_in_l2(folder: Path) ->
     mechanism = module_of("mechanism", folder).CoordinateGaussian(0.01, 650, 1.0)
     with pytest.raises(pt.UnsupportedError, match="L2"):
         pt.DPSGD(release=pt.Release(mechanism))
+
+
+# The aggregation: three exchanges, between which parties are lost
+
+
+@dataclass(frozen=True)
+class LosingStep:
+    """A step in which some parties are gone before they reply."""
+
+    step: Step
+    gone: tuple[str, ...]
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        if party.name in self.gone:
+            raise PartyLostError("the line is dead", party.name)
+        return self.step(payload, party)
+
+
+@dataclass
+class LosingStar:
+    star: Star
+    when: dict[tuple[int, str], tuple[str, ...]]
+
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        gone = self.when.get((round, type(step).__name__), ())
+        return self.star.map(LosingStep(step, gone), payloads, round=round, at_least=at_least)
+
+    def states(self) -> dict[str, Payload]:
+        return self.star.states()
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        self.star.restore(states)
+
+
+@dataclass(frozen=True)
+class Losing:
+    """A star that loses parties.
+
+    Args:
+        when: Round and step to who is gone in it.
+        inner: Where parties run.
+    """
+
+    when: dict[tuple[int, str], tuple[str, ...]]
+    inner: StarRuntime = field(default_factory=pt.InProcess)
+    name: ClassVar[str] = "losing"
+    real: ClassVar[bool] = False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[LosingStar]:
+        with self.inner.open(setting) as star:
+            yield LosingStar(star, self.when)
+
+
+FIVE = pt.data.breast_cancer(parties=5, seed=0)
+CLIENTS = FIVE[1].parties
+LATE = {(1, "ClientStep"): (CLIENTS[2],)}
+
+
+def masked_fit(
+    aggregation: Any, star: Any = None, mechanism: Any = None, rounds: int = 2
+) -> pt.TrainResult:
+    release = pt.Release(mechanism or pt.Gaussian(1.0, 0.0), aggregation=aggregation)
+    fedavg = pt.FedAvg(rounds=rounds, release=release)
+    where = pt.Runtimes(star=star or pt.InProcess())
+    return pt.fit(fedavg, *FIVE, runtimes=where, keep_payloads=True)
+
+
+def vector_of(result: pt.TrainResult) -> torch.Tensor:
+    published = result.transcript.entries[-1].payload
+    assert published is not None
+    return published.double()
+
+
+def test_aggregation_keeps_the_promises_of_all(folder: Path) -> None:
+    kind = module_of("aggregation", folder).PairwiseMasks
+    check_aggregation(kind(minimum_survivors=3))
+    with pytest.raises(pt.UnsupportedError, match="needs more than the 5 parties"):
+        masked_fit(kind(minimum_survivors=6))
+    with pytest.raises(pt.UnsupportedError, match="would be rounded"):
+        split = pt.Release(pt.Gaussian(1.0, 1.0), pt.AT_PARTY, kind())
+        pt.fit(pt.FedAvg(release=split), *FIVE)
+
+
+@pytest.mark.parametrize("inner", [pt.InProcess(), pt.FlowerGrid()], ids=lambda star: star.name)
+def test_aggregation_gives_the_plain_sum_of_those_that_stayed(
+    inner: StarRuntime, folder: Path
+) -> None:
+    masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=3)
+    plain = masked_fit(pt.PlainSum(), inner)
+    masked = masked_fit(masks, inner)
+    assert float((vector_of(plain) - vector_of(masked)).abs().max()) < 1e-6
+    assert masked.notes == plain.notes
+    # One party is lost before its message, another one before the keys of the second round.
+    when = LATE | {(1, "AgreeOnKeys"): (CLIENTS[4],)}
+    lossy = masked_fit(masks, Losing(when, inner))
+    # The second round starts from one model, so that its updates are those of the plain run.
+    updates = {
+        entry.sender: entry.payload.double()
+        for entry in plain.transcript.entries
+        if entry.kind == "update" and entry.round == 1 and entry.payload is not None
+    }
+    models = [e.payload for e in plain.transcript.entries if e.kind == "model" and e.round == 1]
+    assert models[0] is not None
+    stayed = torch.stack([updates[name] for name in (CLIENTS[0], CLIENTS[1], CLIENTS[3])]).sum(0)
+    expected = models[0].double() + stayed / 5  # bounded: the divisor is public
+    assert float((vector_of(lossy) - expected).abs().max()) < 1e-6
+    assert float((vector_of(lossy) - vector_of(plain)).abs().max()) > 1e-3
+    assert set(lossy.notes) - set(plain.notes) == {
+        f"round 1 went on without {CLIENTS[4]}: lost on the way",
+        f"round 1 went on without {CLIENTS[2]}: lost on the way",
+    }
+
+
+def test_aggregation_says_what_was_planned_spent_sent_and_read(folder: Path) -> None:
+    masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=3)
+    mechanism = pt.Gaussian(1.0, 1.0)
+    release = pt.Release(mechanism, aggregation=masks)
+    plans = pt.FedAvg(rounds=2, release=release).plan(FIVE[1], pt.Runtimes())
+    plain_plans = pt.FedAvg(rounds=2, release=pt.Release(mechanism)).plan(FIVE[1], pt.Runtimes())
+    result = masked_fit(masks, Losing(LATE), mechanism)
+    # Planned and spent: two releases, to the public what a plain sum promises it.
+    assert [plan.event for plan in plans[:2]] == [plan.event for plan in plain_plans[:2]]
+    assert {g.releases for g in result.statement.guarantees} == {2}
+    assert 0 < result.statement.epsilon("public") < math.inf
+    assert math.isinf(result.statement.epsilon("aggregator"))
+    # Stated: a sum is read, who invents a loss reads more, parties bound their own contributions.
+    (reader, _) = result.statement.input_privacy
+    assert reader.reads == "the sum of every client's update"
+    assert masks.caveats[0] in result.statement.caveats
+    assert all(
+        any("parties bound their own contributions" in text for text in g.assumptions)
+        for g in result.statement.guarantees
+        if math.isfinite(g.epsilon)
+    )
+    # Under noise no name stands in a note, and costs are not those of a plain sum.
+    assert "round 1 went on without 1 of its parties: lost on the way" in result.notes
+    assert not any(name in note for name in CLIENTS for note in result.notes)
+    # Sent: two exchanges in the first round, three in the second.
+    sent = [e for e in result.transcript.entries if e.receiver != "public"]
+    kinds = {number: {e.kind for e in sent if e.round == number} for number in range(5)}
+    assert kinds == {
+        0: {"mask key"},
+        1: {"update keys", "model", "update"},
+        2: {"mask key"},
+        3: {"update keys", "model", "update"},
+        4: {"keys", "lost", "shape", "masks of the lost"},
+    }
+    assert result.transcript.rounds == 5
+    assert {e.sender for e in sent if e.kind == "masks of the lost"} == {
+        name for name in CLIENTS if name != CLIENTS[2]
+    }
+    # Read: every message is uniform over the ring, so that its top bits are.
+    view = result.transcript.view(pt.AGGREGATOR)
+    updates = [e.payload for e in view.messages if e.kind == "update" and e.payload is not None]
+    assert len(updates) == 5 + 4
+    for update in updates:
+        assert update.dtype == torch.int64
+        assert 0.3 < float((update > 0).double().mean()) < 0.7
+        assert float(update.double().abs().median()) > 2.0**60
+
+
+def test_aggregation_that_lost_too_many_names_them(folder: Path) -> None:
+    masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=4)
+    both = Losing({(0, "ClientStep"): (CLIENTS[1], CLIENTS[3])})
+    with pytest.raises(pt.PartyLostError, match=r"3 of 5 .* at least 4 have to") as caught:
+        masked_fit(masks, both)
+    assert CLIENTS[1] in str(caught.value) and CLIENTS[3] in str(caught.value)
+    # And in the last exchange everybody has to reply: without one of them nothing is unmasked.
+    late = Losing({(1, "ClientStep"): (CLIENTS[2],), (1, "TellMasks"): (CLIENTS[0],)})
+    with pytest.raises(pt.PartyLostError, match="the line is dead"):
+        masked_fit(masks, late)
+
+
+def test_a_sum_without_losses_kept_is_caught(folder: Path) -> None:
+    """The broken twin forgets the third exchange: what is left of the masks is in the sum."""
+    module = module_of("aggregation", folder)
+
+    class Forgetful(module.PairwiseMasks):  # type: ignore[misc,name-defined]
+        def gather(self, gathering: Any, replies: Any, run: Any) -> Any:
+            stayed = tuple(replies)
+            return super().gather(replace(gathering, cohort=stayed), replies, run)
+
+    broken = masked_fit(Forgetful(minimum_survivors=3), Losing(LATE))
+    assert float(vector_of(broken).abs().max()) > 1e6
 
 
 # The attack

@@ -109,6 +109,36 @@ def test_a_client_that_does_not_clip_moves_the_model_by_two_bounds_over_the_clie
     assert moved(trainer, Shifts(1e-3)) > 0
 
 
+@pytest.mark.parametrize("inner", [InProcess(), FlowerGrid()], ids=lambda star: star.name)
+def test_a_fit_with_a_deviating_client_promises_and_records_what_an_honest_one_does(
+    inner: StarRuntime,
+) -> None:
+    """Whoever deviates is bounded again: plan, ledger, statement and transcript hold."""
+    trainer = FedAvg(rounds=2, local=LOCAL, release=Release(Gaussian(C, 1.0)))
+    honest, result = run(trainer, None, inner), run(trainer, Shifts(), inner)
+    plans = trainer.plan(DATA, Runtimes(star=inner))
+    assert [plan.observer.name for plan in plans] == ["public", "participant", "aggregator"]
+    assert {g.releases for g in result.statement.guarantees} == {2}
+    assert result.statement == honest.statement
+    assert 0 < result.statement.epsilon("public") < math.inf
+    assert (result.notes, result.halted) == (honest.notes, None)
+    assert result.history.unprotected[BOUNDED_AGAIN] == [(1, 1.0), (2, 1.0)]
+    # The transcript holds what was sent, not what was made of it.
+    headers = [
+        [(e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round) for e in one.transcript.entries]
+        for one in (honest, result)
+    ]
+    assert headers[0] == headers[1]
+    norms = {
+        e.sender: float(e.payload.norm())
+        for e in result.transcript.entries
+        if e.kind == "update" and e.payload is not None
+    }
+    assert norms["p2"] > 40
+    assert all(norm <= C * (1 + 1e-6) for name, norm in norms.items() if name != "p2")
+    assert float((vector(module(honest)) - vector(module(result))).norm()) <= 2 * 2 * C / 4
+
+
 def test_the_model_is_not_replaced_in_five_rounds() -> None:
     bounded = FedAvg(rounds=5, local=LOCAL, release=Release(Gaussian(C, 0.0)))
     result = run(bounded, Replaces(4))

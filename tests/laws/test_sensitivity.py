@@ -99,7 +99,7 @@ def update(held: Rows, release: Release, weights: Uniform | ByExamples, start: T
         seeds=Seeds(0),
         entropy=SeededEntropy(0),
     )
-    return step({"model": start}, party)["update"].double()
+    return step({"model": start}, party).message["update"].double()
 
 
 @pytest.mark.parametrize("weights", [Uniform(), ByExamples(bound=6)], ids=["uniform", "bounded"])
@@ -252,7 +252,7 @@ def test_a_weight_without_its_cap_is_caught() -> None:
             seeds=Seeds(0),
             entropy=SeededEntropy(0),
         )
-        return step({"model": start}, party)["update"]
+        return step({"model": start}, party).message["update"]
 
     assert float(sent(ByExamples(bound=BOUND), 1.0, 700).norm()) <= C * ROUNDING
     assert float(sent(Uncapped(), 0.0, 700).norm()) > 100 * C

@@ -21,3 +21,10 @@ def test_two_parties_agree_on_a_key_for_each_purpose() -> None:
     assert left.key(right.public, "a") != left.key(right.public, "b")
     assert left.key(right.public, "a") != left.key(other.public, "a")
     assert left.public != right.public
+
+
+def test_a_half_goes_on_from_its_private_key() -> None:
+    ours, theirs = KeyAgreement(), KeyAgreement()
+    again = KeyAgreement(ours.private)
+    assert again.public == ours.public
+    assert again.key(theirs.public, "masks") == theirs.key(ours.public, "masks")

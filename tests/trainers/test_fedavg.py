@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,19 +17,24 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes, StarRuntime
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
+from privtrain.core.trainer import Run
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
+from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY, SPLIT
 from privtrain.runs.fitting import fit
+from privtrain.runtimes.flower.grid import FlowerGrid
+from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.steps.weights import ByExamples, Uniform
 from privtrain.trainers.fedavg import ClientStep, FedAvg
+from tests.contracts.aggregation import MaskedSum
 from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
@@ -414,7 +420,7 @@ def test_one_clients_data_moves_the_sum_by_at_most_the_sensitivity(
             seeds=Seeds(0),
             entropy=SeededEntropy(0),
         )
-        return step({"model": vector(start())}, party)["update"]
+        return step({"model": vector(start())}, party).message["update"]
 
     huge = Rows(1e6 * some_rows(3, 30).inputs, some_rows(3, 30).labels)
     found = [update(rows) for rows in (some_rows(1), some_rows(2, 3), huge)]
@@ -676,3 +682,46 @@ def test_what_the_engines_of_silos_assume_is_in_the_guarantee_once() -> None:
 
 def test_a_model_that_is_booked_needs_no_note() -> None:
     assert notes_of(Task(model=mlp)) == ()
+
+
+# ------------------------------------------------------------------------ parties without rows
+
+
+@dataclass(frozen=True)
+class AddMail:
+    """Adds what a party was mailed."""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        letters = [party.mail[sender]["update"] for sender in sorted(party.mail)]
+        return Reply({"sum": torch.stack(letters).double().sum(dim=0)})
+
+
+@dataclass(frozen=True)
+class AddedElsewhere(MaskedSum):
+    """Clients mail their updates to a party without rows, which adds them."""
+
+    others: ClassVar[tuple[str, ...]] = ("adder",)
+    caveats: ClassVar[tuple[str, ...]] = ("the adder reads every update",)
+
+    def seal(self, contribution: Tensor, party: Party, *, kind: str, grid: float | None) -> Reply:
+        return Reply({}, {"adder": {kind: contribution}})
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        told = run.map(AddMail(), {"adder": {}}, round=gathering.round)
+        return Total(*gathering.parted(told["adder"].message["sum"]))
+
+
+@pytest.mark.parametrize("star", [InProcess(), FlowerGrid()], ids=lambda star: star.name)
+def test_a_party_without_rows_adds_what_it_is_mailed(star: StarRuntime) -> None:
+    data = a_federation(12, 9, 15)
+    where = Runtimes(star=star)
+    plain = fit(FedAvg(rounds=2), TASK, data, runtimes=where)
+    trainer = FedAvg(rounds=2, release=Release(aggregation=AddedElsewhere()))
+    mailed = fit(trainer, TASK, data, runtimes=where)
+    assert torch.equal(vector(module(plain)), vector(module(mailed)))
+    sent = {(e.receiver, e.kind) for e in mailed.transcript.entries if e.sender in data.parties}
+    assert sent == {("adder", "update")}
+    assert mailed.transcript.kinds_received_by("aggregator") == ("sum",)
+    # The exchange with the clients, and the one with the adder.
+    assert (plain.transcript.rounds, mailed.transcript.rounds) == (2, 4)
+    assert "the adder reads every update" in mailed.statement.caveats

@@ -179,7 +179,7 @@ def votes_of(rows: Rows, teachers: int = 5, queries: int = 20, rate: float = 0.0
     party = Party(
         name="p", round=1, train={"p": rows}, state={}, seeds=Seeds(3), entropy=SeededEntropy(3)
     )
-    return vote({"queries": some_rows(50, queries).inputs}, party)["votes"]
+    return vote({"queries": some_rows(50, queries).inputs}, party).message["votes"]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
