@@ -6,7 +6,7 @@ it reaches a threshold.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -145,22 +145,32 @@ class SharedSum:
         )
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
-        dealer, *others = self.computing_names
+        names = self.computing_names
+        # Who deals the triples is one of the computing parties, unless the engine has a dealer.
+        helpers = tuple(self.engine.helpers(names))
+        dealer = (*helpers, *names)[0]
         everyone = f"every {sender}'s {kind}"
-        honest = f"one of {', '.join(self.computing_names)}"
-        # Rank 0 deals the triples, and knows what they mask: where a maximum is found on shares, it
-        # can read the sum.
-        first = InputPrivacy(
-            reader=dealer,
-            reads=f"shares of {everyone}; their sum where a winner is found, as it deals triples",
-            adversary="semi-honest",
-            security="computational",
-            dealer=dealer,
-            honest=honest,
-        )
-        rest = (
-            replace(first, reader=name, reads=f"shares of {everyone}, and what is opened")
-            for name in others
+        honest = f"one of {', '.join(names)}"
+        reads = dict.fromkeys(names, f"shares of {everyone}, and what is opened")
+        # It knows what triples mask: where a maximum is found on shares, it can read the sum.
+        if not helpers:
+            reads[dealer] = (
+                f"shares of {everyone}; their sum where a winner is found, as it deals triples"
+            )
+        for helper in helpers:
+            reads[helper] = (
+                f"nothing of {everyone}; with a computing party, their sum where a winner is found"
+            )
+        each = (
+            InputPrivacy(
+                reader=name,
+                reads=what,
+                adversary="semi-honest",
+                security="computational",
+                dealer=dealer,
+                honest=honest,
+            )
+            for name, what in reads.items()
         )
         all_of_them = InputPrivacy(
             reader="all computing parties together", reads=everyone, honest=honest
@@ -170,7 +180,7 @@ class SharedSum:
             reads=f"{everyone}, since all shares pass through it",
             honest="that process",
         )
-        return (first, *rest, all_of_them, relay)
+        return (*each, all_of_them, relay)
 
 
 def _on_shares(finish: Finish) -> Identity | Argmax | Threshold:

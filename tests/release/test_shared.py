@@ -12,6 +12,8 @@ from privtrain.core.statement import Unit
 from privtrain.core.trainer import Mesh, Run
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
+from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.engine import Engine
 from privtrain.mpc.sharing import LARGEST
 from privtrain.release.aggregation import Sealed
 from privtrain.release.door import Release
@@ -26,6 +28,7 @@ from tests.contracts.aggregation import (
     check_aggregation,
 )
 from tests.contracts.aggregation import SharedSum as Double
+from tests.mpc.dealt import DealtEngine
 
 VOTES = torch.tensor(
     [
@@ -58,9 +61,24 @@ def gathered(aggregation: SharedSum, replies: dict[str, Reply], run: Run, kind: 
     return total.value
 
 
-@pytest.mark.parametrize("parties", [2, 3])
-def test_keeps_the_promises_of_an_aggregation(parties: int) -> None:
-    check_aggregation(SharedSum(computing_parties=parties))
+@pytest.mark.parametrize(
+    "aggregation",
+    [SharedSum(), SharedSum(computing_parties=3), SharedSum(engine=DealtEngine())],
+)
+def test_keeps_the_promises_of_an_aggregation(aggregation: SharedSum) -> None:
+    check_aggregation(aggregation)
+
+
+def test_who_deals_reads_the_sum_where_it_computes_itself() -> None:
+    first, second, *_ = SharedSum().readers("client", "update")
+    assert (first.reader, first.dealer, second.dealer) == ("computing-0",) * 3
+    assert "their sum where a winner is found, as it deals triples" in first.reads
+    assert "their sum" not in second.reads
+    one, other, dealer, *_ = SharedSum(engine=DealtEngine()).readers("client", "update")
+    assert [r.reader for r in (one, other, dealer)] == ["computing-0", "computing-1", "dealer"]
+    assert {r.dealer for r in (one, other, dealer)} == {"dealer"}
+    assert "their sum" not in one.reads + other.reads
+    assert dealer.reads.startswith("nothing") and "with a computing party" in dealer.reads
 
 
 def test_sees_what_the_double_of_the_golden_table_sees() -> None:
@@ -96,9 +114,12 @@ class Squared:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("finish", [ARGMAX, Threshold(2.0)])
-def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish) -> None:
-    aggregation, run = SharedSum(), a_mesh_run()
+@pytest.mark.parametrize(
+    ("finish", "engine"),
+    [(ARGMAX, CrypTen()), (Threshold(2.0), CrypTen()), (ARGMAX, DealtEngine())],
+)
+def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish, engine: Engine) -> None:
+    aggregation, run = SharedSum(engine=engine), a_mesh_run()
     replies = sealed(aggregation, list(VOTES), "votes")
     opened = gathered(aggregation, replies, run, "votes").open(finish, Exact())
     assert torch.equal(opened, finish(VOTES.sum(0)))
