@@ -53,6 +53,12 @@ def noise_is_like_what_is_noised(mechanism: Mechanism) -> None:
             assert torch.equal(like, torch.full(shape, 7.0, dtype=dtype))
 
 
+def a_part_of_the_noise_is_asked_for_by_name(mechanism: Mechanism) -> None:
+    like = torch.zeros(3)
+    with pytest.raises(TypeError):
+        mechanism.noise(like, mechanism.init(like), generator(), 1.0)  # type: ignore[misc] # that is what is tested
+
+
 def noise_follows_the_generator_alone(mechanism: Mechanism) -> None:
     like = torch.zeros(50)
     assert torch.equal(drawn(mechanism, like, 1), drawn(mechanism, torch.ones(50), 1))
@@ -169,6 +175,7 @@ def noise_that_is_noisy_has_a_bound(mechanism: Mechanism) -> None:
 CHECKS: tuple[Callable[[Mechanism], None], ...] = (
     is_a_frozen_value,
     noise_is_like_what_is_noised,
+    a_part_of_the_noise_is_asked_for_by_name,
     noise_follows_the_generator_alone,
     noise_is_never_reused,
     noise_leaves_the_global_generators_alone,
