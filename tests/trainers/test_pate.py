@@ -219,8 +219,8 @@ def test_only_winners_leave_the_aggregator() -> None:
     assert labels[0] is not None
     assert labels[0].shape == (12,)
     assert labels[0].dtype == torch.int64
-    published = [e.kind for e in entries if e.receiver == PUBLIC_NAME]
-    assert published == ["labels", "model"]
+    published = [(e.kind, e.round) for e in entries if e.receiver == PUBLIC_NAME]
+    assert published == [("labels", 1), ("model", 1)]
 
 
 def test_the_student_learns_from_queries_and_winners_alone() -> None:
