@@ -17,7 +17,7 @@ from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedErr
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload
+from privtrain.core.runtime import Party, Payload, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
@@ -31,6 +31,7 @@ from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY
 from privtrain.release.placement import AT_PARTY
+from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.pate import (
@@ -445,6 +446,15 @@ def test_other_releases_are_refused(release: Release, error: type[Exception]) ->
 def test_exact_votes_promise_nothing() -> None:
     result = run(a_pate(release=Release(Exact(), finish=ARGMAX)), with_public(a_federation(20, 20)))
     assert result.statement.epsilon() == math.inf
+
+
+def test_votes_on_shares_are_planned_where_a_mesh_is_there_or_nothing_is_known_yet() -> None:
+    on_shares = a_pate(release=Release(Exact(), finish=ARGMAX, aggregation=SharedSum()))
+    data = with_public(a_federation(20, 20))
+    plans = on_shares.plan(data, Runtimes())
+    assert [plan.count for plan in plans] == [12, 12]
+    with pytest.raises(UnsupportedError, match="mesh=Processes"):
+        on_shares.plan(data, STAR)
 
 
 def test_columns_are_refused() -> None:
