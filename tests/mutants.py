@@ -7,6 +7,9 @@ A change is kept as (function, old, new): a line inside a function, whatever fil
 in, so that a sample can be tried again after code has moved. Each is tried against the tests of its
 own package. With a coverage file written by `pytest --cov-context=test`, only those tests run that
 reach the changed line.
+
+A change that makes no difference for any input that can occur is marked "equivalent" by hand, and
+says why. It is not tried again, but its line has to stand.
 """
 
 import argparse
@@ -45,14 +48,19 @@ OPERATORS = (
 )
 
 
+EQUIVALENT = "equivalent"
+"""The result of a change that no test can notice."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """One line of one function, as it was and as it becomes."""
+    """One line of one function, as it was and as it becomes; why, where that is equivalent."""
 
     function: str
     old: str
     new: str
     result: str = "untried"
+    why: str = ""
 
 
 def functions(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, int, int]]:
@@ -141,7 +149,8 @@ def draw(count: int, seed: int, out: Path) -> None:
 
 def write(path: Path, sample: list[Change]) -> None:
     """Writes a sample, a line for each change."""
-    lines = ",\n".join(json.dumps(asdict(change), ensure_ascii=False) for change in sample)
+    entries = ({key: value for key, value in asdict(each).items() if value} for each in sample)
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     path.write_text(f"[\n{lines}\n]\n")
 
 
@@ -171,6 +180,8 @@ def outcome(change: Change, copy: Path, coverage: Path | None, slow: bool) -> st
     stands = places(copy, change)
     if len(stands) != 1:
         return "gone" if not stands else "ambiguous"
+    if change.result == EQUIVALENT:
+        return EQUIVALENT
     ((path, line),) = stands
     text = path.read_text()
     lines = text.split("\n")

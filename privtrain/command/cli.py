@@ -18,6 +18,7 @@ from privtrain.command.arguments import Compare, Fit, Report, RunArgs
 from privtrain.command.names import make_runtimes
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.failures import traceback_of
 from privtrain.core.folders import locked_folder
 from privtrain.core.result import Comparison, Failure
 from privtrain.core.task import FederatedData, Task
@@ -74,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"privtrain: {error}", file=sys.stderr)
         return MISUSED
     except (PrivtrainError, OSError) as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, PrivtrainError):
+            # An error of the user's own model or loss at a party: the sentence names the party, and
+            # only the traceback says which line.
+            print(traceback_of(error.__cause__), file=sys.stderr)
         print(f"privtrain: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt as stopped:
@@ -262,6 +267,7 @@ def fit_command(args: Fit) -> int:
     import torch
 
     from privtrain.command.tables import default_tables, make_trainer
+    from privtrain.core.failures import OWN_ERRORS
     from privtrain.core.parameters import state_of
     from privtrain.core.schema import SCHEMA
     from privtrain.core.seeding import EntropyKind
@@ -306,7 +312,7 @@ def fit_command(args: Fit) -> int:
         accuracy, interval, failure = None, None, None
         try:
             accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
-        except Exception as error:  # a user's metric may raise anything
+        except OWN_ERRORS as error:  # a user's metric may raise anything
             failure = failure_of(error)
         document = {
             "schema": SCHEMA,

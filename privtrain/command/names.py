@@ -17,6 +17,7 @@ import privtrain
 from privtrain.attacks.attack import Attack
 from privtrain.command.user_code import check_kind, import_named, reference_of
 from privtrain.core.errors import DataError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.runtime import Runtimes
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_member
@@ -111,7 +112,7 @@ class Names:
         try:
             kind = added[owners[0]].load()
         # Whatever a module of another distribution may raise; only who asks for it is stopped.
-        except Exception as error:
+        except OWN_ERRORS as error:
             raise DataError(
                 f"Cannot load {given}, {added[owners[0]].value} of {owners[0]}: "
                 f"{type(error).__name__}: {error}. Repair or uninstall {owners[0]}."

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.libraries import LIBRARIES
 
 _GIVEN = "__privtrain_file__"
@@ -41,7 +42,7 @@ def import_named(reference: str, argument: str) -> Any:
     except DataError:
         raise
     # Whatever the user's own module may raise; without a traceback its place is worth a word.
-    except Exception as error:
+    except OWN_ERRORS as error:
         raise DataError(
             f"Cannot import {place!r} of {given}: {type(error).__name__}: {error}. "
             "Name a file that Python can run, such as my_file.py:NAME, or an installed module."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.reachable import MUTABLE, inside, tensor_digest, walk
 from privtrain.core.seeding import Stream, global_generator
 
@@ -197,7 +198,7 @@ def _copied(module: nn.Module) -> nn.Module:
     try:
         with torch.no_grad():
             copied: nn.Module = copy.deepcopy(module)
-    except Exception as error:  # a module's own code may raise anything
+    except OWN_ERRORS as error:  # a module's own code may raise anything
         raise ValueError(
             f"Expected model={_name(module)} to be a module that can be copied: {error} Give a "
             "function that makes it, or clear what it keeps from earlier batches."

@@ -353,12 +353,17 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
     """Fraction of rows whose largest logit is at the target, in 0..1.
 
     Args:
-        logits: Shape `(rows, classes)`.
-        targets: Class indices, shape `(rows,)`.
+        logits: Shape `(rows, classes)`; or one logit a row, `(rows, 1)` or `(rows,)`, which says
+            class 1 where it is above zero and class 0 elsewhere.
+        targets: Class indices, shape `(rows,)`; beside a single logit `(rows, 1)`, too.
 
     Returns:
         The accuracy.
     """
+    # The largest of one logit is the first: it would say class 0 of every row.
+    if logits.numel() == len(logits):
+        right = (logits.reshape(-1) > 0) == targets.reshape(len(logits))
+        return float(right.double().mean())
     # In float64 a mean of zeros and ones is the correctly rounded fraction of whole counts.
     return float((logits.argmax(dim=1) == targets).double().mean())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.models import Model as Model
 from privtrain.core.models import check_values, new_module
 from privtrain.core.seeding import Seeds, global_generator
@@ -147,7 +148,7 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
             # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
             got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
         # A user's own code may raise anything; the message has to say which argument it was.
-        except Exception as error:
+        except OWN_ERRORS as error:
             raise ValueError(
                 f"Expected model={model!r}, called without arguments, to make a module that can "
                 f"take inputs of shape {tuple(probe.shape)} and type {inputs.dtype}; it raised "

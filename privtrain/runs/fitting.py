@@ -7,6 +7,7 @@ from typing import Any
 
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.folders import locked_folder
 from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.parameters import check_no_autocast, initial_model
@@ -348,7 +349,7 @@ def _watcher(task: Task, data: FederatedData, history: History) -> Any:
             # Not within: a metric may wait for another thread, which waits for its turn.
             with kept_settings():
                 accuracy = float(metric(outputs, rows.targets.clone()))
-        except Exception:  # a curve is no reason to lose what was paid for
+        except OWN_ERRORS:  # a curve is no reason to lose what was paid for
             return
         if 0 <= accuracy <= 1:
             history.record(done, validation_accuracy=accuracy)

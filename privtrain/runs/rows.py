@@ -146,7 +146,7 @@ def _draws_noise(label: str, trainer: Trainer) -> bool:
     check_follows(Trainer, "pt.SGD()", **{name: trainer})
     try:
         return trainer.with_noise(1.0) is not None
-    except Exception as error:  # a user's own trainer may raise anything
+    except OWN_ERRORS as error:  # a user's own trainer may raise anything
         raise ValueError(
             f"Expected {name}={trainer!r} to answer with_noise(1.0) with a trainer or None; it "
             f"raised {type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.errors import READS_ROWS, DataError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.parameters import wide_type
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
@@ -72,7 +73,7 @@ def checked_optimizer(
     """
     try:
         made = make()
-    except Exception as error:  # a user's own code may raise anything
+    except OWN_ERRORS as error:  # a user's own code may raise anything
         raise ValueError(
             f"Expected {what} to make an optimizer of the parameters that it is given; it raised "
             f"{type(error).__name__}: {error}"
@@ -168,7 +169,7 @@ def check_optimizer(
                 parameter.grad = _trial_gradient(parameter, number)
             try:
                 optimizer.step()
-            except Exception as error:  # a user's own code may raise anything
+            except OWN_ERRORS as error:  # a user's own code may raise anything
                 raise ValueError(
                     f"Expected {what} to make an optimizer of dense gradients; its step() raised "
                     f"{type(error).__name__}: {error}"

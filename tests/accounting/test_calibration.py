@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from privtrain.accounting.calibration import calibrate_scale
+from privtrain.accounting.calibration import _smallest, calibrate_scale
 from privtrain.accounting.curves import gaussian_mu
 from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.event import (
@@ -134,6 +134,34 @@ def test_fewer_evaluations_than_a_bisection() -> None:
     assert len(scales) <= 25
 
 
+@pytest.mark.parametrize("start", [-20.0, 0.0, 20.0])
+@pytest.mark.parametrize(
+    "excess",
+    [
+        lambda scale: 1 - scale,
+        lambda scale: (1 - scale) ** 3 + (1 - scale) / 1000,
+        lambda scale: 1 - math.exp(3 * (scale - 1)),
+        lambda scale: 10.0 if scale < 1 else -0.01,
+        lambda scale: 0.01 if scale < 1 else -5.0,
+    ],
+    ids=["line", "cubic", "ever steeper", "high step", "low step"],
+)
+def test_a_search_takes_few_evaluations_whatever_the_curve(
+    excess: Callable[[float], float], start: float
+) -> None:
+    asked = []
+
+    def counted(scale: float) -> float:
+        asked.append(scale)
+        return excess(scale)
+
+    found = _smallest(counted, start, 1e-3)
+    assert found is not None
+    assert found in asked
+    assert 1 <= found <= 1 + 1e-3
+    assert len(asked) <= 80
+
+
 @pytest.mark.parametrize(
     "event_of",
     [
@@ -215,7 +243,7 @@ _LISTED = """
 import resource
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
-from privtrain.accounting.calibration import calibrate_scale
+from privtrain.accounting.calibration import _smallest, calibrate_scale
 
 for target in (0.01, 0.1, 1.0, 10.0, 100.0, 500.0, 1000.0):
     for rate, steps in ((512 / 60_000, 4_680), (1.0, 20)):

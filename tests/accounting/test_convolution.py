@@ -32,3 +32,14 @@ def test_one_infinite_loss_makes_the_sum_infinite(pessimistic: bool) -> None:
     make = dp.pld.privacy_loss_distribution.PrivacyLossDistribution
     whole: Any = self_composed(make(one), count, LEFT_OUT)
     assert whole._pmf_remove._infinity_mass == pytest.approx(1 - (1 - never) ** count, rel=1e-9)
+
+
+def test_what_the_tilt_does_not_resolve_is_not_taken_from_it() -> None:
+    # The largest sum is about as rare as what the tilt is centred at: nearly all that is below it
+    # has less tilted probability than rounding leaves there.
+    count, chance = 10, 0.1 * (1 - 1e-5)
+    one = dp.pld.pld_pmf.DensePLDPmf(1e-3, 0, np.array([1 - chance, chance]), 0.0, True)
+    make = dp.pld.privacy_loss_distribution.PrivacyLossDistribution
+    whole: Any = self_composed(make(one), count, LEFT_OUT)
+    exact = stats.binom.pmf(np.arange(count + 1), count, chance)
+    np.testing.assert_allclose(whole._pmf_remove._probs, exact, rtol=1e-6)

@@ -149,6 +149,8 @@ def test_the_best_accountant_and_its_cross_check(
         (FIXED, ADD_REMOVE, "pld", "PLD under replace-one; RDP under replace-one"),
         (FIXED, ADD_REMOVE, "rdp", "PLD under replace-one; RDP under replace-one"),
         (CURVE, ADD_REMOVE, "pld", "RDP under add-remove"),
+        # What was asked for comes first.
+        (CURVE, ZERO_OUT, "pld", "Possible: RDP under zero-out; RDP under add-remove; RDP under"),
     ],
 )
 def test_unsupported_pairs_name_the_pair_and_the_way_out(

@@ -184,6 +184,13 @@ def test_a_cut_that_never_happens_costs_nothing() -> None:
         truncated_poisson_sampled(1_000, 0.01, 10, laplace_event(1.0))
 
 
+def test_no_repetition_is_no_release() -> None:
+    step = poisson_sampled(0.1, gaussian_event(1.0))
+    assert repeated(step, 0) == no_event()
+    assert repeated(step, 1) == step
+    assert terms_of(repeated(step, 3)) == {step: 3}
+
+
 def test_what_relies_on_a_secret_sample_is_told() -> None:
     plain = gaussian_event(1.0)
     sampled = poisson_sampled(0.1, plain)

@@ -16,6 +16,7 @@ from scipy import stats
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.gnmax import (
     DEFAULT_ORDERS,
+    _log1mexp,
     gnmax_curve,
     gnmax_log_q,
     gnmax_rdp,
@@ -143,6 +144,13 @@ def test_theorem_6_is_used_where_its_conditions_hold_and_nowhere_else() -> None:
         refused += sum(three == (True, True, False) for three in expected)
     # The bound on q decides alone often enough for a wrong sign in it to show.
     assert refused > 100
+
+
+def test_the_probability_of_the_winner_is_exact_at_either_end() -> None:
+    x = np.array([-1e-15, -1e-9, -1e-3, -0.5, -1.0, -2.0, -40.0, -700.0])
+    with mpmath.workdps(400):
+        exact = [float(mpmath.log(1 - mpmath.exp(mpmath.mpf(float(value))))) for value in x]
+    np.testing.assert_allclose(_log1mexp(x), exact, rtol=1e-14)
 
 
 @pytest.mark.slow

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from privtrain.accounting.grid import rough_epsilon
+from privtrain.accounting.library import Kind, make
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -38,3 +41,10 @@ def test_extreme_noise_stays_within_a_gigabyte() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+
+
+def test_a_mixture_has_a_probability_for_each_sensitivity() -> None:
+    assert 0 < rough_epsilon(make(Kind.GAUSSIAN_MIXTURE, 2.0, (0.0, 1.0), (0.9, 0.1)), 1e-5) < 10
+    ragged = make(Kind.GAUSSIAN_MIXTURE, 2.0, (0.0, 1.0, 100.0), (0.9, 0.1))
+    with pytest.raises(ValueError, match="shorter"):
+        rough_epsilon(ragged, 1e-5)

@@ -25,7 +25,8 @@ from privtrain.accounting.event import (
     repeated,
     truncated_poisson_sampled,
 )
-from privtrain.accounting.losses import pld_epsilon
+from privtrain.accounting.grid import STEP
+from privtrain.accounting.losses import _epsilon_at, pld_epsilon
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 
@@ -109,6 +110,26 @@ def test_losses_near_the_end_of_exp() -> None:
         exact = gaussian_epsilon(noise / math.sqrt(count), 1.5e-8)
         value = epsilon(repeated(gaussian_event(noise), count), 1.5e-8)
         assert exact - 1e-9 <= value <= 1.002 * exact
+
+
+class Overflowing:
+    """Losses of which only the delta of an epsilon can be told: delta = exp(-epsilon)."""
+
+    asked = 0
+
+    def get_epsilon_for_delta(self, delta: float) -> float:
+        raise FloatingPointError
+
+    def get_delta_for_epsilon(self, value: float) -> float:
+        self.asked += 1
+        assert self.asked < 100, "a search that never ends"
+        return math.exp(-value)
+
+
+@pytest.mark.parametrize("exact", [0.3, 5.3, 700.0])
+def test_where_the_losses_overflow_epsilon_is_searched_from_above(exact: float) -> None:
+    found = _epsilon_at(Overflowing(), math.exp(-exact))  # type: ignore[arg-type]
+    assert exact - 1e-9 <= found <= exact + STEP
 
 
 @pytest.mark.slow
@@ -205,6 +226,13 @@ def test_rdp_is_never_below_the_lower_end(
         return  # far too little noise
     assert low <= high * (1 + 1e-9)
     assert other >= low * (1 - 1e-9)
+
+
+def test_the_bracket_of_many_steps_stays_narrow() -> None:
+    # On the grid of the upper end the lower one would lose a seventh.
+    many = repeated(poisson_sampled(0.1, gaussian_event(10.0)), 100)
+    low, high = epsilon_bracket(many, DELTA)
+    assert 0.98 * high < low < high
 
 
 @pytest.mark.slow

@@ -197,6 +197,51 @@ def test_a_model_that_does_not_fit_is_refused(
     assert "take inputs of shape (2, 64)" in capsys.readouterr().err
 
 
+FAILS_LATE = """
+import sys
+from torch import nn
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(30, 2)
+
+    def forward(self, x):
+        if self.training and len(x) > 4:
+            self.look_up_a_row()
+        return self.inner(x)
+
+    def look_up_a_row(self):
+        raise KeyError("age")
+
+def leave():
+    sys.exit("no licence")
+"""
+
+
+def test_an_own_error_at_a_party_brings_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "own_model_that_fails_late.py"
+    model.write_text(FAILS_LATE)
+    words = ["fit", "--trainer", "fedavg", "--data", "breast_cancer", "--out", str(tmp_path / "o")]
+    assert main([*words, "--model", f"{model}:Late"]) == FAILED
+    *before, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("privtrain: PartyLostError: ")
+    assert "KeyError('age')" in last
+    assert any("in look_up_a_row" in line for line in before)
+
+
+def test_own_code_that_ends_the_process_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "own_model_that_leaves.py"
+    model.write_text(FAILS_LATE)
+    words = ["fit", "--data", "breast_cancer", "--out", str(tmp_path / "o")]
+    assert main([*words, "--model", f"{model}:leave"]) == MISUSED
+    assert "raised SystemExit: no licence" in capsys.readouterr().err
+
+
 PEEK = """
 import torch
 from torch import nn

@@ -51,6 +51,11 @@ def noise_is_like_what_is_noised(mechanism: Mechanism) -> None:
             assert torch.equal(like, torch.full(shape, 7.0, dtype=dtype))
 
 
+def a_part_of_the_noise_is_asked_for_by_name(mechanism: Mechanism) -> None:
+    with pytest.raises(TypeError):
+        mechanism.add(torch.zeros(3), None, stream(1), 1.0)  # type: ignore[misc] # that is what is tested
+
+
 def noise_follows_the_stream_alone(mechanism: Mechanism) -> None:
     zeros, total = torch.zeros(50, dtype=torch.float64), torch.linspace(-3, 4, 50).double()
     noise, (both, _) = drawn(mechanism, zeros, 1), mechanism.add(total, None, stream(1))
@@ -225,6 +230,7 @@ def noise_that_is_noisy_has_a_bound(mechanism: Mechanism) -> None:
 CHECKS: tuple[Callable[[Mechanism], None], ...] = (
     is_a_frozen_value,
     noise_is_like_what_is_noised,
+    a_part_of_the_noise_is_asked_for_by_name,
     noise_follows_the_stream_alone,
     noise_is_never_reused,
     sum_and_state_are_left_as_they_are,

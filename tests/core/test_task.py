@@ -71,6 +71,17 @@ def test_losses_are_one_a_row_and_accuracy_is_a_fraction() -> None:
     assert accuracy(logits, targets) == 2 / 3
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32, torch.bool])
+def test_one_logit_a_row_says_class_one_above_zero(
+    shape: tuple[int, ...], kind: torch.dtype
+) -> None:
+    logits = torch.tensor([2.0, -1.0, 0.5, -3.0]).reshape(shape)
+    targets = torch.tensor([1, 0, 0, 0]).to(kind)
+    assert accuracy(logits, targets) == 3 / 4
+    assert accuracy(logits, targets.reshape(shape)) == 3 / 4
+
+
 def test_a_task_prints_what_identifies_it() -> None:
     """A folder is resumed only where the task prints alike."""
     made = Task(model=nn.Identity)

@@ -245,6 +245,28 @@ def test_targets_of_all_rows() -> None:
     assert [batch[0].item() for batch in tables(zeros, torch.randn(4, 1), (0, 1))] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "targets", "classes"),
+    [
+        ((4, 3), (4,), 3),
+        ((4, 3, 7), (4, 7), 3),
+        ((4, 7, 3), (4, 7), 3),
+        ((4, 7, 7), (4, 7), 7),
+        ((4, 5, 2, 6), (4, 2, 6), 5),
+        # Where it does not show, the largest target is all that is known.
+        ((4, 3, 6), (4, 7), 2),
+        ((4, 3), (4, 3), 2),
+    ],
+)
+def test_classes_are_counted_where_torch_has_them(
+    outputs: tuple[int, ...], targets: tuple[int, ...], classes: int
+) -> None:
+    own = torch.zeros(targets, dtype=torch.int64)
+    own[0] = 1
+    batches = tables(own, torch.randn(outputs), (0, 1))
+    assert int(max(batch.max() for batch in batches)) + 1 == classes
+
+
 def test_each_batch_has_a_row_among_others() -> None:
     (*singles, turns) = mixtures(6, 3, (0, 2))
     assert [index.tolist() for index in singles] == [

@@ -404,6 +404,32 @@ def test_what_is_computed_once_for_all_examples_is_refused(count: int) -> None:
         engine.clipped_sum(Case(Places, (7, 6)).rows(count), C)
 
 
+class Level(nn.Module):
+    """One number for all examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight * x).mean()
+
+
+def test_a_layer_that_returns_one_number_is_refused() -> None:
+    class Levelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.level = nn.Linear(6, 3), Level()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.body(x)
+            return out * self.level(x)
+
+    engine = Opacus().engine(in_float64(Levelled), cross_entropy)
+    with pytest.raises(UnsupportedError, match=r"'level' returned shape \(\) for a batch of"):
+        engine.clipped_sum(rows_for(mlp), C)
+
+
 def test_half_precision_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"'0\.weight' is of type float16"):
         Opacus().engine(mlp().half(), cross_entropy)

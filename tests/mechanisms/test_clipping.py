@@ -9,6 +9,8 @@ from torch import Tensor
 from privtrain.mechanisms.clipping import (
     RECLIPPING_SLACK,
     AutomaticClipping,
+    FlatClipping,
+    PerLayerClipping,
     clip,
     clip_again,
     clip_factors,
@@ -182,6 +184,20 @@ def test_automatic_clipping_scales_by_the_bound_over_norm_plus_gamma(
     assert unusual.tolist() == [0.0, 0.0, 0.0]
     # One group for all parameters: norms are those of whole gradients.
     assert clipping.groups(["a", "b", "c"]) == (0, 0, 0)
+
+
+def test_parameters_are_grouped_as_the_style_clips_them() -> None:
+    names = ["body.weight", "body.bias", "head.weight"]
+    assert FlatClipping().groups(names) == AutomaticClipping().groups(names) == (0, 0, 0)
+    assert PerLayerClipping().groups(names) == (0, 0, 1)
+
+
+def test_any_number_of_layers_may_have_weights() -> None:
+    style = PerLayerClipping((1.0,) * 300)
+    names = [f"{number}.weight" for number in range(300)]
+    assert style.groups(names) == tuple(range(300))
+    with pytest.raises(ValueError, match="to hold 299 numbers"):
+        style.groups(names[1:])
 
 
 def test_automatic_clipping_refuses_scales_beyond_floats() -> None:

@@ -322,6 +322,13 @@ def test_the_aggregate_is_what_is_noised() -> None:
     assert torch.equal(steps, steps.round()), "what is released lies on the grid"
 
 
+def test_what_is_released_is_the_quantised_sum_plus_the_noise_that_was_drawn() -> None:
+    like, grid = torch.linspace(-3, 3, 50, dtype=torch.float64), 2.0**-BITS
+    drawn = discrete_gaussian(50, Stream(bytes(32)).words())
+    wanted = torch.from_numpy((quantised(like.numpy(), grid) + drawn) * grid)
+    assert torch.equal(add_discrete(like, 1.0, Stream(bytes(32))), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_type_and_shape_stay(dtype: torch.dtype) -> None:
     for shape in ((), (3,), (2, 5), (0,)):

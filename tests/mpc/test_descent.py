@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -5,16 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, ProtocolError
+from privtrain.core.parameters import initial_model, to_vector
+from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
+from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.validate import check_finite
-from privtrain.mpc.descent import agreed
-from privtrain.mpc.sharing import LARGEST
+from privtrain.mpc.descent import INPUTS, LABELS, PeerDescent, SecureDescent, agreed
+from privtrain.mpc.layers import translate
+from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
+from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
-from tests.mpc.federations import CLASSES, FEATURES, by_columns, by_rows, logistic
+from tests.mpc.federations import (
+    CLASSES,
+    FEATURES,
+    by_columns,
+    by_rows,
+    logistic,
+    perceptron,
+    table,
+)
+from tests.mpc.one_party import OneParty, alone
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 
@@ -82,3 +97,96 @@ def test_opened_weights_are_equal_everywhere_and_within_fixed_point() -> None:
     for bad in (weights * LARGEST, weights * float("nan")):
         with pytest.raises(ProtocolError, match=r"outside fixed point.*Column 2 .* from -900 to 0"):
             agreed({"a": bad}, wide)
+
+
+# ------------------------------------------------------------------- the program, of one party
+
+
+def program(
+    model: nn.Module, *, by_rows: bool = True, batch_size: int | None = 20
+) -> SecureDescent:
+    return SecureDescent(
+        engine=OneParty(),
+        layers=translate(model),
+        by_rows=by_rows,
+        seeds=Seeds(5),
+        epochs=2,
+        batch_size=batch_size,
+        learning_rate=0.25,
+        momentum=0.9,
+    )
+
+
+def by_hand(model: nn.Module, rows: Rows, batch_size: int | None) -> Tensor:
+    """The weights after the same steps by torch."""
+    model = model.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.9)
+    for epoch in range(2):
+        order = Seeds(5)["order", epoch, CURATOR_NAME].torch()
+        for index in batches(len(rows), batch_size, 1, order):
+            chosen = torch.arange(len(rows)) if index is None else index
+            optimizer.zero_grad()
+            logits = model(rows.inputs[chosen])
+            nn.functional.cross_entropy(logits, rows.labels[chosen]).backward()
+            optimizer.step()
+    return to_vector(model.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+@pytest.mark.parametrize("make", [logistic, perceptron])
+def test_the_steps_are_those_of_gradient_descent(
+    make: Callable[[], nn.Module], batch_size: int | None
+) -> None:
+    model = initial_model(Task(model=make), Seeds(5)["initialisation", 0, ""])
+    rows = table()
+    fixed = (rows.inputs.double() * 2**16).round() / 2**16
+    descent, party = program(model, batch_size=batch_size), alone()
+    seen: list[tuple[int, int]] = []
+    party.report = lambda done, total: seen.append((done, total))
+    # Two data parties' rows, which are joined in the order of their keys.
+    for number, part in enumerate(torch.arange(len(rows)).split(50)):
+        one_hot = nn.functional.one_hot(rows.labels[part], CLASSES)
+        party.inputs[f"{INPUTS}/{number}"] = encode(rows.inputs[part])
+        party.inputs[f"{LABELS}/{number}"] = encode(one_hot)
+    opened = descent(party)["weights"]
+    peer = PeerDescent(descent=descent, rows=rows, digest=3)
+    wanted = by_hand(model, Rows(fixed, rows.targets), batch_size)
+    for found in (opened, peer(alone())["weights"]):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+    steps = 2 * (1 if batch_size is None else 5)
+    assert seen == [(done, steps) for done in range(1, steps + 1)]
+    assert isinstance(descent.engine, OneParty)
+    assert descent.engine.session.opened == 2 * ["weight share"]
+
+
+def check(sizes: list[list[int]], *, by_rows: bool = True) -> None:
+    descent = program(logistic(), by_rows=by_rows)
+    peer = PeerDescent(descent=descent, rows=table(), digest=7 << 40)
+    # As they arrive: digests are long numbers, no two of them the same object.
+    announced = [[digest << 40, *others] for digest, *others in sizes]
+    peer._check(announced, ("a", "b", "c")[: len(sizes)])
+
+
+def test_parties_that_fit_together_are_not_refused() -> None:
+    check([[7, 30, FEATURES, 1], [7, 5, FEATURES, 1]])
+    check([[7, 30, 5, 0], [7, 30, FEATURES - 5, 1]], by_rows=False)
+    check([[7, 30, 5, 1], [7, 30, FEATURES - 5, 0]], by_rows=False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "by_rows", "said"),
+    [
+        ([[7, 30, FEATURES, 1], [8, 30, FEATURES, 1]], True, "b has other settings .* than a"),
+        ([[7, 30, FEATURES, 1], [7, 30, 5, 1]], True, "b has 5 features, the model takes 12"),
+        ([[7, 30, 5, 1], [7, 29, FEATURES - 5, 0]], False, "b has 29 rows, a has 30"),
+        ([[7, 30, 5, 1], [7, 30, 5, 0]], False, "All columns together are 10"),
+        ([[7, 30, FEATURES, 1], [7, 30, FEATURES, 0]], True, r"held by \['a'\]; .* every party"),
+        ([[7, 30, 5, 1], [7, 30, FEATURES - 5, 1]], False, r"\['a', 'b'\]; .* exactly one party"),
+        ([[7, 30, 5, 0], [7, 30, FEATURES - 5, 0]], False, r"held by \[\]; .* exactly one party"),
+    ],
+)
+def test_parties_that_do_not_fit_together_are_refused(
+    sizes: list[list[int]], by_rows: bool, said: str
+) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        check(sizes, by_rows=by_rows)

@@ -14,12 +14,12 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine
-from privtrain.mpc.sharing import LARGEST
+from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.release.aggregation import Sealed
 from privtrain.release.door import Release
-from privtrain.release.finish import ARGMAX, IDENTITY, Finish, Threshold
+from privtrain.release.finish import ARGMAX, IDENTITY, Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
-from privtrain.release.shared import SharedSum
+from privtrain.release.shared import SUM_BITS, SharedSum, SumAndOpen
 from privtrain.runtimes.processes.mesh import Processes
 from tests.contracts.aggregation import (
     OBSERVERS,
@@ -29,6 +29,7 @@ from tests.contracts.aggregation import (
 )
 from tests.contracts.aggregation import SharedSum as Double
 from tests.mpc.dealt import DealtEngine
+from tests.mpc.one_party import OneParty, alone
 
 VOTES = torch.tensor(
     [
@@ -126,6 +127,28 @@ def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish, engin
     kinds = {entry.kind for entry in run.transcript.entries}
     assert "sum share" not in kinds
     assert kinds & {"winner share", "reached share"}
+
+
+@pytest.mark.parametrize(
+    ("finish", "kind"),
+    [
+        (IDENTITY, "sum share"),
+        (ARGMAX, "winner share"),
+        (Threshold(2.0), "reached share"),
+        (Threshold(-0.5), "reached share"),
+    ],
+)
+def test_the_program_of_a_party_finishes_the_sum_and_opens_that_alone(
+    finish: Identity | Argmax | Threshold, kind: str
+) -> None:
+    party, engine = alone(), OneParty()
+    for number, votes in enumerate(VOTES - 0.25):
+        party.inputs[f"{number:06d}"] = encode(votes, bits=SUM_BITS)
+    opened = SumAndOpen(engine, finish, start=7)(party)["opened"]
+    wanted = finish((VOTES - 0.25).double().sum(0))
+    assert opened.shape == wanted.shape
+    assert torch.equal(opened.to(wanted.dtype), wanted)
+    assert engine.session.opened == [kind]
 
 
 def test_a_share_alone_says_nothing_and_repeats_nothing() -> None:

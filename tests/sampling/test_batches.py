@@ -35,7 +35,13 @@ from privtrain.sampling.batches import (
 )
 from privtrain.sampling.cyclic import CyclicPoisson, FixedOrder
 from privtrain.sampling.figures import BatchSampling
-from privtrain.sampling.sampling import FixedSize, Poisson, Sampling, Shuffled
+from privtrain.sampling.sampling import (
+    FixedSize,
+    Poisson,
+    Sampling,
+    Shuffled,
+    TruncatedPoisson,
+)
 from privtrain.steps.private import DPSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
@@ -205,6 +211,14 @@ def test_truncated_batches_are_bounded_and_stated_as_such() -> None:
     calibrated = calibrate(trainer(sampling), DATA, epsilon=3.0, delta=1e-5, runtimes=STAR)
     result = fit(calibrated, TASK, DATA, runtimes=STAR, delta=1e-5)
     assert 2.9 < result.statement.epsilon("public") <= 3.0
+
+
+def test_more_than_all_rows_are_expected_at_rate_one() -> None:
+    made = DPSGD(epochs=3, expected_batch=64, sampling=TruncatedPoissonBatches(50)).batches(DATA)
+    assert (made.sampling, made.steps) == (TruncatedPoisson(1.0, 50), 3)
+    single = DPSGD(epochs=3, expected_batch=1, sampling=TruncatedPoissonBatches(1))
+    made = single.batches(replace(DATA, train={"a": DATA.pooled().take(torch.arange(1))}))
+    assert (made.sampling, made.steps, made.population) == (TruncatedPoisson(1.0, 1), 3, 1)
 
 
 def test_a_budget_halts_at_the_beginning_of_an_epoch() -> None:

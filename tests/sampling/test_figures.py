@@ -57,6 +57,24 @@ def test_public_figures_are_taken_as_they_are() -> None:
     assert not any("rows" in text for text in assumptions)
 
 
+def test_a_single_public_row_is_in_every_batch() -> None:
+    data = FederatedData(train=Locked(), test=empty_rows(), public_rows=1)
+    found = poisson_figures(data, epochs=3, sampling_rate=None, expected_batch=1.0)
+    assert found[:2] == (Poisson(1.0, 1.0), 3)
+    # Half a row a party counts as one.
+    found = poisson_figures(data, epochs=3, sampling_rate=None, expected_batch=0.5, parties=2)
+    assert found[:2] == (Poisson(0.5, 0.5), 6)
+
+
+def test_a_draw_ends_with_its_last_part_and_with_the_run() -> None:
+    cut = Batches(Shuffled(), steps=5, assumptions=(), per_draw=2)
+    assert [cut.begins_draw(step) for step in range(5)] == [True, False, True, False, True]
+    assert [cut.ends_draw(step) for step in range(5)] == [False, True, False, True, True]
+    assert cut.draws == 3
+    whole = Batches(Poisson(0.5, 4.0), steps=3, assumptions=())
+    assert all(whole.begins_draw(step) and whole.ends_draw(step) for step in range(3))
+
+
 def test_a_counted_number_of_rows_is_an_assumption() -> None:
     data = FederatedData(train={"a": empty_rows(30), "b": empty_rows(10)}, test=empty_rows())
     sampling, _, assumptions = poisson_figures(

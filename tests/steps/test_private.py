@@ -23,7 +23,7 @@ from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.gradients.opacus import Opacus
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact
-from privtrain.steps.private import DPSteps, averaged, diagnostics
+from privtrain.steps.private import DPSteps, averaged, diagnostics, try_gradients
 from tests.gradients.loops import clipped, example_gradients, in_float64, mlp, rows_for
 from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
 
@@ -283,6 +283,28 @@ def test_an_expected_batch_is_a_positive_number(value: Any) -> None:
     with pytest.raises(ValueError, match="expected_batch=") as caught:
         DPSteps(Gaussian(1.0, 1.0), expected_batch=value)
     assert f"expected_batch={value!r}" in str(caught.value)
+
+
+def test_a_model_is_tried_on_public_rows_or_on_rows_for_testing_like_those_for_training() -> None:
+    tried: list[Rows] = []
+    engine = SimpleNamespace(try_on=tried.append, close=lambda: None)
+    gradients: Any = SimpleNamespace(engine=lambda model, loss: engine)
+
+    def rows_tried(test: Rows, public: Rows | None = None) -> list[int]:
+        tried.clear()
+        data = FederatedData(train={"a": empty_rows(5)}, test=test, public=public)
+        try_gradients(gradients, SILENT, data, Linear()(), count=4.0)
+        return [len(rows) for rows in tried]
+
+    assert rows_tried(empty_rows(30)) == [16]
+    assert rows_tried(empty_rows(3)) == [3]
+    assert rows_tried(empty_rows(30), public=empty_rows(9)) == [4]
+    # What is of another shape or type, or has no labels, says nothing of training.
+    other = empty_rows(30)
+    assert rows_tried(Rows(other.inputs[:, 1:], other.labels)) == []
+    assert rows_tried(Rows(other.inputs.float(), other.labels)) == []
+    assert rows_tried(Rows(other.inputs, other.labels.float())) == []
+    assert rows_tried(Rows(other.inputs)) == []
 
 
 def test_a_worker_prepares_a_model_once() -> None:

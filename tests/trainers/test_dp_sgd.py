@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +36,11 @@ from privtrain.mechanisms.mechanism import Exact
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import AT_PARTY
+from privtrain.runs.checkpoint import FileCheckpoint
 from privtrain.runs.fitting import fit
 from privtrain.runs.roots import noise_root
+from privtrain.sampling.batches import PoissonBatches, ShuffledEpochs
+from privtrain.sampling.figures import BatchSampling
 from privtrain.trainers.dp_sgd import DPSGD
 from tests.gradients.loops import clipped, example_gradients
 from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
@@ -76,6 +79,30 @@ def test_the_recorded_loss_is_the_mean_of_the_steps_since_the_last_record() -> N
     for place, loss in recorded:
         assert loss == pytest.approx(sum(losses[start_:place]) / (place - start_))
         start_ = place
+
+
+@pytest.mark.parametrize(
+    ("sampling", "saved"),
+    [(PoissonBatches(), range(2, 41, 2)), (ShuffledEpochs(), range(5, 41, 5))],
+    ids=str,
+)
+def test_a_run_is_kept_at_the_end_of_a_draw_where_the_curve_has_a_further_point(
+    sampling: BatchSampling, saved: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[int, int]] = []
+
+    def save(_: FileCheckpoint, done: int, state: Mapping[str, Any]) -> None:
+        kept.append((done, len(state["seen"])))
+
+    monkeypatch.setattr(FileCheckpoint, "save", save)
+    data = a_federation(40, public_rows=40)
+    exact = Release(Gaussian(1.0, 0.0))  # so that nothing has to be accounted for
+    trainer = DPSGD(epochs=8, expected_batch=8.0, sampling=sampling, release=exact)
+    result = run(trainer, data)
+    # Of 40 steps every second one is a point; what none holds yet is kept beside the model.
+    places = [place for place, _ in result.history.unprotected["training_loss"]]
+    assert places == list(range(2, 41, 2))
+    assert kept == [(done, done % 2) for done in saved]
 
 
 # ---------------------------------------------------------------------- against plain loops

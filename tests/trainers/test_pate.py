@@ -24,7 +24,7 @@ from privtrain.core.errors import (
 from privtrain.core.observers import AGGREGATOR
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Draws, Party, Payload, Reply
+from privtrain.core.runtime import Draws, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
@@ -232,8 +232,8 @@ def test_only_winners_leave_the_aggregator() -> None:
     assert labels[0] is not None
     assert labels[0].shape == (12,)
     assert labels[0].dtype == torch.int64
-    published = [e.kind for e in entries if e.receiver == PUBLIC_NAME]
-    assert published == ["labels", "model"]
+    published = [(e.kind, e.round) for e in entries if e.receiver == PUBLIC_NAME]
+    assert published == [("labels", 1), ("model", 1)]
 
 
 def test_the_student_learns_from_queries_and_winners_alone() -> None:
@@ -452,6 +452,15 @@ def test_other_releases_are_refused(release: Release, error: type[Exception]) ->
 def test_exact_votes_promise_nothing() -> None:
     result = run(a_pate(release=Release(Exact(), finish=ARGMAX)), with_public(a_federation(20, 20)))
     assert result.statement.epsilon() == math.inf
+
+
+def test_votes_on_shares_are_planned_where_a_mesh_is_there_or_nothing_is_known_yet() -> None:
+    on_shares = a_pate(release=Release(Exact(), finish=ARGMAX, aggregation=SharedSum()))
+    data = with_public(a_federation(20, 20))
+    plans = on_shares.plan(data, Runtimes())
+    assert [plan.count for plan in plans] == [12, 12]
+    with pytest.raises(UnsupportedError, match="mesh=Processes"):
+        on_shares.plan(data, STAR)
 
 
 def test_columns_are_refused() -> None:

@@ -1,10 +1,14 @@
 """Calls of layers must cover every use of a parameter, in every batch."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.gradients.bookkeeping.calls import one_row_each
 from tests.gradients.bookkeeping.cases import C, engine_of, equal, expected
 from tests.gradients.loops import (
     mlp,
@@ -76,3 +80,12 @@ def test_inputs_that_are_overwritten_are_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="written to afterwards"):
         engine_of(Overwrites).clipped_sum(rows_for(mlp), C)
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_one_row_for_each_example_however_many_there_are(count: int) -> None:
+    # The number of rows is computed, so that it is another object than the length.
+    call: Any = SimpleNamespace(inputs=torch.zeros(count, 2))
+    assert one_row_each(call, int(str(count)))
+    assert not one_row_each(call, count + 1)
+    assert not one_row_each(SimpleNamespace(inputs=torch.tensor(1.0)), count)  # type: ignore[arg-type]

@@ -49,3 +49,12 @@ def test_the_coarsest_type_decides_how_much_is_added() -> None:
     alone = squared_norms([Formed(given)], 784)
     beside = squared_norms([Formed(given), Formed(given.double())], 784)
     assert torch.equal(alone[0], beside[0])
+
+
+def test_an_outer_product_measures_itself() -> None:
+    gradients = OuterProduct(values(300), values(7, seed=1))
+    squares, error = gradients.measure()
+    true = gradients.each(0, 3).double().norm(dim=1).square()
+    assert error is None
+    assert bool((squares >= true).all())
+    torch.testing.assert_close(squares, true, rtol=1e-3, atol=0)

@@ -112,6 +112,17 @@ def test_dropout_between_layers_is_drawn() -> None:
     assert not torch.equal(*sums)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_dropout_is_between_layers_and_nowhere_else(dropout: float) -> None:
+    # At one nothing is left to be drawn: all layers but the first read zeros.
+    lstm = model(batch_first=True, num_layers=2, dropout=dropout).body.train()
+    for found, wanted in zip(
+        Unrolled("body", lstm)(rows().inputs), lstm(rows().inputs), strict=True
+    ):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
 def test_packed_sequences_are_refused() -> None:
     class Packs(Reader):
         def forward(self, x: Tensor) -> Tensor:

@@ -101,6 +101,14 @@ def test_gradients_one_by_one_give_the_same(make: Make, style: Clipping) -> None
     torch.testing.assert_close(a.norms, b.norms, rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_the_scale_of_a_style_is_taken_whatever_it_is(scale: float) -> None:
+    style, rows = AutomaticClipping(C / scale), rows_for(mlp)
+    found = BookKeeping(clipping=style).engine(in_float64(mlp), cross_entropy)
+    wanted = by_formula(style, in_float64(mlp), example_gradients(in_float64(mlp), rows))
+    torch.testing.assert_close(found.clipped_sum(rows, C).value, wanted.sum(dim=0))
+
+
 def test_weights_share_the_bound_out() -> None:
     style, rows = PerLayerClipping((3.0, 4.0)), rows_for(mlp)
     found = BookKeeping(clipping=style).engine(in_float64(mlp), cross_entropy)

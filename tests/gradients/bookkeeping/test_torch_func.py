@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.task import Rows
+from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.task import Rows, cross_entropy
+from privtrain.gradients.bookkeeping.torch_func import TorchFuncEngine
 from tests.gradients.bookkeeping.cases import C, Case, engine_of, equal, expected
 from tests.gradients.loops import (
     Make,
@@ -71,3 +73,10 @@ def test_layers_that_do_not_see_one_row_each_are_taken_one_example_at_a_time(
     equal(engine.clipped_sum(rows, C), expected(make, rows))
     assert len(engine.notes) == 1
     assert "does not count the examples" in engine.notes[0]
+
+
+def test_an_empty_batch_adds_up_to_zero() -> None:
+    model, rows = in_float64(Own), rows_for(Own)
+    found = TorchFuncEngine(model, cross_entropy).clipped_sum(rows.take(torch.arange(0)), C)
+    assert torch.equal(found.value, torch.zeros_like(to_vector(trainable(model))))
+    assert len(found.norms) == len(found.losses) == 0

@@ -1,0 +1,85 @@
+"""An engine of one party: its share is the value itself, so that programs run without processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from privtrain.core.runtime import MeshParty
+from privtrain.core.statement import InputPrivacy
+from privtrain.mpc.sharing import decode
+
+
+@dataclass
+class OpenSession:
+    """A session whose shared values are plain float64 tensors.
+
+    Args:
+        opened: The kinds of what was revealed, in order.
+    """
+
+    opened: list[str] = field(default_factory=list)
+
+    def take(self, share: Tensor) -> Tensor:
+        return decode(share)
+
+    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Tensor:
+        assert integers is not None
+        assert tuple(integers.shape) == shape
+        return decode(integers)
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        return [values]
+
+    def join(self, values: Sequence[Tensor], *, dim: int) -> Tensor:
+        return torch.cat(list(values), dim=dim)
+
+    def public(self, values: Tensor) -> Tensor:
+        return values.double()
+
+    def scale(self, shared: Tensor, factor: float) -> Tensor:
+        return shared * factor
+
+    def positive(self, shared: Tensor) -> Tensor:
+        return (shared > 0).double()
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1)
+
+    def largest(self, shared: Tensor) -> Tensor:
+        winners = shared.argmax(dim=-1)
+        return torch.nn.functional.one_hot(winners, shared.shape[-1]).double()
+
+    def reveal(self, values: Sequence[Tensor], *, kind: str) -> list[Tensor]:
+        self.opened.append(kind)
+        return list(values)
+
+
+@dataclass(frozen=True)
+class OneParty:
+    """Opens such a session.
+
+    Args:
+        session: The session that is opened.
+    """
+
+    session: OpenSession = field(default_factory=OpenSession)
+    name: str = "one party"
+    caveats: tuple[str, ...] = ()
+
+    def check(self, parties: int) -> None:
+        assert parties == 1
+
+    def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
+        return ()
+
+    @contextmanager
+    def open(self, party: MeshParty) -> Iterator[OpenSession]:
+        yield self.session
+
+
+def alone(**inputs: Tensor) -> MeshParty:
+    """The one party, with what it brings."""
+    return MeshParty(name="one", rank=0, names=("one",), inputs=inputs)
