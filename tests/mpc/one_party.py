@@ -1,14 +1,17 @@
 """An engine of one party: its share is the value itself, so that programs run without processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from privtrain.core.runtime import MeshParty
+from privtrain.core.runtime import Party, Program
+from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
+from privtrain.core.task import Rows
+from privtrain.core.transcript import Entry
 from privtrain.mpc.sharing import decode
 
 
@@ -72,14 +75,53 @@ class OneParty:
     def check(self, parties: int) -> None:
         assert parties == 1
 
+    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
+        return {}
+
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
         return ()
 
     @contextmanager
-    def open(self, party: MeshParty) -> Iterator[OpenSession]:
+    def open(self, party: Party) -> Iterator[OpenSession]:
         yield self.session
 
 
-def alone(**inputs: Tensor) -> MeshParty:
-    """The one party, with what it brings."""
-    return MeshParty(name="one", rank=0, names=("one",), inputs=inputs)
+@dataclass
+class Nobody:
+    """The link of a party that has no other one.
+
+    Args:
+        reported: What it said of its progress.
+    """
+
+    reported: list[tuple[int, int]] = field(default_factory=list)
+    names: tuple[str, ...] = ("one",)
+    rank: int = 0
+    timeout: float = 1.0
+    meeting: tuple[str, int] = ("nowhere", 0)
+    entries: list[Entry] = field(default_factory=list)
+
+    def send(self, to: str, kind: str, tensor: Tensor) -> None:
+        raise AssertionError(to)
+
+    def receive(self, sender: str, kind: str) -> Tensor:
+        raise AssertionError(sender)
+
+    def knows(self, what: str) -> None:
+        raise AssertionError(what)
+
+    def report(self, done: int, total: int) -> None:
+        self.reported.append((done, total))
+
+
+def alone(rows: Rows | None = None, link: Nobody | None = None) -> Party:
+    """The one party, with the rows that it holds, if any."""
+    return Party(
+        name="one",
+        round=0,
+        train={} if rows is None else {"one": rows},
+        state={},
+        seeds=Seeds(5),
+        entropy=SeededEntropy(0),
+        link=link or Nobody(),
+    )

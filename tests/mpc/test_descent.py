@@ -29,7 +29,7 @@ from tests.mpc.federations import (
     perceptron,
     table,
 )
-from tests.mpc.one_party import OneParty, alone
+from tests.mpc.one_party import Nobody, OneParty, alone
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 
@@ -109,7 +109,6 @@ def program(
         engine=OneParty(),
         layers=translate(model),
         by_rows=by_rows,
-        seeds=Seeds(5),
         epochs=2,
         batch_size=batch_size,
         learning_rate=0.25,
@@ -140,49 +139,44 @@ def test_the_steps_are_those_of_gradient_descent(
     model = initial_model(Task(model=make), Seeds(5)["initialisation", 0, ""])
     rows = table()
     fixed = (rows.inputs.double() * 2**16).round() / 2**16
-    descent, party = program(model, batch_size=batch_size), alone()
-    seen: list[tuple[int, int]] = []
-    party.report = lambda done, total: seen.append((done, total))
+    descent, link = program(model, batch_size=batch_size), Nobody()
+    inputs: dict[str, Tensor] = {}
     # Two data parties' rows, which are joined in the order of their keys.
     for number, part in enumerate(torch.arange(len(rows)).split(50)):
         one_hot = nn.functional.one_hot(rows.labels[part], CLASSES)
-        party.inputs[f"{INPUTS}/{number}"] = encode(rows.inputs[part])
-        party.inputs[f"{LABELS}/{number}"] = encode(one_hot)
-    opened = descent(party)["weights"]
-    peer = PeerDescent(descent=descent, rows=rows, digest=3)
+        inputs[f"{INPUTS}/{number}"] = encode(rows.inputs[part])
+        inputs[f"{LABELS}/{number}"] = encode(one_hot)
+    opened = descent(inputs, alone(link=link))["weights"]
+    peer = PeerDescent(descent=descent)
     wanted = by_hand(model, Rows(fixed, rows.targets), batch_size)
-    for found in (opened, peer(alone())["weights"]):
+    for found in (opened, peer({}, alone(rows))["weights"]):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
     steps = 2 * (1 if batch_size is None else 5)
-    assert seen == [(done, steps) for done in range(1, steps + 1)]
+    assert link.reported == [(done, steps) for done in range(1, steps + 1)]
     assert isinstance(descent.engine, OneParty)
     assert descent.engine.session.opened == 2 * ["weight share"]
 
 
 def check(sizes: list[list[int]], *, by_rows: bool = True) -> None:
     descent = program(logistic(), by_rows=by_rows)
-    peer = PeerDescent(descent=descent, rows=table(), digest=7 << 40)
-    # As they arrive: digests are long numbers, no two of them the same object.
-    announced = [[digest << 40, *others] for digest, *others in sizes]
-    peer._check(announced, ("a", "b", "c")[: len(sizes)])
+    PeerDescent(descent=descent)._check(sizes, ("a", "b", "c")[: len(sizes)])
 
 
 def test_parties_that_fit_together_are_not_refused() -> None:
-    check([[7, 30, FEATURES, 1], [7, 5, FEATURES, 1]])
-    check([[7, 30, 5, 0], [7, 30, FEATURES - 5, 1]], by_rows=False)
-    check([[7, 30, 5, 1], [7, 30, FEATURES - 5, 0]], by_rows=False)
+    check([[30, FEATURES, 1], [5, FEATURES, 1]])
+    check([[30, 5, 0], [30, FEATURES - 5, 1]], by_rows=False)
+    check([[30, 5, 1], [30, FEATURES - 5, 0]], by_rows=False)
 
 
 @pytest.mark.parametrize(
     ("sizes", "by_rows", "said"),
     [
-        ([[7, 30, FEATURES, 1], [8, 30, FEATURES, 1]], True, "b has other settings .* than a"),
-        ([[7, 30, FEATURES, 1], [7, 30, 5, 1]], True, "b has 5 features, the model takes 12"),
-        ([[7, 30, 5, 1], [7, 29, FEATURES - 5, 0]], False, "b has 29 rows, a has 30"),
-        ([[7, 30, 5, 1], [7, 30, 5, 0]], False, "All columns together are 10"),
-        ([[7, 30, FEATURES, 1], [7, 30, FEATURES, 0]], True, r"held by \['a'\]; .* every party"),
-        ([[7, 30, 5, 1], [7, 30, FEATURES - 5, 1]], False, r"\['a', 'b'\]; .* exactly one party"),
-        ([[7, 30, 5, 0], [7, 30, FEATURES - 5, 0]], False, r"held by \[\]; .* exactly one party"),
+        ([[30, FEATURES, 1], [30, 5, 1]], True, "b has 5 features, the model takes 12"),
+        ([[30, 5, 1], [29, FEATURES - 5, 0]], False, "b has 29 rows, a has 30"),
+        ([[30, 5, 1], [30, 5, 0]], False, "All columns together are 10"),
+        ([[30, FEATURES, 1], [30, FEATURES, 0]], True, r"held by \['a'\]; .* every party"),
+        ([[30, 5, 1], [30, FEATURES - 5, 1]], False, r"\['a', 'b'\]; .* exactly one party"),
+        ([[30, 5, 0], [30, FEATURES - 5, 0]], False, r"held by \[\]; .* exactly one party"),
     ],
 )
 def test_parties_that_do_not_fit_together_are_refused(

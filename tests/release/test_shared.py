@@ -141,10 +141,10 @@ def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish, engin
 def test_the_program_of_a_party_finishes_the_sum_and_opens_that_alone(
     finish: Identity | Argmax | Threshold, kind: str
 ) -> None:
-    party, engine = alone(), OneParty()
+    engine, shares = OneParty(), {}
     for number, votes in enumerate(VOTES - 0.25):
-        party.inputs[f"{number:06d}"] = encode(votes, bits=SUM_BITS)
-    opened = SumAndOpen(engine, finish, start=7)(party)["opened"]
+        shares[f"{number:06d}"] = encode(votes, bits=SUM_BITS)
+    opened = SumAndOpen(engine, finish)(shares, alone())["opened"]
     wanted = finish((VOTES - 0.25).double().sum(0))
     assert opened.shape == wanted.shape
     assert torch.equal(opened.to(wanted.dtype), wanted)
