@@ -107,15 +107,17 @@ def test_a_round_follows_what_was_received() -> None:
         for _ in range(2):
             left.send("right", "question", one)  # both in one round: nothing came in between
         right.send("left", "question", one)
+        right.send("dealer", "early", one)
         right.receive("left", "question")
         right.send("left", "answer", one)
         left.receive("right", "question")
         left.receive("right", "answer")
         left.send("dealer", "thanks", one)
         dealer.receive("left", "thanks")
+        dealer.receive("right", "early")  # what was sent before does not turn rounds back
         dealer.send("right", "end", one)
     rounds = [[entry.round for entry in link.entries] for link in (left, right, dealer)]
-    assert rounds == [[0, 0, 2], [0, 1], [3]]
+    assert rounds == [[0, 0, 2], [0, 0, 1], [3]]
 
 
 def test_two_parties_may_send_each_other_more_than_the_network_holds() -> None:
@@ -189,7 +191,7 @@ def impostor(address: str, hello: bytes) -> None:
 @pytest.mark.parametrize(
     "hello",
     [
-        struct.pack(">16sH", b"GET / HTTP/1.1\r\n", 1),
+        struct.pack(">16sH", b"GET / HTTP/1.1\r\n", 2),
         struct.pack(">16sH", b"privtrain link 1", 0),  # the receiver itself
         struct.pack(">16sH", b"privtrain link 1", 3),
         struct.pack(">16sH", b"privtrain link 1", 1),  # a party that is here already
@@ -197,12 +199,14 @@ def impostor(address: str, hello: bytes) -> None:
     ],
 )
 def test_strangers_are_not_heard(hello: bytes) -> None:
-    with links(2) as (left, right):
+    with links() as (left, right, dealer):
         right.send("left", "share", torch.ones(1))
         assert left.receive("right", "share").tolist() == [1]
         impostor(left._store.get("0").decode(), hello)
         right.send("left", "share", torch.full((1,), 2.0))
+        dealer.send("left", "share", torch.full((1,), 3.0))
         assert left.receive("right", "share").tolist() == [2]
+        assert left.receive("dealer", "share").tolist() == [3]
 
 
 def test_a_message_that_lies_about_its_size_ends_its_sender() -> None:
