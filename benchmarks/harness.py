@@ -11,16 +11,21 @@ A benchmark file compares what is ours with something that does the same work:
         main(rows)
 
 Machines differ, ratios less: both sides run in one process, A B, B A, A B, ..., after a warm-up.
+
+With `--against CHECKOUT` a benchmark that offers it measures this checkout and another one, such as
+the commit before a change: each side in a process of its own, which work in turn.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +36,13 @@ Row = dict[str, Any]
 
 Report = dict[str, Any]
 """What a full run writes: rows, machine, versions, commit, seed, date, and extras."""
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(os.environ.get("PRIVTRAIN_CHECKOUT", ROOT))
+"""The checkout that this process measures: files of this folder put it at the head of the path."""
+
+PAIRS = 15
+"""Of two checkouts: how many pairs of timings."""
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("numpy", "scipy", "torch", "flwr", "opacus", "crypten", "dp-accounting")
@@ -71,14 +83,64 @@ def compare(
     for _ in range(warmup):
         for side in sides:
             side()
-    seconds: tuple[list[float], list[float]] = ([], [])
+    timed = (lambda: _seconds(ours), lambda: _seconds(against))
+    return in_turn(work, *timed, ours_name=ours_name, against_name=against_name, repeats=repeats)
+
+
+def in_turn(
+    work: str,
+    ours: Callable[[], float],
+    against: Callable[[], float],
+    *,
+    ours_name: str,
+    against_name: str,
+    repeats: int,
+) -> Row:
+    """A row from two sides that say themselves how many seconds they took; asked in turn."""
+    sides, seconds = (ours, against), (list[float](), list[float]())
     for repeat in range(repeats):
         # Alternating the order: whoever goes second finds warmer caches.
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
-            seconds[index].append(_seconds(sides[index]))
-    return from_seconds(
-        work, seconds[0], seconds[1], ours_name=ours_name, against_name=against_name
-    )
+            seconds[index].append(sides[index]())
+    return from_seconds(work, *seconds, ours_name=ours_name, against_name=against_name)
+
+
+@contextmanager
+def checkouts(other: Path, *arguments: str) -> Iterator[list[Callable[[object], float]]]:
+    """This benchmark in a process for this checkout and in one for another, for as long as asked.
+
+    Args:
+        other: The other checkout.
+        arguments: What both processes are started with. They answer each line that they read by
+            a line of seconds, and end with their input.
+
+    Yields:
+        For each of the two what asks it a question and gives the seconds of its answer.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, sys.argv[0], *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PRIVTRAIN_CHECKOUT": str(root)},
+            text=True,
+        )
+        for root in (ROOT, other.resolve())
+    ]
+
+    def asking(process: Any) -> Callable[[object], float]:
+        def ask(question: object) -> float:
+            process.stdin.write(f"{question}\n")
+            process.stdin.flush()
+            return float(process.stdout.readline())
+
+        return ask
+
+    try:
+        yield [asking(process) for process in processes]
+    finally:
+        for process in processes:
+            process.communicate()
 
 
 def from_seconds(
@@ -118,20 +180,32 @@ def from_seconds(
     }
 
 
-def main(build_rows: Callable[[bool], list[Row]], *, extras: Report | None = None) -> None:
-    """The command line of a benchmark file: `--quick`, `--json`.
+def main(
+    build_rows: Callable[[bool], list[Row]],
+    *,
+    extras: Report | None = None,
+    against: Callable[[Path, bool], list[Row]] | None = None,
+) -> None:
+    """The command line of a benchmark file: `--quick`, `--json`, and perhaps `--against`.
 
     Args:
         build_rows: Measures; called with whether it has to be quick (under a minute).
         extras: Further keys of the results file, read after measuring.
+        against: Measures this checkout and the one that it is called with, in turn.
     """
     stem = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(prog=f"benchmarks/{stem}.py", description=_story())
     parser.add_argument("--quick", action="store_true", help="fewer and smaller, under a minute")
     parser.add_argument("--json", action="store_true", help="print one JSON list of rows only")
+    if against is not None:
+        parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the other checkout")
     arguments = parser.parse_args()
     _pin_threads()
-    rows = build_rows(arguments.quick)
+    if against is not None and arguments.against is not None:
+        rows = against(arguments.against, arguments.quick)
+        stem, extras = f"{stem}_against", {"other_commit": commit(arguments.against)}
+    else:
+        rows = build_rows(arguments.quick)
     if arguments.json:
         print(json.dumps(rows, allow_nan=False))
     else:
@@ -190,8 +264,6 @@ def table(rows: list[Row]) -> str:
 
 def machine() -> dict[str, Any]:
     """The kind of machine: system, architecture, processors; no name."""
-    import os
-
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -211,9 +283,8 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def commit() -> str:
-    """The commit that was measured, with "+changes" where files differ from it."""
-    here = Path(__file__).resolve().parent.parent
+def commit(here: Path = ROOT) -> str:
+    """The commit of a checkout that was measured, with "+changes" where files differ from it."""
     try:
         head = _git(here, "rev-parse", "--short", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no", "--", "privtrain")

@@ -14,7 +14,6 @@ the commit before a change: one process a side, which step in turn.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -28,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import SEED, Report, Row, compare, from_seconds, main, save, table
+from harness import CHECKOUT, PAIRS, SEED, Report, Row, checkouts, compare, in_turn, main
 from torch import Tensor, nn
 
 # The files of this folder run as scripts from a checkout that need not be installed.
-sys.path.insert(0, os.environ.get("PRIVTRAIN_CHECKOUT", str(Path(__file__).parents[1].resolve())))
+sys.path.insert(0, str(CHECKOUT))
 
 import privtrain as pt
 from privtrain.core.parameters import trainable
@@ -44,7 +43,6 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import noised
 from privtrain.steps.optimizers import GradientVector, descend
 
-ROOT = Path(__file__).resolve().parent.parent
 C, Z, LEARNING_RATE = 1.0, 1.0, 1e-3
 Step = Callable[[], object]
 
@@ -339,8 +337,8 @@ def _peak_mb() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
 
 
-PAIRS, SECONDS = 15, 0.4
-"""Of two checkouts: how many pairs of timings, and about how long each of them takes."""
+SECONDS = 0.4
+"""Of two checkouts: about how long each timing takes."""
 
 
 def _serve(name: str) -> None:
@@ -376,37 +374,21 @@ def _serve(name: str) -> None:
     pt.fit(trainer, Task(model=work.model), data, seed=SEED, progress=progress)
 
 
-def _against(checkout: Path) -> None:
+def _seconds_a_step(side: Callable[[object], float], steps: int) -> float:
+    return side(steps) / steps
+
+
+def _against(checkout: Path, quick: bool) -> list[Row]:
     """Whole steps of this checkout and of another one, in turn."""
     found = []
-    for name in WORKS:
-        sides = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--serve", name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PRIVTRAIN_CHECKOUT": str(root)},
-                text=True,
-            )
-            for root in (ROOT, checkout.resolve())
-        ]
-
-        def seconds(side: Any, steps: int) -> float:
-            side.stdin.write(f"{steps}\n")
-            side.stdin.flush()
-            return float(side.stdout.readline())
-
-        probe = [seconds(side, 5) for side in (*sides, *sides)]
-        steps = max(2, round(SECONDS / (min(probe) / 5)))
-        timed: tuple[list[float], list[float]] = ([], [])
-        for repeat in range(PAIRS):
-            for index in (0, 1) if repeat % 2 == 0 else (1, 0):
-                timed[index].append(seconds(sides[index], steps) / steps)
-        for side in sides:
-            side.communicate()
-        found.append(from_seconds(name, *timed, ours_name="this", against_name="other"))
-    print(table(found))
-    save("per_example_against", found, {})
+    for name in list(WORKS)[: 1 if quick else None]:
+        with checkouts(checkout, "--serve", name) as sides:
+            probe = [side(5) for side in (*sides, *sides)]
+            steps = max(2, round(SECONDS / (min(probe) / 5)))
+            ours, other = (partial(_seconds_a_step, side, steps) for side in sides)
+            names = {"ours_name": "this", "against_name": "other"}
+            found.append(in_turn(name, ours, other, repeats=5 if quick else PAIRS, **names))
+    return found
 
 
 if __name__ == "__main__":
@@ -414,8 +396,6 @@ if __name__ == "__main__":
         _measure_memory(sys.argv[2], sys.argv[3])
     elif sys.argv[1:2] == ["--serve"]:
         _serve(sys.argv[2])
-    elif sys.argv[1:2] == ["--against"]:
-        _against(Path(sys.argv[2]))
     else:
         extras: Report = {"peak_memory": MEMORY, "refused": REFUSED}
-        main(build_rows, extras=extras)
+        main(build_rows, extras=extras, against=_against)

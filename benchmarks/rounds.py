@@ -1,33 +1,48 @@
 """Rounds of federated averaging: what a runtime costs on top of the training itself.
 
     python benchmarks/rounds.py [--quick] [--json]
+    python benchmarks/rounds.py --against CHECKOUT [--quick]
 
 10 clients hold the digits between them and train an MLP of 4,810 parameters for one epoch of
 batches of 32 a round. The other side is a loop written by hand, with the same batches, the same
 optimizer and the same aggregation: both end with the same model to the bit, which is checked
 before anything is timed. Time is counted from the end of the first round to the end of the last,
 so that neither the start of a run nor of Ray's workers is in it.
+
+Two rows hold the releases of the last rounds of a long run against those of the first ones, by
+plain sums and by sums on shares: what a release costs must not grow with the transcript. The shares
+are opened once; every later opening gets the same replies, so that no start of a process hides it.
+
+`--against` measures rounds of this checkout and of another one in turn, such as the commit before a
+change.
 """
 
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from harness import SEED, Row, from_seconds, main
+from harness import CHECKOUT, PAIRS, SEED, Row, checkouts, from_seconds, in_turn, main
 
 # The files of this folder run as scripts from a checkout that need not be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(CHECKOUT))
 
 from privtrain.core.parameters import initial_model, load_vector, to_vector
 from privtrain.core.runtime import Runtimes, StarRuntime
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Task
 from privtrain.data.datasets import digits
+from privtrain.release.door import Release
+from privtrain.release.plain import PlainSum
+from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
 from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.processes.mesh import Processes
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
 
@@ -98,6 +113,85 @@ def measure(ours: Side, loop: Side, name: str, *, rounds: int, repeats: int) -> 
     return from_seconds(WORK, *seconds, ours_name=name, against_name="plain loop")
 
 
+STARS: dict[str, StarRuntime] = {"in-process": InProcess(), "flower-grid": FlowerGrid()}
+LONG, FEW = 400, 10
+"""Rounds of a run whose last releases are held against its first ones, and how many of each."""
+
+
+class Replayed:
+    """A mesh that works once, and then gives its first replies again and again."""
+
+    name, real = "replayed", True
+
+    def __init__(self) -> None:
+        self._replies: Any = None
+
+    def spmd(self, *given: Any, **options: Any) -> Any:
+        """The replies of the first call."""
+        if self._replies is None:
+            mesh: Any = Processes()
+            # By either name: the other checkout may be of another version.
+            ask = mesh.spmd if hasattr(mesh, "spmd") else mesh.run
+            self._replies = ask(*given, **options)
+        return self._replies
+
+    run = spmd
+
+
+SECONDS: list[float] = []
+"""What each release took on its way in."""
+
+
+@dataclass(frozen=True)
+class Timed(Release):
+    """A release that says how long the aggregator took for it."""
+
+    def arrive(self, *given: Any, **options: Any) -> Any:
+        """As the release does it."""
+        start = time.perf_counter()
+        released = super().arrive(*given, **options)
+        SECONDS.append(time.perf_counter() - start)
+        return released
+
+
+def late_and_early(
+    aggregation: PlainSum | SharedSum, task: Task, data: FederatedData, rounds: int
+) -> Row:
+    """The last releases of a long run against its first ones."""
+    SECONDS.clear()
+    trainer = FedAvg(
+        rounds=rounds, local=PlainSteps(batch_size=None), release=Timed(aggregation=aggregation)
+    )
+    where = Runtimes(star=InProcess(), mesh=Replayed())
+    fit(trainer, task, data, runtimes=where, seed=SEED, progress=lambda done, total: None)
+    # The first release opens the shares, by processes that have to start.
+    sides = SECONDS[-FEW:], SECONDS[1 : FEW + 1]
+    work = f"release-by-{type(aggregation).__name__}"
+    return from_seconds(work, *sides, ours_name=f"round {rounds}", against_name="round 1")
+
+
+def serve(name: str) -> None:
+    """Answers each number of rounds by the seconds that one of them takes."""
+    torch.set_num_threads(1)
+    task, data = digits(parties=10, seed=SEED, validation_fraction=0.0)
+    side = through(STARS[name], task, data)
+    for line in sys.stdin:
+        print(seconds_a_round(side, int(line)), flush=True)
+
+
+def against(checkout: Path, quick: bool) -> list[Row]:
+    """Rounds of this checkout and of another one, through each runtime."""
+    measured, rounds = [], 8 if quick else 20
+    for name in STARS:
+        with checkouts(checkout, "--serve", name) as sides:
+            for side in sides:
+                side(2)
+            ours, other = (partial(side, rounds) for side in sides)
+            names = {"ours_name": f"{name}, this", "against_name": "other"}
+            measured.append(in_turn(WORK, ours, other, repeats=5 if quick else PAIRS, **names))
+    return measured
+
+
 def rows(quick: bool) -> list[Row]:
     """One row for each runtime; Ray's only in a full run, since it takes its time to start."""
     task, data = digits(parties=10, seed=SEED, validation_fraction=0.0)
@@ -105,7 +199,11 @@ def rows(quick: bool) -> list[Row]:
     repeats, rounds = (9, 8) if quick else (31, 20)
     measured = [
         measure(through(star, task, data), loop, star.name, rounds=rounds, repeats=repeats)
-        for star in (InProcess(), FlowerGrid())
+        for star in STARS.values()
+    ]
+    measured += [
+        late_and_early(aggregation, task, data, 100 if quick else LONG)
+        for aggregation in (PlainSum(), SharedSum())
     ]
     if not quick:
         ray = through(FlowerRay(), task, data)
@@ -114,4 +212,7 @@ def rows(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    main(rows)
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2])
+    else:
+        main(rows, against=against)
