@@ -1,7 +1,7 @@
 """The protocol of attacks, and the targets that limit what they read."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from privtrain.core.observers import Observer
 from privtrain.core.result import Leakage, Predictor, Target
@@ -34,6 +34,16 @@ class Attack(Protocol):
         Returns:
             The leakage by this attack; no evidence of safety against another one.
         """
+        ...
+
+
+@runtime_checkable
+class NeedsCanaries(Protocol):
+    """An attack that guesses the coins of canaries, which are planted before training."""
+
+    @property
+    def canaries_needed(self) -> int:
+        """How many canaries there have to be at least."""
         ...
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privtrain.attacks.attack import Attack, check_attack_names
+from privtrain.attacks.attack import Attack, NeedsCanaries, check_attack_names
 from privtrain.command.names import ATTACKS, TRAINERS
 from privtrain.command.tables import make_attack, make_trainer, settings_of
 from privtrain.core.errors import DataError
@@ -124,11 +124,10 @@ class Study:
                 given.setdefault("delta", self.delta)
             attack = make_attack(token, given)
             # Before training: after hours of it, an audit without canaries would fail.
-            guesses = getattr(attack, "guesses", 0)
-            # An attack of a user's own may mean something else by the name.
-            if isinstance(guesses, int) and guesses > self.canaries:
+            needed = attack.canaries_needed if isinstance(attack, NeedsCanaries) else 0
+            if needed > self.canaries:
                 raise ValueError(
-                    f"Expected canaries={self.canaries} >= {guesses}, the guesses of {token}. "
+                    f"Expected canaries={self.canaries} >= {needed}, the guesses of {token}. "
                     "Plant so many with --canaries, or in the study file (canaries = 500)."
                 )
             made.append(attack)

@@ -118,6 +118,19 @@ def test_an_attack_may_call_something_else_guesses(folder: Path) -> None:
     assert getattr(own, "guesses", 0) is None
 
 
+def test_an_own_attack_says_how_many_canaries_it_needs(folder: Path) -> None:
+    (folder / "own_parts_canaries.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import privtrain as pt\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own(pt.LossThreshold):\n    canaries_needed: int = 30\n"
+    )
+    attacks = ("own_parts_canaries.py:Own",)
+    with pytest.raises(ValueError, match="canaries=29 >= 30"):
+        Study(attacks=attacks, canaries=29).make_attacks()
+    assert len(Study(attacks=attacks, canaries=30).make_attacks()) == 1
+
+
 def test_an_attack_without_a_name_is_refused_when_a_study_is_written() -> None:
     with pytest.raises(ValueError, match="attack=None"):
         Study(trainers={"sgd": {}}, attacks=({"limit": 3},)).to_plain()
@@ -152,7 +165,10 @@ def test_a_study_with_references_comes_back(folder: Path) -> None:
         ("own_parts_wrong.py:function", "function' to name a frozen dataclass"),
         ("own_parts_wrong.py:Thawed", "Thawed' to name a frozen dataclass"),
         ("own_parts_wrong.py:Bare", "Bare' to name a frozen dataclass"),
-        ("own_parts_wrong.py:Half", "Half' to have input_privacy, plan, train, with_noise, as"),
+        (
+            "own_parts_wrong.py:Half",
+            "Half' to have caveats, input_privacy, plan, train, with_noise, as",
+        ),
     ],
 )
 def test_what_is_no_trainer_is_refused_before_anything_is_trained(

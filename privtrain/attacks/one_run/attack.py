@@ -54,6 +54,10 @@ class OneRun:
     name: str = field(default="one-run audit", init=False)
     observer: Observer = field(default=PUBLIC, init=False)
 
+    @property
+    def canaries_needed(self) -> int:
+        return self.guesses
+
     def __post_init__(self) -> None:
         check_count(2, guesses=self.guesses)
         check_count(batch_size=self.batch_size)
