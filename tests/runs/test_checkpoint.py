@@ -13,10 +13,13 @@ from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SYSTEM
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
+from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
+from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
 from tests.runs.folders import contents
 from tests.trainers.federations import STAR, TASK, a_federation, module, vector
@@ -130,3 +133,42 @@ def test_without_its_key_a_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
     with pytest.raises(PrivtrainError, match="the key in its private folder is gone"):
         run(SGD(epochs=1), tmp_path)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("layout", ["of today", "before the run kept its own part"])
+def test_a_data_dependent_charge_survives_an_interruption(layout: str, tmp_path: Path) -> None:
+    """Votes are counted once: a resumed run has the charge from its checkpoint alone."""
+    trainer = PATE(
+        teachers=6,
+        queries=8,
+        release=Release(GNMax(2.0), finish=ARGMAX),
+        steps=LOCAL,
+        student=LOCAL,
+    )
+    whole = run(trainer, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, tmp_path / "cut", progress=stop_at(1))
+    path = tmp_path / "cut" / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    state, charges = saved["state"], saved["state"]["realised"]
+    assert set(charges) == {"public"}
+    assert charges["public"]["kind"] == "RdpCurve"
+    if layout != "of today":
+        orders, rdp = charges["public"]["fields"]
+        old = {"asked": state["asked"], "labels": state["labels"]}
+        torch.save({**saved, "state": {**old, "realised": {"public": (orders, rdp)}}}, path)
+    resumed = run(trainer, tmp_path / "cut")
+    assert resumed.statement.guarantees == whole.statement.guarantees
+    assert any(guarantee.data_dependent for guarantee in resumed.statement.guarantees)
+    assert torch.equal(vector(module(resumed)), vector(module(whole)))
+
+
+def test_a_charge_that_stands_for_no_event_is_refused(tmp_path: Path) -> None:
+    run(SGD(epochs=1), tmp_path)
+    path = tmp_path / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    for broken in ({"kind": "Nothing", "fields": []}, ([2.0],)):
+        saved["state"]["realised"] = {"public": broken}
+        torch.save(saved, path)
+        with pytest.raises(PrivtrainError, match=r"cannot be read|not known here"):
+            run(SGD(epochs=1), tmp_path)

@@ -42,6 +42,7 @@ class Failing:
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
     with_noise = property(lambda self: self.inner.with_noise)
+    caveats = property(lambda self: self.inner.caveats)
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
         raise self.error
@@ -266,7 +267,7 @@ def test_an_attack_by_a_party_that_is_not_there_is_refused_before_training() -> 
 class NoNoise:
     """A trainer of a user's own whose noise cannot be asked for."""
 
-    token = "own"
+    token, caveats = "own", ()
 
     def plan(self, data: object, runtimes: object) -> tuple[()]:
         return ()

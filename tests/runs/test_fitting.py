@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
+from privtrain.runs.scoring import PublicRows
+from privtrain.runs.tuning import tune
 from privtrain.runtimes.in_process import InProcessStar
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.sampling.sampling import FixedSize, Poisson
@@ -271,9 +274,26 @@ def test_the_journal_of_another_plan_is_refused(other: Trainer, tmp_path: Path) 
             run(trainer, tmp_path)
 
 
-def test_a_trainer_that_needs_a_star_says_so() -> None:
+def test_a_trainer_that_needs_a_star_says_so_and_spends_nothing(tmp_path: Path) -> None:
+    trainer = FedAvg(rounds=1, release=NOISY)
     with pytest.raises(UnsupportedError, match="InProcess"):
-        fit(FedAvg(rounds=1), TASK, DATA, runtimes=Runtimes())
+        fit(trainer, TASK, DATA, runtimes=Runtimes(), folder=tmp_path)
+    # Nothing of the plan is gone: with a star the run ends as planned.
+    assert run(trainer, tmp_path).halted is None
+
+
+@pytest.mark.parametrize("member", ["caveats", "with_noise"])
+def test_an_own_trainer_without_a_member_is_refused_by_its_name(
+    member: str, tmp_path: Path
+) -> None:
+    inner = SGD(epochs=1)
+    has = {"token", "plan", "input_privacy", "with_noise", "caveats", "train"} - {member}
+    old = SimpleNamespace(**{name: getattr(inner, name) for name in has})
+    with pytest.raises(ValueError, match=f"it has no {member}"):
+        run(old, tmp_path / "run")  # type: ignore[arg-type] # that is what is tested
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=rf"trainers\['old'\]=.*it has no {member}"):
+        tune({"old": old}, TASK, DATA, score=PublicRows(some_rows(5)))  # type: ignore[dict-item]
 
 
 def test_an_error_of_a_users_model_names_the_party() -> None:

@@ -40,6 +40,7 @@ class Failing:
     plan = property(lambda self: self.inner.plan)
     input_privacy = property(lambda self: self.inner.input_privacy)
     with_noise = property(lambda self: self.inner.with_noise)
+    caveats = property(lambda self: self.inner.caveats)
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
         raise self.error
