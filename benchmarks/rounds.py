@@ -129,7 +129,7 @@ class Replayed:
     def spmd(self, *given: Any, **options: Any) -> Any:
         """The replies of the first call."""
         if self._replies is None:
-            mesh = Processes()
+            mesh: Any = Processes()
             # By either name: the other checkout may be of another version.
             ask = mesh.spmd if hasattr(mesh, "spmd") else mesh.run
             self._replies = ask(*given, **options)
