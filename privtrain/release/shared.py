@@ -15,7 +15,7 @@ from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import NO_MESH, MeshParty, Party, Payload, Reply, Runtimes
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.crypten.engine import CrypTen
@@ -153,8 +153,8 @@ class SharedSum:
         first = InputPrivacy(
             reader=dealer,
             reads=f"shares of {everyone}; their sum where a winner is found, as it deals triples",
-            adversary="semi-honest",
-            security="computational",
+            adversary=Adversary.SEMI_HONEST,
+            security=Security.COMPUTATIONAL,
             dealer=dealer,
             honest=honest,
         )

@@ -22,7 +22,14 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
 from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Seen
 from privtrain.core.seeding import Seeds, global_generator
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    ZERO_OUT,
+    Adversary,
+    InputPrivacy,
+    Unit,
+)
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count
@@ -253,7 +260,7 @@ class PATE:
         student = InputPrivacy(
             reader=STUDENT_NAME,
             reads="public queries and the winner of each vote",
-            adversary="untrusted",
+            adversary=Adversary.UNTRUSTED,
         )
         at_party = self.release.noise_at.drawer is Drawer.PARTY
         what = "noised vote counts" if at_party else "vote counts"

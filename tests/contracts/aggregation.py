@@ -19,7 +19,7 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import History
 from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Star
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.trainer import Ledger, Run
 from privtrain.core.transcript import Transcript
@@ -120,7 +120,7 @@ class MaskedSum:
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
         reads = f"the sum of every {sender}'s {kind}"
-        return (InputPrivacy(reader="aggregator", reads=reads, adversary="semi-honest"),)
+        return (InputPrivacy(reader="aggregator", reads=reads, adversary=Adversary.SEMI_HONEST),)
 
 
 @dataclass(frozen=True)

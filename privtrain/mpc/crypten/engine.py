@@ -24,7 +24,7 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
 from privtrain.core.runtime import MeshParty
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.transcript import Setup
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten.channel import Channel, Framed, Wire
@@ -86,8 +86,8 @@ class CrypTen:
         dealer = InputPrivacy(
             reader=names[0],
             reads="every input, gradient and weight, since it deals the triples they are masked by",
-            adversary="trusted",
-            security="none",
+            adversary=Adversary.TRUSTED,
+            security=Security.NONE,
             dealer=names[0],
             honest=names[0],
         )
@@ -95,8 +95,8 @@ class CrypTen:
             InputPrivacy(
                 reader=name,
                 reads="shares, masked values, public batch indices and what is opened",
-                adversary="semi-honest",
-                security="computational",
+                adversary=Adversary.SEMI_HONEST,
+                security=Security.COMPUTATIONAL,
                 dealer=names[0],
                 honest=names[0],
             )
@@ -105,8 +105,8 @@ class CrypTen:
         network = InputPrivacy(
             reader="a listener on the network between the computing parties",
             reads="masked values and what is opened; somebody who alters messages reads everything",
-            adversary="semi-honest",
-            security="computational",
+            adversary=Adversary.SEMI_HONEST,
+            security=Security.COMPUTATIONAL,
             dealer=names[0],
             honest=names[0],
         )
