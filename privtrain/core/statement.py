@@ -42,6 +42,30 @@ class Unit(StrEnum):
     USER = "user"
 
 
+class Adversary(StrEnum):
+    """What a reader may do, and what is trusted in it."""
+
+    SEMI_HONEST = "semi-honest"
+    """It follows the protocol and reads what it can."""
+
+    MALICIOUS = "malicious"
+    """It may do anything."""
+
+    TRUSTED = "trusted"
+    """Nothing protects from it."""
+
+    UNTRUSTED = "untrusted"
+    """It reads releases only, so that its guarantee says what they tell."""
+
+
+class Security(StrEnum):
+    """What keeps a reader from reading more."""
+
+    COMPUTATIONAL = "computational"
+    INFORMATION_THEORETIC = "information-theoretic"
+    NONE = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """One differential-privacy guarantee, to one observer.
@@ -105,17 +129,16 @@ class InputPrivacy:
     Args:
         reader: Who reads.
         reads: What is readable to it in the clear.
-        adversary: "semi-honest", "malicious", "trusted" where nothing protects from it, or
-            "untrusted" where it reads releases only, so that its guarantee says what they tell.
-        security: "computational", "information-theoretic", or "none".
+        adversary: What the reader may do.
+        security: What keeps it from reading more.
         dealer: Who deals the triples of a secret-shared computation; empty where nobody does.
         honest: The smallest set that has to be honest.
     """
 
     reader: str
     reads: str
-    adversary: str = "trusted"
-    security: str = "none"
+    adversary: Adversary = Adversary.TRUSTED
+    security: Security = Security.NONE
     dealer: str = ""
     honest: str = ""
 

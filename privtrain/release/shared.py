@@ -15,7 +15,7 @@ from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import NO_MESH, Party, Payload, Reply, Runtimes, link_of
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.crypten.engine import CrypTen
@@ -165,8 +165,8 @@ class SharedSum:
             InputPrivacy(
                 reader=name,
                 reads=what,
-                adversary="semi-honest",
-                security="computational",
+                adversary=Adversary.SEMI_HONEST,
+                security=Security.COMPUTATIONAL,
                 dealer=dealer,
                 honest=honest,
             )

@@ -14,11 +14,13 @@ from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.result import Comparison, Curve, Failure, History, Leakage, Row
 from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.statement import (
+    Adversary,
     Guarantee,
     InputPrivacy,
     PrivacyCurves,
     PrivacyStatement,
     Relation,
+    Security,
     Unit,
     to_json_text,
     to_plain,
@@ -260,11 +262,19 @@ def _row(plain: Mapping[str, Any]) -> Row:
 def _statement(plain: Mapping[str, Any]) -> PrivacyStatement:
     return PrivacyStatement(
         guarantees=tuple(_guarantee(guarantee) for guarantee in plain["guarantees"]),
-        input_privacy=tuple(InputPrivacy(**entry) for entry in plain["input_privacy"]),
+        input_privacy=tuple(_reader(entry) for entry in plain["input_privacy"]),
         caveats=tuple(plain["caveats"]),
         # Older files may lack the curves, or in them the field "promised".
         curves=tuple(_curves(entry) for entry in plain.get("curves", ())),
     )
+
+
+def _reader(plain: Mapping[str, Any]) -> InputPrivacy:
+    changed = {
+        "adversary": Adversary(plain.get("adversary", Adversary.TRUSTED)),
+        "security": Security(plain.get("security", Security.NONE)),
+    }
+    return InputPrivacy(**{**plain, **changed})
 
 
 def _curves(plain: Mapping[str, Any]) -> PrivacyCurves:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Row
-from privtrain.core.statement import Guarantee, InputPrivacy, Unit
+from privtrain.core.statement import Adversary, Guarantee, InputPrivacy, Security, Unit
 from privtrain.report.cells import Interval, number
 from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
@@ -329,9 +329,9 @@ def protected_by(entry: InputPrivacy) -> str:
     """What keeps a reader from reading more, in a few words."""
     # Cryptography protects inputs, noise outputs: a reader of releases is protected from by the
     # guarantee to it, which stands in the other table.
-    if entry.adversary == "untrusted":
+    if entry.adversary is Adversary.UNTRUSTED:
         return "reads releases only; see what is promised to it"
-    if entry.security == "none":
+    if entry.security is Security.NONE:
         words = ["nothing" if entry.honest else f"nothing: {entry.reader} is {entry.adversary}"]
     else:
         words = [f"{entry.security} security, {entry.adversary}"]

@@ -24,7 +24,7 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
 from privtrain.core.runtime import NO_STAR, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
-from privtrain.core.statement import InputPrivacy, Unit
+from privtrain.core.statement import Adversary, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
 from privtrain.core.trainer import Checking, CheckingRows, PrivacyPlan, Run, Trying
 from privtrain.core.validate import check_count, check_follows
@@ -271,7 +271,7 @@ class FedAvg:
         clients = InputPrivacy(
             reader="client",
             reads="the model of every round it takes part in",
-            adversary="untrusted",
+            adversary=Adversary.UNTRUSTED,
         )
         at_party = self.release.noise_at.drawer is Drawer.PARTY and self.release.noisy
         what = "noised update" if at_party or self.local.plans(data, 1) else "update"

@@ -23,7 +23,14 @@ from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
 from privtrain.core.runtime import NO_STAR, Draws, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Seeds, global_generator
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, InputPrivacy, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    ZERO_OUT,
+    Adversary,
+    InputPrivacy,
+    Unit,
+)
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import RELEASE, PrivacyPlan, Run
 from privtrain.core.validate import check_count
@@ -329,7 +336,7 @@ class PATE:
         student = InputPrivacy(
             reader=STUDENT_NAME,
             reads=f"public queries and the winner of each vote{checked}",
-            adversary="untrusted",
+            adversary=Adversary.UNTRUSTED,
         )
         at_party = self.release.noise_at.drawer is Drawer.PARTY
         what = "noised vote counts" if at_party else "vote counts"

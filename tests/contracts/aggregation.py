@@ -18,7 +18,7 @@ from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, 
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import Entropy, OnceOnly, SeededEntropy, Seeds
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.trainer import RELEASE, Ledger, Run
 from privtrain.core.transcript import Transcript
@@ -119,7 +119,7 @@ class MaskedSum:
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
         reads = f"the sum of every {sender}'s {kind}"
-        return (InputPrivacy(reader="aggregator", reads=reads, adversary="semi-honest"),)
+        return (InputPrivacy(reader="aggregator", reads=reads, adversary=Adversary.SEMI_HONEST),)
 
 
 @dataclass(frozen=True)

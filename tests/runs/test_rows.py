@@ -41,7 +41,6 @@ class Failing:
     input_privacy = property(lambda self: self.inner.input_privacy)
     caveats = property(lambda self: self.inner.caveats)
     with_noise = property(lambda self: self.inner.with_noise)
-    caveats = property(lambda self: self.inner.caveats)
 
     def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
         raise self.error

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
 from privtrain.core.runtime import Link, Party, Program, link_of
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.validate import check_member
 from privtrain.mpc.crypten.channel import Channel, Framed, Wire
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
@@ -85,8 +85,8 @@ class CrypTen:
         dealer = InputPrivacy(
             reader=names[0],
             reads="every input, gradient and weight, since it deals the triples they are masked by",
-            adversary="trusted",
-            security="none",
+            adversary=Adversary.TRUSTED,
+            security=Security.NONE,
             dealer=names[0],
             honest=names[0],
         )
@@ -94,8 +94,8 @@ class CrypTen:
             InputPrivacy(
                 reader=name,
                 reads="shares, masked values, public batch indices and what is opened",
-                adversary="semi-honest",
-                security="computational",
+                adversary=Adversary.SEMI_HONEST,
+                security=Security.COMPUTATIONAL,
                 dealer=names[0],
                 honest=names[0],
             )
@@ -104,8 +104,8 @@ class CrypTen:
         network = InputPrivacy(
             reader="a listener on the network between the computing parties",
             reads="masked values and what is opened; somebody who alters messages reads everything",
-            adversary="semi-honest",
-            security="computational",
+            adversary=Adversary.SEMI_HONEST,
+            security=Security.COMPUTATIONAL,
             dealer=names[0],
             honest=names[0],
         )
