@@ -13,6 +13,7 @@ from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import Budget, PrivacyStatement, Unit, to_json_text
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import RELEASE, Run, Trainer
+from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
@@ -221,13 +222,28 @@ def test_epsilon_over_the_rounds_is_that_of_all_plans(noises: tuple[float, float
         for noise, unit in zip(noises, (Unit.EXAMPLE, Unit.CLIENT), strict=True)
     )
     plans = (*inner, *outer)
-    curve = _epsilon_curve(plans, 8, 1e-5)
+    curve = _epsilon_curve(plans, {RELEASE: 8}, 1e-5)
     assert [count for count, _ in curve] == list(range(1, 9))
     for count, epsilon in curve:
         made = PrivacyStatement(guarantees=guarantees(plans, spent={RELEASE: count}, delta=1e-5))
         assert epsilon == made.epsilon()
         assert epsilon == max(g.epsilon for g in made.guarantees)
-    assert _epsilon_curve(plans[::-1], 8, 1e-5) == curve
-    alone = [_epsilon_curve(part, 8, 1e-5) for part in (inner, outer)]
+    assert _epsilon_curve(plans[::-1], {RELEASE: 8}, 1e-5) == curve
+    alone = [_epsilon_curve(part, {RELEASE: 8}, 1e-5) for part in (inner, outer)]
     assert sorted(alone, key=lambda points: points[-1][1])[-1] == curve
     assert alone[0] != alone[1]
+
+
+def test_epsilon_over_the_rounds_counts_every_kind_in_its_share() -> None:
+    (check,), (answer,) = (
+        Release(Gaussian(1.0, noise)).plans(
+            unit=Unit.EXAMPLE, count=count, parties=5, observers=(PUBLIC,), charge=kind
+        )
+        for kind, count, noise in (("check", 80, 20.0), ("answer", 8, 4.0))
+    )
+    plan, spent = check.beside(answer), {"check": 80, "answer": 4, "never made": 0}
+    curve = _epsilon_curve((plan,), spent, 1e-5)
+    assert [total for total, _ in curve] == [11, 21, 32, 42, 52, 63, 74, 84]
+    assert [value for _, value in curve] == sorted(value for _, value in curve)
+    assert curve[-1][1] == epsilon_of(plan, spent, 1e-5)
+    assert curve[0][1] == epsilon_of(plan, {"check": 10, "answer": 1}, 1e-5)
