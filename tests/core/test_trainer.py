@@ -12,7 +12,7 @@ from privtrain.core.result import NOT_KEPT, Members
 from privtrain.core.runtime import MeshReply, Party, Payload
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import Rows
-from privtrain.core.trainer import Mesh, Run
+from privtrain.core.trainer import RELEASE, Mesh, Run
 from privtrain.core.transcript import Entry, Setup
 from tests.contracts.aggregation import InMemory, OpenLedger, a_run
 
@@ -41,7 +41,7 @@ def a_kept_run() -> tuple[Run, InMemory, Remembering]:
 
 def counted(run: Run, kind: str) -> float:
     """The number of releases of a kind, as a mechanism that counts them remembers it."""
-    return float(run.remember(kind, lambda: 0, lambda n: (torch.tensor(n + 1.0), n + 1)))
+    return float(run.remember(kind, lambda n: (torch.tensor((n or 0) + 1.0), (n or 0) + 1)))
 
 
 def test_what_every_run_has_is_kept_beside_the_trainers_own_state_and_put_back() -> None:
@@ -123,7 +123,7 @@ def test_a_trainers_own_copy_of_a_state_is_its_own() -> None:
 
 def test_a_budget_that_is_used_up_halts_the_run() -> None:
     class Empty(OpenLedger):
-        def spend(self, count: int = 1) -> bool:
+        def spend(self, count: int = 1, *, kind: str = RELEASE) -> bool:
             return False
 
     run = a_run(ledger=Empty(spent=7))
@@ -141,11 +141,14 @@ def test_a_mesh_records_what_its_parties_sent_knew_and_needed() -> None:
     class Two:
         name, real = "two", False
 
-        def spmd(self, program: Any, inputs: Mapping[str, Payload], *, report: Any) -> Any:
+        def run(
+            self, programs: Any, inputs: Mapping[str, Payload], *, seeds: Seeds, report: Any
+        ) -> Any:
+            assert seeds == Seeds(4)
             report(1, 2)
             return {
                 name: MeshReply(
-                    payload=program(value),
+                    payload=programs[name](value),
                     entries=[Entry(name, "other", "share", (1,), 4, number)],
                     setups=[Setup(name, "triples")],
                     peak_memory_bytes=100 - number,
@@ -154,13 +157,14 @@ def test_a_mesh_records_what_its_parties_sent_knew_and_needed() -> None:
             }
 
     run, seen = a_run(), list[tuple[int, int]]()
-    mesh = Mesh(Two(), run.transcript, run.outcome, lambda *done: seen.append(done))
+    mesh = Mesh(Two(), run.transcript, run.outcome, Seeds(4), lambda *done: seen.append(done))
 
     def doubled(value: Payload) -> Payload:
         return {"x": 2 * value["x"]}
 
     inputs: dict[str, Payload] = {"a": {"x": torch.ones(1)}, "b": {"x": torch.zeros(1)}}
-    replies = mesh.spmd(doubled, inputs)  # type: ignore[arg-type] # a program of one number
+    programs: Any = dict.fromkeys(inputs, doubled)
+    replies = mesh.run(programs, inputs)
     assert {name: reply["x"].tolist() for name, reply in replies.items()} == {"a": [2], "b": [0]}
     assert [entry.sender for entry in run.transcript.entries] == ["a", "b"]
     assert [setup.party for setup in run.transcript.setups] == ["a", "b"]

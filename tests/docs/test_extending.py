@@ -376,7 +376,7 @@ def test_aggregation_says_what_was_planned_spent_sent_and_read(folder: Path) -> 
     plain_plans = pt.FedAvg(rounds=2, release=pt.Release(mechanism)).plan(FIVE[1], pt.Runtimes())
     result = masked_fit(masks, Losing(LATE), mechanism)
     # Planned and spent: two releases, to the public what a plain sum promises it.
-    assert [plan.event for plan in plans[:2]] == [plan.event for plan in plain_plans[:2]]
+    assert [plan.charges for plan in plans[:2]] == [plan.charges for plan in plain_plans[:2]]
     assert {g.releases for g in result.statement.guarantees} == {2}
     assert 0 < result.statement.epsilon("public") < math.inf
     assert math.isinf(result.statement.epsilon("aggregator"))

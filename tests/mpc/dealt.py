@@ -15,7 +15,7 @@ from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.runtime import Link, Party, Payload, Program, link_of
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.engine import Operand, Shared
 from privtrain.mpc.keystream import Keystream
@@ -63,8 +63,8 @@ class DealtEngine:
             InputPrivacy(
                 reader=reader,
                 reads=what,
-                adversary="semi-honest",
-                security="computational",
+                adversary=Adversary.SEMI_HONEST,
+                security=Security.COMPUTATIONAL,
                 dealer=DEALER,
                 honest=honest,
             )

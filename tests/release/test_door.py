@@ -451,16 +451,16 @@ def test_whole_numbers_reach_what_masks_or_shares_them(multiplier: float) -> Non
     mechanism, update = Gaussian(0.3, multiplier, secure=True), [torch.linspace(-1, 1, 3000)]
     grid = mechanism.about.grid
     assert grid is not None
-    sealed = Release(mechanism, AT_PARTY, MaskedSum()).leave(update, a_party())["update"]
+    sealed = Release(mechanism, AT_PARTY, MaskedSum()).leave(update, a_party()).message["update"]
     assert sealed.dtype is torch.float64
     assert np.array_equal(quantised(sealed.numpy(), grid) * grid, sealed.numpy())
     # What the aggregator reads keeps its type, and the same noise: its multiples are lost.
-    plain = Release(mechanism, AT_PARTY).leave(update, a_party())["update"]
+    plain = Release(mechanism, AT_PARTY).leave(update, a_party()).message["update"]
     assert torch.equal(plain, sealed.float())
     assert not np.array_equal(quantised(plain.double().numpy(), grid) * grid, plain.double())
     # Noise in floats has no multiples to keep.
     floats = Release(Gaussian(0.3, multiplier), AT_PARTY, MaskedSum())
-    assert floats.leave(update, a_party())["update"].dtype is torch.float32
+    assert floats.leave(update, a_party()).message["update"].dtype is torch.float32
 
 
 @dataclass(frozen=True)
@@ -630,7 +630,7 @@ VOTES = torch.tensor([[9.0, 0.0, 1.0], [4.0, 5.0, 1.0]], dtype=torch.float64)
 
 def realised(release: Release, votes: Tensor | BoundedSum = VOTES) -> Any:
     """What a release of votes says of its exact cost."""
-    given = votes if isinstance(votes, BoundedSum) else {"a": {"votes": votes}}
+    given = votes if isinstance(votes, BoundedSum) else {"a": Reply({"votes": votes})}
     expected = Expected(contributions=10)
     return release.arrive(given, a_run(), round=0, kind="votes", expected=expected).realised
 
@@ -666,7 +666,7 @@ def test_a_release_uses_the_charge_that_it_names() -> None:
     both = tuple(one.beside(other) for one, other in zip(*plans, strict=True))
     run = a_run(ledger=JournalLedger(both))
     assert run.spend(kind="answer")
-    votes = {"a": {"votes": VOTES}}
+    votes = {"a": Reply({"votes": VOTES})}
     for charge in ("check", RELEASE):
         with pytest.raises(BudgetExceededError, match="not paid for"):
             release.arrive(votes, run, round=0, kind="votes", charge=charge)

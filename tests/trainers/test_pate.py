@@ -458,7 +458,7 @@ def test_votes_on_shares_are_planned_where_a_mesh_is_there_or_nothing_is_known_y
     on_shares = a_pate(release=Release(Exact(), finish=ARGMAX, aggregation=SharedSum()))
     data = with_public(a_federation(20, 20))
     plans = on_shares.plan(data, Runtimes())
-    assert [plan.count for plan in plans] == [12, 12]
+    assert [plan.counts for plan in plans] == 2 * [{RELEASE: 12}]
     with pytest.raises(UnsupportedError, match="mesh=Processes"):
         on_shares.plan(data, STAR)
 
@@ -595,7 +595,7 @@ def test_checks_and_answers_follow_the_algorithm() -> None:
 
 def test_a_check_and_an_answer_have_noise_of_their_own() -> None:
     release, run_ = Release(GNMax(3.0)), a_run()
-    counts = {"a": {"votes": torch.full((3_000, 2), 4.0, dtype=torch.float64)}}
+    counts = {"a": Reply({"votes": torch.full((3_000, 2), 4.0, dtype=torch.float64)})}
     expected = Expected(contributions=8)
     check = replace(release, reduce=MAX).arrive(
         counts, run_, round=1, kind="votes", expected=expected, charge="check"
@@ -724,9 +724,9 @@ def test_votes_are_added_up_once_and_what_they_cost_is_known() -> None:
     data, calls = with_public(a_federation(30, 20)), []
 
     class Counted(PlainSum):
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
+        def gather(self, *arguments: Any, **options: Any) -> Any:
             calls.append(1)
-            return super().__call__(*arguments, **options)
+            return super().gather(*arguments, **options)
 
     release = Release(GNMax(2.0), aggregation=Counted(), finish=ARGMAX)
     result = run(a_pate(release=release), data)
