@@ -30,6 +30,7 @@ from tests.contracts.aggregation import (
 from tests.contracts.aggregation import SharedSum as Double
 from tests.mpc.dealt import DealtEngine
 from tests.mpc.one_party import OneParty, alone
+from tests.runtimes.test_exchanges import Watched
 
 VOTES = torch.tensor(
     [
@@ -104,6 +105,13 @@ def test_updates_add_up_and_nothing_else_is_opened(parties: int) -> None:
     for name in aggregation.computing_names:
         kinds = set(run.transcript.kinds_received_by(name))
         assert kinds == {"public key", "sum share"}
+
+
+def test_gathering_shares_goes_through_no_earlier_messages() -> None:
+    aggregation, run = SharedSum(), a_run()
+    run.transcript.entries = Watched()
+    gathered(aggregation, sealed(aggregation, [torch.ones(3)] * 2, "update"), run, "update")
+    assert Watched.passes == 0
 
 
 @dataclass(frozen=True)
