@@ -113,6 +113,7 @@ class Planning:
 
     plans: tuple[PrivacyPlan, ...]
     token: str = "planning"
+    caveats: tuple[str, ...] = ()
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         return self.plans
