@@ -1,6 +1,6 @@
 """What will be refused is refused before anything is spent or trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from privtrain.core.errors import (
     ProtocolError,
     UnsupportedError,
 )
-from privtrain.core.runtime import Payload, Runtimes
+from privtrain.core.runtime import Payload, Reply, Runtimes
 from privtrain.core.statement import Budget, Unit
 from privtrain.core.task import Rows, Task
 from privtrain.ledgers.study import StudyLedger
@@ -20,6 +20,7 @@ from privtrain.mechanisms.banded import BandedMatrix
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.aggregation import Aggregation
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, Threshold
 from privtrain.release.placement import AT_PARTY, SPLIT
@@ -144,13 +145,22 @@ def test_noise_with_memory_is_not_left_to_parties() -> None:
 def test_a_runtime_that_asks_others_is_not_believed() -> None:
     @dataclass
     class Astray:
-        def map(self, step: object, payloads: Mapping[str, Payload], *, round: int) -> object:
-            return {f"{party}'": payload for party, payload in payloads.items()}
+        answered: tuple[str, ...]
 
+        def map(self, step: object, payloads: object, **options: object) -> object:
+            return {party: Reply({}) for party in self.answered}
+
+    asked: dict[str, Payload] = {"a": {}, "b": {}}
     one = a_run()
-    one.star = Astray()  # type: ignore[assignment] # half a star is enough
-    with pytest.raises(ProtocolError, match=r"\['a'\] were asked"):
-        one.map(lambda payload, party: payload, {"a": {}}, round=3)
+    # Others, more, in another order, too few: however many had to reply.
+    for answered in (("a'", "b"), ("a", "b", "c"), ("b", "a"), ("a",), ()):
+        one.star = Astray(answered)  # type: ignore[assignment] # half a star is enough
+        for at_least in (None, 2):
+            with pytest.raises(ProtocolError, match=r"\['a', 'b'\] were asked"):
+                one.map(lambda payload, party: Reply(payload), asked, round=3, at_least=at_least)
+    one.star = Astray(("b",))  # type: ignore[assignment]
+    step = one.map(lambda payload, party: Reply(payload), asked, round=3, at_least=1)
+    assert list(step) == ["b"]
 
 
 def test_the_budget_error_is_still_the_first() -> None:
@@ -164,17 +174,6 @@ def test_parts_of_laplace_noise_are_refused_where_only_the_sum_is_read() -> None
     release.plans(unit=Unit.CLIENT, count=1, parties=20)
     with pytest.raises(UnsupportedError, match="split"):
         release.check(STAR, parties=20)
-
-
-def test_own_aggregations_without_a_method_are_refused_when_the_release_is_made() -> None:
-    class Old:
-        """What was enough before releases were checked beforehand."""
-
-        def exposure(self) -> None:
-            return
-
-    with pytest.raises(ValueError, match="has the method check"):
-        Release(aggregation=Old())  # type: ignore[arg-type] # that is what is tested
 
 
 MEMBERS = sorted(name for name in dir(Mechanism) if not name.startswith("_"))
@@ -206,3 +205,17 @@ def test_own_samplings_without_a_member_are_refused_when_they_are_given(lacks: s
             setattr(Old, member, lambda self: None)
     with pytest.raises(ValueError, match=rf"Everyone\(\); it has no {lacks}\.$"):
         FedAvg(sampling=Old())  # type: ignore[arg-type] # that is what is tested
+
+
+MEMBERS_OF_AGGREGATIONS = sorted(name for name in dir(Aggregation) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("lacks", MEMBERS_OF_AGGREGATIONS)
+def test_own_aggregations_without_a_member_are_refused_when_they_are_given(lacks: str) -> None:
+    class Old:
+        """What was enough before."""
+
+    for member in set(MEMBERS_OF_AGGREGATIONS) - {lacks}:
+        setattr(Old, member, lambda self: None)
+    with pytest.raises(ValueError, match=rf"PlainSum\(\); it has no {lacks}\.$"):
+        Release(aggregation=Old())  # type: ignore[arg-type] # that is what is tested
