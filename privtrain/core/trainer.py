@@ -143,7 +143,7 @@ class Ledger(Protocol):
 REALISED = "realised"
 """Where a kept state holds the charges that are known only after the releases, by observer."""
 
-_KEPT_BY_RUN = {"memory", "parties", "members", "assumptions", REALISED}
+_KEPT_BY_RUN = {"memory", "parties", "members", "assumptions", "notes", "halted", REALISED}
 
 
 class Checkpoint(Protocol):
@@ -193,6 +193,10 @@ class Outcome:
         self.assumptions.extend(
             text for text in dict.fromkeys(texts) if text not in self.assumptions
         )
+
+    def note(self, *texts: str) -> None:
+        """Takes note of what the reader of the result should know, of each text once."""
+        self.notes.extend(text for text in dict.fromkeys(texts) if text not in self.notes)
 
     def report_memory(self, peak: int) -> None:
         """Takes note of the largest resident memory of another process of this run, in bytes."""
@@ -337,7 +341,8 @@ class Run:
         """Keeps what an interrupted run needs to go on; nothing where it lies in no folder.
 
         Beside the trainer's own state this is what every run has: what mechanisms and parties
-        remember, which rows were used, what turned out to be assumed, and realised charges.
+        remember, which rows were used, what turned out to be assumed, notes, why the run was
+        halted, and realised charges.
 
         Args:
             done: How many rounds, steps or epochs are finished.
@@ -355,6 +360,8 @@ class Run:
             "parties": {} if self.star is None else self.star.states(),
             "members": None if self.outcome.members is None else vars(self.outcome.members),
             "assumptions": list(self.outcome.assumptions),
+            "notes": list(self.outcome.notes),
+            "halted": self.outcome.halted,
             REALISED: dict(self.outcome.realised),
         }
         self.checkpoint.save(done, {**state, **own})
@@ -383,6 +390,8 @@ class Run:
         if members is not None:
             self.outcome.members = Members(**members)
         self.outcome.assume(*state.pop("assumptions", ()))
+        self.outcome.note(*state.pop("notes", ()))
+        self.outcome.halted = state.pop("halted", None)
         self.outcome.realised.update(state.pop(REALISED, {}))
         return done, state
 

@@ -18,7 +18,7 @@ from privtrain.core.fields import LATER, told
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure, Observer
 from privtrain.core.parameters import wide_type
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes, Seen
+from privtrain.core.runtime import NO_STAR, Party, Reply, Runtimes
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation, Unit
 from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan, Run
 from privtrain.core.validate import check_follows
@@ -249,8 +249,10 @@ class Release:
         grid = self.mechanism.about.grid if self._parties_draw else None
         reply = self.aggregation.seal(total, party, kind=kind, grid=grid)
         # Computed from private values without noise, hence a diagnostic.
-        seen = Seen(numbers={NON_FINITE: float(non_finite)}) if non_finite else Seen()
-        return replace(reply, seen=seen)
+        if not non_finite:
+            return reply
+        numbers = {**reply.seen.numbers, NON_FINITE: float(non_finite)}
+        return replace(reply, seen=replace(reply.seen, numbers=numbers))
 
     def _with_own_noise(self, total: Tensor, party: Party, kind: str) -> Tensor:
         # A stream of its own for every kind, round and party: noise that is drawn twice cancels.

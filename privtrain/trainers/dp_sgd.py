@@ -161,7 +161,7 @@ class DPSGD:
         """
         batches = self.batches(data)
         rows, used = self._rows(data, batches, run)
-        run.outcome.notes.extend(batches.notes)
+        run.outcome.note(*batches.notes)
         # Algorithm 1, "Initialize theta_0 randomly": from a public seed, so that it costs nothing.
         model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device)
         engine = self.gradients.engine(model, task.loss)
@@ -212,7 +212,7 @@ class DPSGD:
                 saved_part = part
                 run.keep(step + 1, **_state(model, optimizer, used, seen))
         run.outcome.members = used.members(data)
-        run.outcome.notes.extend(engine.notes)
+        run.outcome.note(*engine.notes)
         run.outcome.assume(*engine.assumptions)
         engine.close()
         run.transcript.publish(

@@ -334,7 +334,7 @@ class FedAvg:
         divisor = self._divisor(data, run)
         run.outcome.members = Members()
         if isinstance(self.local, DPSteps):
-            run.outcome.notes.extend(self.local.notes_on(data))
+            run.outcome.note(*self.local.notes_on(data))
         done, saved = run.kept() or (0, {})
         if saved:
             server.restore(saved)
@@ -402,7 +402,7 @@ class FedAvg:
             return None
         mean = expected_weight(self.weights, self.sampling, data)
         if mean is None:
-            run.outcome.notes.append(NOT_PUBLIC.format(weights=self.weights))
+            run.outcome.note(NOT_PUBLIC.format(weights=self.weights))
         return self.sampling.expected(len(data.parties)) * (1.0 if mean is None else mean)
 
     def _average(

@@ -149,14 +149,14 @@ class MPCSGD:
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
         if wrong > LIKELY:
-            run.outcome.notes.append(
+            run.outcome.note(
                 f"Values on shares are so large that about {wrong:.2g} truncations are expected "
                 f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
             )
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
-        run.outcome.notes.append(
+        run.outcome.note(
             "Training on shares opens nothing on the way: no loss, no learning curve, and no "
             "checkpoint to resume from."
         )

@@ -495,9 +495,7 @@ class PATE:
         ).value
         run.transcript.publish("passed", reached, sender=AGGREGATOR_NAME, round=1)
         chosen = reached.nonzero().squeeze(1)
-        run.outcome.notes.append(
-            f"{len(chosen)} of {checked} queries passed the check, which is public"
-        )
+        run.outcome.note(f"{len(chosen)} of {checked} queries passed the check, which is public")
         return asked[chosen], (gathering, _of_queries(votes, chosen))
 
     def _public_part(self, data: FederatedData) -> tuple[float, int | None]:
@@ -522,7 +520,7 @@ class PATE:
 
     def _tell_of_split(self, data: FederatedData, rate: float, run: Run) -> None:
         """Notes that rows were given up, and which of them were not."""
-        run.outcome.notes.append(
+        run.outcome.note(
             f"the data has no public part: each training row was taken for it with probability "
             f"{rate:.3g}, away from the teachers; rows that were taken are not protected"
         )
@@ -539,7 +537,7 @@ class PATE:
             replies = run.map(GivePublic(rate), {party: {} for party in data.parties}, round=0)
             public = torch.cat([reply.message["public inputs"] for reply in replies.values()])
         if len(public) < self.queries:
-            run.outcome.notes.append(f"only {len(public)} public rows for {self.queries} queries")
+            run.outcome.note(f"only {len(public)} public rows for {self.queries} queries")
         return public
 
     def _votes(

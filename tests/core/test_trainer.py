@@ -51,11 +51,14 @@ def test_what_every_run_has_is_kept_beside_the_trainers_own_state_and_put_back()
     before.outcome.members = Members({"a": torch.tensor([True, False])}, "perhaps", True)
     before.outcome.assume("rows are alone", "the sum is exact")
     before.outcome.realised["public"] = "an event"
+    before.outcome.note("a note", "another one")
+    before.outcome.halted = "the budget was used up"
     before.keep(4, model=torch.ones(2), seen=[{"loss": 1.0}])
 
     after, _, fresh = a_kept_run()
     after.checkpoint = kept
     after.outcome.assume("the sum is exact")
+    after.outcome.note("another one")
     found = after.kept()
     assert found is not None
     done, state = found
@@ -65,6 +68,8 @@ def test_what_every_run_has_is_kept_beside_the_trainers_own_state_and_put_back()
     assert [counted(after, kind) for kind in ("votes", "check", "new")] == [3, 2, 1]
     assert after.outcome.assumptions == ["the sum is exact", "rows are alone"]
     assert after.outcome.realised == {"public": "an event"}
+    assert after.outcome.notes == ["another one", "a note"]
+    assert after.outcome.halted == "the budget was used up"
     members = after.outcome.members
     assert members is not None
     assert (members.doubt, members.made_public) == ("perhaps", True)
@@ -104,7 +109,9 @@ def test_a_run_at_its_start_and_one_in_no_folder_have_kept_nothing() -> None:
     assert kept.state == {}
 
 
-@pytest.mark.parametrize("name", ["memory", "parties", "members", "assumptions", "realised"])
+@pytest.mark.parametrize(
+    "name", ["memory", "parties", "members", "assumptions", "notes", "halted", "realised"]
+)
 def test_a_trainer_cannot_overwrite_what_the_run_keeps(name: str) -> None:
     run, kept, _ = a_kept_run()
     with pytest.raises(ValueError, match=name):

@@ -895,8 +895,8 @@ def test_a_halted_run_says_which_kind_was_used_up() -> None:
     run = a_run(ledger=JournalLedger((of_kinds(),)))
     assert run.spend(4, kind="answer")
     assert not run.spend(kind="answer")
-    assert run.halted == "the budget was used up after 4 releases of kind 'answer'"
+    assert run.outcome.halted == "the budget was used up after 4 releases of kind 'answer'"
     run = a_run(ledger=JournalLedger((a_plan(3),)))
     assert run.spend(3)
     assert not run.spend()
-    assert run.halted == "the budget was used up after 3 releases"
+    assert run.outcome.halted == "the budget was used up after 3 releases"

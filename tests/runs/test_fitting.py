@@ -399,10 +399,11 @@ def test_peak_memory_is_that_of_the_largest_process_workers_included() -> None:
 
 def test_outputs_that_have_no_accuracy_cost_the_curve_and_not_the_run() -> None:
     def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)).double()
+        return nn.Linear(5, 3).double()
 
-    rows = Rows(torch.randn(12, 5, dtype=torch.float64), torch.rand(12, dtype=torch.float64))
-    task = Task(model=model, loss=lambda o, t: (o - t) ** 2)
+    targets = torch.rand(12, 3, dtype=torch.float64)
+    rows = Rows(torch.randn(12, 5, dtype=torch.float64), targets)
+    task = Task(model=model, loss=lambda o, t: (o - t).square().sum(dim=1))
     data = FederatedData(train={"a": rows}, test=rows, validation=rows)
     result = fit(SGD(epochs=1), task, data)
     assert "validation_accuracy" not in result.history.unprotected

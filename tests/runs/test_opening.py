@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from privtrain.core.runtime import Party, Payload, Setting
+from privtrain.core.runtime import Party, Payload, Reply, Setting
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.task import FederatedData, Rows
 from privtrain.core.transcript import Transcript
@@ -35,9 +35,11 @@ class Noting:
         yield self
         self.said.append("closed")
 
-    def map(self, step: Any, payloads: Mapping[str, Payload], *, round: int) -> Any:
-        self.said.append(("map", step, dict(payloads), round))
-        return dict(payloads)
+    def map(
+        self, step: Any, payloads: Mapping[str, Payload], *, round: int, at_least: int | None
+    ) -> Any:
+        self.said.append(("map", step, dict(payloads), round, at_least))
+        return {party: Reply(payload) for party, payload in payloads.items()}
 
     def states(self) -> dict[str, Payload]:
         return {"a": {}}
@@ -46,8 +48,8 @@ class Noting:
         self.said.append(("restore", dict(states)))
 
 
-def step(payload: Payload, party: Party) -> Payload:
-    return payload
+def step(payload: Payload, party: Party) -> Reply:
+    return Reply(payload)
 
 
 def test_nothing_starts_where_nothing_is_asked() -> None:
@@ -61,10 +63,10 @@ def test_parties_start_at_the_first_question_once_and_end_with_the_stack() -> No
     runtime = Noting()
     with ExitStack() as stack:
         star = LateStar(runtime, SETTING, stack)
-        assert star.map(step, {"a": {}}, round=3) == {"a": {}}
-        star.map(step, {}, round=4)
+        assert star.map(step, {"a": {}}, round=3) == {"a": Reply({})}
+        star.map(step, {}, round=4, at_least=0)
         assert star.states() == {"a": {}}
-    asked = [("map", step, {"a": {}}, 3), ("map", step, {}, 4)]
+    asked = [("map", step, {"a": {}}, 3, None), ("map", step, {}, 4, 0)]
     assert runtime.said == [SETTING, *asked, "closed"]
 
 

@@ -87,7 +87,7 @@ def test_the_recorded_loss_is_the_mean_of_the_steps_since_the_last_record() -> N
     ids=str,
 )
 def test_a_run_is_kept_at_the_end_of_a_draw_where_the_curve_has_a_further_point(
-    sampling: BatchSampling, saved: range, monkeypatch: pytest.MonkeyPatch
+    sampling: BatchSampling, saved: range, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[tuple[int, int]] = []
 
@@ -98,7 +98,7 @@ def test_a_run_is_kept_at_the_end_of_a_draw_where_the_curve_has_a_further_point(
     data = a_federation(40, public_rows=40)
     exact = Release(Gaussian(1.0, 0.0))  # so that nothing has to be accounted for
     trainer = DPSGD(epochs=8, expected_batch=8.0, sampling=sampling, release=exact)
-    result = run(trainer, data)
+    result = run(trainer, data, folder=tmp_path)
     # Of 40 steps every second one is a point; what none holds yet is kept beside the model.
     places = [place for place, _ in result.history.unprotected["training_loss"]]
     assert places == list(range(2, 41, 2))
