@@ -66,6 +66,11 @@ class Security(StrEnum):
     NONE = "none"
 
 
+# Stored in results and compared by reports: this text does not change.
+SIMULATED = "simulated: void if the seed is known"
+"""What a guarantee assumes whose noise, shares and keys follow from a seed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """One differential-privacy guarantee, to one observer.

@@ -8,7 +8,14 @@ from typing import TypeVar
 
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Comparison, Leakage, Row
-from privtrain.core.statement import Adversary, Guarantee, InputPrivacy, Security, Unit
+from privtrain.core.statement import (
+    SIMULATED,
+    Adversary,
+    Guarantee,
+    InputPrivacy,
+    Security,
+    Unit,
+)
 from privtrain.report.cells import Interval, number
 from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
@@ -17,7 +24,7 @@ T = TypeVar("T")
 POOLED = "sgd"
 """Token of the trainer that the others are measured against."""
 
-SIMULATED = "simulated entropy"
+SIMULATED_FLAG = "simulated entropy"
 """The flag of a run whose noise, shares and keys come from a seed."""
 
 OBSERVERS = ("public", "participant", "aggregator", "coalition")
@@ -291,12 +298,12 @@ def _flags(group: Group) -> Iterator[str]:
         spent = None if group.headline is None else group.headline.epsilon
         yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
-        yield SIMULATED
+        yield SIMULATED_FLAG
 
 
 def is_simulated(row: Row) -> bool:
     """Whether the statement says that its randomness came from a seed."""
-    return any(condition.lower().startswith("simulated") for condition in conditions(row))
+    return SIMULATED in conditions(row)
 
 
 def conditions(row: Row) -> tuple[str, ...]:
@@ -304,7 +311,7 @@ def conditions(row: Row) -> tuple[str, ...]:
     if row.statement is None:
         return ()
     assumed = (text for g in row.statement.guarantees for text in g.assumptions)
-    simulated = (text for text in assumed if text.lower().startswith("simulated"))
+    simulated = (text for text in assumed if text == SIMULATED)
     return unique((*simulated, *row.statement.caveats))
 
 

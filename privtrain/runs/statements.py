@@ -12,14 +12,19 @@ from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Curve, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import SEEDED
-from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    SIMULATED,
+    Guarantee,
+    PrivacyStatement,
+    Unit,
+)
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.sampling.figures import SAMPLED_IN_SECRET
 
 # These texts are stored in results and compared by reports: they do not change.
-SIMULATED = "simulated: void if the seed is known"
 FLOAT_NOISE = "float noise: research use"
 TUNING_NOT_COUNTED = "tuning not counted: settings chosen by looking at results are not counted"
 OTHER_PARTS = "rows in the test, validation and public parts are not protected"

@@ -9,6 +9,7 @@ from privtrain.core.result import Comparison, History, Leakage, Row
 from privtrain.core.statement import (
     ADD_REMOVE,
     REPLACE_ONE,
+    SIMULATED,
     ZERO_OUT,
     Adversary,
     Guarantee,
@@ -21,7 +22,6 @@ from privtrain.core.statement import (
 )
 
 EPSILONS = (1.0, 3.0, 8.0)
-SIMULATED = "simulated: noise, shares and keys come from the seed, void if the seed is known"
 
 
 def guarantee(

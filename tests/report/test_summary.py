@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 
 from privtrain.core.result import Comparison, Row
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, PrivacyStatement, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    SIMULATED,
+    ZERO_OUT,
+    PrivacyStatement,
+    Unit,
+)
 from privtrain.report import summary
 from tests.report import examples
 
@@ -191,13 +198,20 @@ def test_remarks_name_their_runs_briefly() -> None:
 
 
 def test_seeded_entropy_is_found_among_caveats_and_assumptions() -> None:
-    told = replace(examples.guarantee("public", 1.0), assumptions=("simulated: void if known",))
+    told = replace(
+        examples.guarantee("public", 1.0), assumptions=("the sample is secret", SIMULATED)
+    )
     row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(told,)))
     assert summary.is_simulated(row)
-    assert dict(summary.remarks(compared(row)))["Caveats"][0][0] == "simulated: void if known"
+    assert dict(summary.remarks(compared(row)))["Caveats"][0][0] == SIMULATED
     assert summary.is_simulated(examples.sgd(0))
     assert not summary.is_simulated(examples.mpc_sgd(0))
     assert not summary.is_simulated(examples.mpc_sgd(1))
+    # A text of a user's trainer that begins alike is another one.
+    other = replace(told, assumptions=("simulated clients are as fast as real ones",))
+    row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(other,)))
+    assert not summary.is_simulated(row)
+    assert summary.rests_on(row) == other.rests_on
 
 
 def test_bytes_of_the_busiest_party() -> None:

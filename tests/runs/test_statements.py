@@ -10,7 +10,13 @@ from privtrain.core.cost import Basis, Cost
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
-from privtrain.core.statement import Budget, PrivacyStatement, Unit, to_json_text
+from privtrain.core.statement import (
+    SIMULATED,
+    Budget,
+    PrivacyStatement,
+    Unit,
+    to_json_text,
+)
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import RELEASE, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
@@ -20,7 +26,7 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import AT_PARTY
 from privtrain.runs.fitting import fit
-from privtrain.runs.statements import SIMULATED, _epsilon_curve
+from privtrain.runs.statements import _epsilon_curve
 from privtrain.sampling.figures import SAMPLED_IN_SECRET
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling, TruncatedPoisson
 from privtrain.steps.plain import PlainSteps
