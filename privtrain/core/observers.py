@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, is_role
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, coalition_of, is_role
 from privtrain.core.validate import check_non_negative
 
 
@@ -24,6 +24,21 @@ class Observer:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_coalition(self) -> bool:
+        """Whether it is several parties, also where a file told its name and not its members."""
+        return bool(self.corrupted) or coalition_of(self.name) is not None
+
+    @property
+    def members_named(self) -> str:
+        """What a coalition's name says of its members, such as "of a, b"; empty for others."""
+        return coalition_of(self.name) or ""
+
+    @property
+    def without_members(self) -> "Observer":
+        """The same observer as statements and files hold it: by its name alone."""
+        return Observer(self.name)
 
 
 PUBLIC = Observer("public")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from privtrain.core.observers import PUBLIC
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import (
     SIMULATED,
@@ -27,7 +27,10 @@ POOLED = "sgd"
 SIMULATED_FLAG = "simulated entropy"
 """The flag of a run whose noise, shares and keys come from a seed."""
 
-OBSERVERS = ("public", "participant", "aggregator", "coalition")
+COALITION = "coalition"
+"""The column of all coalitions."""
+
+OBSERVERS = (*map(str, (PUBLIC, PARTICIPANT, AGGREGATOR)), COALITION)
 """The order of columns; further observers follow in the order in which they appear."""
 
 
@@ -232,7 +235,7 @@ def headlines(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
     """
     best: dict[Unit, Guarantee] = {}
     for g in guarantees:
-        formal = g.observer == PUBLIC.name and not g.data_dependent
+        formal = g.observer == PUBLIC and not g.data_dependent
         if formal and (g.unit not in best or g.epsilon < best[g.unit].epsilon):
             best[g.unit] = g
     return _worst_first(best.values())
@@ -270,9 +273,9 @@ def observers(gathered: Iterable[Group]) -> tuple[str, ...]:
     return (*known, *(name for name in named if name not in OBSERVERS))
 
 
-def column_of(observer: str) -> str:
+def column_of(observer: Observer) -> str:
     """The column an observer belongs into."""
-    return "coalition" if observer.startswith("coalition") else observer
+    return COALITION if observer.is_coalition else observer.name
 
 
 def _busiest(row: Row) -> float | None:

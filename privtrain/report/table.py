@@ -201,12 +201,7 @@ def promise_cell(group: Group, column: str) -> str:
     if not formal:
         return cells.MISSING
     return stacked(
-        *unique(
-            stacked(epsilon_cell(g, relation=True), g.observer.removeprefix("coalition "))
-            if g.observer.startswith("coalition ")
-            else epsilon_cell(g, relation=True)
-            for g in formal
-        )
+        *unique(stacked(epsilon_cell(g, relation=True), g.observer.members_named) for g in formal)
     )
 
 

@@ -132,7 +132,7 @@ def _cost(
     plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...], run: Run, seconds: float
 ) -> Cost:
     """Bytes and rounds by public figures, or as measured where that breaks no promise."""
-    promised = {(g.observer, g.unit) for g in made if math.isfinite(g.epsilon)}
+    promised = {(g.observer.name, g.unit) for g in made if math.isfinite(g.epsilon)}
     hidden = any(
         _hides_messages(plan) for plan in plans if (plan.observer.name, plan.unit) in promised
     )

@@ -29,6 +29,20 @@ def test_a_coalition_has_members() -> None:
             coalition(nobody)  # type: ignore[arg-type]
 
 
+def test_a_coalition_is_one_also_where_its_members_are_not_known() -> None:
+    """Files hold the name alone; version 0.1 wrote how many parties there are."""
+    both = coalition({"a", "b"})
+    told = Observer(str(both))
+    assert both.is_coalition and told.is_coalition
+    assert Observer("coalition of 2 parties").is_coalition
+    assert both.without_members == told and not told.corrupted
+    assert (both.members_named, told.members_named) == ("of a, b", "of a, b")
+    # Who pools nothing with anybody is none, whatever it is called.
+    for single in (PUBLIC, AGGREGATOR, Observer("coalitions"), Observer("somebody")):
+        assert not single.is_coalition and single.members_named == ""
+        assert single.without_members == single
+
+
 def test_other_members_make_another_name() -> None:
     """Statements and tables hold nothing but the name."""
     many = {f"client-{number:02d}" for number in range(40)}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from privtrain.core.cost import Cost
+from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Comparison, History, Leakage, Row
 from privtrain.core.statement import (
     ADD_REMOVE,
@@ -34,7 +35,7 @@ def guarantee(
 ) -> Guarantee:
     finite = math.isfinite(epsilon)
     return Guarantee(
-        observer=observer,
+        observer=Observer(observer),
         unit=unit,
         relation=relation,
         epsilon=epsilon,
@@ -51,7 +52,7 @@ def guarantee(
 def curves(epsilon: float) -> PrivacyCurves:
     """Made-up curves of about the right shape, through (1e-5, epsilon)."""
     return PrivacyCurves(
-        observer="public",
+        observer=PUBLIC,
         unit=Unit.EXAMPLE,
         relation=ADD_REMOVE,
         epsilon_by_delta=tuple(

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from privtrain.core.observers import AGGREGATOR, Observer, coalition
 from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import (
     ADD_REMOVE,
@@ -169,6 +170,26 @@ def test_the_headline_is_that_of_the_worst_seed() -> None:
 def test_all_coalitions_share_a_column() -> None:
     found = summary.observers(summary.groups(examples.realistic()))
     assert found == ("public", "participant", "aggregator", "coalition")
+
+
+def test_a_column_is_asked_of_the_observer() -> None:
+    made = tuple(
+        replace(examples.guarantee("public", 1.0), observer=observer)
+        for observer in (
+            coalition({"a", "b"}).without_members,
+            Observer("coalition of 6 parties"),
+            Observer("coalitions"),
+            AGGREGATOR,
+        )
+    )
+    (group,) = summary.groups(
+        compared(replace(examples.sgd(0), statement=PrivacyStatement(guarantees=made)))
+    )
+    assert summary.observers([group]) == ("aggregator", "coalition", "coalitions")
+    assert [str(g.observer) for g in group.promised("coalition")] == [
+        "coalition of a, b",
+        "coalition of 6 parties",
+    ]
 
 
 def test_an_unresolvable_metric_stays_unresolvable() -> None:

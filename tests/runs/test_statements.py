@@ -198,7 +198,7 @@ def test_a_seeded_sample_is_not_called_secret(trainer: Trainer) -> None:
         assert guarantee.epsilon == float("inf") or SIMULATED in guarantee.assumptions
     for guarantee in run(trainer, entropy=SYSTEM).statement.guarantees:
         assert SIMULATED not in guarantee.assumptions
-        if guarantee.observer == PUBLIC.name:
+        if guarantee.observer == PUBLIC:
             assert guarantee.assumptions.count(SAMPLED_IN_SECRET) == 1
 
 
@@ -206,7 +206,7 @@ def test_who_knows_the_sample_is_not_promised_that_it_is_secret() -> None:
     made = run(federated(Everyone())).statement.guarantees
     assert not any(SAMPLED_IN_SECRET in guarantee.assumptions for guarantee in made)
     made = run(federated(FixedSize(2))).statement.guarantees
-    (inside,) = [guarantee for guarantee in made if guarantee.observer == AGGREGATOR.name]
+    (inside,) = [guarantee for guarantee in made if guarantee.observer == AGGREGATOR]
     assert SAMPLED_IN_SECRET not in inside.assumptions
 
 
@@ -214,7 +214,9 @@ def test_who_knows_the_sample_is_not_promised_that_it_is_secret() -> None:
 def test_epsilon_over_the_rounds_ends_at_the_worst_unit() -> None:
     for noise in (0.5, 20.0):
         result = run(federated(Everyone(), local=IN_SILOS, release=Release(Gaussian(1.0, noise))))
-        units = {g.unit: g.epsilon for g in result.statement.guarantees if g.observer == "public"}
+        units = {
+            g.unit: g.epsilon for g in result.statement.guarantees if g.observer.name == "public"
+        }
         assert len(units) == 2
         done, epsilon = result.history.epsilon[-1]
         assert (done, epsilon) == (3, result.statement.epsilon()) == (3, max(units.values()))
