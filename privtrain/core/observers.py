@@ -50,6 +50,9 @@ PARTICIPANT = Observer("participant")
 AGGREGATOR = Observer("aggregator")
 """Sees what arrives at the aggregator in every round, and what the aggregator draws itself."""
 
+CURATOR = Observer(CURATOR_NAME)
+"""Pools the rows in central training: sees all of them, and the noise that it draws itself."""
+
 DEALER = Observer("dealer")
 """Sees the correlated randomness that it deals to the parties of a secret-shared computation."""
 
@@ -82,7 +85,7 @@ def coalition(corrupted: frozenset[str] | set[str]) -> Observer:
     odd = [name for name in corrupted if not isinstance(name, str)]
     if odd:
         raise ValueError(f"Expected corrupted to hold names of parties; it holds {odd[0]!r}.")
-    # Who pools the rows is an aggregator under another name, and what it knows is decided by one.
+    # A run has an aggregator or a curator, so that a coalition means its one by either name.
     members = sorted({AGGREGATOR_NAME if name == CURATOR_NAME else name for name in corrupted})
     text = ", ".join(members)
     # {"a", "b"} and {"a, b"} read alike, and a long list fills a table.

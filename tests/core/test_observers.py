@@ -4,6 +4,7 @@ import pytest
 
 from privtrain.core.observers import (
     AGGREGATOR,
+    CURATOR,
     PUBLIC,
     Exposure,
     Observer,
@@ -68,7 +69,13 @@ def test_other_members_make_another_name() -> None:
     assert coalition(many).corrupted == many
 
 
-def test_the_curator_is_an_aggregator_under_another_name() -> None:
+def test_the_curator_is_an_observer_of_its_own() -> None:
+    assert CURATOR == Observer("curator") != AGGREGATOR
+    assert not CURATOR.is_coalition
+    check_observer(CURATOR, ("north", "south"))
+
+
+def test_a_coalition_has_the_curator_or_the_aggregator_under_either_name() -> None:
     """Whoever asks what a coalition knows asks for one of the two."""
     assert coalition({"curator", "a"}) == coalition({"aggregator", "a"})
 
