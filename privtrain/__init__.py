@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from privtrain.core.errors import UnsoundReleaseError as UnsoundReleaseError
     from privtrain.core.errors import UnsupportedError as UnsupportedError
     from privtrain.core.observers import AGGREGATOR as AGGREGATOR
+    from privtrain.core.observers import CURATOR as CURATOR
     from privtrain.core.observers import DEALER as DEALER
     from privtrain.core.observers import PARTICIPANT as PARTICIPANT
     from privtrain.core.observers import PUBLIC as PUBLIC

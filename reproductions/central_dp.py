@@ -218,7 +218,7 @@ def trained(job: Job, args: Args) -> dict[str, object]:
     trainer = NOT_PRIVATE if sigma is None else recipe.trainer(rows, sigma)
     result = pt.fit(trainer, task, data, delta=DELTA, seed=job.seed)
     correct = result.predictor(data.test.inputs).argmax(dim=1) == data.test.labels
-    public = next(g for g in result.statement.guarantees if g.observer == "public")
+    public = next(g for g in result.statement.guarantees if g.observer.name == "public")
     return {
         **asdict(job),
         "sigma": None if sigma is None else round(sigma, 4),

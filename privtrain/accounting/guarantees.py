@@ -81,7 +81,7 @@ def public_curves(
         promised = _finite(wide_pairs(event, plan.relation, also=delta))
         made.append(
             PrivacyCurves(
-                observer=plan.observer.name,
+                observer=plan.observer.without_members,
                 unit=plan.unit,
                 relation=plan.relation,
                 epsilon_by_delta=tuple(p for p in promised if p[0] in (*DELTAS, delta)),
@@ -112,7 +112,7 @@ def _guarantee(
     # An infinite epsilon rests on no theorem and on no accountant, so none is named.
     nothing = math.isinf(evaluation.epsilon)
     return Guarantee(
-        observer=plan.observer.name,
+        observer=plan.observer.without_members,
         unit=plan.unit,
         relation=plan.relation,
         epsilon=evaluation.epsilon,

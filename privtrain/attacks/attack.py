@@ -84,7 +84,9 @@ def target_for(
         non_members=non_members,
         retrain=retrain,
         canaries=canaries,
-        promised=tuple(curves for curves in promised if curves.observer == observer.name),
+        promised=tuple(
+            curves for curves in promised if curves.observer == observer.without_members
+        ),
     )
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, is_role
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, coalition_of, is_role
 from privtrain.core.validate import check_non_negative
 
 
@@ -25,6 +25,21 @@ class Observer:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def is_coalition(self) -> bool:
+        """Whether it is several parties, also where a file told its name and not its members."""
+        return bool(self.corrupted) or coalition_of(self.name) is not None
+
+    @property
+    def members_named(self) -> str:
+        """What a coalition's name says of its members, such as "of a, b"; empty for others."""
+        return coalition_of(self.name) or ""
+
+    @property
+    def without_members(self) -> "Observer":
+        """The same observer as statements and files hold it: by its name alone."""
+        return Observer(self.name)
+
 
 PUBLIC = Observer("public")
 """Sees what is published: the final model, or the answers."""
@@ -34,6 +49,9 @@ PARTICIPANT = Observer("participant")
 
 AGGREGATOR = Observer("aggregator")
 """Sees what arrives at the aggregator in every round, and what the aggregator draws itself."""
+
+CURATOR = Observer(CURATOR_NAME)
+"""Pools the rows in central training: sees all of them, and the noise that it draws itself."""
 
 DEALER = Observer("dealer")
 """Sees the correlated randomness that it deals to the parties of a secret-shared computation."""
@@ -67,7 +85,7 @@ def coalition(corrupted: frozenset[str] | set[str]) -> Observer:
     odd = [name for name in corrupted if not isinstance(name, str)]
     if odd:
         raise ValueError(f"Expected corrupted to hold names of parties; it holds {odd[0]!r}.")
-    # Who pools the rows is an aggregator under another name, and what it knows is decided by one.
+    # A run has an aggregator or a curator, so that a coalition means its one by either name.
     members = sorted({AGGREGATOR_NAME if name == CURATOR_NAME else name for name in corrupted})
     text = ", ".join(members)
     # {"a", "b"} and {"a, b"} read alike, and a long list fills a table.

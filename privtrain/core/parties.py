@@ -30,12 +30,20 @@ ROLES = (
 # `computing-0` computes on shares, `north/teacher-3` is a teacher that `north` trains, and a
 # coalition is called by its members: all of them send, receive or draw under these names.
 _COMPUTING = re.compile(r"computing-\d+")
-_ROLE = re.compile(rf"{_COMPUTING.pattern}|.*/teacher-\d+|coalition of .*", re.DOTALL)
+_COALITION = re.compile(r"coalition(?: (of .*))?", re.DOTALL)
+_ROLE = re.compile(rf"{_COMPUTING.pattern}|.*/teacher-\d+|{_COALITION.pattern}", re.DOTALL)
 
 
 def is_computing(name: str) -> bool:
     """Whether a name is that of a party that computes on shares, and holds no rows."""
     return _COMPUTING.fullmatch(name) is not None
+
+
+def coalition_of(name: str) -> str | None:
+    """What the name of a coalition says of its members, "of a, b"; None for any other name."""
+    # A reserved name: no party and no other role may be called so.
+    found = _COALITION.fullmatch(name)
+    return None if found is None else found[1] or ""
 
 
 def is_role(name: str) -> bool:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -66,12 +66,17 @@ class Security(StrEnum):
     NONE = "none"
 
 
+# Stored in results and compared by reports: this text does not change.
+SIMULATED = "simulated: void if the seed is known"
+"""What a guarantee assumes whose noise, shares and keys follow from a seed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
     """One differential-privacy guarantee, to one observer.
 
     Args:
-        observer: Name of the observer it is given to.
+        observer: Whom it is given to; a coalition by its name, without its members.
         unit: Whose contribution is hidden.
         relation: Which data sets are neighbours.
         epsilon: The guarantee's epsilon; infinity where nothing is promised.
@@ -84,8 +89,7 @@ class Guarantee:
         releases: How many releases it covers.
     """
 
-    # The name: a statement is read from files in which no coalition's members stand.
-    observer: str
+    observer: Observer
     unit: Unit
     relation: Relation
     epsilon: float
@@ -151,7 +155,7 @@ class PrivacyCurves:
     """One guarantee at every delta, and as errors of whoever tests which neighbour was used.
 
     Args:
-        observer: Name of the observer it is given to.
+        observer: Whom it is given to; a coalition by its name, without its members.
         unit: Whose contribution is hidden.
         relation: Which data sets are neighbours.
         epsilon_by_delta: Points `(delta, epsilon)`; each of them holds.
@@ -163,7 +167,7 @@ class PrivacyCurves:
             trade-off is drawn from them, and an audit tests them all at once.
     """
 
-    observer: str
+    observer: Observer
     unit: Unit
     relation: Relation
     epsilon_by_delta: tuple[tuple[float, float], ...]
@@ -188,19 +192,23 @@ class PrivacyStatement:
     caveats: tuple[str, ...] = ()
     curves: tuple[PrivacyCurves, ...] = ()
 
-    def epsilon(self, observer: str = "public") -> float:
+    def epsilon(self, observer: Observer | str = PUBLIC) -> float:
         """The smallest formal epsilon to an observer; infinity where nothing is promised.
 
         Where several units are protected, such as clients and their examples, the answer is that
         of the worst protected one. A data-dependent epsilon is itself private and never the
         answer.
+
+        Args:
+            observer: Whom it is promised to, or the name, such as "aggregator".
         """
+        name = str(observer)
         # Guarantees of one unit each hold, such as by two theorems: the best is the answer. Several
         # units are no alternatives to each other: what all of them are promised is the worst.
         best: dict[Unit, float] = {}
         for g in self.guarantees:
             # Computed from private data: printing it is a release that nobody paid for.
-            if g.observer == observer and not g.data_dependent:
+            if g.observer.name == name and not g.data_dependent:
                 best[g.unit] = min(g.epsilon, best.get(g.unit, math.inf))
         return max(best.values(), default=math.inf)
 
@@ -237,14 +245,19 @@ def numbered(guarantees: Iterable[Guarantee]) -> tuple[list[str], list[str]]:
 def to_plain(value: Any) -> Any:
     """A frozen value as what JSON can hold: infinity is the string "inf", NaN the string "nan".
 
+    An observer is its name.
+
     Args:
         value: A dataclass, mapping, sequence, set, number, string or None.
 
     Returns:
         Nested dicts, lists, strings, numbers, booleans and None.
     """
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return to_plain(asdict(value))
+    # Without members: what is printed of a coalition is its name.
+    if isinstance(value, Observer):
+        return value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: to_plain(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -71,7 +71,7 @@ class View:
         return tuple(sorted({entry.kind for entry in self.messages}))
 
 
-# Who pools the rows sees what an aggregator sees: they are one observer under two names.
+# A run has one of them, and whoever asks for the view of either gets that of the one it has.
 _COORDINATORS = (AGGREGATOR_NAME, CURATOR_NAME)
 
 
@@ -134,9 +134,10 @@ class Transcript:
         """What an observer saw of the run.
 
         A coalition sees what its members see; everybody sees what was published. A participant
-        sees what the first party that received something saw; the aggregator what the
-        coordinator of a star or the curator of pooled rows saw; the dealer what those saw who
-        have setup material. Who sent a message knows it as well as who received it.
+        sees what the first party that received something saw; the aggregator and the curator
+        what the coordinator of a star or who pooled the rows saw, whichever the run had; the
+        dealer what those saw who have setup material. Who sent a message knows it as well as who
+        received it.
         """
         # The same entries that cost is read from: what was not recorded was neither sent nor seen.
         places = (self._played_by(name) or {name} for name in observer.corrupted)

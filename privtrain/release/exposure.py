@@ -1,6 +1,6 @@
 """The exposure of an observer of a sum: what it reads, and which noise it can subtract."""
 
-from privtrain.core.observers import AGGREGATOR, PARTICIPANT, Exposure, Observer
+from privtrain.core.observers import AGGREGATOR, CURATOR, PARTICIPANT, Exposure, Observer
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.release.placement import Drawer, Placement
 
@@ -16,7 +16,8 @@ def sum_exposure(
     """The exposure of an observer to one release of a sum over parties.
 
     Args:
-        observer: Who looks. A coalition that names the aggregator sees what it sees.
+        observer: Who looks. The curator, and a coalition that names the aggregator, see what the
+            aggregator sees.
         noise_at: Who draws the noise.
         parties: Smallest number of contributing parties.
         reads_messages: Whether the aggregator reads single messages.
@@ -25,7 +26,8 @@ def sum_exposure(
     Returns:
         The exposure; `docs/concepts.md` tabulates it.
     """
-    inside = observer == AGGREGATOR or AGGREGATOR_NAME in observer.corrupted
+    # Who pools the rows reads them all and draws the noise, too.
+    inside = observer in (AGGREGATOR, CURATOR) or AGGREGATOR_NAME in observer.corrupted
     if noise_at.drawer is Drawer.AGGREGATOR:
         # Whoever reads the messages before the noise needs no noise to subtract.
         known = 1.0 if inside and (knows_noise or reads_messages) else 0.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.observers import Observer
 from privtrain.core.result import Comparison, Curve, Failure, History, Leakage, Row
 from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.statement import (
@@ -279,6 +280,7 @@ def _reader(plain: Mapping[str, Any]) -> InputPrivacy:
 
 def _curves(plain: Mapping[str, Any]) -> PrivacyCurves:
     changed = {
+        "observer": Observer(plain["observer"]),
         "unit": Unit(plain["unit"]),
         "relation": Relation(plain["relation"]),
         "epsilon_by_delta": tuple(_pair(point) for point in plain["epsilon_by_delta"]),
@@ -291,6 +293,7 @@ def _curves(plain: Mapping[str, Any]) -> PrivacyCurves:
 
 def _guarantee(plain: Mapping[str, Any]) -> Guarantee:
     changed = {
+        "observer": Observer(plain["observer"]),
         "unit": Unit(plain["unit"]),
         "relation": Relation(plain["relation"]),
         "epsilon": _number(plain["epsilon"]),

@@ -12,7 +12,7 @@ from privtrain.report.drawing import styles
 from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
 from privtrain.report.summary import (
     FAILED,
-    SIMULATED,
+    SIMULATED_FLAG,
     Group,
     groups,
     headlines,
@@ -108,9 +108,9 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "failed": sum(row.error is not None for row in comparison.rows),
         "groups": gathered,
         "simulated": simulated,
-        "simulated_flag": SIMULATED,
+        "simulated_flag": SIMULATED_FLAG,
         # What holds for every run is said once above the table.
-        "said_per_run": None if simulated else SIMULATED,
+        "said_per_run": None if simulated else SIMULATED_FLAG,
         "observers": observers(gathered),
         "readers": tuple(readers(gathered)),
         "metrics": _metrics(gathered),

@@ -96,7 +96,7 @@ def _guarantee_columns(
 ) -> dict[str, Value]:
     # Unit and relation stand in the column's name, so that no column mixes epsilons that cannot be
     # compared; a data-dependent one has a column of its own.
-    words = [guarantee.observer, guarantee.unit, guarantee.relation]
+    words = [guarantee.observer.name, guarantee.unit, guarantee.relation]
     words += ["data_dependent", "one_sided"] if guarantee.data_dependent else []
     name = "/".join(words)
     # Two guarantees of one kind, by different theorems: both are kept.

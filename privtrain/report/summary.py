@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from privtrain.core.observers import PUBLIC
+from privtrain.core.observers import AGGREGATOR, CURATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.result import Comparison, Leakage, Row
-from privtrain.core.statement import Adversary, Guarantee, InputPrivacy, Security, Unit
+from privtrain.core.statement import (
+    SIMULATED,
+    Adversary,
+    Guarantee,
+    InputPrivacy,
+    Security,
+    Unit,
+)
 from privtrain.report.cells import Interval, number
 from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
@@ -17,10 +24,13 @@ T = TypeVar("T")
 POOLED = "sgd"
 """Token of the trainer that the others are measured against."""
 
-SIMULATED = "simulated entropy"
+SIMULATED_FLAG = "simulated entropy"
 """The flag of a run whose noise, shares and keys come from a seed."""
 
-OBSERVERS = ("public", "participant", "aggregator", "coalition")
+COALITION = "coalition"
+"""The column of all coalitions."""
+
+OBSERVERS = (*map(str, (PUBLIC, PARTICIPANT, AGGREGATOR, CURATOR)), COALITION)
 """The order of columns; further observers follow in the order in which they appear."""
 
 
@@ -225,7 +235,7 @@ def headlines(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
     """
     best: dict[Unit, Guarantee] = {}
     for g in guarantees:
-        formal = g.observer == PUBLIC.name and not g.data_dependent
+        formal = g.observer == PUBLIC and not g.data_dependent
         if formal and (g.unit not in best or g.epsilon < best[g.unit].epsilon):
             best[g.unit] = g
     return _worst_first(best.values())
@@ -263,9 +273,9 @@ def observers(gathered: Iterable[Group]) -> tuple[str, ...]:
     return (*known, *(name for name in named if name not in OBSERVERS))
 
 
-def column_of(observer: str) -> str:
+def column_of(observer: Observer) -> str:
     """The column an observer belongs into."""
-    return "coalition" if observer.startswith("coalition") else observer
+    return COALITION if observer.is_coalition else observer.name
 
 
 def _busiest(row: Row) -> float | None:
@@ -291,12 +301,12 @@ def _flags(group: Group) -> Iterator[str]:
         spent = None if group.headline is None else group.headline.epsilon
         yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
-        yield SIMULATED
+        yield SIMULATED_FLAG
 
 
 def is_simulated(row: Row) -> bool:
     """Whether the statement says that its randomness came from a seed."""
-    return any(condition.lower().startswith("simulated") for condition in conditions(row))
+    return SIMULATED in conditions(row)
 
 
 def conditions(row: Row) -> tuple[str, ...]:
@@ -304,7 +314,7 @@ def conditions(row: Row) -> tuple[str, ...]:
     if row.statement is None:
         return ()
     assumed = (text for g in row.statement.guarantees for text in g.assumptions)
-    simulated = (text for text in assumed if text.lower().startswith("simulated"))
+    simulated = (text for text in assumed if text == SIMULATED)
     return unique((*simulated, *row.statement.caveats))
 
 

@@ -10,7 +10,7 @@ from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.publishing import cost_note
 from privtrain.report.summary import (
-    SIMULATED,
+    SIMULATED_FLAG,
     Group,
     groups,
     observers,
@@ -161,7 +161,7 @@ def attack_cell(group: Group) -> str:
 def _remark(group: Group) -> str:
     errors = [cells.shortened(error, 90) for error in group.errors]
     # Simulated entropy is said among the caveats below, as what it is: void if the seed is known.
-    flags = [flag for flag in group.flags if flag != SIMULATED]
+    flags = [flag for flag in group.flags if flag != SIMULATED_FLAG]
     return stacked("; ".join(flags), *errors)
 
 
@@ -201,12 +201,7 @@ def promise_cell(group: Group, column: str) -> str:
     if not formal:
         return cells.MISSING
     return stacked(
-        *unique(
-            stacked(epsilon_cell(g, relation=True), g.observer.removeprefix("coalition "))
-            if g.observer.startswith("coalition ")
-            else epsilon_cell(g, relation=True)
-            for g in formal
-        )
+        *unique(stacked(epsilon_cell(g, relation=True), g.observer.members_named) for g in formal)
     )
 
 

@@ -355,7 +355,7 @@ def _filled(row: Row, result: TrainResult, shared: Conditions) -> Row:
             raise
         failure = failure_of(error)
     # What was spent, by the statement; what was calibrated to is not evidence.
-    spent = result.statement.epsilon(PUBLIC.name)
+    spent = result.statement.epsilon(PUBLIC)
     asked = row.epsilon_asked
     return replace(
         row,

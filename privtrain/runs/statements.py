@@ -12,14 +12,19 @@ from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Curve, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import SEEDED
-from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    SIMULATED,
+    Guarantee,
+    PrivacyStatement,
+    Unit,
+)
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.sampling.figures import SAMPLED_IN_SECRET
 
 # These texts are stored in results and compared by reports: they do not change.
-SIMULATED = "simulated: void if the seed is known"
 FLOAT_NOISE = "float noise: research use"
 TUNING_NOT_COUNTED = "tuning not counted: settings chosen by looking at results are not counted"
 OTHER_PARTS = "rows in the test, validation and public parts are not protected"
@@ -127,7 +132,7 @@ def _cost(
     plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...], run: Run, seconds: float
 ) -> Cost:
     """Bytes and rounds by public figures, or as measured where that breaks no promise."""
-    promised = {(g.observer, g.unit) for g in made if math.isfinite(g.epsilon)}
+    promised = {(g.observer.name, g.unit) for g in made if math.isfinite(g.epsilon)}
     hidden = any(
         _hides_messages(plan) for plan in plans if (plan.observer.name, plan.unit) in promised
     )

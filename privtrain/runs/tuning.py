@@ -276,7 +276,7 @@ def _stated(
     assumed = dict.fromkeys(
         text
         for guarantee in result.statement.guarantees
-        if guarantee.observer == PUBLIC.name and not guarantee.data_dependent
+        if guarantee.observer == PUBLIC and not guarantee.data_dependent
         for text in guarantee.assumptions
         if text not in planned
     )

@@ -25,7 +25,7 @@ PLANS = Release(Gaussian(1.0, 2.0)).plans(
 
 def test_one_guarantee_an_observer_with_unit_relation_and_accountant() -> None:
     made = guarantees(PLANS, spent={RELEASE: 4}, delta=1e-5, assumptions=("simulated",))
-    assert [g.observer for g in made] == ["public", "participant", "aggregator"]
+    assert [g.observer for g in made] == [PUBLIC, PARTICIPANT, AGGREGATOR]
     public = made[0]
     assert (public.unit, public.relation) == (Unit.CLIENT, ZERO_OUT)
     assert public.epsilon == epsilon(gaussian_event(1.0), 1e-5, relation=ZERO_OUT)
@@ -56,7 +56,7 @@ def test_no_cross_check_is_copied_where_there_is_none() -> None:
 
 def test_the_reader_of_single_messages_is_owed_replace_one() -> None:
     plans = Release(Gaussian(1.0, 2.0), AT_PARTY).plans(unit=Unit.CLIENT, count=3, parties=5)
-    made = {g.observer: g for g in guarantees(plans, spent={RELEASE: 3}, delta=1e-5)}
+    made = {g.observer.name: g for g in guarantees(plans, spent={RELEASE: 3}, delta=1e-5)}
     assert made["aggregator"].relation is REPLACE_ONE
     assert made["public"].relation is ZERO_OUT
     assert made["public"].epsilon < made["participant"].epsilon < made["aggregator"].epsilon < 99
@@ -71,9 +71,9 @@ def test_a_data_dependent_charge_stands_beside_the_formal_one_and_says_what_it_i
     realised = {observer.name: mechanism.realised(counts) for observer in (PUBLIC, AGGREGATOR)}
     made = guarantees(plans, spent={RELEASE: 20}, delta=1e-5, realised=realised)
     assert [(g.observer, g.data_dependent) for g in made] == [
-        ("public", False),
-        ("public", True),
-        ("aggregator", False),
+        (PUBLIC, False),
+        (PUBLIC, True),
+        (AGGREGATOR, False),
     ]
     formal, private, aggregator = made
     assert private.epsilon < formal.epsilon
@@ -140,7 +140,7 @@ def test_equals_the_accountant_asked_directly(observer: object) -> None:
 def test_the_public_promise_has_its_curves_through_the_stated_pair() -> None:
     (made,) = public_curves(PLANS, spent={RELEASE: 4}, delta=1e-5)
     (stated, *_) = guarantees(PLANS, spent={RELEASE: 4}, delta=1e-5)
-    assert (made.observer, made.unit, made.relation) == ("public", Unit.CLIENT, ZERO_OUT)
+    assert (made.observer, made.unit, made.relation) == (PUBLIC, Unit.CLIENT, ZERO_OUT)
     assert dict(made.epsilon_by_delta)[1e-5] == stated.epsilon
     assert made.mu == pytest.approx(1.0, rel=1e-3)
     assert pickle.loads(pickle.dumps(made)) == made

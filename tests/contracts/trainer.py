@@ -122,7 +122,7 @@ def spends_what_it_planned(case: Case) -> None:
     plans = case.trainer.plan(case.data, STAR)
     formal = [g for g in result.statement.guarantees if not g.data_dependent]
     assert result.halted is None
-    assert [g.observer for g in formal] == [plan.observer.name for plan in plans]
+    assert [g.observer.name for g in formal] == [plan.observer.name for plan in plans]
     for plan, guarantee in zip(plans, formal, strict=True):
         assert guarantee.releases == sum(plan.counts.values())
         assert guarantee.epsilon == epsilon_of(plan, plan.counts, DELTA)

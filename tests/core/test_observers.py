@@ -4,6 +4,7 @@ import pytest
 
 from privtrain.core.observers import (
     AGGREGATOR,
+    CURATOR,
     PUBLIC,
     Exposure,
     Observer,
@@ -27,6 +28,20 @@ def test_a_coalition_has_members() -> None:
     for nobody in (set(), frozenset(), "client-1", [1], {"a", None}):
         with pytest.raises(ValueError, match="corrupted"):
             coalition(nobody)  # type: ignore[arg-type]
+
+
+def test_a_coalition_is_one_also_where_its_members_are_not_known() -> None:
+    """Files hold the name alone; version 0.1 wrote how many parties there are."""
+    both = coalition({"a", "b"})
+    told = Observer(str(both))
+    assert both.is_coalition and told.is_coalition
+    assert Observer("coalition of 2 parties").is_coalition
+    assert both.without_members == told and not told.corrupted
+    assert (both.members_named, told.members_named) == ("of a, b", "of a, b")
+    # Who pools nothing with anybody is none, whatever it is called.
+    for single in (PUBLIC, AGGREGATOR, Observer("coalitions"), Observer("somebody")):
+        assert not single.is_coalition and single.members_named == ""
+        assert single.without_members == single
 
 
 def test_other_members_make_another_name() -> None:
@@ -54,7 +69,13 @@ def test_other_members_make_another_name() -> None:
     assert coalition(many).corrupted == many
 
 
-def test_the_curator_is_an_aggregator_under_another_name() -> None:
+def test_the_curator_is_an_observer_of_its_own() -> None:
+    assert CURATOR == Observer("curator") != AGGREGATOR
+    assert not CURATOR.is_coalition
+    check_observer(CURATOR, ("north", "south"))
+
+
+def test_a_coalition_has_the_curator_or_the_aggregator_under_either_name() -> None:
     """Whoever asks what a coalition knows asks for one of the two."""
     assert coalition({"curator", "a"}) == coalition({"aggregator", "a"})
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from privtrain.core.errors import DataError
-from privtrain.core.parties import check_party_names, is_role, party_names
+from privtrain.core.parties import check_party_names, coalition_of, is_role, party_names
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 11, 100, 101])
@@ -46,6 +46,14 @@ def test_no_parties_have_no_names() -> None:
 def test_a_party_named_like_a_role_is_refused(name: object) -> None:
     with pytest.raises(DataError, match=re.escape(repr(name)) + r".*aggregator, .*site-0"):
         check_party_names(["site-0", name])  # type: ignore[list-item]
+
+
+def test_the_name_of_a_coalition_says_of_whom() -> None:
+    assert coalition_of("coalition of a, b") == "of a, b"
+    assert coalition_of("coalition of 6\nparties") == "of 6\nparties"
+    assert coalition_of("coalition") == ""
+    for other in ("aggregator", "coalitions", "the coalition of a", "coalition against a", ""):
+        assert coalition_of(other) is None
 
 
 def test_other_names_are_names() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from privtrain.core.cost import Cost
-from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.observers import AGGREGATOR, PUBLIC, coalition
 from privtrain.core.statement import (
     ADD_REMOVE,
     REPLACE_ONE,
@@ -21,7 +21,7 @@ from privtrain.core.statement import (
 )
 
 GUARANTEE = Guarantee(
-    observer="public",
+    observer=PUBLIC,
     unit=Unit.CLIENT,
     relation=ZERO_OUT,
     epsilon=2.345678,
@@ -32,7 +32,7 @@ GUARANTEE = Guarantee(
     assumptions=("the sample is secret",),
     releases=7,
 )
-NOTHING = replace(GUARANTEE, observer="aggregator", epsilon=math.inf, cross_check=None)
+NOTHING = replace(GUARANTEE, observer=AGGREGATOR, epsilon=math.inf, cross_check=None)
 STATEMENT = PrivacyStatement(
     guarantees=(GUARANTEE, NOTHING),
     input_privacy=(InputPrivacy(reader="aggregator", reads="every update"),),
@@ -101,9 +101,25 @@ def test_the_smallest_formal_epsilon_is_the_answer() -> None:
     other = replace(GUARANTEE, epsilon=2.0, relation=REPLACE_ONE)
     made = PrivacyStatement(guarantees=(GUARANTEE, private, other, NOTHING))
     assert made.epsilon() == 2.0
-    assert made.epsilon("aggregator") == math.inf
+    assert made.epsilon("aggregator") == made.epsilon(AGGREGATOR) == math.inf
+    assert made.epsilon("public") == made.epsilon(PUBLIC) == 2.0
     assert made.epsilon("nobody spoken of") == math.inf
     assert PrivacyStatement(guarantees=(private,)).epsilon() == math.inf
+
+
+def test_a_coalition_is_asked_for_by_its_members_or_its_name() -> None:
+    both = coalition({"a", "b"})
+    stated = PrivacyStatement(guarantees=(replace(GUARANTEE, observer=both.without_members),))
+    assert stated.epsilon(both) == stated.epsilon("coalition of a, b") == GUARANTEE.epsilon
+    assert stated.epsilon(coalition({"a"})) == stated.epsilon() == math.inf
+
+
+def test_an_observer_is_its_name_in_files_and_members_stand_in_none() -> None:
+    many = coalition({f"client-{number}" for number in range(9)})
+    plain = to_plain({"charged": [replace(GUARANTEE, observer=many)], "to": AGGREGATOR})
+    assert plain["to"] == "aggregator"
+    assert plain["charged"][0]["observer"] == many.name
+    assert "client-8" not in json.dumps(plain)
 
 
 def test_of_several_units_the_worst_protected_one_is_the_answer() -> None:

@@ -1,9 +1,11 @@
 import pickle
+from dataclasses import replace
 
 import torch
 
 from privtrain.core.observers import (
     AGGREGATOR,
+    CURATOR,
     DEALER,
     PARTICIPANT,
     PUBLIC,
@@ -52,7 +54,13 @@ def test_the_curator_knows_what_it_sent() -> None:
     made = Transcript()
     made.send("hospital-0", CURATOR_NAME, "rows", torch.zeros(5, 2), round=0)
     made.send(CURATOR_NAME, "hospital-0", "question", torch.zeros(2), round=0)
-    for observer in (AGGREGATOR, coalition({AGGREGATOR_NAME}), coalition({CURATOR_NAME})):
+    for observer in (
+        CURATOR,
+        AGGREGATOR,
+        CURATOR,
+        coalition({AGGREGATOR_NAME}),
+        coalition({CURATOR_NAME}),
+    ):
         assert list(made.view(observer).messages) == made.entries
 
 
@@ -78,7 +86,7 @@ def test_a_coalition_sees_what_its_members_see() -> None:
     assert len(inside.own) == 2
 
 
-def test_the_curator_of_pooled_rows_is_the_aggregator_and_no_participant() -> None:
+def test_the_curator_of_pooled_rows_sees_what_an_aggregator_sees_and_is_no_participant() -> None:
     made = Transcript()
     for party in ("hospital-0", "hospital-1"):
         made.send(party, CURATOR_NAME, "rows", torch.zeros(5, 2), round=0)
@@ -86,6 +94,8 @@ def test_the_curator_of_pooled_rows_is_the_aggregator_and_no_participant() -> No
     view = made.view(AGGREGATOR)
     assert view.kinds == ("model", "rows")
     assert view.own == ("the inputs and random choices of curator",)
+    assert made.view(CURATOR) == replace(view, observer=CURATOR)
+    assert a_star().view(CURATOR).messages == a_star().view(AGGREGATOR).messages
     assert made.view(PARTICIPANT).kinds == ("model",)
     assert made.view(PUBLIC).kinds == ("model",)
 

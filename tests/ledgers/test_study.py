@@ -256,7 +256,7 @@ def test_a_journal_of_one_coalition_is_none_of_another(tmp_path: Path) -> None:
     charged = coalition({"p1", "p2"})
     study = StudyLedger(DATA, budget=Budget(3.0, 1e-3, charged), journal=journal)
     study.spend(to(charged), DATA, name="fedavg")
-    assert study.guarantee().observer == "coalition of p1, p2"
+    assert study.guarantee().observer == charged.without_members
     assert json.loads(journal.read_text().splitlines()[1])["members"] == ["p1", "p2"]
     for other in (
         coalition({"p0", "aggregator"}),

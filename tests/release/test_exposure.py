@@ -2,9 +2,9 @@
 
 import pytest
 
-from privtrain.core.observers import AGGREGATOR, PUBLIC, coalition
+from privtrain.core.observers import AGGREGATOR, CURATOR, PUBLIC, coalition
 from privtrain.release.exposure import sum_exposure
-from privtrain.release.placement import AT_AGGREGATOR, SPLIT
+from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
 from tests.contracts.aggregation import (
     MaskedSum,
 )
@@ -20,6 +20,19 @@ def test_a_split_promises_no_more_than_its_honest_survivors_draw() -> None:
     few = SPLIT(honest_survivors=5)
     assert MaskedSum().exposure(PUBLIC, few, parties=10).hidden_variance == pytest.approx(1.0)
     assert MaskedSum().exposure(PUBLIC, few, parties=3).hidden_variance == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY, SPLIT(honest_survivors=5)])
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("knows", [False, True])
+def test_the_curator_sees_no_less_than_an_aggregator(
+    noise_at: Placement, reads: bool, knows: bool
+) -> None:
+    curator, aggregator, public = (
+        sum_exposure(who, noise_at, parties=10, reads_messages=reads, knows_noise=knows)
+        for who in (CURATOR, AGGREGATOR, PUBLIC)
+    )
+    assert curator == aggregator != public
 
 
 def test_raw_messages_need_no_noise_to_be_known() -> None:

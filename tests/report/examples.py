@@ -5,10 +5,12 @@ import math
 import numpy as np
 
 from privtrain.core.cost import Cost
+from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Comparison, History, Leakage, Row
 from privtrain.core.statement import (
     ADD_REMOVE,
     REPLACE_ONE,
+    SIMULATED,
     ZERO_OUT,
     Adversary,
     Guarantee,
@@ -21,7 +23,6 @@ from privtrain.core.statement import (
 )
 
 EPSILONS = (1.0, 3.0, 8.0)
-SIMULATED = "simulated: noise, shares and keys come from the seed, void if the seed is known"
 
 
 def guarantee(
@@ -34,7 +35,7 @@ def guarantee(
 ) -> Guarantee:
     finite = math.isfinite(epsilon)
     return Guarantee(
-        observer=observer,
+        observer=Observer(observer),
         unit=unit,
         relation=relation,
         epsilon=epsilon,
@@ -51,7 +52,7 @@ def guarantee(
 def curves(epsilon: float) -> PrivacyCurves:
     """Made-up curves of about the right shape, through (1e-5, epsilon)."""
     return PrivacyCurves(
-        observer="public",
+        observer=PUBLIC,
         unit=Unit.EXAMPLE,
         relation=ADD_REMOVE,
         epsilon_by_delta=tuple(

@@ -3,8 +3,16 @@ from dataclasses import replace
 
 import pytest
 
+from privtrain.core.observers import AGGREGATOR, CURATOR, Observer, coalition
 from privtrain.core.result import Comparison, Row
-from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, PrivacyStatement, Unit
+from privtrain.core.statement import (
+    ADD_REMOVE,
+    REPLACE_ONE,
+    SIMULATED,
+    ZERO_OUT,
+    PrivacyStatement,
+    Unit,
+)
 from privtrain.report import summary
 from tests.report import examples
 
@@ -164,6 +172,32 @@ def test_all_coalitions_share_a_column() -> None:
     assert found == ("public", "participant", "aggregator", "coalition")
 
 
+def test_a_column_is_asked_of_the_observer() -> None:
+    made = tuple(
+        replace(examples.guarantee("public", 1.0), observer=observer)
+        for observer in (
+            coalition({"a", "b"}).without_members,
+            Observer("coalition of 6 parties"),
+            Observer("coalitions"),
+            CURATOR,
+            AGGREGATOR,
+        )
+    )
+    (group,) = summary.groups(
+        compared(replace(examples.sgd(0), statement=PrivacyStatement(guarantees=made)))
+    )
+    assert summary.observers([group]) == (
+        "aggregator",
+        "curator",
+        "coalition",
+        "coalitions",
+    )
+    assert [str(g.observer) for g in group.promised("coalition")] == [
+        "coalition of a, b",
+        "coalition of 6 parties",
+    ]
+
+
 def test_an_unresolvable_metric_stays_unresolvable() -> None:
     group = by_name(examples.realistic())["pooled"]
     (attack,) = group.attacks
@@ -191,13 +225,20 @@ def test_remarks_name_their_runs_briefly() -> None:
 
 
 def test_seeded_entropy_is_found_among_caveats_and_assumptions() -> None:
-    told = replace(examples.guarantee("public", 1.0), assumptions=("simulated: void if known",))
+    told = replace(
+        examples.guarantee("public", 1.0), assumptions=("the sample is secret", SIMULATED)
+    )
     row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(told,)))
     assert summary.is_simulated(row)
-    assert dict(summary.remarks(compared(row)))["Caveats"][0][0] == "simulated: void if known"
+    assert dict(summary.remarks(compared(row)))["Caveats"][0][0] == SIMULATED
     assert summary.is_simulated(examples.sgd(0))
     assert not summary.is_simulated(examples.mpc_sgd(0))
     assert not summary.is_simulated(examples.mpc_sgd(1))
+    # A text of a user's trainer that begins alike is another one.
+    other = replace(told, assumptions=("simulated clients are as fast as real ones",))
+    row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(other,)))
+    assert not summary.is_simulated(row)
+    assert summary.rests_on(row) == other.rests_on
 
 
 def test_bytes_of_the_busiest_party() -> None:

@@ -31,7 +31,7 @@ def test_text_shows_results_promises_costs_readers_and_errors() -> None:
     assert "1.31 GB" in section(text, "Cost")
     assert "every teacher's vote" in section(text, "Who reads what")
     assert "not one query fits epsilon=1.0 with sigma=4.0 and" in text
-    assert "simulated: noise, shares and keys" in text
+    assert "simulated: void if the seed is known" in text
 
 
 def test_no_cell_is_made_up() -> None:

@@ -36,7 +36,7 @@ GIVEN = (HERE, [0, 1], [3.0], 1e-5, "cpu")
 
 def stated(unit: Unit, relation: Relation, epsilon: float = 1.0) -> PrivacyStatement:
     made = Guarantee(
-        observer="public",
+        observer=pt.PUBLIC,
         unit=unit,
         relation=relation,
         epsilon=epsilon,

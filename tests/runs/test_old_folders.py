@@ -20,6 +20,7 @@ import privtrain as pt
 from privtrain.command.cli import MISUSED, main
 from privtrain.command.study_file import read_study
 from privtrain.report.files import plain_comparison
+from privtrain.report.summary import is_simulated
 from tests.runs.folders import contents
 
 OLD = Path(__file__).parent / "fixtures" / "version_0_1"
@@ -58,6 +59,12 @@ def test_its_figures_are_those_that_were_printed() -> None:
         statement = rows[label].statement
         assert statement is not None
         assert statement.epsilon() == epsilon
+
+
+def test_its_seeded_runs_are_still_known_as_simulated() -> None:
+    rows = {row.label: row for row in pt.load(FINISHED).rows}
+    assert all(is_simulated(rows[label]) for label in EPSILONS)
+    assert not is_simulated(rows["FedAvg, too few clients"])
 
 
 @pytest.mark.slow

@@ -10,7 +10,13 @@ from privtrain.core.cost import Basis, Cost
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
-from privtrain.core.statement import Budget, PrivacyStatement, Unit, to_json_text
+from privtrain.core.statement import (
+    SIMULATED,
+    Budget,
+    PrivacyStatement,
+    Unit,
+    to_json_text,
+)
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import RELEASE, Run, Trainer
 from privtrain.ledgers.run import epsilon_of
@@ -20,7 +26,7 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import AT_PARTY
 from privtrain.runs.fitting import fit
-from privtrain.runs.statements import SIMULATED, _epsilon_curve
+from privtrain.runs.statements import _epsilon_curve
 from privtrain.sampling.figures import SAMPLED_IN_SECRET
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling, TruncatedPoisson
 from privtrain.steps.plain import PlainSteps
@@ -192,7 +198,7 @@ def test_a_seeded_sample_is_not_called_secret(trainer: Trainer) -> None:
         assert guarantee.epsilon == float("inf") or SIMULATED in guarantee.assumptions
     for guarantee in run(trainer, entropy=SYSTEM).statement.guarantees:
         assert SIMULATED not in guarantee.assumptions
-        if guarantee.observer == PUBLIC.name:
+        if guarantee.observer == PUBLIC:
             assert guarantee.assumptions.count(SAMPLED_IN_SECRET) == 1
 
 
@@ -200,7 +206,7 @@ def test_who_knows_the_sample_is_not_promised_that_it_is_secret() -> None:
     made = run(federated(Everyone())).statement.guarantees
     assert not any(SAMPLED_IN_SECRET in guarantee.assumptions for guarantee in made)
     made = run(federated(FixedSize(2))).statement.guarantees
-    (inside,) = [guarantee for guarantee in made if guarantee.observer == AGGREGATOR.name]
+    (inside,) = [guarantee for guarantee in made if guarantee.observer == AGGREGATOR]
     assert SAMPLED_IN_SECRET not in inside.assumptions
 
 
@@ -208,7 +214,9 @@ def test_who_knows_the_sample_is_not_promised_that_it_is_secret() -> None:
 def test_epsilon_over_the_rounds_ends_at_the_worst_unit() -> None:
     for noise in (0.5, 20.0):
         result = run(federated(Everyone(), local=IN_SILOS, release=Release(Gaussian(1.0, noise))))
-        units = {g.unit: g.epsilon for g in result.statement.guarantees if g.observer == "public"}
+        units = {
+            g.unit: g.epsilon for g in result.statement.guarantees if g.observer.name == "public"
+        }
         assert len(units) == 2
         done, epsilon = result.history.epsilon[-1]
         assert (done, epsilon) == (3, result.statement.epsilon()) == (3, max(units.values()))

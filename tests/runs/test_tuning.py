@@ -16,7 +16,7 @@ from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
-from privtrain.core.statement import Budget
+from privtrain.core.statement import SIMULATED, Budget
 from privtrain.core.task import Rows, Task
 from privtrain.core.trainer import RELEASE
 from privtrain.ledgers.study import StudyLedger
@@ -29,7 +29,7 @@ from privtrain.runs import tuning
 from privtrain.runs.fitting import fit
 from privtrain.runs.publishing import STUDY_START
 from privtrain.runs.scoring import PrivateRows, PublicRows
-from privtrain.runs.statements import SIMULATED, TUNING_NOT_COUNTED
+from privtrain.runs.statements import TUNING_NOT_COUNTED
 from privtrain.runs.tuning import TUNING_COUNTED, selection_plans, tune
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.trainers.dp_sgd import DPSGD
@@ -118,7 +118,7 @@ def test_statements_say_whether_the_choice_is_counted() -> None:
     assert TUNING_COUNTED in statement.caveats
     assert TUNING_NOT_COUNTED not in statement.caveats
     assert TUNING_NOT_COUNTED in fit(setting(), TASK, DATA, runtimes=STAR).statement.caveats
-    assert statement.epsilon("aggregator") == math.inf
+    assert statement.epsilon("curator") == math.inf
 
 
 def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:

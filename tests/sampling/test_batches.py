@@ -84,7 +84,7 @@ def seen(sampling: BatchSampling, **options: Any) -> list[Tensor]:
 
 def public(sampling: BatchSampling, delta: float = 1e-5, **options: Any) -> Any:
     result = fit(trainer(sampling, **options), TASK, DATA, runtimes=STAR, delta=delta)
-    return next(g for g in result.statement.guarantees if g.observer == "public")
+    return next(g for g in result.statement.guarantees if g.observer.name == "public")
 
 
 def rows_of(batches: list[Tensor]) -> list[list[float]]:

@@ -80,7 +80,7 @@ def gaussians(count: int, noise: float, delta: float, sensitivity: float = 1.0) 
 
 def public(made: DPSGD, **options: Any) -> Any:
     result = run(made, delta=1e-5, **options)
-    return next(g for g in result.statement.guarantees if g.observer == "public")
+    return next(g for g in result.statement.guarantees if g.observer.name == "public")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_batches_hold_kept_rows_only() -> None:
 def test_the_statement_is_about_users() -> None:
     task, data = a_task(public_rows=200)
     result = fit(trainer(4), task, data, runtimes=STAR, delta=1e-3)
-    found = next(g for g in result.statement.guarantees if g.observer == "public")
+    found = next(g for g in result.statement.guarantees if g.observer.name == "public")
     step = of_group(poisson_sampled(20 / 200, gaussian_event(2.0)), 4)
     assert found.unit is Unit.USER and found.relation is ADD_REMOVE and found.releases == 20
     assert found.epsilon == epsilon(repeated(step, 20), 1e-3)

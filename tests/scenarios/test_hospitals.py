@@ -43,7 +43,7 @@ def test_every_way_is_in_the_table(comparison: pt.Comparison) -> None:
 def test_only_noise_promises_anything(comparison: pt.Comparison) -> None:
     for label, row in by_label(comparison).items():
         assert row.statement is not None
-        formal = {g.observer: g.epsilon for g in row.statement.guarantees}
+        formal = {g.observer.name: g.epsilon for g in row.statement.guarantees}
         if label == hospitals.NOISED:
             assert set(formal) == {"public", "participant", "aggregator"}
             assert all(1.9 < epsilon <= 2.0 for epsilon in formal.values())

@@ -390,7 +390,7 @@ def test_the_data_dependent_charge_is_private_and_never_the_larger(
 ) -> None:
     trainer = a_pate(release=Release(mechanism, finish=ARGMAX))
     result = run(trainer, with_public(a_federation(20, 20)))
-    public = [g for g in result.statement.guarantees if g.observer == "public"]
+    public = [g for g in result.statement.guarantees if g.observer.name == "public"]
     assert [g.data_dependent for g in public] == [False, True]
     assert public[1].epsilon <= public[0].epsilon
     assert result.statement.epsilon() == public[0].epsilon
@@ -548,7 +548,7 @@ def test_a_checked_query_is_answered_where_its_votes_agree() -> None:
     assert result.halted is None
     # Spent, not planned: every check, and the answers that were given.
     stated = result.statement.guarantees
-    formal = {g.observer: g for g in stated if not g.data_dependent}
+    formal = {g.observer.name: g for g in stated if not g.data_dependent}
     spent = {"check": 12, "answer": answers}
     assert formal["public"].releases == 12 + answers
     assert formal["public"].epsilon == epsilon_of(public, spent, 1e-5)

@@ -10,6 +10,7 @@ from privtrain.accounting.curves import wide_pairs
 from privtrain.accounting.event import gaussian_event
 from privtrain.attacks.one_run.attack import OneRun, right_guesses
 from privtrain.attacks.one_run.bounds import ceiling, epsilon_bound
+from privtrain.core.observers import PUBLIC
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, PrivacyCurves, Unit
 from privtrain.core.task import Canaries, Rows, Task
 from privtrain.data.canaries import with_canaries
@@ -30,7 +31,7 @@ def some_canaries(count: int, seed: int = 0) -> Canaries:
 
 def promise(relation: object = ADD_REMOVE, unit: Unit = Unit.EXAMPLE) -> PrivacyCurves:
     return PrivacyCurves(
-        observer="public", unit=unit, relation=relation,  # type: ignore[arg-type]
+        observer=PUBLIC, unit=unit, relation=relation,  # type: ignore[arg-type]
         epsilon_by_delta=(), trade_off=(), promised=wide_pairs(gaussian_event(2.0)),
     )  # fmt: skip
 
