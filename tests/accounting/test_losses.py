@@ -208,7 +208,7 @@ def test_the_bracket_holds_one_sampled_step(noise: float, rate: float) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     noise=st.floats(0.6, 20.0),
     rate=st.floats(0.001, 1.0),
