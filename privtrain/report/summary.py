@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
+from privtrain.core.observers import AGGREGATOR, CURATOR, PARTICIPANT, PUBLIC, Observer
 from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import (
     SIMULATED,
@@ -30,7 +30,7 @@ SIMULATED_FLAG = "simulated entropy"
 COALITION = "coalition"
 """The column of all coalitions."""
 
-OBSERVERS = (*map(str, (PUBLIC, PARTICIPANT, AGGREGATOR)), COALITION)
+OBSERVERS = (*map(str, (PUBLIC, PARTICIPANT, AGGREGATOR, CURATOR)), COALITION)
 """The order of columns; further observers follow in the order in which they appear."""
 
 

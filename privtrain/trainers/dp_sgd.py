@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
-from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import (
     ModelPredictor,
     initial_model,
@@ -127,7 +127,7 @@ class DPSGD:
             count=batches.draws,
             parties=batches.population,
             sampling=batches.sampling,
-            observers=(PUBLIC, AGGREGATOR),
+            observers=(PUBLIC, CURATOR),
             assumptions=(*batches.assumptions, DRAWN_IN_SECRET),
         )
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from privtrain.core.observers import AGGREGATOR, PUBLIC
+from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import (
     STEPPED,
     ModelPredictor,
@@ -63,9 +63,7 @@ class SGD:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         # The final model, exact; the epochs before it are not published.
-        return Release().plans(
-            unit=Unit.EXAMPLE, count=1, parties=1, observers=(PUBLIC, AGGREGATOR)
-        )
+        return Release().plans(unit=Unit.EXAMPLE, count=1, parties=1, observers=(PUBLIC, CURATOR))
 
     def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
         return (CURATOR_READS,)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from privtrain.accounting.event import composed, gaussian_event, non_private_event, poisson_sampled
 from privtrain.accounting.guarantees import guarantees
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
-from privtrain.core.observers import AGGREGATOR, PUBLIC, QUERIER, coalition
+from privtrain.core.observers import AGGREGATOR, CURATOR, PUBLIC, QUERIER, coalition
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.ledgers.run import (
@@ -716,6 +716,15 @@ def test_plans_about_a_coalition_have_the_digest_that_version_0_1_wrote() -> Non
     assert digest("a", "b") == "4151ef68928a6da92bb1bcd8efccec69"
     assert digest("a") == "12bd7d3a71a1588c19e684cc9c5507d7"
     assert digest("a", "b") != digest("a", "c")
+
+
+def test_plans_about_the_curator_have_the_digest_of_earlier_versions() -> None:
+    """They called it the aggregator, and journals of runs on pooled rows go on."""
+    curator, aggregator, public = (
+        digest_of((same_but(observer=observer),), 1e-5)
+        for observer in (CURATOR, AGGREGATOR, PUBLIC)
+    )
+    assert curator == aggregator != public
 
 
 # ------------------------------------------------------------------------------ several kinds

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from privtrain.core.observers import AGGREGATOR, Observer, coalition
+from privtrain.core.observers import AGGREGATOR, CURATOR, Observer, coalition
 from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import (
     ADD_REMOVE,
@@ -179,13 +179,19 @@ def test_a_column_is_asked_of_the_observer() -> None:
             coalition({"a", "b"}).without_members,
             Observer("coalition of 6 parties"),
             Observer("coalitions"),
+            CURATOR,
             AGGREGATOR,
         )
     )
     (group,) = summary.groups(
         compared(replace(examples.sgd(0), statement=PrivacyStatement(guarantees=made)))
     )
-    assert summary.observers([group]) == ("aggregator", "coalition", "coalitions")
+    assert summary.observers([group]) == (
+        "aggregator",
+        "curator",
+        "coalition",
+        "coalitions",
+    )
     assert [str(g.observer) for g in group.promised("coalition")] == [
         "coalition of a, b",
         "coalition of 6 parties",

@@ -8,7 +8,7 @@ from privtrain.core.errors import (
     UnsoundReleaseError,
     UnsupportedError,
 )
-from privtrain.core.observers import AGGREGATOR, DEALER, PUBLIC
+from privtrain.core.observers import AGGREGATOR, CURATOR, DEALER, PUBLIC
 from privtrain.core.trainer import Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
@@ -122,11 +122,13 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
         with pytest.raises(UnsupportedError, match="draws no noise"):
             calibrate(plain, DATA, epsilon=1.0, runtimes=STAR)
     both = FedAvg(rounds=3, local=DPSteps(Gaussian(1.0, 1.0)), release=NOISY)
-    for knowing in (DPSGD(), FedAvg(release=NOISY), both):
-        with pytest.raises(UnsoundReleaseError, match="aggregator"):
-            calibrate(knowing, DATA, epsilon=1.0, observer=AGGREGATOR, runtimes=STAR)
-    with pytest.raises(ValueError, match="dealer"):
-        calibrate(DPSGD(), DATA, epsilon=1.0, observer=DEALER, runtimes=STAR)
+    knowing = ((DPSGD(), CURATOR), (FedAvg(release=NOISY), AGGREGATOR), (both, AGGREGATOR))
+    for trainer, observer in knowing:
+        with pytest.raises(UnsoundReleaseError, match=observer.name):
+            calibrate(trainer, DATA, epsilon=1.0, observer=observer, runtimes=STAR)
+    for nobody in (DEALER, AGGREGATOR):
+        with pytest.raises(ValueError, match=nobody.name):
+            calibrate(DPSGD(), DATA, epsilon=1.0, observer=nobody, runtimes=STAR)
     with pytest.raises(ValueError, match="epsilon"):
         calibrate(DPSGD(), DATA, epsilon=-1.0, runtimes=STAR)
 

@@ -118,7 +118,7 @@ def test_statements_say_whether_the_choice_is_counted() -> None:
     assert TUNING_COUNTED in statement.caveats
     assert TUNING_NOT_COUNTED not in statement.caveats
     assert TUNING_NOT_COUNTED in fit(setting(), TASK, DATA, runtimes=STAR).statement.caveats
-    assert statement.epsilon("aggregator") == math.inf
+    assert statement.epsilon("curator") == math.inf
 
 
 def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from privtrain.core.errors import (
     UnsoundReleaseError,
     UnsupportedError,
 )
+from privtrain.core.observers import AGGREGATOR, CURATOR, PUBLIC
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.result import TrainResult
@@ -289,7 +290,8 @@ def test_the_statement_is_that_of_poisson_gaussians() -> None:
     by_hand = epsilon(repeated(poisson_sampled(0.2, gaussian_event(1.2)), 10), 1e-5)
     found = run(trainer, data)
     assert found.statement.epsilon() == pytest.approx(by_hand, rel=1e-9)
-    assert found.statement.epsilon("aggregator") == math.inf
+    assert found.statement.epsilon(CURATOR) == math.inf
+    assert [g.observer for g in found.statement.guarantees] == [PUBLIC, CURATOR]
     assert found.history.epsilon[-1] == (10, pytest.approx(by_hand, rel=1e-9))
     values = [value for _, value in found.history.epsilon]
     assert values == sorted(values)
@@ -415,9 +417,9 @@ def test_a_budget_in_which_nothing_fits_is_an_error() -> None:
 
 
 def test_a_budget_to_the_curator_is_an_error() -> None:
-    from privtrain.core.observers import AGGREGATOR
-
     with pytest.raises(BudgetExceededError, match="inf"):
+        run(DPSGD(epochs=1), a_federation(40), budget=Budget(5.0, observer=CURATOR))
+    with pytest.raises(ValueError, match="observer='aggregator' to be one of curator, public"):
         run(DPSGD(epochs=1), a_federation(40), budget=Budget(5.0, observer=AGGREGATOR))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import BudgetExceededError, DataError
+from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.seeding import Seeds
@@ -95,6 +96,7 @@ def test_batch_normalisation_keeps_its_statistics_and_predicts_with_them() -> No
 
 def test_nothing_is_promised() -> None:
     found = fit(SGD(epochs=1), TASK, a_federation(8, 8), runtimes=STAR)
+    assert [g.observer for g in found.statement.guarantees] == [PUBLIC, CURATOR]
     assert {g.epsilon for g in found.statement.guarantees} == {math.inf}
     assert found.history.epsilon == []
     with pytest.raises(BudgetExceededError, match="noise"):
