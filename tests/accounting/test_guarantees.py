@@ -9,7 +9,7 @@ from scipy.stats import binom, norm
 from privtrain.accounting.epsilon import epsilon, evaluate
 from privtrain.accounting.event import gaussian_event, truncated_poisson_sampled
 from privtrain.accounting.guarantees import ONE_SIDED, PRIVATE_NUMBER, guarantees, public_curves
-from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC
+from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.mechanisms.gaussian import Gaussian
@@ -35,6 +35,17 @@ def test_one_guarantee_an_observer_with_unit_relation_and_accountant() -> None:
     assert "Gaussian" in public.theorem
     assert public.assumptions == ("the cohort is secret", "simulated")
     assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_a_coalition_stands_in_a_statement_without_its_members() -> None:
+    many = coalition({f"client-{number}" for number in range(9)})
+    plans = Release(Gaussian(1.0, 2.0)).plans(
+        unit=Unit.CLIENT, count=1, parties=20, observers=(many,)
+    )
+    (made,) = guarantees(plans, spent={RELEASE: 1}, delta=1e-5)
+    # Equal to what is read from a file, and to what it was before it was written.
+    assert made.observer == many.without_members == Observer(many.name)
+    assert made.observer.is_coalition and b"client-8" not in pickle.dumps(made)
 
 
 def test_where_nothing_is_promised_nothing_is_claimed() -> None:
