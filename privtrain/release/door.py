@@ -359,8 +359,9 @@ class Release:
             charge: Which of the plan's charges it is, where it has several.
 
         Returns:
-            The released value, with weights their sum; and what exactly it cost, where only winners
-            leave and the aggregator draws a noise that can tell.
+            The released value, with weights their sum; whose contributions it holds; and what
+            exactly it cost, where only winners leave and the aggregator draws a noise that can
+            tell.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party, or
@@ -375,29 +376,32 @@ class Release:
         run.ledger.use(releases, kind=charge)
         if isinstance(replies, BoundedSum):
             self._check_sum(replies)
-            summed, weight = replies.value, None
+            summed, weight, parties = replies.value, None, ()
         else:
             begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
             begun = replace(begun, weighted=expected.largest_weight is not None)
-            self._note_lost(begun.cohort, replies, round, run)
             admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
             total = self.aggregation.gather(begun, admitted, run)
+            # Some may have been lost after they replied, while the aggregation asked once more.
+            parties = tuple(replies) if total.parties is None else total.parties
+            self._note_lost(begun.cohort, parties, round, run)
             if not isinstance(total.value, Tensor):
                 # On shares noise and finish come before the opening: only their result is read.
                 mechanism = self.mechanism if self._aggregator_draws else Exact()
-                return Released(*begun.parted(total.value.open(self._finish_of_sum, mechanism)))
+                opened = total.value.open(self._finish_of_sum, mechanism)
+                return Released(*begun.parted(opened), parties)
             summed, weight = total.value, total.weight
             if not (bool(torch.isfinite(summed).all()) and math.isfinite(weight or 0.0)):
                 raise ProtocolError(
                     f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
-                    f"{len(replies)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
+                    f"{len(parties)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
                 )
         # A kind of release has noise of its own, also where two of them read the same messages.
         noise = kind if charge == RELEASE else f"{kind}/{charge}"
         # Third and fourth step: the finish sees the noised aggregate only.
         value = self.finish(self._noised(self.reduce(summed), run, round, noise))
         realised = None if isinstance(replies, BoundedSum) else self._realised(summed)
-        return Released(value, weight, realised)
+        return Released(value, weight, parties, realised)
 
     def _realised(self, total: Tensor) -> Any | None:
         """What these very votes cost, where the exact sum tells; it is private itself."""

@@ -354,7 +354,6 @@ class FedAvg:
             with global_generator(run.seeds["server step", round, AGGREGATOR_NAME]):
                 server.step(average, change=self._sends_change)
             record_diagnostics(replies, round, run)
-            self._mark(replies, run.outcome.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             run.keep(round + 1, **server.state())
             run.progress(round + 1, self.rounds)
@@ -439,16 +438,23 @@ class FedAvg:
         released = self.release.arrive(
             arrived, run, round=round, expected=expected, gathering=gathering
         )
+        # Fewer than replied, where some were lost while the aggregation asked once more.
+        came = released.contributors
+        if run.outcome.members is not None:
+            there = {name: reply for name, reply in replies.items() if name in came}
+            self._mark(there, run.outcome.members)
         total = released.value.double()
         if divisor:
             return total / divisor
+        if not came:
+            return None
         if released.weight is None:
-            return total / len(replies)
+            return total / len(came)
         weights = released.weight / scale
         # Single weights may have been unreadable; their sum is not.
-        if not 0 < weights <= (len(replies) * (1 + 1e-6) if self.weights.bounded else math.inf):
+        if not 0 < weights <= (len(came) * (1 + 1e-6) if self.weights.bounded else math.inf):
             raise ProtocolError(
-                f"Round {round}: the weights of {len(replies)} clients add up to {weights:g}, "
+                f"Round {round}: the weights of {len(came)} clients add up to {weights:g}, "
                 "which honest ones cannot."
             )
         return total / weights

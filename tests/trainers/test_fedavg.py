@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
-from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.errors import (
+    DataError,
+    ProtocolError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
@@ -32,9 +37,9 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
-from privtrain.steps.weights import ByExamples, Uniform
+from privtrain.steps.weights import ByExamples, Uniform, Weights
 from privtrain.trainers.fedavg import ClientStep, FedAvg
-from tests.contracts.aggregation import MaskedSum
+from tests.contracts.aggregation import MaskedSum, SharedSum
 from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
@@ -725,3 +730,62 @@ def test_a_party_without_rows_adds_what_it_is_mailed(star: StarRuntime) -> None:
     # The exchange with the clients, and the one with the adder.
     assert (plain.transcript.rounds, mailed.transcript.rounds) == (2, 4)
     assert "the adder reads every update" in mailed.statement.caveats
+
+
+# ----------------------------------------------------- contributions lost after their messages
+
+
+class Forgetting(MaskedSum):
+    """A double that asks once more, and hears nothing of some parties any longer."""
+
+    gone: ClassVar[tuple[str, ...]] = ("p2",)
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        there = {name: reply for name, reply in replies.items() if name not in self.gone}
+        if not there:
+            return Total(torch.zeros(39, dtype=torch.float64), parties=())
+        return replace(super().gather(gathering, there, run), parties=tuple(there))
+
+
+class ForgettingShared(Forgetting, SharedSum):
+    """The same, with a total that stays sealed until it is opened."""
+
+
+class ForgettingAll(Forgetting):
+    """A double that loses everybody."""
+
+    gone: ClassVar[tuple[str, ...]] = ("p0", "p1", "p2")
+
+
+@pytest.mark.parametrize("weights", [Uniform(), ByExamples(bound=10)], ids=str)
+@pytest.mark.parametrize("aggregation", [Forgetting(), ForgettingShared()], ids=repr)
+def test_the_average_is_that_of_the_contributions_in_the_total(
+    aggregation: MaskedSum, weights: Weights
+) -> None:
+    data = a_federation(12, 12, 12)
+    release = Release(aggregation=aggregation)
+    result = run(FedAvg(rounds=1, weights=weights, local=LOCAL, release=release), data)
+    stayed = [local_training(start(), data.train[name], 0, name) for name in ("p0", "p1")]
+    assert torch.allclose(vector(module(result)), torch.stack(stayed).mean(dim=0), atol=1e-12)
+    assert result.notes == ("round 0 went on without p2: lost on the way",)
+    # Whose contribution is in no model is no member of it.
+    assert result.members is not None
+    assert set(result.members.rows) == {"p0", "p1"}
+
+
+def test_weights_are_held_to_the_contributions_in_the_total() -> None:
+    class Claiming(Forgetting):
+        def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+            total = super().gather(gathering, replies, run)
+            # Three times the largest weight, of two parties.
+            return replace(total, weight=3.0)
+
+    release = Release(aggregation=Claiming())
+    with pytest.raises(ProtocolError, match="weights of 2 clients add up to 3"):
+        run(FedAvg(rounds=1, weights=ByExamples(bound=10), release=release), a_federation(9, 9, 9))
+
+
+def test_a_round_whose_contributions_are_all_lost_changes_nothing() -> None:
+    release = Release(aggregation=ForgettingAll())
+    result = run(FedAvg(rounds=2, release=release), a_federation(9, 9, 9))
+    assert torch.equal(vector(module(result)), vector(start()))
