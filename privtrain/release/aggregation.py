@@ -124,7 +124,17 @@ class Gathering:
         Args:
             summed: The sum; shape `(parameters + 1,)` with weights.
         """
-        return (summed[:-1], float(summed[-1])) if self.weighted else (summed, None)
+        return parted(summed, weighted=self.weighted)
+
+
+def parted(summed: Tensor, *, weighted: bool) -> tuple[Tensor, float | None]:
+    """The values of a sum of messages, and the sum of their weights.
+
+    Args:
+        summed: The sum; shape `(parameters + 1,)` with weights.
+        weighted: Whether its last value is the sum of weights.
+    """
+    return (summed[:-1], float(summed[-1])) if weighted else (summed, None)
 
 
 class Aggregation(Protocol):

@@ -426,8 +426,6 @@ class FedAvg:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return torch.zeros_like(current, dtype=torch.float64) if divisor else None
-        # A round nobody was drawn for is noised like any other: its emptiness is not public.
-        arrived = replies or {AGGREGATOR_NAME: Reply({"update": torch.zeros_like(current)})}
         scale = scale_of(self.weights)
         largest = scale if self.weights.bounded else math.inf
         expected = Expected(
@@ -435,8 +433,9 @@ class FedAvg:
             largest_weight=largest if self._sends_weights else None,
             weight_of_one=scale,
         )
+        # A round nobody was drawn for is noised like any other: its emptiness is not public.
         released = self.release.arrive(
-            arrived, run, round=round, expected=expected, gathering=gathering
+            replies, run, round=round, expected=expected, gathering=gathering
         )
         # Fewer than replied, where some were lost while the aggregation asked once more.
         came = released.contributors

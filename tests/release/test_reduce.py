@@ -14,7 +14,7 @@ from torch import Tensor
 from privtrain.accounting.event import gaussian_event
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
-from privtrain.core.runtime import Runtimes
+from privtrain.core.runtime import Reply, Runtimes
 from privtrain.core.statement import ADD_REMOVE, Unit
 from privtrain.core.trainer import RELEASE
 from privtrain.ledgers.run import epsilon_of
@@ -41,7 +41,7 @@ def noised(release: Release, counts: Tensor, *, seed: int = 0, voters: int = 20)
     """One release of counts that one party sent."""
     expected = Expected(contributions=voters)
     arrived = release.arrive(
-        {"a": {"votes": counts}}, a_run(seed), round=0, kind="votes", expected=expected
+        {"a": Reply({"votes": counts})}, a_run(seed), round=0, kind="votes", expected=expected
     )
     return arrived.value
 

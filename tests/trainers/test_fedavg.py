@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
 from privtrain.core.errors import (
     DataError,
+    PartyLostError,
     ProtocolError,
     UnsoundReleaseError,
     UnsupportedError,
@@ -22,13 +24,14 @@ from privtrain.core.errors import (
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload, Reply, Runtimes, StarRuntime
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Setting, Star, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.release.aggregation import Gathering, Total
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY, SPLIT
 from privtrain.runs.fitting import fit
@@ -39,7 +42,7 @@ from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
 from privtrain.steps.weights import ByExamples, Uniform, Weights
 from privtrain.trainers.fedavg import ClientStep, FedAvg
-from tests.contracts.aggregation import MaskedSum, SharedSum
+from tests.contracts.aggregation import MaskedSum, SharedSum, a_run
 from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
@@ -744,7 +747,7 @@ class Forgetting(MaskedSum):
         there = {name: reply for name, reply in replies.items() if name not in self.gone}
         if not there:
             return Total(torch.zeros(39, dtype=torch.float64), parties=())
-        return replace(super().gather(gathering, there, run), parties=tuple(there))
+        return super().gather(gathering, there, run)
 
 
 class ForgettingShared(Forgetting, SharedSum):
@@ -789,3 +792,89 @@ def test_a_round_whose_contributions_are_all_lost_changes_nothing() -> None:
     release = Release(aggregation=ForgettingAll())
     result = run(FedAvg(rounds=2, release=release), a_federation(9, 9, 9))
     assert torch.equal(vector(module(result)), vector(start()))
+
+
+@dataclass(frozen=True)
+class GoneStep:
+    """A step in which every party is gone before it replies."""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        raise PartyLostError("the line is dead", party.name)
+
+
+@dataclass
+class GoneStar:
+    """A star that nobody answers in."""
+
+    star: Star
+
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        return self.star.map(GoneStep(), payloads, round=round, at_least=at_least)
+
+    def states(self) -> dict[str, Payload]:
+        return self.star.states()
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        self.star.restore(states)
+
+
+@dataclass(frozen=True)
+class AllGone:
+    """Where nobody ever replies."""
+
+    name: ClassVar[str] = "all gone"
+    real: ClassVar[bool] = False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[Star]:
+        with InProcess().open(setting) as star:
+            yield GoneStar(star)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.15, expected_size=1), Everyone()], ids=str)
+def test_an_empty_round_is_noised_and_asks_no_aggregation(sampling: Sampling) -> None:
+    """Nobody drawn, or all of them lost: both look like any other round."""
+    gathered = []
+
+    class Agreed(MaskedSum):
+        def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+            begun = super().begin(cohort, run, round=round, kind=kind)
+            return replace(begun, at_least=0, known={"keys": torch.ones(1)})
+
+        def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+            # What it agreed on is there, and nobody who took no part.
+            assert gathering.known["keys"].tolist() == [1.0]
+            assert set(replies) <= {"p0", "p1"}
+            gathered.append(gathering.round)
+            return super().gather(gathering, replies, run)
+
+    release = Release(Gaussian(1.0, 1.0), aggregation=Agreed())
+    trainer = FedAvg(rounds=8, sampling=sampling, local=LOCAL, release=release)
+    star = InProcess() if sampling != Everyone() else AllGone()
+    result = fit(trainer, TASK, a_federation(9, 9), runtimes=Runtimes(star=star))
+    assert len(gathered) < 8
+    assert (len(gathered) > 0) == (sampling != Everyone())
+    # All of them were paid for and noised.
+    assert result.statement.guarantees[0].releases == 8
+    assert not torch.equal(vector(module(result)), vector(start()))
+
+
+def test_an_empty_round_has_the_noise_of_any_other() -> None:
+    release = Release(Gaussian(0.5, 3.0), aggregation=MaskedSum())
+    expected = Expected(shape=(3000,))
+    nothing = release.arrive({}, a_run(), round=0, expected=expected)
+    assert_power(std_is, nothing.value, 1.5)
+    assert (nothing.value.dtype, nothing.contributors) == (torch.float64, ())
+    zeros = release.arrive({"p0": Reply({"update": torch.zeros(3000)})}, a_run(), round=0)
+    assert torch.equal(nothing.value, zeros.value)
+    # Without noise, and where parties draw it, nothing is no sum.
+    for other in (Release(), Release(Gaussian(0.5, 3.0), AT_PARTY)):
+        with pytest.raises(ProtocolError, match="update"):
+            other.arrive({}, a_run(), round=0, expected=expected)
