@@ -43,6 +43,9 @@ from privtrain.sampling.schedule import check_separation
 NON_FINITE = "non_finite"
 """Diagnostic: how many of a party's contributions were not finite and counted as zero."""
 
+LOST = "lost"
+"""Diagnostic: how many parties of a noised round were asked and did not contribute."""
+
 ONE_CONTRIBUTION = Expected()
 """One bounded contribution a party, of the shape of the first message, without a weight."""
 
@@ -529,12 +532,18 @@ class Release:
     def _note_lost(
         self, asked: Iterable[str], there: Collection[str], round: int, run: Run
     ) -> None:
-        """Notes who was asked and did not reply."""
+        """Notes who was asked and did not reply; under noise, where nobody publishes it."""
         lost = [party for party in asked if party not in there]
-        if lost:
-            # Under noise who was drawn may be a secret that a guarantee counts on.
-            named = f"{len(lost)} of its parties" if self.noisy else ", ".join(lost)
-            run.outcome.notes.append(f"round {round} went on without {named}: lost on the way")
+        if not lost:
+            return
+        if self.noisy:
+            # Even a count tells of a party that never replies whether it was drawn, or is in the
+            # data at all, which is what the noise hides.
+            run.outcome.history.record(round + 1, **{LOST: float(len(lost))})
+            return
+        run.outcome.notes.append(
+            f"round {round} went on without {', '.join(lost)}: lost on the way"
+        )
 
     @property
     def _aggregator_draws(self) -> bool:

@@ -878,3 +878,21 @@ def test_an_empty_round_has_the_noise_of_any_other() -> None:
     for other in (Release(), Release(Gaussian(0.5, 3.0), AT_PARTY)):
         with pytest.raises(ProtocolError, match="update"):
             other.arrive({}, a_run(), round=0, expected=expected)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.5, expected_size=1), Everyone()], ids=str)
+def test_under_noise_nothing_published_tells_that_a_party_was_lost(sampling: Sampling) -> None:
+    """A party that never replies must not show whether it was drawn, or is there at all."""
+    release = Release(Gaussian(1.0, 1.0), aggregation=Forgetting())
+    trainer = FedAvg(rounds=6, sampling=sampling, local=LOCAL, release=release)
+    with_it = run(trainer, a_federation(12, 12, 12))
+    without = run(trainer, a_federation(12, 12))
+    lost = with_it.history.unprotected["lost"]
+    assert 0 < len(lost) <= 6
+    assert {count for _, count in lost} == {1.0}
+    # Not in the notes, nor in what is published of costs.
+    assert with_it.notes == without.notes == ()
+    # Without noise it has a name.
+    named = run(FedAvg(rounds=1, release=Release(aggregation=Forgetting())), a_federation(9, 9, 9))
+    assert named.notes == ("round 0 went on without p2: lost on the way",)
+    assert "lost" not in named.history.unprotected
