@@ -554,13 +554,13 @@ class PATE:
         )
         if answers.realised is not None:
             public = next(p for p in self.plan(data, Runtimes()) if p.observer == PUBLIC)
-            # Checks have no data-dependent charge here: each costs what was planned.
-            checks = charged(
-                {kind: charge for kind, charge in public.charges.items() if kind == CHECK},
-                run.ledger.spent_by_kind,
-            )
-            others = (checks,) if self.consensus is not None else ()
-            run.outcome.realised[PUBLIC.name] = composed((*others, answers.realised))
+            # Only answers of these votes have a data-dependent charge here. Checks, and answers of
+            # an interrupted run that may have been seen, cost what was planned.
+            spent = dict(run.ledger.spent_by_kind)
+            spent[self._answers] -= queries
+            others = {kind: charge for kind, charge in public.charges.items() if spent.get(kind)}
+            planned = (charged(others, spent),) if others else ()
+            run.outcome.realised[PUBLIC.name] = composed((*planned, answers.realised))
         run.transcript.publish("labels", answers.value, sender=AGGREGATOR_NAME, round=1)
         return answers.value
 

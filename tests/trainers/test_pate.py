@@ -799,3 +799,38 @@ def test_answers_to_some_queries_of_a_sealed_total_are_refused_by_name() -> None
     ]
     assert labels is not None
     assert labels.shape == (12,)
+
+
+def test_the_data_dependent_charge_has_the_answers_of_an_interrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after the answers were released and before they were kept."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    # With little noise votes that agree cost nearly nothing, and planned answers very much.
+    trainer = checked(release=Release(GNMax(0.2), finish=ARGMAX))
+    (public, _) = trainer.plan(data, STAR)
+    whole = fit(trainer, TASK, data, runtimes=STAR)
+    keep = Run.keep
+
+    def broken(self: Run, done: int, **state: Any) -> None:
+        if "labels" in state:
+            raise KeyboardInterrupt
+        keep(self, done, **state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "keep", broken)
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer, TASK, data, runtimes=STAR, folder=tmp_path / "run")
+    result = fit(trainer, TASK, data, runtimes=STAR, folder=tmp_path / "run")
+
+    def private(result: TrainResult) -> float:
+        (found,) = [g.epsilon for g in result.statement.guarantees if g.data_dependent]
+        return found
+
+    ledger = JournalLedger(trainer.plan(data, STAR), journal=tmp_path / "run/journal.jsonl")
+    (labels,) = [e for e in result.transcript.entries if e.kind == "labels"]
+    spent = ledger.spent_by_kind
+    aborted = spent["answer"] - labels.shape[0]
+    assert 0 < aborted < spent["answer"]
+    assert private(result) >= epsilon_of(public, {**spent, "answer": aborted}, 1e-5)
+    assert private(result) > private(whole)
