@@ -367,8 +367,9 @@ class FedAvg:
         # Without noise on the sum the cohort follows from the public seed, and so do the messages.
         if not self.release.noisy:
             return PublicCost.of(run.transcript)
-        # Masks and shares have sizes and exchanges of their own.
-        if not self.release.readable:
+        # Masks, shares and parties without rows have sizes and exchanges of their own. Which of
+        # these a run made may depend on who was lost, so settings alone decide.
+        if not self.release.readable or self.others:
             return None
         one_way = rounds * self.sampling.expected(parties) * model.nelement() * model.element_size()
         # The model goes down to each client of a round, and an update of the same size comes up.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
+from privtrain.core.cost import Basis
 from privtrain.core.errors import (
     DataError,
     PartyLostError,
@@ -34,6 +35,7 @@ from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.release.plain import PlainSum
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
@@ -896,3 +898,21 @@ def test_under_noise_nothing_published_tells_that_a_party_was_lost(sampling: Sam
     named = run(FedAvg(rounds=1, release=Release(aggregation=Forgetting())), a_federation(9, 9, 9))
     assert named.notes == ("round 0 went on without p2: lost on the way",)
     assert "lost" not in named.history.unprotected
+
+
+def test_under_noise_no_cost_is_public_of_exchanges_with_parties_without_rows() -> None:
+    class WithHelper(PlainSum):
+        """Reads single messages, and asks a party without rows besides."""
+
+        @property
+        def others(self) -> tuple[str, ...]:
+            return ("helper",)
+
+    data, noise = a_federation(9, 9), Gaussian(1.0, 1.0)
+    found = [
+        run(FedAvg(rounds=1, sampling=Poisson(0.5, expected_size=1), release=release), data).cost
+        for release in (Release(noise), Release(noise, aggregation=WithHelper()))
+    ]
+    assert [cost.basis for cost in found] == [Basis.PUBLIC, Basis.WITHHELD]
+    assert found[0].bytes_sent is not None
+    assert found[1].bytes_sent is None
