@@ -43,10 +43,13 @@ class Total:
         value: The aggregate, or a sealed one while it is on shares.
         weight: The sum of the weights that messages carry; None where they carry none, or while
             it is sealed.
+        parties: Whose contributions it holds, where some were lost after they replied; None for
+            those of all that replied.
     """
 
     value: Tensor | Sealed
     weight: float | None = None
+    parties: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,14 @@ class Released:
     Args:
         value: The released value.
         weight: The sum of the weights that messages carry; None where they carry none.
+        contributors: Whose contributions it holds, in order. Under noise as secret as the sample;
+            empty for a sum that the aggregator formed itself.
         realised: What exactly it cost, as an event, where the exact sum tells; private itself.
     """
 
     value: Tensor
     weight: float | None = None
+    contributors: tuple[str, ...] = field(default=(), repr=False)
     realised: Any | None = field(default=None, repr=False)
 
 
@@ -118,7 +124,17 @@ class Gathering:
         Args:
             summed: The sum; shape `(parameters + 1,)` with weights.
         """
-        return (summed[:-1], float(summed[-1])) if self.weighted else (summed, None)
+        return parted(summed, weighted=self.weighted)
+
+
+def parted(summed: Tensor, *, weighted: bool) -> tuple[Tensor, float | None]:
+    """The values of a sum of messages, and the sum of their weights.
+
+    Args:
+        summed: The sum; shape `(parameters + 1,)` with weights.
+        weighted: Whether its last value is the sum of weights.
+    """
+    return (summed[:-1], float(summed[-1])) if weighted else (summed, None)
 
 
 class Aggregation(Protocol):
@@ -200,6 +216,8 @@ class Aggregation(Protocol):
 
     def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
         """At the aggregator: one aggregate of the messages, which come in the cohort's order.
+
+        Where it asks the parties once more and adds up fewer than replied, the total names them.
 
         Args:
             gathering: What `begin` returned.

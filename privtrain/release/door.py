@@ -23,7 +23,15 @@ from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan, Run
 from privtrain.core.validate import check_follows
 from privtrain.mechanisms.mechanism import Exact, Mechanism
-from privtrain.release.aggregation import Aggregation, BoundedSum, Gathering, Released
+from privtrain.release.aggregation import (
+    Aggregation,
+    BoundedSum,
+    Gathering,
+    Released,
+    Sealed,
+    Total,
+    parted,
+)
 from privtrain.release.arrival import UNREADABLE, Arrival, Expected, with_weight
 from privtrain.release.finish import ARGMAX, IDENTITY, Finish
 from privtrain.release.placement import AT_AGGREGATOR, Drawer, Placement
@@ -34,6 +42,9 @@ from privtrain.sampling.schedule import check_separation
 
 NON_FINITE = "non_finite"
 """Diagnostic: how many of a party's contributions were not finite and counted as zero."""
+
+LOST = "lost"
+"""Diagnostic: how many parties of a noised round were asked and did not contribute."""
 
 ONE_CONTRIBUTION = Expected()
 """One bounded contribution a party, of the shape of the first message, without a weight."""
@@ -361,8 +372,9 @@ class Release:
             charge: Which of the plan's charges it is, where it has several.
 
         Returns:
-            The released value, with weights their sum; and what exactly it cost, where only winners
-            leave and the aggregator draws a noise that can tell.
+            The released value, with weights their sum; whose contributions it holds; and what
+            exactly it cost, where only winners leave and the aggregator draws a noise that can
+            tell.
 
         Raises:
             ProtocolError: If a message cannot be an honest one, with the name of its party, or
@@ -377,46 +389,163 @@ class Release:
         run.ledger.use(releases, kind=charge)
         if isinstance(replies, BoundedSum):
             self._check_sum(replies)
-            summed, weight = replies.value, None
+            total = Total(replies.value, parties=())
         else:
-            begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
-            begun = replace(begun, weighted=expected.largest_weight is not None)
-            self._note_lost(begun.cohort, replies, round, run)
-            admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
-            total = self.aggregation.gather(begun, admitted, run)
-            if not isinstance(total.value, Tensor):
-                # On shares noise and finish come before the opening: only their result is read.
-                mechanism = self.mechanism if self._aggregator_draws else Exact()
-                return Released(*begun.parted(total.value.open(self._finish_of_sum, mechanism)))
-            summed, weight = total.value, total.weight
-            if not (bool(torch.isfinite(summed).all()) and math.isfinite(weight or 0.0)):
-                raise ProtocolError(
-                    f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
-                    f"{len(replies)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
-                )
+            total = self.gathered(
+                replies, run, round=round, kind=kind, expected=expected, gathering=gathering
+            )
+        released = self._released(
+            total, run, round, kind, charge, weighted=expected.largest_weight is not None
+        )
+        # Of a sum that was formed elsewhere it is not known that it counts votes.
+        if isinstance(replies, BoundedSum):
+            return released
+        return replace(released, realised=self._realised(total.value))
+
+    def gathered(
+        self,
+        replies: Mapping[str, Reply],
+        run: Run,
+        *,
+        round: int,
+        kind: str = "update",
+        expected: Expected = ONE_CONTRIBUTION,
+        gathering: Gathering | None = None,
+    ) -> Total:
+        """At the aggregator: the admitted messages as one, the first half of `arrive`.
+
+        For trainers that release one aggregate twice, in `release_of`: an aggregation may ask its
+        parties while it gathers, which it does once. Pay before it.
+
+        Args:
+            replies: Party to reply, in the order of the parties.
+            run: The run.
+            round: Training round, from 0.
+            kind: What the messages are called in the transcript.
+            expected: What messages are held to: by default one bounded contribution a party.
+            gathering: What `begin` returned; None for messages that needed no preparation.
+
+        Returns:
+            The total, with the names of those whose contributions it holds. Not released yet.
+
+        Raises:
+            ProtocolError: If a message cannot be an honest one, with the name of its party, or
+                messages add up to what is not finite.
+            PartyLostError: If the aggregation asks the parties once more, and too few reply.
+            ValueError: If a total names a party that did not reply.
+        """
+        begun = gathering or Gathering(cohort=tuple(replies), round=round, kind=kind)
+        begun = replace(begun, weighted=expected.largest_weight is not None)
+        nothing = self._nothing(expected) if not replies else None
+        if nothing is not None:
+            self._note_lost(begun.cohort, (), round, run)
+            return nothing
+        admitted = self.admit(replies, run, round=round, kind=kind, expected=expected)
+        total = self.aggregation.gather(begun, admitted, run)
+        # Some may have been lost after they replied, while the aggregation asked once more.
+        parties = tuple(replies) if total.parties is None else total.parties
+        strange = [party for party in parties if party not in replies]
+        if strange:
+            raise ValueError(
+                f"Expected the total of {self.aggregation} to hold contributions of parties that "
+                f"replied; it names {strange[0]!r}."
+            )
+        self._note_lost(begun.cohort, parties, round, run)
+        if isinstance(total.value, Tensor) and not (
+            bool(torch.isfinite(total.value).all()) and math.isfinite(total.weight or 0.0)
+        ):
+            raise ProtocolError(
+                f"Round {round}: the sum of messages {kind!r} is not finite, though each of "
+                f"{len(parties)} is. Clip with Release(Gaussian(clipping_norm, 0.0))."
+            )
+        return replace(total, parties=parties)
+
+    def _nothing(self, expected: Expected) -> Total | None:
+        """The total of no message, where noise is added to it all the same; else None."""
+        # Whether a round was empty is a secret, so it is noised like any other. No aggregation is
+        # asked: there is nobody to agree on keys with, and no message to open.
+        if expected.shape is None or not self._aggregator_draws:
+            return None
+        sizes = [size for size in expected.shape if size is not None]
+        if len(sizes) < len(expected.shape):
+            return None
+        weight = None if expected.largest_weight is None else 0.0
+        return Total(torch.zeros(sizes, dtype=torch.float64), weight, ())
+
+    def release_of(
+        self,
+        total: Total,
+        run: Run,
+        *,
+        round: int,
+        kind: str = "update",
+        releases: int = 1,
+        charge: str = RELEASE,
+    ) -> Released:
+        """At the aggregator: the released value of a gathered total, the second half of `arrive`.
+
+        Args:
+            total: What `gathered` returned, or rows of it; of messages without weights.
+            run: The run, whose ledger was paid before.
+            round: Training round, from 0.
+            kind: What the messages are called in the transcript.
+            releases: Number of paid releases that this uses, such as one a query.
+            charge: Which of the plan's charges it is, where it has several.
+
+        Raises:
+            BudgetExceededError: If the release was not paid for.
+            UnsupportedError: If the noise would have to be drawn on shares.
+        """
+        run.ledger.use(releases, kind=charge)
+        released = self._released(total, run, round, kind, charge)
+        return replace(released, realised=self._realised(total.value))
+
+    def _released(
+        self,
+        total: Total,
+        run: Run,
+        round: int,
+        kind: str,
+        charge: str,
+        *,
+        weighted: bool = False,
+    ) -> Released:
+        parties = total.parties or ()
+        if not isinstance(total.value, Tensor):
+            # On shares noise and finish come before the opening: only their result is read.
+            mechanism = self.mechanism if self._aggregator_draws else Exact()
+            opened = total.value.open(self._finish_of_sum, mechanism)
+            return Released(*parted(opened, weighted=weighted), parties)
         # A kind of release has noise of its own, also where two of them read the same messages.
         noise = kind if charge == RELEASE else f"{kind}/{charge}"
         # Third and fourth step: the finish sees the noised aggregate only.
-        value = self.finish(self._noised(self.reduce(summed), run, round, noise))
-        realised = None if isinstance(replies, BoundedSum) else self._realised(summed)
-        return Released(value, weight, realised)
+        value = self.finish(self._noised(self.reduce(total.value), run, round, noise))
+        return Released(value, total.weight, parties)
 
-    def _realised(self, total: Tensor) -> Any | None:
+    def _realised(self, total: Tensor | Sealed) -> Any | None:
         """What these very votes cost, where the exact sum tells; it is private itself."""
         # Proved of the winner alone: whoever sees noised counts, or the largest one, sees more. Of
         # messages that nobody could read it is not known that they are votes.
-        winners = self.finish == ARGMAX and self.readable and total.dim() == 2
-        return self.mechanism.realised(total) if winners and self._aggregator_draws else None
+        if not isinstance(total, Tensor) or total.dim() != 2 or not self._aggregator_draws:
+            return None
+        winners = self.finish == ARGMAX and self.readable
+        return self.mechanism.realised(total) if winners else None
 
     def _note_lost(
         self, asked: Iterable[str], there: Collection[str], round: int, run: Run
     ) -> None:
-        """Notes who was asked and did not reply."""
+        """Notes who was asked and did not reply; under noise, where nobody publishes it."""
         lost = [party for party in asked if party not in there]
-        if lost:
-            # Under noise who was drawn may be a secret that a guarantee counts on.
-            named = f"{len(lost)} of its parties" if self.noisy else ", ".join(lost)
-            run.outcome.notes.append(f"round {round} went on without {named}: lost on the way")
+        if not lost:
+            return
+        if self.noisy:
+            # Even a count tells of a party that never replies whether it was drawn, or is in the
+            # data at all, which is what the noise hides.
+            run.outcome.history.record(round + 1, **{LOST: float(len(lost))})
+            return
+        run.outcome.notes.append(
+            f"round {round} went on without {', '.join(lost)}: lost on the way"
+        )
 
     @property
     def _aggregator_draws(self) -> bool:

@@ -67,7 +67,7 @@ class PlainSum:
                     f"the first one {tuple(total.shape)}."
                 )
             total += message[kind]
-        return Total(*gathering.parted(total))
+        return Total(*gathering.parted(total), tuple(replies))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(

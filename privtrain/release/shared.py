@@ -128,7 +128,7 @@ class SharedSum:
                     )
             # Numbered, since a payload has names; six digits keep the order when they are sorted.
             held[name] = {f"{number:06d}": one_share for number, one_share in enumerate(shares)}
-        return Total(SharedTotal(self.engine, held, run))
+        return Total(SharedTotal(self.engine, held, run), parties=tuple(replies))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         # Noise drawn on shares is known to nobody. The shares of all computing parties add up to

@@ -354,7 +354,6 @@ class FedAvg:
             with global_generator(run.seeds["server step", round, AGGREGATOR_NAME]):
                 server.step(average, change=self._sends_change)
             record_diagnostics(replies, round, run)
-            self._mark(replies, run.outcome.members)
             run.watch(round + 1, self.rounds, ModelPredictor(model))
             run.keep(round + 1, **server.state())
             run.progress(round + 1, self.rounds)
@@ -368,8 +367,9 @@ class FedAvg:
         # Without noise on the sum the cohort follows from the public seed, and so do the messages.
         if not self.release.noisy:
             return PublicCost.of(run.transcript)
-        # Masks and shares have sizes and exchanges of their own.
-        if not self.release.readable:
+        # Masks, shares and parties without rows have sizes and exchanges of their own. Which of
+        # these a run made may depend on who was lost, so settings alone decide.
+        if not self.release.readable or self.others:
             return None
         one_way = rounds * self.sampling.expected(parties) * model.nelement() * model.element_size()
         # The model goes down to each client of a round, and an update of the same size comes up.
@@ -427,8 +427,6 @@ class FedAvg:
             # Nothing arrives, but the round was paid for like every other one.
             run.ledger.use()
             return torch.zeros_like(current, dtype=torch.float64) if divisor else None
-        # A round nobody was drawn for is noised like any other: its emptiness is not public.
-        arrived = replies or {AGGREGATOR_NAME: Reply({"update": torch.zeros_like(current)})}
         scale = scale_of(self.weights)
         largest = scale if self.weights.bounded else math.inf
         expected = Expected(
@@ -436,19 +434,27 @@ class FedAvg:
             largest_weight=largest if self._sends_weights else None,
             weight_of_one=scale,
         )
+        # A round nobody was drawn for is noised like any other: its emptiness is not public.
         released = self.release.arrive(
-            arrived, run, round=round, expected=expected, gathering=gathering
+            replies, run, round=round, expected=expected, gathering=gathering
         )
+        # Fewer than replied, where some were lost while the aggregation asked once more.
+        came = released.contributors
+        if run.outcome.members is not None:
+            there = {name: reply for name, reply in replies.items() if name in came}
+            self._mark(there, run.outcome.members)
         total = released.value.double()
         if divisor:
             return total / divisor
+        if not came:
+            return None
         if released.weight is None:
-            return total / len(replies)
+            return total / len(came)
         weights = released.weight / scale
         # Single weights may have been unreadable; their sum is not.
-        if not 0 < weights <= (len(replies) * (1 + 1e-6) if self.weights.bounded else math.inf):
+        if not 0 < weights <= (len(came) * (1 + 1e-6) if self.weights.bounded else math.inf):
             raise ProtocolError(
-                f"Round {round}: the weights of {len(replies)} clients add up to {weights:g}, "
+                f"Round {round}: the weights of {len(came)} clients add up to {weights:g}, "
                 "which honest ones cannot."
             )
         return total / weights

@@ -5,7 +5,6 @@ released, and a student learns from queries and winners alone.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -37,7 +36,7 @@ from privtrain.core.validate import check_count
 from privtrain.data.coins import coins, digests
 from privtrain.gradients.gradients import check_losses
 from privtrain.mechanisms.votes import GNMax
-from privtrain.release.aggregation import Gathering
+from privtrain.release.aggregation import Total
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, Threshold
@@ -184,10 +183,6 @@ def _of_two(event: Event) -> Event:
     return event.repeated(4) if isinstance(event, RdpCurve) else of_group(event, 2)
 
 
-_Votes = tuple[Gathering, dict[str, Reply]]
-"""Who was asked for votes, and what they replied."""
-
-
 def _paid(wanted: int, kind: str, run: Run) -> int:
     """How many releases of a kind the ledger pays for."""
     # All of a kind come in one round, so all that the budget allows are paid before it.
@@ -197,12 +192,14 @@ def _paid(wanted: int, kind: str, run: Run) -> int:
     return paid
 
 
-def _of_queries(votes: Mapping[str, Reply], queries: Tensor) -> dict[str, Reply]:
-    """The replies about some queries, by their places."""
-    return {
-        party: replace(reply, message={k: counts[queries] for k, counts in reply.message.items()})
-        for party, reply in votes.items()
-    }
+def _counts(votes: Total) -> Tensor:
+    """The counts of the votes on checked queries, shape `(queries, classes)`."""
+    if not isinstance(votes.value, Tensor):
+        raise UnsupportedError(
+            "A check needs counts that its aggregator reads: answers are given on some of the "
+            "checked queries, and a sealed total is opened whole. Use consensus=None."
+        )
+    return votes.value
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -444,7 +441,7 @@ class PATE:
             run: The run.
             passed: The queries that passed their check before the run was interrupted, if it was.
         """
-        votes: _Votes | None = None
+        votes: Total | None = None
         if passed is not None:
             # Which queries passed was paid for and is public: a resumed run checks nothing twice.
             asked = passed
@@ -462,7 +459,7 @@ class PATE:
         if votes is None:
             votes = self._votes(task, data, run, asked, rate)
         else:
-            votes = (votes[0], _of_queries(votes[1], torch.arange(answered)))
+            votes = replace(votes, value=_counts(votes)[:answered])
         return asked, self._labels(votes, data, run, answered)
 
     def _passed(
@@ -473,30 +470,22 @@ class PATE:
         run: Run,
         asked: Tensor,
         rate: float,
-    ) -> tuple[Tensor, _Votes | None]:
+    ) -> tuple[Tensor, Total | None]:
         """The queries whose largest count reaches the threshold, and the votes on them."""
         checked = _paid(len(asked), CHECK, run)
         asked = asked[:checked]
         if checked == 0:
             return asked, None
-        expected = self._expected(data, checked)
-        gathering, replies = self._votes(task, data, run, asked, rate)
-        votes = self.release.admit(replies, run, round=1, kind="votes", expected=expected)
+        votes = self._votes(task, data, run, asked, rate)
+        counts = _counts(votes)
         # Papernot et al. 2018, Algorithm 1, line 1: max over j of n_j + N(0, sigma_1^2) >= T.
-        reached = consensus.arrive(
-            votes,
-            run,
-            round=1,
-            kind="votes",
-            releases=checked,
-            expected=expected,
-            gathering=gathering,
-            charge=CHECK,
+        reached = consensus.release_of(
+            votes, run, round=1, kind="votes", releases=checked, charge=CHECK
         ).value
         run.transcript.publish("passed", reached, sender=AGGREGATOR_NAME, round=1)
         chosen = reached.nonzero().squeeze(1)
         run.outcome.note(f"{len(chosen)} of {checked} queries passed the check, which is public")
-        return asked[chosen], (gathering, _of_queries(votes, chosen))
+        return asked[chosen], replace(votes, value=counts[chosen])
 
     def _public_part(self, data: FederatedData) -> tuple[float, int | None]:
         """The rate at which rows are given up where the data has no public part, else 0.
@@ -542,42 +531,34 @@ class PATE:
 
     def _votes(
         self, task: Task, data: FederatedData, run: Run, asked: Tensor, rate: float
-    ) -> _Votes:
-        """What every party sends: the counts of its teachers' votes on each query."""
+    ) -> Total:
+        """The counts of all teachers' votes on each query, gathered once and not released."""
         vote = Vote(task, self.steps, self.release, self.hosted(data.parties), rate, run.seeds.seed)
         gathering = self.release.begin(data.parties, run, round=1, kind="votes")
         payloads = gathering.asked({"queries": asked})
         replies = run.map(vote, payloads, round=1, at_least=gathering.at_least)
-        return gathering, replies
-
-    def _expected(self, data: FederatedData, queries: int) -> Expected:
         # One vote a teacher and query: a party that sends more is not believed.
-        return Expected(contributions=self.hosted(data.parties), shape=(queries, None))
+        expected = Expected(contributions=self.hosted(data.parties), shape=(len(asked), None))
+        return self.release.gathered(
+            replies, run, round=1, kind="votes", expected=expected, gathering=gathering
+        )
 
-    def _labels(self, votes: _Votes, data: FederatedData, run: Run, queries: int) -> Tensor:
+    def _labels(self, votes: Total, data: FederatedData, run: Run, queries: int) -> Tensor:
         """The noised winners of the votes on each query, shape `(queries,)`."""
-        gathering, replies = votes
         # Papernot et al. 2018, Section 4.1, GNMax: argmax over j of n_j + N(0, sigma^2); in LNMax,
         # "Aggregation" of 2017, the noise is Lap(1 / gamma).
-        answers = self.release.arrive(
-            replies,
-            run,
-            round=1,
-            kind="votes",
-            releases=queries,
-            expected=self._expected(data, queries),
-            gathering=gathering,
-            charge=self._answers,
+        answers = self.release.release_of(
+            votes, run, round=1, kind="votes", releases=queries, charge=self._answers
         )
         if answers.realised is not None:
             public = next(p for p in self.plan(data, Runtimes()) if p.observer == PUBLIC)
-            # Checks have no data-dependent charge here: each costs what was planned.
-            checks = charged(
-                {kind: charge for kind, charge in public.charges.items() if kind == CHECK},
-                run.ledger.spent_by_kind,
-            )
-            others = (checks,) if self.consensus is not None else ()
-            run.outcome.realised[PUBLIC.name] = composed((*others, answers.realised))
+            # Only answers of these votes have a data-dependent charge here. Checks, and answers of
+            # an interrupted run that may have been seen, cost what was planned.
+            spent = dict(run.ledger.spent_by_kind)
+            spent[self._answers] -= queries
+            others = {kind: charge for kind, charge in public.charges.items() if spent.get(kind)}
+            planned = (charged(others, spent),) if others else ()
+            run.outcome.realised[PUBLIC.name] = composed((*planned, answers.realised))
         run.transcript.publish("labels", answers.value, sender=AGGREGATOR_NAME, round=1)
         return answers.value
 

@@ -192,10 +192,8 @@ def test_a_mechanism_needs_the_members_of_one(folder: Path) -> None:
         "@dataclass(frozen=True)\nclass Half:\n    def bound(self, contribution): pass\n"
     )
     release = {"kind": "Release", "mechanism": {"kind": "own_parts_half.py:Half"}}
-    with pytest.raises(
-        ValueError,
-        match=r"mechanism='own_parts_half.py:Half' to have about, add, bound_again, event",
-    ):
+    said = r"mechanism='own_parts_half.py:Half' to have about, add, bound_again, event"
+    with pytest.raises(ValueError, match=said):
         make_trainer("dp_sgd", {"release": release})
 
 

@@ -144,7 +144,7 @@ class SharedSum(MaskedSum):
         whole = replace(gathering, weighted=False)
         total = PlainSum().gather(whole, replies, run).value
         assert isinstance(total, Tensor)
-        return Total(SharesOpenedLate(total))
+        return Total(SharesOpenedLate(total), parties=tuple(replies))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(
@@ -187,6 +187,7 @@ def check_summing(aggregation: Aggregation) -> None:
     """For aggregations that add, and that need no network to do it."""
     begins_with_whom_it_is_told(aggregation)
     hands_out_the_weight_beside_the_sum(aggregation)
+    names_none_but_those_that_replied(aggregation)
     adds_in_float64(aggregation)
     follows_the_order_of_parties(aggregation)
     leaves_messages_alone(aggregation)
@@ -271,6 +272,13 @@ def hands_out_the_weight_beside_the_sum(aggregation: Aggregation) -> None:
         values, weight = replace(begun, weighted=True).parted(opened)
         assert (values.tolist(), weight) == ([3.0, 6.0], 0.75)
     assert aggregation.gather(begun, replies, a_run()).weight is None
+
+
+def names_none_but_those_that_replied(aggregation: Aggregation) -> None:
+    replies = replies_of([{"update": torch.ones(2)}] * 2)
+    cohort = (*replies, "client-9")
+    begun = aggregation.begin(cohort, a_run(), round=0, kind="update")
+    assert aggregation.gather(begun, replies, a_run()).parties in (None, tuple(replies))
 
 
 def adds_in_float64(aggregation: Aggregation) -> None:

@@ -2,8 +2,9 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,28 +14,37 @@ from torch import Tensor, nn
 
 from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import charged, gaussian_event, poisson_sampled, repeated
-from privtrain.core.errors import DataError, UnsoundReleaseError, UnsupportedError
+from privtrain.core.cost import Basis
+from privtrain.core.errors import (
+    DataError,
+    PartyLostError,
+    ProtocolError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload, Reply, Runtimes, StarRuntime
+from privtrain.core.runtime import Party, Payload, Reply, Runtimes, Setting, Star, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.release.aggregation import Gathering, Total
+from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY, SPLIT
+from privtrain.release.plain import PlainSum
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
-from privtrain.steps.weights import ByExamples, Uniform
+from privtrain.steps.weights import ByExamples, Uniform, Weights
 from privtrain.trainers.fedavg import ClientStep, FedAvg
-from tests.contracts.aggregation import MaskedSum
+from tests.contracts.aggregation import MaskedSum, SharedSum, a_run
 from tests.gradients.loops import Own, mlp
 from tests.statistics import assert_power, independent, mean_is_zero, std_is
 from tests.trainers.federations import (
@@ -725,3 +735,184 @@ def test_a_party_without_rows_adds_what_it_is_mailed(star: StarRuntime) -> None:
     # The exchange with the clients, and the one with the adder.
     assert (plain.transcript.rounds, mailed.transcript.rounds) == (2, 4)
     assert "the adder reads every update" in mailed.statement.caveats
+
+
+# ----------------------------------------------------- contributions lost after their messages
+
+
+class Forgetting(MaskedSum):
+    """A double that asks once more, and hears nothing of some parties any longer."""
+
+    gone: ClassVar[tuple[str, ...]] = ("p2",)
+
+    def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+        there = {name: reply for name, reply in replies.items() if name not in self.gone}
+        if not there:
+            return Total(torch.zeros(39, dtype=torch.float64), parties=())
+        return super().gather(gathering, there, run)
+
+
+class ForgettingShared(Forgetting, SharedSum):
+    """The same, with a total that stays sealed until it is opened."""
+
+
+class ForgettingAll(Forgetting):
+    """A double that loses everybody."""
+
+    gone: ClassVar[tuple[str, ...]] = ("p0", "p1", "p2")
+
+
+@pytest.mark.parametrize("weights", [Uniform(), ByExamples(bound=10)], ids=str)
+@pytest.mark.parametrize("aggregation", [Forgetting(), ForgettingShared()], ids=repr)
+def test_the_average_is_that_of_the_contributions_in_the_total(
+    aggregation: MaskedSum, weights: Weights
+) -> None:
+    data = a_federation(12, 12, 12)
+    release = Release(aggregation=aggregation)
+    result = run(FedAvg(rounds=1, weights=weights, local=LOCAL, release=release), data)
+    stayed = [local_training(start(), data.train[name], 0, name) for name in ("p0", "p1")]
+    assert torch.allclose(vector(module(result)), torch.stack(stayed).mean(dim=0), atol=1e-12)
+    assert result.notes == ("round 0 went on without p2: lost on the way",)
+    # Whose contribution is in no model is no member of it.
+    assert result.members is not None
+    assert set(result.members.rows) == {"p0", "p1"}
+
+
+def test_weights_are_held_to_the_contributions_in_the_total() -> None:
+    class Claiming(Forgetting):
+        def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+            total = super().gather(gathering, replies, run)
+            # Three times the largest weight, of two parties.
+            return replace(total, weight=3.0)
+
+    release = Release(aggregation=Claiming())
+    with pytest.raises(ProtocolError, match="weights of 2 clients add up to 3"):
+        run(FedAvg(rounds=1, weights=ByExamples(bound=10), release=release), a_federation(9, 9, 9))
+
+
+def test_a_round_whose_contributions_are_all_lost_changes_nothing() -> None:
+    release = Release(aggregation=ForgettingAll())
+    result = run(FedAvg(rounds=2, release=release), a_federation(9, 9, 9))
+    assert torch.equal(vector(module(result)), vector(start()))
+
+
+@dataclass(frozen=True)
+class GoneStep:
+    """A step in which every party is gone before it replies."""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        raise PartyLostError("the line is dead", party.name)
+
+
+@dataclass
+class GoneStar:
+    """A star that nobody answers in."""
+
+    star: Star
+
+    def map(
+        self,
+        step: Step,
+        payloads: Mapping[str, Payload],
+        *,
+        round: int,
+        at_least: int | None = None,
+    ) -> dict[str, Reply]:
+        return self.star.map(GoneStep(), payloads, round=round, at_least=at_least)
+
+    def states(self) -> dict[str, Payload]:
+        return self.star.states()
+
+    def restore(self, states: Mapping[str, Payload]) -> None:
+        self.star.restore(states)
+
+
+@dataclass(frozen=True)
+class AllGone:
+    """Where nobody ever replies."""
+
+    name: ClassVar[str] = "all gone"
+    real: ClassVar[bool] = False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[Star]:
+        with InProcess().open(setting) as star:
+            yield GoneStar(star)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.15, expected_size=1), Everyone()], ids=str)
+def test_an_empty_round_is_noised_and_asks_no_aggregation(sampling: Sampling) -> None:
+    """Nobody drawn, or all of them lost: both look like any other round."""
+    gathered = []
+
+    class Agreed(MaskedSum):
+        def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
+            begun = super().begin(cohort, run, round=round, kind=kind)
+            return replace(begun, at_least=0, known={"keys": torch.ones(1)})
+
+        def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+            # What it agreed on is there, and nobody who took no part.
+            assert gathering.known["keys"].tolist() == [1.0]
+            assert set(replies) <= {"p0", "p1"}
+            gathered.append(gathering.round)
+            return super().gather(gathering, replies, run)
+
+    release = Release(Gaussian(1.0, 1.0), aggregation=Agreed())
+    trainer = FedAvg(rounds=8, sampling=sampling, local=LOCAL, release=release)
+    star = InProcess() if sampling != Everyone() else AllGone()
+    result = fit(trainer, TASK, a_federation(9, 9), runtimes=Runtimes(star=star))
+    assert len(gathered) < 8
+    assert (len(gathered) > 0) == (sampling != Everyone())
+    # All of them were paid for and noised.
+    assert result.statement.guarantees[0].releases == 8
+    assert not torch.equal(vector(module(result)), vector(start()))
+
+
+def test_an_empty_round_has_the_noise_of_any_other() -> None:
+    release = Release(Gaussian(0.5, 3.0), aggregation=MaskedSum())
+    expected = Expected(shape=(3000,))
+    nothing = release.arrive({}, a_run(), round=0, expected=expected)
+    assert_power(std_is, nothing.value, 1.5)
+    assert (nothing.value.dtype, nothing.contributors) == (torch.float64, ())
+    zeros = release.arrive({"p0": Reply({"update": torch.zeros(3000)})}, a_run(), round=0)
+    assert torch.equal(nothing.value, zeros.value)
+    # Without noise, and where parties draw it, nothing is no sum.
+    for other in (Release(), Release(Gaussian(0.5, 3.0), AT_PARTY)):
+        with pytest.raises(ProtocolError, match="update"):
+            other.arrive({}, a_run(), round=0, expected=expected)
+
+
+@pytest.mark.parametrize("sampling", [Poisson(0.5, expected_size=1), Everyone()], ids=str)
+def test_under_noise_nothing_published_tells_that_a_party_was_lost(sampling: Sampling) -> None:
+    """A party that never replies must not show whether it was drawn, or is there at all."""
+    release = Release(Gaussian(1.0, 1.0), aggregation=Forgetting())
+    trainer = FedAvg(rounds=6, sampling=sampling, local=LOCAL, release=release)
+    with_it = run(trainer, a_federation(12, 12, 12))
+    without = run(trainer, a_federation(12, 12))
+    lost = with_it.history.unprotected["lost"]
+    assert 0 < len(lost) <= 6
+    assert {count for _, count in lost} == {1.0}
+    # Not in the notes, nor in what is published of costs.
+    assert with_it.notes == without.notes == ()
+    # Without noise it has a name.
+    named = run(FedAvg(rounds=1, release=Release(aggregation=Forgetting())), a_federation(9, 9, 9))
+    assert named.notes == ("round 0 went on without p2: lost on the way",)
+    assert "lost" not in named.history.unprotected
+
+
+def test_under_noise_no_cost_is_public_of_exchanges_with_parties_without_rows() -> None:
+    class WithHelper(PlainSum):
+        """Reads single messages, and asks a party without rows besides."""
+
+        @property
+        def others(self) -> tuple[str, ...]:
+            return ("helper",)
+
+    data, noise = a_federation(9, 9), Gaussian(1.0, 1.0)
+    found = [
+        run(FedAvg(rounds=1, sampling=Poisson(0.5, expected_size=1), release=release), data).cost
+        for release in (Release(noise), Release(noise, aggregation=WithHelper()))
+    ]
+    assert [cost.basis for cost in found] == [Basis.PUBLIC, Basis.WITHHELD]
+    assert found[0].bytes_sent is not None
+    assert found[1].bytes_sent is None

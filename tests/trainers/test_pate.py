@@ -1,6 +1,7 @@
 """PATE: disjoint teachers, labels only, and a charge for each answer."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from privtrain.core.runtime import Draws, Party, Payload, Reply, Runtimes
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Budget, Unit
 from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, concatenate
-from privtrain.core.trainer import RELEASE
+from privtrain.core.trainer import RELEASE, Run
 from privtrain.data.coins import coins
 from privtrain.ledgers.run import JournalLedger, epsilon_of
 from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
+from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY, Threshold
@@ -44,6 +46,7 @@ from privtrain.release.reduce import MAX
 from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
+from privtrain.trainers import pate
 from privtrain.trainers.pate import (
     NUMBER_OF_ANSWERS,
     PATE,
@@ -52,7 +55,8 @@ from privtrain.trainers.pate import (
     public_part,
     teacher_of_rows,
 )
-from tests.contracts.aggregation import a_run
+from tests.contracts.aggregation import MaskedSum, a_run
+from tests.contracts.aggregation import SharedSum as Sealing
 from tests.statistics import ALARM, independent
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
@@ -732,3 +736,101 @@ def test_votes_are_added_up_once_and_what_they_cost_is_known() -> None:
     result = run(a_pate(release=release), data)
     assert len(calls) == 1
     assert [g.data_dependent for g in result.statement.guarantees] == [False, True, False]
+
+
+def test_checks_and_answers_are_of_one_total() -> None:
+    """An aggregation that asks its parties while it gathers does so once, in the cohort's terms."""
+    data, gathered = with_public(a_federation(30, 20, 20, public_rows=70)), []
+
+    class Late(MaskedSum):
+        """A double in which one party is lost after it replied."""
+
+        def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
+            gathered.append([tuple(r.message["votes"].shape) for r in replies.values()])
+            there = {name: reply for name, reply in replies.items() if name != "p1"}
+            return super().gather(gathering, there, run)
+
+    quiet = Release(GNMax(1e-3), reduce=MAX, finish=Threshold(2.5), aggregation=Late())
+    answers = Release(GNMax(1e-3), finish=ARGMAX, aggregation=Late())
+    result = run(checked(consensus=quiet, release=answers), data)
+    assert gathered == [[(12, 3)] * 3]
+    sent = {e.sender: e.payload for e in result.transcript.entries if e.kind == "votes"}
+    counts = sent["p0"] + sent["p2"]
+    passed, labels = asked_of(result)
+    assert passed.tolist() == [float(n.max()) >= 2.5 for n in counts]
+    assert 0 < int(passed.sum()) < 12
+    for n, label in zip(counts[passed], labels.tolist(), strict=True):
+        assert float(n[label]) == float(n.max())
+
+
+def test_answers_that_a_budget_pays_for_are_those_of_the_first_checked_queries() -> None:
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    trainer = checked(
+        consensus=Release(GNMax(1e-3), reduce=MAX, finish=Threshold(-99.0)),
+        release=Release(GNMax(1e-3), finish=ARGMAX),
+    )
+    full = run(trainer, data)
+
+    def three(wanted: int, kind: str, run: Run) -> int:
+        return paid(3 if kind == "answer" else wanted, kind, run)
+
+    paid = pate._paid
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pate, "_paid", three)
+        (_, labels) = asked_of(run(trainer, data))
+    counts = sum(e.payload for e in full.transcript.entries if e.kind == "votes")
+    assert labels.shape == (3,)
+    for n, label in zip(counts[:3], labels.tolist(), strict=True):
+        assert float(n[label]) == float(n.max())
+
+
+def test_answers_to_some_queries_of_a_sealed_total_are_refused_by_name() -> None:
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    sealed = Sealing()
+    check = Release(reduce=MAX, finish=Threshold(1.0), aggregation=sealed)
+    answers = Release(finish=ARGMAX, aggregation=sealed)
+    with pytest.raises(UnsupportedError, match="sealed total is opened whole"):
+        run(checked(consensus=check, release=answers), data)
+    # Where all queries are answered it is opened once, as winners.
+    (labels,) = [
+        e.payload
+        for e in run(a_pate(release=answers), data).transcript.entries
+        if e.kind == "labels"
+    ]
+    assert labels is not None
+    assert labels.shape == (12,)
+
+
+def test_the_data_dependent_charge_has_the_answers_of_an_interrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after the answers were released and before they were kept."""
+    data = with_public(a_federation(30, 20, 20, public_rows=70))
+    # With little noise votes that agree cost nearly nothing, and planned answers very much.
+    trainer = checked(release=Release(GNMax(0.2), finish=ARGMAX))
+    (public, _) = trainer.plan(data, STAR)
+    whole = fit(trainer, TASK, data, runtimes=STAR)
+    keep = Run.keep
+
+    def broken(self: Run, done: int, **state: Any) -> None:
+        if "labels" in state:
+            raise KeyboardInterrupt
+        keep(self, done, **state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "keep", broken)
+        with pytest.raises(KeyboardInterrupt):
+            fit(trainer, TASK, data, runtimes=STAR, folder=tmp_path / "run")
+    result = fit(trainer, TASK, data, runtimes=STAR, folder=tmp_path / "run")
+
+    def private(result: TrainResult) -> float:
+        (found,) = [g.epsilon for g in result.statement.guarantees if g.data_dependent]
+        return found
+
+    ledger = JournalLedger(trainer.plan(data, STAR), journal=tmp_path / "run/journal.jsonl")
+    (labels,) = [e for e in result.transcript.entries if e.kind == "labels"]
+    spent = ledger.spent_by_kind
+    aborted = spent["answer"] - labels.shape[0]
+    assert 0 < aborted < spent["answer"]
+    assert private(result) >= epsilon_of(public, {**spent, "answer": aborted}, 1e-5)
+    assert private(result) > private(whole)
