@@ -125,7 +125,10 @@ class Party:
         name: Name of the party.
         round: Training round, from 0: the name of this round's streams.
         train: Party to rows; a party reads its own only.
-        state: What the party keeps from round to round; the runtime stores it.
+        state: What the party keeps from round to round; the runtime stores it. It reaches the
+            coordinator, which keeps it in the run's checkpoint: no place for a secret.
+        held: What the party holds until its training round ends, such as a private key. It never
+            leaves the party: no coordinator and no checkpoint has it.
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise, shares and masks; a step gets each of them once.
         device: Where tensors are computed.
@@ -144,6 +147,7 @@ class Party:
     entropy: Entropy | OnceOnly
     device: str = "cpu"
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    held: Payload = field(default_factory=dict, repr=False)
     mail: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     # An aggregation has to find its own part of a message, which the step that a trainer wrote
     # knows nothing of.
@@ -300,11 +304,11 @@ class Star(Protocol):
         ...
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round, for a checkpoint."""
+        """What each party keeps from round to round, for a checkpoint; nothing that it holds."""
         ...
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        """Hands each party the state that a checkpoint holds of it."""
+        """Hands each party the state that a checkpoint has of it; what it held is gone."""
         ...
 
 

@@ -337,7 +337,9 @@ class Run:
         """Keeps what an interrupted run needs to go on; nothing where it lies in no folder.
 
         Beside the trainer's own state this is what every run has: what mechanisms and parties
-        remember, which rows were used, what turned out to be assumed, and realised charges.
+        remember, which rows were used, what turned out to be assumed, and realised charges. The
+        coordinator gathers the `Party.state` of all parties for it, in the clear; `Party.held` is
+        kept by nobody else, hence a state is kept between training rounds.
 
         Args:
             done: How many rounds, steps or epochs are finished.

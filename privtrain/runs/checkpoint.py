@@ -1,6 +1,7 @@
 """The checkpoint of a run: what an interrupted run needs to go on, and which run it belongs to."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -225,7 +226,11 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     # Replaced as a whole: where this write is interrupted, the last checkpoint is still there.
     fresh = path.with_suffix(".new")
     try:
-        torch.save(document, fresh)
+        fresh.unlink(missing_ok=True)
+        # For its owner alone: it holds what mechanisms remember, and the states of all parties.
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(document, file)
         fresh.replace(path)
     except (OSError, RuntimeError) as error:
         raise PrivtrainError(

@@ -24,6 +24,8 @@ class InProcessStar:
     setting: Setting
     _exchanges: Exchanges = field(init=False, repr=False)
     _states: dict[str, Payload] = field(default_factory=dict, repr=False)
+    # With the round that it belongs to.
+    _held: dict[str, tuple[int, Payload]] = field(default_factory=dict, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -59,10 +61,12 @@ class InProcessStar:
         reply = take_step(step, _copy(payload), party)
         # Read afterwards: a step may put a new dictionary in the place of the one it was given.
         self._states[party.name] = party.state
+        self._held[party.name] = (party.round, party.held)
         mail = {receiver: _copy(sent) for receiver, sent in reply.mail.items()}
         return replace(reply, message=_copy(reply.message), mail=mail)
 
     def _party(self, name: str, round: int, mail: Mapping[str, Payload]) -> Party:
+        of, held = self._held.get(name, (round, {}))
         return Party(
             name=name,
             round=round,
@@ -72,6 +76,7 @@ class InProcessStar:
             entropy=self.setting.entropy,
             device=self.setting.device,
             cache=self._cache,
+            held=dict(held) if of == round else {},
             mail=mail,
         )
 
@@ -81,6 +86,7 @@ class InProcessStar:
     def restore(self, states: Mapping[str, Payload]) -> None:
         self._exchanges.check(states)
         self._states = {party: _copy(state) for party, state in states.items()}
+        self._held.clear()
 
 
 def _copy(payload: Payload) -> Payload:

@@ -193,7 +193,8 @@ def test_a_mechanism_needs_the_members_of_one(folder: Path) -> None:
     )
     release = {"kind": "Release", "mechanism": {"kind": "own_parts_half.py:Half"}}
     with pytest.raises(
-        ValueError, match=r"mechanism='own_parts_half.py:Half' to have about, add, bound_again, event"
+        ValueError,
+        match=r"mechanism='own_parts_half.py:Half' to have about, add, bound_again, event",
     ):
         make_trainer("dp_sgd", {"release": release})
 

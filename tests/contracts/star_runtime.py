@@ -104,6 +104,29 @@ class NewState:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Tells what it holds, and holds one more; its state is another matter.
+
+    Args:
+        keeps: Whether it keeps a state, too.
+        gone_at: Who is lost after it has changed what it holds.
+    """
+
+    keeps: bool = True
+    gone_at: str = ""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        before = party.held.get("secret", torch.tensor(0))
+        # A new store in the place of the one that it was given, as a state may be.
+        party.held = {"secret": before + 1}
+        if self.keeps:
+            party.state["public"] = torch.tensor(7)
+        if party.name == self.gone_at:
+            raise GONE
+        return Reply({"held": before})
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """Tells what the party finds around it."""
 
@@ -304,6 +327,42 @@ def restoring_replaces_what_was_kept(runtime: StarRuntime) -> None:
         assert all_bits(star.states()) == all_bits(one)
         with pytest.raises(ValueError, match="stranger"):
             star.restore({"stranger": {}})
+
+
+def what_a_party_holds_ends_with_its_round_and_never_leaves_it(runtime: StarRuntime) -> None:
+    a, b, c = PARTIES
+    setting = dataclasses.replace(a_setting(), others=("key-holder",))
+    everybody: dict[str, Payload] = {name: {} for name in (*PARTIES, "key-holder")}
+
+    def held(round: int, asked: tuple[str, ...] = PARTIES, **how: bool) -> list[int]:
+        payloads = {name: everybody[name] for name in asked}
+        replies = star.map(Hold(**how), payloads, round=round)
+        return [int(reply.message["held"]) for reply in replies.values()]
+
+    with runtime.open(setting) as star:
+        assert held(3, tuple(everybody)) == [0, 0, 0, 0]
+        assert held(3, (a, b, "key-holder")) == [1, 1, 1]
+        # Of a round the party has not heard of, nothing is gone yet.
+        assert held(4, (a,)) == [0]
+        assert held(3, (b, c)) == [2, 1]
+        assert held(4) == [1, 0, 0]
+        # Who is lost holds what it held before.
+        star.map(Hold(gone_at=a), {a: {}, b: {}}, round=4, at_least=1)
+        assert held(4) == [2, 2, 1]
+        states = star.states()
+        assert {(name, kind) for name, state in states.items() for kind in state} == {
+            (name, "public") for name in everybody
+        }
+        # A round that is taken once more begins with nothing.
+        star.restore(states)
+        assert held(4) == [0, 0, 0]
+        assert held(4) == [1, 1, 1]
+    with runtime.open(a_setting()) as star:
+        assert held(0, keeps=False) == [0, 0, 0]
+        assert held(0, keeps=False) == [1, 1, 1]
+        assert star.states() == {}
+        star.restore({})
+        assert held(0, keeps=False) == [0, 0, 0]
 
 
 def a_failing_party_is_named(runtime: StarRuntime) -> None:
@@ -612,6 +671,7 @@ CHECKS: tuple[Callable[[StarRuntime], None], ...] = (
     a_new_state_is_kept,
     restored_parties_go_on_as_if_nothing_had_happened,
     restoring_replaces_what_was_kept,
+    what_a_party_holds_ends_with_its_round_and_never_leaves_it,
     a_failing_party_is_named,
     errors_of_our_own_keep_their_type,
     every_tensor_is_one_entry_each_way,

@@ -1,6 +1,7 @@
 """Checkpoints: a folder of another run, broken files, full disks."""
 
 import errno
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_the_folder_of_another_run_is_refused(other: dict[str, object], tmp_path
     fit(**given, **settings)  # type: ignore[arg-type]
     with pytest.raises(PrivtrainError, match=r"another (run|plan)"):
         fit(**{**given, **settings, **other})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_is_for_its_owner_alone(tmp_path: Path) -> None:
+    # As an interrupted write of anybody may have left it.
+    (tmp_path / "state.new").touch(mode=0o644)
+    run(SGD(epochs=1), tmp_path)
+    assert stat.S_IMODE((tmp_path / "state.pt").stat().st_mode) == 0o600
+    assert not (tmp_path / "state.new").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])

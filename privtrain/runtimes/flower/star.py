@@ -44,6 +44,7 @@ class FlowerStar:
     raised: Mapping[str, BaseException] = field(default_factory=dict, repr=False)
     _keeping: dict[str, None] = field(default_factory=dict, repr=False)
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
+    _restored: int = field(default=0, repr=False)
     _exchanges: Exchanges = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +86,7 @@ class FlowerStar:
         # A copy, since messages of the last round may still be on their way with its number.
         order = self._last[1].copy()
         order["round"] = round
+        order["restored"] = self._restored
         return order
 
     def _answers(
@@ -124,6 +126,7 @@ class FlowerStar:
         # Whoever keeps something and is not named is sent an empty state, which it then has.
         new = {party: states.get(party, {}) for party in {**self._keeping, **states}}
         self._keeping = dict.fromkeys(states)
+        self._restored += 1
         sent = {party: Packer()(state) for party, state in new.items()}
         for party, answer in self._answers(SET_STATE, sent, -1).items():
             self._content(party, answer, -1)
