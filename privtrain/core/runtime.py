@@ -134,7 +134,7 @@ class Party:
         device: Where tensors are computed.
         cache: A cache of the worker that runs the step, such as a model to overwrite. It may
             vanish at any time and must not change results.
-        mail: Party to what it mailed since this one's last exchange.
+        mail: Party to what it mailed in this training round, since this one's last exchange.
         sent: What the coordinator sent for this exchange; the payload of the step.
         link: Connections to the other parties of a mesh; None in a star.
     """
@@ -221,7 +221,7 @@ class Reply:
         message: What it sends to the coordinator.
         mail: Party to what it is sent; the coordinator passes it on and does not read it.
             Whatever computes on shares, such as `computing-0`, may be named, too: the coordinator
-            of a simulation then hands it over to the mesh.
+            of a simulation then hands it over to the mesh. Only that is in what `Star.map` returns.
         seen: Diagnostics of a simulation.
     """
 
@@ -284,7 +284,9 @@ class Star(Protocol):
         """Sends each named party its payload, lets it take the step, and gathers the replies.
 
         Each call is one exchange, which the transcript numbers. What parties mail to one another
-        is handed over in the next exchange in which the receiver takes part.
+        is handed over in the next exchange in which the receiver replies, within the same training
+        round; what waits when another round begins is dropped. The replies that are returned do
+        not hold it: it is no message to the coordinator.
 
         Args:
             step: What every named party does.
@@ -299,7 +301,8 @@ class Star(Protocol):
             ValueError: If a name is nobody's, or fewer are asked than have to reply.
             PartyLostError: If fewer reply, with the names of the lost; or if the code of one
                 raises an error, however many have to reply.
-            ProtocolError: If a party mails something to nobody.
+            ProtocolError: If a party mails something to nobody, or a kind that it mailed already
+                and that still waits.
         """
         ...
 

@@ -39,7 +39,7 @@ class InProcessStar:
         round: int,
         at_least: int | None = None,
     ) -> dict[str, Reply]:
-        number = self._exchanges.begin(payloads, at_least)
+        number = self._exchanges.begin(payloads, at_least, round)
         replies: dict[str, Reply] = {}
         lost: dict[str, PartyLostError] = {}
         for party, payload in payloads.items():
@@ -52,8 +52,7 @@ class InProcessStar:
                 lost[party] = error
                 continue
             self._exchanges.answer(party, replies[party], number)
-        self._exchanges.end(replies, lost, len(payloads), at_least, round)
-        return replies
+        return self._exchanges.end(replies, lost, len(payloads), at_least, round)
 
     def _taken(self, step: Step, payload: Payload, party: Party) -> Reply:
         # A copy each way: a step that writes into what it was sent, or later into what it replied,
@@ -77,7 +76,8 @@ class InProcessStar:
             device=self.setting.device,
             cache=self._cache,
             held=dict(held) if of == round else {},
-            mail=mail,
+            # A copy: what a party that is lost wrote into it is not what waits for it.
+            mail={sender: _copy(sent) for sender, sent in mail.items()},
         )
 
     def states(self) -> dict[str, Payload]:
@@ -87,6 +87,7 @@ class InProcessStar:
         self._exchanges.check(states)
         self._states = {party: _copy(state) for party, state in states.items()}
         self._held.clear()
+        self._exchanges.forget_mail()
 
 
 def _copy(payload: Payload) -> Payload:

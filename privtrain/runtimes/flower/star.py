@@ -58,7 +58,7 @@ class FlowerStar:
         round: int,
         at_least: int | None = None,
     ) -> dict[str, Reply]:
-        number = self._exchanges.begin(payloads, at_least)
+        number = self._exchanges.begin(payloads, at_least, round)
         # One packer an exchange: most of them send the same model to everybody.
         pack = Packer(self._order(step, round))
         contents: dict[str, RecordDict] = {}
@@ -75,8 +75,7 @@ class FlowerStar:
                 lost[party] = error
         for party, reply in replies.items():
             self._exchanges.answer(party, reply, number)
-        self._exchanges.end(replies, lost, len(payloads), at_least, round)
-        return replies
+        return self._exchanges.end(replies, lost, len(payloads), at_least, round)
 
     def _order(self, step: Step, round: int) -> ConfigRecord:
         # A step is a frozen value, so that its pickle can be sent again. Compared by identity: a
@@ -127,6 +126,7 @@ class FlowerStar:
         new = {party: states.get(party, {}) for party in {**self._keeping, **states}}
         self._keeping = dict.fromkeys(states)
         self._restored += 1
+        self._exchanges.forget_mail()
         sent = {party: Packer()(state) for party, state in new.items()}
         for party, answer in self._answers(SET_STATE, sent, -1).items():
             self._content(party, answer, -1)
