@@ -307,7 +307,10 @@ class Star(Protocol):
         ...
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round, for a checkpoint; nothing that it holds."""
+        """What each party keeps from round to round, for a checkpoint; nothing that it holds.
+
+        Of who is lost, what the last call told, or nothing: a round may go on without it.
+        """
         ...
 
     def restore(self, states: Mapping[str, Payload]) -> None:
