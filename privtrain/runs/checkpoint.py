@@ -145,6 +145,9 @@ class FileCheckpoint:
             self.spent_by_kind = dict(self.saved.get("spent_by_kind", alone))
             self.transcript.extend(Entry(*entry) for entry in self.saved["entries"])
             self.transcript.setups.extend(Setup(*setup) for setup in self.saved["setups"])
+            # Not in every file: an exchange in which nothing was sent leaves no entry.
+            numbered = int(self.saved.get("exchanges", 0))
+            self.transcript.exchanges = max(self.transcript.exchanges, numbered)
             self.history.unprotected.update(self.saved["unprotected"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable(self.path, error) from error
@@ -195,6 +198,7 @@ class FileCheckpoint:
                 (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
                 for e in self.transcript.entries
             ],
+            "exchanges": self.transcript.exchanges,
             "setups": [(s.party, s.what) for s in self.transcript.setups],
             "unprotected": self.history.unprotected,
         }
