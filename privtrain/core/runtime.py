@@ -262,6 +262,8 @@ class Setting:
         held = [name for name in self.others if name in self.data.train]
         if held:
             raise ValueError(f"Expected others={self.others} to hold no rows; {held[0]} does.")
+        # Whoever reads the transcript has to tell a participant from a party that helps.
+        self.transcript.others = self.others
 
     def knows(self, name: str) -> bool:
         """Whether a name is that of a party, with rows or without; no rows are loaded."""

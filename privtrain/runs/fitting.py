@@ -212,7 +212,7 @@ def fit_trial(
         if home is not None:
             stack.enter_context(locked_folder(home))
         ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
-        transcript, history = Transcript(keep_payloads=keep_payloads, others=others), History()
+        transcript, history = Transcript(keep_payloads=keep_payloads), History()
         outcome = Outcome(history, list(data.notes), assumptions=list(start.assumptions))
         identity, environment = Identity({}), dict[str, str]()
         if home is not None:

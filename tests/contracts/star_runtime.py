@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, PartyLostError, ProtocolError
 from privtrain.core.failures import traceback_of
+from privtrain.core.observers import PARTICIPANT
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import Party, Payload, Reply, Seen, Setting, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
@@ -549,6 +550,8 @@ def parties_without_rows_are_addressed(runtime: StarRuntime) -> None:
     assert ("aggregator", "key-holder") in {
         (e.sender, e.receiver) for e in setting.transcript.entries
     }
+    # It was the first to receive something, and no participant.
+    assert setting.transcript.view(PARTICIPANT).names == (PARTIES[1],)
     with pytest.raises(ValueError, match="hold no rows"):
         dataclasses.replace(a_setting(), others=(PARTIES[0],))
 
