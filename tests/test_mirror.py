@@ -8,7 +8,6 @@ TESTED_ELSEWHERE = {
     "command/arguments.py": "tests/command/test_cli.py",
     "core/result.py": "values of a result: tests/report",
     "core/runtime.py": "protocols: tests/contracts/star_runtime.py and mesh_runtime.py",
-    "release/aggregation.py": "a protocol: tests/contracts/aggregation.py",
     "runtimes/flower/surroundings.py": "tests/runtimes/flower/test_grid.py",
     "steps/local.py": "a protocol: tests/contracts/trainer.py",
 }

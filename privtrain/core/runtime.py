@@ -125,13 +125,16 @@ class Party:
         name: Name of the party.
         round: Training round, from 0: the name of this round's streams.
         train: Party to rows; a party reads its own only.
-        state: What the party keeps from round to round; the runtime stores it.
+        state: What the party keeps from round to round; the runtime stores it. It reaches the
+            coordinator, which keeps it in the run's checkpoint: no place for a secret.
+        held: What the party holds until its training round ends, such as a private key. It never
+            leaves the party: no coordinator and no checkpoint has it.
         seeds: Streams for data order and initialisation.
         entropy: Streams for noise, shares and masks; a step gets each of them once.
         device: Where tensors are computed.
         cache: A cache of the worker that runs the step, such as a model to overwrite. It may
             vanish at any time and must not change results.
-        mail: Party to what it mailed since this one's last exchange.
+        mail: Party to what it mailed in this training round, since this one's last exchange.
         sent: What the coordinator sent for this exchange; the payload of the step.
         link: Connections to the other parties of a mesh; None in a star.
     """
@@ -144,6 +147,7 @@ class Party:
     entropy: Entropy | OnceOnly
     device: str = "cpu"
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    held: Payload = field(default_factory=dict, repr=False)
     mail: Mapping[str, Payload] = field(default_factory=dict, repr=False)
     # An aggregation has to find its own part of a message, which the step that a trainer wrote
     # knows nothing of.
@@ -217,7 +221,7 @@ class Reply:
         message: What it sends to the coordinator.
         mail: Party to what it is sent; the coordinator passes it on and does not read it.
             Whatever computes on shares, such as `computing-0`, may be named, too: the coordinator
-            of a simulation then hands it over to the mesh.
+            of a simulation then hands it over to the mesh. Only that is in what `Star.map` returns.
         seen: Diagnostics of a simulation.
     """
 
@@ -258,6 +262,8 @@ class Setting:
         held = [name for name in self.others if name in self.data.train]
         if held:
             raise ValueError(f"Expected others={self.others} to hold no rows; {held[0]} does.")
+        # Whoever reads the transcript has to tell a participant from a party that helps.
+        self.transcript.others = self.others
 
     def knows(self, name: str) -> bool:
         """Whether a name is that of a party, with rows or without; no rows are loaded."""
@@ -280,7 +286,9 @@ class Star(Protocol):
         """Sends each named party its payload, lets it take the step, and gathers the replies.
 
         Each call is one exchange, which the transcript numbers. What parties mail to one another
-        is handed over in the next exchange in which the receiver takes part.
+        is handed over in the next exchange in which the receiver replies, within the same training
+        round; what waits when another round begins is dropped. The replies that are returned do
+        not hold it: it is no message to the coordinator.
 
         Args:
             step: What every named party does.
@@ -295,16 +303,20 @@ class Star(Protocol):
             ValueError: If a name is nobody's, or fewer are asked than have to reply.
             PartyLostError: If fewer reply, with the names of the lost; or if the code of one
                 raises an error, however many have to reply.
-            ProtocolError: If a party mails something to nobody.
+            ProtocolError: If a party mails something to nobody, or a kind that it mailed already
+                and that still waits.
         """
         ...
 
     def states(self) -> dict[str, Payload]:
-        """What each party keeps from round to round, for a checkpoint."""
+        """What each party keeps from round to round, for a checkpoint; nothing that it holds.
+
+        Of who is lost, what the last call told, or nothing: a round may go on without it.
+        """
         ...
 
     def restore(self, states: Mapping[str, Payload]) -> None:
-        """Hands each party the state that a checkpoint holds of it."""
+        """Hands each party the state that a checkpoint has of it; what it held is gone."""
         ...
 
 

@@ -342,7 +342,9 @@ class Run:
 
         Beside the trainer's own state this is what every run has: what mechanisms and parties
         remember, which rows were used, what turned out to be assumed, notes, why the run was
-        halted, and realised charges.
+        halted, and realised charges. The coordinator gathers the `Party.state` of all parties for
+        it, in the clear; `Party.held` is kept by nobody else, hence a state is kept between
+        training rounds.
 
         Args:
             done: How many rounds, steps or epochs are finished.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from privtrain.core.observers import Observer
-from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
+from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME, is_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +86,14 @@ class Transcript:
         entries: The messages.
         setups: What parties know without a message.
         exchanges: How many exchanges were numbered.
+        others: Names of the parties that hold no rows: none of them is a participant.
     """
 
     keep_payloads: bool = False
     entries: list[Entry] = field(default_factory=list)
     setups: list[Setup] = field(default_factory=list)
     exchanges: int = field(default=0, compare=False)
+    others: tuple[str, ...] = field(default=(), compare=False)
 
     def exchange(self) -> int:
         """The number of an exchange that a channel begins."""
@@ -134,10 +136,10 @@ class Transcript:
         """What an observer saw of the run.
 
         A coalition sees what its members see; everybody sees what was published. A participant
-        sees what the first party that received something saw; the aggregator and the curator
-        what the coordinator of a star or who pooled the rows saw, whichever the run had; the
-        dealer what those saw who have setup material. Who sent a message knows it as well as who
-        received it.
+        sees what the first party with rows saw that received something, of a coordinator where
+        there is one; the aggregator and the curator what the coordinator of a star or who pooled
+        the rows saw, whichever the run had; the dealer what those saw who have setup material. Who
+        sent a message knows it as well as who received it.
         """
         # The same entries that cost is read from: what was not recorded was neither sent nor seen.
         places = (self._played_by(name) or {name} for name in observer.corrupted)
@@ -156,8 +158,9 @@ class Transcript:
         if role == "participant":
             # One of them stands for all: a guarantee to participants is to each of them alone, and
             # several that pool what they saw are a coalition.
-            outside = {*_COORDINATORS, PUBLIC_NAME}
-            return set([e.receiver for e in self.entries if e.receiver not in outside][:1])
+            asked = [e.receiver for e in self.entries if e.sender in _COORDINATORS]
+            received = [*asked, *(e.receiver for e in self.entries)]
+            return set([n for n in received if not is_role(n) and n not in self.others][:1])
         if role in _COORDINATORS:
             seen = {name for e in self.entries for name in (e.sender, e.receiver)}
             return seen.intersection(_COORDINATORS) or {AGGREGATOR_NAME}

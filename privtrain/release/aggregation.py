@@ -115,7 +115,16 @@ class Gathering:
 
         Args:
             payload: What the trainer sends to all of them.
+
+        Raises:
+            ValueError: If the aggregation sends a party something of the same name.
         """
+        for party in self.cohort:
+            for name in sorted(set(payload) & set(self.payloads.get(party, {}))):
+                raise ValueError(
+                    f"Expected what an aggregation sends to {party} to have names of its own; the "
+                    f"trainer sends {name!r}, too."
+                )
         return {party: {**self.payloads.get(party, {}), **payload} for party in self.cohort}
 
     def parted(self, summed: Tensor) -> tuple[Tensor, float | None]:

@@ -111,12 +111,19 @@ class SharedSum:
         """The sum, still on shares; weights stay on them, too.
 
         Raises:
-            ProtocolError: If a message is missing or has another shape than the first.
+            ProtocolError: If a message is missing, has another shape than the first, or went to a
+                party that does not compute here.
         """
         kind = gathering.kind
         if not replies:
             raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
         _check_overflow(len(replies))
+        for party, reply in replies.items():
+            for name in sorted(set(reply.mail) - set(self.computing_names)):
+                raise ProtocolError(
+                    f"{party} mails {sorted(reply.mail[name])} to {name}, and {kind!r} is computed "
+                    f"by {', '.join(self.computing_names)}."
+                )
         held: dict[str, Payload] = {}
         for name in self.computing_names:
             shares = [_mailed(reply, kind, name) for reply in replies.values()]

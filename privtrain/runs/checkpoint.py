@@ -1,6 +1,7 @@
 """The checkpoint of a run: what an interrupted run needs to go on, and which run it belongs to."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,9 @@ class FileCheckpoint:
             self.spent_by_kind = dict(self.saved.get("spent_by_kind", alone))
             self.transcript.extend(Entry(*entry) for entry in self.saved["entries"])
             self.transcript.setups.extend(Setup(*setup) for setup in self.saved["setups"])
+            # Not in every file: an exchange in which nothing was sent leaves no entry.
+            numbered = int(self.saved.get("exchanges", 0))
+            self.transcript.exchanges = max(self.transcript.exchanges, numbered)
             self.history.unprotected.update(self.saved["unprotected"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable(self.path, error) from error
@@ -194,6 +198,7 @@ class FileCheckpoint:
                 (e.sender, e.receiver, e.kind, e.shape, e.bytes, e.round)
                 for e in self.transcript.entries
             ],
+            "exchanges": self.transcript.exchanges,
             "setups": [(s.party, s.what) for s in self.transcript.setups],
             "unprotected": self.history.unprotected,
         }
@@ -225,7 +230,11 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     # Replaced as a whole: where this write is interrupted, the last checkpoint is still there.
     fresh = path.with_suffix(".new")
     try:
-        torch.save(document, fresh)
+        fresh.unlink(missing_ok=True)
+        # For its owner alone: it holds what mechanisms remember, and the states of all parties.
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(document, file)
         fresh.replace(path)
     except (OSError, RuntimeError) as error:
         raise PrivtrainError(

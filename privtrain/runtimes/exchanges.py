@@ -1,7 +1,7 @@
 """What the coordinator of every star does: names, records, mail, and who is lost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.parties import AGGREGATOR_NAME, is_computing
@@ -17,9 +17,10 @@ class Exchanges:
     """
 
     setting: Setting
-    # Receiver to sender to payload. Mail to whoever computes on shares does not wait: it leaves
-    # the star with the reply.
+    # Receiver to sender to payload, all of one training round. Mail to whoever computes on shares
+    # does not wait: it leaves the star with the reply.
     _mail: dict[str, dict[str, Payload]] = field(default_factory=dict, repr=False)
+    _round: int | None = field(default=None, repr=False)
 
     def check(self, named: Mapping[str, object]) -> None:
         """Raises `ValueError` if a name belongs to no party."""
@@ -30,8 +31,11 @@ class Exchanges:
                     f"Expected party={party!r} to be a party of the data: {known}, ..."
                 )
 
-    def begin(self, payloads: Mapping[str, Payload], at_least: int | None) -> int:
+    def begin(self, payloads: Mapping[str, Payload], at_least: int | None, round: int) -> int:
         """The number of an exchange.
+
+        Mail of another training round is gone: like what parties hold, it ends with its round, so
+        that a checkpoint between two rounds lacks nothing.
 
         Raises:
             ValueError: If a name belongs to no party, or fewer are asked than have to reply.
@@ -43,12 +47,20 @@ class Exchanges:
                 f"Expected at_least={at_least} in [0, {len(payloads)}], where {len(payloads)} "
                 "parties are asked."
             )
+        if round != self._round:
+            self.forget_mail()
+            self._round = round
         return self.setting.transcript.exchange()
+
+    def forget_mail(self) -> None:
+        """Drops the mail that waits."""
+        self._mail.clear()
 
     def ask(self, party: str, payload: Payload, number: int) -> dict[str, Payload]:
         """Records what a party is sent, and gives the mail that waits for it."""
         self._record(AGGREGATOR_NAME, party, payload, number)
-        return self._mail.pop(party, {})
+        # It waits on until the exchange is over: who is lost now finds it in the next one.
+        return self._mail.get(party, {})
 
     def answer(self, party: str, reply: Reply, number: int) -> None:
         """Records what a party replies, and to whom it mails.
@@ -72,11 +84,16 @@ class Exchanges:
         asked: int,
         at_least: int | None,
         round: int,
-    ) -> None:
+    ) -> dict[str, Reply]:
         """Keeps the mail of an exchange for the next one, if enough parties replied.
+
+        Returns:
+            The replies as the coordinator's program has them: without the mail that it passes on
+            from party to party.
 
         Raises:
             PartyLostError: If fewer than `at_least` replied, with the names of the lost.
+            ProtocolError: If a party mails something of a kind that still waits for its receiver.
         """
         if at_least is not None and len(replies) < at_least:
             first, *_ = lost
@@ -85,15 +102,31 @@ class Exchanges:
                 f"{at_least} have to: {', '.join(lost)} did not.",
                 first,
             ) from lost[first]
+        # All or nothing: an exchange that fails leaves the mail as it was.
+        waiting = {to: dict(sent) for to, sent in self._mail.items() if to not in replies}
         for sender, reply in replies.items():
             for receiver, payload in reply.mail.items():
-                if self.setting.knows(receiver):
-                    self._mail.setdefault(receiver, {})[sender] = payload
+                if not is_computing(receiver):
+                    earlier = waiting.setdefault(receiver, {}).get(sender, {})
+                    for kind in sorted(set(earlier) & set(payload)):
+                        raise ProtocolError(
+                            f"{sender} mails {kind!r} to {receiver} twice in round {round}, before "
+                            "it was handed over once. Give the second one another name."
+                        )
+                    waiting[receiver][sender] = {**earlier, **payload}
+        self._mail = waiting
+        return {party: _without_relayed(reply) for party, reply in replies.items()}
 
     def _record(self, sender: str, receiver: str, payload: Payload, number: int) -> None:
         record = self.setting.transcript.send
         for kind, tensor in payload.items():
             record(sender, receiver, kind, tensor, round=number)
+
+
+def _without_relayed(reply: Reply) -> Reply:
+    """A reply with no more mail than what goes to whoever computes on shares."""
+    mail = {to: payload for to, payload in reply.mail.items() if is_computing(to)}
+    return reply if len(mail) == len(reply.mail) else replace(reply, mail=mail)
 
 
 def tolerated(error: PartyLostError, at_least: int | None) -> bool:

@@ -24,6 +24,8 @@ class InProcessStar:
     setting: Setting
     _exchanges: Exchanges = field(init=False, repr=False)
     _states: dict[str, Payload] = field(default_factory=dict, repr=False)
+    # With the round that it belongs to.
+    _held: dict[str, tuple[int, Payload]] = field(default_factory=dict, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -37,7 +39,7 @@ class InProcessStar:
         round: int,
         at_least: int | None = None,
     ) -> dict[str, Reply]:
-        number = self._exchanges.begin(payloads, at_least)
+        number = self._exchanges.begin(payloads, at_least, round)
         replies: dict[str, Reply] = {}
         lost: dict[str, PartyLostError] = {}
         for party, payload in payloads.items():
@@ -50,19 +52,20 @@ class InProcessStar:
                 lost[party] = error
                 continue
             self._exchanges.answer(party, replies[party], number)
-        self._exchanges.end(replies, lost, len(payloads), at_least, round)
-        return replies
+        return self._exchanges.end(replies, lost, len(payloads), at_least, round)
 
     def _taken(self, step: Step, payload: Payload, party: Party) -> Reply:
         # A copy each way: a step that writes into what it was sent, or later into what it replied,
         # would reach the coordinator's model, which it cannot where parties are processes.
-        reply = take_step(step, _copy(payload), party)
+        reply = take_step(step, copied(payload), party)
         # Read afterwards: a step may put a new dictionary in the place of the one it was given.
         self._states[party.name] = party.state
-        mail = {receiver: _copy(sent) for receiver, sent in reply.mail.items()}
-        return replace(reply, message=_copy(reply.message), mail=mail)
+        self._held[party.name] = (party.round, party.held)
+        mail = {receiver: copied(sent) for receiver, sent in reply.mail.items()}
+        return replace(reply, message=copied(reply.message), mail=mail)
 
     def _party(self, name: str, round: int, mail: Mapping[str, Payload]) -> Party:
+        of, held = self._held.get(name, (round, {}))
         return Party(
             name=name,
             round=round,
@@ -72,18 +75,22 @@ class InProcessStar:
             entropy=self.setting.entropy,
             device=self.setting.device,
             cache=self._cache,
-            mail=mail,
+            held=dict(held) if of == round else {},
+            # A copy: what a party that is lost wrote into it is not what waits for it.
+            mail={sender: copied(sent) for sender, sent in mail.items()},
         )
 
     def states(self) -> dict[str, Payload]:
-        return {party: _copy(state) for party, state in self._states.items() if state}
+        return {party: copied(state) for party, state in self._states.items() if state}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
         self._exchanges.check(states)
-        self._states = {party: _copy(state) for party, state in states.items()}
+        self._states = {party: copied(state) for party, state in states.items()}
+        self._held.clear()
+        self._exchanges.forget_mail()
 
 
-def _copy(payload: Payload) -> Payload:
+def copied(payload: Payload) -> Payload:
     """The same values in memory of their own."""
     return {kind: tensor.detach().clone() for kind, tensor in payload.items()}
 

@@ -85,7 +85,7 @@ def unpack(read: Callable[[int], bytearray]) -> Message:
         read: Returns exactly so many bytes.
 
     Raises:
-        ProtocolError: If the header contradicts itself.
+        ProtocolError: If the header contradicts itself, or no tensor has such a shape.
     """
     length, number, dims, round, size = _HEAD.unpack(read(_HEAD.size))
     kind = bytes(read(length)).decode(errors="replace")
@@ -93,8 +93,13 @@ def unpack(read: Callable[[int], bytearray]) -> Message:
     # Checked before a byte is read: the size says how much memory is asked for.
     if number >= len(_DTYPES) or math.prod(shape) * _DTYPES[number].itemsize != size:
         raise ProtocolError(f"sent a message {kind!r} of shape {shape} with {size} bytes.")
+    try:
+        # Of a tensor without values any shape agrees with the size, such as (0, 2^64 - 1).
+        empty = torch.empty(shape if size == 0 else 0, dtype=_DTYPES[number])
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"sent a message {kind!r} of shape {shape}: no tensor's.") from error
     if size == 0:
-        return Message(kind, round, torch.empty(shape, dtype=_DTYPES[number]))
+        return Message(kind, round, empty)
     return Message(kind, round, torch.frombuffer(read(size), dtype=_DTYPES[number]).reshape(shape))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, PartyLostError, ProtocolError
 from privtrain.core.failures import traceback_of
+from privtrain.core.observers import PARTICIPANT
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import Party, Payload, Reply, Seen, Setting, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
@@ -101,6 +102,29 @@ class NewState:
     def __call__(self, payload: Payload, party: Party) -> Reply:
         party.state = {"rounds": party.state.get("rounds", torch.tensor(0)) + 1}
         return Reply({"rounds": party.state["rounds"]})
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Tells what it holds, and holds one more; its state is another matter.
+
+    Args:
+        keeps: Whether it keeps a state, too.
+        gone_at: Who is lost after it has changed what it holds.
+    """
+
+    keeps: bool = True
+    gone_at: str = ""
+
+    def __call__(self, payload: Payload, party: Party) -> Reply:
+        before = party.held.get("secret", torch.tensor(0))
+        # A new store in the place of the one that it was given, as a state may be.
+        party.held = {"secret": before + 1}
+        if self.keeps:
+            party.state["public"] = torch.tensor(7)
+        if party.name == self.gone_at:
+            raise GONE
+        return Reply({"held": before})
 
 
 @dataclass(frozen=True)
@@ -306,6 +330,42 @@ def restoring_replaces_what_was_kept(runtime: StarRuntime) -> None:
             star.restore({"stranger": {}})
 
 
+def what_a_party_holds_ends_with_its_round_and_never_leaves_it(runtime: StarRuntime) -> None:
+    a, b, c = PARTIES
+    setting = dataclasses.replace(a_setting(), others=("key-holder",))
+    everybody: dict[str, Payload] = {name: {} for name in (*PARTIES, "key-holder")}
+
+    def held(round: int, asked: tuple[str, ...] = PARTIES, **how: bool) -> list[int]:
+        payloads = {name: everybody[name] for name in asked}
+        replies = star.map(Hold(**how), payloads, round=round)
+        return [int(reply.message["held"]) for reply in replies.values()]
+
+    with runtime.open(setting) as star:
+        assert held(3, tuple(everybody)) == [0, 0, 0, 0]
+        assert held(3, (a, b, "key-holder")) == [1, 1, 1]
+        # Of a round the party has not heard of, nothing is gone yet.
+        assert held(4, (a,)) == [0]
+        assert held(3, (b, c)) == [2, 1]
+        assert held(4) == [1, 0, 0]
+        # Who is lost holds what it held before.
+        star.map(Hold(gone_at=a), {a: {}, b: {}}, round=4, at_least=1)
+        assert held(4) == [2, 2, 1]
+        states = star.states()
+        assert {(name, kind) for name, state in states.items() for kind in state} == {
+            (name, "public") for name in everybody
+        }
+        # A round that is taken once more begins with nothing.
+        star.restore(states)
+        assert held(4) == [0, 0, 0]
+        assert held(4) == [1, 1, 1]
+    with runtime.open(a_setting()) as star:
+        assert held(0, keeps=False) == [0, 0, 0]
+        assert held(0, keeps=False) == [1, 1, 1]
+        assert star.states() == {}
+        star.restore({})
+        assert held(0, keeps=False) == [0, 0, 0]
+
+
 def a_failing_party_is_named(runtime: StarRuntime) -> None:
     step = Fail(PARTIES[1], ZeroDivisionError("the mean of no rows"))
     with runtime.open(a_setting()) as star, pytest.raises(PartyLostError) as caught:
@@ -391,15 +451,21 @@ class Mail:
 
     Args:
         to: To whom.
+        kind: What a letter is called.
     """
 
     to: tuple[str, ...]
+    kind: str = "letter"
 
     def __call__(self, payload: Payload, party: Party) -> Reply:
         known = (*PARTIES, "key-holder")
         letter = torch.tensor([known.index(party.name), party.round])
-        got = {f"from {sender}": sent["letter"] for sender, sent in party.mail.items()}
-        return Reply(got, {name: {"letter": letter} for name in self.to if name != party.name})
+        got = {
+            f"{kind} from {sender}": read
+            for sender, sent in party.mail.items()
+            for kind, read in sent.items()
+        }
+        return Reply(got, {name: {self.kind: letter} for name in self.to if name != party.name})
 
 
 def mail_arrives_in_the_receivers_next_exchange(runtime: StarRuntime) -> None:
@@ -408,27 +474,51 @@ def mail_arrives_in_the_receivers_next_exchange(runtime: StarRuntime) -> None:
         first = star.map(Mail((b,)), {name: {} for name in PARTIES}, round=4)
         # Not in the exchange in which it was sent, whoever steps first.
         assert all(reply.message == {} for reply in first.values())
-        assert {to: sent["letter"].tolist() for to, sent in first[a].mail.items()} == {b: [0, 4]}
-        # It waits while the receiver is not asked, and a later letter takes its place.
-        star.map(Mail((b,)), {a: {}}, round=5)
-        second = star.map(Mail(()), {b: {}, c: {}}, round=6)
+        # Nor does whoever relays it read it.
+        assert all(reply.mail == {} for reply in first.values())
+        # It waits while the receiver is not asked; a second one comes along, or is refused.
+        star.map(Mail((b,), kind="second"), {a: {}}, round=4)
+        with pytest.raises(ProtocolError, match=rf"{a} mails 'letter' to {b} twice in round 4"):
+            star.map(Mail((b,)), {a: {}}, round=4)
+        second = star.map(Mail(()), {b: {}, c: {}}, round=4)
         found = {kind: letter.tolist() for kind, letter in second[b].message.items()}
-        assert found == {f"from {a}": [0, 5], f"from {c}": [2, 4]}
+        assert found == {
+            f"letter from {a}": [0, 4],
+            f"second from {a}": [0, 4],
+            f"letter from {c}": [2, 4],
+        }
         assert second[c].message == {}
         # Handed over once.
-        assert star.map(Mail(()), {b: {}}, round=7)[b].message == {}
+        assert star.map(Mail(()), {b: {}}, round=4)[b].message == {}
     letters = [entry for entry in setting.transcript.entries if entry.kind == "letter"]
-    assert [(e.sender, e.receiver, e.bytes, e.round) for e in letters] == [
+    assert [(e.sender, e.receiver, e.bytes, e.round) for e in letters[:2]] == [
         (a, b, 16, 0),
         (c, b, 16, 0),
-        (a, b, 16, 1),
     ]
-    assert [e.payload.tolist() for e in letters if e.payload is not None][2] == [0, 5]
+    assert [e.payload.tolist() for e in letters if e.payload is not None][1] == [2, 4]
     # Whoever relays it is not its receiver.
     kinds = {
         e.kind for e in setting.transcript.entries if AGGREGATOR_NAME in (e.receiver, e.sender)
     }
-    assert kinds == {f"from {a}", f"from {c}"}
+    assert kinds == {f"letter from {a}", f"second from {a}", f"letter from {c}"}
+
+
+def mail_waits_for_who_is_lost_and_ends_with_its_round(runtime: StarRuntime) -> None:
+    a, b, _ = PARTIES
+    with runtime.open(a_setting()) as star:
+        star.map(Mail((b,)), {a: {}}, round=4)
+        assert star.map(Fail(b, GONE), {a: {}, b: {}}, round=4, at_least=0).keys() == {a}
+        with pytest.raises(PartyLostError):
+            star.map(Fail(b, GONE), {b: {}}, round=4)
+        assert list(star.map(Mail(()), {b: {}}, round=4)[b].message) == [f"letter from {a}"]
+        # The mail of one round is nothing to the next one, so that a checkpoint lacks nothing.
+        star.map(Mail((b,)), {a: {}}, round=4)
+        star.map(Mail((b,)), {a: {}}, round=5)
+        assert star.map(Mail(()), {b: {}}, round=6)[b].message == {}
+        # Nor to one that is taken once more.
+        star.map(Mail((b,)), {a: {}}, round=6)
+        star.restore(star.states())
+        assert star.map(Mail(()), {b: {}}, round=6)[b].message == {}
 
 
 def mail_reaches_who_computes_on_shares_and_else_nobody_unknown(runtime: StarRuntime) -> None:
@@ -451,8 +541,8 @@ def parties_without_rows_are_addressed(runtime: StarRuntime) -> None:
         assert list(replies) == list(sent)
         assert replies["key-holder"].message["x"].tolist() == [1.0, 1.0]
         star.map(Mail(("key-holder",)), {PARTIES[1]: {}}, round=1)
-        got = star.map(Mail(()), {"key-holder": {}}, round=2)["key-holder"].message
-        assert got[f"from {PARTIES[1]}"].tolist() == [1, 1]
+        got = star.map(Mail(()), {"key-holder": {}}, round=1)["key-holder"].message
+        assert got[f"letter from {PARTIES[1]}"].tolist() == [1, 1]
         star.map(NewState(), {"key-holder": {}}, round=3)
         assert list(star.states()) == ["key-holder"]
         with pytest.raises(DataError, match="key-holder takes part without rows"):
@@ -460,6 +550,8 @@ def parties_without_rows_are_addressed(runtime: StarRuntime) -> None:
     assert ("aggregator", "key-holder") in {
         (e.sender, e.receiver) for e in setting.transcript.entries
     }
+    # It was the first to receive something, and no participant.
+    assert setting.transcript.view(PARTICIPANT).names == (PARTIES[1],)
     with pytest.raises(ValueError, match="hold no rows"):
         dataclasses.replace(a_setting(), others=(PARTIES[0],))
 
@@ -612,11 +704,13 @@ CHECKS: tuple[Callable[[StarRuntime], None], ...] = (
     a_new_state_is_kept,
     restored_parties_go_on_as_if_nothing_had_happened,
     restoring_replaces_what_was_kept,
+    what_a_party_holds_ends_with_its_round_and_never_leaves_it,
     a_failing_party_is_named,
     errors_of_our_own_keep_their_type,
     every_tensor_is_one_entry_each_way,
     what_was_seen_travels_and_is_no_message,
     mail_arrives_in_the_receivers_next_exchange,
+    mail_waits_for_who_is_lost_and_ends_with_its_round,
     mail_reaches_who_computes_on_shares_and_else_nobody_unknown,
     parties_without_rows_are_addressed,
     who_is_lost_is_left_out,

@@ -75,6 +75,23 @@ def test_a_participant_sees_its_rounds_models_its_own_updates_and_nobody_elses()
     assert received(a_star(), PARTICIPANT) == [*one_round, *one_round, PUBLISHED]
 
 
+def test_a_participant_holds_rows_whoever_else_was_asked_first() -> None:
+    made = Transcript(others=("key-holder",))
+    made.send(AGGREGATOR_NAME, "key-holder", "cohort", torch.zeros(2), round=0)
+    made.send("client-1", "computing-0", "share", torch.zeros(2), round=0)
+    made.send("client-0", "north/teacher-3", "labels", torch.zeros(2), round=0)
+    # Of nobody with rows is it said that something came.
+    assert made.view(PARTICIPANT).names == ()
+    made.send("client-0", "client-1", "mask", torch.zeros(2), round=1)
+    assert made.view(PARTICIPANT).names == ("client-1",)
+    made.send(AGGREGATOR_NAME, "client-0", "model", torch.zeros(2), round=1)
+    view = made.view(PARTICIPANT)
+    assert view.names == ("client-0",)
+    assert view.kinds == ("labels", "mask", "model")
+    # Elsewhere the same name may be a party's.
+    assert Transcript(entries=made.entries).view(PARTICIPANT).names == ("key-holder",)
+
+
 def test_a_coalition_sees_what_its_members_see() -> None:
     both = a_star().view(coalition({"client-0", "client-1"}))
     assert list(both.messages) == a_star().entries

@@ -417,6 +417,17 @@ def test_aggregation_says_what_was_planned_spent_sent_and_read(folder: Path) -> 
         assert float(update.double().abs().median()) > 2.0**60
 
 
+@pytest.mark.parametrize("inner", [pt.InProcess(), pt.FlowerGrid()], ids=lambda star: star.name)
+def test_aggregation_leaves_no_key_in_a_folder(
+    inner: StarRuntime, folder: Path, tmp_path: Path
+) -> None:
+    masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=3)
+    trainer = pt.FedAvg(rounds=2, release=pt.Release(pt.Gaussian(1.0, 1.0), aggregation=masks))
+    pt.fit(trainer, *FIVE, runtimes=pt.Runtimes(star=inner), folder=tmp_path, entropy=pt.SYSTEM)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert saved["state"]["parties"] == {}
+
+
 def test_aggregation_that_lost_too_many_names_them(folder: Path) -> None:
     masks = module_of("aggregation", folder).PairwiseMasks(minimum_survivors=4)
     both = Losing({(0, "ClientStep"): (CLIENTS[1], CLIENTS[3])})

@@ -180,6 +180,10 @@ def test_refuses_what_it_cannot_add() -> None:
         gathered(aggregation, one, run, "votes")
     with pytest.raises(ProtocolError, match="none"):
         gathered(aggregation, {}, run, "update")
+    mail = {**one["client-0"].mail, "computing-9": {"update share": torch.ones(3)}}
+    stray = {"client-0": Reply({}, mail)}
+    with pytest.raises(ProtocolError, match=r"client-0 mails .* to computing-9"):
+        gathered(aggregation, stray, run, "update")
     for bad in (float("nan"), LARGEST):
         with pytest.raises(DataError, match="the update of client-0"):
             sealed(aggregation, [torch.tensor([bad])], "update")

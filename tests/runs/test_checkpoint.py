@@ -1,6 +1,7 @@
 """Checkpoints: a folder of another run, broken files, full disks."""
 
 import errno
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ import pytest
 import torch
 
 from privtrain.core.errors import DataError, PrivtrainError
-from privtrain.core.result import TrainResult
+from privtrain.core.result import History, TrainResult
 from privtrain.core.seeding import SYSTEM
 from privtrain.core.trainer import Trainer
+from privtrain.core.transcript import Transcript
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
+from privtrain.runs.checkpoint import FileCheckpoint, Identity, read_state
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
@@ -62,6 +65,36 @@ def test_the_folder_of_another_run_is_refused(other: dict[str, object], tmp_path
     fit(**given, **settings)  # type: ignore[arg-type]
     with pytest.raises(PrivtrainError, match=r"another (run|plan)"):
         fit(**{**given, **settings, **other})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_is_for_its_owner_alone(tmp_path: Path) -> None:
+    # As an interrupted write of anybody may have left it.
+    (tmp_path / "state.new").touch(mode=0o644)
+    run(SGD(epochs=1), tmp_path)
+    assert stat.S_IMODE((tmp_path / "state.pt").stat().st_mode) == 0o600
+    assert not (tmp_path / "state.new").exists()
+
+
+def test_exchanges_without_a_message_are_numbered_after_an_interruption(tmp_path: Path) -> None:
+    def checkpoint() -> FileCheckpoint:
+        path = tmp_path / "state.pt"
+        identity = Identity({"rows": "digest"}, published=True)
+        return FileCheckpoint(Transcript(), History(), path, identity, saved=read_state(path))
+
+    first = checkpoint()
+    first.transcript.send("a", "b", "x", torch.ones(1), round=first.transcript.exchange())
+    first.transcript.exchange()
+    first.save(1, {})
+    assert checkpoint().transcript.exchange() == 2
+    # An earlier version told no number: it follows from the entries, as it did.
+    path = tmp_path / "state.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["exchanges"]
+    torch.save(saved, path)
+    assert checkpoint().transcript.exchange() == 1
+    torch.save({**saved, "exchanges": "many"}, path)
+    with pytest.raises(PrivtrainError, match=r"state\.pt cannot be read"):
+        checkpoint()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken"])

@@ -29,7 +29,7 @@ def test_an_exchange_costs_no_pass_over_earlier_ones() -> None:
     setting.transcript.entries = Watched()
     exchanges, counted = Exchanges(setting), []
     for _ in range(50):
-        number = exchanges.begin({name: {} for name in PARTIES}, None)
+        number = exchanges.begin({name: {} for name in PARTIES}, None, 0)
         for name in PARTIES:
             exchanges.ask(name, {"x": ONE}, number)
         replies = {name: Reply({"x": ONE}, {PARTIES[0]: {"y": ONE}}) for name in PARTIES}
@@ -43,12 +43,37 @@ def test_an_exchange_costs_no_pass_over_earlier_ones() -> None:
 
 def test_mail_of_an_exchange_that_failed_is_not_handed_over() -> None:
     exchanges = Exchanges(a_setting())
-    exchanges.begin({PARTIES[0]: {}, PARTIES[1]: {}}, 2)
+    exchanges.begin({PARTIES[0]: {}, PARTIES[1]: {}}, 2, 0)
     replies = {PARTIES[0]: Reply({}, {PARTIES[2]: {"y": ONE}})}
     lost = {PARTIES[1]: PartyLostError("gone", PARTIES[1])}
     with pytest.raises(PartyLostError, match=f"1 of 2 .* at least 2 have to: {PARTIES[1]} did not"):
         exchanges.end(replies, lost, 2, 2, 0)
     assert exchanges.ask(PARTIES[2], {}, 1) == {}
+
+
+def test_an_exchange_that_failed_leaves_the_mail_as_it_was() -> None:
+    exchanges, (a, b, c) = Exchanges(a_setting()), PARTIES
+    exchanges.begin({a: {}, b: {}}, None, 0)
+    first = {name: Reply({}, {c: {"x": ONE}}) for name in (a, b)}
+    exchanges.end(first, {}, 2, None, 0)
+    again = {c: Reply({}, {a: {"y": ONE}}), a: Reply({}, {b: {"z": ONE}, c: {"y": ONE}})}
+    # Once c has replied in the same exchange, what waited for it was handed over.
+    clash = {a: Reply({}, {c: {"y": ONE, "x": ONE}})}
+    with pytest.raises(ProtocolError, match=f"{a} mails 'x' to {c} twice in round 0"):
+        exchanges.end(clash, {}, 1, None, 0)
+    assert exchanges.ask(c, {}, 1) == {a: {"x": ONE}, b: {"x": ONE}}
+    exchanges.end(again, {}, 2, None, 0)
+    assert exchanges.ask(c, {}, 2) == {a: {"y": ONE}}
+    assert exchanges.ask(b, {}, 2) == {a: {"z": ONE}}
+
+
+def test_replies_hold_only_the_mail_that_leaves_the_star() -> None:
+    exchanges, (a, b, _) = Exchanges(a_setting()), PARTIES
+    both = Reply({"x": ONE}, {b: {"y": ONE}, "computing-1": {"z": ONE}})
+    plain = Reply({"x": ONE}, {"computing-0": {"z": ONE}})
+    replies = exchanges.end({a: both, b: plain}, {}, 2, None, 0)
+    assert replies[a] == Reply({"x": ONE}, {"computing-1": {"z": ONE}})
+    assert replies[b] is plain
 
 
 def test_mail_to_nobody_names_its_sender() -> None:

@@ -220,6 +220,23 @@ def test_a_message_that_lies_about_its_size_ends_its_sender() -> None:
             left.receive("right", "share")
 
 
+IMPOSSIBLE = [(0, 2**62, 2**62), (0, 2**64 - 1), (2**63, 0)]
+
+
+@pytest.mark.parametrize("shape", IMPOSSIBLE)
+def test_a_shape_that_no_tensor_has_ends_its_sender(shape: tuple[int, ...]) -> None:
+    """No byte follows, whatever the other lengths are: it agrees with its size."""
+    head = bytearray(pack("share", torch.zeros(0), 0))[:20]
+    head[3] = len(shape)
+    data = bytes(head) + b"share" + struct.pack(f">{len(shape)}Q", *shape)
+    with links(2) as (left, right):
+        right.send("left", "share", torch.zeros(0, 3))
+        right._out["left"].sendall(data)
+        assert left.receive("right", "share").shape == (0, 3)
+        with pytest.raises(ProtocolError, match="right sent a message 'share' of shape"):
+            left.receive("right", "share")
+
+
 def test_listens_where_the_store_is_and_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     with links(2) as (left, right):

@@ -65,6 +65,8 @@ PEAK_MEMORY = "peak-memory"
 """Holds, in the replies of other processes, the largest resident memory of that process."""
 
 _ORDER, _TENSORS = "order", "tensors"
+_HELD, _HELD_IN = "held", "held in"
+"""Name what a client holds for one training round alone, and that round."""
 _MAIL = "mail/"
 """Begins the names of records that go from party to party, before the other one's name."""
 _SEEN, _USED = "seen", "used rows"
@@ -137,14 +139,15 @@ class Packer:
         self, payload: Payload, mail: Mapping[str, Payload] = MappingProxyType({})
     ) -> RecordDict:
         """The content of one message, with what goes from party to party in it."""
-        content = RecordDict({_TENSORS: self._record(payload)})
+        content = RecordDict({_TENSORS: self.record(payload)})
         for name, sent in mail.items():
-            content[_MAIL + name] = self._record(sent)
+            content[_MAIL + name] = self.record(sent)
         if self.order is not None:
             content[_ORDER] = self.order
         return content
 
-    def _record(self, payload: Payload) -> ArrayRecord:
+    def record(self, payload: Payload) -> ArrayRecord:
+        """Tensors as one record of a message."""
         record = ArrayRecord()
         for kind, tensor in payload.items():
             if id(tensor) not in self._sent:
@@ -251,6 +254,8 @@ class Site:
 
 def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     order = cast(ConfigRecord, content[_ORDER])
+    # A round that is taken once more, from a checkpoint, is another one.
+    now = ConfigRecord({"round": order["round"], "restored": order["restored"]})
     party = Party(
         name=site.party(context),
         round=cast(int, order["round"]),
@@ -260,12 +265,16 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
         entropy=site.entropy,
         device=site.device,
         cache=site.cache,
+        held=to_payload(context.state, _HELD) if context.state.get(_HELD_IN) == now else {},
         mail=mail_in(content),
     )
     # The same function as in one process: one thread, and errors that name the party.
     packed = pack_reply(take_step(site.step(order), to_payload(content), party))
     # Flower stores a client's context between messages, also where workers serve many clients.
     context.state = Packer()(party.state) if party.state else RecordDict()
+    if party.held:
+        context.state[_HELD] = Packer().record(party.held)
+        context.state[_HELD_IN] = now
     if party.state:
         packed[KEEPS_STATE] = ConfigRecord()
     if site.elsewhere:
@@ -274,8 +283,9 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
 
 
 def _tell_state(site: Site, content: RecordDict, context: Context) -> RecordDict:
-    # Copied, as below: within one process a message and a context would hold the same record.
-    return context.state.copy()
+    # Made anew: within one process a message and a context would hold the same record. What the
+    # party holds is not told.
+    return Packer()(to_payload(context.state))
 
 
 def _set_state(site: Site, content: RecordDict, context: Context) -> RecordDict:

@@ -20,6 +20,7 @@ from privtrain.runtimes.flower.client import (
     to_order,
     to_payload,
 )
+from privtrain.runtimes.in_process import copied
 
 with quiet_import():
     from flwr.app import ConfigRecord, Message, RecordDict
@@ -43,7 +44,10 @@ class FlowerStar:
     send: Callable[[list[Message]], Iterable[Message]]
     raised: Mapping[str, BaseException] = field(default_factory=dict, repr=False)
     _keeping: dict[str, None] = field(default_factory=dict, repr=False)
+    # What is known of parties that may be gone when they are asked once more.
+    _known: dict[str, Payload] = field(default_factory=dict, repr=False)
     _last: tuple[Step, ConfigRecord] | None = field(default=None, repr=False)
+    _restored: int = field(default=0, repr=False)
     _exchanges: Exchanges = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +61,7 @@ class FlowerStar:
         round: int,
         at_least: int | None = None,
     ) -> dict[str, Reply]:
-        number = self._exchanges.begin(payloads, at_least)
+        number = self._exchanges.begin(payloads, at_least, round)
         # One packer an exchange: most of them send the same model to everybody.
         pack = Packer(self._order(step, round))
         contents: dict[str, RecordDict] = {}
@@ -74,8 +78,7 @@ class FlowerStar:
                 lost[party] = error
         for party, reply in replies.items():
             self._exchanges.answer(party, reply, number)
-        self._exchanges.end(replies, lost, len(payloads), at_least, round)
-        return replies
+        return self._exchanges.end(replies, lost, len(payloads), at_least, round)
 
     def _order(self, step: Step, round: int) -> ConfigRecord:
         # A step is a frozen value, so that its pickle can be sent again. Compared by identity: a
@@ -85,6 +88,7 @@ class FlowerStar:
         # A copy, since messages of the last round may still be on their way with its number.
         order = self._last[1].copy()
         order["round"] = round
+        order["restored"] = self._restored
         return order
 
     def _answers(
@@ -114,16 +118,27 @@ class FlowerStar:
         # Only those that keep something are asked: of a million parties that is a few. States are
         # no messages of the protocol, hence no entries of the transcript, and belong to no round.
         answers = self._answers(TELL_STATE, {party: RecordDict() for party in self._keeping}, -1)
-        states = {
-            party: to_payload(self._content(party, answer, -1)) for party, answer in answers.items()
-        }
-        return {party: state for party, state in states.items() if state}
+        states: dict[str, Payload] = {}
+        for party, answer in answers.items():
+            try:
+                states[party] = to_payload(self._content(party, answer, -1))
+            except PartyLostError as error:
+                if error.failed:
+                    raise
+                # Rounds may go on without it; whether they do is for the next exchange to say. Its
+                # state of the last checkpoint stands, if it was there by then.
+                states[party] = self._known.get(party, {})
+        self._known = {party: state for party, state in states.items() if state}
+        return {party: copied(state) for party, state in self._known.items()}
 
     def restore(self, states: Mapping[str, Payload]) -> None:
         self._exchanges.check(states)
         # Whoever keeps something and is not named is sent an empty state, which it then has.
         new = {party: states.get(party, {}) for party in {**self._keeping, **states}}
         self._keeping = dict.fromkeys(states)
+        self._known = {party: copied(state) for party, state in states.items()}
+        self._restored += 1
+        self._exchanges.forget_mail()
         sent = {party: Packer()(state) for party, state in new.items()}
         for party, answer in self._answers(SET_STATE, sent, -1).items():
             self._content(party, answer, -1)

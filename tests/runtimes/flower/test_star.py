@@ -1,5 +1,6 @@
 """The coordinator's side of a Flower star: what it sends, and how it reads what comes back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from privtrain.core.errors import PartyLostError
 from privtrain.core.failures import traceback_of
 from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
-from privtrain.runtimes.flower.client import Site, client_app
+from privtrain.runtimes.flower.client import Site, client_app, quiet_import
 from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
 from privtrain.runtimes.flower.star import FlowerStar
 from privtrain.runtimes.in_process import InProcess
-from tests.contracts.star_runtime import PARTIES, Echo, Fail, a_setting
+from tests.contracts.star_runtime import PARTIES, Echo, Fail, NewState, a_setting
+
+with quiet_import():
+    from flwr.app import Message
 
 
 def test_one_tensor_for_all_parties_is_converted_once_and_others_are_not_mixed_up() -> None:
@@ -79,3 +83,50 @@ def test_whatever_a_party_raises_names_it_but_an_interrupt(runtime: StarRuntime)
         assert type(caught.value.__cause__) is type(error) and caught.value.party == PARTIES[1]
     with runtime.open(a_setting()) as star, pytest.raises(KeyboardInterrupt):
         star.map(Fail(PARTIES[1], KeyboardInterrupt()), {PARTIES[1]: {}}, round=2)
+
+
+def test_the_state_of_a_party_that_is_gone_is_the_last_that_was_told() -> None:
+    setting, gone = a_setting(), set[str]()
+    train = setting.data.train
+    site = Site(train, setting.seeds, setting.entropy, setting.device)
+    grid = LocalGrid(client_app(lambda: site), train)
+
+    def send(messages: list[Message]) -> Iterable[Message]:
+        nodes = {grid.node_of(name) for name in gone}
+        there = [message for message in messages if message.metadata.dst_node_id not in nodes]
+        return grid.send_and_receive(there)
+
+    def rounds(states: dict[str, Payload]) -> dict[str, int]:
+        return {party: int(state["rounds"]) for party, state in states.items()}
+
+    star = FlowerStar(setting, grid.node_of, grid.create_message, send)
+    a, b, c = PARTIES
+    star.map(NewState(), {a: {}, b: {}}, round=0)
+    assert rounds(star.states()) == {a: 1, b: 1}
+    star.map(NewState(), {a: {}, b: {}, c: {}}, round=1)
+    gone |= {b, c}
+    assert list(star.map(NewState(), {a: {}, b: {}, c: {}}, round=2, at_least=1)) == [a]
+    # Of one the state before is known, of the other one nothing.
+    for _ in range(2):
+        states = star.states()
+        assert rounds(states) == {a: 3, b: 1}
+        states[b]["rounds"].fill_(99)
+    gone.clear()
+    assert rounds(star.states()) == {a: 3, b: 2, c: 1}
+    star.restore({a: {"rounds": torch.tensor(7)}, c: {"rounds": torch.tensor(8)}})
+    gone |= {b, c}
+    assert rounds(star.states()) == {a: 7, c: 8}
+
+
+def test_a_client_that_fails_where_it_tells_its_state_is_no_loss() -> None:
+    setting = a_setting()
+    train = setting.data.train
+    sites = [Site(train, setting.seeds, setting.entropy, setting.device)]
+    grid = LocalGrid(client_app(lambda: sites[0]), train)
+    star = FlowerStar(setting, grid.node_of, grid.create_message, grid.send_and_receive)
+    star.map(NewState(), {PARTIES[0]: {}}, round=0)
+    assert list(star.states()) == [PARTIES[0]]
+    sites.clear()
+    with pytest.raises(PartyLostError, match=f"{PARTIES[0]} .*IndexError") as caught:
+        star.states()
+    assert caught.value.failed
