@@ -43,7 +43,7 @@ VOTES = torch.tensor(
 
 def a_mesh_run() -> Run:
     run = a_run()
-    run.mesh = Mesh(Processes(timeout=40), run.transcript, run.outcome)
+    run.mesh = Mesh(Processes(timeout=40), run.transcript, run.outcome, run.seeds)
     return run
 
 
