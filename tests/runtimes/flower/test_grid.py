@@ -200,8 +200,8 @@ def check_exchanges_of_ray(star_map: Callable[..., dict[str, Reply]]) -> None:
     star_map(Mail(("key-holder", PARTIES[0])), {name: {} for name in PARTIES}, round=6)
     asked: dict[str, Payload] = {"key-holder": {}, PARTIES[0]: {}}
     got = star_map(Mail(()), asked, round=6)
-    assert set(got["key-holder"].message) == {f"from {name}" for name in PARTIES}
-    assert set(got[PARTIES[0]].message) == {f"from {name}" for name in PARTIES[1:]}
+    assert set(got["key-holder"].message) == {f"letter from {name}" for name in PARTIES}
+    assert set(got[PARTIES[0]].message) == {f"letter from {name}" for name in PARTIES[1:]}
     everybody: dict[str, Payload] = {name: {} for name in PARTIES}
     gone = Fail(PARTIES[1], PartyLostError("the line is dead"))
     assert tuple(star_map(gone, everybody, round=7, at_least=2)) == (PARTIES[0], PARTIES[2])
