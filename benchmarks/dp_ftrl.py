@@ -25,7 +25,8 @@ from harness import Report, Row, from_seconds, main
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import privtrain as pt
-from privtrain.core.task import FederatedData, Task, accuracy
+from privtrain.core.metrics import accuracy
+from privtrain.core.task import FederatedData, Task
 from privtrain.mechanisms.banded import BandedMatrix, prefix_error
 
 DELTA = 1e-5

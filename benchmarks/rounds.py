@@ -196,7 +196,7 @@ def rows(quick: bool) -> list[Row]:
     """One row for each runtime; Ray's only in a full run, since it takes its time to start."""
     task, data = digits(parties=10, seed=SEED, validation_fraction=0.0)
     loop = plain_loop(task, data)
-    repeats, rounds = (9, 8) if quick else (31, 20)
+    repeats, rounds = (5, 8) if quick else (31, 20)
     measured = [
         measure(through(star, task, data), loop, star.name, rounds=rounds, repeats=repeats)
         for star in STARS.values()

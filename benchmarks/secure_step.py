@@ -1,11 +1,19 @@
 """What a training step on secret shares costs, against plain torch and CrypTen's own parts.
 
     python benchmarks/secure_step.py [--quick] [--json]
+    python benchmarks/secure_step.py --against CHECKOUT [--quick]
 
 Two or three processes on loopback; both sides are timed in turn inside them, at rank 0. "without
 checks" shows the price of comparing shapes before each message: the same step with and without.
+
+`--against` runs this file of this checkout and of another one in turn, two parties each, and holds
+their secure steps against each other: what a program on shares is given has changed over time, so
+each checkout measures itself.
 """
 
+import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Row, from_seconds, main
+from harness import PAIRS, ROOT, Row, from_seconds, main
 from torch import nn
 
 # The files of this folder run as scripts from a checkout that need not be installed.
@@ -78,10 +86,12 @@ class Measure:
     def __call__(self, inputs: Payload, party: Party) -> Payload:
         """Seconds by work and side, shape `(repeats,)`; rounds and bytes of one step."""
         measured: Payload = {}
+        # An open session gives CrypTen our comparisons; its own softmax is timed with its own.
+        comparison = load().mpc.MPCTensor._ltz
         with CrypTen().open(party) as session:
             for work in self.works:
                 measured |= self._step(session, work, party)
-            measured |= self._softmax(session)
+            measured |= self._softmax(session, comparison)
         return measured
 
     def _step(self, session: CrypTenSession, work: Work, party: Party) -> Payload:
@@ -116,23 +126,28 @@ class Measure:
             f"{work.name}/counts": counts
         }
 
-    def _softmax(self, session: CrypTenSession) -> Payload:
+    def _softmax(self, session: CrypTenSession, comparison: object) -> Payload:
         crypten = load()
         logits: Any = session.public(torch.randn(128, 10))
         ours = crypten.cfg.config
         crypten.cfg.load_config(None)
         theirs = crypten.cfg.config
+        tensors = crypten.mpc.MPCTensor
+        ours_compare = tensors._ltz
 
         def fewer_rounds() -> None:
             crypten.cfg.set_config(ours)
+            tensors._ltz = ours_compare
             session.softmax(logits)
 
         def its_own() -> None:
             crypten.cfg.set_config(theirs)
+            tensors._ltz = comparison
             logits.softmax(-1)
 
         times = self._interleaved({"ours": fewer_rounds, "crypten": its_own})
         crypten.cfg.set_config(ours)
+        tensors._ltz = ours_compare
         return {f"softmax/{side}": value for side, value in times.items()}
 
     def _interleaved(self, sides: dict[str, Callable[[], None]]) -> Payload:
@@ -178,5 +193,37 @@ def rows(quick: bool) -> list[Row]:
     return table
 
 
+def own_seconds(checkout: Path) -> dict[str, float]:
+    """Median seconds of a secure step by work, as the file of a checkout measures them."""
+    printed = subprocess.run(
+        [sys.executable, str(checkout / "benchmarks" / "secure_step.py"), "--quick", "--json"],
+        check=True,
+        stdout=subprocess.PIPE,
+        # Parties start with `python -m privtrain`, which looks in the working folder first.
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        text=True,
+    ).stdout
+    return {row["work"]: row["ours_ms"] / 1e3 for row in json.loads(printed)}
+
+
+def against(other: Path, quick: bool) -> list[Row]:
+    """Secure steps of this checkout against those of another one."""
+    roots = (ROOT, other.resolve())
+    taken: tuple[list[dict[str, float]], ...] = ([], [])
+    for repeat in range(1 if quick else PAIRS):
+        for index in (0, 1) if repeat % 2 == 0 else (1, 0):
+            taken[index].append(own_seconds(roots[index]))
+    return [
+        from_seconds(
+            work,
+            *([seconds[work] for seconds in side] for side in taken),
+            ours_name="this",
+            against_name="other",
+        )
+        for work in taken[0][0]
+    ]
+
+
 if __name__ == "__main__":
-    main(rows)
+    main(rows, against=against)

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from privtrain.core.errors import TamperedShareError as TamperedShareError
     from privtrain.core.errors import UnsoundReleaseError as UnsoundReleaseError
     from privtrain.core.errors import UnsupportedError as UnsupportedError
+    from privtrain.core.measures import Metric as Metric
+    from privtrain.core.metrics import accuracy as accuracy
+    from privtrain.core.metrics import auc as auc
+    from privtrain.core.metrics import balanced_accuracy as balanced_accuracy
+    from privtrain.core.metrics import r2 as r2
+    from privtrain.core.metrics import rmse as rmse
     from privtrain.core.observers import AGGREGATOR as AGGREGATOR
     from privtrain.core.observers import CURATOR as CURATOR
     from privtrain.core.observers import DEALER as DEALER
@@ -73,9 +79,13 @@ if TYPE_CHECKING:
     from privtrain.mechanisms.gaussian import Gaussian as Gaussian
     from privtrain.mechanisms.gaussian import Laplace as Laplace
     from privtrain.mechanisms.mechanism import Exact as Exact
+    from privtrain.mechanisms.published import published_epsilon as published_epsilon
     from privtrain.mechanisms.votes import GNMax as GNMax
     from privtrain.mechanisms.votes import LNMax as LNMax
     from privtrain.mpc.crypten.engine import CrypTen as CrypTen
+    from privtrain.mpc.ring64.engine import Ring64 as Ring64
+    from privtrain.release.checked import ConfidentGNMax as ConfidentGNMax
+    from privtrain.release.checked import InteractiveGNMax as InteractiveGNMax
     from privtrain.release.door import Release as Release
     from privtrain.release.finish import ARGMAX as ARGMAX
     from privtrain.release.finish import IDENTITY as IDENTITY
@@ -84,14 +94,20 @@ if TYPE_CHECKING:
     from privtrain.release.placement import AT_PARTY as AT_PARTY
     from privtrain.release.placement import SPLIT as SPLIT
     from privtrain.release.plain import PlainSum as PlainSum
+    from privtrain.release.planning import plan as plan
     from privtrain.release.reduce import MAX as MAX
     from privtrain.release.shared import SharedSum as SharedSum
     from privtrain.report.files import load as load
-    from privtrain.report.files import save as save
     from privtrain.runs.auditing import audit as audit
     from privtrain.runs.calibrating import calibrate as calibrate
     from privtrain.runs.comparing import compare as compare
+    from privtrain.runs.evaluating import Evaluation as Evaluation
+    from privtrain.runs.evaluating import evaluate as evaluate
+    from privtrain.runs.external import External as External
     from privtrain.runs.fitting import fit as fit
+    from privtrain.runs.keeping import load_model as load_model
+    from privtrain.runs.keeping import save_model as save_model
+    from privtrain.runs.saving import save as save
     from privtrain.runs.scoring import PrivateRows as PrivateRows
     from privtrain.runs.scoring import PublicRows as PublicRows
     from privtrain.runs.tuning import Tuned as Tuned
@@ -100,6 +116,9 @@ if TYPE_CHECKING:
     from privtrain.runtimes.flower.grid import FlowerRay as FlowerRay
     from privtrain.runtimes.in_process import InProcess as InProcess
     from privtrain.runtimes.processes.mesh import Processes as Processes
+    from privtrain.runtimes.threads import Threads as Threads
+    from privtrain.sampling.assignment import CONTENTS as CONTENTS
+    from privtrain.sampling.assignment import USERS as USERS
     from privtrain.sampling.batches import FixedSizeBatches as FixedSizeBatches
     from privtrain.sampling.batches import PoissonBatches as PoissonBatches
     from privtrain.sampling.batches import ShuffledEpochs as ShuffledEpochs
@@ -109,8 +128,17 @@ if TYPE_CHECKING:
     from privtrain.sampling.sampling import Everyone as Everyone
     from privtrain.sampling.sampling import FixedSize as FixedSize
     from privtrain.sampling.sampling import Poisson as Poisson
+    from privtrain.steps.augmentation import Affine as Affine
+    from privtrain.steps.consistency import Consistency as Consistency
+    from privtrain.steps.features import Scattering as Scattering
     from privtrain.steps.plain import PlainSteps as PlainSteps
     from privtrain.steps.private import DPSteps as DPSteps
+    from privtrain.steps.ridge import Ridge as Ridge
+    from privtrain.steps.semi_supervised import SemiSupervised as SemiSupervised
+    from privtrain.steps.together import Together as Together
+    from privtrain.steps.vote_cache import VoteCache as VoteCache
+    from privtrain.steps.voting import CoordinatedDraw as CoordinatedDraw
+    from privtrain.steps.voting import TopScore as TopScore
     from privtrain.steps.weights import ByExamples as ByExamples
     from privtrain.steps.weights import Uniform as Uniform
     from privtrain.trainers.dp_sgd import DPSGD as DPSGD

@@ -2,11 +2,14 @@
 
     python reproductions/central_dp.py [--directory DATA] [--only cnn scatternet adult] [--smoke]
     python reproductions/central_dp.py --seeds 1 --first-seed 7      # seeds that nobody has seen
+    python reproductions/central_dp.py --again --only adult          # what is done, once more
     python reproductions/central_dp.py --table
 
-Every run is written to results/central_dp.json as soon as it is finished, and is not repeated: an
-interrupted reproduction goes on where it was. Runs at epsilon 3 come first. `--workers 2` trains
-two at a time, each with one thread. `--table` prints the tables of the documentation.
+Data are read from --directory, or from where the environment variable PRIVTRAIN_DATA says. Every
+run is written to results/central_dp.json as soon as it is finished, and is not repeated without
+`--again`: an interrupted reproduction goes on where it was. Runs at epsilon 3 come first.
+`--workers 2` trains two at a time, each with one thread. `--table` prints the tables of the
+documentation.
 
 Recipes are those of Tramer and Boneh 2021 (arXiv:2011.11660); what differs is said beside them.
 Settings that the paper does not fix were chosen on validation rows (`--validation` trains on
@@ -19,7 +22,7 @@ import os
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -32,6 +35,7 @@ import tyro
 import privtrain as pt
 from privtrain.accounting.epsilon import epsilon as epsilon_of
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
+from privtrain.command.terminal import printing
 from privtrain.core.validate import check_count, check_member, check_positive
 from privtrain.data.models import LogisticRegression
 from privtrain.data.scattering import scattered
@@ -127,8 +131,8 @@ class Job:
 class Args:
     """What can be changed."""
 
-    directory: Path = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-    """Holds the folders mnist and adult."""
+    directory: Path | None = None
+    """Holds the folders mnist and adult (default: the environment variable PRIVTRAIN_DATA)."""
     only: tuple[str, ...] = tuple(RECIPES)
     """Names of recipes."""
     epsilons: tuple[float, ...] = EPSILONS
@@ -143,6 +147,8 @@ class Args:
     """200 steps on few rows, and nothing is written."""
     validation: bool = False
     """Train on nine tenths of the training rows, measure on the rest; nothing is written."""
+    again: bool = False
+    """Run what is written down already, too; what comes out replaces it."""
     table: bool = False
     """Print the tables of what was measured."""
 
@@ -157,14 +163,14 @@ class Args:
 
 @cache
 def problem(
-    recipe: str, directory: Path, validation: bool, smoke: bool
+    recipe: str, directory: Path | None, validation: bool, smoke: bool
 ) -> tuple[pt.Task, pt.FederatedData]:
     """Task and data of a recipe; features are computed once in a process."""
     part = 0.1 if validation else 0.0
     if recipe == "adult":
-        task, data = pt.data.adult(directory / "adult", parties=1, validation_fraction=part)
+        task, data = pt.data.adult(directory, parties=1, validation_fraction=part)
     else:
-        task, data = pt.data.mnist(directory / "mnist", parties=1, validation_fraction=part)
+        task, data = pt.data.mnist(directory, parties=1, validation_fraction=part)
     train, test = data.pooled(), data.validation if validation else data.test
     assert test is not None
     if smoke:
@@ -255,20 +261,25 @@ def read() -> list[dict[str, object]]:
     return rows
 
 
+def key_of(row: Mapping[str, object]) -> tuple[object, ...]:
+    """What tells a run from others."""
+    return tuple(row[name] for name in Job.__dataclass_fields__)
+
+
 def write(row: dict[str, object]) -> None:
-    """Adds a run, whole or not at all."""
+    """Adds a run, or puts it in the place of an earlier one, whole or not at all."""
     RESULTS.parent.mkdir(exist_ok=True)
     beside = RESULTS.with_suffix(".part")
-    lines = ",\n".join(json.dumps(entry) for entry in [*read(), row])
+    rows = {key_of(entry): entry for entry in read()} | {key_of(row): row}
+    lines = ",\n".join(json.dumps(entry) for entry in rows.values())
     beside.write_text(f'{{"delta": {DELTA}, "rows": [\n{lines}\n]}}\n')
     os.replace(beside, RESULTS)
 
 
 def missing(args: Args) -> list[Job]:
     """Runs that are not written down yet."""
-    keys = tuple(Job.__dataclass_fields__)
-    done = {tuple(row[key] for key in keys) for row in read()}
-    return [job for job in jobs(args) if tuple(getattr(job, key) for key in keys) not in done]
+    done = {key_of(row) for row in read()}
+    return [job for job in jobs(args) if key_of(vars(job)) not in done]
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -296,17 +307,23 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> int:
     """Runs what is missing, and prints each run when it is finished."""
     if args.table:
         print(table(read()))
-        return
-    written = not (args.smoke or args.validation)
-    todo = missing(args) if written else list(jobs(args))
+        return 0
+    written, asked = not (args.smoke or args.validation), list(jobs(args))
+    todo = missing(args) if written and not args.again else asked
+    if len(todo) < len(asked):
+        # Beside the runs, which are JSON.
+        stream = sys.stderr if todo else sys.stdout
+        done = f"{len(asked) - len(todo)} of {len(asked)} runs are in {RESULTS}"
+        print(f"{done}. --again repeats them, --table prints their tables.", file=stream)
     keep: Callable[[dict[str, object]], None] = write if written else lambda row: None
     for row in results(todo, args):
         keep(row)
         print(json.dumps(row), flush=True)
+    return 0
 
 
 def results(todo: list[Job], args: Args) -> Iterator[dict[str, object]]:
@@ -328,7 +345,8 @@ def results(todo: list[Job], args: Args) -> Iterator[dict[str, object]]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Args, description=__doc__))
+        args = tyro.cli(Args, description=__doc__)
+        sys.exit(printing(lambda: main(args)))
     except KeyboardInterrupt:
         sys.exit("Stopped. Finished runs are kept; the same command goes on.")
     except (ValueError, pt.PrivtrainError) as error:

@@ -21,6 +21,7 @@ Settings were chosen on validation records. The comparison takes about a minute 
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 
@@ -103,7 +104,8 @@ def compare(args: Args) -> pt.Comparison:
     joint = run({"pooled": central, **trainers(args)}, data=data, epsilons=[args.epsilon])
     rows = (
         joint.rows[0],
-        *(row for comparison in single for row in comparison.rows),
+        # Of comparisons of their own, in which each would be its own baseline.
+        *(replace(row, baseline="pooled") for comparison in single for row in comparison.rows),
         *joint.rows[1:],
     )
     return replace(joint, rows=rows)
@@ -117,7 +119,8 @@ def reading(comparison: pt.Comparison, args: Args) -> str:
     scores = {row.label: row.accuracy or 0.0 for row in comparison.rows}
     each = [scores[f"{name} alone"] for name in HOSPITALS]
     noised = next(row for row in comparison.rows if row.label == NOISED)
-    spent = noised.statement.epsilon() if noised.statement else float("inf")
+    # Rounded up: less would promise more than is proved.
+    spent = ceil(100 * noised.statement.epsilon()) / 100 if noised.statement else float("inf")
     return (
         f"Alone the hospitals reach {min(each):.1%} to {max(each):.1%} ({fmean(each):.1%} on "
         f"average), federated {scores[FEDERATED]:.1%}, on secret shares {scores[SHARED]:.1%}: "
@@ -130,6 +133,8 @@ def reading(comparison: pt.Comparison, args: Args) -> str:
 def main(args: Args) -> pt.Comparison:
     """Compares, prints the table and how to read it, and writes the report."""
     torch.set_num_threads(1)  # the models are small: more threads only wait for each other
+    if args.out is not None and (args.out / "comparison.json").exists() and not args.force:
+        raise pt.DataError(f"Expected out={str(args.out)!r} to be empty; --force overwrites it.")
     comparison = compare(args)
     print(comparison)
     print(f"\n{reading(comparison, args)}")
@@ -139,4 +144,7 @@ def main(args: Args) -> pt.Comparison:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (OSError, ValueError, pt.PrivtrainError) as error:
+        raise SystemExit(f"hospitals.py: {error}") from None

@@ -14,6 +14,18 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Repeats in the last lines what was not tested, and why."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        # A skipped test's place, line and reason.
+        said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = said.removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, number in reasons.items():
+        terminalreporter.write_line(f"not tested ({number}): {reason}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips GPU tests with a reason where there is no GPU."""
     if torch.cuda.is_available():

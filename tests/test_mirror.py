@@ -6,13 +6,19 @@ ROOT = Path(__file__).parent.parent
 TESTED_ELSEWHERE = {
     "__main__.py": "tests/command/test_cli.py and tests/runtimes/processes/test_worker.py start it",
     "command/arguments.py": "tests/command/test_cli.py",
+    "core/abilities.py": "protocols: tests/runs/test_checks.py and tests/command/test_party.py",
+    "core/links.py": "a protocol: tests/contracts/mesh_runtime.py",
     "core/result.py": "values of a result: tests/report",
     "core/runtime.py": "protocols: tests/contracts/star_runtime.py and mesh_runtime.py",
+    "release/parts.py": "a protocol: tests/release/test_door.py",
     "runtimes/flower/surroundings.py": "tests/runtimes/flower/test_grid.py",
     "steps/local.py": "a protocol: tests/contracts/trainer.py",
+    "steps/teaching.py": "a protocol: tests/steps/test_plain.py, test_ridge.py, test_together.py",
 }
 OF_NO_SOURCE = {
+    "mpc/test_material.py": "material from the dealer to its use, and through crashes",
     "runs/test_old_folders.py": "what version 0.1 wrote",
+    "runtimes/test_faults.py": "roles of a mesh that die, freeze or are slow",
     "trainers/test_contract.py": "every trainer through one suite",
 }
 LAWS = {"contracts", "docs", "golden", "laws", "reproductions", "scenarios"}

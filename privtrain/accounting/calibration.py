@@ -8,6 +8,7 @@ from privtrain.accounting.epsilon import best_accountant, tightest
 from privtrain.accounting.event import Event, repeated
 from privtrain.accounting.grid import rough_epsilon
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
+from privtrain.core.rounding import printed_up
 from privtrain.core.statement import ADD_REMOVE, Relation
 from privtrain.core.validate import check_count, check_delta, check_positive
 
@@ -82,9 +83,9 @@ def calibrate_scale(
     if log_scale is None:
         raise BudgetExceededError(
             f"No amount of noise makes {count} releases ({epsilon:g}, {delta:g})-DP under "
-            f"{relation.replace('_', '-')} neighbours. Part of the release is not protected by the "
-            "noise that is calibrated, or no accountant resolves the delta: protect it, make fewer "
-            "releases, or ask for a larger epsilon or delta."
+            f"{relation.replace('_', '-')} neighbours. Part of the release, such as checks of "
+            "queries, is not protected by the noise that is calibrated, or no accountant resolves "
+            "the delta: protect it, make fewer releases, or ask for a larger epsilon or delta."
         )
     if tightest(event(log_scale), delta, relation)[1] == "rdp":
         _check_shown_by_orders(event(log_scale), delta, relation, epsilon)
@@ -103,9 +104,9 @@ def _check_shown_by_orders(event: Event, delta: float, relation: Relation, targe
     least = _FROM_LEAST * least_epsilon(event, delta)
     if target < least and not extends(event, relation):
         raise BudgetExceededError(
-            f"Expected epsilon={target:g} >= {least:.2g}: at delta={delta:g} the RDP accountant, "
-            "the only one to read this release, shows little less, whatever the noise. Ask for "
-            "that epsilon, or for a larger delta."
+            f"Expected epsilon={target:g} >= {printed_up(least, 2)}: at delta={delta:g} the RDP "
+            "accountant, the only one to read this release, shows little less, whatever the "
+            "noise. Ask for that epsilon, or for a larger delta."
         )
 
 

@@ -182,7 +182,7 @@ def gaussian_mu(bound: float, delta: float) -> float | None:
         delta: In (0, 1).
 
     Returns:
-        Mu; None where epsilon is zero or infinite.
+        Mu; None where epsilon is zero or infinite, or mu is beyond 1e-6 to 1e6.
 
     Source: Dong, Roth and Su 2022, Corollary 2.13.
     """
@@ -196,7 +196,10 @@ def gaussian_mu(bound: float, delta: float) -> float | None:
         return math.log(max(gaussian_delta(bound, math.exp(log_mu)), 1e-300)) - math.log(delta)
 
     # The logarithm of mu is searched for: mu spans twelve powers of ten.
-    return math.exp(brentq(excess, math.log(1e-6), math.log(1e6), xtol=1e-12))
+    low, high = math.log(1e-6), math.log(1e6)
+    if not excess(low) < 0 < excess(high):
+        return None
+    return math.exp(brentq(excess, low, high, xtol=1e-12))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

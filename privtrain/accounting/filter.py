@@ -14,6 +14,7 @@ from privtrain.accounting.event import Event
 from privtrain.accounting.renyi import RdpCurve, check_orders
 from privtrain.core.errors import BudgetExceededError, UnsupportedError
 from privtrain.core.locks import Lock
+from privtrain.core.rounding import printed_down, printed_up
 from privtrain.core.statement import ADD_REMOVE, Budget, Relation
 
 THEOREM = "Rényi filter at one order fixed beforehand (Feldman and Zrnic 2021; Lécuyer 2021)"
@@ -162,8 +163,9 @@ class RdpFilter:
             after = self._after(event)
             if not after <= self._allowance:
                 raise BudgetExceededError(
-                    f"This release costs {after - self._spent:.4g} at order {self._order:g}, and "
-                    f"{self.remaining:.4g} of {self._allowance:.4g} is left of "
+                    f"This release costs {printed_up(after - self._spent)} at order "
+                    f"{self._order:g}, and {printed_down(self.remaining)} of "
+                    f"{self._allowance:.4g} is left of "
                     f"epsilon={self.budget.epsilon:g}, delta={self.budget.delta:g}. Use more noise "
                     "or fewer steps; the budget of a filter cannot be raised afterwards."
                 )

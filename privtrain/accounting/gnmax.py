@@ -50,8 +50,22 @@ def gnmax_rdp(votes: Any, sigma: float, orders: ArrayLike) -> Array:
     is data-dependent.
     """
     check_positive(sigma=sigma)
-    grid = check_orders(orders)
-    log_q = gnmax_log_q(votes, sigma)[:, np.newaxis]
+    return rdp_of_another(gnmax_log_q(votes, sigma), sigma, check_orders(orders))
+
+
+def rdp_of_another(log_another: Array, sigma: float, grid: Array) -> Array:
+    """Rényi divergences of GNMax answers, of bounds on the probability of another answer.
+
+    Args:
+        log_another: Logarithms of upper bounds on it, shape `(queries,)`.
+        sigma: Standard deviation of the noise on each count, in votes.
+        grid: Rényi orders, shape `(orders,)`.
+
+    Returns:
+        The smaller of Theorem 6 and Proposition 8, shape `(queries, orders)`. It holds whatever
+        the bounds are: one that is larger than need be gives another figure that holds, too.
+    """
+    log_q = log_another[:, np.newaxis]
     # Proposition 8: GNMax is (order, order / sigma^2)-RDP, whatever the votes.
     rdp = np.tile(grid / sigma**2, (log_q.shape[0], 1))
     # No other answer even in logarithms: such an answer tells nothing of any single vote.
@@ -209,10 +223,14 @@ def lnmax_log_q(votes: Any, scale: float) -> Array:
     return _log_union(np.log((2.0 + gaps) / 4.0) - gaps)
 
 
-def _gaps(votes: Any) -> Array:
-    """By how much each other class trails the largest, shape `(queries, classes - 1)`."""
+def counts_of(votes: Any) -> Array:
+    """Vote counts as float64, shape `(queries, classes)`.
+
+    Raises:
+        ValueError: If they have another shape, or one is negative or not finite.
+    """
     plain = votes.detach().cpu().numpy() if hasattr(votes, "detach") else votes
-    counts = np.asarray(plain, dtype=np.float64)
+    counts: Array = np.asarray(plain, dtype=np.float64)
     if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(
             f"Expected votes of shape {counts.shape} to be (queries, classes), at least 2 classes."
@@ -220,8 +238,13 @@ def _gaps(votes: Any) -> Array:
     if not (np.isfinite(counts) & (counts >= 0)).all():
         worst = counts[~(np.isfinite(counts) & (counts >= 0))][0]
         raise ValueError(f"Expected votes to be finite and >= 0; one is {float(worst)!r}.")
+    return counts
+
+
+def _gaps(votes: Any) -> Array:
+    """By how much each other class trails the largest, shape `(queries, classes - 1)`."""
     # Of equal largest counts one stays as a gap of zero.
-    ascending = np.sort(counts, axis=1)
+    ascending = np.sort(counts_of(votes), axis=1)
     gaps: Array = ascending[:, -1:] - ascending[:, :-1]
     return gaps
 

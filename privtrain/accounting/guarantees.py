@@ -1,14 +1,15 @@
 """From plans and what was spent to guarantees."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from privtrain.accounting.curves import DELTAS, from_pairs, gaussian_mu, wide_pairs
 from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.event import charged
 from privtrain.core.observers import PUBLIC
-from privtrain.core.statement import Guarantee, PrivacyCurves
+from privtrain.core.statement import ExactCost, Guarantee, PrivacyCurves
 from privtrain.core.trainer import PrivacyPlan
 
 PRIVATE_NUMBER = "computed from the votes: this number is itself private"
@@ -19,6 +20,12 @@ PRIVATE_NUMBER = "computed from the votes: this number is itself private"
 ONE_SIDED = (
     "one-sided: bounds how much likelier these votes make the answers than neighbouring votes do, "
     "not the reverse; no differential privacy in either sense"
+)
+
+EXACT_METHOD = (
+    "quadrature of the chance of each winner, these votes against all that differ by one moved, "
+    "missing or further vote in each query, both directions, composed as RDP over the queries that "
+    "were answered; releases without such a figure at their planned cost"
 )
 
 
@@ -51,7 +58,52 @@ def guarantees(
         dependent = (realised or {}).get(plan.observer.name)
         if dependent is not None and not math.isinf(made[-1].epsilon):
             private = (*assumptions, PRIVATE_NUMBER)
-            made.append(_guarantee(plan, dependent, spent, delta, private, data_dependent=True))
+            bound = _guarantee(plan, dependent, spent, delta, private, data_dependent=True)
+            # What is promised whatever the votes are holds for these, too.
+            made.append(replace(bound, epsilon=min(bound.epsilon, made[-1].epsilon)))
+    return tuple(made)
+
+
+def exact_costs(
+    plans: tuple[PrivacyPlan, ...],
+    *,
+    spent: Mapping[str, int],
+    delta: float,
+    exact: Mapping[str, Sequence[tuple[int, Any]]],
+) -> tuple[ExactCost, ...]:
+    """What the releases that were made exactly told, where it is known.
+
+    The figure compares these votes with each neighbouring data set, whose votes differ by one in
+    each query: it is at most the sum over queries of the largest divergence of each.
+
+    Args:
+        plans: What each observer was planned to see.
+        spent: Kind of release to how many were spent; 0 where it is not named.
+        delta: At which the figures are taken.
+        exact: Observer name to events after more and more releases, each with their number.
+
+    Returns:
+        One for each observer that is promised something and has such an event.
+    """
+    made = []
+    for plan in plans:
+        told = exact.get(plan.observer.name)
+        if not told:
+            continue
+        formal = evaluate(charged(plan.charges, spent), delta, plan.relation).epsilon
+        if math.isinf(formal):
+            continue
+        made.append(
+            ExactCost(
+                observer=plan.observer.without_members,
+                unit=plan.unit,
+                relation=plan.relation,
+                epsilon=min(evaluate(told[-1][1], delta, plan.relation).epsilon, formal),
+                delta=delta,
+                releases=told[-1][0],
+                method=EXACT_METHOD,
+            )
+        )
     return tuple(made)
 
 

@@ -1,44 +1,70 @@
-"""The command line: compare, fit, report, party."""
+"""The command line: compare, fit, predict, report, party, plan, and lists of what there is.
 
-import io
+Nothing heavy is loaded before the words are known to be right.
+"""
+
+import contextlib
 import json
 import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from privtrain.command.arguments import Compare, Fit, Report, RunArgs
-from privtrain.command.names import make_runtimes
+from privtrain.command.answers import Plan, plan_command
+from privtrain.command.arguments import (
+    Attacks,
+    Compare,
+    Data,
+    Fit,
+    Report,
+    RunArgs,
+    Trainers,
+    check_alone,
+)
+from privtrain.command.keys import WORDS, KeysArgs, run_keys
 from privtrain.command.party import PartyArgs, run_party
-from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.command.predict import Predict, predict_command
+from privtrain.command.terminal import printing
+from privtrain.command.tokens import check_names, check_study_names
+from privtrain.core.errors import DataError, PrivtrainError, UnsupportedError
 from privtrain.core.failures import traceback_of
 from privtrain.core.folders import locked_folder
-from privtrain.core.result import Comparison, Failure
-from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_count, made_folder
+from privtrain.core.writing import is_full, write_file
 
 if TYPE_CHECKING:
-    from privtrain.command.study_file import Study
+    from privtrain.core.result import Comparison, Measurement
+    from privtrain.core.task import FederatedData, Task
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
 
-_MADE = ("table.csv", "table.tex", "report.html", "model.pt")
+_PICTURES = ("accuracy", "cost", "epsilon", "deltas", "trade_off", "curves")
+_MADE = (
+    *("table.csv", "table.tex", "report.html", "model", "model.pt"),
+    *(f"figures/{name}.{ending}" for name in _PICTURES for ending in ("svg", "pdf")),
+)
 """What is written beside the results."""
 
 
 Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[PartyArgs, tyro.conf.subcommand("party")]
+    | Annotated[Trainers, tyro.conf.subcommand("trainers")]
+    | Annotated[Attacks, tyro.conf.subcommand("attacks")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
 )
 
 
@@ -52,15 +78,28 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 where everything succeeded, 1 where some row failed, 2 on wrong
         arguments, 130 where the user stopped it.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Tables hold characters such as a Greek epsilon; a terminal without them shows "?".
-            stream.reconfigure(errors="replace")
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        return printing(lambda: _run(given))
+    except BrokenPipeError as error:  # not that of standard output, whose reader may leave
+        print(f"privtrain: BrokenPipeError: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"privtrain {version('privtrain')}")
+        return 0
+    if arguments[:2] == WORDS:
+        keys = tyro.cli(KeysArgs, prog="privtrain party keys", args=arguments[2:])
+        return _answered(lambda: run_keys(keys))
     command = tyro.cli(
         Command,
         prog="privtrain",
         description="Train one model under several privacy techniques and compare what each "
-        "promises, costs and leaks.",
+        "promises, costs and leaks. privtrain --version prints the version.",
         args=arguments,
         config=(
             tyro.conf.OmitArgPrefixes,
@@ -68,14 +107,22 @@ def main(arguments: list[str] | None = None) -> int:
             tyro.conf.FlagCreatePairsOff,
         ),
     )
+    return _answered(lambda: _HANDLERS[type(command)](command))
+
+
+def _answered(run: Callable[[], int]) -> int:
+    """The exit code of a command."""
     # A user's mistake ends in a sentence; any other error is a bug and keeps its traceback.
     try:
-        return _HANDLERS[type(command)](command)
+        return run()
     except (ValueError, DataError) as error:
         print(f"privtrain: {error}", file=sys.stderr)
         return MISUSED
     except (PrivtrainError, OSError) as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, PrivtrainError):
+        if isinstance(error, BrokenPipeError):
+            raise
+        known = isinstance(error.__cause__, PrivtrainError) or is_full(error.__cause__)
+        if error.__cause__ is not None and not known:
             # An error of the user's own model or loss at a party: the sentence names the party, and
             # only the traceback says which line.
             print(traceback_of(error.__cause__), file=sys.stderr)
@@ -86,13 +133,22 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _load(name: str, options: dict[str, Any], model: str | None) -> tuple[Task, FederatedData]:
+def _load(name: str, options: dict[str, Any], model: str | None) -> "tuple[Task, FederatedData]":
     # In functions, here and below: `--help` and a party's process need none of these.
     from privtrain.command.user_code import import_named
     from privtrain.data.loading import load
 
     own = {} if model is None else {"model": import_named(model, "model")}
     return load(name, **options, **own)
+
+
+def _check_names(args: Compare | Fit, trainers: Sequence[str], attacks: Sequence[str]) -> None:
+    if args.study is not None:
+        check_alone(args)
+        check_study_names(args.study)
+    else:
+        names = {"runtime": args.runtime, "data": args.where.data, "model": args.where.model}
+        check_names(trainers=trainers, attacks=attacks, **names)
 
 
 def _folder(run: RunArgs, data: str) -> Path:
@@ -116,6 +172,8 @@ def _claim(folder: Path, *, force: bool, resume: bool | None) -> None:
         # With all that was made of it: a page or a model of one run must not lie beside another.
         for path in (folder / name for name in (*written, *_MADE) if (folder / name).exists()):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):  # what is not ours stays in it
+            (folder / "figures").rmdir()
     elif started and not resume:
         raise DataError(
             f"The folder {folder} holds a run already ({', '.join(started)}). "
@@ -143,33 +201,14 @@ def _check_written(folder: Path) -> None:
             raise written_by_old(folder)
 
 
-def _study(args: Compare) -> "Study":
-    """The study that the arguments name or spell out."""
-    from privtrain.command.study_file import Study, read_study
-    from privtrain.command.tables import default_tables
-
-    if args.study is not None:
-        _check_alone(args)
-        return read_study(args.study)
-    return Study(
-        data=args.where.data,
-        data_options=args.where.options(),
-        model=args.where.model,
-        trainers=default_tables(args.trainers, secure=args.secure),
-        epsilons=args.epsilon,
-        delta=args.delta,
-        seeds=args.seeds,
-        attacks=args.attacks,
-        canaries=args.canaries,
-        runtime=args.runtime,
-        device=args.run.device,
-    )
-
-
 def compare_command(args: Compare) -> int:
     """Compares, writes the results, and prints the table."""
+    check_count(threads=args.run.threads)
+    _check_names(args, args.trainers, args.attacks)
     import torch
 
+    from privtrain.command.names import make_runtimes
+    from privtrain.command.planning import study_of
     from privtrain.command.study_file import write_study
     from privtrain.core.keys import make_key
     from privtrain.report.files import plain_comparison, save
@@ -177,8 +216,7 @@ def compare_command(args: Compare) -> int:
     from privtrain.runs.checks import check_device
     from privtrain.runs.comparing import check_comparison, compare, failed
 
-    check_count(threads=args.run.threads)
-    study = _study(args)
+    study = study_of(args)
     check_device(study.device)
     torch.set_num_threads(args.run.threads)
     # Everything that may be misspelled comes first: loading data and claiming a folder take time.
@@ -195,6 +233,7 @@ def compare_command(args: Compare) -> int:
         "delta": study.delta,
         "device": study.device,
         "folder": folder / "rows",
+        "baseline": study.baseline,
     }
     with locked_folder(folder):
         _claim(folder, force=args.run.force, resume=args.resume)
@@ -206,7 +245,13 @@ def compare_command(args: Compare) -> int:
         write_study(study, folder / "study.toml")
         try:
             comparison = compare(
-                trainers, task, data, **asked, study=study.to_plain(), errors=args.errors
+                trainers,
+                task,
+                data,
+                **asked,
+                study=study.to_plain(),
+                errors=args.errors,
+                keep_models=args.keep_models,
             )
             try:
                 save(comparison, folder, force=True)
@@ -229,29 +274,10 @@ def compare_command(args: Compare) -> int:
     return FAILED if failed(comparison) or broken else 0
 
 
-def _check_alone(args: Compare) -> None:
-    """Refuses arguments that a study file speaks of: they would change nothing."""
-    # Against the defaults: tyro does not tell which arguments were given.
-    plain = Compare()
-    names = ("trainers", "epsilon", "delta", "seeds", "attacks", "runtime", "secure", "canaries")
-    given = [f"--{name}" for name in names if getattr(args, name) != getattr(plain, name)]
-    given += [
-        f"--{name}"
-        for name, value in vars(args.where).items()
-        if value != getattr(plain.where, name)
-    ]
-    given += ["--device"] if args.run.device != plain.run.device else []
-    if given:
-        raise ValueError(
-            f"Expected the study file {args.study} without {', '.join(given)}, which it says "
-            "itself. Change the file, or leave it out."
-        )
-
-
 def _show(
-    comparison: Comparison,
+    comparison: "Comparison",
     as_json: bool,
-    plain: Callable[[Comparison], dict[str, Any]],
+    plain: "Callable[[Comparison], dict[str, Any]]",
     folder: Path,
 ) -> None:
     if as_json:
@@ -264,92 +290,111 @@ def _show(
 
 def fit_command(args: Fit) -> int:
     """Trains one model and writes it with its statement."""
+    check_count(threads=args.run.threads)
+    # Of a study file, the trainer is a label.
+    _check_names(args, [] if args.study or args.trainer is None else [args.trainer], [])
     import torch
 
-    from privtrain.command.tables import default_tables, make_trainer
-    from privtrain.core.failures import OWN_ERRORS
-    from privtrain.core.parameters import state_of
+    from privtrain.command.names import make_runtimes
+    from privtrain.command.planning import plan_of
+    from privtrain.core.result import Measurement
     from privtrain.core.schema import SCHEMA
     from privtrain.core.seeding import EntropyKind
     from privtrain.core.statement import to_json_text, to_plain
     from privtrain.report.progress import progress_bar
     from privtrain.report.publishing import UNPROTECTED
-    from privtrain.runs.attacking import failure_of
     from privtrain.runs.calibrating import calibrate
+    from privtrain.runs.card import fit_card
     from privtrain.runs.fitting import fit
-    from privtrain.runs.rows import accuracy_with_interval
+    from privtrain.runs.keeping import INSIDE, save_model
+    from privtrain.runs.measuring import measured
 
-    check_count(threads=args.run.threads)
     torch.set_num_threads(args.run.threads)
-    (settings,) = default_tables((args.trainer,), secure=args.secure).values()
-    trainer = make_trainer(settings.pop("trainer"), settings)
-    runtimes = make_runtimes(args.runtime)
-    task, data = _load(args.where.data, args.where.options(), args.where.model)
-    folder = made_folder(_folder(args.run, f"{args.where.data}-{args.trainer}"), "out")
+    plan = plan_of(args)
+    trainer, runtimes = plan.trainer, make_runtimes(plan.runtime)
+    task, data = _load(plan.data, plan.data_options, plan.model)
+    folder = made_folder(_folder(args.run, f"{plan.data}-{plan.name}"), "out")
     with locked_folder(folder):
         _claim(folder, force=args.run.force, resume=None)
-        if args.epsilon is not None:
+        if plan.epsilon is not None:
             trainer = calibrate(
-                trainer, data, epsilon=args.epsilon, delta=args.delta, runtimes=runtimes
+                trainer, data, epsilon=plan.epsilon, delta=plan.delta, runtimes=runtimes
             )
-        with progress_bar(args.trainer) as progress:
+        with progress_bar(plan.name) as progress:
             result = fit(
                 trainer,
                 task,
                 data,
                 runtimes=runtimes,
-                delta=args.delta,
+                delta=plan.delta,
                 seed=args.seed,
                 entropy=EntropyKind(args.entropy),
-                device=args.run.device,
+                device=plan.device,
                 progress=progress,
             )
+        # Under this folder's key: `fit` itself was given none, and identified no rows.
+        card = fit_card(
+            *(trainer, task, data, runtimes, args.seed, plan.delta, plan.device),
+            statement=result.statement,
+            entropy=args.entropy,
+            folder=folder,
+        )
+        result = replace(result, card=card)
         # First of all: what follows may fail, and training was paid for. A predictor need not be a
         # torch module: nearest means, an ensemble.
-        module = getattr(result.predictor, "module", None)
-        if module is not None:
-            torch.save(state_of(module), folder / "model.pt")
-        accuracy, interval, failure = None, None, None
         try:
-            accuracy, interval = accuracy_with_interval(result.predictor, task, data.test)
-        except OWN_ERRORS as error:  # a user's metric may raise anything
-            failure = failure_of(error)
+            save_model(result, folder / INSIDE)
+        except UnsupportedError as error:
+            result = replace(result, notes=(*result.notes, f"the model is not kept: {error}"))
+        metrics = measured(result.predictor, task, data.test).metrics
+        accuracy = metrics.get("accuracy", Measurement())
         document = {
             "schema": SCHEMA,
-            "trainer": args.trainer,
-            "accuracy": accuracy,
-            "accuracy_interval": interval,
-            "accuracy_failure": failure,
+            "trainer": plan.name,
+            "accuracy": accuracy.value,
+            "accuracy_interval": accuracy.interval,
+            "accuracy_failure": accuracy.failure,
+            "metrics": metrics,
+            "main": str(task.main),
             "statement": result.statement,
             "cost": result.cost,
             "halted": result.halted,
             "notes": result.notes,
             "entropy": args.entropy,
-            "unprotected": {name: UNPROTECTED[name] for name in ("accuracy", "cost.seconds")},
+            "epsilon_asked": plan.epsilon,
+            "card": card,
+            "unprotected": {
+                name: UNPROTECTED[name] for name in ("accuracy", "metrics", "cost.seconds")
+            },
         }
         document = {name: to_plain(value) for name, value in document.items()}
-        (folder / "statement.json").write_text(to_json_text(document) + "\n")
+        write_file(folder / "statement.json", to_json_text(document) + "\n")
     if args.run.json:
         print(to_json_text(document))
     else:
-        print(_measured(accuracy, interval, failure))
+        for name, found in metrics.items():
+            print(_measured(name, found))
         print(result.statement)
-        for line in (result.halted, *result.notes):
+        for line in (result.halted, *result.notes, *plan.notes):
             if line:
                 print(line)
-        print(f"The model and its statement lie in {folder}")
-    return 0 if failure is None else FAILED
+        print(f"The model and its statement lie in {folder}; publish {folder / INSIDE} alone")
+    return FAILED if any(found.failure is not None for found in metrics.values()) else 0
 
 
-def _measured(
-    accuracy: float | None, interval: tuple[float, float] | None, failure: Failure | None
-) -> str:
-    if accuracy is None or interval is None:
-        return f"accuracy failed (unprotected): {'' if failure is None else failure.error}"
-    low, high = interval
-    return (
-        f"accuracy {accuracy:.4f} (95% interval {low:.4f} to {high:.4f}), on unprotected test rows"
-    )
+def _measured(name: str, found: "Measurement") -> str:
+    from privtrain.core.result import EXACT
+    from privtrain.core.rounding import outwards
+
+    if found.value is None:
+        why = "" if found.failure is None else found.failure.error
+        return f"{name} failed (unprotected): {why}"
+    interval = found.method
+    if found.interval is not None:
+        low, high = outwards(*found.interval, 4)
+        interval = f"95% interval {low} to {high}"
+        interval += "" if found.method == EXACT else f" by {found.method}"
+    return f"{name} {found.value:.4f} ({interval}), on unprotected test rows"
 
 
 def report_command(args: Report) -> int:
@@ -376,9 +421,21 @@ def report_command(args: Report) -> int:
     return 0
 
 
+def _list(what: str, args: Trainers | Attacks | Data) -> int:
+    from privtrain.command.catalogue import listing
+
+    print(listing(what, args.name))
+    return 0
+
+
 _HANDLERS: dict[type[Any], Callable[[Any], int]] = {
     Compare: compare_command,
     Fit: fit_command,
+    Predict: predict_command,
     Report: report_command,
     PartyArgs: run_party,
+    Trainers: partial(_list, "trainers"),
+    Attacks: partial(_list, "attacks"),
+    Data: partial(_list, "data"),
+    Plan: plan_command,
 }

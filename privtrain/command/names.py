@@ -6,15 +6,22 @@ a new trainer, attack or mechanism is one line there.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import privtrain
 from privtrain.attacks.attack import Attack
+from privtrain.command.tokens import (
+    ATTACK_GROUP,
+    ATTACK_TOKENS,
+    STARS,
+    TRAINER_GROUP,
+    TRAINER_TOKENS,
+    added_names,
+    public_names,
+)
 from privtrain.command.user_code import check_kind, import_named, reference_of
 from privtrain.core.errors import DataError
 from privtrain.core.failures import OWN_ERRORS
@@ -26,30 +33,13 @@ _PARTS = ("mechanisms", "release", "sampling", "steps", "gradients", "mpc", "tra
 """Packages whose public dataclasses are settings of trainers."""
 
 
-def _public_names(*packages: str) -> list[str]:
-    """The public names that come from some packages; nothing is loaded."""
-    homes = privtrain._HOME_OF.items()
-    return [name for name, home in homes if f"{home}.".split(".")[1] in packages]
-
-
 def _public(*packages: str) -> dict[str, Any]:
     """Public name to value, of what comes from some packages; loads their files."""
-    return {name: getattr(privtrain, name) for name in _public_names(*packages)}
-
-
-def _spelled(package: str, joint: str) -> dict[str, str]:
-    """Public names by how options spell them: `one_run` to `OneRun`; nothing is loaded."""
-    names = _public_names(package)
-    return {re.sub(r"(?<=[a-z])(?=[A-Z])", joint, name).lower(): name for name in names}
-
-
-ATTACK_TOKENS = _spelled("attacks", "_")
-"""Token to public name; known without loading an attack."""
+    return {name: getattr(privtrain, name) for name in public_names(*packages)}
 
 
 def _trainers() -> dict[str, type[Any]]:
-    # The package also holds settings, such as ByExamples; only a trainer has a token.
-    return {kind.token: kind for kind in _public("trainers").values() if hasattr(kind, "token")}
+    return {token: getattr(privtrain, name) for token, name in TRAINER_TOKENS.items()}
 
 
 def _attacks() -> dict[str, type[Any]]:
@@ -69,12 +59,6 @@ def constants() -> dict[str, Any]:
     return {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
 
 
-@cache
-def _entry_points(group: str) -> tuple[EntryPoint, ...]:
-    # Cached: every installed distribution is looked into, for each setting of a study.
-    return tuple(entry_points(group=group))
-
-
 @dataclass(frozen=True)
 class Names:
     """The classes that one argument may name; it lists all names but references.
@@ -92,7 +76,7 @@ class Names:
     public: Callable[[], Mapping[str, type[Any]]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({*self.public(), *(entry.name for entry in _entry_points(self.group))})
+        return iter({*self.public(), *(entry.name for entry in added_names(self.group))})
 
     def __getitem__(self, name: str) -> type[Any]:
         given = f"{self.argument}={name!r}"
@@ -121,7 +105,7 @@ class Names:
 
     def _added(self, name: str) -> dict[str, EntryPoint]:
         """Distribution to its entry point of a name."""
-        return {_owner(entry): entry for entry in _entry_points(self.group) if entry.name == name}
+        return {_owner(entry): entry for entry in added_names(self.group) if entry.name == name}
 
     def _checked(self, kind: type[Any], given: str) -> type[Any]:
         check_kind(kind, self.protocol, given)
@@ -145,7 +129,7 @@ class Names:
                 return name
         reference = reference_of(kind)
         # By its text: loading others' entry points to compare classes might fail.
-        added = [e.name for e in _entry_points(self.group) if e.value == reference]
+        added = [e.name for e in added_names(self.group) if e.value == reference]
         # A name that somebody else has, too, is refused when it is read.
         unique = (name for name in added if name not in public and len(self._added(name)) == 1)
         return next(unique, reference)
@@ -155,22 +139,17 @@ def _owner(entry: EntryPoint) -> str:
     return "an unknown distribution" if entry.dist is None else entry.dist.name
 
 
-TRAINERS = Names("trainer", "privtrain.trainers", Trainer, _trainers)
+TRAINERS = Names("trainer", TRAINER_GROUP, Trainer, _trainers)
 """Token to trainer."""
 
 
-ATTACKS = Names("attack", "privtrain.attacks", Attack, _attacks)
+ATTACKS = Names("attack", ATTACK_GROUP, Attack, _attacks)
 """Token to attack."""
 
 
 # What a kind must have depends on the setting that it is given for; `tables` knows that.
 KINDS = Names("kind", "privtrain.mechanisms", object, _kinds)
 """Name to class, of the settings of trainers."""
-
-
-# Processes is the mesh: it runs what has no coordinator, and need not be chosen.
-STARS = {token: name for token, name in _spelled("runtimes", "-").items() if token != "processes"}
-"""Name on the command line to public name, of the runtimes with a coordinator."""
 
 
 def make_runtimes(name: str) -> Runtimes:

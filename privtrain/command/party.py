@@ -7,25 +7,28 @@ the program that the trainer has for its role. The trainer is any that can do so
 import dataclasses
 import hashlib
 import inspect
+import io
 import os
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 import tyro
 
+from privtrain.command.keys import transport_of
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from privtrain.core.runtime import Link, Program
+    from privtrain.core.abilities import MeshTrainer
+    from privtrain.core.links import Link
+    from privtrain.core.runtime import Program
     from privtrain.core.seeding import Seeds
     from privtrain.core.task import Rows, Split, Task
-    from privtrain.core.trainer import MeshTrainer
 
 
 PARTY = "party"
@@ -51,6 +54,7 @@ class PartyArgs:
 
     Rows stay on their host; the others receive shares only. All parties open the weights.
     Who helps without rows, such as a dealer, says --role dealer and has no rank: make(None).
+    With --keys links are encrypted, and each party proves its role: privtrain party keys --help.
     """
 
     study: tyro.conf.Positional[Path]
@@ -58,7 +62,7 @@ class PartyArgs:
     rank: int | None = None
     """Number of this party, from 0 (default: the environment variable RANK)."""
     world_size: int | None = None
-    """How many parties hold rows, 2 or 3 (default: WORLD_SIZE)."""
+    """How many parties hold rows, 2 to 5 (default: WORLD_SIZE)."""
     role: str = PARTY
     """What this process does: "party" holds rows; other roles are those of the trainer's engine."""
     rendezvous: str | None = None
@@ -67,6 +71,9 @@ class PartyArgs:
     """Seconds within which a party that died or froze ends the run everywhere."""
     out: Path | None = None
     """Where the trained weights are saved (default: nowhere)."""
+    keys: Path | None = None
+    """Folder with this party's keys, from privtrain party keys: its links then use mutual TLS 1.3,
+    but not channels that an engine opens by itself, as CrypTen does (default: no TLS)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Place:
         host: Host of rank 0.
         port: Port of rank 0.
         hosts_store: Whether this party hosts the store; under torchrun, its agent does.
+        launched: Whether torchrun gave out the ranks.
     """
 
     rank: int | None
@@ -86,6 +94,7 @@ class Place:
     host: str
     port: int
     hosts_store: bool
+    launched: bool = field(default=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,8 +110,8 @@ def place(args: PartyArgs) -> Place:
     """
     rank = _number(args.rank, "rank", "RANK") if args.role == PARTY else None
     count = _number(args.world_size, "world_size", "WORLD_SIZE")
-    if count not in (2, 3):
-        raise ValueError(f"Expected world_size={count} to be 2 or 3.")
+    if not 2 <= count <= 5:
+        raise ValueError(f"Expected world_size={count} in 2..5.")
     if rank is None and args.rank is not None:
         raise ValueError(f"Expected no --rank with --role {args.role}: it has no rows.")
     if rank is not None and not 0 <= rank < count:
@@ -114,7 +123,7 @@ def place(args: PartyArgs) -> Place:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # torchrun's agent hosts the store itself; a second one would find the port taken.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return Place(rank, count, host, port, rank == 0 and not agent)
+        return Place(rank, count, host, port, rank == 0 and not agent, agent)
     url = urlparse(args.rendezvous)
     if url.scheme != "tcp" or not url.hostname or url.port is None:
         raise ValueError(f"Expected rendezvous={args.rendezvous!r} to look like tcp://HOST:PORT.")
@@ -145,19 +154,23 @@ def run_party(args: PartyArgs) -> int:
         PartyLostError: If another party dies, freezes or does not come.
         ProtocolError: If a party has other settings or breaks the protocol.
     """
+    check_positive(timeout=args.timeout)
+    where = place(args)
+    # What torch's store says in C++ of a lost party is twenty lines before the one that names it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     from privtrain.core.runtime import Party
     from privtrain.core.seeding import SystemEntropy
+    from privtrain.report.progress import progress_bar
     from privtrain.runtimes.links import SocketLink
     from privtrain.runtimes.peers import Peers
 
-    check_positive(timeout=args.timeout)
-    where = place(args)
     # With one thread sums are formed in one order, so every host computes the same bits.
     torch.set_num_threads(1)
     # Before any party is met: a misspelled study file must not leave the others waiting.
     part = _prepare(args, where)
+    transport = transport_of(args.keys, part.name)
     rank = part.names.index(part.name)
     with (
         Peers(
@@ -167,9 +180,17 @@ def run_party(args: PartyArgs) -> int:
             port=where.port,
             hosts_store=where.hosts_store,
             timeout=args.timeout,
+            launched=where.launched,
+            tell=lambda line: print(f"{part.name}: {line}", file=sys.stderr, flush=True),
         ) as peers,
+        progress_bar(part.name) as progress,
         SocketLink(
-            names=part.names, rank=rank, meeting=(where.host, where.port), timeout=args.timeout
+            names=part.names,
+            rank=rank,
+            meeting=(where.host, where.port),
+            timeout=args.timeout,
+            watch=progress,
+            transport=transport,
         ) as link,
     ):
         party = Party(
@@ -276,8 +297,8 @@ def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
     """
     from privtrain.command.names import TRAINERS
     from privtrain.command.tables import make_trainer
+    from privtrain.core.abilities import MeshTrainer
     from privtrain.core.errors import UnsupportedError
-    from privtrain.core.trainer import MeshTrainer
     from privtrain.trainers.mpc_sgd import MPCSGD
 
     token = next((name for name in table if name not in _ENTRIES), MPCSGD.token)
@@ -366,7 +387,11 @@ def read(path: Path) -> dict[str, Any]:
 def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> None:
     import torch
 
+    from privtrain.core.failures import OWN_ERRORS
     from privtrain.core.parameters import ModelPredictor
+    from privtrain.core.writing import write_file
+    from privtrain.runs.attacking import failure_of
+    from privtrain.runs.measuring import value_of
 
     # Printed and saved by every party with rows: all of them opened the same weights.
     sent = sum(entry.bytes for entry in link.entries)
@@ -374,13 +399,18 @@ def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> 
     print(f"{part.name}: sent {sent} bytes in {len({e.round for e in link.entries})} rounds")
     if part.rows is not None and part.test is not None:
         logits = ModelPredictor(part.model)(part.test.inputs)
-        for name, metric in part.task.metrics.items():
-            # Copies: a metric may write into what it is given, and another one follows.
-            value = metric(logits.clone(), part.test.labels.clone())
-            print(f"{part.name}: {name} {value:.4f} on {len(part.test)} rows")
+        for name, metric in part.task.measures.items():
+            try:
+                value = f"{value_of(name, metric, logits, part.test.labels):.4f}"
+            except OWN_ERRORS as error:  # the weights are to be saved whatever a metric raises
+                value = f"failed ({failure_of(error).error})"
+            print(f"{part.name}: {name} {value} on {len(part.test)} rows")
     if part.rows is not None and args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(part.model.state_dict(), args.out)
+        weights = io.BytesIO()
+        torch.save(part.model.state_dict(), weights)
+        # As a whole: a full disk leaves no torn file.
+        write_file(args.out, weights.getvalue())
         print(f"{part.name}: weights saved to {args.out}")
     for line in part.trainer.peer_statement(names):
         print(f"{part.name}: {line}")

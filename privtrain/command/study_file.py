@@ -1,7 +1,6 @@
 """Study files: everything that a comparison is made of, as TOML."""
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 from privtrain.attacks.attack import Attack, NeedsCanaries, check_attack_names
 from privtrain.command.names import ATTACKS, TRAINERS
 from privtrain.command.tables import make_attack, make_trainer, settings_of
-from privtrain.core.errors import DataError
+from privtrain.command.tokens import read_toml
 from privtrain.core.failures import printable
+from privtrain.core.nearest import nearest
 from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import Trainer
@@ -30,8 +30,9 @@ _ENTRIES: Mapping[str, tuple[Any, str]] = {
     "trainers": (Mapping, "a table with one table a trainer, [trainers.LABEL]"),
     "epsilons": (tuple, "a list of numbers, such as [1.0, 3.0]"),
     "attacks": (tuple, 'a list of names, such as ["loss_threshold"]'),
-    "runtime": (str, 'a name in quotes, such as "flower-grid"'),
+    "runtime": (str, 'a name in quotes, such as "in-process"'),
     "device": (str, 'a name in quotes, such as "cpu"'),
+    "baseline": ((str, type(None)), "the label of a trainer, in quotes"),
 }
 """Entries of a study, their types, and what to write there."""
 
@@ -55,6 +56,8 @@ class Study:
             that guess coins; 0 for none.
         runtime: Name of the star runtime.
         device: Where tensors are computed.
+        baseline: Label of the trainer that all gaps are measured from; None for the first pooled
+            one without privacy.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -69,8 +72,9 @@ class Study:
     seeds: int = 1
     attacks: tuple[str | Mapping[str, Any], ...] = ("loss_threshold",)
     canaries: int = 0
-    runtime: str = "flower-grid"
+    runtime: str = "in-process"
     device: str = "cpu"
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         for name, (kind, words) in _ENTRIES.items():
@@ -166,6 +170,7 @@ class Study:
             "canaries": self.canaries,
             "runtime": self.runtime,
             "device": self.device,
+            "baseline": self.baseline,
             "data_options": dict(self.data_options),
             "trainers": full,
         }
@@ -194,18 +199,16 @@ def read_study(path: Path) -> Study:
         DataError: If the file is missing, no TOML, or written by a newer version.
         ValueError: If it has an entry that a study does not have, or a value that is out of range.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"Cannot read the study file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"The study file {path} is not valid TOML: {error}.") from error
+    table = read_toml(path)
     # Whoever writes a study by hand need not know its schema.
     checked_schema(table.pop("schema", None), path)
     known = [item.name for item in dataclasses.fields(Study)]
     for name in table:
         if name not in known:
-            raise ValueError(f"{path}: no entry {name!r} in a study; there is {', '.join(known)}.")
+            raise ValueError(
+                f"{path}: no entry {name!r} in a study; there is {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
     # A study is frozen, and what it holds must not change either.
     for name in ("epsilons", "attacks"):
         if isinstance(table.get(name), list):

@@ -4,6 +4,7 @@ A value is written as a table whose `kind` names its class; the few constants ar
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from privtrain.command.names import ATTACKS, KINDS, TRAINERS, constants
 from privtrain.command.user_code import check_kind
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.fields import told_fields
+from privtrain.core.nearest import nearest
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Mechanism
@@ -105,9 +107,23 @@ def construct(kind: type[Any], settings: Mapping[str, Any]) -> Any:
         if name not in known:
             raise ValueError(
                 f"{kind.__name__} has no setting {name!r}; it has {', '.join(known) or 'none'}."
+                f"{nearest(name, known)}"
             )
     values = {name: from_table(item, name) for name, item in settings.items()}
     given = {name: None if value == "none" else value for name, value in values.items()}
+    needed = [
+        each.name
+        for each in inspect.signature(kind).parameters.values()
+        if each.default is each.empty
+        and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        and each.name not in given
+    ]
+    if needed:
+        example = ", ".join(f"{name}=..." for name in needed)
+        raise ValueError(
+            f"{kind.__name__} cannot be made of {given or 'nothing'}: it needs "
+            f"{' and '.join(needed)}, as in {kind.__name__}({example})."
+        )
     try:
         return kind(**given)
     # What a constructor trips over when a setting is of another type than it expects.

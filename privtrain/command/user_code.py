@@ -12,7 +12,6 @@ from typing import Any
 
 from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
-from privtrain.core.libraries import LIBRARIES
 
 _GIVEN = "__privtrain_file__"
 """Attribute of a module that was imported from a file: the file's path, as the user gave it."""
@@ -29,16 +28,11 @@ def import_named(reference: str, argument: str) -> Any:
         ValueError: If the reference has another form, or names nothing that can be called.
         DataError: If the file does not exist, or cannot be imported.
     """
-    # From the right: an absolute path may hold a colon itself, C:\my_file.py:make.
-    place, _, name = reference.rpartition(":")
+    place, name = check_reference(reference, argument)
     given = f"{argument}={reference!r}"
-    if not place or not name:
-        raise ValueError(
-            f"Expected {given} to look like my_file.py:NAME or my_package.module:NAME."
-        )
     try:
         file = place.endswith(".py")
-        module = _import_file(Path(place), given) if file else importlib.import_module(place)
+        module = _import_file(Path(place)) if file else importlib.import_module(place)
     except DataError:
         raise
     # Whatever the user's own module may raise; without a traceback its place is worth a word.
@@ -56,14 +50,34 @@ def import_named(reference: str, argument: str) -> Any:
     return value
 
 
-def _import_file(path: Path, given: str) -> ModuleType:
-    import cloudpickle
+def check_reference(reference: str, argument: str) -> tuple[str, str]:
+    """Refuses what is no reference, and a file that is not there; nothing is imported.
 
-    if not path.is_file():
+    Returns:
+        The file or module, and the name in it.
+
+    Raises:
+        ValueError: If the reference has another form.
+        DataError: If the file does not exist.
+    """
+    # From the right: an absolute path may hold a colon itself, C:\my_file.py:make.
+    place, _, name = reference.rpartition(":")
+    given = f"{argument}={reference!r}"
+    if not place or not name:
+        raise ValueError(
+            f"Expected {given} to look like my_file.py:NAME or my_package.module:NAME."
+        )
+    if place.endswith(".py") and not Path(place).is_file():
         raise DataError(
-            f"There is no file {str(path)!r}, which {given} names. Give its path as it is seen "
+            f"There is no file {place!r}, which {given} names. Give its path as it is seen "
             "from the folder you are in."
         )
+    return place, name
+
+
+def _import_file(path: Path) -> ModuleType:
+    import cloudpickle
+
     place = os.path.abspath(path)
     # A second import would make second classes, and a trainer would not equal itself any more.
     for loaded in list(sys.modules.values()):
@@ -89,6 +103,8 @@ def _import_file(path: Path, given: str) -> ModuleType:
 
 def _name_of(place: str) -> str:
     """A module's name that is nobody else's: a user may call a file torch.py."""
+    from privtrain.core.libraries import LIBRARIES  # it loads torch
+
     stem = Path(place).stem
     try:
         spec = None if stem in sys.modules else importlib.util.find_spec(stem)

@@ -1,6 +1,8 @@
 """What a run cost: bytes, rounds, seconds and memory."""
 
+import math
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +22,9 @@ class Basis(StrEnum):
 
     WITHHELD = "withheld"
     """Not stated, since they follow a secret sample or the number of private rows."""
+
+    ELSEWHERE = "trained elsewhere"
+    """Not known here: the model was trained elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,9 @@ class Cost:
         peak_memory_bytes: Largest resident memory of one process while it trained, be it this one
             or a worker in which parties run; not a number where it is withheld.
         basis: Whether bytes and rounds were measured, or follow from public figures.
+        cpu_seconds: Processor time of training, of all threads of this process, of its children
+            and of workers in which parties run. It hardly depends on what else the machine does.
+            None in files of earlier versions; not a number where it is withheld.
     """
 
     bytes_sent: int | None
@@ -72,6 +80,19 @@ class Cost:
     peak_memory_bytes: float
     bytes_sent_by_party: Mapping[str, int] = field(default_factory=dict)
     basis: Basis = Basis.MEASURED
+    # Not what two runs are compared by: no two of them take the same time.
+    cpu_seconds: float | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        if self.basis is Basis.ELSEWHERE:
+            return self.basis
+        figures = [f"{self.seconds:.3g} s"] if math.isfinite(self.seconds) else []
+        if self.bytes_sent is not None and self.rounds is not None:
+            figures.append(f"{self.bytes_sent:,} bytes sent in {self.rounds:,} rounds")
+        if math.isfinite(self.peak_memory_bytes):
+            figures.append(f"{self.peak_memory_bytes / 1e6:,.0f} MB at most")
+        basis = "" if self.basis is Basis.MEASURED else f" (bytes and rounds: {self.basis})"
+        return ", ".join(figures) + basis
 
 
 def reset_peak_memory() -> bool:
@@ -103,3 +124,15 @@ def peak_memory() -> int:
     # macOS counts in bytes, Linux in kibibytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended, since they began."""
+    # Not by `os.times()`, which counts in ticks of ten milliseconds: a short run would take none.
+    try:
+        # Here and not above: Windows has no such module, nor children that have ended.
+        import resource
+    except ImportError:
+        return time.process_time()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime

@@ -4,11 +4,25 @@ Noise roots, folders, study files and cards hold settings by value. A new field 
 them for settings that compute what they always did.
 """
 
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 LATER = {"later": True}
 """Metadata of such a field: `field(default=..., metadata=LATER)`."""
+
+
+def told_unless(left_out: Callable[[Any], bool]) -> dict[str, Callable[[Any], bool]]:
+    """Metadata of a later field that is left out by another rule than that of its default.
+
+    Args:
+        left_out: The value that has the field to whether it is left out.
+    """
+    return {"later": left_out}
+
+
+NEVER = told_unless(lambda value: True)
+"""Metadata of a field that changes nothing of what is computed, such as a number of processes."""
 
 
 def told_fields(value: Any) -> tuple[Field[Any], ...]:
@@ -25,8 +39,11 @@ def told(value: Any) -> str:
 
 
 def _left_out(value: Any, each: Field[Any]) -> bool:
-    if not each.metadata.get("later"):
+    later = each.metadata.get("later")
+    if not later:
         return False
+    if callable(later):
+        return bool(later(value))
     if each.default is MISSING:
         raise TypeError(f"Expected {each.name!r} of {type(value).__name__} to have a default.")
     return bool(getattr(value, each.name) == each.default)

@@ -138,6 +138,9 @@ class Exposure:
             that each carry their own noise.
         largest_only: Whether it sees no more than the largest value of a sum, with noise on that
             value alone: one vote that moves changes it by at most 1.
+        finish_only: Whether it sees no more of what is noised than what the finish leaves of it.
+        winner_only: Whether that is, of each row, only the place of the largest noised value.
+        check_only: Whether that is only whether a noised value reaches a threshold.
     """
 
     single_messages: bool
@@ -147,6 +150,11 @@ class Exposure:
     # of the variance, of which its reader knows nothing.
     variance: float = 1.0
     largest_only: bool = False
+    # Unless an aggregation says so, an observer reads what is noised: what it is charged is then
+    # true of whoever sees less, too.
+    finish_only: bool = False
+    winner_only: bool = False
+    check_only: bool = False
 
     def __post_init__(self) -> None:
         check_non_negative(variance=self.variance)

@@ -1,5 +1,6 @@
 """A model as one vector and back; models that start from a stream."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.models import made_anew
 from privtrain.core.seeding import Stream
 from privtrain.core.task import Task
@@ -246,3 +248,25 @@ class ModelPredictor:
         # A copy: a model may write into what it is given, and these rows are asked about again.
         logits: Tensor = self.module(inputs.to(where, copy=True))
         return logits.to(inputs.device)
+
+
+def apart(module: nn.Module) -> ModelPredictor:
+    """A module as a predictor that shares nothing with it: asking leaves the user's as it was.
+
+    Args:
+        module: In any mode; its copy answers in eval mode.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        DataError: If the module cannot be copied.
+    """
+    try:
+        with torch.no_grad():
+            return ModelPredictor(copy.deepcopy(module).eval())
+    except OWN_ERRORS as error:  # a module's own code may raise anything
+        raise DataError(
+            f"Expected the {type(module).__name__} to be a module that can be copied: {error} "
+            "Clear what it keeps from earlier batches, or give a function from inputs to outputs."
+        ) from error

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.links import Link
 from privtrain.core.seeding import Entropy, OnceOnly, Seeds
 from privtrain.core.task import FederatedData, Rows, check_party_values
 from privtrain.core.transcript import Entry, Setup, Transcript
+from privtrain.core.validate import check_offers
 
 # Tensors and nothing else, numbers too: whatever is sent has bytes that the transcript counts.
 Payload = dict[str, Tensor]
@@ -41,80 +43,6 @@ class Draws:
     name: str
     device: str = "cpu"
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-class Link(Protocol):
-    """One party's connections to the others of a mesh; what is sent is recorded.
-
-    Messages of one sender arrive in the order in which they were sent.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All parties of the mesh, by rank."""
-        ...
-
-    @property
-    def rank(self) -> int:
-        """This party's number, from 0."""
-        ...
-
-    @property
-    def timeout(self) -> float:
-        """Seconds after which a silent party counts as lost."""
-        ...
-
-    @property
-    def meeting(self) -> tuple[str, int]:
-        """Host and port of a `torch.distributed.TCPStore` that all parties reach.
-
-        For engines that open channels of their own.
-        """
-        ...
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The messages that this party sent; an engine adds those of its own channels."""
-        ...
-
-    def send(self, to: str, kind: str, tensor: Tensor) -> None:
-        """Sends a tensor to a party.
-
-        Args:
-            to: Name of the party.
-            kind: What is sent; the receiver has to ask for it by the same name.
-            tensor: Any shape; a type of numbers.
-
-        Raises:
-            PartyLostError: If the party is gone or takes nothing for `timeout` seconds.
-            ValueError: If there is no such party.
-        """
-        ...
-
-    def receive(self, sender: str, kind: str) -> Tensor:
-        """The next tensor that a party sent.
-
-        Args:
-            sender: Name of the party.
-            kind: What is expected.
-
-        Returns:
-            The tensor, of the type and shape that was sent.
-
-        Raises:
-            PartyLostError: If the party is gone or says nothing for `timeout` seconds.
-            ProtocolError: If it sent something else, with both kinds.
-            ValueError: If there is no such party.
-        """
-        ...
-
-    def knows(self, what: str) -> None:
-        """Records what this party knows without a message, such as the triples that it deals."""
-        ...
-
-    def report(self, done: int, total: int) -> None:
-        """Tells whoever started the mesh how far the program is."""
-        ...
 
 
 @dataclass
@@ -248,6 +176,8 @@ class Setting:
         report_memory: Called with the largest resident memory, in bytes, of each other process in
             which a party runs.
         others: Names of the parties that hold no rows, such as a holder of keys.
+        report_cpu: Called as `report_cpu(process, seconds)` with the processor time that another
+            process in which parties run has taken since it began.
     """
 
     data: FederatedData
@@ -257,6 +187,7 @@ class Setting:
     device: str = "cpu"
     report_memory: Callable[[int], None] = field(default=lambda peak: None)
     others: tuple[str, ...] = ()
+    report_cpu: Callable[[str, float], None] = field(default=lambda process, seconds: None)
 
     def __post_init__(self) -> None:
         held = [name for name in self.others if name in self.data.train]
@@ -335,6 +266,15 @@ class StarRuntime(Protocol):
 
     def open(self, setting: Setting) -> AbstractContextManager[Star]:
         """Starts the parties."""
+        ...
+
+
+@runtime_checkable
+class Importing(Protocol):
+    """A runtime that starts processes, which a warm-up must not do."""
+
+    def import_parts(self) -> None:
+        """Imports in this process what starting would import; nothing where it is missing."""
         ...
 
 
@@ -444,12 +384,21 @@ class Runtimes:
     Args:
         star: For rounds around a coordinator.
         mesh: For secret-shared computation.
+
+    Raises:
+        ValueError: If one of them is something else.
     """
 
     # No defaults: the runtimes stand above this package, so `fit` and `compare` fill them in
     # (decision 009).
     star: StarRuntime | None = None
     mesh: MeshRuntime | None = None
+
+    def __post_init__(self) -> None:
+        if self.star is not None:
+            check_offers("open", "pt.InProcess()", star=self.star)
+        if self.mesh is not None:
+            check_offers("run", "pt.Processes()", mesh=self.mesh)
 
     @property
     def real(self) -> bool:

@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
+from privtrain.core import shown
 from privtrain.core.observers import PUBLIC, Observer
-from privtrain.core.validate import check_delta, check_positive
+from privtrain.core.rounding import printed_up
+from privtrain.core.validate import check_delta, check_is, check_positive
 
 
 # A StrEnum: files hold the text, and reading it back is `Relation(text)`. The relation belongs to
@@ -70,6 +72,30 @@ class Security(StrEnum):
 SIMULATED = "simulated: void if the seed is known"
 """What a guarantee assumes whose noise, shares and keys follow from a seed."""
 
+STATED = "stated by the user"
+"""Said of a guarantee that privtrain did not compute, wherever it is shown."""
+
+EXACT_PRIVATE = "exact, private"
+"""Said of a figure that follows from private values without noise, wherever it is shown."""
+
+MAY_BE_PUBLISHED = (
+    "may be published: what is not data-dependent, which follows from settings and from how many "
+    "releases were made"
+)
+NOT_TO_BE_PUBLISHED = (
+    "not to be published: epsilons for these votes, and whatever else is computed from the votes "
+    "without noise. A changed row changes them, so that they would be one more release, which no "
+    "guarantee covers; published_epsilon makes that release, with noise and at a price"
+)
+"""What may leave with a statement that holds data-dependent figures, and what may not."""
+
+
+UNWRITTEN = {"unwritten": True}
+"""Metadata of a field that no file holds, such as a model."""
+
+IF_ANY = {"if_any": True}
+"""Metadata of a field that files hold only where it says anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
@@ -87,6 +113,8 @@ class Guarantee:
         assumptions: What has to hold for it.
         data_dependent: Whether the number was computed from private data and is itself private.
         releases: How many releases it covers.
+        stated: Whether the user states it of a model that was trained elsewhere. Nothing computed
+            it here, and it never stands where a computed one is expected.
     """
 
     observer: Observer
@@ -101,18 +129,23 @@ class Guarantee:
     assumptions: tuple[str, ...] = ()
     data_dependent: bool = False
     releases: int = 0
+    stated: bool = False
 
     @property
     def claim(self) -> str:
-        """What is promised, on one line; what it rests on is left out."""
+        """What is promised, on one line; what it rests on is left out.
+
+        Epsilon and delta are rounded up, so that what is printed holds, too.
+        """
         # Unit and relation beside every epsilon: without them two of them cannot be compared.
-        epsilon = "inf" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
-        pair = f"({epsilon}, {self.delta:g})-DP"
+        epsilon, delta = printed_up(self.epsilon), printed_up(self.delta, 6)
+        pair = f"({epsilon}, {delta})-DP"
         if self.data_dependent:
             # No "-DP": its theorems bound one direction, from the votes that were seen.
-            pair = f"epsilon {epsilon} at delta {self.delta:g} for these votes, one-sided,"
+            pair = f"epsilon {epsilon} at delta {delta} for these votes, one-sided,"
         text = f"{pair} to the {self.observer}, per {self.unit}, {self.relation.replace('_', '-')}"
-        return f"{text}, data-dependent" if self.data_dependent else text
+        text = f"{text}, data-dependent" if self.data_dependent else text
+        return f"{text}, {STATED}" if self.stated else text
 
     @property
     def rests_on(self) -> tuple[str, ...]:
@@ -124,6 +157,46 @@ class Guarantee:
 
     def __str__(self) -> str:
         return "\n".join([self.claim, *(f"  {text}" for text in self.rests_on)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactCost:
+    """What the releases that were made exactly tell to one observer: a figure, and no promise.
+
+    It bounds how far apart what was released of these votes lies from what would be released of any
+    neighbouring votes, in both directions. Differential privacy has to hold for all votes. It is
+    computed from the votes without noise, so that it is as private as these.
+
+    Args:
+        observer: Who sees the releases.
+        unit: Whose contribution makes neighbours differ.
+        relation: Which data sets are neighbours.
+        epsilon: The figure.
+        delta: At which it is taken.
+        releases: How many releases it covers.
+        method: How it was computed, with its source.
+    """
+
+    observer: Observer
+    unit: Unit
+    relation: Relation
+    epsilon: float
+    delta: float
+    releases: int = 0
+    method: str = ""
+
+    @property
+    def claim(self) -> str:
+        """What it says, on one line, marked as private."""
+        epsilon, delta = printed_up(self.epsilon), printed_up(self.delta, 6)
+        relation = self.relation.replace("_", "-")
+        return (
+            f"epsilon {epsilon} at delta {delta} for these votes, {EXACT_PRIVATE}, to the "
+            f"{self.observer}, per {self.unit}, {relation}: no differential privacy"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.claim}\n  by {self.method}" if self.method else self.claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +248,10 @@ class PrivacyCurves:
     mu: float | None = None
     promised: tuple[tuple[float, float], ...] = ()
 
+    def __repr__(self) -> str:
+        points = f"{len(self.epsilon_by_delta)} deltas, {len(self.trade_off)} error rates"
+        return f"PrivacyCurves({self.observer}, {self.unit}, {self.relation}: {points})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyStatement:
@@ -185,19 +262,28 @@ class PrivacyStatement:
         input_privacy: Input privacy, one for each reader.
         caveats: What the figures leave out.
         curves: Guarantees to the public over all deltas, where anything is promised to it.
+        exact: What the releases exactly told, where a simulation knows it: private, no guarantee.
     """
 
     guarantees: tuple[Guarantee, ...]
     input_privacy: tuple[InputPrivacy, ...] = ()
     caveats: tuple[str, ...] = ()
     curves: tuple[PrivacyCurves, ...] = ()
+    exact: tuple[ExactCost, ...] = field(default=(), metadata=IF_ANY)
+
+    @property
+    def publishing(self) -> tuple[str, ...]:
+        """What of the figures may be published, what may not, and why; empty where all may."""
+        if self.exact or any(g.data_dependent for g in self.guarantees):
+            return MAY_BE_PUBLISHED, NOT_TO_BE_PUBLISHED
+        return ()
 
     def epsilon(self, observer: Observer | str = PUBLIC) -> float:
         """The smallest formal epsilon to an observer; infinity where nothing is promised.
 
         Where several units are protected, such as clients and their examples, the answer is that
         of the worst protected one. A data-dependent epsilon is itself private and never the
-        answer.
+        answer, nor is one that the user states.
 
         Args:
             observer: Whom it is promised to, or the name, such as "aggregator".
@@ -208,7 +294,7 @@ class PrivacyStatement:
         best: dict[Unit, float] = {}
         for g in self.guarantees:
             # Computed from private data: printing it is a release that nobody paid for.
-            if g.observer.name == name and not g.data_dependent:
+            if g.observer.name == name and not g.data_dependent and not g.stated:
                 best[g.unit] = min(g.epsilon, best.get(g.unit, math.inf))
         return max(best.values(), default=math.inf)
 
@@ -219,7 +305,53 @@ class PrivacyStatement:
 
     def __str__(self) -> str:
         claims, texts = numbered(self.guarantees)
-        return "\n".join([*claims, *texts, *map(str, self.input_privacy), *self.caveats])
+        lines = [*claims, *texts, *map(str, self.exact), *self.publishing]
+        return "\n".join([*lines, *map(str, self.input_privacy), *self.caveats])
+
+    def __repr__(self) -> str:
+        parts = {
+            "promised": shown.first((g.claim for g in self.guarantees), 3) or "nothing",
+            "readers": shown.first((entry.reader for entry in self.input_privacy), 4),
+            "left out": f"{len(self.caveats)} caveats; print() shows them and all assumptions",
+        }
+        return shown.lines("PrivacyStatement", **parts)
+
+    def _repr_html_(self) -> str:
+        """The statement as tables for notebooks."""
+        header = ("observer", "unit", "relation", "epsilon", "delta", "accountant", "")
+        rows = [
+            (
+                *(g.observer, g.unit, g.relation, printed_up(g.epsilon), printed_up(g.delta, 6)),
+                *(g.accountant, ", ".join(_marks(g))),
+            )
+            for g in self.guarantees
+        ]
+        rows += [
+            (
+                *(e.observer, e.unit, e.relation, printed_up(e.epsilon), printed_up(e.delta, 6)),
+                *("", f"{EXACT_PRIVATE}: no differential privacy"),
+            )
+            for e in self.exact
+        ]
+        readers = [(e.reader, e.reads, e.adversary, e.security) for e in self.input_privacy]
+        rests = [text for g in self.guarantees for text in g.rests_on]
+        return "".join(
+            (
+                shown.table(header, rows, "Promised"),
+                shown.listed("What the guarantees rest on", dict.fromkeys(rests)),
+                shown.listed("Publishing", self.publishing) if self.publishing else "",
+                shown.table(("reader", "reads", "adversary", "security"), readers, "Who reads what")
+                if readers
+                else "",
+                shown.listed("What the figures leave out", self.caveats),
+            )
+        )
+
+
+def _marks(guarantee: Guarantee) -> list[str]:
+    """What sets a guarantee apart from a formal one that was computed."""
+    dependent = ["data-dependent: one-sided, itself private"] if guarantee.data_dependent else []
+    return [*dependent, STATED] if guarantee.stated else dependent
 
 
 def numbered(guarantees: Iterable[Guarantee]) -> tuple[list[str], list[str]]:
@@ -257,7 +389,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Observer):
         return value.name
     if is_dataclass(value) and not isinstance(value, type):
-        return {part.name: to_plain(getattr(value, part.name)) for part in fields(value)}
+        parts = [part for part in fields(value) if not part.metadata.get("unwritten")]
+        found = {part: getattr(value, part.name) for part in parts}
+        return {
+            part.name: to_plain(item)
+            for part, item in found.items()
+            if item or not part.metadata.get("if_any")
+        }
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -295,3 +433,4 @@ class Budget:
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
         check_delta(self.delta)
+        check_is(Observer, "pt.PUBLIC", observer=self.observer)

@@ -3,12 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import READS_ROWS, DataError
+from privtrain.core.fields import told_unless
+from privtrain.core.holdings import Holdings
+from privtrain.core.measures import ACCURACY, Compute, Metric, main_of, metric_of
+from privtrain.core.metrics import accuracy
 from privtrain.core.models import Model, described
+from privtrain.core.recipe import Encoder
 from privtrain.core.statement import ADD_REMOVE, Relation, Unit
 from privtrain.core.validate import check_computable, check_finite, check_ordinary
 
@@ -32,7 +38,8 @@ class Rows:
     """A data set in memory.
 
     Args:
-        inputs: Shape `(rows, ...)`; floating point.
+        inputs: Shape `(rows, ...)`; floating point, or whole numbers that a model looks up, such
+            as tokens, which stay whole numbers.
         targets: Shape `(rows,)` or `(rows, ...)`; class indices or values. None where the holder
             has no labels.
         users: Whose row each is, shape `(rows,)`, int64; None where rows belong to nobody.
@@ -267,6 +274,8 @@ class FederatedData:
             public.
         by_coin: Whether the training rows were chosen from a table, by a coin for each row.
         published: Whether the rows are a published data set, so that anybody can count them.
+        encoder: How inputs were made of a table or of arrays, so that a model that is kept can be
+            asked about new rows; None where nobody knows.
     """
 
     # A mapping that may load when asked: a million simulated clients cost no memory until sampled.
@@ -286,6 +295,56 @@ class FederatedData:
     assumptions: tuple[str, ...] = ()
     by_coin: bool = False
     published: bool = False
+    encoder: Encoder | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.train, Mapping):
+            raise DataError(
+                f"Expected train to be a mapping from party to Rows, not a "
+                f"{type(self.train).__name__}. Use {{'party-0': Rows(inputs, targets)}}, or "
+                "pt.data.from_arrays."
+            )
+        for name in ("test", "validation", "public"):
+            part = getattr(self, name)
+            if not (isinstance(part, Rows) or (part is None and name != "test")):
+                raise DataError(
+                    f"Expected {name} to be Rows, not a {type(part).__name__}. Use "
+                    "Rows(inputs, targets)."
+                )
+
+    def __repr__(self) -> str:
+        return self._holdings.text()
+
+    def _repr_html_(self) -> str:
+        return self._holdings.html()
+
+    def plot(self) -> Any:
+        """Draws who holds what: a bar for each party, its classes stacked. It is unprotected.
+
+        Returns:
+            A figure of matplotlib, for `savefig` or the last line of a notebook's cell.
+
+        Raises:
+            UnsupportedError: If matplotlib is not installed; the message says by what it is.
+        """
+        return self._holdings.plot()
+
+    @property
+    def _holdings(self) -> Holdings:
+        figure = "not stated" if self.public_rows is None else f"{self.public_rows:,}"
+        planted = 0 if self.canaries is None else len(self.canaries)
+        return Holdings.of(
+            self.name,
+            self.train,
+            {"test": self.test, "validation": self.validation, "public": self.public},
+            by_columns=self.split is COLUMNS,
+            lines=(
+                f"public figure of training rows: {figure}; the counts above are unprotected",
+                *([f"{self.label_holder} holds the labels"] if self.label_holder else ()),
+                *([f"{planted:,} canaries, about half of them planted"] if planted else ()),
+                *self.notes,
+            ),
+        )
 
     @property
     def parties(self) -> tuple[str, ...]:
@@ -331,9 +390,6 @@ class FederatedData:
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(batch, classes)` and targets `(batch,)` to a loss for each example, `(batch,)`."""
 
-Metric = Callable[[Tensor, Tensor], float]
-"""Logits `(rows, classes)` and targets `(rows,)` to a number."""
-
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each example.
@@ -349,25 +405,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Fraction of rows whose largest logit is at the target, in 0..1.
-
-    Args:
-        logits: Shape `(rows, classes)`; or one logit a row, `(rows, 1)` or `(rows,)`, which says
-            class 1 where it is above zero and class 0 elsewhere.
-        targets: Class indices, shape `(rows,)`; beside a single logit `(rows, 1)`, too.
-
-    Returns:
-        The accuracy.
-    """
-    # The largest of one logit is the first: it would say class 0 of every row.
-    if logits.numel() == len(logits):
-        right = (logits.reshape(-1) > 0) == targets.reshape(len(logits))
-        return float(right.double().mean())
-    # In float64 a mean of zeros and ones is the correctly rounded fraction of whole counts.
-    return float((logits.argmax(dim=1) == targets).double().mean())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is learned: a model, a loss for each example, and metrics.
@@ -377,18 +414,42 @@ class Task:
             or a module, such as a pretrained one, which is copied for every use. It pickles with
             cloudpickle.
         loss: Loss of each example, `(batch,)`.
-        metrics: Name to metric. The one called "accuracy" goes into tables.
+        metrics: Name to metric. A function of outputs and targets stands for
+            `Metric(function, counts=False, best="high")`, `accuracy` for one that counts, and
+            under a known name, such as "rmse", for one with `best="low"`.
         name: What the task is called.
+        main: The metric that tables lead with, models are chosen by, and gaps are taken of;
+            "accuracy" where there is one, else the first.
+
+    Raises:
+        ValueError: If `metrics` is no mapping from names to metrics, or `main` is none of them.
     """
 
     # A factory: each run, teacher and shadow model starts from weights of its own seed.
     model: Model
     loss: Loss = cross_entropy
-    metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": accuracy})
+    metrics: Mapping[str, Metric | Compute] = field(default_factory=lambda: {ACCURACY: accuracy})
     name: str = "task"
+    # Told where it is not the one that nobody has to name: noise and folders keep their identity.
+    main: str = field(default="", metadata=told_unless(lambda task: task.main_is_usual))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "main", main_of(self.metrics, self.main))
+
+    @property
+    def main_is_usual(self) -> bool:
+        """Whether the main metric is the one that leads where none is named."""
+        return self.main == main_of(self.metrics, "")
+
+    @property
+    def measures(self) -> dict[str, Metric]:
+        """Name to metric, the main one first."""
+        names = sorted(self.metrics, key=lambda name: name != self.main)
+        return {name: metric_of(name, self.metrics[name]) for name in names}
 
     def __repr__(self) -> str:
         # A run is known by what its parts print, and a module prints its layers without weights.
         made = self.model if not isinstance(self.model, nn.Module) else described(self.model)
         metrics = f"loss={self.loss!r}, metrics={self.metrics!r}, name={self.name!r}"
-        return f"Task(model={made!r}, {metrics})"
+        main = "" if self.main_is_usual else f", main={str(self.main)!r}"
+        return f"Task(model={made!r}, {metrics}{main})"

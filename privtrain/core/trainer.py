@@ -1,15 +1,15 @@
 """The trainer interface: plan what will be released, then train."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from privtrain.core.cost import PublicCost
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError, UnsupportedError
 from privtrain.core.observers import Observer
-from privtrain.core.result import NOT_KEPT, History, Members, Predictor
+from privtrain.core.outcome import Outcome
+from privtrain.core.result import NOT_KEPT, Members, Predictor, VotesSeen
 from privtrain.core.runtime import (
     NO_STAR,
     MeshRuntime,
@@ -22,7 +22,7 @@ from privtrain.core.runtime import (
 )
 from privtrain.core.seeding import OnceOnly, Seeds
 from privtrain.core.statement import InputPrivacy, Relation, Unit
-from privtrain.core.task import FederatedData, Rows, Split, Task
+from privtrain.core.task import FederatedData, Task
 from privtrain.core.transcript import Transcript
 
 RELEASE = "release"
@@ -140,10 +140,20 @@ class Ledger(Protocol):
         ...
 
 
-REALISED = "realised"
+REALISED, EXACT, VOTES = "realised", "exact", "votes"
 """Where a kept state holds the charges that are known only after the releases, by observer."""
 
-_KEPT_BY_RUN = {"memory", "parties", "members", "assumptions", "notes", "halted", REALISED}
+_KEPT_BY_RUN = {
+    "memory",
+    "parties",
+    "members",
+    "assumptions",
+    "notes",
+    "halted",
+    REALISED,
+    EXACT,
+    VOTES,
+}
 
 
 class Checkpoint(Protocol):
@@ -154,54 +164,13 @@ class Checkpoint(Protocol):
 
         Args:
             done: How many.
-            state: Tensors, numbers, dicts, lists; and under `REALISED` events.
+            state: Tensors, numbers, dicts, lists; and under `REALISED` and `EXACT` events.
         """
         ...
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """The last state and the number of rounds it stands after, or None at the start."""
         ...
-
-
-@dataclass
-class Outcome:
-    """What a run leaves beside the predictor.
-
-    Args:
-        history: Diagnostics over the rounds.
-        notes: What the reader of the result should know.
-        members: Which training rows were used; None where all of them were.
-        halted: Why training stopped early, or None.
-        peak_memory_bytes: Largest memory of another process of this run.
-        assumptions: What turned out to be assumed by every guarantee while the run went on.
-        public_cost: Bytes and rounds by public figures alone, which are published beside a promise
-            that counts on a secret sample or hides a number; None withholds them there.
-        realised: Events that are known only after the releases, by observer name.
-    """
-
-    history: History = field(default_factory=History)
-    notes: list[str] = field(default_factory=list)
-    members: Members | None = None
-    halted: str | None = None
-    peak_memory_bytes: int = 0
-    assumptions: list[str] = field(default_factory=list)
-    public_cost: PublicCost | None = None
-    realised: dict[str, Any] = field(default_factory=dict)
-
-    def assume(self, *texts: str) -> None:
-        """Takes note of what every guarantee assumes, of each text once."""
-        self.assumptions.extend(
-            text for text in dict.fromkeys(texts) if text not in self.assumptions
-        )
-
-    def note(self, *texts: str) -> None:
-        """Takes note of what the reader of the result should know, of each text once."""
-        self.notes.extend(text for text in dict.fromkeys(texts) if text not in self.notes)
-
-    def report_memory(self, peak: int) -> None:
-        """Takes note of the largest resident memory of another process of this run, in bytes."""
-        # The largest process, not their sum: real parties have a machine each.
-        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
 
 
 @dataclass(frozen=True)
@@ -365,6 +334,8 @@ class Run:
             "notes": list(self.outcome.notes),
             "halted": self.outcome.halted,
             REALISED: dict(self.outcome.realised),
+            EXACT: dict(self.outcome.exact),
+            VOTES: None if self.outcome.history.votes is None else vars(self.outcome.history.votes),
         }
         self.checkpoint.save(done, {**state, **own})
 
@@ -395,60 +366,10 @@ class Run:
         self.outcome.note(*state.pop("notes", ()))
         self.outcome.halted = state.pop("halted", None)
         self.outcome.realised.update(state.pop(REALISED, {}))
+        self.outcome.exact.update(state.pop(EXACT, {}))
+        votes = state.pop(VOTES, None)
+        self.outcome.history.votes = None if votes is None else VotesSeen(**votes)
         return done, state
-
-
-@runtime_checkable
-class Checking(Protocol):
-    """A trainer, or a part of one, that can tell beforehand what it would refuse in training."""
-
-    def check(self, task: Task, model: nn.Module) -> None:
-        """Refuses a task or a setting, before anything is trained or spent.
-
-        Args:
-            task: What is learned.
-            model: A model of the task that nobody will use afterwards.
-        """
-        ...
-
-
-@runtime_checkable
-class CheckingRows(Protocol):
-    """A trainer, or a part of one, that can tell beforehand which rows it would refuse."""
-
-    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
-        """Refuses rows that the model cannot be trained on, before anything is spent.
-
-        Args:
-            data: Who holds which rows.
-            model: A model of the task in training mode that nobody will use afterwards.
-        """
-        ...
-
-
-@runtime_checkable
-class Addressing(Protocol):
-    """A trainer that addresses parties without rows."""
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """Their names, such as that of a holder of keys."""
-        ...
-
-
-@runtime_checkable
-class Trying(Protocol):
-    """A trainer, or a part of one, that tries a model and a loss on rows that are not private."""
-
-    def try_beforehand(self, task: Task, data: FederatedData, model: nn.Module) -> None:
-        """Refuses what it would refuse in training, before anything is spent.
-
-        Args:
-            task: What is learned.
-            data: Whose public or test rows are tried; of training rows the shape alone is used.
-            model: A model of the task in training mode that nobody will use afterwards.
-        """
-        ...
 
 
 class Trainer(Protocol):
@@ -478,57 +399,4 @@ class Trainer(Protocol):
 
     def train(self, task: Task, data: FederatedData, run: Run) -> Predictor:
         """Trains and returns the predictor that is published."""
-        ...
-
-
-@runtime_checkable
-class MeshTrainer(Protocol):
-    """A trainer whose parties hold their own rows and train among themselves: `privtrain party`.
-
-    What it computes with must follow from the study file: all parties compare their settings,
-    the initial weights and who takes part, before anything is shared.
-    """
-
-    def peer_programs(
-        self,
-        names: Sequence[str],
-        *,
-        task: Task,
-        model: nn.Module,
-        split: Split,
-        rows: Rows | None,
-    ) -> Mapping[str, Program]:
-        """What each party runs, in the order of ranks: who holds rows, then who helps them.
-
-        A program finds its party's rows in `party.train[party.name]`.
-
-        Args:
-            names: The parties that hold rows, by rank.
-            task: What is learned.
-            model: With the initial weights, which are public.
-            split: How the table is cut among the parties.
-            rows: This party's own rows; None where it holds none. Nobody else's are known.
-
-        Raises:
-            ValueError: If the trainer is set for another number of parties.
-            DataError: If own rows or the model cannot be trained on.
-            UnsupportedError: If the task cannot be.
-        """
-        ...
-
-    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
-        """Puts what a program returned at a party with rows into the model.
-
-        Raises:
-            DataError: If the result cannot be believed for own rows.
-            ProtocolError: If it cannot be believed for other reasons.
-        """
-        ...
-
-    def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What is promised to whom and who reads what, a sentence each.
-
-        Args:
-            names: The parties that hold rows, by rank.
-        """
         ...

@@ -95,6 +95,11 @@ class Transcript:
     exchanges: int = field(default=0, compare=False)
     others: tuple[str, ...] = field(default=(), compare=False)
 
+    def __repr__(self) -> str:
+        figures = f"{self.bytes_sent:,} bytes in {self.rounds:,} rounds"
+        kept = ", payloads kept" if self.keep_payloads else ""
+        return f"Transcript({len(self.entries):,} messages, {figures}{kept})"
+
     def exchange(self) -> int:
         """The number of an exchange that a channel begins."""
         # By the channel: a trainer's rounds may hold several exchanges each.

@@ -3,14 +3,16 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from privtrain.core.errors import DataError
+from privtrain.core.nearest import nearest
 
 
 def _check(description: str, holds: Callable[[float], bool], values: dict[str, float]) -> None:
@@ -36,6 +38,11 @@ def check_positive(**values: float) -> None:
 def check_non_negative(**values: float) -> None:
     """Raises `ValueError` unless every value is a finite number that is at least zero."""
     _check(">= 0", lambda value: math.isfinite(value) and value >= 0, values)
+
+
+def check_number(**values: float) -> None:
+    """Raises `ValueError` unless every value is a number, whichever."""
+    _check("to be a number", lambda value: True, values)
 
 
 def check_count(minimum: int = 1, /, **values: int) -> None:
@@ -77,12 +84,38 @@ def check_flag(**values: bool) -> None:
             raise ValueError(f"Expected {name}={value!r} to be True or False.")
 
 
+def brief(value: object) -> str:
+    """A value as messages show it; of one that is long, which may hold rows, only its type."""
+    text = repr(value)
+    short = len(text) <= _LONGEST_SHOWN and "\n" not in text
+    return text if short else f"<{type(value).__name__}>"
+
+
+_LONGEST_SHOWN = 160
+
+
+def check_is(kind: type, example: str, /, **values: object) -> None:
+    """Raises `ValueError` unless every value is of a kind; the message shows how to get one."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"Expected {name}={brief(value)} to be a {kind.__name__}, such as {example}."
+            )
+
+
+def check_list(example: str, /, **values: object) -> None:
+    """Raises `ValueError` unless every value is a list or another collection, and no text."""
+    for name, value in values.items():
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise ValueError(f"Expected {name}={brief(value)} to be a list, such as {example}.")
+
+
 def check_offers(method: str, example: str, /, **values: object) -> None:
     """Raises `ValueError` unless every value has the method that its protocol asks for."""
     for name, value in values.items():
         # A class has the method too: `Gaussian` in the place of `Gaussian(1.0, 1.0)`.
         if isinstance(value, type) or not callable(getattr(value, method, None)):
-            raise ValueError(f"Expected {name}={value!r} to be a value such as {example}.")
+            raise ValueError(f"Expected {name}={brief(value)} to be a value such as {example}.")
 
 
 def check_follows(protocol: type, example: str, /, **values: object) -> None:
@@ -93,7 +126,9 @@ def check_follows(protocol: type, example: str, /, **values: object) -> None:
         missing = [] if isinstance(value, type) else [m for m in asked if m not in dir(value)]
         if isinstance(value, type) or missing:
             lacks = f"; it has no {', '.join(missing)}" if missing else ", and no class"
-            raise ValueError(f"Expected {name}={value!r} to be a value such as {example}{lacks}.")
+            raise ValueError(
+                f"Expected {name}={brief(value)} to be a value such as {example}{lacks}."
+            )
 
 
 def check_distinct(**collections: Collection[float]) -> None:
@@ -103,19 +138,36 @@ def check_distinct(**collections: Collection[float]) -> None:
             raise ValueError(f"Expected {name}={list(values)} to hold each value once.")
 
 
-def check_member(allowed: Collection[str], /, **values: str) -> None:
-    """Raises `ValueError` unless every value is one of the allowed names."""
+def check_member(allowed: Collection[str], also: str = "", /, **values: str) -> None:
+    """Raises `ValueError` unless every value is one of the allowed names; it names the nearest.
+
+    What is `also` allowed beside the names is said in words.
+    """
     for name, value in values.items():
         if value not in allowed:
+            beside = f", or {also}" if also else ""
             raise ValueError(
-                f"Expected {name}={value!r} to be one of {', '.join(sorted(allowed))}."
+                f"Expected {name}={value!r} to be one of {', '.join(sorted(allowed))}{beside}."
+                f"{nearest(value, allowed)}"
             )
 
 
-def check_finite(**tensors: Tensor) -> None:
+def all_finite(values: "Tensor") -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    import torch
+
+    # No sum with such a term is finite, and it is had ten times faster. Finite terms may overflow.
+    if values.is_floating_point() and math.isfinite(values.sum().item()):
+        return True
+    return bool(torch.isfinite(values).all())
+
+
+def check_finite(**tensors: "Tensor") -> None:
     """Raises `ValueError` if a tensor holds NaN or infinity, with the first place where."""
+    import torch  # here and below: the command line checks its words without it
+
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             # With a place, so that whoever owns the table finds the row.
             where = tuple(int(i) for i in (~torch.isfinite(tensor)).nonzero()[0])
             raise ValueError(
@@ -124,11 +176,10 @@ def check_finite(**tensors: Tensor) -> None:
             )
 
 
-_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-
-
-def check_ordinary(**tensors: Tensor) -> None:
+def check_ordinary(**tensors: "Tensor") -> None:
     """Raises `DataError` unless every tensor is dense, in memory, and of real numbers."""
+    import torch
+
     for name, tensor in tensors.items():
         # Nested first: such a tensor has no shape and no length.
         if tensor.is_nested:
@@ -148,14 +199,17 @@ def check_ordinary(**tensors: Tensor) -> None:
         raise DataError(f"Expected {name} to be a dense tensor of real numbers, not one {what}.")
 
 
-def check_computable(**tensors: Tensor) -> None:
+def check_computable(**tensors: "Tensor") -> None:
     """Raises `DataError` unless every tensor is ordinary, and of a type that torch computes with.
 
     A tensor that requires a gradient is refused, too: training would write into it.
     """
+    import torch
+
     check_ordinary(**tensors)
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)
     for name, tensor in tensors.items():
-        if tensor.dtype in _UNSIGNED:
+        if tensor.dtype in unsigned:
             raise DataError(
                 f"Expected {name} of type {tensor.dtype} to be of a type that torch computes with. "
                 f"Use {name}.long(), or pt.data.from_arrays, which does."

@@ -3,6 +3,7 @@
 from privtrain.data.arrays import from_arrays, from_npz
 from privtrain.data.canaries import mislabelled_rows, noise_rows, with_canaries
 from privtrain.data.datasets import adult, breast_cancer, digits, mnist
+from privtrain.data.frames import from_frame
 from privtrain.data.loading import load, names
 from privtrain.data.models import CNN, MLP, LogisticRegression
 from privtrain.data.partition import (
@@ -14,8 +15,8 @@ from privtrain.data.partition import (
     Shards,
     parse_partition,
 )
+from privtrain.data.reading import from_csv
 from privtrain.data.rows import LazyRows
-from privtrain.data.tables import from_csv
 
 __all__ = [
     "CNN",
@@ -33,6 +34,7 @@ __all__ = [
     "digits",
     "from_arrays",
     "from_csv",
+    "from_frame",
     "from_npz",
     "load",
     "mislabelled_rows",

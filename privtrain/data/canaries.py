@@ -198,9 +198,14 @@ def noise_rows(data: FederatedData, count: int, *, seed: int = 0) -> Rows:
     # be measured on private data.
     like, classes = data.test.inputs, _classes(data)
     generator = Seeds(seed)["noise canaries", 0, ""].torch()
-    uniform = torch.rand((count, *like.shape[1:]), generator=generator, dtype=like.dtype)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    return Rows(like.min() + (like.max() - like.min()) * uniform, labels)
+    shape = (count, *like.shape[1:])
+    if like.is_floating_point():
+        uniform = torch.rand(shape, generator=generator, dtype=like.dtype)
+        inputs = like.min() + (like.max() - like.min()) * uniform
+    else:  # whole numbers that are looked up, such as tokens
+        ends = int(like.min()), int(like.max()) + 1
+        inputs = torch.randint(*ends, shape, generator=generator, dtype=like.dtype)
+    return Rows(inputs, torch.randint(0, classes, (count,), generator=generator))
 
 
 def _classes(data: FederatedData) -> int:

@@ -71,6 +71,26 @@ def coins(rows: Rows, purpose: str, *, names: Tensor | None = None) -> NDArray[n
     return np.array(drawn, dtype=np.float64)
 
 
+def shared_coins(rows: Rows, purpose: str) -> NDArray[np.float64]:
+    """A uniform number for each row that equal rows share, too; of users as `coins`.
+
+    With a coin for each copy, a second copy that becomes public would tell that there is a first
+    one, which is not: whoever knows the key can compute both coins.
+
+    Args:
+        rows: The rows, with or without users.
+        purpose: The key, as text: coins of two purposes are independent.
+
+    Returns:
+        Numbers in [0, 1), shape `(rows,)`; of a row without equals that of `coins`.
+    """
+    if rows.users is not None:
+        return coins(rows, purpose)
+    key, first = _key(purpose), bytes(8)
+    drawn = [_coin(digest + first, key) for digest in digests(rows, purpose)]
+    return np.array(drawn, dtype=np.float64)
+
+
 def _key(purpose: str) -> bytes:
     # A digest of the text: a key has at most 64 bytes, and names of parties may be longer.
     return hashlib.sha256(purpose.encode()).digest()

@@ -4,14 +4,19 @@ from pathlib import Path
 
 import torch
 
+from privtrain.core.recipe import Column
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.data.arrays import scaled
+from privtrain.data.columns import encoded_by
 from privtrain.data.constants import (
+    ADULT_COLUMNS,
     ADULT_FEATURES,
+    ADULT_LABELS,
     BREAST_CANCER_RANGES,
     DIGITS_HIGHEST,
     MNIST_HIGHEST,
     PUBLISHED_ROWS,
+    Category,
 )
 from privtrain.data.federation import EVENLY, Layout, federate
 from privtrain.data.files import read_adult, read_mnist
@@ -70,7 +75,8 @@ def digits(
         public_fraction=public_fraction,
     )
     default = MLP((64, hidden, 10), dtype)
-    return _known("digits", rows, layout, model or default, classes=10)
+    task, data = _known("digits", rows, layout, model or default, classes=10)
+    return task, encoded_by(data, scale=(0.0, DIGITS_HIGHEST))
 
 
 def breast_cancer(
@@ -129,7 +135,9 @@ def breast_cancer(
     )
     linear = LogisticRegression(30, 2, dtype)
     default = linear if hidden is None else MLP((30, hidden, 2), dtype)
-    return _known("breast_cancer", rows, layout, model or default, classes=2)
+    task, data = _known("breast_cancer", rows, layout, model or default, classes=2)
+    columns = [Column(name=name, range=(low, high)) for name, low, high in BREAST_CANCER_RANGES]
+    return task, encoded_by(data, columns=columns, classes=tuple(bunch.target_names.tolist()))
 
 
 def mnist(
@@ -185,7 +193,8 @@ def mnist(
         public_fraction=public_fraction,
     )
     default = MLP((784, hidden, 10), dtype) if flat else CNN(10, dtype)
-    return _known("mnist", rows, layout, model or default, classes=10, test=test)
+    task, data = _known("mnist", rows, layout, model or default, classes=10, test=test)
+    return task, encoded_by(data, scale=(0.0, MNIST_HIGHEST))
 
 
 def adult(
@@ -239,7 +248,14 @@ def adult(
     # The width follows from the published lists of words, not from the words of these rows.
     linear = LogisticRegression(ADULT_FEATURES, 2, dtype)
     default = linear if hidden is None else MLP((ADULT_FEATURES, hidden, 2), dtype)
-    return _known("adult", train, layout, model or default, classes=2, test=test)
+    task, data = _known("adult", train, layout, model or default, classes=2, test=test)
+    columns = [
+        Column(name=each.name, words=each.values)
+        if isinstance(each, Category)
+        else Column(name=each.name, range=(each.low, each.high))
+        for each in ADULT_COLUMNS
+    ]
+    return task, encoded_by(data, columns=columns, classes=ADULT_LABELS)
 
 
 def _known(
@@ -251,6 +267,11 @@ def _known(
     classes: int,
     test: Rows | None = None,
 ) -> tuple[Task, FederatedData]:
+    if not rows.inputs.is_floating_point():
+        raise ValueError(
+            f"Expected dtype={rows.inputs.dtype} to be torch.float32 or torch.float64: the inputs "
+            f"of {name} are quantities."
+        )
     # A sampling rate from the number that fell to training would be a count (decision 004); one
     # from the documentation is the same whichever rows are in the file.
     data = federate(rows, layout, name=name, test=test, published=PUBLISHED_ROWS[name])

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.parties import party_names
+from privtrain.core.recipe import Encoder
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import ROWS, FederatedData, Rows
-from privtrain.core.validate import check_count, check_fraction
+from privtrain.core.validate import check_count, check_follows, check_fraction
 from privtrain.data.coins import coins
 from privtrain.data.partition import IID, Partition
 from privtrain.data.rows import LazyRows, by_columns, by_rows
@@ -44,6 +45,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         check_count(0, seed=self.seed)
+        example = "pt.data.Dirichlet(0.5), or what pt.data.parse_partition reads from text"
+        check_follows(Partition, example, partition=self.partition)
         check_fraction(
             test_fraction=self.test_fraction,
             validation_fraction=self.validation_fraction,
@@ -141,6 +144,11 @@ def federate(
         assumptions=assumptions,
         by_coin=any(asked.values()),
         published=published is not None,
+        encoder=Encoder(
+            shape=tuple(rows.inputs.shape[1:]),
+            dtype=str(rows.inputs.dtype).removeprefix("torch."),
+            order=None if sharing.columns is None else tuple(sharing.columns.tolist()),
+        ),
     )
 
 

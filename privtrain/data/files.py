@@ -249,19 +249,25 @@ class Place:
     """The file and the lines that a column's values come from, for messages.
 
     Args:
-        path: The file.
-        lines: The line of each row, from 1.
+        path: The file, or what messages call a table that is none.
+        lines: The line of each row, from 1, or its number.
+        word: What the numbers count.
     """
 
-    path: Path
+    path: Path | str
     lines: Sequence[int]
+    word: str = "line"
 
     def error(self, row: int, column: str, value: str, expected: str) -> DataError:
         """The error for a value that is not as expected."""
         return DataError(
-            f"{self.path}, line {self.lines[row]}, column {column!r}: expected {expected}, "
+            f"{self.path}, {self.word} {self.lines[row]}, column {column!r}: expected {expected}, "
             f"not {value!r}."
         )
+
+
+ABSENT = "\0"
+"""Stands for a missing value in a column of words that has a further column for it."""
 
 
 def one_hot(values: Sequence[str], column: Category, place: Place) -> NDArray[np.float64]:
@@ -283,7 +289,8 @@ def one_hot(values: Sequence[str], column: Category, place: Place) -> NDArray[np
     codes = np.array([position.get(value, -1) for value in values], dtype=np.int64)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
-        listed = ", ".join(map(repr, column.values[:8]))
+        words = [word for word in column.values if word != ABSENT]
+        listed = ", ".join(map(repr, words[:8]))
         raise place.error(row, column.name, values[row], f"one of {listed}")
     return np.eye(len(column.values))[codes]
 

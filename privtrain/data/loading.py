@@ -1,5 +1,6 @@
 """Data sets by name or path, as the command line names them."""
 
+import os
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -11,8 +12,9 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.validate import check_member
 from privtrain.data.arrays import from_arrays, from_npz
 from privtrain.data.datasets import adult, breast_cancer, digits, mnist
+from privtrain.data.frames import from_frame
 from privtrain.data.partition import parse_partition
-from privtrain.data.tables import from_csv
+from privtrain.data.reading import from_csv
 
 Loader = Callable[..., tuple[Task, FederatedData]]
 
@@ -22,8 +24,8 @@ _KNOWN: dict[str, Loader] = {
     "digits": digits,
     "mnist": mnist,
 }
-_FILES: dict[str, Loader] = {".csv": from_csv, ".npz": from_npz}
-_TYPES = {"float32": torch.float32, "float64": torch.float64}
+_FILES: dict[str, Loader] = {".csv": from_csv, ".tsv": from_csv, ".npz": from_npz}
+_TYPES = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
 def names() -> tuple[str, ...]:
@@ -31,13 +33,14 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_KNOWN))
 
 
-def load(name: str | Path, /, **options: Any) -> tuple[Task, FederatedData]:
-    """Loads a known data set by its name, or own data by the path of a file.
+def load(name: Any, /, **options: Any) -> tuple[Task, FederatedData]:
+    """Loads a known data set by its name, or own data by the path of a file or from memory.
 
     Args:
-        name: One of `names()`, or the path of a `.csv` or `.npz` file.
+        name: One of `names()`, the path of a `.csv`, `.tsv` or `.npz` file, or a table in memory
+            for `from_frame`.
         options: What the loader takes. A `partition` may also be text for `parse_partition`, a
-            `dtype` "float32" or "float64".
+            `dtype` "float32", "float64" or "int64".
 
     Returns:
         The task and the data.
@@ -46,11 +49,14 @@ def load(name: str | Path, /, **options: Any) -> tuple[Task, FederatedData]:
         ValueError: If the name is neither known nor such a path, or an option is not known.
         DataError: If the data cannot be used.
     """
-    loader = _KNOWN.get(str(name)) or _FILES.get(Path(name).suffix.lower())
+    if not isinstance(name, (str, os.PathLike)):
+        loader: Loader | None = from_frame
+    else:
+        loader = _KNOWN.get(str(name)) or _FILES.get(Path(name).suffix.lower())
     if loader is None:
         raise ValueError(
             f"Expected data={str(name)!r} to be one of {', '.join(names())}, or the path of a "
-            ".csv or .npz file."
+            ".csv, .tsv or .npz file."
         )
     if isinstance(partition := options.get("partition"), str):
         options["partition"] = parse_partition(partition)
@@ -60,7 +66,8 @@ def load(name: str | Path, /, **options: Any) -> tuple[Task, FederatedData]:
     _check_options(loader, options)
     try:
         # Loaders of files take the path first; a known set is found by its name alone.
-        return loader(**options) if str(name) in _KNOWN else loader(name, **options)
+        known = isinstance(name, (str, os.PathLike)) and str(name) in _KNOWN
+        return loader(**options) if known else loader(name, **options)
     # What a loader trips over when an option is of another type than it expects.
     except (TypeError, AttributeError, OverflowError) as error:
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
@@ -74,7 +81,7 @@ def _check_options(loader: Loader, options: dict[str, Any]) -> None:
     # Checked here, since `options` comes from a study file: Python's own TypeError would name
     # neither the loader's options nor the value that was given.
     parameters = signature(loader).parameters
-    allowed = set(parameters) - {"path", "options"}
+    allowed = set(parameters) - {"path", "frame", "options"}
     # Loaders of files pass their other options on to `from_arrays`.
     if "options" in parameters:
         allowed |= set(signature(from_arrays).parameters) - {"inputs", "targets"}

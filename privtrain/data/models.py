@@ -120,8 +120,69 @@ def default_model(
     return MLP((features, 64, classes), dtype, flatten)
 
 
+FLOATS = (torch.float32, torch.float64)
+
+
+def input_type(
+    model: Model | None, shape: tuple[int, ...], dtype: torch.dtype | None, whole: bool
+) -> torch.dtype:
+    """The type of the inputs: the one that is stated, else the one that the model takes.
+
+    Args:
+        model: The user's factory or module, or None.
+        shape: Shape of one input, without the rows.
+        dtype: What the user stated, or None.
+        whole: Whether the inputs are whole numbers that nothing scales.
+
+    Returns:
+        `torch.int64` for whole numbers before a model that looks them up and takes no other ones,
+        as one that begins with `nn.Embedding`; else `torch.float32`.
+
+    Raises:
+        ValueError: If a type is stated that inputs cannot have.
+    """
+    if dtype is not None:
+        if dtype not in (*FLOATS, torch.int64):
+            raise ValueError(
+                f"Expected dtype={dtype} to be torch.float32, torch.float64, or torch.int64 for "
+                "whole numbers that are looked up, such as tokens."
+            )
+        return dtype
+    # Tried on made-up rows: what the model takes is public, and so is the type of the inputs.
+    looked_up = model is not None and whole and not _takes(model, shape, torch.float32)
+    return torch.int64 if looked_up and _takes(model, shape, torch.int64) else torch.float32
+
+
+def _takes(model: Model | None, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    try:
+        return model is not None and _answer(model, shape, dtype) is not None
+    # A user's own code may raise anything; what it raises is told where the type is settled.
+    except OWN_ERRORS:
+        return False
+
+
+def _answer(model: Model, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...] | None:
+    """The shape of a model's answer to two made-up rows; None where it makes no module."""
+    # Initial weights come from torch's global generator, which is the caller's: it is put back.
+    with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
+        made = new_module(model)
+        if not isinstance(made, nn.Module):
+            return None
+        # Before it runs: a lazy layer takes its widths from the first batch.
+        check_values(model, made)
+        # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
+        made.eval()
+        try:
+            return tuple(made(torch.zeros(2, *shape, dtype=dtype)).shape)
+        except OWN_ERRORS:
+            if dtype in FLOATS:
+                raise
+            # Zero often stands for padding, and a row of nothing else is none to torch's encoder.
+            return tuple(made(torch.ones(2, *shape, dtype=dtype)).shape)
+
+
 def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
-    """The model of a task: the user's, tried on two rows of zeros, or the default one.
+    """The model of a task: the user's, tried on two made-up rows, or the default one.
 
     Args:
         model: The user's factory or module, or None.
@@ -132,33 +193,38 @@ def chosen_model(model: Model | None, inputs: Tensor, classes: int) -> Model:
         A factory, or the user's module.
 
     Raises:
-        ValueError: If the user's model does not map inputs to one logit a class.
+        ValueError: If the user's model does not map inputs to one logit a class, or there is none
+            for whole numbers.
     """
     shape = tuple(inputs.shape[1:])
     if model is None:
-        return default_model(shape, classes, inputs.dtype)
-    # Initial weights come from torch's global generator, which is the caller's: it is put back.
-    with global_generator(Seeds(0)["model check", 0, ""]), torch.no_grad():
-        probe = torch.zeros(2, *shape, dtype=inputs.dtype)
-        try:
-            made = new_module(model)
-            if isinstance(made, nn.Module):
-                # Before it runs: a lazy layer takes its widths from the first batch.
-                check_values(model, made)
-            # In eval mode dropout draws nothing, and batch statistics of zeros go nowhere.
-            got = tuple(made.eval()(probe).shape) if isinstance(made, nn.Module) else None
-        # A user's own code may raise anything; the message has to say which argument it was.
-        except OWN_ERRORS as error:
+        if inputs.dtype not in FLOATS:
             raise ValueError(
-                f"Expected model={model!r}, called without arguments, to make a module that can "
-                f"take inputs of shape {tuple(probe.shape)} and type {inputs.dtype}; it raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
+                f"Expected model= to be given with dtype={inputs.dtype}: the default models take "
+                "quantities. Give one that begins with nn.Embedding."
+            )
+        return default_model(shape, classes, inputs.dtype)
+    probe = (2, *shape)
+    try:
+        got = _answer(model, shape, inputs.dtype)
+    # A user's own code may raise anything; the message has to say which argument it was.
+    except OWN_ERRORS as error:
+        raise ValueError(
+            f"Expected model={model!r}, called without arguments, to make a module that can "
+            f"take inputs of shape {probe} and type {inputs.dtype}; it raised "
+            f"{type(error).__name__}: {error}"
+            f"{_LOOKED_UP if inputs.dtype in FLOATS and _takes(model, shape, torch.int64) else ''}"
+        ) from error
     if got is None:
-        raise ValueError(f"Expected model={model!r} to return an nn.Module, not {made!r}.")
+        raise ValueError(
+            f"Expected model={model!r} to return an nn.Module, not {new_module(model)!r}."
+        )
     if got != (2, classes):
         raise ValueError(
-            f"Expected model={model!r} to map inputs of shape {tuple(probe.shape)} to logits of "
+            f"Expected model={model!r} to map inputs of shape {probe} to logits of "
             f"shape {(2, classes)}, not {got}."
         )
     return model
+
+
+_LOOKED_UP = " It takes whole numbers, such as tokens: give dtype=torch.int64, without a scale."

@@ -35,7 +35,8 @@ def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
 
     Args:
         array: Numbers, shape `(rows, ...)`.
-        dtype: Floating-point type of the result.
+        dtype: `torch.float32` or `torch.float64`; `torch.int64` for whole numbers that stay as
+            they are, such as tokens.
         name: What messages call the array.
 
     Returns:
@@ -43,16 +44,16 @@ def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
 
     Raises:
         DataError: If there are no rows or columns, a number is not finite, or two different whole
-            numbers of a column become one.
+            numbers of a column become one; with `torch.int64`, if a number is not whole.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"Expected dtype={dtype} to be torch.float32 or torch.float64.")
     values = to_numbers(array, name)
     if values.ndim < 2 or values.size == 0:
         raise DataError(
             f"Expected {name} of shape {values.shape} to have the shape (rows, columns) or "
             "more dimensions, and to hold something. Use reshape(-1, 1) for a single column."
         )
+    if dtype == torch.int64:
+        return _to_whole(values, name)
     result = torch.from_numpy(_wide(values)).to(dtype)
     # Tested after the conversion: 1e300 is finite in float64 and infinite in float32. One value
     # that is not finite makes a loss NaN, and then the gradient of every row of its batch.
@@ -73,6 +74,65 @@ def to_inputs(array: Array, dtype: torch.dtype, name: str) -> Tensor:
         )
     _check_digits(values, result, name)
     return result
+
+
+def _to_whole(values: NDArray[Any], name: str) -> Tensor:
+    """Whole numbers as they are, such as tokens."""
+    right = np.ones(values.shape, dtype=bool)
+    if values.dtype.kind == "f":
+        # Up to 2^53 floats have kept all digits of whole numbers.
+        right = (values == np.floor(values)) & (abs(values) <= 2**53)
+    elif values.dtype.kind == "u":
+        right = values < 2**63
+    if not right.all():
+        row, *place = (int(number) for number in np.argwhere(~right)[0])
+        column = place[0] if len(place) == 1 else tuple(place)
+        raise DataError(
+            f"Expected {name} to hold whole numbers, as dtype=torch.int64 says; row {row}, column "
+            f"{column} is {values[(row, *place)].item()}. Leave dtype= out for quantities."
+        )
+    return torch.from_numpy(np.array(values, dtype=np.int64, order="C"))
+
+
+def to_words_of(array: Any, name: str) -> list[str] | None:
+    """Words, such as names of classes, or None where an array holds something else.
+
+    Args:
+        array: What may hold words, shape `(rows,)` or `(rows, 1)`.
+        name: What messages call it.
+
+    Returns:
+        One text a row, without surrounding white space.
+
+    Raises:
+        DataError: If words stand beside missing values or numbers.
+    """
+    if isinstance(array, Tensor):
+        return None
+    try:
+        values = np.asarray(array)
+    except Exception:  # told where numbers are made of it
+        return None
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    # "T": texts of any length, as numpy 2 has them.
+    items = values.tolist() if values.ndim == 1 and values.dtype.kind in "USOT" else []
+    if not any(isinstance(item, (str, bytes)) for item in items):
+        return None
+    texts = [item.decode(errors="replace") if isinstance(item, bytes) else item for item in items]
+    for row, item in enumerate(texts):
+        if not isinstance(item, str):
+            what = "a missing value" if is_no_value(item) else f"of type {type(item).__name__}"
+            raise DataError(
+                f"Expected {name} to hold words or numbers, not both; row {row} is {item!r}, "
+                f"{what}. Make words of all of them, and remove rows without one."
+            )
+    return [text.strip() for text in texts]
+
+
+def is_no_value(item: object) -> bool:
+    """Whether something stands for no value: None, NaN, or what pandas has for it."""
+    return item is None or type(item).__name__ in _MISSING or (_is_number(item) and item != item)
 
 
 def to_targets(array: Array, name: str) -> Tensor:
@@ -191,8 +251,8 @@ def _instead(array: Array, values: NDArray[Any]) -> str:
         return f"not {_KINDS[values.dtype.kind]} ({values.dtype}). Make numbers of them first"
     if values.dtype.kind != "O":
         return (
-            f"not values of type {values.dtype}. Map words to numbers first, or use from_csv, "
-            "which does"
+            f"not values of type {values.dtype}. Map words to numbers first, or use from_csv or "
+            "from_frame, which do"
         )
     if values.ndim == 0:
         return (
@@ -207,8 +267,8 @@ def _instead(array: Array, values: NDArray[Any]) -> str:
         if not _is_number(item):
             return (
                 f"not {item!r:.40} (of type {type(item).__name__}), as in row {place[0]}. Map "
-                "words to numbers first, or use from_csv, which does; remove or impute what is "
-                "missing"
+                "words to numbers first, or use from_csv or from_frame, which do; remove or impute "
+                "what is missing"
             )
     return "not Python objects. Give a number format: numpy.asarray(values, dtype=float)"
 

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.task import COLUMNS, ROWS, Split
-from privtrain.core.validate import check_count, check_member, check_non_negative, check_positive
+from privtrain.core.validate import (
+    check_count,
+    check_is,
+    check_member,
+    check_non_negative,
+    check_positive,
+)
 
 Indices = NDArray[np.int64]
 
@@ -312,6 +318,7 @@ def parse_partition(text: str) -> Partition:
     Raises:
         ValueError: If the word is unknown or the number is none.
     """
+    check_is(str, "'dirichlet:0.5'", partition=text)
     word, _, number = text.partition(":")
     check_member(_PARSERS, partition=word)
     # Partitions check their parameters themselves; what they say follows the text that was typed.

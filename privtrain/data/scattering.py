@@ -4,12 +4,13 @@ This is the only file that imports kymatio, which is an extra:
 `pip install "privtrain[scattering]"`.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.extras import check_installed
 from privtrain.core.task import Rows
 
 _AT_A_TIME = 500
@@ -61,14 +62,13 @@ def scattered(rows: Rows, *, groups: int | None = 27) -> Rows:
     return Rows(scattering_features(rows.inputs, groups=groups).flatten(1), rows.targets)
 
 
+# Its filters follow from the shape alone, and take as long to make as a hundred images.
+@functools.lru_cache(maxsize=4)
 def _transform(shape: tuple[int, int]) -> Any:
-    try:
-        # Not `kymatio.torch`: that imports a module that newer versions of scipy no longer have.
-        from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
-    except ImportError as error:
-        raise UnsupportedError(
-            'Scattering features need kymatio: pip install "privtrain[scattering]".'
-        ) from error
+    check_installed("A scattering transform", "kymatio")
+    # Not `kymatio.torch`: that imports a module that newer versions of scipy no longer have.
+    from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
+
     # J scales and L directions: 1 coefficient of order 0, J L = 16 of order 1 and
     # L^2 J (J - 1) / 2 = 64 of order 2 make 81 channels.
     return ScatteringTorch2D(J=2, shape=shape, L=8)

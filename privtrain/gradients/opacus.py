@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.extras import check_installed
 from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable, wide_type
 from privtrain.core.task import Loss, Rows
 from privtrain.gradients.alone import RowTrial
@@ -38,7 +39,14 @@ from privtrain.mechanisms.clipping import clip_factors
 
 @dataclass(frozen=True)
 class Opacus:
-    """Per-example gradients by Opacus's hooks, which materialise every example's gradient."""
+    """Per-example gradients by Opacus's hooks, which materialise every example's gradient.
+
+    Raises:
+        UnsupportedError: If Opacus is not installed.
+    """
+
+    def __post_init__(self) -> None:
+        check_installed("Opacus()", "opacus")
 
     def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
         """Prepares a model.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Rows
-from privtrain.gradients.bookkeeping.lstm import can_be_unrolled
+from privtrain.gradients.bookkeeping.recurrent import can_be_unrolled
 
 TRIAL = 16
 """Rows of the first batch on which a model is tried."""
@@ -53,36 +53,52 @@ def refuse_layers(model: nn.Module) -> None:
                 f"The layer {name!r} ({type(layer).__name__}) rewrites its rows for every batch "
                 "that it sees, which no noise protects. Use max_norm=None."
             )
-        foreign = type(layer).__module__.startswith("opacus.")
-        recurrent = isinstance(layer, nn.RNNBase) and not can_be_unrolled(layer)
-        if foreign or recurrent or isinstance(layer, nn.MultiheadAttention):
+        if isinstance(layer, nn.RNNBase) and not can_be_unrolled(layer):
+            raise UnsupportedError(
+                f"The layer {name!r} ({type(layer).__name__}) hides its steps from autograd, and "
+                "with proj_size= or as a class of your own they are not known here, so no example "
+                "has a gradient of its own. Use nn.LSTM, nn.GRU or nn.RNN without proj_size=, or "
+                "nn.Linear layers that are called once a step."
+            )
+        if type(layer).__module__.startswith("opacus."):
             # Only then: importing Opacus takes longer than everything else here.
-            check_model(model)
+            check_twins(model)
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuses layers for which neither torch nor Opacus has right per-example gradients.
+    """Refuses layers for which Opacus has no right per-example gradients.
 
     Raises:
         UnsupportedError: With the layer, and what to use in its place.
     """
-    from opacus.layers import DPMultiheadAttention
-
     for name, layer in model.named_modules():
         if isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
             twin = f"DP{type(layer).__name__.replace('Head', 'head')}"
             if isinstance(layer, nn.MultiheadAttention):
-                twin += " with one head, or attention built of nn.Linear"
+                twin += " with one head"
             raise UnsupportedError(
                 f"Opacus has no per-example gradients for the layer {name!r} "
-                f"(nn.{type(layer).__name__}). Use its twin in opacus.layers, {twin}."
+                f"(nn.{type(layer).__name__}). Use gradients=BookKeeping(), which has, or its twin "
+                f"in opacus.layers, {twin}."
             )
+    check_twins(model)
+
+
+def check_twins(model: nn.Module) -> None:
+    """Refuses layers of Opacus that compute something else than torch's.
+
+    Raises:
+        UnsupportedError: With the layer, and what to use in its place.
+    """
+    for name, layer in model.named_modules():
         heads = getattr(layer, "num_heads", 1)
-        if isinstance(layer, DPMultiheadAttention) and layer.batch_first and heads > 1:
+        # By name: whoever has no such layer need not have Opacus.
+        attends = any(kind.__name__ == "DPMultiheadAttention" for kind in type(layer).__mro__)
+        if attends and getattr(layer, "batch_first", False) and heads > 1:
             raise UnsupportedError(
                 f"The layer {name!r} computes a wrong forward pass in Opacus 1.6 with "
-                f"batch_first=True and {heads} heads. Use one head, or attention built of "
-                "nn.Linear."
+                f"batch_first=True and {heads} heads. Use one head, or gradients=BookKeeping() "
+                "with nn.MultiheadAttention."
             )
 
 

@@ -161,7 +161,8 @@ def lines_of(journal: Path, text: str, beginnings: tuple[str, ...]) -> list[Line
         if not held:
             continue
         try:
-            values = json.loads(line, object_pairs_hook=_once)
+            # Without what follows: zeros of the next line must not hide an entry before them.
+            values = json.loads(held, object_pairs_hook=_once)
         except json.JSONDecodeError:
             if not any(held.startswith(b) or b.startswith(held) for b in beginnings):
                 raise unreadable(journal, number, "it is no entry of this journal") from None

@@ -20,6 +20,7 @@ from privtrain.accounting.library import field_names
 from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
 from privtrain.core.locks import Lock
 from privtrain.core.observers import AGGREGATOR, CURATOR, Observer
+from privtrain.core.rounding import printed_up
 from privtrain.core.statement import Budget
 from privtrain.core.trainer import RELEASE, PrivacyPlan
 from privtrain.core.validate import check_count, check_member
@@ -90,7 +91,8 @@ def capacity(plans: tuple[PrivacyPlan, ...], budget: Budget | None) -> dict[str,
         of_each = "" if len(planned) == 1 else f" of each kind ({', '.join(planned)})"
         raise BudgetExceededError(
             f"Not one release{of_each} fits epsilon={budget.epsilon:g} at delta={budget.delta:g} "
-            f"to the {budget.observer}: a single one{of_each and ' of each'} costs {single:.4g}. "
+            f"to the {budget.observer}: a single one{of_each and ' of each'} costs "
+            f"{printed_up(single)}. "
             f"{way}"
         )
     return _part_of(planned, fitting, most)

@@ -20,17 +20,21 @@ from privtrain.core.errors import BudgetExceededError, DataError, PrivacyError, 
 from privtrain.core.keys import PRIVATE, has_key, keyed_digest
 from privtrain.core.locks import Lock
 from privtrain.core.observers import PUBLIC, Observer, check_observer
+from privtrain.core.rounding import printed_up
 from privtrain.core.statement import Budget, Guarantee, Relation, Unit
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import RELEASE, PrivacyPlan
 from privtrain.core.trainer import Charge as PlannedCharge
-from privtrain.core.validate import check_delta
+from privtrain.core.validate import check_delta, check_is
 from privtrain.ledgers.charges import BEGINNINGS, Charge, Cost, charge_to_plain, read_charge
 from privtrain.ledgers.journal import JournalFile, lines_of, size_of, text_of
 from privtrain.ledgers.run import JournalLedger, check_one_plan, digest_of, promises
 
 FIXED = "trainers and settings of the study were fixed before the first result was seen"
-EACH = "what the statement of each fit assumes, such as that nobody knows the seed of its noise"
+EACH = (
+    "what the statement of each fit assumes, such as that nobody knows the seed of its noise; a "
+    "row that any of them gave up to the public is protected by none"
+)
 COMPOSED = "composition of all fits of the study"
 
 
@@ -72,7 +76,9 @@ class StudyLedger:
     def __post_init__(self) -> None:
         self.journal = None if self.journal is None else Path(self.journal)
         check_delta(self.delta)
+        check_is(FederatedData, "that of task, data = pt.data.digits()", data=self.data)
         if self.budget is not None:
+            check_is(Budget, "pt.Budget(3.0, 1e-5)", budget=self.budget)
             self.delta = self.budget.delta
         if self.adaptive and self.budget is None:
             raise ValueError(
@@ -300,9 +306,10 @@ class StudyLedger:
             alone = evaluate(cost.event, budget.delta, cost.relation).epsilon
             before = evaluate(self._total(number), budget.delta, cost.relation).epsilon
             raise BudgetExceededError(
-                f"{name} would bring the study to epsilon={total:.4g} per {cost.unit} at "
-                f"delta={budget.delta:g}, beyond its budget of {budget.epsilon:g}: {before:.4g} is "
-                f"spent, and this fit alone costs {alone:.4g}. Nothing was trained; use more noise."
+                f"{name} would bring the study to epsilon={printed_up(total)} per {cost.unit} at "
+                f"delta={budget.delta:g}, beyond its budget of {budget.epsilon:g}: "
+                f"{printed_up(before)} is spent, and this fit alone costs {printed_up(alone)}. "
+                "Nothing was trained; use more noise."
             )
 
     # The journal

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from privtrain.core.validate import check_count, check_positive
+from privtrain.core.validate import check_count, check_list, check_positive
 from privtrain.mechanisms.reach import check_real
 
 RECLIPPING_SLACK = 1e-9
@@ -176,6 +176,7 @@ class PerLayerClipping:
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check_list("(1.0, 2.0)", weights=self.weights)
         for place, weight in enumerate(self.weights):
             check_positive(**{f"weights[{place}]": weight})
 

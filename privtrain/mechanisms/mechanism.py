@@ -6,7 +6,7 @@ the event that an accountant reads come out of one value, so they cannot disagre
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ class About:
         theorem: What the guarantee rests on, with its source; empty where nothing is promised.
         noisy: Whether noise is drawn at all.
         assumptions: What has to hold for the guarantee.
+        of_winner: What rests on another theorem for whoever sees only the place of the largest
+            noised value, and which; empty where that changes nothing.
+        of_check: The same for whoever sees only whether a noised value reaches a threshold.
         grid: None for noise in floating point. Else sums are rounded to whole multiples of this
             number, what is drawn are such multiples, and they are added as whole numbers. What
             `add` gives for float64 is a multiple, rounded to float64, so that an aggregation on
@@ -48,6 +51,8 @@ class About:
     grid: float | None = None
     l2_bound: float | None = None
     separation: int = 1
+    of_winner: str = ""
+    of_check: str = ""
 
 
 class Mechanism(Protocol):
@@ -111,7 +116,8 @@ class Mechanism(Protocol):
     def event(self, exposure: Exposure, relation: Relation) -> Any:
         """What one release means for an observer, as an event for an accountant.
 
-        That only the largest value is seen may be ignored: it moves no further than the sum does.
+        That only the largest value is seen, or only what the finish leaves, may be ignored: who
+        sees less is promised no less.
         """
         ...
 
@@ -128,6 +134,22 @@ class Mechanism(Protocol):
 
     def with_scale(self, scale: float) -> "Mechanism | None":
         """The same mechanism with another noise scale, or None where it draws no noise."""
+        ...
+
+
+@runtime_checkable
+class TellingExactly(Protocol):
+    """A mechanism that can say what the winners of its noised votes exactly tell."""
+
+    def exact(self, total: Tensor) -> Any:
+        """The divergence between these votes and all neighbouring ones, in both directions.
+
+        Args:
+            total: Vote counts before the noise, shape `(queries, classes)`.
+
+        Returns:
+            An event, which is private itself; None where it cannot be computed.
+        """
         ...
 
 

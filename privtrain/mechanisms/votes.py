@@ -1,9 +1,12 @@
 """Noisy-max mechanisms on vote counts: GNMax and LNMax.
 
 One changed teacher moves one vote from a class to another: a *replacement*, of L2 sensitivity
-sqrt(2) and L1 sensitivity 2. The curves below already contain it; no further factor applies. How
-rows are assigned to teachers decides under which relation one changed example changes at most one
-teacher: PATE states add/remove.
+sqrt(2) and L1 sensitivity 2. The events below already contain it, under every relation; no further
+factor applies. How rows are assigned to teachers decides under which relation one changed example
+changes at most one teacher: PATE states add/remove.
+
+Whoever sees only the winner, or only whether a check is passed, is charged by Rényi divergences for
+just that; whoever reads noised counts is charged as for any other sum with such noise.
 """
 
 import math
@@ -11,14 +14,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from privtrain.accounting.event import non_private_event
-from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_curve, lnmax_curve
+from privtrain.accounting.event import (
+    Event,
+    gaussian_event,
+    laplace_event,
+    non_private_event,
+    repeated,
+)
+from privtrain.accounting.exact_votes import SMALLEST_SIGMA, exact_gnmax_curve
+from privtrain.accounting.gnmax import DEFAULT_ORDERS, gnmax_rdp, lnmax_rdp
 from privtrain.accounting.renyi import RdpCurve
+from privtrain.accounting.winner import (
+    gnmax_check_rdp,
+    gnmax_winner_rdp,
+    lnmax_winner_rdp,
+)
 from privtrain.core.observers import Exposure
 from privtrain.core.seeding import Stream
-from privtrain.core.statement import Relation
+from privtrain.core.statement import REPLACE_ONE, Relation
 from privtrain.core.validate import check_count, check_positive
 from privtrain.mechanisms.mechanism import (
     About,
@@ -67,6 +83,16 @@ def castable(counts: Tensor, voters: int) -> Tensor:
     return torch.where(within.unsqueeze(-1), counts, torch.zeros_like(counts))
 
 
+def _curve(rdp: NDArray[np.float64]) -> RdpCurve:
+    return RdpCurve(orders=DEFAULT_ORDERS, rdp=tuple(rdp.tolist()))
+
+
+def _of_one_vote(noise: float, relation: Relation) -> float:
+    """The noise multiplier of one vote that moves, whatever the relation."""
+    # Accountants take a replaced contribution for twice the sensitivity; a moved vote is all of it.
+    return 2 * noise if relation is REPLACE_ONE else noise
+
+
 def _by_query(counts: Tensor) -> Tensor:
     """Counts as a matrix, shape `(queries, classes)`."""
     return counts.reshape(-1, counts.shape[-1]) if counts.dim() else counts.reshape(1, 1)
@@ -89,8 +115,21 @@ class GNMax:
 
     @property
     def about(self) -> About:
-        theorem = "GNMax: RDP order / sigma^2 per answer (Papernot et al. 2018, Proposition 8)"
-        return About(theorem=theorem, noisy=True)
+        return About(
+            theorem=(
+                "GNMax: Gaussian mechanism of L2 sensitivity sqrt(2) per query (Papernot et al. "
+                "2018, Section 4.1), composed numerically"
+            ),
+            noisy=True,
+            of_winner=(
+                "GNMax: Rényi divergence of the winner alone, at any counts (docs/decisions/022); "
+                "at most order / sigma^2 (Papernot et al. 2018, Proposition 8)"
+            ),
+            of_check=(
+                "GNMax: Rényi divergence of a check's answer alone, at any count "
+                "(docs/decisions/022); at most order / (2 sigma^2)"
+            ),
+        )
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
@@ -115,21 +154,24 @@ class GNMax:
         drawn = stream.numpy().standard_normal(tuple(total.shape)) * scale
         return add_floats(total, to_tensor(drawn, widened(total))), state
 
-    def event(self, exposure: Exposure, relation: Relation) -> object:
-        """The data-independent RDP curve of one answer, for the variance that stays hidden.
+    def event(self, exposure: Exposure, relation: Relation) -> Event:
+        """What one query tells an observer of one vote, for the variance that stays hidden.
 
-        Where only the largest count is seen, that of a noised check of it.
+        A Rényi curve for whoever sees the winner or a check's answer only; a Gaussian event for
+        whoever reads noised counts.
         """
-        if exposure.hidden_variance <= 0:
+        # The deviation of the noise that the observer cannot subtract: Gaussians add up.
+        sigma = self.sigma * math.sqrt(exposure.hidden_variance)
+        if sigma <= 0:
             return non_private_event()
-        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
-        # Proposition 8: order / sigma^2, with the variance that the observer cannot subtract.
-        rdp = orders / (self.sigma**2 * exposure.hidden_variance)
-        if exposure.largest_only:
-            # Section 4.1: the largest count moves by at most 1, so that Mironov 2017, Corollary 3,
-            # gives order / (2 sigma^2).
-            rdp = rdp / 2
-        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+        if exposure.winner_only:
+            return _curve(gnmax_winner_rdp(sigma, DEFAULT_ORDERS))
+        if exposure.check_only:
+            return _curve(gnmax_check_rdp(sigma, DEFAULT_ORDERS))
+        # Section 4.1: a vote that moves shifts two counts by 1, and the largest count alone by at
+        # most 1.
+        moves = 1.0 if exposure.largest_only else math.sqrt(2.0)
+        return gaussian_event(_of_one_vote(sigma / moves, relation))
 
     def realised(self, total: Tensor) -> RdpCurve:
         """The data-dependent RDP curve of all answers.
@@ -140,8 +182,24 @@ class GNMax:
         Returns:
             The sum over queries, at the default orders.
         """
-        # Theorem 6 with the probability of another answer from Proposition 7.
-        return gnmax_curve(total.double().cpu().numpy(), self.sigma)
+        # Theorem 6 with the probability of another answer from Proposition 7, where that is less
+        # than what holds for any votes.
+        rdp = gnmax_rdp(total, self.sigma, DEFAULT_ORDERS)
+        return _curve(np.minimum(rdp, gnmax_winner_rdp(self.sigma, DEFAULT_ORDERS)).sum(axis=0))
+
+    def exact(self, total: Tensor) -> RdpCurve | None:
+        """The exact divergence of all winners from those of neighbouring votes, both ways.
+
+        Args:
+            total: Vote counts before the noise, shape `(queries, classes)`.
+
+        Returns:
+            The sum over queries, at the default orders; None for a sigma below 0.1, at which one
+            vote decides nearly everything.
+        """
+        if self.sigma < SMALLEST_SIGMA:
+            return None
+        return exact_gnmax_curve(total.double().cpu().numpy(), self.sigma)
 
     def with_scale(self, scale: float) -> "GNMax":
         return replace(self, sigma=scale)
@@ -164,10 +222,17 @@ class LNMax:
 
     @property
     def about(self) -> About:
-        theorem = (
-            "LNMax: (2 / b)-DP per answer (Papernot et al. 2017, Section 3.2), composed as RDP"
+        return About(
+            theorem=(
+                "LNMax: Laplace mechanism on the two counts that a vote moves (Papernot et al. "
+                "2017, Section 3.2), composed numerically"
+            ),
+            noisy=True,
+            of_winner=(
+                "LNMax: Rényi divergence of the winner alone, at any counts (docs/decisions/022); "
+                "at most 2 / b (Papernot et al. 2017, Section 3.2)"
+            ),
         )
-        return About(theorem=theorem, noisy=True)
 
     def bound(self, contribution: Tensor) -> Tensor:
         return one_vote(contribution)
@@ -191,8 +256,11 @@ class LNMax:
         drawn = stream.numpy().laplace(0.0, self.scale, tuple(total.shape))
         return add_floats(total, to_tensor(drawn, widened(total))), state
 
-    def event(self, exposure: Exposure, relation: Relation) -> object:
-        """The data-independent RDP curve of one answer: that of a (2 / b)-DP mechanism.
+    def event(self, exposure: Exposure, relation: Relation) -> Event:
+        """What one query tells an observer of one vote.
+
+        A Rényi curve for whoever sees the winner only; Laplace events for whoever reads noised
+        counts. Of the largest count a check tells as much as the noised count does, at worst.
 
         Raises:
             UnsupportedError: If less than one whole noise is hidden.
@@ -200,13 +268,12 @@ class LNMax:
         if exposure.hidden_variance <= 0:
             return non_private_event()
         check_whole_noise(self, exposure)
-        orders = np.asarray(DEFAULT_ORDERS, dtype=np.float64)
-        # Papernot et al. 2017, Section 3.2: an L1 sensitivity of 2 under scale b is (2 / b)-DP. The
-        # largest count alone moves by at most 1.
-        pure = (1.0 if exposure.largest_only else 2.0) / self.scale
-        # Bun and Steinke 2016, Proposition 3.3: a pure epsilon gives RDP order x epsilon^2 / 2.
-        rdp = np.minimum(pure, orders * pure**2 / 2.0)
-        return RdpCurve(orders=tuple(orders), rdp=tuple(rdp))
+        if exposure.winner_only:
+            return _curve(lnmax_winner_rdp(self.scale, DEFAULT_ORDERS))
+        # Two counts move by 1 each, under noises of their own; the largest count alone by at most
+        # 1. Several noises tell no more than one: the others are post-processing.
+        moved = laplace_event(_of_one_vote(self.scale, relation))
+        return repeated(moved, 1 if exposure.largest_only else 2)
 
     def realised(self, total: Tensor) -> RdpCurve:
         """The data-dependent RDP curve of all answers.
@@ -218,7 +285,8 @@ class LNMax:
             The sum over queries, at the default orders.
         """
         # Papernot et al. 2017, Theorem 3, where the probability of another answer is small.
-        return lnmax_curve(total.double().cpu().numpy(), self.scale)
+        rdp = lnmax_rdp(total, self.scale, DEFAULT_ORDERS)
+        return _curve(np.minimum(rdp, lnmax_winner_rdp(self.scale, DEFAULT_ORDERS)).sum(axis=0))
 
     def with_scale(self, scale: float) -> "LNMax":
         return replace(self, scale=scale)

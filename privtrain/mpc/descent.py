@@ -37,10 +37,17 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
         Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it holds them.
 
     Raises:
-        DataError: If there are no rows, or they cannot be written in fixed point.
+        DataError: If there are no rows, or they cannot be written in fixed point, or are whole
+            numbers such as tokens.
     """
     if len(rows) == 0:
         raise DataError(f"The party {party} has no rows; leave it out of the training data.")
+    if not rows.inputs.is_floating_point():
+        raise DataError(
+            f"Expected the inputs of {party} of type {rows.inputs.dtype} to be floating point: "
+            "whole numbers that are looked up, such as tokens, cannot be trained on shares. Use "
+            "inputs.float() where they are quantities."
+        )
     try:
         yield INPUTS, encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
     except ValueError as error:
@@ -207,10 +214,14 @@ class PeerDescent:
             ProtocolError: If another party has rows that do not fit.
         """
         program, link = self.descent, link_of(party)
-        rows = party.train[party.name]
-        own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
-        # Shapes are public here: they are announced before anything is shared, and checked.
-        own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own)])
+        own: dict[str, Tensor] = {}
+        own_sizes = torch.zeros(3, dtype=torch.int64)
+        # A dealer that follows these steps has no rows.
+        if party.name in party.train:
+            rows = party.train[party.name]
+            own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
+            # Shapes are public here: they are announced before anything is shared, and checked.
+            own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own)])
         with program.engine.open(party) as session:
             sizes = [size.tolist() for size in session.announce(own_sizes)]
             # Whoever helps the engine comes after those that hold rows.

@@ -1,6 +1,6 @@
 """The interface of an engine for secret-shared computation, and of the values it computes with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
 from typing import Any, Protocol, SupportsIndex, Union
@@ -134,6 +134,45 @@ class Session(Protocol):
         """1 where a value is above zero, else 0; same shape."""
         ...
 
+    def relu(self, shared: Shared) -> tuple[Shared, Shared]:
+        """The larger of each value and zero, and the bits of `positive`; same shape."""
+        ...
+
+    def sigmoid(self, logits: Shared) -> Shared:
+        """1 / (1 + exp(-logit)), same shape.
+
+        Raises:
+            UnsupportedError: If the engine has none.
+        """
+        ...
+
+    def bilinear(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Shared, right: Shared
+    ) -> Shared:
+        """A public bilinear function of two shared values, such as a convolution.
+
+        Args:
+            function: Of two int64 tensors, linear in each of them.
+            left: Its first argument.
+            right: Its second argument.
+
+        Raises:
+            UnsupportedError: If the engine knows products of its own only.
+        """
+        ...
+
+    def linear(self, function: Callable[[Tensor], Tensor], shared: Shared) -> Shared:
+        """A public linear function of integers, such as sums over windows; takes no message.
+
+        Args:
+            function: Of an int64 tensor.
+            shared: Its argument.
+
+        Raises:
+            UnsupportedError: If the engine has none.
+        """
+        ...
+
     def softmax(self, logits: Shared) -> Shared:
         """Probabilities along the last dimension; shape `(batch, classes)`."""
         ...
@@ -163,17 +202,33 @@ class Engine(Protocol):
         """The engine's name in errors."""
         ...
 
+    @property
+    def most_parties(self) -> int:
+        """The largest number of computing parties; the smallest is 2."""
+        ...
+
+    @property
+    def exact_truncation(self) -> bool:
+        """Whether a product within fixed point never loses its last bits wrongly."""
+        ...
+
     def check(self, parties: int) -> None:
         """Raises `UnsupportedError` if the engine cannot run here with that number of parties."""
         ...
 
-    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
-        """Parties beside the computing ones, such as a dealer: role to what it runs.
+    @property
+    def helper_names(self) -> tuple[str, ...]:
+        """The parties beside the computing ones, such as a dealer, by their roles.
 
-        A role is the party's name. They hold no rows and come after the computing parties.
+        They hold no rows and come after the computing parties.
+        """
+        ...
+
+    def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
+        """What each of them runs.
 
         Args:
-            names: The computing parties, by rank.
+            programs: Computing party to what it runs, by rank: a helper may follow its steps.
         """
         ...
 
@@ -195,6 +250,19 @@ class Engine(Protocol):
         ...
 
 
+def check_parties(engine: Engine, computing_parties: int) -> None:
+    """Refuses a number of computing parties that an engine has no protocol for.
+
+    Raises:
+        ValueError: With the number and the engine.
+    """
+    if computing_parties not in range(2, engine.most_parties + 1):
+        raise ValueError(
+            f"Expected computing_parties={computing_parties!r} in 2..{engine.most_parties}: "
+            f"{engine.name} has no protocol for others."
+        )
+
+
 def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, Program]:
     """The programs of all parties of a mesh: the computing ones, then those that help them.
 
@@ -205,7 +273,7 @@ def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, P
     Raises:
         ValueError: If a helper is called as a computing party is, or as a party with rows may be.
     """
-    helpers = engine.helpers(tuple(programs))
+    helpers = engine.helpers(programs)
     # Its messages and its view would be mixed with somebody else's.
     odd = [name for name in helpers if name in programs or not is_role(name)]
     if odd:

@@ -148,8 +148,8 @@ class SharedReLU:
 
     def forward(self, session: Session, inputs: Shared) -> Shared:
         # The comparison is the expensive part; backward multiplies by the same shared bits.
-        self._positive = session.positive(inputs)
-        return inputs * self._positive
+        values, self._positive = session.relu(inputs)
+        return values
 
     def backward(
         self, session: Session, gradient: Shared, descent: Descent, *, first: bool

@@ -15,7 +15,7 @@ from privtrain.core.errors import ProtocolError
 from privtrain.core.runtime import Payload
 from privtrain.core.statement import ADD_REMOVE
 from privtrain.core.trainer import Run
-from privtrain.core.validate import check_count, check_non_negative, check_positive
+from privtrain.core.validate import all_finite, check_count, check_non_negative, check_positive
 from privtrain.mechanisms.mechanism import Mechanism
 
 BOUNDED_AGAIN = "bounded_again"
@@ -174,7 +174,7 @@ class Arrival:
         if not self._bounding or contributions is None:
             if self._bounding:
                 run.outcome.assume(UNCOUNTED)
-            if not bool(torch.isfinite(body).all()):
+            if not all_finite(body):
                 raise ProtocolError(
                     f"Round {round}: the {kind} of {party} is not finite. Lower the learning rate, "
                     "check the rows for extreme values, or clip contributions with "

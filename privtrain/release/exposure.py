@@ -12,6 +12,7 @@ def sum_exposure(
     parties: int,
     reads_messages: bool,
     knows_noise: bool,
+    sealed: bool = False,
 ) -> Exposure:
     """The exposure of an observer to one release of a sum over parties.
 
@@ -22,6 +23,8 @@ def sum_exposure(
         parties: Smallest number of contributing parties.
         reads_messages: Whether the aggregator reads single messages.
         knows_noise: Whether the aggregator knows the noise that it draws.
+        sealed: Whether not even the aggregator reads the sum, of which only the finish's value is
+            opened.
 
     Returns:
         The exposure; `docs/concepts.md` tabulates it.
@@ -32,7 +35,10 @@ def sum_exposure(
         # Whoever reads the messages before the noise needs no noise to subtract.
         known = 1.0 if inside and (knows_noise or reads_messages) else 0.0
         return Exposure(
-            single_messages=inside and reads_messages, knows_sample=inside, noise_known=known
+            single_messages=inside and reads_messages,
+            knows_sample=inside,
+            noise_known=known,
+            finish_only=not inside or sealed,
         )
     # A single message carries only the noise that its own party drew.
     if inside and reads_messages:
@@ -50,4 +56,5 @@ def sum_exposure(
         knows_sample=inside,
         noise_known=1.0 - hidden / variance,
         variance=variance,
+        finish_only=not inside or sealed,
     )

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from privtrain.core.validate import check_number
+
 
 class Finish(Protocol):
     """The function of the noised aggregate that is released."""
@@ -44,6 +46,9 @@ class Threshold:
     """
 
     threshold: float
+
+    def __post_init__(self) -> None:
+        check_number(threshold=self.threshold)
 
     def __call__(self, aggregate: Tensor) -> Tensor:
         """Booleans of the aggregate's shape."""

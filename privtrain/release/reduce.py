@@ -5,7 +5,10 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from privtrain.release.finish import Finish
+from privtrain.core.errors import UnsupportedError
+from privtrain.mechanisms.mechanism import Mechanism
+from privtrain.release.finish import ARGMAX, Finish
+from privtrain.release.placement import Drawer, Placement
 
 
 class Reduce(StrEnum):
@@ -48,3 +51,29 @@ class Reduced:
 
     def __call__(self, aggregate: Tensor) -> Tensor:
         return self.finish(self.reduce(aggregate))
+
+
+def check_reduced(mechanism: Mechanism, noise_at: Placement, finish: Finish) -> None:
+    """Refuses a finish, or a noise, that does not go with `reduce=MAX`.
+
+    Raises:
+        ValueError: If the finish has nothing to choose from.
+        UnsupportedError: If parties would draw the noise, or noise is correlated over releases.
+    """
+    if finish == ARGMAX:
+        raise ValueError(
+            "Expected finish=ARGMAX with reduce=NONE: of the largest value alone nobody can "
+            "tell whose it is. Use Threshold(...) or IDENTITY."
+        )
+    if not mechanism.about.noisy:
+        return
+    if noise_at.drawer is Drawer.PARTY:
+        raise UnsupportedError(
+            f"reduce=MAX comes before the noise, which noise_at={noise_at} leaves to "
+            "parties that see no sum. Use noise_at=AT_AGGREGATOR."
+        )
+    if mechanism.about.separation > 1:
+        raise UnsupportedError(
+            f"{mechanism} correlates noise over the steps of one sum; what that promises "
+            "of largest values is not known. Use Gaussian, or GNMax for votes."
+        )

@@ -17,9 +17,10 @@ from privtrain.core.parties import AGGREGATOR_NAME, party_names
 from privtrain.core.runtime import NO_MESH, Party, Payload, Reply, Runtimes, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.trainer import Run
+from privtrain.core.validate import check_follows
 from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.engine import Engine, Session, with_helpers
+from privtrain.mpc.engine import Engine, Session, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
@@ -40,15 +41,15 @@ class SharedSum:
 
     Args:
         engine: Computes on shares and opens them.
-        computing_parties: Number of parties that hold shares: 2 or 3.
+        computing_parties: Number of parties that hold shares: 2 to 5, with CrypTen 2 or 3.
     """
 
     engine: Engine = field(default_factory=CrypTen)
     computing_parties: int = 2
 
     def __post_init__(self) -> None:
-        if self.computing_parties not in (2, 3):
-            raise ValueError(f"Expected computing_parties={self.computing_parties!r} to be 2 or 3.")
+        check_follows(Engine, "CrypTen()", engine=self.engine)
+        check_parties(self.engine, self.computing_parties)
 
     @property
     def computing_names(self) -> tuple[str, ...]:
@@ -149,12 +150,14 @@ class SharedSum:
             parties=parties,
             reads_messages=len(inside) == self.computing_parties,
             knows_noise=False,
+            # A computing party may deal the triples, from which it can read a sum (`readers`).
+            sealed=not inside,
         )
 
     def readers(self, sender: str, kind: str) -> tuple[InputPrivacy, ...]:
         names = self.computing_names
         # Who deals the triples is one of the computing parties, unless the engine has a dealer.
-        helpers = tuple(self.engine.helpers(names))
+        helpers = self.engine.helper_names
         dealer = (*helpers, *names)[0]
         everyone = f"every {sender}'s {kind}"
         honest = f"one of {', '.join(names)}"
@@ -166,7 +169,8 @@ class SharedSum:
             )
         for helper in helpers:
             reads[helper] = (
-                f"nothing of {everyone}; with a computing party, their sum where a winner is found"
+                f"nothing of {everyone}; with a computing party, or as a listener between "
+                "them, their sum where a winner is found or a threshold is compared"
             )
         each = (
             InputPrivacy(

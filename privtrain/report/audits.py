@@ -1,6 +1,6 @@
 """What audits prove, with the most that they could have proved beside it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from privtrain.core.result import Leakage
@@ -41,9 +41,9 @@ def audits(group: Group) -> tuple[Audit, ...]:
     return tuple(
         Audit(
             name=attack.attack,
-            at_least=_value(group, attack, AT_LEAST),
+            at_least=_value(group, attack, AT_LEAST, cells.proved),
             across=_across(group, attack),
-            ceiling=_value(group, attack, CEILING),
+            ceiling=_value(group, attack, CEILING, cells.number),
             right=_right(group, attack),
             curve=_curve(group, attack),
             holds=_holds(attack),
@@ -63,16 +63,17 @@ def explained(shown: Iterable[Audit]) -> str:
     )
 
 
-def _value(group: Group, attack: Leakage, metric: str) -> str:
+def _value(group: Group, attack: Leakage, metric: str, words: Callable[[float | None], str]) -> str:
     figure = group.measured(attack, metric)
-    return cells.number(None if figure is None else figure.value)
+    return words(None if figure is None else figure.value)
 
 
 def _across(group: Group, attack: Leakage) -> str:
     figure = group.measured(attack, AT_LEAST)
     if figure is None or figure.interval is None:
         return ""
-    return "–".join(map(cells.number, figure.interval))
+    low, high = figure.interval
+    return f"{cells.proved(low)}–{cells.promised(high)}"
 
 
 def _right(group: Group, attack: Leakage) -> str:
@@ -96,4 +97,4 @@ def _holds(attack: Leakage) -> str:
     if confidence is None or delta is None:
         return f"as {attack.attack} says"
     # Six digits: 0.9999 must not become a certain 100%.
-    return f"with confidence {100 * confidence:.6g}% at δ {cells.number(delta)}"
+    return f"with confidence {100 * confidence:.6g}% at δ {cells.promised(delta)}"

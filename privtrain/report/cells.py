@@ -1,6 +1,13 @@
-"""How one value looks in a table. Nothing is ever filled in: what is missing is a dash."""
+"""How one value looks in a table. Nothing is ever filled in: what is missing is a dash.
+
+What is promised is rounded up, what was proved from below down, an interval outwards: a reader who
+trusts the printed figure is never told more than holds.
+"""
 
 import math
+from collections.abc import Callable
+
+from privtrain.core.rounding import outwards, rounded_down, rounded_up
 
 MISSING = "–"
 """What was not measured, or does not exist."""
@@ -24,15 +31,43 @@ def number(value: float | None, digits: int = 3) -> str:
     Returns:
         Such as "4.38", "284", "0.00012", "inf" or "–".
     """
+    return _number(value, digits, _nearest, round)
+
+
+def promised(value: float | None, digits: int = 3) -> str:
+    """A figure that holds as an upper bound, such as a promised epsilon: never below its value."""
+    return _number(value, digits, rounded_up, math.ceil)
+
+
+def proved(value: float | None, digits: int = 3) -> str:
+    """A figure that holds as a lower bound, such as an audit's epsilon: never above its value."""
+    return _number(value, digits, rounded_down, math.floor)
+
+
+def asked(value: float | None) -> str:
+    """A figure that somebody gave: as it was given, up to six digits."""
+    return number(value, 6)
+
+
+def _nearest(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _number(
+    value: float | None,
+    digits: int,
+    rounding: Callable[[float, int], float],
+    whole: Callable[[float], int],
+) -> str:
     if value is None:
         return MISSING
     # "inf" is a promise of nothing and no missing figure: docs/report.md, "What a cell says".
     if not math.isfinite(value):
         return str(value)
     # Rounded first: beyond its digits, which 999.6 reaches by rounding, `g` would write 1e+03.
-    rounded = float(f"{value:.{digits}g}")
+    rounded = rounding(value, digits)
     if abs(rounded) >= 10**digits:
-        return f"{value:,.0f}"
+        return f"{whole(value):,}"
     # Zero has no sign.
     return f"{rounded or 0.0:.{digits}g}".replace("e-0", "e-")
 
@@ -46,10 +81,12 @@ def percent(value: float | None) -> str:
 
 
 def percent_interval(interval: Interval | None) -> str:
-    """An interval of fractions in percent, such as "91.0–96.6"."""
+    """An interval of fractions in percent, rounded outwards, such as "91.0–96.6"."""
     if interval is None:
         return ""
-    return f"{_fixed(100 * interval[0], 1)}–{_fixed(100 * interval[1], 1)}"
+    if not all(map(math.isfinite, interval)):
+        return _between(*map(str, interval))
+    return _between(*outwards(*interval, 1, scale=100, apart=(0.5,)))
 
 
 def _fixed(value: float, decimals: int) -> str:
@@ -69,27 +106,46 @@ def points(value: float | None) -> str:
     return "0.0" if rounded == 0 else f"{rounded:+.1f}".replace("-", "−")
 
 
-def rate(value: float | None) -> str:
-    """A measured rate with three decimals; None is not resolvable."""
-    return NOT_RESOLVABLE if value is None else _fixed(value, 3).replace("-", "−")
+def rate(value: float | None, decimals: int = 3) -> str:
+    """A measured rate, with three decimals or more; None is not resolvable."""
+    return NOT_RESOLVABLE if value is None else _fixed(value, decimals).replace("-", "−")
 
 
-def metric(value: float | None) -> str:
-    """A figure of an attack: a rate with three decimals; what is tiny or large as a number."""
+def metric(value: float | None, interval: Interval | None = None) -> str:
+    """A figure of an attack: a rate with the decimals of its interval, or else a number.
+
+    Args:
+        value: The figure; None where it was not resolvable.
+        interval: The interval that is printed beside it.
+    """
     # Attacks name their metrics freely: 0.000 for a delta, or three decimals of a count of guesses,
     # would hide the figure.
     if value is None or value == 0 or 0.0005 <= abs(value) <= 1:
-        return rate(value)
+        # With fewer decimals than its interval a value could be printed outside of it.
+        return rate(value, max(3, len(rate_interval(interval).rpartition(".")[2])))
     return number(value, 4)
 
 
+COINS = (0.0, 0.5)
+"""Where an advantage and an AUC lie that nothing was learned by."""
+
+
 def rate_interval(interval: Interval | None) -> str:
-    """An interval of rates, such as "0.48–0.53", or "−0.02 to 0.11" where one is negative."""
+    """An interval of rates, rounded outwards, such as "0.481–0.530", or "−0.021 to 0.112".
+
+    It has as many decimals as show whether a coin lies inside.
+    """
     if interval is None:
         return ""
+    if not all(map(math.isfinite, interval)):
+        return _between(*map(str, interval))
+    return _between(*outwards(*interval, 3, apart=COINS))
+
+
+def _between(low: str, high: str) -> str:
     # A dash beside a minus sign cannot be read.
-    between = "–" if interval[0] >= 0 else " to "
-    return f"{interval[0]:.2f}{between}{interval[1]:.2f}".replace("-", "−")
+    joint = " to " if "-" in low else "–"
+    return f"{low}{joint}{high}".replace("-", "−")
 
 
 def size(value: float | None) -> str:

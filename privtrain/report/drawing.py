@@ -131,7 +131,46 @@ def plain_log(axis: Any, words: Any, subs: tuple[float, ...] = (1.0,)) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def to_svg(figure: Any, name: str, title: str) -> str:
+class Picture(str):
+    """A picture as the SVG element of a page, which can be written into files, too.
+
+    Args:
+        svg: The element, without XML header.
+        figure: What was drawn.
+    """
+
+    figure: Any
+
+    def __new__(cls, svg: str, figure: Any) -> "Picture":
+        made = super().__new__(cls, svg)
+        made.figure = figure
+        return made
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File ending to contents: SVG and PDF, which stand alone, for papers and slides."""
+        svg = self.replace("currentColor", "#000000")
+        header = '<?xml version="1.0" encoding="utf-8"?>\n'
+        return {
+            "svg": (header + svg).encode("utf-8", "backslashreplace"),
+            "pdf": _to_pdf(self.figure),
+        }
+
+
+def _to_pdf(figure: Any) -> bytes:
+    from matplotlib import rc_context
+
+    # Without a date the same picture gives the same bytes.
+    settings: Any = {"text.parse_math": False}
+    metadata = {"CreationDate": None, "Creator": None, "Producer": None}
+    file = io.BytesIO()
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(file, format="pdf", bbox_inches="tight", pad_inches=0.04, metadata=metadata)
+    return file.getvalue()
+
+
+def to_svg(figure: Any, name: str, title: str) -> Picture:
     """A figure as an SVG element for a page.
 
     Args:
@@ -154,6 +193,9 @@ def to_svg(figure: Any, name: str, title: str) -> str:
     with rc_context(settings), warnings.catch_warnings():
         # The browser draws the text, with fonts that may well have the glyph.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        # Once for all files: it would be laid out anew, twice, for each of them.
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
         figure.savefig(
             text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04,
             metadata={"Date": None, "Creator": None},
@@ -164,4 +206,6 @@ def to_svg(figure: Any, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return Picture(
+        svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1), figure
+    )

@@ -10,6 +10,7 @@ from privtrain.report import cells
 from privtrain.report.drawing import (
     INK,
     LINES,
+    Picture,
     Style,
     add_legend,
     add_title,
@@ -19,6 +20,8 @@ from privtrain.report.drawing import (
     styles,
     to_svg,
 )
+from privtrain.report.measured import Column, metric_columns
+from privtrain.report.over_seeds import Spread
 from privtrain.report.summary import Group, groups, unique
 
 MOST_POINTS = 150
@@ -40,19 +43,20 @@ COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 )
 
 
-def accuracy_against_epsilon(comparison: Comparison) -> str | None:
-    """Accuracy over the formal epsilon to the public that was spent, on a log scale.
+def accuracy_against_epsilon(comparison: Comparison) -> Picture | None:
+    """The main metric over the formal epsilon to the public that was spent, on a log scale.
 
     Points are means over seeds, bars reach from the worst to the best seed. Runs that promise
-    the public nothing are horizontal lines.
+    the public nothing, or what a user states alone, are horizontal lines, named so.
 
     Args:
         comparison: What was compared.
 
     Returns:
-        SVG, or None where no run has an accuracy.
+        SVG, or None where no run has the main metric.
     """
-    drawn = [group for group in groups(comparison) if group.accuracy is not None]
+    main = metric_columns(comparison.rows)[0]
+    drawn = [group for group in groups(comparison) if main.spread(group) is not None]
     if not drawn:
         return None
     style = styles(row.label for row in comparison.rows)
@@ -62,16 +66,17 @@ def accuracy_against_epsilon(comparison: Comparison) -> str | None:
     figure, (axes,) = new_figure(7.2, 3.5)
     for group in drawn:
         if group not in private:
-            _reference(axes, group, style[group.label])
+            _reference(axes, group, main.spread(group), style[group.label])
     # Units in the legend as soon as there are two: their epsilons share an axis but no meaning.
     for label in unique(group.label for group in private):
         mine = sorted((group for group in private if group.label == label), key=_epsilon)
-        _points(axes, mine, style[label], with_unit=len(units) > 1)
+        _points(axes, mine, main, style[label], with_unit=len(units) > 1)
     _epsilon_axis(axes, [_epsilon(group) for group in private])
-    axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.4g}%")
-    axes.set_ylabel("accuracy on the test rows (unprotected)")
+    if main.percent:
+        axes.yaxis.set_major_formatter(lambda value, position: f"{100 * value:.4g}%")
+    axes.set_ylabel(f"{entry(main.name)} on the test rows (unprotected)")
     add_legend(axes)
-    return to_svg(figure, "accuracy", "Accuracy against the formal epsilon to the public")
+    return to_svg(figure, "accuracy", f"{main.title} against the formal epsilon to the public")
 
 
 # What was spent and not what was asked: a run that missed its epsilon must not seem to meet it.
@@ -92,19 +97,20 @@ def _epsilon_axis(axes: Any, epsilons: Sequence[float]) -> None:
     plain_log(axes.xaxis, cells.number, (1.0,) if wide else (1.0, 2.0, 3.0, 5.0))
 
 
-def _reference(axes: Any, group: Group, style: Style) -> None:
-    accuracy = group.accuracy
+def _reference(axes: Any, group: Group, accuracy: Spread | None, style: Style) -> None:
     if accuracy is not None:
-        name = entry(f"{group.name} (no ε)")
+        name = entry(f"{group.name} ({'ε stated by the user' if group.stated else 'no ε'})")
         axes.axhspan(accuracy.low, accuracy.high, color=style.colour, alpha=0.13, linewidth=0)
         axes.axhline(
             accuracy.mean, color=style.colour, linestyle=(0, (5, 2)), linewidth=1.5, label=name
         )
 
 
-def _points(axes: Any, mine: Sequence[Group], style: Style, *, with_unit: bool) -> None:
+def _points(
+    axes: Any, mine: Sequence[Group], main: Column, style: Style, *, with_unit: bool
+) -> None:
     # From the worst to the best seed: a standard error of three seeds would say more than they do.
-    spreads = [spread for group in mine if (spread := group.accuracy) is not None]
+    spreads = [spread for group in mine if (spread := main.spread(group)) is not None]
     means = [spread.mean for spread in spreads]
     below = [spread.mean - spread.low for spread in spreads]
     above = [spread.high - spread.mean for spread in spreads]
@@ -116,22 +122,26 @@ def _points(axes: Any, mine: Sequence[Group], style: Style, *, with_unit: bool) 
     )  # fmt: skip
 
 
-def cost_bars(comparison: Comparison) -> str | None:
+def cost_bars(comparison: Comparison) -> Picture | None:
     """Bytes, rounds, seconds and peak memory of each trainer, on log scales.
 
     Args:
         comparison: What was compared.
 
     Returns:
-        SVG, or None where no run has a cost.
+        SVG, or None where no run has a cost. A cost that no run has is left out.
     """
     drawn = [group for group in groups(comparison) if group.cost("seconds") is not None]
     if not drawn:
         return None
     style = styles(row.label for row in comparison.rows)
-    # All four beside each other: seconds in a simulation mean little without bytes and rounds.
-    figure, panels = new_figure(11.0, 0.9 + 0.27 * len(drawn), len(COSTS))
-    for axes, (name, title, words) in zip(panels, COSTS, strict=True):
+    # Beside each other: seconds in a simulation mean little without bytes and rounds. What is zero
+    # or unknown for everybody has no bars: without rounds there is nothing to compare.
+    shown = [cost for cost in COSTS if any(group.cost(cost[0]) for group in drawn)]
+    if not shown:
+        return None
+    figure, panels = new_figure(0.6 + 2.6 * len(shown), 1.1 + 0.27 * len(drawn), len(shown))
+    for axes, (name, title, words) in zip(panels, shown, strict=True):
         _bars(axes, drawn, [group.cost(name) for group in drawn], words, style)
         add_title(axes, title)
         axes.set_yticks([])
@@ -148,10 +158,11 @@ def _bars(
     style: dict[str, Style],
 ) -> None:
     """Draws horizontal bars on a log axis, each with its figure; zero has no bar."""
-    # A log axis has no zero. Where its bars start is arbitrary, so each bar carries its figure.
+    # A log axis has no zero, and where its bars start is arbitrary: each bar carries its figure,
+    # and the axis its ticks, so that twice as long is not read as twice as much.
     positive = [value for value in values if value]
-    start = 10 ** math.floor(math.log10(min(positive)) - 0.3) if positive else 0.1
-    end = max(positive, default=1.0)
+    start = 10 ** math.floor(math.log10(min(positive)) - 0.3)
+    end = max(positive)
     axes.set_xscale("log")
     for place, (group, value) in enumerate(zip(drawn, values, strict=True)):
         length = value or start
@@ -166,13 +177,30 @@ def _bars(
     # Space for the figure at the end of the longest bar.
     axes.set_xlim(start, end * max(end / start, 10.0) ** 0.55)
     axes.set_ylim(len(drawn) - 0.4, -0.6)
-    axes.grid(False)
-    axes.set_xticks([])
-    axes.minorticks_off()
-    axes.spines["bottom"].set_visible(False)
+    axes.grid(False, axis="y")
+    # Seconds stay seconds: a tick at "16.7 min" is no power of ten.
+    ticks = _in_seconds if words is cells.duration else words
+    _decades(axes.xaxis, ticks, axes.get_xlim())
 
 
-def epsilon_over_rounds(comparison: Comparison) -> str | None:
+def _in_seconds(value: float | None) -> str:
+    return f"{cells.number(value)} s"
+
+
+def _decades(axis: Any, words: Callable[[float | None], str], limits: tuple[float, float]) -> None:
+    """At most four ticks at powers of ten, in words."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
+    first, last = (math.log10(limit) for limit in limits)
+    powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+    shown = powers[:: max(1, -(-len(powers) // 4))]
+    axis.set_major_locator(FixedLocator([10.0**power for power in shown]))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: words(value)))
+    axis.set_minor_locator(FixedLocator([10.0**power for power in powers]))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def epsilon_over_rounds(comparison: Comparison) -> Picture | None:
     """Formal epsilon to the public after each round, for the first finished seed of each run.
 
     Args:
@@ -207,7 +235,7 @@ def epsilon_over_rounds(comparison: Comparison) -> str | None:
     return to_svg(figure, "epsilon", "Formal epsilon to the public over rounds")
 
 
-def epsilon_by_delta(comparison: Comparison) -> str | None:
+def epsilon_by_delta(comparison: Comparison) -> Picture | None:
     """The whole curve epsilon(delta) to the public, for the first finished seed of each run.
 
     Args:
@@ -245,7 +273,7 @@ def _epsilon_height(axes: Any, largest: Sequence[float]) -> None:
     plain_log(axes.yaxis, cells.number)
 
 
-def trade_off(comparison: Comparison) -> str | None:
+def trade_off(comparison: Comparison) -> Picture | None:
     """What errors a test must make that tells neighbours apart, for the first finished seeds.
 
     Args:
@@ -327,7 +355,7 @@ def _thinned(curve: Curve) -> Curve:
     return [curve[round(index * last / (MOST_POINTS - 1))] for index in range(MOST_POINTS)]
 
 
-def learning_curves(comparison: Comparison) -> str | None:
+def learning_curves(comparison: Comparison) -> Picture | None:
     """Unprotected diagnostics over the run, for the first finished seed of each label.
 
     Where a label was run at several epsilons, the largest is drawn. Runs count different things
@@ -340,7 +368,14 @@ def learning_curves(comparison: Comparison) -> str | None:
         SVG, or None where no run has diagnostics.
     """
     rows = _shown(groups(comparison))
-    names = unique(name for row in rows if row.history for name in row.history.unprotected)
+    names = unique(
+        name
+        for row in rows
+        if row.history
+        for name, curve in row.history.unprotected.items()
+        # A count that is zero everywhere, as of values that are not finite, is no curve.
+        if any(value and math.isfinite(value) for _, value in curve)
+    )
     if not names:
         return None
     style = styles(row.label for row in comparison.rows)

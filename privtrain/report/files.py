@@ -1,21 +1,30 @@
 """A comparison on disk: JSON that can be read back, and its renderings."""
 
-import contextlib
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from privtrain.core.cost import Basis, Cost
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.observers import Observer
-from privtrain.core.result import Comparison, Curve, Failure, History, Leakage, Row
+from privtrain.core.result import (
+    Comparison,
+    Curve,
+    Failure,
+    History,
+    Leakage,
+    Measurement,
+    Row,
+    VotesSeen,
+)
 from privtrain.core.schema import SCHEMA, checked_schema
 from privtrain.core.statement import (
     Adversary,
+    ExactCost,
     Guarantee,
     InputPrivacy,
     PrivacyCurves,
@@ -26,13 +35,19 @@ from privtrain.core.statement import (
     to_json_text,
     to_plain,
 )
-from privtrain.report.html import comparison_fragment, comparison_html
+from privtrain.core.writing import explained, write_file
+from privtrain.report.drawing import Picture
+from privtrain.report.html import Drawn, comparison_fragment, comparison_html, draw
 from privtrain.report.latex import to_latex
-from privtrain.report.publishing import UNPROTECTED, publishable_card
-from privtrain.report.records import to_csv
+from privtrain.report.publishing import publishable_card, unprotected
+from privtrain.report.records import records, to_csv
 from privtrain.report.table import comparison_text
 
 JSON_NAME = "comparison.json"
+RESULT_NAME = "result.json"
+"""What a comparison, and the result of a fit, are kept in."""
+FIGURES = "figures"
+"""The folder of the pictures."""
 
 RENDERINGS: Mapping[str, Callable[[Comparison], str]] = {
     "table.csv": to_csv,
@@ -41,15 +56,13 @@ RENDERINGS: Mapping[str, Callable[[Comparison], str]] = {
 }
 """What is written beside the JSON, by file name."""
 
-# The only failures of which the cure is space, and no other folder.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes comparison.json, table.csv, table.tex and report.html.
+    """Writes comparison.json, table.csv, table.tex, report.html and the pictures in figures/.
 
-    Each file is either written as a whole or not at all. The JSON file comes first: the others
-    can be made from it again.
+    Each picture is there as PDF and as SVG, where there is anything to draw. Each file is either
+    written as a whole or not at all. The JSON file comes first: the others can be made from it
+    again.
 
     Args:
         comparison: What was compared.
@@ -65,7 +78,7 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
             written.
     """
     where = Path(folder)
-    with _explained(where):
+    with explained(where):
         where.mkdir(parents=True, exist_ok=True)
         # The JSON alone counts as a comparison: all other files can be made from it again.
         taken = (where / JSON_NAME).exists()
@@ -74,17 +87,38 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
             f"Expected folder={str(where)!r} to hold no comparison. Choose another folder, "
             "or overwrite it with --force (force=True)."
         )
-    _write(where / JSON_NAME, _json_text(comparison))
+    write_file(where / JSON_NAME, _json_text(comparison))
     problems = []
-    for name, render in RENDERINGS.items():
+    # Drawn once, for the page and for the files.
+    pictures = draw(comparison)
+    renderings: dict[str, Callable[[Comparison], str]]
+    renderings = {**RENDERINGS, "report.html": partial(comparison_html, pictures=pictures)}
+    for name, render in renderings.items():
         # One that cannot be made or written is no reason to go without the others.
         try:
-            _write(where / name, _rendered(name, render, comparison))
+            write_file(where / name, _rendered(name, render, comparison))
         except PrivtrainError as error:
             problems.append(error)
+    try:
+        _write_figures(where / FIGURES, pictures)
+    except PrivtrainError as error:
+        problems.append(error)
     if problems:
         raise problems[0]
     return where
+
+
+def _write_figures(folder: Path, pictures: Drawn) -> None:
+    """Each picture as PDF and SVG; what an earlier comparison drew there and this one not goes."""
+    with explained(folder.parent):
+        folder.mkdir(exist_ok=True)
+        for name in pictures:
+            for ending in ("svg", "pdf"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    for name, picture in pictures.items():
+        if isinstance(picture, Picture):
+            for ending, contents in picture.files.items():
+                write_file(folder / f"{name}.{ending}", contents)
 
 
 def _rendered(name: str, render: Callable[[Comparison], str], comparison: Comparison) -> str:
@@ -95,42 +129,6 @@ def _rendered(name: str, render: Callable[[Comparison], str], comparison: Compar
             f"Could not make {name}: {type(error).__name__}: {error}. The other files are whole; "
             f"{JSON_NAME} holds everything."
         ) from error
-
-
-@contextlib.contextmanager
-def _explained(where: Path) -> Iterator[None]:
-    """Says what a failed write means and what can be done about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise PrivtrainError(
-                f"The disk of {where} is full ({error.strerror}). Files that were written are "
-                "whole. Free some space and save again, or choose another folder."
-            ) from error
-        raise DataError(
-            f"Cannot write to folder={str(where)!r}: {error.strerror}. "
-            "Choose a folder that you may write to."
-        ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the target and moves there, so that no reader ever sees half a file."""
-    # In the same folder, since a move is one step only within a file system; with the process in
-    # its name, since two may save at once.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(path.parent):
-        try:
-            with beside.open(
-                "w", encoding="utf-8", errors="backslashreplace", newline="\n"
-            ) as file:
-                file.write(text)
-                file.flush()
-                # Before the move: after a power cut the new name could stand for an empty file.
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _json_text(comparison: Comparison) -> str:
@@ -148,7 +146,8 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
         comparison: What was compared.
 
     Returns:
-        `{"schema": 2, "rows": [...], "card": {...}, "study": {...} | None, "unprotected": {...}}`;
+        `{"schema": 2, "rows": [...], "card": {...}, "study": {...} | None,
+        "unprotected": {...}}`;
         infinity is the string "inf". A failed row has null for its statement and its cost.
         `unprotected` names the figures of a row that no guarantee covers, and says why.
     """
@@ -157,7 +156,9 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
         "rows": [to_plain(row) for row in comparison.rows],
         "card": to_plain(comparison.card),
         "study": to_plain(comparison.study),
-        "unprotected": dict(UNPROTECTED),
+        "unprotected": unprotected(
+            [row.statement for row in comparison.rows], [row.history for row in comparison.rows]
+        ),
     }
 
 
@@ -178,6 +179,11 @@ def load(folder: str | os.PathLike[str]) -> Comparison:
     try:
         return read_comparison(read_plain(path))
     except FileNotFoundError as error:
+        if (Path(folder) / RESULT_NAME).exists():
+            raise DataError(
+                f"The folder={str(folder)!r} holds the result of a fit and no comparison. Read its "
+                f"model with pt.load_model; the figures stand in {RESULT_NAME}."
+            ) from error
         raise DataError(
             f"There is no {JSON_NAME} in folder={str(folder)!r}. Give the folder that a "
             "comparison was saved to with --out."
@@ -227,9 +233,11 @@ def read_comparison(plain: Mapping[str, Any]) -> Comparison:
         rows=tuple(_row(row) for row in plain["rows"]),
         card=plain["card"],
         study=plain.get("study"),
+        # Older files lack it.
         # Renderers are not in the file (decision 009).
         as_text=comparison_text,
         as_html=comparison_fragment,
+        as_records=records,
     )
 
 
@@ -248,25 +256,29 @@ def _row(plain: Mapping[str, Any]) -> Row:
         "epsilon_asked": _number(plain["epsilon_asked"]),
         "accuracy": _number(plain["accuracy"]),
         "accuracy_interval": None if interval is None else _pair(interval),
-        "statement": None if plain["statement"] is None else _statement(plain["statement"]),
+        "statement": None if plain["statement"] is None else read_statement(plain["statement"]),
         "cost": None if plain["cost"] is None else _cost(plain["cost"]),
         "leakage": tuple(_leakage(leakage) for leakage in plain["leakage"]),
         "history": None if history is None else _history(history),
         "notes": tuple(plain["notes"]),
         "accuracy_failure": _failure(plain.get("accuracy_failure")),
+        # Older files have the accuracy alone.
+        "metrics": {name: _measurement(one) for name, one in plain.get("metrics", {}).items()},
     }
     # All fields of the file are passed on: one that this version does not know is an error and not
     # silently lost.
     return Row(**{**plain, **changed})
 
 
-def _statement(plain: Mapping[str, Any]) -> PrivacyStatement:
+def read_statement(plain: Mapping[str, Any]) -> PrivacyStatement:
+    """The statement that plain values stand for; the inverse of `PrivacyStatement.to_json`."""
     return PrivacyStatement(
         guarantees=tuple(_guarantee(guarantee) for guarantee in plain["guarantees"]),
         input_privacy=tuple(_reader(entry) for entry in plain["input_privacy"]),
         caveats=tuple(plain["caveats"]),
-        # Older files may lack the curves, or in them the field "promised".
+        # Older files may lack the curves, or in them the field "promised", and exact figures.
         curves=tuple(_curves(entry) for entry in plain.get("curves", ())),
+        exact=tuple(_exact_cost(entry) for entry in plain.get("exact", ())),
     )
 
 
@@ -303,10 +315,21 @@ def _guarantee(plain: Mapping[str, Any]) -> Guarantee:
     return Guarantee(**{**plain, **changed})
 
 
+def _exact_cost(plain: Mapping[str, Any]) -> ExactCost:
+    changed = {
+        "observer": Observer(plain["observer"]),
+        "unit": Unit(plain["unit"]),
+        "relation": Relation(plain["relation"]),
+        "epsilon": _number(plain["epsilon"]),
+    }
+    return ExactCost(**{**plain, **changed})
+
+
 def _cost(plain: Mapping[str, Any]) -> Cost:
     # Older files lack the basis: all they hold was counted.
     basis = Basis(plain.get("basis", Basis.MEASURED))
-    return Cost(**{**plain, "seconds": _number(plain["seconds"]), "basis": basis})
+    changed = {name: _number(plain.get(name)) for name in ("seconds", "cpu_seconds")}
+    return Cost(**{**plain, **changed, "basis": basis})
 
 
 def _leakage(plain: Mapping[str, Any]) -> Leakage:
@@ -319,6 +342,15 @@ def _leakage(plain: Mapping[str, Any]) -> Leakage:
     return Leakage(**{**plain, **changed})
 
 
+def _measurement(plain: Mapping[str, Any]) -> Measurement:
+    interval = plain["interval"]
+    changed = {
+        "interval": None if interval is None else _pair(interval),
+        "failure": _failure(plain["failure"]),
+    }
+    return Measurement(**{**plain, **changed})
+
+
 def _failure(plain: Mapping[str, Any] | None) -> Failure | None:
     # Older files lack them: what failed there failed as a whole.
     return None if plain is None else Failure(**plain)
@@ -328,7 +360,17 @@ def _history(plain: Mapping[str, Any]) -> History:
     return History(
         unprotected={name: _curve(curve) for name, curve in plain["unprotected"].items()},
         epsilon=_curve(plain["epsilon"]),
+        # Older files have none.
+        votes=None if plain.get("votes") is None else _votes(plain["votes"]),
     )
+
+
+def _votes(plain: Mapping[str, Any]) -> VotesSeen:
+    changed = {
+        "top_shares": tuple(plain["top_shares"]),
+        "epsilon": tuple((point[0], _number(point[1])) for point in plain["epsilon"]),
+    }
+    return VotesSeen(**{**plain, **changed})
 
 
 def _curve(plain: list[Any]) -> Curve:

@@ -4,16 +4,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from privtrain.core.extras import is_missing, missing
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison, Row
-from privtrain.core.statement import Guarantee, to_plain
+from privtrain.core.statement import EXACT_PRIVATE, Guarantee, to_plain
 from privtrain.report import cells, figures
-from privtrain.report.drawing import styles
+from privtrain.report.drawing import Picture, styles
+from privtrain.report.gaps import gap_note, main_baseline
+from privtrain.report.measured import commonest_note, metric_columns
 from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
+from privtrain.report.settings import SETTINGS, differing, settings_of
 from privtrain.report.summary import (
     FAILED,
     SIMULATED_FLAG,
     Group,
+    deltas,
     groups,
     headlines,
     is_simulated,
@@ -24,19 +29,21 @@ from privtrain.report.summary import (
     tracebacks,
     unique,
 )
-from privtrain.report.table import accuracy_text, attack_cell
+from privtrain.report.table import attack_cell
+from privtrain.report.votes import vote_figures, votes_seen
 
 TITLE = "Privacy techniques compared"
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """The comparison as a page that needs nothing else: no network, no script, no other file.
+Drawn = Mapping[str, Picture | Exception | None]
+"""Name to a picture, or why it could not be drawn; None where there is nothing to draw."""
+
+
+def draw(comparison: Comparison) -> Drawn:
+    """All pictures of a comparison.
 
     Args:
         comparison: What was compared.
-
-    Returns:
-        HTML of some hundred kilobytes at most; all names are escaped.
     """
     drawing = {
         "accuracy": figures.accuracy_against_epsilon,
@@ -45,22 +52,47 @@ def comparison_html(comparison: Comparison) -> str:
         "deltas": figures.epsilon_by_delta,
         "trade_off": figures.trade_off,
         "curves": figures.learning_curves,
+        "votes": votes_seen,
     }
-    drawn = {name: _drawn(draw, comparison) for name, draw in drawing.items()}
-    return _render("report.html.j2", comparison, figures=drawn)
+    if is_missing("matplotlib"):
+        return dict.fromkeys(drawing)
+    return {name: _drawn(one, comparison) for name, one in drawing.items()}
 
 
-def _drawn(draw: Callable[[Comparison], str | None], comparison: Comparison) -> Any:
-    """A picture that stands as it is, or why there is none; None where there is nothing to draw."""
+def _drawn(
+    one: Callable[[Comparison], Picture | None], comparison: Comparison
+) -> Picture | Exception | None:
+    try:
+        return one(comparison)
+    except Exception as error:  # a picture is no reason to go without the tables
+        return error
+
+
+def comparison_html(comparison: Comparison, pictures: Drawn | None = None) -> str:
+    """The comparison as a page that needs nothing else: no network, no script, no other file.
+
+    Args:
+        comparison: What was compared.
+        pictures: What `draw` made of it; None to draw now.
+
+    Returns:
+        HTML of some hundred kilobytes at most; all names are escaped.
+    """
+    drawn = draw(comparison) if pictures is None else pictures
+    shown = {name: _embedded(picture) for name, picture in drawn.items()}
+    # One sentence says it; the tables say all that the pictures do.
+    said = str(missing("A picture", "matplotlib")) if is_missing("matplotlib") else None
+    return _render("report.html.j2", comparison, figures=shown, no_pictures=said)
+
+
+def _embedded(picture: Picture | Exception | None) -> Any:
     from markupsafe import Markup
 
-    try:
-        svg = draw(comparison)
-    except Exception as error:  # a picture is no reason to go without the tables
-        said = f"{type(error).__name__}: {error}"
+    if isinstance(picture, Exception):
+        said = f"{type(picture).__name__}: {picture}"
         return Markup('<p class="error">This picture could not be drawn: {}</p>').format(said)
     # Our own SVG; names in it were escaped when it was written.
-    return None if svg is None else Markup(svg)
+    return None if picture is None else Markup(picture)
 
 
 def comparison_fragment(comparison: Comparison) -> str:
@@ -98,6 +130,8 @@ def _render(template: str, comparison: Comparison, **more: Any) -> str:
 
 def _context(comparison: Comparison) -> dict[str, Any]:
     gathered = groups(comparison)
+    baselines = {group.label: group.baseline for group in gathered}
+    measured = metric_columns(comparison.rows)
     name = _data_name(comparison.card)
     # A failed run says nothing about its randomness.
     finished = [row for row in comparison.rows if row.error is None]
@@ -110,9 +144,17 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "simulated": simulated,
         "simulated_flag": SIMULATED_FLAG,
         # What holds for every run is said once above the table.
+        "vote_figures": vote_figures(gathered),
         "said_per_run": None if simulated else SIMULATED_FLAG,
         "observers": observers(gathered),
+        "publishing": unique(text for group in gathered for text in group.publishing),
+        "several_deltas": len(deltas(gathered)) > 1,
+        "baseline": main_baseline(baselines),
+        "stated": any(group.stated for group in gathered),
+        "gap_note": gap_note(baselines, measured[0].name, percent=measured[0].percent),
         "readers": tuple(readers(gathered)),
+        "task_metrics": measured,
+        "commonest_note": commonest_note(measured),
         "metrics": _metrics(gathered),
         "attacked": any(group.attacks for group in gathered),
         "failures": FAILED,
@@ -120,8 +162,11 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "remarks": remarks(comparison),
         "styles": styles(row.label for row in comparison.rows),
         "unprotected": UNPROTECTED,
+        "exact_private": EXACT_PRIVATE,
         "cost_note": cost_note(comparison),
-        "card": tuple(_flat(publishable_card(comparison.card))),
+        "setting_labels": tuple(settings_of(comparison)),
+        "settings": differing(settings_of(comparison)),
+        "card": tuple(_flat(_without_settings(publishable_card(comparison.card)))),
         "study": tuple(_flat(comparison.study or {})),
     }
 
@@ -131,6 +176,15 @@ def _data_name(card: Mapping[str, Any]) -> str:
     data = card.get("data")
     name = data.get("name") if isinstance(data, Mapping) else data
     return name if isinstance(name, str) else ""
+
+
+def _without_settings(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card without what the table of settings shows."""
+    configuration = card.get("configuration")
+    if not isinstance(configuration, Mapping):
+        return dict(card)
+    rest = {name: item for name, item in configuration.items() if name != SETTINGS}
+    return {**card, "configuration": rest}
 
 
 def _metrics(gathered: tuple[Group, ...]) -> tuple[str, ...]:
@@ -165,13 +219,12 @@ def _row_headlines(row: Row) -> tuple[Guarantee, ...]:
 
 _FILTERS = {
     "number": cells.number,
-    "accuracy": accuracy_text,
+    "asked": cells.asked,
+    "promised": cells.promised,
     "attack": attack_cell,
     "percent": cells.percent,
     "percent_interval": cells.percent_interval,
     "points": cells.points,
-    "metric": cells.metric,
-    "rate_interval": cells.rate_interval,
     "size": cells.size,
     "duration": cells.duration,
     "count": cells.count,

@@ -1,23 +1,27 @@
 """A comparison as LaTeX tables for a paper."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from string import ascii_lowercase
 
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
-from privtrain.core.statement import Guarantee
+from privtrain.core.statement import STATED, Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
+from privtrain.report.gaps import gap_note
+from privtrain.report.measured import Column, commonest_note, metric_columns
 from privtrain.report.publishing import cost_note
 from privtrain.report.summary import FAILED, Group, groups, observers, remarks, unique
-from privtrain.report.table import accuracy_text, attack_cell
+from privtrain.report.table import attack_cell
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
-    "$": r"\$",
+    # In mathematics: the text font's is missing in small installations.
+    "$": r"$\$$",
     "&": r"\&",
     "#": r"\#",
     "%": r"\%",
@@ -33,13 +37,81 @@ _ESCAPES = {
     "−": "$-$",
     "–": "--",
     "…": r"\ldots{}",
+    "—": "---",
+    "“": "``",
+    "”": "''",
+    "‘": "`",
+    "’": "'",
+    "·": r"$\cdot$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "≈": r"$\approx$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "µ": r"$\mu$",
+    "π": r"$\pi$",
+    "ρ": r"$\rho$",
+    "σ": r"$\sigma$",
+    "Δ": r"$\Delta$",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "œ": r"\oe{}",
+    "Œ": r"\OE{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "ı": r"\i{}",
+    "\u00a0": "~",
     "\n": " ",
+    "\t": " ",
 }
+
+_ACCENTS = {
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0304": "=",
+    "\u0306": "u",
+    "\u0307": ".",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030b": "H",
+    "\u030c": "v",
+    "\u0323": "d",
+    "\u0327": "c",
+    "\u0331": "b",
+}
+"""Combining marks to LaTeX's accents."""
 
 
 def escape(text: str) -> str:
-    """The text with what LaTeX would read as a command escaped."""
-    return "".join(_ESCAPES.get(character, character) for character in printable(text))
+    """The text as ASCII, with what LaTeX would read as a command escaped.
+
+    Accents become LaTeX's. What a plain LaTeX document has no glyph for is written as its code
+    point, such as "U+4E2D", so that the tables compile whatever a label holds.
+    """
+    return "".join(map(_escaped, unicodedata.normalize("NFC", printable(text))))
+
+
+def _escaped(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    if character.isascii():
+        return character if character.isprintable() else " "
+    letter, *marks = list(unicodedata.normalize("NFD", character))
+    if letter.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
+        return f"\\{_ACCENTS[marks[0]]}{{{letter}}}"
+    return f"U+{ord(character):04X}"
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -55,27 +127,34 @@ def to_latex(comparison: Comparison) -> str:
     """
     gathered = groups(comparison)
     columns = observers(gathered)
+    metrics_shown = metric_columns(comparison.rows)
+    main = metrics_shown[0]
     # Two tables, since they answer two questions: what a model is worth and cost, and what is
     # promised to whom. One number for both would be the best epsilon beside the best accuracy.
-    results = _table(
-        "Accuracy, gap to pooled training in percentage points, AUC of the strongest attack that "
-        "was run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds. "
-        + " ".join(
-            ["Accuracy and AUC are covered by no guarantee.", cost_note(comparison)]
-        ).strip(),
-        "privtrain-results",
-        (
-            *("trainer", "ε asked", "accuracy", "gap", "attack AUC (unprotected)"),
-            *("sent", "rounds", "time", "seeds"),
-        ),
-        [_result(group) for group in gathered],
-    )
     # A cell holds a number and a letter, the caption what the letter means: epsilons of different
     # units, relations or deltas must not be compared.
     kinds = unique(kind for group in gathered for kind in map(_kind, _finite(group)))
+    shown = unique(
+        kind for group in gathered for kind in map(_kind, filter(_is_finite, group.headlines))
+    )
+    results = _table(
+        _results_caption(comparison, gathered, metrics_shown, kinds, shown),
+        "privtrain-results",
+        (
+            *("trainer", "ε asked", "ε to the public", main.header, "gap"),
+            *("attack AUC (unprotected)", "sent", "rounds", "time", "CPU time", "seeds"),
+        ),
+        [_result(group, main, kinds) for group in gathered],
+    )
+    metrics = _table(
+        "All metrics, covered by no guarantee, as means over seeds. Brackets hold the 95% "
+        "intervals of all seeds.",
+        "privtrain-metrics",
+        ("trainer", "ε asked", *(column.header for column in metrics_shown)),
+        [_metrics(group, metrics_shown) for group in gathered if group.done],
+    )
     promises = _table(
-        "Formal ε promised to each observer; inf: nothing is promised, –: nothing is stated. "
-        + "; ".join(f"({_mark(kind, kinds)}) {kind}" for kind in kinds),
+        "Formal ε promised to each observer; –: nothing is stated; " + _legend(kinds, kinds),
         "privtrain-promises",
         ("trainer", "ε asked", *columns),
         [_promise(group, columns, kinds) for group in gathered if group.done],
@@ -88,8 +167,42 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", "ε at least", "ceiling", "right guesses", "curve", "seeds"),
         [_audit(group, audit) for group, audit in audited],
     )
-    tables = [results, promises, *([bounds] if audited else []), *_lists(comparison)]
+    tables = [
+        results,
+        *([metrics] if len(metrics_shown) > 1 else []),
+        promises,
+        *([bounds] if audited else []),
+        *_lists(comparison),
+    ]
     return "\n".join(["% Needs \\usepackage{booktabs}.", *tables])
+
+
+def _results_caption(
+    comparison: Comparison,
+    gathered: Sequence[Group],
+    metrics: Sequence[Column],
+    kinds: Sequence[str],
+    shown: Sequence[str],
+) -> str:
+    main = metrics[0]
+    baselines = {group.label: group.baseline for group in gathered}
+    said = (
+        f"Formal ε to the public as spent, {main.name}, gap"
+        f"{' in percentage points' if main.percent else ''}, AUC of the strongest attack that was "
+        "run, and cost, as means over seeds. Brackets hold the 95% intervals of all seeds.",
+        gap_note(baselines, main.name, percent=main.percent),
+        commonest_note(metrics),
+        f"{main.title} and AUC are covered by no guarantee.",
+        cost_note(comparison),
+        _legend(kinds, shown),
+    )
+    return " ".join(filter(None, said))
+
+
+def _legend(kinds: Sequence[str], shown: Sequence[str]) -> str:
+    """What the letters behind epsilons mean, of those that are shown."""
+    texts = [f"({_mark(kind, kinds)}) {kind}" for kind in kinds if kind in shown]
+    return f"inf: nothing is promised{''.join(f'; {text}' for text in texts)}."
 
 
 LISTED = (FAILED, "Guarantees rest on", "Caveats")
@@ -102,7 +215,7 @@ def _lists(comparison: Comparison) -> list[str]:
             [
                 f"\\noindent\\textbf{{{escape(title)}}}",
                 r"\begin{itemize}",
-                *(f"  \\item {escape('; '.join(where))}: {escape(text)}" for text, where in texts),
+                *(_item(where, text) for text, where in texts),
                 r"\end{itemize}",
                 "",
             ]
@@ -112,24 +225,33 @@ def _lists(comparison: Comparison) -> list[str]:
     ]
 
 
-def _result(group: Group) -> list[str]:
-    accuracy = group.accuracy
+def _metrics(group: Group, shown: Sequence[Column]) -> list[str]:
+    values = [bracketed(column.text(group), column.interval_text(group)) for column in shown]
+    return [group.label, cells.asked(group.epsilon_asked), *values]
+
+
+def _item(where: Sequence[str], text: str) -> str:
+    # A dash of its own: the bullet's font is missing in small installations, and a label that
+    # begins with a bracket would be read as the item's.
+    return f"  \\item[--] {escape('; '.join(where))}: {escape(text)}"
+
+
+def _result(group: Group, main: Column, kinds: Sequence[str]) -> list[str]:
     failed = not group.done
     leak = group.strongest("auc")
     return [
         group.label,
-        cells.number(group.epsilon_asked),
-        cells.FAILED if failed else bracketed(
-            accuracy_text(group),
-            cells.percent_interval(None if accuracy is None else group.accuracy_interval),
-        ),
-        cells.points(group.gap),
+        cells.asked(group.epsilon_asked),
+        "; ".join(_epsilon(g, kinds) for g in group.headlines) or cells.MISSING,
+        cells.FAILED if failed else bracketed(main.text(group), main.interval_text(group)),
+        main.gap(group.gap),
         attack_cell(group) if leak is None else bracketed(
-            cells.rate(leak.value), cells.rate_interval(leak.interval)
+            leak.text, leak.interval_text
         ),
         cells.size(group.cost("bytes_sent")),
         cells.count(group.cost("rounds")),
         cells.duration(group.cost("seconds")),
+        cells.duration(group.cost("cpu_seconds")),
         group.seeds,
     ]  # fmt: skip
 
@@ -137,7 +259,7 @@ def _result(group: Group) -> list[str]:
 def _audit(group: Group, audit: Audit) -> list[str]:
     return [
         group.label,
-        cells.number(group.epsilon_asked),
+        cells.asked(group.epsilon_asked),
         bracketed(audit.at_least, audit.across),
         audit.ceiling,
         audit.right,
@@ -153,13 +275,24 @@ def bracketed(value: str, interval: str) -> str:
 
 def _finite(group: Group) -> list[Guarantee]:
     # A data-dependent epsilon is itself private: in a paper it would be a release.
-    return [g for g in group.guarantees if math.isfinite(g.epsilon) and not g.data_dependent]
+    return [g for g in group.guarantees if _is_finite(g) and not g.data_dependent]
+
+
+def _is_finite(guarantee: Guarantee) -> bool:
+    return math.isfinite(guarantee.epsilon)
+
+
+def _epsilon(guarantee: Guarantee, kinds: Sequence[str]) -> str:
+    """An epsilon with the letter of its unit, relation and delta."""
+    epsilon = cells.promised(guarantee.epsilon)
+    return f"{epsilon} ({_mark(_kind(guarantee), kinds)})" if _is_finite(guarantee) else epsilon
 
 
 def _kind(guarantee: Guarantee) -> str:
     """What a footnote says of an epsilon."""
     relation = guarantee.relation.replace("_", "-")
-    return f"per {guarantee.unit}, {relation}, δ = {cells.number(guarantee.delta)}"
+    said = f", {STATED}" if guarantee.stated else ""
+    return f"per {guarantee.unit}, {relation}, δ = {cells.promised(guarantee.delta)}{said}"
 
 
 def _mark(kind: str, kinds: Sequence[str]) -> str:
@@ -171,26 +304,20 @@ def _mark(kind: str, kinds: Sequence[str]) -> str:
 def _promise(group: Group, columns: Sequence[str], kinds: Sequence[str]) -> list[str]:
     return [
         group.label,
-        cells.number(group.epsilon_asked),
+        cells.asked(group.epsilon_asked),
         *(_promised(group, name, kinds) for name in columns),
     ]
 
 
 def _promised(group: Group, column: str, kinds: Sequence[str]) -> str:
-    texts = unique(
-        cells.number(g.epsilon)
-        if math.isinf(g.epsilon)
-        else f"{cells.number(g.epsilon)} ({_mark(_kind(g), kinds)})"
-        for g in group.promised(column)
-        if not g.data_dependent
-    )
+    texts = unique(_epsilon(g, kinds) for g in group.promised(column) if not g.data_dependent)
     return "; ".join(texts) or cells.MISSING
 
 
 def _table(caption: str, label: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [
         r"\begin{table}",
-        r"  \centering",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{3pt}",
         f"  \\caption{{{escape(caption)}}}",
         f"  \\label{{tab:{label}}}",
         f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",

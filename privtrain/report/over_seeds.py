@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from privtrain.report import cells
 from privtrain.report.cells import Interval
 
 
@@ -31,10 +32,27 @@ class Measured:
             it was not resolvable for some seed.
         interval: Holds the 95% intervals of all seeds, or for a bound or a p-value the values of
             all seeds; None where there is none.
+        metric: Its name, which says whether it is a bound.
     """
 
     value: float | None
     interval: Interval | None
+    metric: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value: a lower bound rounded down, a p-value up."""
+        if self.value is None or self.metric not in _ROUNDED:
+            return cells.metric(self.value, self.interval)
+        return _ROUNDED[self.metric](self.value, _digits(self.value))
+
+    @property
+    def interval_text(self) -> str:
+        """The interval, or the range of bounds, rounded outwards."""
+        if self.interval is None or self.metric not in _ROUNDED:
+            return cells.rate_interval(self.interval)
+        low, high = self.interval
+        return f"{cells.proved(low, _digits(low))}–{cells.promised(high, _digits(high))}"
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -78,6 +96,18 @@ and their largest hold at no stated confidence.
 """
 
 
+def _digits(value: float) -> int:
+    return 3 if abs(value) < 1 else 4
+
+
+_ROUNDED: Mapping[str, Callable[[float | None, int], str]] = {
+    "epsilon_lower_bound": cells.proved,
+    "gaussian_family_epsilon": cells.proved,
+    "f_dp_p_value": cells.promised,
+}
+"""By metric, how a bound is written so that what is printed holds, too."""
+
+
 def over_seeds(
     metric: str, values: Sequence[float | None], intervals: Sequence[Interval | None]
 ) -> Measured:
@@ -93,10 +123,10 @@ def over_seeds(
     """
     figures = spread(values)
     if figures is None:
-        return Measured(None, hull(intervals))
+        return Measured(None, hull(intervals), metric)
     rule = _OVER_SEEDS.get(metric)
     if rule is None:
-        return Measured(figures.mean, hull(intervals))
+        return Measured(figures.mean, hull(intervals), metric)
     # The range of the seeds: a bound has no interval of its own, its confidence is stated.
     across = (figures.low, figures.high) if figures.low < figures.high else None
-    return Measured(rule([value for value in values if value is not None]), across)
+    return Measured(rule([value for value in values if value is not None]), across, metric)

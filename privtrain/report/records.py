@@ -5,10 +5,12 @@ import io
 import json
 
 from privtrain.core.failures import printable
-from privtrain.core.result import Comparison, Leakage, Row
-from privtrain.core.statement import Guarantee
+from privtrain.core.measures import ACCURACY
+from privtrain.core.result import Comparison, Leakage, Measurement, Row
+from privtrain.core.statement import STATED, Guarantee
 from privtrain.report import cells
-from privtrain.report.summary import gap
+from privtrain.report.gaps import baseline_of, gap
+from privtrain.report.measured import Column, metric_columns
 
 Value = str | int | float | bool | None
 
@@ -27,7 +29,7 @@ def to_csv(comparison: Comparison) -> str:
     Returns:
         CSV text with numbers in full precision.
     """
-    lines = [_columns(row, comparison) for row in comparison.rows]
+    lines = records(comparison)
     # The union of all columns: trainers differ in their guarantees and attacks in their metrics.
     header = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
@@ -37,12 +39,16 @@ def to_csv(comparison: Comparison) -> str:
     return printable(text.getvalue())
 
 
+def records(comparison: Comparison) -> list[dict[str, Value]]:
+    """Column to value for each row, as `to_csv` has them: what is missing is None or left out."""
+    return [_columns(row, comparison) for row in comparison.rows]
+
+
 def _csv_value(value: Value) -> Value:
     return "" if value is None else value
 
 
 def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
-    low, high = row.accuracy_interval or (None, None)
     statement = row.statement
     columns: dict[str, Value] = {
         "trainer": row.trainer,
@@ -52,23 +58,44 @@ def _columns(row: Row, comparison: Comparison) -> dict[str, Value]:
         "met": row.met,
         "error": row.error,
         "halted": row.halted,
-        "accuracy": row.accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "gap_to_pooled": gap(row, comparison),
+        "classes_predicted": row.classes_predicted,
     }
-    if row.accuracy_failure is not None:
-        columns["accuracy_error"] = row.accuracy_failure.error
+    main, *others = metric_columns(comparison.rows)
+    columns.update(_metric_columns(row, main))
+    columns |= {"gap": gap(row, comparison), "gap_to": baseline_of(row, comparison)}
+    for column in others:
+        columns.update(_metric_columns(row, column))
     columns.update(_cost_columns(row))
     if statement is not None:
         # All of them and no headline: which one a reader needs depends on the observer.
         for number, guarantee in enumerate(statement.guarantees):
             columns.update(_guarantee_columns(guarantee, number, columns))
+        for cost in statement.exact:
+            # In its name, since a table has no other place for a warning.
+            name = f"{cost.observer.name}/{cost.unit}/{cost.relation}"
+            columns[f"exact_private_epsilon[{name}]"] = cost.epsilon
+            columns[f"exact_private_delta[{name}]"] = cost.delta
         columns["input_privacy"] = "; ".join(map(str, statement.input_privacy))
         columns["caveats"] = "; ".join(statement.caveats)
     for leakage in row.leakage:
         columns.update(_leakage_columns(leakage))
     columns["notes"] = "; ".join(row.notes)
+    return columns
+
+
+def _metric_columns(row: Row, column: Column) -> dict[str, Value]:
+    # In brackets, but for the accuracy: a metric may be called as another column is.
+    name = column.name if column.name == ACCURACY else f"metric[{column.name}]"
+    found = column.of(row) or Measurement()
+    low, high = found.interval or (None, None)
+    columns: dict[str, Value] = {name: found.value}
+    parts: dict[str, Value] = {"low": low, "high": high}
+    if row.metrics:
+        parts |= {"interval": found.method, "commonest_class": found.commonest}
+    if found.failure is not None:
+        parts["error"] = found.failure.error
+    for part, value in parts.items():
+        columns[f"{name}_{part}" if name == ACCURACY else f"metric_{part}[{column.name}]"] = value
     return columns
 
 
@@ -78,7 +105,7 @@ def _cost_columns(row: Row) -> dict[str, Value]:
         return dict.fromkeys(
             (
                 *("bytes_sent", "bytes_sent_by_party", "rounds", "cost_basis"),
-                *("seconds", "peak_memory_bytes"),
+                *("seconds", "cpu_seconds", "peak_memory_bytes"),
             )
         )
     return {
@@ -87,6 +114,7 @@ def _cost_columns(row: Row) -> dict[str, Value]:
         "rounds": cost.rounds,
         "cost_basis": cost.basis,
         "seconds": cost.seconds,
+        "cpu_seconds": cost.cpu_seconds,
         "peak_memory_bytes": cost.peak_memory_bytes,
     }
 
@@ -98,6 +126,7 @@ def _guarantee_columns(
     # compared; a data-dependent one has a column of its own.
     words = [guarantee.observer.name, guarantee.unit, guarantee.relation]
     words += ["data_dependent", "one_sided"] if guarantee.data_dependent else []
+    words += [STATED.replace(" ", "_")] if guarantee.stated else []
     name = "/".join(words)
     # Two guarantees of one kind, by different theorems: both are kept.
     name = f"{name}/{number}" if f"epsilon[{name}]" in taken else name

@@ -11,18 +11,20 @@ from privtrain.core.result import Comparison, Leakage, Row
 from privtrain.core.statement import (
     SIMULATED,
     Adversary,
+    ExactCost,
     Guarantee,
     InputPrivacy,
     Security,
     Unit,
 )
-from privtrain.report.cells import Interval, number
+from privtrain.report.cells import Interval, asked, promised
+from privtrain.report.gaps import baseline_of, gap
 from privtrain.report.over_seeds import Measured, Spread, hull, over_seeds, spread
 
 T = TypeVar("T")
 
-POOLED = "sgd"
-"""Token of the trainer that the others are measured against."""
+ONE_CLASS_FLAG = "predicts one class only"
+"""The flag of a model that answers all test rows alike."""
 
 SIMULATED_FLAG = "simulated entropy"
 """The flag of a run whose noise, shares and keys come from a seed."""
@@ -44,8 +46,9 @@ class Group:
         label: What the user called it.
         epsilon_asked: The epsilon that was asked for, or None.
         rows: One for each seed.
-        gap: Accuracy minus that of the pooled run with the same seed, as a mean; None where a
-            seed has no pooled run.
+        gap: By how much the main metric is better than that of the baseline with the same seed, as
+            a mean; None where the baseline of a seed is missing.
+        baseline: Label of that baseline; None where there is none.
     """
 
     trainer: str
@@ -53,6 +56,7 @@ class Group:
     epsilon_asked: float | None
     rows: tuple[Row, ...]
     gap: float | None
+    baseline: str | None = None
 
     @property
     def done(self) -> tuple[Row, ...]:
@@ -76,7 +80,7 @@ class Group:
         """The label, with the asked epsilon where there is one."""
         if self.epsilon_asked is None:
             return self.label
-        return f"{self.label}, ε {number(self.epsilon_asked)}"
+        return f"{self.label}, ε {asked(self.epsilon_asked)}"
 
     def spread(self, value: Callable[[Row], float | None]) -> Spread | None:
         """A value over the seeds; None where a finished row has none."""
@@ -114,7 +118,23 @@ class Group:
         """The guarantees that belong into an observer's column, data-dependent ones last."""
         # Shown apart and after the formal ones, and never in their place.
         mine = [g for g in self.guarantees if column_of(g.observer) == column]
-        return tuple(sorted(mine, key=lambda guarantee: guarantee.data_dependent))
+        return tuple(sorted(mine, key=lambda g: (g.data_dependent, g.stated)))
+
+    def exact_costs(self, column: str) -> tuple[ExactCost, ...]:
+        """What releases exactly told an observer, of the seed in which it is most; private."""
+        largest: dict[tuple[object, ...], ExactCost] = {}
+        for row in self.done:
+            for cost in () if row.statement is None else row.statement.exact:
+                kind = (cost.observer, cost.unit, cost.relation)
+                if kind not in largest or cost.epsilon > largest[kind].epsilon:
+                    largest[kind] = cost
+        return tuple(cost for cost in largest.values() if column_of(cost.observer) == column)
+
+    @property
+    def publishing(self) -> tuple[str, ...]:
+        """What of the figures may be published, what may not, and why; empty where all may."""
+        statements = [row.statement for row in self.done if row.statement is not None]
+        return unique(text for statement in statements for text in statement.publishing)
 
     @property
     def input_privacy(self) -> tuple[InputPrivacy, ...]:
@@ -136,6 +156,13 @@ class Group:
     def headline(self) -> Guarantee | None:
         """The worst of the headlines, as `PrivacyStatement.epsilon` has it; None without one."""
         return next(iter(self.headlines), None)
+
+    @property
+    def stated(self) -> bool:
+        """Whether the user states a finite epsilon to the public, which nothing computed here."""
+        return any(
+            g.stated and g.observer == PUBLIC and math.isfinite(g.epsilon) for g in self.guarantees
+        )
 
     @property
     def attacks(self) -> tuple[Leakage, ...]:
@@ -201,18 +228,12 @@ def groups(comparison: Comparison) -> tuple[Group, ...]:
     # By identity: two runs may be equal, and a row holds values that have no hash.
     gaps = {id(row): gap(row, comparison) for row in comparison.rows}
     return tuple(
-        Group(trainer, label, asked, tuple(rows), _mean_gap(rows, gaps))
+        Group(
+            *(trainer, label, asked, tuple(rows), _mean_gap(rows, gaps)),
+            baseline=baseline_of(rows[0], comparison),
+        )
         for (trainer, label, asked), rows in rows_of.items()
     )
-
-
-def gap(row: Row, comparison: Comparison) -> float | None:
-    """Accuracy minus that of the first pooled run with the same seed; None without one."""
-    # Seed by seed: what two runs draw alike from one seed drops out of their difference.
-    for other in comparison.rows:
-        if other.trainer == POOLED and other.seed == row.seed and other.accuracy is not None:
-            return None if row.accuracy is None else row.accuracy - other.accuracy
-    return None
 
 
 def _mean_gap(rows: list[Row], gaps: dict[int, float | None]) -> float | None:
@@ -225,6 +246,11 @@ def unique(values: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def deltas(gathered: Iterable[Group]) -> tuple[str, ...]:
+    """The deltas of all guarantees, as they are printed, each once."""
+    return unique(promised(g.delta) for group in gathered for g in group.guarantees)
+
+
 def headlines(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
     """For each unit the strongest formal guarantee to the public, the worst of them first.
 
@@ -235,7 +261,8 @@ def headlines(guarantees: Iterable[Guarantee]) -> tuple[Guarantee, ...]:
     """
     best: dict[Unit, Guarantee] = {}
     for g in guarantees:
-        formal = g.observer == PUBLIC and not g.data_dependent
+        # Nor one that the user states: nothing computed it here.
+        formal = g.observer == PUBLIC and not g.data_dependent and not g.stated
         if formal and (g.unit not in best or g.epsilon < best[g.unit].epsilon):
             best[g.unit] = g
     return _worst_first(best.values())
@@ -252,7 +279,7 @@ def _by_kind(
     chosen: dict[tuple[object, ...], Guarantee] = {}
     for new in guarantees:
         # Kinds are never weighed against each other: their epsilons are not comparable.
-        kind = (new.observer, new.unit, new.relation, new.data_dependent)
+        kind = (new.observer, new.unit, new.relation, new.data_dependent, new.stated)
         if kind not in chosen or better(new.epsilon, chosen[kind].epsilon):
             chosen[kind] = new
     return tuple(chosen.values())
@@ -296,10 +323,15 @@ def _flags(group: Group) -> Iterator[str]:
         yield f"{part} failed{seeds}"
     if any(row.halted for row in group.done):
         yield "halted"
+    alike = sum(row.classes_predicted == 1 for row in group.done)
+    if alike:
+        yield ONE_CLASS_FLAG + (
+            "" if alike == len(group.done) else f" in {alike} of {len(group.done)}"
+        )
     if any(row.met is False for row in group.done):
         # Six digits: at three an asked 1.5 and a spent 1.5002 would look equal.
         spent = None if group.headline is None else group.headline.epsilon
-        yield f"asked {number(group.epsilon_asked, 6)}, spent {number(spent, 6)}"
+        yield f"asked {asked(group.epsilon_asked)}, spent {promised(spent, 6)}"
     if any(is_simulated(row) for row in group.done):
         yield SIMULATED_FLAG
 
@@ -425,8 +457,8 @@ def _places(where: Sequence[Row], rows: Sequence[Row]) -> tuple[str, ...]:
 def _runs(rows: Sequence[Row]) -> list[str]:
     seeds: dict[str, list[str]] = {}
     for row in rows:
-        asked = "" if row.epsilon_asked is None else f", ε {number(row.epsilon_asked)}"
-        seeds.setdefault(f"{row.label}{asked}", []).append(str(row.seed))
+        at = "" if row.epsilon_asked is None else f", ε {asked(row.epsilon_asked)}"
+        seeds.setdefault(f"{row.label}{at}", []).append(str(row.seed))
     return [
         f"{name}, {'seed' if len(numbers) == 1 else 'seeds'} {', '.join(numbers)}"
         for name, numbers in seeds.items()

@@ -1,17 +1,22 @@
 """A comparison as text for a terminal."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
-from privtrain.core.statement import Guarantee
+from privtrain.core.statement import STATED, Guarantee
 from privtrain.report import cells
 from privtrain.report.audits import Audit, audits, explained
+from privtrain.report.gaps import gap_note, main_baseline
+from privtrain.report.measured import Column, commonest_note, metric_columns
 from privtrain.report.publishing import cost_note
+from privtrain.report.settings import in_a_line, settings_of
 from privtrain.report.summary import (
     SIMULATED_FLAG,
     Group,
+    deltas,
     groups,
     observers,
     protected_by,
@@ -22,7 +27,7 @@ from privtrain.report.summary import (
 
 UNPROTECTED_RESULTS = (
     "No guarantee covers the figures of attacks, which are exact functions of members' rows, nor "
-    "the accuracy, which is measured on unprotected test rows."
+    "the {metric}, which is measured on unprotected test rows."
 )
 
 LONGEST_LABEL = 36
@@ -44,11 +49,14 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
         Plain text.
     """
     gathered = groups(comparison)
+    shown = metric_columns(comparison.rows)
     tables = [
-        _render("Results", _RESULTS, [_result(g) for g in gathered], width, UNPROTECTED_RESULTS),
+        _results(gathered, shown, width),
+        _metrics(gathered, shown, width),
         _promises(gathered, width),
         _audits(gathered, width),
         _render("Cost", _COSTS, [_cost(g) for g in gathered], width, cost_note(comparison)),
+        _settings(comparison, width),
         _readers(gathered, width),
         _remarks(comparison, width),
     ]
@@ -59,10 +67,12 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
 # beside "bytes sent": a total hides who carries it. "ceiling" beside "ε at least": a low bound
 # under a low ceiling is no evidence of safety. "seeds": how many runs are behind a mean.
 _AUC = "attack AUC\n(unprotected)"
-_RESULTS = ("trainer", "ε asked", "ε public", "accuracy", "gap", _AUC, "remarks")
-_COSTS = ("trainer", "ε asked", "bytes sent", "busiest", "rounds", "time", "peak memory", "seeds")
+_COSTS = (
+    *("trainer", "ε asked", "bytes sent", "busiest", "rounds"),
+    *("time", "CPU time", "peak memory", "seeds"),
+)
 _AUDITS = ("trainer", "ε asked", "audit", "ε at least", "ceiling", "right", "curve", "seeds")
-_WORDS = ("trainer", "audit", "remarks", "reader", "reads", "protected by")
+_WORDS = ("trainer", "audit", "remarks", "settings", "reader", "reads", "protected by")
 """Columns of words: aligned left, and wrapped where the terminal is narrow."""
 
 
@@ -77,7 +87,6 @@ def _render(
 
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-        caption=Text(note) if note else None, caption_justify="left",
     )  # fmt: skip
     for name in header:
         left = name in _WORDS
@@ -86,6 +95,8 @@ def _render(
             justify="left" if left else "right",
             no_wrap=not left,
             overflow="fold",
+            # What must not be overlooked, such as "asked 1, spent 1.31", stands on one line.
+            min_width=19 if name == "remarks" else None,
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
@@ -94,27 +105,68 @@ def _render(
     with console.capture() as captured:
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join(lines).strip("\n") + "\n"
+    # Not as the table's caption, which is as narrow as the table and cuts what ends beside it.
+    said = f"\n\n{textwrap.fill(note, width)}" if note else ""
+    return "\n".join(lines).strip("\n") + said + "\n"
 
 
 def _label(group: Group) -> str:
     return cells.shortened(group.label, LONGEST_LABEL)
 
 
-def _result(group: Group) -> list[str]:
-    accuracy = group.accuracy
+def _results(gathered: Sequence[Group], metrics: Sequence[Column], width: int) -> str:
+    baselines = {group.label: group.baseline for group in gathered}
+    main, baseline = metrics[0], main_baseline(baselines)
+    named = "gap" if baseline is None else f"gap to\n{cells.shortened(baseline, 12)}"
+    header = ("trainer", "ε asked", "ε public", main.header, named, _AUC, "remarks")
+    said = (
+        gap_note(baselines, main.name, percent=main.percent),
+        commonest_note(metrics),
+        UNPROTECTED_RESULTS.format(metric=main.name),
+    )
+    rows = [_result(group, main, baseline) for group in gathered]
+    return _render("Results", header, rows, width, " ".join(filter(None, said)))
+
+
+def gap_cell(group: Group, main: Column, baseline: str | None) -> str:
+    """The gap, and that it is one to plaintext where it is not measured from the main baseline."""
+    own = group.gap is not None and group.baseline not in (None, baseline)
+    return stacked(main.gap(group.gap), "to plaintext" if own else "")
+
+
+def _result(group: Group, main: Column, baseline: str | None) -> list[str]:
     return [
         _label(group),
-        cells.number(group.epsilon_asked),
+        cells.asked(group.epsilon_asked),
         headline_cell(group.headlines),
-        stacked(
-            accuracy_text(group),
-            cells.percent_interval(None if accuracy is None else group.accuracy_interval),
-        ),
-        cells.points(group.gap),
+        stacked(main.text(group), main.interval_text(group)),
+        gap_cell(group, main, baseline),
         attack_cell(group),
         _remark(group),
     ]
+
+
+METRICS_ABREAST = 4
+"""Metrics in one table, so that a label is beside them on a narrow terminal, too."""
+
+
+def _metrics(gathered: Sequence[Group], shown: Sequence[Column], width: int) -> str:
+    """All metrics where there are several; in several tables where there are many."""
+    tables = []
+    for start in range(0, len(shown) if len(shown) > 1 else 0, METRICS_ABREAST):
+        part = shown[start : start + METRICS_ABREAST]
+        header = ("trainer", "ε asked", *(column.header for column in part))
+        rows = [
+            [
+                _label(group),
+                cells.asked(group.epsilon_asked),
+                *(stacked(column.text(group), column.interval_text(group)) for column in part),
+            ]
+            for group in gathered
+            if group.done
+        ]
+        tables.append(_render("Metrics (unprotected)", header, rows, width))
+    return "\n".join(tables)
 
 
 def stacked(*lines: str) -> str:
@@ -127,27 +179,20 @@ def headline_cell(guarantees: Sequence[Guarantee]) -> str:
     # One unit's epsilon never stands for another's; "inf" has no unit where it stands alone.
     if len(guarantees) == 1:
         return epsilon_cell(guarantees[0], relation=False)
-    of_units = [stacked(cells.number(g.epsilon), str(g.unit)) for g in guarantees]
+    of_units = [stacked(cells.promised(g.epsilon), str(g.unit)) for g in guarantees]
     return stacked(*of_units) or cells.MISSING
 
 
-def epsilon_cell(guarantee: Guarantee, *, relation: bool) -> str:
-    """The epsilon of a guarantee; where it is finite, also the unit and the relation."""
-    epsilon = cells.number(guarantee.epsilon)
+def epsilon_cell(guarantee: Guarantee, *, relation: bool, delta: bool = False) -> str:
+    """The epsilon of a guarantee; where it is finite, also the unit, the relation and the delta."""
+    epsilon = cells.promised(guarantee.epsilon)
     # Where nothing is promised there is nobody who is protected.
     if epsilon == "inf":
         return epsilon
     neighbours = guarantee.relation.replace("_", "-") if relation else ""
-    return stacked(epsilon, str(guarantee.unit), neighbours)
-
-
-def accuracy_text(group: Group) -> str:
-    """The mean accuracy, or that it could not be measured."""
-    # A mean over the seeds that could be measured would be one over chosen seeds.
-    accuracy = group.accuracy
-    if accuracy is None:
-        return cells.FAILED if group.accuracy_failed else cells.MISSING
-    return cells.percent(accuracy.mean)
+    at = f"δ {cells.promised(guarantee.delta)}" if delta else ""
+    stated = STATED if guarantee.stated else ""
+    return stacked(epsilon, str(guarantee.unit), neighbours, at, stated)
 
 
 def attack_cell(group: Group) -> str:
@@ -155,7 +200,7 @@ def attack_cell(group: Group) -> str:
     leak = group.strongest("auc")
     if leak is None:
         return cells.FAILED if group.attack_failed else cells.MISSING
-    return stacked(cells.rate(leak.value), cells.rate_interval(leak.interval))
+    return stacked(leak.text, leak.interval_text)
 
 
 def _remark(group: Group) -> str:
@@ -168,11 +213,12 @@ def _remark(group: Group) -> str:
 def _cost(group: Group) -> list[str]:
     return [
         _label(group),
-        cells.number(group.epsilon_asked),
+        cells.asked(group.epsilon_asked),
         cells.size(group.cost("bytes_sent")),
         cells.size(group.bytes_by_busiest_party),
         cells.count(group.cost("rounds")),
         cells.duration(group.cost("seconds")),
+        cells.duration(group.cost("cpu_seconds")),
         cells.size(group.cost("peak_memory_bytes")),
         group.seeds,
     ]
@@ -182,26 +228,35 @@ def _promises(gathered: Sequence[Group], width: int) -> str:
     columns = observers(gathered)
     if not columns:
         return ""
+    at = deltas(gathered)
+    several = len(at) > 1
     # A run that failed promises nothing; a row of "–" would say that it states nothing.
     rows = [
-        [_label(g), cells.number(g.epsilon_asked), *(promise_cell(g, name) for name in columns)]
-        for g in gathered
-        if g.done
+        [
+            _label(group),
+            cells.asked(group.epsilon_asked),
+            *(promise_cell(group, name, delta=several) for name in columns),
+        ]
+        for group in gathered
+        if group.done
     ]
-    deltas = unique(cells.number(g.delta) for group in gathered for g in group.guarantees)
-    title = f"Promised: formal epsilon to each observer, at delta {', '.join(deltas)}"
+    which = f"the delta δ beside it: {', '.join(at)}" if several else f"delta {', '.join(at)}"
+    title = f"Promised: formal epsilon to each observer, at {which}"
     names = [cells.shortened(name, 24) for name in columns]
     return _render(title, ("trainer", "ε asked", *names), rows, width)
 
 
-def promise_cell(group: Group, column: str) -> str:
-    """All formal guarantees to an observer, one below the other."""
+def promise_cell(group: Group, column: str, *, delta: bool = False) -> str:
+    """All formal guarantees to an observer, one below the other; on demand with their delta."""
     # A terminal has no italics to set a data-dependent epsilon apart: it is left out.
     formal = [g for g in group.promised(column) if not g.data_dependent]
     if not formal:
         return cells.MISSING
     return stacked(
-        *unique(stacked(epsilon_cell(g, relation=True), g.observer.members_named) for g in formal)
+        *unique(
+            stacked(epsilon_cell(g, relation=True, delta=delta), g.observer.members_named)
+            for g in formal
+        )
     )
 
 
@@ -216,7 +271,7 @@ def _audits(gathered: Sequence[Group], width: int) -> str:
 def _audit(group: Group, audit: Audit) -> list[str]:
     return [
         _label(group),
-        cells.number(group.epsilon_asked),
+        cells.asked(group.epsilon_asked),
         audit.name,
         stacked(audit.at_least, audit.across),
         audit.ceiling,
@@ -224,6 +279,14 @@ def _audit(group: Group, audit: Audit) -> list[str]:
         audit.curve,
         group.seeds,
     ]
+
+
+def _settings(comparison: Comparison, width: int) -> str:
+    rows = [
+        [cells.shortened(label, LONGEST_LABEL), in_a_line(own)]
+        for label, own in settings_of(comparison).items()
+    ]
+    return _render("Settings", ("trainer", "settings"), rows, width) if rows else ""
 
 
 def _readers(gathered: Sequence[Group], width: int) -> str:
@@ -237,14 +300,23 @@ def _readers(gathered: Sequence[Group], width: int) -> str:
 
 
 def _remarks(comparison: Comparison, width: int) -> str:
-    """Errors, halts, notes and caveats, each text once with the runs it belongs to."""
+    """Errors, halts, notes and caveats: one paragraph for each set of runs, each text once."""
     import textwrap
 
     sections = []
     for title, texts in remarks(comparison):
-        lines = [title]
+        said: dict[str, list[str]] = {}
         for text, where in texts:
-            line = f"{'; '.join(where)}: {' '.join(text.split())}"
+            said.setdefault("; ".join(where), []).append(" ".join(text.split()))
+        lines = [title]
+        for names, sentences in said.items():
+            line = f"{names}: {_joined(sentences)}"
             lines += textwrap.wrap(line, width, initial_indent="- ", subsequent_indent="  ")
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """Texts as they stand, one behind the other; some end in a full stop."""
+    *before, last = texts
+    return " ".join([*(text if text.endswith(".") else f"{text};" for text in before), last])

@@ -9,6 +9,7 @@ from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.runtime import Runtimes
 from privtrain.core.task import FederatedData
 from privtrain.core.trainer import PrivacyPlan, Trainer
+from privtrain.core.validate import check_follows, check_is, check_positive
 from privtrain.runs.checks import check_plans
 from privtrain.runs.fitting import default_runtimes
 
@@ -36,12 +37,19 @@ def calibrate(
         The trainer whose own epsilon, evaluated, is at or below the promise.
 
     Raises:
+        ValueError: If an argument is of another kind, or out of its range.
         UnsupportedError: If the trainer draws no noise.
         UnsoundReleaseError: If no noise would protect from this observer, or delta is at least
             one over the number of protected units.
         BudgetExceededError: If no amount of noise keeps the promise, or none that its accountants
             can show at so small a delta.
     """
+    check_follows(Trainer, "pt.DPSGD()", trainer=trainer)
+    check_is(FederatedData, "that of task, data = pt.data.digits()", data=data)
+    check_is(Observer, "pt.PUBLIC", observer=observer)
+    if runtimes is not None:
+        check_is(Runtimes, "pt.Runtimes(star=pt.InProcess())", runtimes=runtimes)
+    check_positive(epsilon=epsilon)
     where = runtimes or default_runtimes()
 
     def plans_at(scale: float) -> list[PrivacyPlan]:

@@ -5,17 +5,22 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.fields import told_fields
+from privtrain.core.identity import without_addresses
 from privtrain.core.keys import PRIVATE, has_key, home_of_key
 from privtrain.core.models import described
 from privtrain.core.runtime import Runtimes
-from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit
+from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit, to_plain
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
 from privtrain.runs.checkpoint import keyed_identity
@@ -73,7 +78,8 @@ def run_card(
         "configuration": {
             "task": task.name,
             "model": _factory_name(task),
-            "trainers": {label: repr(trainer) for label, trainer in trainers.items()},
+            "trainers": {label: _printed(trainer) for label, trainer in trainers.items()},
+            "settings": {label: settings_in_words(trainer) for label, trainer in trainers.items()},
             "runtimes": [r.name for r in (runtimes.star, runtimes.mesh) if r is not None],
             "device": device,
             "entropy": entropy,
@@ -82,6 +88,87 @@ def run_card(
         },
         "public_seeds": list(seeds),
     }
+
+
+def fit_card(
+    trainer: Trainer,
+    task: Task,
+    data: FederatedData,
+    runtimes: Runtimes,
+    seed: int,
+    delta: float,
+    device: str,
+    *,
+    statement: PrivacyStatement,
+    entropy: str,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """What a reader needs to repeat one fit: a run card, with all settings of its trainer.
+
+    Args:
+        trainer: How the model was trained.
+        task: What was learned.
+        data: Who held which rows.
+        runtimes: Where parties ran.
+        seed: Public seed.
+        delta: Delta of every guarantee.
+        device: Where tensors were computed.
+        statement: What is promised: counts that this hides are left out.
+        entropy: Where noise came from.
+        folder: Where the run lies, under whose key the rows are identified; None leaves a digest
+            of them out.
+
+    Returns:
+        As `run_card`, with `settings` in its configuration: each of them, defaults included.
+    """
+    card = run_card(
+        *({trainer.token: trainer}, task, data, runtimes, [seed], [], delta, device),
+        statements=[statement],
+        entropy=entropy,
+        folder=folder,
+    )
+    configuration = {
+        **{name: item for name, item in card["configuration"].items() if name != "epsilons"},
+        "settings": settings_of(trainer),
+    }
+    return {**card, "configuration": configuration}
+
+
+def without_counts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card in which no number of rows or parties stands: it lies beside other runs' cards.
+
+    What a run that promises nothing counts would tell the number that another one hides.
+    """
+    names = ("parties", "test_rows", "validation_rows", "public_part_rows")
+    hidden = {name: NOT_PUBLIC for name in names if name in card.get("data", {})}
+    return {**card, "data": {**card.get("data", {}), **hidden}}
+
+
+def settings_of(value: Any) -> Any:
+    """A trainer, or a part of one, as plain values: all fields by name, those at defaults, too.
+
+    Returns:
+        A mapping with `kind`, the name of its class; numbers, texts and lists as they are; what is
+        none of these, such as a function, as it prints.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return to_plain(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = [each for each in fields(value) if each.repr]
+        settings = {each.name: settings_of(getattr(value, each.name)) for each in shown}
+        return {"kind": type(value).__qualname__, **settings}
+    if isinstance(value, Mapping):
+        return {str(name): settings_of(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [settings_of(item) for item in value]
+    return _printed(value)
+
+
+def _printed(value: object) -> str:
+    try:
+        return without_addresses(repr(value))
+    except OWN_ERRORS:  # a user's own repr may raise anything
+        return f"a {type(value).__qualname__}"
 
 
 def _digest(data: FederatedData, folder: Path | None) -> dict[str, str]:
@@ -138,16 +225,36 @@ def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict
     }
 
 
+def settings_in_words(trainer: Trainer) -> dict[str, str]:
+    """The settings of a trainer as texts; none where it is no dataclass."""
+    if not is_dataclass(trainer) or isinstance(trainer, type):
+        return {}
+    told = [field.name for field in told_fields(trainer) if field.init]
+    return {name: _in_words(getattr(trainer, name)) for name in told}
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else _printed(value)
+
+
 def _factory_name(task: Task) -> str:
     if isinstance(task.model, nn.Module):
         return described(task.model)
     # A dataclass that makes models, such as LogisticRegression(64, 10), says more by its repr.
     name = getattr(task.model, "__qualname__", None)
-    return f"{task.model.__module__}:{name}" if name else repr(task.model)
+    return f"{task.model.__module__}:{name}" if name else _printed(task.model)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, privtrain and what it stands on; "not installed" where one is missing."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # Once: to look for the metadata of a package takes a millisecond, and every fit has a card.
     installed = {"python": platform.python_version()}
     for package in ("privtrain", *PACKAGES):
         try:

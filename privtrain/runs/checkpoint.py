@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 
 from privtrain.accounting.files import event_from_plain, event_to_plain
 from privtrain.accounting.renyi import RdpCurve
+from privtrain.core.cost import cpu_seconds
 from privtrain.core.errors import DataError, PrivtrainError
 from privtrain.core.keys import has_key, home_of_key, keyed_digest
 from privtrain.core.result import History
 from privtrain.core.schema import SCHEMA, checked_schema, written_by_old
-from privtrain.core.trainer import REALISED, RELEASE
+from privtrain.core.trainer import EXACT, REALISED, RELEASE
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
@@ -112,6 +113,7 @@ class FileCheckpoint:
         spent: Kind of release to how many were spent so far; called at each save.
         saved: What `read_state` found there.
         seconds_before: Seconds that earlier sittings took.
+        cpu_before: Their processor time; None where an earlier version did not count it.
         spent_by_kind: Kind of release to how many were spent when the file was written.
 
     Raises:
@@ -125,8 +127,10 @@ class FileCheckpoint:
     spent: Callable[[], Mapping[str, int]] = field(default=dict)
     saved: Mapping[str, Any] | None = field(default=None, repr=False)
     seconds_before: float = field(default=0.0, init=False)
+    cpu_before: float | None = field(default=0.0, init=False)
     spent_by_kind: dict[str, int] = field(default_factory=dict, init=False)
     _started: float = field(default_factory=time.monotonic, repr=False)
+    _cpu_started: float = field(default_factory=cpu_seconds, repr=False)
     _mark: str = field(default="", init=False, repr=False)
     _loaded: tuple[int, dict[str, Any]] | None = field(default=None, init=False, repr=False)
 
@@ -140,6 +144,7 @@ class FileCheckpoint:
             identity = self.saved["identity"]
             self._loaded = (self.saved["done"], _with_events(self.saved["state"]))
             self.seconds_before = self.saved["seconds"]
+            self.cpu_before = self.saved.get("cpu_seconds")
             # Version 0.2 wrote their number alone: there was one kind.
             alone = {RELEASE: self.saved["spent"]}
             self.spent_by_kind = dict(self.saved.get("spent_by_kind", alone))
@@ -161,6 +166,7 @@ class FileCheckpoint:
     def forget(self) -> None:
         """Lets the run begin again; the file stays until the next save."""
         self._loaded, self.seconds_before, self.spent_by_kind = None, 0.0, {}
+        self.cpu_before = 0.0
         self.transcript.entries.clear()
         self.transcript.setups.clear()
         self.transcript.exchanges = 0
@@ -175,6 +181,18 @@ class FileCheckpoint:
     def seconds(self) -> float:
         """Seconds that the run took so far, earlier sittings included."""
         return self.seconds_before + time.monotonic() - self._started
+
+    def cpu_seconds(self, elsewhere: Iterable[float] = ()) -> float | None:
+        """Processor time that the run took so far, earlier sittings included; None if unknown.
+
+        Args:
+            elsewhere: That of workers which are no children of this process, in this sitting.
+        """
+        workers = list(elsewhere)
+        # No checkpoint holds what the workers of earlier sittings took.
+        if self.cpu_before is None or (workers and self.cpu_before > 0):
+            return None
+        return self.cpu_before + cpu_seconds() - self._cpu_started + sum(workers)
 
     def save(self, done: int, state: Mapping[str, Any]) -> None:
         """Keeps the state after a number of finished rounds.
@@ -191,6 +209,7 @@ class FileCheckpoint:
             "done": done,
             "state": _with_plain_events(state),
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds(),
             # Only read where nothing is promised and no journal counts.
             "spent": sum(spent.values()),
             "spent_by_kind": spent,
@@ -211,7 +230,11 @@ class FileCheckpoint:
 def _with_plain_events(state: Mapping[str, Any]) -> dict[str, Any]:
     """A state whose realised charges are plain values, as a file can hold them."""
     realised = {name: event_to_plain(event) for name, event in state.get(REALISED, {}).items()}
-    return {**state, REALISED: realised}
+    exact = {
+        name: [(releases, event_to_plain(event)) for releases, event in events]
+        for name, events in state.get(EXACT, {}).items()
+    }
+    return {**state, REALISED: realised, EXACT: exact}
 
 
 def _with_events(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +246,11 @@ def _with_events(state: Mapping[str, Any]) -> dict[str, Any]:
         else RdpCurve(*map(tuple, plain))
         for name, plain in state.get(REALISED, {}).items()
     }
-    return {**state, REALISED: realised}
+    exact = {
+        name: [(releases, event_from_plain(plain)) for releases, plain in events]
+        for name, events in state.get(EXACT, {}).items()
+    }
+    return {**state, REALISED: realised, EXACT: exact}
 
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:

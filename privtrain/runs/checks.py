@@ -1,6 +1,7 @@
 """What is refused before a run: data, devices, and deltas that would promise nothing."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from privtrain.core.errors import READS_ROWS, DataError, UnsoundReleaseError
 from privtrain.core.observers import check_observer
 from privtrain.core.parameters import trainable
 from privtrain.core.parties import check_party_names
+from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds, global_generator
-from privtrain.core.statement import Unit
+from privtrain.core.statement import Budget, Unit
 from privtrain.core.task import (
     COLUMNS,
     FederatedData,
@@ -23,10 +25,57 @@ from privtrain.core.task import (
     cross_entropy,
 )
 from privtrain.core.trainer import PrivacyPlan
-from privtrain.core.validate import check_delta
+from privtrain.core.validate import brief, check_delta, check_is, check_offers
 from privtrain.ledgers.run import check_one_plan, promises
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND
 from privtrain.sampling.sampling import check_delta_below
+
+_BOTH = "those of task, data = pt.data.digits()"
+
+
+def check_kinds(
+    task: object,
+    data: object,
+    *,
+    runtimes: object = None,
+    budget: object = None,
+    study_ledger: object = None,
+    folder: object = None,
+    progress: object = None,
+) -> None:
+    """Refuses arguments of `fit` and `compare` that are of another kind, before they are used.
+
+    Raises:
+        ValueError: Naming the argument, its value, and what it should be.
+    """
+    check_is(Task, _BOTH, task=task)
+    check_is(FederatedData, _BOTH, data=data)
+    if runtimes is not None:
+        check_is(Runtimes, "pt.Runtimes(star=pt.InProcess())", runtimes=runtimes)
+    if budget is not None:
+        check_is(Budget, "pt.Budget(3.0, 1e-5)", budget=budget)
+    if study_ledger is not None:
+        check_offers("spend_run", "pt.StudyLedger(...)", study_ledger=study_ledger)
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"Expected folder={folder!r} to be a path, such as 'runs/first'.")
+    if progress is not None and not callable(progress):
+        raise ValueError(
+            f"Expected progress={progress!r} to be a function that is called as "
+            "progress(done, total), or None for a bar on a terminal."
+        )
+
+
+def check_mapping(trainers: object) -> None:
+    """Refuses trainers that have no labels.
+
+    Raises:
+        ValueError: Naming what stands there instead of a mapping.
+    """
+    if not isinstance(trainers, Mapping):
+        raise ValueError(
+            f"Expected trainers={brief(trainers)} to be a mapping from label to trainer, such as "
+            "{'sgd': pt.SGD()}."
+        )
 
 
 def check_data(data: FederatedData) -> None:
@@ -377,6 +426,8 @@ def check_plans(plans: tuple[PrivacyPlan, ...], data: FederatedData, delta: floa
 
 def check_device(device: str) -> None:
     """Raises `ValueError` if a device is unknown or not there."""
+    if not isinstance(device, (str, torch.device)):
+        raise ValueError(f"Expected device={device!r} to be a name, such as 'cpu' or 'cuda:1'.")
     # torch has no question for "is it there": a tensor has to be made. A build without CUDA raises
     # an AssertionError.
     try:

@@ -1,16 +1,27 @@
 """Training: run one trainer, with its ledger, its checkpoints and its statement."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from privtrain.core.abilities import (
+    Adapting,
+    Addressing,
+    Checking,
+    CheckingRows,
+    Finished,
+    Reusing,
+    Trying,
+)
 from privtrain.core.cost import reset_peak_memory
 from privtrain.core.errors import PrivacyError, UnsupportedError
-from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.failures import OWN_ERRORS, text_of
 from privtrain.core.folders import locked_folder
 from privtrain.core.identity import Snapshot, value_digest
+from privtrain.core.outcome import Outcome
 from privtrain.core.parameters import check_no_autocast, initial_model
+from privtrain.core.recipe import Recipe, encoder_of
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting
 from privtrain.core.seeding import (
@@ -21,31 +32,23 @@ from privtrain.core.seeding import (
     SeededEntropy,
     Seeds,
     SystemEntropy,
-    global_generator,
     kind_of,
 )
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Task
-from privtrain.core.trainer import (
-    Addressing,
-    Checking,
-    CheckingRows,
-    Mesh,
-    Outcome,
-    PrivacyPlan,
-    Run,
-    Trainer,
-    Trying,
-)
+from privtrain.core.trainer import Mesh, PrivacyPlan, Run, Trainer
 from privtrain.core.transcript import Transcript
-from privtrain.core.validate import check_follows, made_folder
+from privtrain.core.validate import check_flag, check_follows, made_folder
+from privtrain.data.factories import factory_to_plain
 from privtrain.ledgers.run import JournalLedger, planned_counts
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import Report, progress_bar
+from privtrain.runs.card import fit_card
 from privtrain.runs.checkpoint import LOADED_BEFOREHAND, FileCheckpoint, Identity
-from privtrain.runs.checks import check_data, check_device, check_fits, check_plans
+from privtrain.runs.checks import check_data, check_device, check_fits, check_kinds, check_plans
 from privtrain.runs.marks import environment_of, identity_of
+from privtrain.runs.measuring import outputs_of, value_of
 from privtrain.runs.opening import LateStar
 from privtrain.runs.publishing import checked_start, published
 from privtrain.runs.roots import noise_root
@@ -190,11 +193,14 @@ def fit_trial(
     Where `repeats` is set, a simulation that was interrupted in its folder begins again with the
     noise it had, instead of going on with fresh noise and halting early.
     """
+    kinds = {"runtimes": runtimes, "budget": budget, "study_ledger": study_ledger}
+    check_kinds(task, data, **kinds, folder=folder, progress=progress)
     where = runtimes or default_runtimes()
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
     real = where.star is not None and where.star.real
     kind, seeds = kind_of(entropy, real=real), Seeds(seed)
+    check_flag(keep_payloads=keep_payloads)
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     # All refusals come before the first release: what is refused has cost no privacy.
@@ -202,10 +208,23 @@ def fit_trial(
     check_no_autocast()
     check_device(device)
     check_data(data)
+    if isinstance(trainer, Finished):
+        if budget is not None:
+            raise UnsupportedError(
+                f"budget={budget} cannot be kept by a model that was trained elsewhere. Leave it "
+                "out, and state what was spent in guarantees=."
+            )
+        return trainer.trained_elsewhere(task, data)
+    beside: object = None
+    if isinstance(trainer, Adapting):
+        task, beside = trainer.adapted(task), trainer.read_beside()
+    if isinstance(trainer, Reusing):
+        trainer.check_reuse(where, study_ledger or paid_by)
     plans = trainer.plan(data, where)
     others = trainer.others if isinstance(trainer, Addressing) else ()
     promises = check_plans(plans, data, delta)
-    start = checked_start(task, data, seeds, promises=promises, study=study_ledger or paid_by)
+    study = study_ledger or paid_by
+    start = checked_start(task, data, seeds, promises=promises, study=study, beside=beside)
     _try_beforehand(trainer, task, data, seeds, device)
     with ExitStack() as stack:
         home = None if folder is None else made_folder(folder)
@@ -230,6 +249,8 @@ def fit_trial(
             check_plans(plans, data, study_ledger.delta)
             # All that the run may spend: a study whose budget it exceeds must refuse it unstarted.
             fits = study_ledger.spend_run(ledger, data, name=trainer.token, folder=home)
+        if isinstance(trainer, Reusing):
+            outcome.note(*trainer.said_of_reuse(study_ledger or paid_by))
         root = noise_root(trainer, task, data, start.module) if kind is SEEDED else b""
         noise = value_digest(root, noise_seed, fits) if root and promises else b""
         sitting.begin(ledger, noise, repeats=repeats)
@@ -247,6 +268,7 @@ def fit_trial(
             transcript=transcript,
             device=device,
             report_memory=outcome.report_memory,
+            report_cpu=outcome.report_cpu,
             others=others,
         )
         shown = progress or stack.enter_context(progress_bar(trainer.token))
@@ -269,12 +291,34 @@ def fit_trial(
         # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()
         predictor = trainer.train(task, data, run)
-        seconds = checkpoint.seconds
+        took = (checkpoint.seconds, checkpoint.cpu_seconds(outcome.cpu_elsewhere.values()))
         # Not in a `finally`: after an error it is unknown which releases of a block were made.
         ledger.close()
         sitting.end(run, environment)
     predictor = published(predictor, start, data, run, study_ledger or paid_by)
-    return result_of(trainer, data, where, plans, run, predictor, seconds, delta)
+    made = result_of(trainer, data, where, plans, run, predictor, took, delta)
+    try:
+        card = fit_card(
+            *(trainer, task, data, where, seed, delta, device),
+            statement=made.statement,
+            entropy=kind.value,
+            folder=home,
+        )
+    except OWN_ERRORS as error:  # what a user's settings do when they are read
+        # What was trained was paid for.
+        said = f"there is no run card: {type(error).__name__}: {text_of(error)}"
+        return replace(made, notes=(*made.notes, said))
+    # In plain values: neither rows nor the user's own objects stay in a result.
+    return replace(made, card=card, recipe=recipe_of(task, data, seed))
+
+
+def recipe_of(task: Task, data: FederatedData, seed: int) -> Recipe:
+    """How a task's model and its inputs are made again."""
+    return Recipe(
+        factory=factory_to_plain(task.model),
+        seed=seed,
+        encoder=encoder_of(data.test.inputs, data.test.targets, data.encoder),
+    )
 
 
 def _try_beforehand(
@@ -332,27 +376,22 @@ def _resumed(
 
 def _watcher(task: Task, data: FederatedData, history: History) -> Any:
     """Makes the function that measures a model on validation rows, a few times over a run."""
-    rows, metric = data.validation, task.metrics.get("accuracy")
+    rows, measures = data.validation, task.measures
 
     def watch(done: int, total: int, predictor: Predictor) -> None:
         every = max(1, total // WATCHED)
         due = done % every == 0 or done == total
-        if rows is None or rows.targets is None or len(rows) == 0 or not due or metric is None:
+        if rows is None or rows.targets is None or len(rows) == 0 or not due or not measures:
             return
         # No noise covers this figure: `History` keeps it apart as an unprotected diagnostic, and
         # nothing may be stopped or chosen by it.
-        try:
-            # What a model draws must not move the generators of other threads, nor follow from
-            # them.
-            with global_generator(Seeds(0)["validation", 0, ""]):
-                outputs = predictor(rows.inputs)
-            # Not within: a metric may wait for another thread, which waits for its turn.
-            with kept_settings():
-                accuracy = float(metric(outputs, rows.targets.clone()))
-        except OWN_ERRORS:  # a curve is no reason to lose what was paid for
-            return
-        if 0 <= accuracy <= 1:
-            history.record(done, validation_accuracy=accuracy)
+        # A curve is no reason to lose what was paid for: what fails is left out of it.
+        with suppress(*OWN_ERRORS):
+            outputs = outputs_of(predictor, rows, "validation")
+            for name, metric in measures.items():
+                with suppress(*OWN_ERRORS):
+                    value = value_of(name, metric, outputs, rows.targets)
+                    history.record(done, **{f"validation_{name}": value})
 
     return watch
 

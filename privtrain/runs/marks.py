@@ -57,7 +57,7 @@ def identity_of(
     """What identifies a run: what it computes on which rows, and nothing of where code lies.
 
     Args:
-        task: What is learned. Each of its fields is a part of its own.
+        task: What is learned. Each of its fields but `main` is a part of its own.
         data: All rows, those for testing included.
         entropy: Where noise comes from.
         earlier: What of it counts as it was before other runs.
@@ -69,8 +69,11 @@ def identity_of(
     """
     # Without a digest, so many parties are told apart by nothing: no run on them goes on.
     many = len(data.parties) > LOADED_BEFOREHAND and not data.digest
+    # Which metric leads changes nothing that is computed.
     digests = {
-        f"task's {name}": value_digest(value, earlier=earlier) for name, value in vars(task).items()
+        f"task's {name}": value_digest(value, earlier=earlier)
+        for name, value in vars(task).items()
+        if name != "main"
     }
     digests["data (which have no digest=)" if many else "data"] = data_digest(data)
     digests["entropy"] = value_digest(entropy)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import PrivacyError
 from privtrain.core.models import check_alike, stream_of
 from privtrain.core.parameters import ModelPredictor, initial_model, trainable
-from privtrain.core.reachable import Snapshot, changed, snapshot, tensor_digest
+from privtrain.core.reachable import Snapshot, anywhere, changed, snapshot, tensor_digest, walk
 from privtrain.core.result import Predictor
 from privtrain.core.seeding import Seeds, Stream, global_generator
 from privtrain.core.task import FederatedData, Rows, Task
@@ -59,6 +59,7 @@ def checked_start(
     *,
     promises: bool,
     study: StudyLedger | None = None,
+    beside: object = None,
 ) -> Start:
     """Makes a task's model twice, and refuses what one run could learn from another.
 
@@ -68,6 +69,7 @@ def checked_start(
         seeds: The run's public streams.
         promises: Whether anything is promised to anybody.
         study: Where the fit is charged, or None.
+        beside: What the trainer reads beside the model, such as a map of features.
 
     Returns:
         The start of the fit.
@@ -82,7 +84,8 @@ def checked_start(
     check_alike(task.model, tried, module)
     if not promises:
         return Start(task, module, stream, {}, False, ())
-    loose, counted = from_earlier_fits(_named(module), data, study)
+    read = (*_named(module), *_tensors_of(beside))
+    loose, counted = from_earlier_fits(read, data, study)
     if loose:
         raise PrivacyError(
             f"The model starts from {loose[0]!r}, which an earlier fit made of these rows: the "
@@ -98,6 +101,13 @@ def checked_start(
         # After each: what an earlier trial left there would look as if nothing had changed.
         _check_reachable(start, "Nothing was trained")
     return start
+
+
+def _tensors_of(beside: object) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a map holds, in closures and modules that it calls, too."""
+    for path, value in walk(beside, anywhere):
+        if isinstance(value, Tensor):
+            yield f"features{path if path[:1] in ('', '[', '(') else f'.{path}'}", value
 
 
 def _is_given(task: Task, module: nn.Module) -> bool:

@@ -6,31 +6,40 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from privtrain.attacks.attack import Attack
-from privtrain.attacks.scores import clopper_pearson
+from privtrain.core.abilities import Finished
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.identity import Snapshot, value_digest
+from privtrain.core.measures import ACCURACY
 from privtrain.core.observers import PUBLIC
 from privtrain.core.parameters import initial_model
-from privtrain.core.result import Comparison, Predictor, Row, TrainResult
+from privtrain.core.result import Comparison, Measurement, Row, TrainResult
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import EntropyKind, Seeds, global_generator
+from privtrain.core.seeding import EntropyKind, Seeds
 from privtrain.core.settings import kept_settings
 from privtrain.core.statement import to_plain
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import check_follows
+from privtrain.core.writing import write_file
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
 from privtrain.runs.attacking import KEEP, RAISE, attacked, failure_of
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.card import parties_are_public, promises, rows_are_public
+from privtrain.runs.card import (
+    parties_are_public,
+    promises,
+    rows_are_public,
+    without_counts,
+)
 from privtrain.runs.checkpoint import Identity
 from privtrain.runs.fitting import fit_trial as fit
+from privtrain.runs.keeping import INSIDE, MODEL, load_model, save_model
 from privtrain.runs.marks import (
     COMPARISON,
     RUN,
@@ -41,6 +50,7 @@ from privtrain.runs.marks import (
     new_mark,
     write_mark,
 )
+from privtrain.runs.measuring import measured, one_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +62,14 @@ class Cell:
         trainer: The trainer, before it is calibrated.
         seed: Public seed of the run.
         epsilon: The epsilon that is asked for, or None.
+        baseline: Label of the row that the gap is measured from, or None.
     """
 
     label: str
     trainer: Trainer
     seed: int
     epsilon: float | None
+    baseline: str | None = None
 
     def place(self, home: Path, identity: Identity) -> Path:
         """The row's folder in a comparison's: no other cell has it, in any process.
@@ -97,6 +109,7 @@ class Conditions:
     study_ledger: StudyLedger | None = None
     errors: str = KEEP
     trainers: tuple[Trainer, ...] = ()
+    keep_models: bool = False
 
     @cached_property
     def begun(self) -> Snapshot:
@@ -123,11 +136,20 @@ class Conditions:
 
 
 def cells(
-    trainers: Mapping[str, Trainer], seeds: Iterable[int], epsilons: Sequence[float]
+    trainers: Mapping[str, Trainer],
+    seeds: Iterable[int],
+    epsilons: Sequence[float],
+    baseline: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Iterator[Cell]:
     """All rows of a comparison, in the order of trainers, epsilons and seeds.
 
     A trainer that draws no noise takes no budget: it has one row a seed.
+
+    Args:
+        trainers: Label to trainer.
+        seeds: Public seeds.
+        epsilons: What is asked of trainers that draw noise.
+        baseline: Label to the label of its baseline.
     """
     # An iterator would be empty after the first trainer.
     chosen = list(seeds)
@@ -135,7 +157,13 @@ def cells(
         noisy = _draws_noise(label, trainer)
         for epsilon in epsilons if noisy and epsilons else (None,):
             for seed in chosen:
-                yield Cell(label=label, trainer=trainer, seed=seed, epsilon=epsilon)
+                yield Cell(
+                    label=label,
+                    trainer=trainer,
+                    seed=seed,
+                    epsilon=epsilon,
+                    baseline=baseline.get(label),
+                )
 
 
 def _draws_noise(label: str, trainer: Trainer) -> bool:
@@ -190,9 +218,7 @@ def save_row(row: Row, folder: Path, environment: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     document = plain_comparison(Comparison(rows=(row,), card={"versions": environment}))
     # Replaced as a whole: an interruption never leaves half a row to be read.
-    fresh = folder / "row.new"
-    fresh.write_text(json.dumps(to_plain(document)))
-    fresh.replace(folder / "row.json")
+    write_file(folder / "row.json", json.dumps(to_plain(document)))
 
 
 def load_row(folder: Path, environment: Mapping[str, str] | None = None) -> Row | None:
@@ -211,6 +237,56 @@ def load_row(folder: Path, environment: Mapping[str, str] | None = None) -> Row 
     return replace(row, notes=(*row.notes, f"trained with {changed}")) if changed else row
 
 
+def kept_row(row: Row | None, folder: Path, shared: Conditions, trainer: Trainer) -> Row | None:
+    """A finished row with its model; None where that has to be trained.
+
+    Args:
+        row: What `load_row` found.
+        folder: The row's folder.
+        shared: What all rows share.
+        trainer: The row's trainer.
+
+    Raises:
+        DataError: If the model is torn or was changed.
+    """
+    # A row that failed is tried again: a lost party may be back.
+    if row is None or row.error is not None:
+        return None
+    if not shared.keep_models:
+        return row
+    unkept = any(note.startswith(MODEL_NOT_KEPT) for note in row.notes)
+    if isinstance(trainer, Finished) and (unkept or (folder / INSIDE / MODEL).exists()):
+        # It need not be the task's model; that it is the same one, the row's folder says.
+        own = trainer.trained_elsewhere(shared.task, shared.data).predictor
+        return replace(row, predictor=own)
+    if unkept:
+        return row
+    if not (folder / INSIDE / MODEL).exists():
+        return None
+    kept = load_model(folder / INSIDE, model=shared.task.model, device=shared.device)
+    return replace(row, predictor=kept)
+
+
+MODEL_NOT_KEPT = "its model is not kept"
+"""Begins the note of a row whose predictor is no torch model."""
+
+
+def _with_model(row: Row, result: TrainResult, shared: Conditions, folder: Path | None) -> Row:
+    """The row with its model, which is also written into the row's folder, if it has one."""
+    if not shared.keep_models:
+        return row
+    row = replace(row, predictor=result.predictor)
+    if folder is None:
+        return row
+    # Beside other rows: what this one may say of the number of rows, another one may hide.
+    card = dict(result.card) if shared.data.published else without_counts(result.card)
+    try:
+        save_model(replace(result, card=card), folder / INSIDE, force=True)
+    except UnsupportedError as error:
+        return replace(row, notes=(*row.notes, f"{MODEL_NOT_KEPT}: {error}"))
+    return row
+
+
 def left_behind(cell: Cell, home: Path, planned: Collection[Path]) -> tuple[str, ...]:
     """Notes on rows that stay where they are, since another trainer of the label made them."""
     left = [path.name for path in cell.others(home) if path not in planned]
@@ -226,7 +302,11 @@ def left_behind(cell: Cell, home: Path, planned: Collection[Path]) -> tuple[str,
 def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: str) -> Row:
     """One row; an error of any kind becomes the row's error, and the others go on."""
     empty = Row(
-        trainer=cell.trainer.token, label=cell.label, seed=cell.seed, epsilon_asked=cell.epsilon
+        trainer=cell.trainer.token,
+        label=cell.label,
+        seed=cell.seed,
+        epsilon_asked=cell.epsilon,
+        baseline=cell.baseline,
     )
     try:
         trainer, notes = _calibrated(cell, shared)
@@ -249,7 +329,7 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
                 earlier=shared.begun if folder is not None else None,
             )
         # First: an attack is a user's code, and may change the predictor that it was given.
-        filled = _filled(empty, result, shared)
+        filled = _with_model(_filled(empty, result, shared), result, shared, folder)
         leakage, refused = attacked(
             *(result, shared.attacks, shared.task, shared.data),
             seed=cell.seed,
@@ -314,58 +394,25 @@ def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...
     return trainer, ()
 
 
-@kept_settings()
-def accuracy_with_interval(
-    predictor: Predictor, task: Task, rows: Rows
-) -> tuple[float, tuple[float, float]]:
-    """Accuracy on rows, and its 95% Clopper-Pearson interval.
-
-    Args:
-        predictor: What is measured.
-        task: Whose metric called "accuracy" is taken.
-        rows: Test rows.
-
-    Returns:
-        Accuracy in 0..1, and the interval.
-
-    Raises:
-        ValueError: If there is no such metric, or it gives no fraction.
-    """
-    if "accuracy" not in task.metrics:
-        raise ValueError(
-            f"Expected task.metrics to hold 'accuracy'; there is {', '.join(task.metrics) or None}."
-        )
-    # What a model draws must not move the generators of other threads, nor follow from them.
-    with global_generator(Seeds(0)["evaluation", 0, ""]):
-        outputs = predictor(rows.inputs)
-    # A copy: a metric may write into its targets, and the next row is measured on them.
-    accuracy = float(task.metrics["accuracy"](outputs, rows.labels.clone()))
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"Expected task.metrics['accuracy'] to be in 0..1, not {accuracy}.")
-    # The interval is that of a count of successes, so the accuracy is turned into one again.
-    return accuracy, clopper_pearson(round(accuracy * len(rows)), len(rows))
-
-
 def _filled(row: Row, result: TrainResult, shared: Conditions) -> Row:
-    failure, accuracy, interval = None, None, None
-    try:
-        accuracy, interval = accuracy_with_interval(result.predictor, shared.task, shared.data.test)
-    except OWN_ERRORS as error:  # a user's metric may raise anything
-        if shared.errors == RAISE:
-            raise
-        failure = failure_of(error)
+    found = measured(result.predictor, shared.task, shared.data.test, errors=shared.errors)
+    accuracy = found.metrics.get(ACCURACY, Measurement())
     # What was spent, by the statement; what was calibrated to is not evidence.
     spent = result.statement.epsilon(PUBLIC)
     asked = row.epsilon_asked
     return replace(
         row,
-        accuracy=accuracy,
-        accuracy_interval=interval,
-        accuracy_failure=failure,
+        accuracy=accuracy.value,
+        accuracy_interval=accuracy.interval,
+        accuracy_failure=accuracy.failure,
+        metrics=found.metrics,
+        main=str(shared.task.main),
+        classes_predicted=found.classes_predicted,
         statement=result.statement,
-        cost=result.cost,
+        # Of a model that was trained elsewhere nobody here knows one.
+        cost=None if result.cost.basis is Basis.ELSEWHERE else result.cost,
         history=result.history,
         halted=result.halted,
-        notes=result.notes,
+        notes=(*result.notes, *one_class(found.classes_predicted, shared.data.test)),
         met=None if asked is None else spent <= asked,
     )

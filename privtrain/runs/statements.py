@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from privtrain.accounting.epsilon import evaluate
 from privtrain.accounting.event import relies_on_sample
-from privtrain.accounting.guarantees import guarantees, public_curves
+from privtrain.accounting.guarantees import exact_costs, guarantees, public_curves
 from privtrain.accounting.renyi import RdpCurve
 from privtrain.core.cost import Basis, Cost, PublicCost, peak_memory
 from privtrain.core.observers import PUBLIC
@@ -42,7 +43,7 @@ def result_of(
     plans: tuple[PrivacyPlan, ...],
     run: Run,
     predictor: Predictor,
-    seconds: float,
+    took: tuple[float, float | None],
     delta: float,
 ) -> TrainResult:
     """The result of a finished run: the predictor, its statement, its cost and its history."""
@@ -66,16 +67,24 @@ def result_of(
     )
     history = run.outcome.history
     history.epsilon = _epsilon_curve(plans, spent, delta)
+    if history.votes is not None:
+        told = run.outcome.exact.get(PUBLIC.name, []) if seeded else []
+        relation = next(plan.relation for plan in plans if plan.observer == PUBLIC)
+        points = ((n, evaluate(event, delta, relation).epsilon) for n, event in told)
+        history.votes = replace(history.votes, epsilon=tuple(points))
     statement = PrivacyStatement(
         guarantees=made,
         input_privacy=trainer.input_privacy(data, runtimes),
         caveats=_caveats(trainer, data, plans, made),
         curves=public_curves(plans, spent=spent, delta=delta),
+        exact=exact_costs(
+            plans, spent=spent, delta=delta, exact=run.outcome.exact if seeded else {}
+        ),
     )
     return TrainResult(
         predictor=predictor,
         statement=statement,
-        cost=_cost(plans, made, run, seconds),
+        cost=_cost(plans, made, run, took),
         history=history,
         transcript=run.transcript,
         halted=run.outcome.halted,
@@ -129,7 +138,10 @@ def _relies_on_sample(plan: PrivacyPlan) -> bool:
 
 
 def _cost(
-    plans: tuple[PrivacyPlan, ...], made: tuple[Guarantee, ...], run: Run, seconds: float
+    plans: tuple[PrivacyPlan, ...],
+    made: tuple[Guarantee, ...],
+    run: Run,
+    took: tuple[float, float | None],
 ) -> Cost:
     """Bytes and rounds by public figures, or as measured where that breaks no promise."""
     promised = {(g.observer.name, g.unit) for g in made if math.isfinite(g.epsilon)}
@@ -146,7 +158,8 @@ def _cost(
         bytes_sent=None if figures is None else figures.bytes_sent,
         bytes_sent_by_party={} if figures is None else figures.bytes_sent_by_party,
         rounds=None if figures is None else figures.rounds,
-        seconds=seconds,
+        seconds=took[0],
+        cpu_seconds=took[1],
         # Parties in other processes report their own.
         peak_memory_bytes=max(peak_memory(), run.outcome.peak_memory_bytes),
         basis=basis,

@@ -18,7 +18,9 @@ from privtrain.accounting.renyi import RdpCurve
 from privtrain.accounting.selection import THEOREMS, RandomTrials, costliest
 from privtrain.core.errors import PrivacyError, UnsoundReleaseError
 from privtrain.core.identity import value_digest
+from privtrain.core.measures import Metric, better_by
 from privtrain.core.observers import PUBLIC
+from privtrain.core.parameters import initial_model
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import (
@@ -38,11 +40,12 @@ from privtrain.core.validate import check_follows
 from privtrain.ledgers.run import JournalLedger
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.progress import progress_bar
-from privtrain.runs.checks import check_plans
+from privtrain.runs.card import fit_card
+from privtrain.runs.checks import check_kinds, check_mapping, check_plans
 from privtrain.runs.fitting import default_runtimes, fit_trial
 from privtrain.runs.publishing import checked_start, renewed
 from privtrain.runs.roots import rows_digest
-from privtrain.runs.scoring import Score, check_score
+from privtrain.runs.scoring import Score, check_score, leading, try_score
 from privtrain.runs.statements import TUNING_NOT_COUNTED, with_secret_samples
 
 TUNING_COUNTED = (
@@ -109,7 +112,9 @@ def tune(
         trainers: Label to settings; fixed before looking at the data.
         task: What is learned.
         data: Who holds which rows.
-        score: How models are compared: `PublicRows(rows)` or `PrivateRows(rows, mechanism)`.
+        score: How models are compared: by the task's main metric, whose good values may be the low
+            ones, on `PublicRows(rows)`; or by the rows that it counts, of which
+            `PrivateRows(rows, mechanism)` takes the noised number.
         trials: The distribution of the number of trials; None for a geometric one of mean 10.
         budget: What the whole may cost the public at most. Its delta replaces `delta`.
         delta: Delta of the guarantee.
@@ -129,23 +134,29 @@ def tune(
         PrivacyError: If no trial was drawn, which happens to Poisson numbers only. What was spent
             stays spent.
     """
+    check_kinds(task, data, runtimes=runtimes, budget=budget, study_ledger=study_ledger)
+    check_mapping(trainers)
     drawn, where = trials or RandomTrials(), runtimes or default_runtimes()
     # A budget is a pair: whether it is kept says nothing about another delta.
     delta = budget.delta if budget is not None else delta
-    check_score(score, data)
+    check_score(score, data, task)
+    _, metric = leading(task)
+    # `score` itself goes into the root of the noise, as the user gave it.
+    of_task = score.by(metric)
     for label, trainer in trainers.items():
         check_follows(Trainer, "pt.SGD()", **{f"trainers[{label!r}]": trainer})
     plans = selection_plans(trainers, data, where, score=score, trials=drawn)
     promises = check_plans(plans, data, delta)
     # Before the study pays for the whole; each trial looks again.
     start = checked_start(task, data, Seeds(seed), promises=promises, study=study_ledger)
+    try_score(score, data, task, initial_model(task, Seeds(seed)["initialisation", 0, ""]))
     real = where.star is not None and where.star.real
     kind = kind_of(entropy, real=real)
     ledger, fits = JournalLedger(plans, budget=budget, delta=delta), 0
     if study_ledger is not None:
         check_plans(plans, data, study_ledger.delta)
-        name = f"tune({', '.join(trainers)})"
-        fits = study_ledger.spend_run(ledger, data, name=name, folder=None)
+        run_name = f"tune({', '.join(trainers)})"
+        fits = study_ledger.spend_run(ledger, data, name=run_name, folder=None)
     root = b""
     if kind is SEEDED:
         # The noise on the scores: another choice, or one from other rows, must not share it.
@@ -174,9 +185,10 @@ def tune(
                 paid_by=study_ledger,
                 **options,
             )
-            value = score.measure(result.predictor, source["score", number, "tuner"])
+            stream = source["score", number, "tuner"]
+            value = of_task.measure(result.predictor, stream)
             # Only the best run leaves the loop; the others are as if they had not been.
-            if best is None or value > best.score:
+            if best is None or _is_better(value, best.score, metric):
                 best = _Trial(label=labels[place], score=value, result=result)
     if best is None:
         raise PrivacyError(
@@ -186,13 +198,26 @@ def tune(
     # In a module that was made before the first trial: one of a later trial shows which it was
     # by what counts in the whole process, such as the numbers of its hooks.
     result = replace(best.result, predictor=renewed(best.result.predictor, start, device))
+    result = _stated(result, plans, delta, simulated=kind is SEEDED)
+    # A card of its own: the date on the best trial's would show which of them it was.
+    card = fit_card(
+        *(trainers[best.label], task, data, where, seed, delta, device),
+        statement=result.statement,
+        entropy=kind.value,
+        folder=None,
+    )
     return Tuned(
         label=best.label,
         trainer=trainers[best.label],
         score=best.score,
-        result=_stated(result, plans, delta, simulated=kind is SEEDED),
+        result=replace(result, card=card),
         trials=drawn,
     )
+
+
+def _is_better(value: float, other: float, metric: Metric) -> bool:
+    # Of a trial that has no score, such as one that diverged, every other is the better one.
+    return math.isnan(other) > math.isnan(value) or better_by(value, other, metric.best) > 0
 
 
 def selection_plans(
@@ -292,7 +317,7 @@ def _stated(
     history = replace(result.history, epsilon=[])
     # The first trial is slower than later ones, and memory grows from trial to trial: either would
     # tell which one won.
-    cost = replace(result.cost, seconds=math.nan, peak_memory_bytes=math.nan)
+    cost = replace(result.cost, seconds=math.nan, cpu_seconds=math.nan, peak_memory_bytes=math.nan)
     return replace(
         result,
         statement=statement,

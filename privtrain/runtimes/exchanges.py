@@ -1,6 +1,6 @@
 """What the coordinator of every star does: names, records, mail, and who is lost."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from privtrain.core.errors import PartyLostError, ProtocolError
@@ -132,3 +132,27 @@ def _without_relayed(reply: Reply) -> Reply:
 def tolerated(error: PartyLostError, at_least: int | None) -> bool:
     """Whether an exchange may go on without a party: it is gone, and not all have to reply."""
     return at_least is not None and not error.failed
+
+
+def replies_and_lost(
+    calls: Mapping[str, Callable[[], Reply]], at_least: int | None
+) -> tuple[dict[str, Reply], dict[str, PartyLostError]]:
+    """The replies of those that reply, and why the others are lost, both in the order of the calls.
+
+    Args:
+        calls: Party to what gives its reply, or raises that it is lost; called in turn.
+        at_least: How many have to reply; None for all.
+
+    Raises:
+        PartyLostError: If a party is lost without which the exchange cannot go on.
+    """
+    replies: dict[str, Reply] = {}
+    lost: dict[str, PartyLostError] = {}
+    for party, call in calls.items():
+        try:
+            replies[party] = call()
+        except PartyLostError as error:
+            if not tolerated(error, at_least):
+                raise
+            lost[party] = error
+    return replies, lost

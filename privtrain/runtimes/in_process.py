@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.failures import OWN_ERRORS, shown
 from privtrain.core.runtime import Party, Payload, Reply, Setting, Step
-from privtrain.runtimes.exchanges import Exchanges, tolerated
+from privtrain.core.seeding import spare_normal_kept
+from privtrain.runtimes.exchanges import Exchanges, replies_and_lost
 
 
 @dataclass
@@ -40,19 +42,21 @@ class InProcessStar:
         at_least: int | None = None,
     ) -> dict[str, Reply]:
         number = self._exchanges.begin(payloads, at_least, round)
-        replies: dict[str, Reply] = {}
-        lost: dict[str, PartyLostError] = {}
-        for party, payload in payloads.items():
-            mail = self._exchanges.ask(party, payload, number)
-            try:
-                replies[party] = self._taken(step, payload, self._party(party, round, mail))
-            except PartyLostError as error:
-                if not tolerated(error, at_least):
-                    raise
-                lost[party] = error
-                continue
-            self._exchanges.answer(party, replies[party], number)
+        calls = {
+            party: partial(self._exchanged, step, party, payload, round, number)
+            for party, payload in payloads.items()
+        }
+        with spare_normal_kept():
+            replies, lost = replies_and_lost(calls, at_least)
         return self._exchanges.end(replies, lost, len(payloads), at_least, round)
+
+    def _exchanged(
+        self, step: Step, party: str, payload: Payload, round: int, number: int
+    ) -> Reply:
+        mail = self._exchanges.ask(party, payload, number)
+        reply = self._taken(step, payload, self._party(party, round, mail))
+        self._exchanges.answer(party, reply, number)
+        return reply
 
     def _taken(self, step: Step, payload: Payload, party: Party) -> Reply:
         # A copy each way: a step that writes into what it was sent, or later into what it replied,

@@ -1,19 +1,16 @@
-"""Links between the parties of a mesh: tensors over TCP, one connection for each direction.
+"""Links between the parties of a mesh: tensors over TCP or TLS, one connection each way.
 
 Each party listens before it says where, in the store where the parties meet; who has something to
-send connects. A message is a header (kind, type, shape, round, size) and the bytes of a tensor:
-nothing is pickled. A round is counted as in the literature: a message belongs to the round after
-the last one from which its sender had received something.
+send connects, proves who it is, and waits until the other end says that it is welcome. A round is
+counted as in the literature: a message belongs to the round after the last one from which its
+sender had received something.
 """
 
-import math
-import queue
 import socket
+import ssl
 import struct
 import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -24,100 +21,22 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
 from privtrain.core.transcript import Entry, Setup
+from privtrain.runtimes.channels import CLOSED, Expected, Inbox, Outbox, read_exactly, shut
+from privtrain.runtimes.messages import pack
+from privtrain.runtimes.sockets import Plain, Transport
 
 _HELLO = struct.Struct(">16sH")
-_MAGIC = b"privtrain link 1"
-_HEAD = struct.Struct(">HBBQQ")
-"""Length of the kind, number of the type, dimensions, round, bytes of the tensor."""
-
-_DTYPES = (
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-)
-_CHUNK = 2**20
-_CLOSED = "closed the connection"
-
-
-@dataclass(frozen=True)
-class Message:
-    """A tensor as it arrived.
-
-    Args:
-        kind: What its sender calls it.
-        round: The round in which it was sent.
-        tensor: The tensor.
-    """
-
-    kind: str
-    round: int
-    tensor: Tensor
-
-
-def pack(kind: str, tensor: Tensor, round: int) -> bytes:
-    """A message as bytes.
-
-    Raises:
-        ValueError: If the kind is too long, or the tensor holds no plain numbers.
-    """
-    plain = tensor.detach().cpu().contiguous()
-    if plain.dtype not in _DTYPES:
-        raise ValueError(f"Expected {kind!r} to hold plain numbers; it is of {plain.dtype}.")
-    name = kind.encode()
-    if len(name) >= 2**16:
-        raise ValueError(f"Expected kind={kind[:40]!r}... to have fewer than 65536 bytes.")
-    body = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
-    head = _HEAD.pack(len(name), _DTYPES.index(plain.dtype), plain.dim(), round, len(body))
-    return head + name + struct.pack(f">{plain.dim()}Q", *plain.shape) + body
-
-
-def unpack(read: Callable[[int], bytearray]) -> Message:
-    """The next message.
-
-    Args:
-        read: Returns exactly so many bytes.
-
-    Raises:
-        ProtocolError: If the header contradicts itself, or no tensor has such a shape.
-    """
-    length, number, dims, round, size = _HEAD.unpack(read(_HEAD.size))
-    kind = bytes(read(length)).decode(errors="replace")
-    shape = struct.unpack(f">{dims}Q", read(8 * dims))
-    # Checked before a byte is read: the size says how much memory is asked for.
-    if number >= len(_DTYPES) or math.prod(shape) * _DTYPES[number].itemsize != size:
-        raise ProtocolError(f"sent a message {kind!r} of shape {shape} with {size} bytes.")
-    try:
-        # Of a tensor without values any shape agrees with the size, such as (0, 2^64 - 1).
-        empty = torch.empty(shape if size == 0 else 0, dtype=_DTYPES[number])
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"sent a message {kind!r} of shape {shape}: no tensor's.") from error
-    if size == 0:
-        return Message(kind, round, empty)
-    return Message(kind, round, torch.frombuffer(read(size), dtype=_DTYPES[number]).reshape(shape))
-
-
-@dataclass
-class _Inbox:
-    """What one party sent and nobody asked for yet; an error comes last, and stays."""
-
-    messages: "queue.Queue[Message | PrivtrainError]" = field(default_factory=queue.Queue)
-    heard: float = 0.0
-    connected: bool = False
+_MAGIC = b"privtrain link 2"
+_WELCOME = b"welcome"
+_GREETING = 10.0
+"""Seconds that a stranger gets to say who it is."""
 
 
 @dataclass
 class SocketLink:
-    """A link over TCP sockets; a context manager.
+    """A link over sockets; a context manager.
 
     It listens on the address from which the store is reached: loopback where the store is there.
-    Connections are neither encrypted nor authenticated.
 
     Args:
         names: All parties of the mesh, by rank.
@@ -125,6 +44,7 @@ class SocketLink:
         meeting: Host and port of the store.
         timeout: Seconds after which a silent party counts as lost.
         watch: Called as `watch(done, total)` when the program reports progress.
+        transport: How connections are protected; with `Plain()` not at all.
         entries: The messages that this party sent.
         setups: What this party knows without a message.
     """
@@ -134,14 +54,16 @@ class SocketLink:
     meeting: tuple[str, int]
     timeout: float
     watch: Callable[[int, int], None] = field(default=lambda done, total: None, repr=False)
+    transport: Transport = Plain()
     entries: list[Entry] = field(default_factory=list, init=False, repr=False)
     setups: list[Setup] = field(default_factory=list, init=False, repr=False)
     _round: int = field(default=0, init=False)
     _store: Any = field(default=None, init=False, repr=False)
     _listener: socket.socket = field(init=False, repr=False)
-    _out: dict[str, socket.socket] = field(default_factory=dict, init=False, repr=False)
-    _in: list[socket.socket] = field(default_factory=list, init=False, repr=False)
-    _inboxes: dict[str, _Inbox] = field(default_factory=dict, init=False, repr=False)
+    _out: dict[str, Outbox] = field(default_factory=dict, init=False, repr=False)
+    _inboxes: dict[str, Inbox] = field(default_factory=dict, init=False, repr=False)
+    _greeted: set[socket.socket] = field(default_factory=set, init=False, repr=False)
+    _refused: str = field(default="", init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False, repr=False)
 
     def __enter__(self) -> "SocketLink":
@@ -153,7 +75,8 @@ class SocketLink:
         # torch.distributed does not list its stores among its names.
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-        self._inboxes = {name: _Inbox() for name in self.names if name != self.names[self.rank]}
+        others = [name for rank, name in enumerate(self.names) if rank != self.rank]
+        self._inboxes = {name: Inbox(name, self.timeout) for name in others}
         host, port = self.meeting
         self._listener = _listening(host, port)
         self._spawn(self._accept)
@@ -176,42 +99,73 @@ class SocketLink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes all connections; what was sent before still arrives."""
-        self._close()
+        """Closes all connections; after a run that went well, what was sent before still arrives.
+
+        Raises:
+            PartyLostError: If a party does not take what was sent to it.
+        """
+        try:
+            for to, outbox in self._out.items() if error is None else ():
+                try:
+                    outbox.flush()
+                except OSError as lost:
+                    raise self._unsent(to, "what was sent last", lost) from lost
+        finally:
+            self._close()
 
     def send(self, to: str, kind: str, tensor: Tensor) -> None:
         self._check(to)
-        data = memoryview(pack(kind, tensor, self._round))
+        number = self._out[to].number if to in self._out else 0
+        data = pack(kind, tensor, number=number, round=self._round)
         try:
             if to not in self._out:
-                self._out[to] = self._connected(to)
-            # Not `sendall`, whose timeout is for the whole of it: a large tensor takes its time.
-            while data:
-                data = data[self._out[to].send(data) :]
-        except TimeoutError:
-            raise self._lost(to, f"took nothing of {kind!r} for {self.timeout:g} s") from None
+                self._out[to] = Outbox(self._connected(to), self.timeout)
+            self._out[to].send(data)
         except OSError as error:
-            raise self._lost(to, f"is gone, {kind!r} could not be sent: {error}") from error
+            raise self._unsent(to, repr(kind), error) from error
         size = tensor.element_size() * tensor.nelement()
         own = self.names[self.rank]
         self.entries.append(Entry(own, to, kind, tuple(tensor.shape), size, self._round))
 
-    def receive(self, sender: str, kind: str) -> Tensor:
+    def receive(
+        self,
+        sender: str,
+        kind: str,
+        *,
+        dtype: torch.dtype | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Tensor:
         self._check(sender)
-        message = self._next(self._inboxes[sender], sender, kind)
-        if message.kind != kind:
-            raise ProtocolError(
-                f"{sender} sent {message.kind!r} where {self.names[self.rank]} expects {kind!r}."
-            )
+        inbox = self._inboxes[sender]
+        with inbox.lock:
+            # What follows an error cannot be read; whoever asks again gets the same answer.
+            if inbox.error is not None:
+                raise inbox.error
+            try:
+                expected = Expected(self.names[self.rank], kind, dtype, shape)
+                tensor, round = inbox.receive(expected)
+            except ProtocolError as error:
+                inbox.error = error
+                raise
+            except OSError as error:
+                inbox.error = self._unheard(inbox, kind, error)
+                raise inbox.error from error
         # What is sent from now on may depend on it.
-        self._round = max(self._round, message.round + 1)
-        return message.tensor
+        self._round = max(self._round, round + 1)
+        return tensor
 
     def knows(self, what: str) -> None:
         self.setups.append(Setup(self.names[self.rank], what))
 
     def report(self, done: int, total: int) -> None:
         self.watch(done, total)
+
+    def interrupt(self) -> None:
+        """Ends all connections, which wakes the thread that waits in them; for another thread."""
+        for outbox in list(self._out.values()):
+            shut(outbox.connection)
+        for inbox in self._inboxes.values():
+            inbox.interrupt()
 
     def _check(self, name: str) -> None:
         if name not in self._inboxes:
@@ -220,20 +174,18 @@ class SocketLink:
                 f"{list(self._inboxes)}; got {name!r}."
             )
 
-    def _next(self, inbox: _Inbox, sender: str, kind: str) -> Message:
-        """What comes next from a party, within the timeout after its last sign of life."""
-        started = time.monotonic()
-        while True:
-            left = max(started, inbox.heard) + self.timeout - time.monotonic()
-            if left <= 0:
-                raise self._lost(sender, f"sent no {kind!r} for {self.timeout:g} s")
-            with suppress(queue.Empty):
-                message = inbox.messages.get(timeout=left)
-                if isinstance(message, Message):
-                    return message
-                # There is no more; whoever asks again gets the same answer.
-                inbox.messages.put(message)
-                raise message
+    def _unsent(self, to: str, what: str, error: OSError) -> PartyLostError:
+        if isinstance(error, TimeoutError):
+            return self._lost(to, f"took nothing of {what} for {self.timeout:g} s")
+        return self._lost(to, f"is gone, {what} could not be sent: {error}")
+
+    def _unheard(self, inbox: Inbox, kind: str, error: OSError) -> PartyLostError:
+        if not isinstance(error, TimeoutError):
+            return self._lost(inbox.name, str(error) or CLOSED)
+        refused = ""
+        if self._refused and not inbox.connected:
+            refused = f"; a connection was refused meanwhile: {self._refused}"
+        return self._lost(inbox.name, f"sent no {kind!r} for {self.timeout:g} s{refused}")
 
     def _lost(self, name: str, what: str) -> PartyLostError:
         return PartyLostError(f"{name} {what}.", name)
@@ -246,11 +198,30 @@ class SocketLink:
             text = f"did not come within {self.timeout:g} s: {str(error).splitlines()[0]}"
             raise self._lost(to, text) from error
         host, port = address.split(" ")
-        connection = socket.create_connection((host, int(port)), timeout=self.timeout)
-        # A small message must not wait for the answer to the one before.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.sendall(_HELLO.pack(_MAGIC, self.rank))
-        return connection
+        plain = socket.create_connection((host, int(port)), timeout=self.timeout)
+        try:
+            # A small message must not wait for the answer to the one before.
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = self.transport.connected(plain, to)
+        except (OSError, ProtocolError):
+            plain.close()
+            raise
+        try:
+            connection.sendall(_HELLO.pack(_MAGIC, self.rank))
+            # In TLS 1.3 who connects learns only now whether its own certificate was accepted.
+            if read_exactly(connection, len(_WELCOME), self.timeout) == _WELCOME:
+                return connection
+            why = "it does not answer as a party does"
+        except ssl.SSLError as error:
+            why = str(error)
+        except OSError:
+            connection.close()
+            raise
+        connection.close()
+        raise ProtocolError(
+            f"{to} refused {self.names[self.rank]}: {why}. All parties need keys of one study, "
+            "each its own role's, or none of them any."
+        )
 
     def _spawn(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -263,44 +234,61 @@ class SocketLink:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            self._in.append(connection)
-            self._spawn(self._listen, connection)
+            # In a thread of its own: a stranger that says nothing keeps nobody out.
+            # TLS takes the socket over: a handle of its own can end the connection at any time.
+            handle = connection.dup()
+            self._greeted.add(handle)
+            self._spawn(self._greet, connection, handle)
 
-    # A thread for each sender: two parties that send each other large tensors at once would
-    # otherwise wait for each other, and who stops reading would not hear of a party's end.
-    def _listen(self, connection: socket.socket) -> None:
-        """Reads what one party sends, to its end."""
+    def _greet(self, connection: socket.socket, handle: socket.socket) -> None:
+        """Finds out who connected, and lets it in where it is a party."""
+        within, secured = min(_GREETING, self.timeout), connection
         try:
-            magic, rank = _HELLO.unpack(_read(connection, _HELLO.size))
-        except OSError:
-            connection.close()
-            return
-        # A stranger, or somebody who is here already: not a party of this mesh.
-        name = self.names[rank] if magic == _MAGIC and rank < len(self.names) else ""
-        if name not in self._inboxes or self._inboxes[name].connected:
-            connection.close()
-            return
-        inbox = self._inboxes[name]
-        inbox.connected = True
+            connection.settimeout(within)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            secured, proven = self.transport.accepted(connection)
+            magic, rank = _HELLO.unpack(read_exactly(secured, _HELLO.size, within))
+            inbox = self._welcome(magic, rank, proven)
+            secured.sendall(_WELCOME)
+            inbox.connect(secured)
+        except (OSError, PrivtrainError) as error:
+            # Nobody's end: a stranger must not be able to end a run.
+            self._refused = str(error) or type(error).__name__
+            shut(handle)
+            secured.close()
+        finally:
+            self._greeted.discard(handle)
+            handle.close()
 
-        def read(size: int) -> bytearray:
-            return _read(connection, size, inbox)
+    def _welcome(self, magic: bytes, rank: int, proven: str | None) -> Inbox:
+        """The inbox of who says that it has this rank.
 
-        try:
-            while True:
-                inbox.messages.put(unpack(read))
-        except OSError as error:
-            inbox.messages.put(self._lost(name, str(error) or _CLOSED))
-        except ProtocolError as error:
-            inbox.messages.put(ProtocolError(f"{name} {error}"))
+        Raises:
+            ProtocolError: If it is not a party, not that one, or here already.
+        """
+        if magic != _MAGIC or rank >= len(self.names) or rank == self.rank:
+            raise ProtocolError("it is no party of this mesh")
+        name = self.names[rank]
+        if proven is not None and proven != name:
+            raise ProtocolError(f"{proven} said that it is {name}")
+        if not self._inboxes[name].claim():
+            raise ProtocolError(f"{name} is here already")
+        return self._inboxes[name]
 
     def _close(self) -> None:
-        for one in (self._listener, *self._in, *self._out.values()):
-            with suppress(OSError):  # wakes the thread that waits in it
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        shut(self._listener)
+        for handle in list(self._greeted):
+            shut(handle)
+        for outbox in self._out.values():
+            outbox.close()
+        # First is the thread that waits for connections; it starts no other one from here on.
         for thread in self._threads:
             thread.join(timeout=5)
+        # Only now: the system gives the number of a closed socket to the next one at once, and a
+        # thread that is about to wait would take connections that are somebody else's.
+        self._listener.close()
+        for inbox in self._inboxes.values():
+            inbox.close()
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -317,21 +305,3 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise PartyLostError(f"{host}:{port} cannot be reached: {error}") from error
     return listener
-
-
-def _read(connection: socket.socket, size: int, inbox: _Inbox | None = None) -> bytearray:
-    """Exactly so many bytes.
-
-    Raises:
-        ConnectionError: If the other end closes before.
-    """
-    # In pieces: a size that a stranger made up must not take memory before its bytes are there.
-    data = bytearray()
-    while len(data) < size:
-        piece = connection.recv(min(size - len(data), _CHUNK))
-        if not piece:
-            raise ConnectionError(_CLOSED)
-        data += piece
-        if inbox is not None:
-            inbox.heard = time.monotonic()
-    return data

@@ -7,6 +7,7 @@ it; a thread does it, since the main thread may be blocked in the network for go
 """
 
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -15,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from privtrain.core.errors import PartyLostError, PrivtrainError
+from privtrain.core.errors import DataError, PartyLostError, PrivtrainError, ProtocolError
 
 Result = TypeVar("Result")
 
@@ -26,11 +27,21 @@ SILENCE = 0.7
 
 The promise is that the run *ends* within the timeout; what is left is for ending it.
 """
+_LOOK = 0.25
+"""Seconds between two looks at who has come."""
 _ENDING = 0.2
 """Fraction of the timeout for which the end waits for a thread that is blocked in the network."""
 
 FAILED = 1
 """Exit code of a process whose run was ended by another party."""
+
+
+def _public(error: BaseException) -> str:
+    """What others may read of an error: a `DataError` quotes rows, and so may a foreign one."""
+    kind = type(error).__name__
+    if isinstance(error, PrivtrainError) and not isinstance(error, DataError):
+        return f"{kind}: {error}".splitlines()[0]
+    return f"{kind}; why is said at that party alone, since it may quote its rows"
 
 
 def heartbeat(timeout: float) -> float:
@@ -49,6 +60,9 @@ class Peers:
         port: Port of the store.
         hosts_store: Whether this process hosts the store.
         timeout: Seconds within which a lost party ends the run.
+        launched: Whether a launcher gave out the ranks, each once, and may start a run again with
+            the same store.
+        tell: Called with a line about what is waited for.
     """
 
     rank: int
@@ -57,6 +71,8 @@ class Peers:
     port: int
     hosts_store: bool
     timeout: float
+    launched: bool = False
+    tell: Callable[[str], None] = field(default=lambda line: None, repr=False)
     _store: Any = field(default=None, init=False, repr=False)
     _server: Any = field(default=None, init=False, repr=False)
     _beats: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
@@ -81,6 +97,7 @@ class Peers:
 
         Raises:
             PartyLostError: If one does not come within the timeout.
+            ProtocolError: If two have one rank, or they do not expect the same parties.
         """
         self._meet()
         now = time.monotonic()
@@ -132,6 +149,10 @@ class Peers:
         from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         wait = timedelta(seconds=self.timeout)
+        others = ", ".join(self.names[rank] for rank in self._others)
+        where = f"tcp://{self.host}:{self.port}"
+        if others:
+            self.tell(f"waits for {others} at {where}, {self.timeout:g} s at most")
         try:
             if self.hosts_store:
                 self._server = TCPStore(
@@ -144,6 +165,8 @@ class Peers:
                 )
             client = TCPStore(self.host, self.port, is_master=False, timeout=wait)
             self._store = PrefixStore("privtrain", client)
+            if not self.launched:
+                self._claim_place()
             self._set(f"here/{self.rank}", "")
         except RuntimeError as error:
             raise PartyLostError(
@@ -151,13 +174,57 @@ class Peers:
                 f"{str(error).splitlines()[0]}",
                 self.names[0],
             ) from error
-        for rank in self._others:
-            try:
-                self._store.wait([f"here/{rank}"], wait)
-            except RuntimeError as error:
-                name = self.names[rank]
-                text = f"{name} did not come within {self.timeout:g} s."
-                raise PartyLostError(text, name) from error
+        self._wait_for_all(time.monotonic() + self.timeout)
+        if others:
+            self.tell(f"is there with {others}; training begins")
+
+    def _claim_place(self) -> None:
+        """Refuses a rank that another party has, and other parties than theirs."""
+        own, name = secrets.token_hex(8), self.names[self.rank]
+        wanted = f"{name} was started for {len(self.names)} parties ({', '.join(self.names)})"
+        said: bytes = self._store.compare_set("parties", "", wanted)
+        if said.decode().partition(" was")[2] != wanted.partition(" was")[2]:
+            self._refuse(
+                f"{wanted}, but {said.decode()}. Start all of them with the same --world-size and "
+                "study file."
+            )
+        if self._store.compare_set(f"claim/{self.rank}", "", own).decode() != own:
+            self._refuse(
+                f"{name} is there already: two parties were started as {name}. Give each of them "
+                "its own --rank or --role."
+            )
+
+    def _refuse(self, text: str) -> NoReturn:
+        # Those who wait would wait in vain; those who train already do not look there.
+        self._set("refused", text)
+        self._leave_store()
+        raise ProtocolError(text)
+
+    def _leave_store(self) -> None:
+        """Lets the others read why, before the store goes with its host."""
+        if self.hosts_store:
+            time.sleep(4 * _LOOK)
+
+    def _wait_for_all(self, end: float) -> None:
+        missing = self._others
+        try:
+            while missing:
+                refused = self._get("refused") if not self.launched else None
+                if refused is not None:
+                    self._leave_store()
+                    raise ProtocolError(refused)
+                missing = [rank for rank in missing if self._get(f"here/{rank}") is None]
+                if missing and time.monotonic() > end:
+                    name = self.names[missing[0]]
+                    text = f"{name} did not come within {self.timeout:g} s."
+                    raise PartyLostError(text, name)
+                time.sleep(_LOOK if missing else 0)
+        except RuntimeError as error:
+            raise PartyLostError(
+                f"{self.names[0]}, which hosts the rendezvous, is gone: "
+                f"{str(error).splitlines()[0]}",
+                self.names[0],
+            ) from error
 
     def _listen(self) -> int:
         """The store's listening socket."""
@@ -174,7 +241,7 @@ class Peers:
             listener.close()
             raise ValueError(
                 f"Expected rendezvous=tcp://{self.host}:{self.port} to be a free port of this "
-                f"host: {error.strerror}."
+                f"host: {error.strerror}. Another party of rank 0 may run there."
             ) from error
         return listener.detach()
 
@@ -192,7 +259,8 @@ class Peers:
         """Tells the others who failed: the one that is lost, else this party itself."""
         lost = error.party if isinstance(error, PartyLostError) else ""
         rank = self.names.index(lost) if lost in self.names else self.rank
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        stopped = isinstance(error, KeyboardInterrupt)
+        line = "it was stopped" if stopped else _public(error)
         self._set(f"failure/{rank}", line)
 
     def _keep_beating(self) -> None:

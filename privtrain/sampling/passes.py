@@ -52,10 +52,9 @@ def row_batches(
     Yields:
         Copies of inputs `(batch, ...)` and targets `(batch, ...)`, on the rows' device.
     """
-    inputs, targets = rows.inputs, rows.labels
+    # Copies: a model may write into what it is given, and the next epoch takes the rows again.
     for index in batches(len(rows), batch_size, epochs, generator, alone=alone):
-        # Copies: a model may write into what it is given, and the next epoch takes the rows again.
         if index is None:
-            yield inputs.clone(), targets.clone()
+            yield rows.inputs.clone(), rows.labels.clone()
         else:
-            yield inputs[index], targets[index]
+            yield rows.inputs.index_select(0, index), rows.labels.index_select(0, index)

@@ -16,6 +16,7 @@ from privtrain.accounting.event import (
 )
 from privtrain.core.errors import UnsoundReleaseError
 from privtrain.core.observers import Exposure
+from privtrain.core.rounding import printed_down
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Relation
 from privtrain.core.validate import check_count, check_flag, check_positive, check_probability
 
@@ -356,5 +357,6 @@ def check_delta_below(delta: float, population: int | None, unit: str) -> None:
     if population is not None and population > 1 and delta >= 1.0 / population:
         raise UnsoundReleaseError(
             f"delta={delta:g} is not below 1 / {population}, the number of {unit}s: publishing a "
-            f"random {unit} in the clear would satisfy it. Choose delta below {1 / population:.2g}."
+            f"random {unit} in the clear would satisfy it. Choose delta below "
+            f"{printed_down(1 / population, 2)}."
         )

@@ -6,17 +6,37 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]  # private, as are hooks
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from privtrain.core.errors import READS_ROWS, DataError
 from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.nearest import nearest
 from privtrain.core.parameters import wide_type
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import SCALE_COLUMNS, Loss, widest_column
+from privtrain.core.validate import all_finite, brief
 from privtrain.gradients.gradients import check_losses, outputs_of
 
 OptimizerFactory = Callable[..., Optimizer]
 """Called as `factory(parameters, lr=learning_rate)`."""
+
+
+def check_factory(optimizer: object) -> None:
+    """Refuses what names and makes no optimizer; whether it fits the model is tried later.
+
+    Raises:
+        ValueError: If it is neither the name of a class in `torch.optim` nor a factory.
+    """
+    if isinstance(optimizer, str):
+        _named(optimizer)
+    elif not callable(optimizer):
+        raise ValueError(
+            f"Expected optimizer={brief(optimizer)} to be the name of a class in torch.optim, such "
+            "as 'SGD' or 'Adam', or a factory, such as functools.partial(torch.optim.SGD, "
+            "momentum=0.9)."
+        )
 
 
 def make_optimizer(
@@ -46,9 +66,10 @@ def _named(optimizer: str) -> OptimizerFactory:
     factory = getattr(torch.optim, optimizer, None)
     if isinstance(factory, type) and issubclass(factory, Optimizer):
         return factory
+    known = [n for n, kind in vars(torch.optim).items() if isinstance(kind, type)]
     raise ValueError(
         f"Expected optimizer={optimizer!r} to be the name of a class in torch.optim, "
-        "such as 'SGD' or 'Adam', or a factory."
+        f"such as 'SGD' or 'Adam', or a factory.{nearest(optimizer, known)}"
     )
 
 
@@ -80,11 +101,12 @@ def checked_optimizer(
         ) from error
     if not isinstance(made, Optimizer):
         raise ValueError(f"Expected {what} to return a torch.optim.Optimizer, {_instead(made)}")
-    step = inspect.signature(made.step).parameters.values()
-    if any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in step):
+    step = made.step
+    wanted = _wanted(step.__func__)[1:] if inspect.ismethod(step) else _wanted(step)
+    if any(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in wanted):
         raise ValueError(
             f"Expected {what} to make an optimizer whose step() takes no argument; that of "
-            f"{type(made).__name__} wants {', '.join(p.name for p in step)} to compute the loss "
+            f"{type(made).__name__} wants {', '.join(p.name for p in wanted)} to compute the loss "
             "again, which would use rows that nothing accounts for. Use SGD, Adam or another one."
         )
     own = {id(parameter) for group in made.param_groups for parameter in group["params"]}
@@ -103,6 +125,12 @@ def checked_optimizer(
             "Freeze them in the model with requires_grad_(False), or add them."
         )
     return made
+
+
+# A client makes an optimizer in each round, and reading takes as long as one of its steps.
+@functools.lru_cache(maxsize=64)
+def _wanted(function: Callable[..., object]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(function).parameters.values())
 
 
 def _instead(made: object) -> str:
@@ -216,12 +244,37 @@ def check_not_diverged(
     Raises:
         DataError: With the widest column of the inputs.
     """
-    if all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+    if all(all_finite(parameter) for parameter in parameters):
         return
     raise DataError(
         f"Training diverged: the trained weights are not finite. {widest_column(inputs)}. "
         f"{SCALE_COLUMNS}, or lower the learning rate. {said}"
     )
+
+
+# All that it makes run the same code. A user's own wrapper must not be left out with it.
+_HOOKED = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+
+
+def advance(optimizer: Optimizer) -> None:
+    """One step of an optimizer: what `optimizer.step()` does, sooner.
+
+    Torch wraps it to run hooks and to name it to a profiler, which takes a quarter of a small step;
+    where there is neither, what it wraps is called.
+    """
+    step = type(optimizer).step
+    if (
+        "step" in vars(optimizer)
+        or getattr(step, "__code__", None) is not _HOOKED
+        or optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or _profiler_enabled()
+    ):
+        optimizer.step()
+    else:
+        step.__wrapped__(optimizer)  # type: ignore[attr-defined]  # as `functools.wraps` sets it
 
 
 def descend(
@@ -251,7 +304,7 @@ def descend(
     value = check_losses(loss(outputs_of(model, inputs), targets), inputs).mean()
     # mypy: torch leaves `backward` untyped.
     value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    advance(optimizer)
     return value.detach()
 
 

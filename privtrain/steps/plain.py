@@ -1,20 +1,36 @@
 """How one data holder improves a model without noise: epochs of minibatch gradient descent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from privtrain.core.errors import READS_ROWS, DataError
-from privtrain.core.parameters import STEPPED, check_types, trainable
+from privtrain.core.parameters import (
+    STEPPED,
+    ModelPredictor,
+    check_types,
+    initial_model,
+    trainable,
+)
 from privtrain.core.runtime import Draws, Seen
-from privtrain.core.seeding import global_generator
+from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import FederatedData, Rows, Task, check_party_rows
 from privtrain.core.trainer import PrivacyPlan
 from privtrain.core.validate import check_count, check_positive
 from privtrain.sampling.passes import row_batches
-from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer, try_optimizer
+from privtrain.steps.features import Features, OnFeatures, features_of
+from privtrain.steps.optimizers import (
+    OptimizerFactory,
+    check_factory,
+    descend,
+    make_optimizer,
+    try_optimizer,
+)
+from privtrain.steps.student import PublicInputs, by_chance
+from privtrain.steps.teaching import Teacher
 
 
 def normalises_batches(model: nn.Module) -> bool:
@@ -65,6 +81,7 @@ class PlainSteps:
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)
         check_positive(learning_rate=self.learning_rate)
+        check_factory(self.optimizer)
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
 
@@ -78,8 +95,9 @@ class PlainSteps:
         # Without a row the update would be zero, and nobody would be told.
         check_party_rows(draws.name, rows)
         rows = rows.to(draws.device)
-        check_not_alone(model, len(rows), self.batch_size, draws.name)
         alone = not normalises_batches(model)
+        if not alone:
+            check_not_alone(model, len(rows), self.batch_size, draws.name)
         # McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, ClientUpdate: B, E and eta are
         # `batch_size`, `epochs` and `learning_rate`.
         optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
@@ -91,6 +109,64 @@ class PlainSteps:
             for batch in row_batches(rows, self.batch_size, self.epochs, order, alone=alone):
                 losses.append(descend(model, optimizer, task.loss, *batch))
         return Seen(numbers={"training_loss": float(torch.stack(losses).mean())})
+
+    @property
+    def reads_features(self) -> bool:
+        return True
+
+    def wanted(self, queries: int) -> int:
+        return queries
+
+    def choose(self, public: PublicInputs, queries: int, seeds: Seeds) -> Tensor:
+        return by_chance(len(public), queries, seeds)
+
+    def learn(
+        self, model: nn.Module, task: Task, answered: Rows, public: PublicInputs, draws: Draws
+    ) -> Seen:
+        # From what was answered alone: without targets these steps can learn nothing.
+        if isinstance(model, OnFeatures):
+            # Once, and not in every pass.
+            return self(model.model, task, features_of(model.features, answered), draws)
+        return self(model, task, answered, draws)
+
+    def check_public(self, inputs: Tensor, features: Features | None) -> None:
+        # What the model makes of them was tried.
+        return
+
+    @property
+    def trains_model(self) -> bool:
+        return True
+
+    def fewest_rows(self, model: nn.Module) -> int:
+        if not normalises_batches(model):
+            return 1
+        # Each teacher trains on rows of its own, of which batches have two at least.
+        check_not_alone(model, 2, self.batch_size, "a teacher")
+        return 2
+
+    @property
+    def at_once(self) -> int:
+        return 1
+
+    def prepared(self, task: Task, queries: Tensor, classes: int) -> "PlainSteps":
+        return self
+
+    def teach(
+        self, task: Task, group: Sequence[Teacher], queries: Tensor, classes: int
+    ) -> list[Tensor]:
+        # Papernot et al. 2017, "Data partitioning and teachers": one model for each disjoint set.
+        scores = []
+        for teacher in group:
+            draws = teacher.draws
+            model = initial_model(task, draws.seeds["teacher", 0, draws.name]).to(draws.device)
+            # A teacher that no row belongs to votes by its initial model: that every teacher votes
+            # must not depend on the rows.
+            # Nor can one on a single row where layers normalise by their batch.
+            if len(teacher.rows) >= self.fewest_rows(model.train()):
+                self(model, task, teacher.rows, draws)
+            with global_generator(draws.seeds["votes", 0, draws.name]):
+                scores.append(ModelPredictor(model)(queries).cpu())
+        return scores
 
     def check(self, task: Task, model: nn.Module) -> None:
         # Called for their refusals.

@@ -32,6 +32,8 @@ from privtrain.sampling.schedule import check_separation
 from privtrain.steps.optimizers import (
     GradientVector,
     OptimizerFactory,
+    advance,
+    check_factory,
     make_optimizer,
     try_optimizer,
 )
@@ -176,6 +178,7 @@ class DPSteps:
         check_follows(Mechanism, "Gaussian(1.0, 1.0)", mechanism=self.mechanism)
         l2_bound_of(self.mechanism)
         check_positive(epochs=self.epochs, learning_rate=self.learning_rate)
+        check_factory(self.optimizer)
         check_probability(sampling_rate=self.sampling_rate)
         # Poisson batches: a row may be in the next one, too, which correlated noise of banded
         # matrices does not allow.
@@ -251,7 +254,7 @@ class DPSteps:
                 value, state = self.mechanism.add(clipped.value, state, stream)
                 gradient.set(value, sampling.expected(0))
                 # "Descent".
-                optimizer.step()
+                advance(optimizer)
                 seen.append(diagnostics(clipped, bound))
         return Seen(
             # In single precision, as histories of parties have held them since version 0.1.

@@ -9,11 +9,25 @@ from torch import Tensor, nn
 from privtrain.core.parameters import load_vector, to_vector
 from privtrain.core.runtime import Reply
 from privtrain.core.trainer import Run
+from privtrain.core.validate import brief
 from privtrain.gradients.alone import ALONE
 from privtrain.steps.optimizers import GradientVector, checked_optimizer
 
 ServerOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the server's optimizer, such as `functools.partial(torch.optim.Adam, lr=0.01)`."""
+
+
+def check_server_optimizer(optimizer: object) -> None:
+    """Refuses what makes no optimizer; whether it fits the model is for `make_server_optimizer`.
+
+    Raises:
+        ValueError: If it is neither None nor a factory.
+    """
+    if optimizer is not None and not callable(optimizer):
+        raise ValueError(
+            f"Expected server_optimizer={brief(optimizer)} to be a factory that is given the "
+            "parameters, such as functools.partial(torch.optim.Adam, lr=0.01), or None."
+        )
 
 
 def make_server_optimizer(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
+from privtrain.core.libraries import is_library
 from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import (
     ModelPredictor,
@@ -36,6 +37,8 @@ from privtrain.sampling.figures import Batches, BatchSampling, rows_at
 from privtrain.steps.optimizers import (
     GradientVector,
     OptimizerFactory,
+    advance,
+    check_factory,
     make_optimizer,
     try_optimizer,
 )
@@ -94,6 +97,7 @@ class DPSGD:
         check_offers("arrive", "Release(Gaussian(1.0, 1.0))", release=self.release)
         check_offers("batches", "PoissonBatches()", sampling=self.sampling)
         check_offers("engine", "BookKeeping()", gradients=self.gradients)
+        check_factory(self.optimizer)
         # Called for its refusal: a mechanism that does not clip in L2 norm raises here.
         l2_bound_of(self.release.mechanism)
         if self.release != Release(self.release.mechanism):
@@ -137,6 +141,16 @@ class DPSGD:
     def with_noise(self, scale: float) -> "DPSGD | None":
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
+
+    def briefly(self) -> "DPSGD":
+        known = isinstance(self.release.mechanism, Gaussian)
+        return DPSGD(
+            epochs=1.0,
+            expected_batch=8.0,
+            optimizer=self.optimizer if isinstance(self.optimizer, str) else "SGD",
+            release=self.release if known else Release(Gaussian(1.0, 1.0)),
+            gradients=self.gradients if is_library(type(self.gradients)) else BookKeeping(),
+        )
 
     @kept_generators()
     def check(self, task: Task, model: nn.Module) -> None:
@@ -198,7 +212,7 @@ class DPSGD:
                 # "Add noise", the factor 1 / L: a public number, whatever the batch's true size.
                 gradient.set(noised, self.expected_batch)
                 # "Descent": what an optimizer makes of a noised gradient is post-processing.
-                optimizer.step()
+                advance(optimizer)
             seen.append(diagnostics(clipped, bound))
             run.progress(step + 1, batches.steps)
             part = (step + 1) * SHOWN // batches.steps

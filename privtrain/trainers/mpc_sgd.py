@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.observers import PARTICIPANT, PUBLIC, coalition
+from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
     REAL,
     ModelPredictor,
@@ -31,15 +31,58 @@ from privtrain.core.task import (
     widest_column,
 )
 from privtrain.core.trainer import PrivacyPlan, Run
-from privtrain.core.validate import check_count, check_fraction, check_positive
+from privtrain.core.validate import (
+    check_count,
+    check_follows,
+    check_fraction,
+    check_offers,
+    check_positive,
+)
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
-from privtrain.mpc.engine import Engine, with_helpers
+from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
 from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
+from privtrain.steps.descent import PooledDescent, WithMomentum
+from privtrain.steps.pooling import CURATOR_READS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaintextTwin:
+    """The steps of `MPCSGD` in plaintext, on pooled rows: what the shares cost is the gap to it.
+
+    Args:
+        descent: The steps.
+    """
+
+    descent: PooledDescent
+    token: ClassVar[str] = "plaintext"
+    caveats: ClassVar[tuple[str, ...]] = ()
+
+    def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
+        # The final model, exact; the epochs before it are not published.
+        return Release().plans(unit=Unit.EXAMPLE, count=1, parties=1, observers=(PUBLIC, CURATOR))
+
+    def input_privacy(self, data: FederatedData, runtimes: Runtimes) -> tuple[InputPrivacy, ...]:
+        return (CURATOR_READS,)
+
+    def with_noise(self, scale: float) -> None:
+        return None
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        self.descent.check(task, model)
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        self.descent.check_rows(data, model)
+
+    def briefly(self) -> "PlaintextTwin":
+        return PlaintextTwin(descent=PooledDescent(epochs=1, batch_size=8, learning_rate=0.1))
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
+        return self.descent.train(task, data, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +99,7 @@ class MPCSGD:
         batch_size: Rows in a batch; None for all rows as one batch.
         learning_rate: Learning rate; positive.
         momentum: Momentum of the descent, in [0, 1).
-        computing_parties: How many parties compute on shares: 2 or 3.
+        computing_parties: How many parties compute on shares: 2 to 5, with CrypTen 2 or 3.
         engine: What computes on shares.
         release: The one opening; only `Exact` without a bound so far.
     """
@@ -76,8 +119,9 @@ class MPCSGD:
         check_fraction(momentum=self.momentum)
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
-        if self.computing_parties not in (2, 3):
-            raise ValueError(f"Expected computing_parties={self.computing_parties!r} to be 2 or 3.")
+        check_follows(Engine, "CrypTen()", engine=self.engine)
+        check_parties(self.engine, self.computing_parties)
+        check_offers("arrive", "Release()", release=self.release)
         if self.release != Release(aggregation=self.release.aggregation):
             raise UnsupportedError(
                 f"The engine {self.engine.name} opens the exact weights only; noise and bounds on "
@@ -95,7 +139,7 @@ class MPCSGD:
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         # One exact opening of the final model: sharing hides inputs and says nothing of outputs.
-        everybody = frozenset({*self.computing_names, *self.engine.helpers(self.computing_names)})
+        everybody = frozenset({*self.computing_names, *self.engine.helper_names})
         observers = (PUBLIC, PARTICIPANT, coalition(everybody))
         return self.release.plans(unit=Unit.EXAMPLE, count=1, parties=1, observers=observers)
 
@@ -115,6 +159,20 @@ class MPCSGD:
 
     def with_noise(self, scale: float) -> None:
         return None
+
+    def briefly(self) -> "MPCSGD":
+        # As far as the first process: processes are started, and import, in every run alike.
+        return MPCSGD(epochs=1, computing_parties=self.computing_parties, engine=self.engine)
+
+    def plaintext_twin(self) -> PlaintextTwin:
+        return PlaintextTwin(
+            descent=PooledDescent(
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                optimizer=WithMomentum(self.momentum) if self.momentum else "SGD",
+            )
+        )
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         """Trains a logistic regression or a multi-layer perceptron on shares.
@@ -148,7 +206,7 @@ class MPCSGD:
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
-        if wrong > LIKELY:
+        if wrong > LIKELY and not self.engine.exact_truncation:
             run.outcome.note(
                 f"Values on shares are so large that about {wrong:.2g} truncations are expected "
                 f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
@@ -173,8 +231,9 @@ class MPCSGD:
         # The gradient on shares is softmax minus target, which is that of cross-entropy alone.
         if task.loss is not cross_entropy:
             raise UnsupportedError(
-                f"The loss {task.loss} cannot be trained on shares; use the default, "
-                "privtrain.core.task.cross_entropy."
+                f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
+                "of classes alone, neither single logits nor real values. Use the default, "
+                "privtrain.core.task.cross_entropy, or train by SGD, DPSGD or FedAvg."
             )
         check_types(model, REAL)
         return SecureDescent(

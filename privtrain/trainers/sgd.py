@@ -3,38 +3,19 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from privtrain.core.observers import CURATOR, PUBLIC
-from privtrain.core.parameters import (
-    STEPPED,
-    ModelPredictor,
-    check_types,
-    initial_model,
-    load_state,
-    state_of,
-    to_vector,
-    trainable,
-)
-from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.parameters import ModelPredictor
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import global_generator
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_positive
 from privtrain.release.door import Release
-from privtrain.sampling.passes import row_batches
-from privtrain.steps.optimizers import (
-    OptimizerFactory,
-    check_not_diverged,
-    descend,
-    make_optimizer,
-    try_optimizer,
-)
-from privtrain.steps.plain import check_not_alone, normalises_batches
-from privtrain.steps.pooling import CURATOR_READS, pool
+from privtrain.steps.descent import PooledDescent
+from privtrain.steps.optimizers import OptimizerFactory, check_factory
+from privtrain.steps.pooling import CURATOR_READS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +39,19 @@ class SGD:
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)
         check_positive(learning_rate=self.learning_rate)
+        check_factory(self.optimizer)
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
+
+    @property
+    def descent(self) -> PooledDescent:
+        """What the curator does."""
+        return PooledDescent(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+        )
 
     def plan(self, data: FederatedData, runtimes: Runtimes) -> tuple[PrivacyPlan, ...]:
         # The final model, exact; the epochs before it are not published.
@@ -72,43 +64,14 @@ class SGD:
         return None
 
     def check(self, task: Task, model: nn.Module) -> None:
-        # Called for their refusals.
-        check_types(model, STEPPED)
-        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        self.descent.check(task, model)
 
     def check_rows(self, data: FederatedData, model: nn.Module) -> None:
-        rows = sum(len(data.train[party]) for party in data.parties)
-        check_not_alone(model, rows, self.batch_size, "the curator")
+        self.descent.check_rows(data, model)
+
+    def briefly(self) -> "SGD":
+        known = self.optimizer if isinstance(self.optimizer, str) else "SGD"
+        return SGD(epochs=1, batch_size=8, optimizer=known)
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        rows = pool(data, run)
-        model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
-        optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
-        start, saved = run.kept() or (0, {})
-        if saved:
-            load_state(model, saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-        alone = not normalises_batches(model)
-        for epoch in range(start, self.epochs):
-            total, count = torch.zeros((), device=run.device), 0
-            # From the public seed: nothing is promised, so the order of the rows may be known.
-            order = run.seeds["order", epoch, CURATOR_NAME].torch()
-            # Layers such as dropout draw from torch's global generator only.
-            with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
-                for batch in row_batches(rows, self.batch_size, 1, order, alone=alone):
-                    total += descend(model, optimizer, task.loss, *batch)
-                    count += 1
-            check_not_diverged(trainable(model), rows.inputs)
-            # On the device until here: reading the loss of each batch would wait for each batch.
-            run.outcome.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
-            run.watch(epoch + 1, self.epochs, ModelPredictor(model))
-            model.train()
-            run.keep(epoch + 1, model=state_of(model), optimizer=optimizer.state_dict())
-            run.progress(epoch + 1, self.epochs)
-        # The final model is the one release of the plan; what led to it stays at the curator.
-        run.spend()
-        run.ledger.use()
-        run.transcript.publish(
-            "model", to_vector(trainable(model)), sender=CURATOR_NAME, round=self.epochs
-        )
-        return ModelPredictor(model)
+        return self.descent.train(task, data, run)

@@ -11,6 +11,7 @@ from privtrain.accounting.curves import (
     DELTAS,
     epsilon_curve,
     gaussian_delta,
+    gaussian_epsilon,
     gaussian_mu,
     smallest_miss,
     trade_off,
@@ -98,6 +99,12 @@ def test_mu_of_a_gaussian_is_one_over_its_noise() -> None:
     assert gaussian_mu(bound, 1e-5) == pytest.approx(0.5, rel=1e-3)
     assert gaussian_mu(math.inf, 1e-5) is None
     assert gaussian_mu(0.0, 1e-5) is None
+    # As far out as it is searched, and further: of hardly any noise, and of far too much.
+    for mu in (2e-6, 5e5):
+        far = gaussian_epsilon(mu, 1e-9)
+        assert gaussian_mu(far, 1e-9) == pytest.approx(mu, rel=1e-3)
+    assert gaussian_mu(1e18, 1e-2) is None
+    assert gaussian_mu(1e-15, 1e-9) is None
 
 
 def test_arguments_are_checked() -> None:

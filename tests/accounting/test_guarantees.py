@@ -10,6 +10,7 @@ from privtrain.accounting.epsilon import epsilon, evaluate
 from privtrain.accounting.event import gaussian_event, truncated_poisson_sampled
 from privtrain.accounting.guarantees import ONE_SIDED, PRIVATE_NUMBER, guarantees, public_curves
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
+from privtrain.core.rounding import printed_up
 from privtrain.core.statement import ADD_REMOVE, REPLACE_ONE, ZERO_OUT, Unit
 from privtrain.core.trainer import RELEASE, Charge, PrivacyPlan
 from privtrain.mechanisms.gaussian import Gaussian
@@ -116,13 +117,13 @@ def test_a_data_dependent_line_is_true_of_one_direction_and_claims_no_other() ->
     assert back > 50 * delta, "it is no (epsilon, delta)-DP, so the line must not say so"
     line = str(made).splitlines()[0]
     assert line == (
-        "epsilon 15.4 at delta 1e-05 for these votes, one-sided, to the public, per example, "
+        "epsilon 15.41 at delta 1e-05 for these votes, one-sided, to the public, per example, "
         "zero-out, data-dependent"
     )
     assert "DP" not in str(made).replace(GNMax(sigma).about.theorem, "")
     assert ONE_SIDED in made.theorem
     # The formal line is proved in both directions.
-    assert str(formal).startswith(f"({formal.epsilon:.4g}, 1e-05)-DP to the public")
+    assert str(formal).startswith(f"({printed_up(formal.epsilon)}, 1e-05)-DP to the public")
     assert ONE_SIDED not in formal.theorem
     assert np.maximum(0, other - math.exp(formal.epsilon) * seen).sum() <= delta
 

@@ -77,3 +77,39 @@ def test_the_improved_conversion_is_that_of_dp_accounting() -> None:
         theirs = dp_accounting.rdp.compute_epsilon(orders, curve, DELTA)[0]
         ours = rdp_to_epsilon(curve, orders, DELTA, "improved")
         assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-15)
+
+
+# ------------------------------------------------------------------------------- groups of two
+
+
+def test_a_curve_that_grows_with_the_order_is_four_times_as_large_for_two() -> None:
+    orders = tuple(float(order) for order in np.geomspace(1.05, 500, 200))
+    for noise in (0.5, 30.0):
+        single = RdpCurve(orders, tuple(order / (2 * noise**2) for order in orders))
+        both = single.of_two()
+        assert both.orders == orders
+        small = [order for order in orders if 2 * order <= orders[-1]]
+        for order, rdp in zip(small, both.rdp, strict=False):
+            # Chords of (order - 1) times the curve lie a little above it.
+            assert 1.0 - 1e-12 <= rdp / (4 * order / (2 * noise**2)) < 1.002
+        assert set(both.rdp[len(small) :]) == {math.inf}
+        # By hand: one Gaussian release under half the noise.
+        exact = epsilon(gaussian_event(noise / 2), DELTA, accountant="rdp")
+        assert exact * (1 - 1e-2) <= both.epsilon(DELTA) <= exact * 1.05
+
+
+def test_two_releases_of_bounded_loss_cost_no_more_than_twice_the_loss_and_a_bit() -> None:
+    orders = (1.5, 2.0, 4.0, 8.0, 16.0)
+    both = RdpCurve(orders, (0.1,) * 5).of_two()
+    assert all(0.2 <= rdp <= 0.26 for rdp in both.rdp[:4])
+    assert both.rdp[4] == math.inf
+
+
+def test_of_two_takes_curves_of_any_orders() -> None:
+    shuffled = RdpCurve((8.0, 2.0, 4.0), (0.8, 0.2, math.inf)).of_two()
+    assert shuffled.rdp == (math.inf, math.inf, math.inf)
+    assert RdpCurve((2.0,), (0.0,)).of_two().rdp == (math.inf,)
+    assert RdpCurve((2.0, 9.0), (0.0, 0.0)).of_two().rdp == (0.0, math.inf)
+    assert RdpCurve((3.0, 2.0, 9.0), (3.0, 2.0, 9.0)).of_two().rdp[1] == pytest.approx(
+        4 / 3 * 3.0 + (3 / 6 * 0 + (5 / 6 * 2 * 3 + 1 / 6 * 8 * 9) / 3), rel=1e-9
+    )

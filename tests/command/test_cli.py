@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 from privtrain.command.cli import FAILED, INTERRUPTED, MISUSED, main
+from privtrain.command.study_file import read_study
 from privtrain.core.folders import locked_folder
 from privtrain.data.loading import load
+from privtrain.runs.keeping import load_model
 from tests.runs.folders import contents
 
 QUICK = ["compare", "--trainers", "sgd", "--data", "breast_cancer", "--parties", "3"]
@@ -67,12 +68,15 @@ def test_the_saved_study_repeats_the_run(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     words = ["compare", "--trainers", "sgd", "fedavg", "--data", "breast_cancer", "--parties", "3"]
+    words += ["--baseline", "fedavg", "--keep-models"]
     assert main([*words, "--out", str(first)]) == 0
+    assert len(list(first.glob("rows/*/model/model.safetensors"))) == 2
     assert main(["compare", str(first / "study.toml"), "--out", str(second)]) == 0
     rows = [
         json.loads((folder / "comparison.json").read_text())["rows"] for folder in (first, second)
     ]
     assert [row["accuracy"] for row in rows[0]] == [row["accuracy"] for row in rows[1]]
+    assert all(row["baseline"] == "fedavg" for row in rows[0] + rows[1])
     assert (first / "study.toml").read_text() == (second / "study.toml").read_text()
 
 
@@ -111,6 +115,7 @@ def test_failed_rows_give_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixt
         (["compare", "--attacks", "none"], "Expected attack='none'"),
         (["compare", "--attacks", "one_run"], "Expected canaries=0 >= 100"),
         (["compare", "--canaries", "-1"], "Expected canaries=-1"),
+        (["compare", "--baseline", "pooled"], "Expected baseline='pooled'"),
         (["compare", "--trainers", "sgd", "--secure"], "Expected secure=True"),
         (["fit", "--trainer", "pate", "--secure"], "Expected secure=True"),
         (["compare", "--epsilon", "-1"], "Expected epsilon=-1.0 > 0"),
@@ -132,6 +137,30 @@ def test_bad_arguments_give_exit_code_2(
     out = ["--out", str(tmp_path / "run")] if words[0] == "compare" else []
     assert main([*words, *out]) == MISUSED
     assert message in capsys.readouterr().err
+
+
+def test_columns_and_gaps_are_read_by_rules_that_the_study_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{'' if n % 9 == 0 else n % 60};{n};{n % 2}" for n in range(90)]
+    (tmp_path / "own.csv").write_text("\n".join(["age;number;y", *rows]))
+    words = ["compare", "--data", str(tmp_path / "own.csv"), "--trainers", "sgd", "--parties", "2"]
+    words += ["--attacks", "--runtime", "in-process", "--out", str(tmp_path / "run")]
+    assert main(words) == MISUSED
+    assert "Give delimiter=';'" in capsys.readouterr().err
+    rules = ["--delimiter", ";", "--drop", "number", "--ranges", "age=0:60"]
+    assert main([*words, *rules]) == MISUSED
+    assert "state missing='drop'" in capsys.readouterr().err
+    assert main([*words, *rules, "--missing", "age=indicator"]) == 0
+    study = read_study(tmp_path / "run" / "study.toml")
+    assert study.data_options == {
+        "drop": ["number"],
+        "ranges": {"age": [0.0, 60.0]},
+        "missing": {"age": "indicator"},
+        "delimiter": ";",
+        "parties": 2,
+    }
+    assert load(study.data, **study.data_options)[1].test.inputs.shape[1] == 2
 
 
 @pytest.mark.slow
@@ -269,13 +298,15 @@ net = nn.Linear(30, 2)
 
 @pytest.mark.slow
 def test_a_saved_model_holds_parameters_and_buffers_alone(tmp_path: Path) -> None:
+    from safetensors.torch import load
+
     (tmp_path / "peeking.py").write_text(PEEK)
     words = ["fit", "--trainer", "dp_sgd", "--data", "breast_cancer"]
     for name, keys in {"Peek": {"inner.weight", "inner.bias"}, "net": {"weight", "bias"}}.items():
         out = tmp_path / name
         model = f"{tmp_path / 'peeking.py'}:{name}"
         assert main([*words, "--model", model, "--out", str(out)]) == 0
-        assert set(torch.load(out / "model.pt", weights_only=True)) == keys
+        assert set(load((out / "model/model.safetensors").read_bytes())) == keys
 
 
 def test_unknown_words_give_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +347,13 @@ def test_fit_writes_model_and_statement(tmp_path: Path, capsys: pytest.CaptureFi
     printed = json.loads(capsys.readouterr().out)
     assert "float noise: research use" not in printed["statement"]["caveats"]
     assert printed["statement"]["guarantees"][0]["epsilon"] <= 2
-    assert (folder / "model.pt").exists() and (folder / "statement.json").exists()
+    assert (folder / "statement.json").exists()
+    model = load_model(folder)
+    assert model.statement.epsilon() == printed["statement"]["guarantees"][0]["epsilon"]
+    settings = printed["card"]["configuration"]["settings"]
+    assert settings["epochs"] > 0 and settings["release"]["mechanism"]["secure"] is True
+    assert printed["card"]["public_seeds"] == [0] and printed["card"]["versions"]["torch"]
+    assert printed["epsilon_asked"] == 2.0
 
 
 def test_fit_draws_from_the_system_unless_told(
@@ -329,10 +366,10 @@ def test_fit_draws_from_the_system_unless_told(
         chosen = ["--entropy", entropy] if entropy else []
         assert main([*words, *chosen, "--out", str(folder)]) == 0
         printed.append(capsys.readouterr().out)
-        models.append((folder / "model.pt").read_bytes())
+        models.append((folder / "model/model.safetensors").read_bytes())
         document = json.loads((folder / "statement.json").read_text())
         assert document["entropy"] == (entropy or "system")
-        assert set(document["unprotected"]) == {"accuracy", "cost.seconds"}
+        assert set(document["unprotected"]) == {"accuracy", "metrics", "cost.seconds"}
     assert models[0] != models[1]
     assert models[2] == models[3]
     # The same weights start every run: it is the noise that differs.
@@ -520,4 +557,25 @@ def test_force_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
     words = ["fit", "--trainer", "sgd", "--data", "breast_cancer", "--out", str(tmp_path / "run")]
     assert main([*words, "--force"]) == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"statement.json", "model.pt", "private"}
+    assert names == {"statement.json", "model", "private"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of files")
+def test_a_full_disk_leaves_no_torn_model(tmp_path: Path) -> None:
+    program = (
+        "import sys; from privtrain.command.cli import main; "
+        "from tests.disk import little_space\n"
+        "with little_space(1_000): sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["fit", "--trainer", "sgd", "--data", "digits", "--runtime", "in-process"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == FAILED
+    assert "is full" in done.stderr and "Traceback" not in done.stderr
+    assert [
+        path for path in (tmp_path / "run").rglob("*model*") if path.name != ".privtrain.lock"
+    ] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import privtrain as pt
-from privtrain.command import names
+from privtrain.command import names, tokens
 from privtrain.command.cli import main
 from privtrain.command.study_file import Study
 from privtrain.command.tables import from_table, make_trainer, to_table
@@ -34,9 +34,9 @@ def distribution(folder: Path, name: str, **groups: str) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path of imports, in which distributions can be installed."""
     monkeypatch.syspath_prepend(tmp_path)
-    names._entry_points.cache_clear()
+    tokens.added_names.cache_clear()
     yield tmp_path
-    names._entry_points.cache_clear()
+    tokens.added_names.cache_clear()
 
 
 def test_trainers_and_attacks_have_the_names_of_their_files() -> None:

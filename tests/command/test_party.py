@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from privtrain.command.keys import KeysArgs, run_keys
 from privtrain.command.party import PartyArgs, Place, place, read, run_party
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import initial_model, to_vector
@@ -18,6 +19,7 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.task import Rows, Task, concatenate
 from privtrain.sampling.passes import batches
 from tests.command import study_of_parties as study
+from tests.extras import need
 
 ROOT = str(Path(__file__).parents[2])
 TIMEOUT = 10.0
@@ -137,10 +139,14 @@ engine = { kind = "tests.mpc.dealt:DealtEngine" }
 def test_a_dealer_without_rows_takes_part_by_its_role(tmp_path: Path) -> None:
     path, port = tmp_path / "study.toml", free_port()
     path.write_text(WITH_DEALER)
+    keys = tmp_path / "keys"
+    run_keys(KeysArgs(out=keys, roles=("party-0", "party-1", "dealer")))
     meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
-    dealer = launch(["--role", "dealer", *meeting, str(path)], {})
+    secured = ["--keys", str(keys)]
+    dealer = launch(["--role", "dealer", *meeting, *secured, str(path)], {})
     out = ["--out", str(tmp_path / "0.pt")]
-    ends = finish([start(path, 0, 2, port, *out), start(path, 1, 2, port), dealer], 90)
+    parties = [start(path, 0, 2, port, *out, *secured), start(path, 1, 2, port, *secured)]
+    ends = finish([*parties, dealer], 90)
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
     expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
     assert float((saved(tmp_path / "0.pt") - expected).abs().max()) < 0.01
@@ -148,9 +154,28 @@ def test_a_dealer_without_rows_takes_part_by_its_role(tmp_path: Path) -> None:
     assert "weights" not in ends[2][1].split("dealer: the opened weights are exact")[0]
     for _, said, _ in ends:
         assert "dealer reads sizes of what is multiplied" in said
+    for _, _, warned in ends:
+        assert "links are encrypted and authenticated by mutual TLS 1.3" in warned
+
+
+@pytest.mark.slow
+def test_a_party_with_keys_of_another_study_is_refused(tmp_path: Path) -> None:
+    path, port = tmp_path / "study.toml", free_port()
+    path.write_text(WITH_DEALER)
+    for folder in ("ours", "theirs"):
+        run_keys(KeysArgs(out=tmp_path / folder, roles=("party-0", "party-1", "dealer")))
+    ours, theirs = (["--keys", str(tmp_path / folder)] for folder in ("ours", "theirs"))
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, *ours, str(path)], {})
+    parties = [start(path, 0, 2, port, *ours), start(path, 1, 2, port, *theirs)]
+    ends = finish([*parties, dealer], 120)
+    assert all(code != 0 for code, _, _ in ends)
+    assert "could not be authenticated" in "".join(said for _, _, said in ends)
+    assert all("took part" not in said for _, said, _ in ends)
 
 
 def test_other_roles_are_refused_by_name(tmp_path: Path) -> None:
+    need("crypten")
     path = tmp_path / "study.toml"
     path.write_text(WITH_DEALER)
     asked = {"study": path, "world_size": 2, "rendezvous": "tcp://127.0.0.1:1"}
@@ -166,6 +191,7 @@ def test_other_roles_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_trainers_that_need_a_coordinator_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    need("crypten")
     path = tmp_path / "study.toml"
     head = 'task = "tests.command.study_of_parties:make"\n'
     args = PartyArgs(study=path, rank=0, world_size=2, rendezvous="tcp://127.0.0.1:1")
@@ -252,7 +278,7 @@ def test_where_a_party_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ("rank", "count", "rendezvous", "words"),
     [
         (3, 3, "tcp://h:1", "rank=3"),
-        (0, 4, "tcp://h:1", "world_size=4"),
+        (0, 6, "tcp://h:1", "world_size=6"),
         (0, 2, "h:1", "tcp://HOST:PORT"),
         (None, 2, "tcp://h:1", "--rank"),
     ],

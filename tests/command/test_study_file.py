@@ -11,7 +11,7 @@ from privtrain.command.tables import make_trainer, settings_of
 
 TRAINED = [
     pt.SGD(epochs=3, batch_size=None),
-    pt.DPSGD(release=pt.Release(pt.Gaussian(0.5, 1.5)), gradients=pt.Opacus()),
+    pt.DPSGD(release=pt.Release(pt.Gaussian(0.5, 1.5)), gradients=pt.BookKeeping(micro_batch=8)),
     pt.FedAvg(
         sampling=pt.FixedSize(3),
         local=pt.DPSteps(pt.Gaussian(1.0, 1.1), epochs=2.0),
@@ -51,6 +51,14 @@ def test_attacks_come_back_with_the_settings_they_were_given(tmp_path: Path) -> 
         Study(attacks=("loss_threshold", "loss_threshold")).make_attacks()
     own = Study(attacks=({"attack": "one_run", "delta": 1e-9},), canaries=100)
     assert own.make_attacks() == (pt.OneRun(delta=1e-9),)
+
+
+def test_a_study_says_which_row_gaps_are_measured_from(tmp_path: Path) -> None:
+    write_study(Study(trainers={"sgd": {}}, baseline="sgd"), tmp_path / "study.toml")
+    assert read_study(tmp_path / "study.toml").baseline == "sgd"
+    assert "baseline" not in Study(trainers={"sgd": {}}).to_plain()
+    with pytest.raises(ValueError, match="baseline=3 to be the label of a trainer"):
+        Study(trainers={"sgd": {}}, baseline=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

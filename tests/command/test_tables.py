@@ -10,6 +10,7 @@ import privtrain as pt
 from privtrain.command.names import TRAINERS
 from privtrain.command.study_file import Study
 from privtrain.command.tables import default_tables, from_table, make_trainer, settings_of, to_table
+from tests.extras import need
 
 
 def test_every_token_makes_its_trainer() -> None:
@@ -46,6 +47,7 @@ def test_secure_noise_is_asked_for_by_settings() -> None:
 
 @pytest.mark.parametrize("mode", ["ghost", "functorch"])
 def test_a_way_of_opacus_that_is_gone_is_refused_with_the_way_out(mode: str) -> None:
+    need("opacus")
     assert from_table({"kind": "Opacus", "mode": "hooks"}) == pt.Opacus()
     assert to_table(pt.Opacus()) == {"kind": "Opacus"}
     with pytest.raises(ValueError, match=rf"no mode='{mode}' any more.*BookKeeping"):

@@ -148,7 +148,12 @@ class SharedSum(MaskedSum):
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
         return sum_exposure(
-            observer, noise_at, parties=parties, reads_messages=False, knows_noise=False
+            observer,
+            noise_at,
+            parties=parties,
+            reads_messages=False,
+            knows_noise=False,
+            sealed=True,
         )
 
 

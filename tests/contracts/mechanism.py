@@ -3,7 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -125,7 +125,9 @@ def what_is_released_lies_on_the_grid(mechanism: Mechanism) -> None:
 def a_charge_after_the_fact_is_an_event_or_none(mechanism: Mechanism) -> None:
     realised = mechanism.realised(torch.tensor([[9.0, 1.0], [3.0, 7.0]], dtype=torch.float64))
     if realised is not None:
-        planned = mechanism.event(PUBLIC_SUM, ZERO_OUT)
+        # It is about winners, and so is what was planned for those who see nothing else.
+        winners = replace(PUBLIC_SUM, finish_only=True, winner_only=True)
+        planned = mechanism.event(winners, ZERO_OUT)
         assert type(realised) is type(planned)
         assert evaluate(realised, 1e-5, ZERO_OUT).epsilon < float("inf")
 

@@ -10,8 +10,9 @@ import torch
 
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.failures import traceback_of
+from privtrain.core.links import Link
 from privtrain.core.observers import DEALER, coalition
-from privtrain.core.runtime import Link, MeshReply, MeshRuntime, Party, Payload, Program, link_of
+from privtrain.core.runtime import MeshReply, MeshRuntime, Party, Payload, Program, link_of
 from privtrain.core.seeding import SYSTEM, Seeds
 from privtrain.core.transcript import Transcript
 from privtrain.mpc.keystream import Keystream

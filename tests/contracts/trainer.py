@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from privtrain.core.cost import Basis
+from privtrain.core.metrics import accuracy
 from privtrain.core.parties import PUBLIC_NAME
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Runtimes
-from privtrain.core.task import FederatedData, Rows, Task, accuracy
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.ledgers.run import epsilon_of
 from privtrain.runs.fitting import fit

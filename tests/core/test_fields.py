@@ -37,13 +37,21 @@ def test_a_later_field_without_a_default_is_a_mistake() -> None:
         told_fields(Mistaken(1))
 
 
+BEFORE = pt.PATE(
+    queries=150,
+    steps=pt.PlainSteps(epochs=40, learning_rate=0.5),
+    student=pt.PlainSteps(epochs=60, learning_rate=0.1),
+)
+"""What PATE() stood for until it had other defaults."""
+
+
 def test_settings_have_the_digests_that_they_had_before_fields_came() -> None:
     """Noise and folders of seeded runs go on. Computed before `reduce` and `consensus` came."""
     local = pt.Release(pt.Gaussian(1.0, 1.0), pt.AT_PARTY)
     for value, digest in (
         (pt.Release(), "5e4f7893cb2190304c41c084c6bf542a"),
         (local, "56d837ab27de424e5b986aa9bf54a7d8"),
-        (pt.PATE(), "fc5364c21d5df93eb0b0375d48522fc7"),
+        (BEFORE, "fc5364c21d5df93eb0b0375d48522fc7"),
     ):
         assert value_digest(value).hex()[:32] == digest
 
@@ -54,9 +62,9 @@ def test_releases_and_pate_print_and_write_what_they_did() -> None:
         "Release(mechanism=Exact(), noise_at=Placement(drawer=<Drawer.AGGREGATOR: 'aggregator'>, "
         "honest_survivors=1, split=False), aggregation=PlainSum(), finish=Identity())"
     )
-    assert repr(pt.PATE()).startswith(f"PATE(teachers=100, queries=150, release={release!r}, steps")
-    assert repr(pt.PATE()).endswith("optimizer='SGD'))")
-    assert set(settings_of(pt.PATE())) == {"teachers", "queries", "release", "steps", "student"}
+    assert repr(BEFORE).startswith(f"PATE(teachers=100, queries=150, release={release!r}, steps")
+    assert repr(BEFORE).endswith("optimizer='SGD'))")
+    assert set(settings_of(BEFORE)) == {"teachers", "queries", "release", "steps", "student"}
     assert set(to_table(release)) == {"kind", "mechanism", "noise_at", "aggregation", "finish"}
 
 
@@ -64,7 +72,7 @@ def test_a_check_is_written_into_a_study_file_and_read_again() -> None:
     check = pt.Release(pt.GNMax(150.0), reduce=pt.MAX, finish=pt.Threshold(200.0))
     assert to_table(check)["reduce"] == "max"
     assert from_table(to_table(check), "consensus") == check
-    trainer = pt.PATE(consensus=check)
+    trainer = pt.PATE(teachers=250, consensus=check)
     assert "reduce=<Reduce.MAX" in repr(trainer) and "consensus=Release(" in repr(trainer)
     assert from_table(settings_of(trainer)["consensus"]) == check
 

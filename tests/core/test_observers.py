@@ -102,3 +102,9 @@ def test_exposures() -> None:
             Exposure(single_messages=True, knows_sample=True, noise_known=known)
     with pytest.raises(ValueError, match="variance="):
         Exposure(single_messages=True, knows_sample=True, noise_known=0.0, variance=-1.0)
+
+
+def test_an_exposure_counts_on_no_finish_unless_it_says_so() -> None:
+    seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
+    flags = (seen.largest_only, seen.finish_only, seen.winner_only, seen.check_only)
+    assert flags == (False, False, False, False)

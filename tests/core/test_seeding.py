@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.random import mtrand
 from torch import nn
 
 from privtrain.core.errors import UnsupportedError
@@ -31,6 +32,7 @@ from privtrain.core.seeding import (
     kept_generators,
     kind_of,
     secret_generators,
+    spare_normal_kept,
 )
 from tests.statistics import independent, normal_with_std, uniform_over_ring
 
@@ -240,6 +242,48 @@ def test_borrowing_within_a_borrowing_puts_everything_back(borrow: Borrowing) ->
             return drawn()
 
     assert outer(True) == outer(False)
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_many_blocks_look_after_a_waiting_normal_together(waiting: int) -> None:
+    np.random.seed(1)
+    np.random.standard_normal(waiting)
+    before = np.random.get_state(legacy=False)
+    with spare_normal_kept():
+        for name in ("one", "two"):
+            with global_generator(Seeds(0)[name, 0, ""]):
+                np.random.standard_normal(3)
+    np.testing.assert_equal(np.random.get_state(legacy=False), before)
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_what_others_drew_between_blocks_is_never_drawn_again(waiting: int) -> None:
+    np.random.seed(1)
+    np.random.standard_normal(waiting)
+    drawn: list[float] = []
+    for _ in range(3):
+        with spare_normal_kept():
+            with global_generator(Seeds(0)["one", 0, ""]):
+                np.random.rand()
+            drawn += [*np.random.standard_normal(3), random.random()]
+            with global_generator(Seeds(0)["two", 0, ""]):
+                np.random.rand()
+    assert len(set(drawn)) == len(drawn) == 12
+
+
+def test_another_kind_of_generator_of_numpy_is_put_back() -> None:
+    before = mtrand.get_bit_generator()
+    try:
+        mtrand.set_bit_generator(np.random.PCG64(3))
+        np.random.standard_normal(1)
+        state = np.random.get_state(legacy=False)
+        with global_generator(Seeds(0)["one", 0, ""]):
+            first = np.random.rand()
+        np.testing.assert_equal(np.random.get_state(legacy=False), state)
+    finally:
+        mtrand.set_bit_generator(before)
+    with global_generator(Seeds(0)["one", 0, ""]):
+        assert np.random.rand() == first
 
 
 def test_a_secret_fills_the_whole_state_of_torchs_generator() -> None:

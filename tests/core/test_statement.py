@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,7 @@ def test_a_statement_is_json_that_any_reader_takes() -> None:
         "assumptions": ["the sample is secret"],
         "data_dependent": False,
         "releases": 7,
+        "stated": False,
     }
     assert (aggregator["epsilon"], aggregator["cross_check"]) == ("inf", None)
     assert plain["input_privacy"][0]["adversary"] == "trusted"
@@ -176,3 +178,14 @@ def test_a_statement_prints_each_theorem_and_assumption_once() -> None:
         "[3] if simulated: void",
     ]
     assert lines[6:] == [str(STATEMENT.input_privacy[0]), "floating point"]
+
+
+def test_a_claim_never_promises_more_than_is_proved() -> None:
+    for epsilon, delta in ((2.272008, 1e-5), (4.37651, 1.23456789e-6), (0.1, 1e-5)):
+        g = Guarantee(
+            observer=PUBLIC, unit=Unit.EXAMPLE, relation=ADD_REMOVE, epsilon=epsilon, delta=delta,
+            accountant="pld",
+        )  # fmt: skip
+        printed = [float(text) for text in re.findall(r"[\d.]+(?:e-\d+)?", g.claim)[:2]]
+        assert printed[0] >= epsilon and printed[1] >= delta
+        assert printed[0] < epsilon * 1.001 and printed[1] < delta * 1.001

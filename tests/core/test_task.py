@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from privtrain.core.errors import DataError
+from privtrain.core.metrics import accuracy
 from privtrain.core.task import (
     COLUMNS,
     FederatedData,
     Rows,
     Task,
-    accuracy,
     concatenate,
     cross_entropy,
     widest_column,
@@ -120,3 +120,29 @@ def test_parties_of_another_width_are_named() -> None:
         FederatedData(train=train, test=train["a"]).pooled()
     with pytest.raises(DataError, match="number 1"):
         concatenate([*train.values()])
+
+
+def test_other_kinds_of_data_are_refused_by_name() -> None:
+    for train in ([rows(3)], rows(3), None):
+        with pytest.raises(DataError, match="Expected train to be a mapping"):
+            FederatedData(train=train, test=rows(1))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="Expected test to be Rows, not a NoneType"):
+        FederatedData(train={"a": rows(3)}, test=None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="Expected public to be Rows, not a Tensor"):
+        FederatedData(
+            train={"a": rows(3)},
+            test=rows(1),
+            public=torch.zeros(3),  # type: ignore[arg-type]
+        )
+
+
+def test_data_print_who_holds_what() -> None:
+    data = FederatedData(
+        train={"a": rows(3), "b": rows(2)}, test=rows(1), name="mine", notes=("a note",)
+    )
+    assert repr(data) == str(data)
+    assert str(data).startswith("mine: 2 parties, 5 training rows of shape (2,)")
+    assert str(data).endswith("a note") and "not stated" in str(data)
+    assert data._repr_html_().count("<tr>") == 3
+    figure = data.plot()
+    assert figure.axes[0].get_ylabel() == "rows"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import Rows
@@ -218,3 +219,111 @@ def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=np.zeros((40, 2)), y=labels)
     with pytest.raises(DataError, match=r"array 'y' of .*Python objects.*astype\(int\)"):
         from_npz(tmp_path / "own.npz")
+
+
+WORDS = np.array(["cat", "dog", "eel"])[Y]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, lambda w: w.astype(object), np.char.encode])
+def test_words_as_classes(kind: Callable[[Any], Any]) -> None:
+    _, data = from_arrays(X, kind(WORDS), parties=2)
+    _, same = from_arrays(X, kind(WORDS), parties=2, classes=["cat", "dog", "eel"])
+    assert "(cat is 0, dog is 1, eel is 2)" in data.notes[0]
+    assert data.assumptions == (data.notes[0].replace("unprotected", "public knowledge"),)
+    assert same.notes == () and same.assumptions == ()
+    assert data.digest == same.digest
+    _, other = from_arrays(X, kind(WORDS), parties=2, classes=["eel", "dog", "cat", "fox"])
+    assert sorted(other.pooled().labels.unique().tolist()) == [0, 1, 2]
+    _, tested = from_arrays(X, WORDS, parties=2, test=(X[:9], kind(WORDS[:9])))
+    assert tested.test.labels.tolist() == (np.arange(9) % 3).tolist()
+
+
+def test_a_word_more_moves_no_other_row() -> None:
+    """The numbers of classes that are read from the rows follow from all of them."""
+    _, data = from_arrays(X, WORDS, parties=1)
+    _, more = from_arrays(np.concatenate([X, np.ones((1, 5))]), np.append(WORDS, "ant"), parties=1)
+    first = {tuple(row) for row in data.test.inputs.tolist()}
+    second = {tuple(row) for row in more.test.inputs.tolist()} - {(1.0,) * 5}
+    assert first == second
+
+
+def tokens() -> nn.Module:
+    return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+
+
+T = RNG.integers(0, 9, size=(100, 5))
+
+
+def test_tokens_stay_whole_numbers() -> None:
+    for given in (T, torch.from_numpy(T), T.tolist(), T.astype(np.uint8)):
+        _, data = from_arrays(given, Y, parties=2, model=tokens, public=given)
+        assert data.test.inputs.dtype == torch.int64
+        assert data.public is not None and data.public.inputs.dtype == torch.int64
+    _, stated = from_arrays(T.astype(float), Y, parties=2, model=tokens, dtype=torch.int64)
+    assert torch.equal(stated.test.inputs, data.test.inputs)
+    # Whoever takes quantities is given quantities, as ever.
+    for model in (None, lambda: nn.Linear(5, 3)):
+        _, floats = from_arrays(T, Y, parties=2, model=model)
+        assert floats.test.inputs.dtype == torch.float32
+    assert floats.digest != data.digest
+
+
+WRONG: list[tuple[str, Call, str]] = [
+    ("halves", lambda: from_arrays(T + 0.5, Y, model=tokens, dtype=torch.int64), "row 0, column 0"),
+    (
+        "nan",
+        lambda: from_arrays(np.where(T == T, np.nan, 0), Y, model=tokens, dtype=torch.int64),
+        "whole numbers.*is nan",
+    ),
+    (
+        "too long",
+        lambda: from_arrays(np.full((9, 5), 2**64 - 1, dtype=np.uint64), Y[:9], dtype=torch.int64),
+        "18446744073709551615",
+    ),
+    (
+        "scaled tokens",
+        lambda: from_arrays(T, Y, model=tokens, dtype=torch.int64, scale=(0, 9)),
+        "scale=.*left out",
+    ),
+    ("tokens, scaled", lambda: from_arrays(T, Y, model=tokens, scale=(0, 9)), "dtype=torch.int64"),
+    ("no table", lambda: from_arrays(T, Y, dtype=torch.int64), "nn.Embedding"),
+    ("int32", lambda: from_arrays(T, Y, model=tokens, dtype=torch.int32), "dtype=torch.int32"),
+    ("unlisted", lambda: from_arrays(X, WORDS, classes=["cat", "dog"]), "row 2.*not 'eel'"),
+    ("a count", lambda: from_arrays(X, WORDS, classes=3), r"list the names.*classes=\['no'"),
+    ("twice", lambda: from_arrays(X, WORDS, classes=["cat", "cat"]), "'cat' stands there twice"),
+    ("no word", lambda: from_arrays(X, [*WORDS[:-1], None]), "row 99 is None, a missing value"),
+    (
+        "word and number",
+        lambda: from_arrays(X, np.array([3, *WORDS[1:]], dtype=object)),
+        "row 0 is 3, of type int",
+    ),
+    ("one word", lambda: from_arrays(X, ["a"] * 100), "one class only, 'a'"),
+    ("one-hot", lambda: from_arrays(X, np.eye(3)[Y]), r"numpy.argmax\(targets, axis=1\)"),
+    ("one-hot words", lambda: from_arrays(X, np.eye(3)[Y].astype(str)), "not values of type"),
+    ("no targets", lambda: from_arrays(X), "Expected targets beside inputs"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), [c[1:] for c in WRONG], ids=[c[0] for c in WRONG])
+def test_words_and_tokens_that_cannot_be_used(call: Call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_datasets_and_columns() -> None:
+    pairs = TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    columns = {"x": X, "animal": WORDS}
+    _, data = from_arrays(X, Y, parties=2)
+    for source, column, test in ((pairs, None, pairs), (columns, "animal", columns)):
+        _, same = from_arrays(source, column, parties=2)  # type: ignore[arg-type]
+        assert same.digest == data.digest
+        _, tested = from_arrays(source, column, parties=2, test=test)  # type: ignore[arg-type]
+        assert len(tested.test) == 100
+
+
+def test_npz_of_words(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", x=X, y=WORDS)
+    _, data = from_npz(tmp_path / "own.npz", parties=2)
+    assert "(cat is 0" in data.notes[0]
+    _, stated = from_npz(tmp_path / "own.npz", parties=2, classes=["cat", "dog", "eel"])
+    assert stated.notes == ()

@@ -195,3 +195,13 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def regression(data: FederatedData) -> FederatedData:
     return replace(data, test=Rows(data.test.inputs, data.test.labels.double()))
+
+
+def test_noise_rows_of_tokens_are_tokens() -> None:
+    tokens = torch.arange(60).reshape(30, 2) % 7
+    whole = Rows(tokens, torch.arange(30) % 2)
+    data = FederatedData(train={"a": whole, "b": whole}, test=whole)
+    rows = noise_rows(data, 200)
+    assert rows.inputs.dtype == torch.int64
+    assert rows.inputs.unique().tolist() == list(range(7))
+    assert len(with_canaries(data, rows).pooled()) > 60

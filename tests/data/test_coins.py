@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from privtrain.core.task import Rows, concatenate
-from privtrain.data.coins import coins, digests
+from privtrain.data.coins import coins, digests, shared_coins
 from tests.statistics import ALARM
 
 
@@ -38,6 +38,16 @@ def test_copies_have_coins_of_their_own() -> None:
     copies = coins(row.take(torch.zeros(2_000, dtype=torch.long)), "one")
     assert len(set(copies.tolist())) == 2_000
     assert stats.kstest(copies, "uniform").pvalue > ALARM
+
+
+def test_equal_rows_share_a_coin_where_they_are_asked_to() -> None:
+    rows = some(50)
+    assert np.array_equal(shared_coins(rows, "one"), coins(rows, "one"))
+    thrice = concatenate([rows] * 3)
+    assert np.array_equal(shared_coins(thrice, "one"), np.tile(coins(rows, "one"), 3))
+    owned = some(50, users=7)
+    assert np.array_equal(shared_coins(owned, "one"), coins(owned, "one"))
+    assert len(shared_coins(rows.take(torch.arange(0)), "one")) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

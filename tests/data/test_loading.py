@@ -43,6 +43,8 @@ def test_what_is_unknown_is_named(tmp_path: Path) -> None:
         load("digits", partition="round")
     with pytest.raises(ValueError, match="dtype='half'"):
         load("digits", dtype="half")
+    with pytest.raises(ValueError, match=r"dtype=torch.int64.*of digits are quantities"):
+        load("digits", dtype="int64")
 
 
 def test_public_names() -> None:

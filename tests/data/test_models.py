@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privtrain.data import CNN, MLP, LogisticRegression
-from privtrain.data.models import Model, chosen_model, default_model
+from privtrain.data.models import Model, chosen_model, default_model, input_type
 
 
 def parameters(factory: Callable[[], nn.Module]) -> int:
@@ -69,3 +69,37 @@ def test_the_default_follows_the_shape() -> None:
 def test_a_model_without_values_is_refused_when_data_are_loaded(model: Model) -> None:
     with pytest.raises(ValueError, match="Give lazy layers their widths"):
         chosen_model(model, torch.zeros(5, 3), 2)
+
+
+def embedding() -> nn.Module:
+    return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+
+
+class Padded(nn.Module):
+    """Fails on rows of nothing but padding, as torch's encoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x == 0).all()):
+            raise RuntimeError("nothing is left")
+        out: Tensor = self.table(x).mean(dim=1)
+        return out
+
+
+def test_whole_numbers_stay_where_the_model_takes_no_others() -> None:
+    whole, floats = torch.int64, torch.float32
+    for model in (embedding, embedding(), Padded):
+        assert input_type(model, (3,), None, True) == whole
+        assert input_type(model, (3,), None, False) == floats
+    for model in (None, lambda: nn.Linear(3, 2), lambda: nn.Linear(4, 2), lambda: None):
+        assert input_type(model, (3,), None, True) == floats  # type: ignore[arg-type]
+    assert input_type(None, (3,), torch.float64, True) == torch.float64
+    for dtype in (torch.int32, torch.float16, torch.bool):
+        with pytest.raises(ValueError, match=f"dtype={dtype}"):
+            input_type(None, (3,), dtype, True)
+    assert chosen_model(Padded, torch.zeros(2, 3, dtype=whole), 2) is Padded
+    with pytest.raises(ValueError, match=r"give dtype=torch.int64, without a scale"):
+        chosen_model(embedding, torch.zeros(2, 3), 2)

@@ -23,6 +23,8 @@ PAGES = sorted(
                 "threat_model.md",
                 "sharp_edges.md",
                 "attacks.md",
+                "metrics.md",
+                "models.md",
                 "privacy_accounting.md",
             )
         ),

@@ -27,6 +27,7 @@ from privtrain.release.finish import ARGMAX
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.trainers.dp_sgd import DPSGD
+from tests.statistics import normal_with_std
 
 CONFIDENCE = 1 - 1e-4
 DELTA = 1e-5
@@ -137,11 +138,13 @@ def test_a_sum_that_was_not_clipped_is_caught() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tried_once")
 @pytest.mark.parametrize(
-    ("mechanism", "sound"), [(Gaussian(1.0, 1.0), True), (Silent(1.0, 1.0), False)]
+    ("mechanism", "sound"), [(Gaussian(1.0, 2.0), True), (Silent(1.0, 2.0), False)]
 )
 def test_whole_training_runs_stay_below_the_statement(mechanism: Gaussian, sound: bool) -> None:
-    repeats = 1_000
+    # Enough to prove 2.7 of a run without noise, which is more than is stated.
+    repeats = 150
     trainer = DPSGD(
         epochs=1,
         sampling_rate=1.0,
@@ -166,9 +169,10 @@ def test_whole_training_runs_stay_below_the_statement(mechanism: Gaussian, sound
             scores.append(float(result.predictor(torch.ones(1, 1, dtype=torch.float64))))
         found.append(np.array(scores))
     bound = bound_of(found[1] > 0.5, found[0] > 0.5)
-    assert epsilon == pytest.approx(4.377, abs=1e-3)
+    assert epsilon == pytest.approx(1.993, abs=1e-3)
     assert (bound <= epsilon) == sound
-    assert bound > 0.2
+    for world, center in enumerate((0.0, 1.0)):
+        assert normal_with_std(found[world] - center, 2.0) == sound
 
 
 class SilentVotes(GNMax):

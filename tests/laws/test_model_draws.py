@@ -43,7 +43,7 @@ from privtrain.trainers import dp_sgd
 from privtrain.trainers.dp_sgd import DPSGD
 
 CONFIDENCE, DELTA = 1 - 1e-4, 1e-5
-COUNT, INPUTS, REPEATS, SEED, NOISE = 60, 8, 100, 3, 4.0
+COUNT, INPUTS, REPEATS, SEED, NOISE = 60, 8, 75, 3, 4.0
 TRAINER = DPSGD(
     epochs=1,
     sampling_rate=1.0,
@@ -118,6 +118,7 @@ def by_place(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tried_once")
 @pytest.mark.parametrize("sound", [True, False])
 def test_masks_prove_no_more_than_is_stated(sound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stated = epsilon(gaussian_event(NOISE), DELTA)

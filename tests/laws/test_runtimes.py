@@ -19,6 +19,7 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
+from privtrain.steps.semi_supervised import SemiSupervised
 from privtrain.steps.weights import ByExamples
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
@@ -49,8 +50,17 @@ QUICK = PlainSteps(epochs=2)
             steps=QUICK,
             student=QUICK,
         ),
+        PATE(
+            teachers=10,
+            queries=20,
+            release=Release(GNMax(2.0), finish=ARGMAX),
+            student=SemiSupervised(steps=20, ridge=1.0, validation=0.2),
+        ),
     ],
-    ids=["plain", "weights", "server-adam", "client-dp", "local-dp", "split-dp", "silos", "pate"],
+    ids=[
+        *("plain", "weights", "server-adam", "client-dp", "local-dp", "split-dp", "silos", "pate"),
+        "pate-semi-supervised",
+    ],
 )
 def test_the_same_seed_gives_the_same_bits(trainer: Trainer) -> None:
     runs = [

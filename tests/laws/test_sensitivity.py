@@ -25,7 +25,8 @@ from privtrain.runtimes.in_process import InProcess
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.weights import ByExamples, Uniform, Weights
-from privtrain.trainers.fedavg import ClientStep, FedAvg
+from privtrain.trainers.clients import ClientStep
+from privtrain.trainers.fedavg import FedAvg
 from tests.contracts.deviating import Deviating
 from tests.gradients.loops import in_float64, layer_norm, mlp
 from tests.trainers.federations import STAR, module, vector

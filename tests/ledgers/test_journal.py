@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from privtrain.ledgers.journal import lines_of
+
 JOURNALS = 100
 
 WRITER = """
@@ -44,3 +46,15 @@ def test_of_two_processes_one_writes_and_the_other_is_told(tmp_path: Path) -> No
     for number in range(JOURNALS):
         owner = "a" if number in written[0] else "b"
         assert (tmp_path / str(number)).read_text() == owner * 8
+
+
+@pytest.mark.parametrize("left", ["\0" * 40, "\r", "\ufffd\0", " \t"])
+def test_what_a_power_cut_left_of_a_line_does_not_hide_the_one_before(
+    left: str, tmp_path: Path
+) -> None:
+    """A file system may keep the length of what was written, and zeros in the place of it."""
+    text = '\n{"spent": 1}\n{"spent": 2}' + left
+    lines = lines_of(tmp_path / "journal", text, ('{"spent"',))
+    assert [line.values for line in lines] == [{"spent": 1}, {"spent": 2}]
+    lines = lines_of(tmp_path / "journal", text + '\n{"spent": 3}', ('{"spent"',))
+    assert [line.values["spent"] for line in lines] == [1, 2, 3]

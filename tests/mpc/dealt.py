@@ -5,7 +5,7 @@ and random numbers with their bits for comparisons. Everything goes over the par
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.core.runtime import Link, Party, Payload, Program, link_of
+from privtrain.core.links import Link
+from privtrain.core.runtime import Party, Payload, Program, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.engine import Operand, Shared
@@ -40,12 +41,24 @@ class DealtEngine:
     def caveats(self) -> tuple[str, ...]:
         return CAVEATS
 
+    @property
+    def most_parties(self) -> int:
+        return 2
+
+    @property
+    def exact_truncation(self) -> bool:
+        return False
+
     def check(self, parties: int) -> None:
         if parties != 2:
             raise UnsupportedError(f"The toy engine runs with 2 parties, not with {parties}.")
 
-    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
-        return {DEALER: Deal(tuple(names))}
+    @property
+    def helper_names(self) -> tuple[str, ...]:
+        return (DEALER,)
+
+    def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
+        return {DEALER: Deal(tuple(programs))}
 
     @contextmanager
     def open(self, party: Party) -> Iterator["DealtSession"]:
@@ -153,6 +166,21 @@ class DealtSession:
 
     def positive(self, shared: Shared) -> Shared:
         return shared.gt(0)
+
+    def relu(self, shared: Shared) -> tuple[Shared, Shared]:
+        above = self.positive(shared)
+        return shared * above, above
+
+    def sigmoid(self, logits: Shared) -> Shared:
+        raise UnsupportedError("The toy engine has no sigmoid.")
+
+    def bilinear(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Shared, right: Shared
+    ) -> Shared:
+        raise UnsupportedError("The toy engine has no bilinear functions.")
+
+    def linear(self, function: Callable[[Tensor], Tensor], shared: Any) -> "DealtTensor":
+        return shared.with_share(function(shared.share))  # type: ignore[no-any-return]
 
     def softmax(self, logits: Shared) -> Shared:
         return softmax(logits)

@@ -1,6 +1,6 @@
 """An engine of one party: its share is the value itself, so that programs run without processes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,6 +48,20 @@ class OpenSession:
     def positive(self, shared: Tensor) -> Tensor:
         return (shared > 0).double()
 
+    def relu(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        return shared.clamp(min=0), self.positive(shared)
+
+    def sigmoid(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def bilinear(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+    ) -> Tensor:
+        return function(left, right)
+
+    def linear(self, function: Callable[[Tensor], Tensor], shared: Tensor) -> Tensor:
+        return function(shared)
+
     def softmax(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1)
 
@@ -71,11 +85,17 @@ class OneParty:
     session: OpenSession = field(default_factory=OpenSession)
     name: str = "one party"
     caveats: tuple[str, ...] = ()
+    most_parties: int = 2
+    exact_truncation: bool = True
 
     def check(self, parties: int) -> None:
         assert parties == 1
 
-    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
+    @property
+    def helper_names(self) -> tuple[str, ...]:
+        return ()
+
+    def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
         return {}
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
@@ -104,7 +124,14 @@ class Nobody:
     def send(self, to: str, kind: str, tensor: Tensor) -> None:
         raise AssertionError(to)
 
-    def receive(self, sender: str, kind: str) -> Tensor:
+    def receive(
+        self,
+        sender: str,
+        kind: str,
+        *,
+        dtype: torch.dtype | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Tensor:
         raise AssertionError(sender)
 
     def knows(self, what: str) -> None:

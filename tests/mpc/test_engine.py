@@ -1,6 +1,6 @@
 """Engines of any kind: who helps them, and what a session computes, on the toy engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -69,8 +69,8 @@ class Helped(DealtEngine):
 
     helper: str = "dealer"
 
-    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
-        return {self.helper: Deal(tuple(names))}
+    def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
+        return {self.helper: Deal(tuple(programs))}
 
 
 @pytest.mark.parametrize("helper", ["computing-1", "hospital"])

@@ -1,7 +1,6 @@
 """Nobody is believed: what a deviating party can and cannot do to a sum."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -10,20 +9,17 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsoundReleaseError
-from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.runtime import Payload, Reply, Seen
-from privtrain.core.statement import Unit
 from privtrain.core.trainer import Run
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax
-from privtrain.release.arrival import BOUNDED_AGAIN, UNCOUNTED, UNREADABLE, Expected
+from privtrain.release.arrival import BOUNDED_AGAIN, UNCOUNTED, Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
-from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
+from privtrain.release.placement import AT_PARTY, SPLIT, Placement
 from privtrain.release.shared import SharedSum
-from privtrain.sampling.sampling import FixedSize, Poisson
-from tests.contracts.aggregation import MaskedSum, a_party, a_run
+from tests.contracts.aggregation import a_party, a_run
 
 NAMES = tuple(f"client-{number}" for number in range(5))
 FORGED = 42.7
@@ -377,65 +373,3 @@ def test_no_weight_leaves_beside_noise_and_only_vectors_carry_one() -> None:
 
 
 # ------------------------------------------------------------------------------ what is said of it
-
-PLANNED = {"unit": Unit.CLIENT, "count": 1}
-
-
-def texts(release: Release, observer: object = PUBLIC, **options: object) -> str:
-    settings: dict[str, object] = {**PLANNED, "parties": 100, "observers": (observer,), **options}
-    (plan,) = release.plans(**settings)  # type: ignore[arg-type] # one dict for all cases
-    return "; ".join(plan.assumptions)
-
-
-def test_statements_say_whose_noise_they_count_on() -> None:
-    split = Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=100))
-    local = Release(Gaussian(1.0, 1.0), AT_PARTY)
-    said: Callable[..., str] = texts
-    assert "noise of 100 honest parties that stay to the end" in said(split)
-    assert "1/100 of its variance" in said(split)
-    assert "noise of 100 honest parties that stay to the end" in said(local)
-    # Fewer count than there are, where fewer are enough.
-    assert "noise of 30 honest parties" in said(
-        Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=30))
-    )
-    assert "noise of 10 honest parties" in said(local, sampling=FixedSize(10))
-    # Who reads single messages is protected from by the party's own noise alone.
-    for release in (split, local):
-        alone = said(release, AGGREGATOR)
-        assert "noise of the protected party itself" in alone
-        assert "honest parties" not in alone
-    assert said(Release(Gaussian(1.0, 1.0))) == ""
-
-
-def test_a_participant_counts_on_one_noise_less() -> None:
-    plans = Release(Gaussian(1.0, 1.0), AT_PARTY).plans(unit=Unit.CLIENT, count=1, parties=100)
-    said = {plan.observer.name: plan.assumptions[0] for plan in plans}
-    assert "noise of 100 honest" in said["public"]
-    assert "noise of 99 honest" in said["participant"]
-
-
-@pytest.mark.parametrize("mechanism", [Laplace(1.0, 1.0), Gaussian(1.0, 1.0, secure=True)])
-def test_noises_that_are_charged_as_one_count_on_the_protected_party(mechanism: Mechanism) -> None:
-    said = texts(Release(mechanism, AT_PARTY))
-    assert "noise of the protected party itself, all of it" in said
-    assert "honest parties" not in said
-
-
-def test_where_the_number_of_parties_varies_one_noise_is_counted() -> None:
-    said = texts(Release(Gaussian(1.0, 1.0), AT_PARTY), sampling=Poisson(0.3))
-    assert "noise of the protected party itself" in said
-
-
-def test_what_nobody_can_read_is_an_assumption() -> None:
-    masked = Release(Gaussian(1.0, 1.0), SPLIT(honest_survivors=5), MaskedSum())
-    assert UNREADABLE in texts(masked)
-    assert UNREADABLE not in texts(Release(Gaussian(1.0, 1.0), AT_AGGREGATOR))
-    assert Release(Gaussian(1.0, 0.0), aggregation=SharedSum()).trusted("client", "it") == (
-        UNREADABLE,
-    )
-    assert Release(Gaussian(1.0, 0.0)).trusted("client", "it") == ()
-    # And it is not touched.
-    run = a_run()
-    sent = {"client-0": Reply({"update": torch.full((3,), 1e9)})}
-    assert masked.admit(sent, run, round=0) == sent
-    assert run.outcome.history.unprotected == {}

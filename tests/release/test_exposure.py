@@ -2,7 +2,8 @@
 
 import pytest
 
-from privtrain.core.observers import AGGREGATOR, CURATOR, PUBLIC, coalition
+from privtrain.core.observers import AGGREGATOR, CURATOR, PARTICIPANT, PUBLIC, coalition
+from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, SPLIT, Placement
 from tests.contracts.aggregation import (
@@ -40,3 +41,22 @@ def test_raw_messages_need_no_noise_to_be_known() -> None:
         AGGREGATOR, AT_AGGREGATOR, parties=10, reads_messages=True, knows_noise=False
     )
     assert seen.hidden_variance == 0.0
+
+
+@pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY, SPLIT(honest_survivors=5)])
+def test_who_reads_the_sum_sees_more_than_the_finish_leaves(noise_at: Placement) -> None:
+    inside = (AGGREGATOR, CURATOR, coalition({"client-1", AGGREGATOR_NAME}))
+    for observer in (PUBLIC, PARTICIPANT, coalition({"client-1", "client-2"}), *inside):
+        seen, sealed = (
+            sum_exposure(
+                observer,
+                noise_at,
+                parties=10,
+                reads_messages=False,
+                knows_noise=False,
+                sealed=sealed,
+            ).finish_only
+            for sealed in (False, True)
+        )
+        assert seen is (observer not in inside)
+        assert sealed is True

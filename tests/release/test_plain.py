@@ -34,7 +34,9 @@ def test_the_aggregator_reads_single_messages_and_knows_its_noise() -> None:
 @pytest.mark.parametrize("observer", [PUBLIC, PARTICIPANT, coalition({"client-1", "client-2"})])
 def test_others_see_the_noised_sum_and_no_sample(observer: Observer) -> None:
     seen = PlainSum().exposure(observer, AT_AGGREGATOR, parties=10)
-    assert seen == Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
+    assert seen == Exposure(
+        single_messages=False, knows_sample=False, noise_known=0.0, finish_only=True
+    )
 
 
 def test_a_single_message_carries_its_own_noise_only() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from privtrain.accounting.event import gaussian_event
+from privtrain.accounting.event import gaussian_event, laplace_event, repeated
+from privtrain.accounting.winner import gnmax_check_rdp, gnmax_winner_rdp, lnmax_winner_rdp
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Exposure
 from privtrain.core.runtime import Reply, Runtimes
@@ -22,6 +23,7 @@ from privtrain.mechanisms.banded import BandedMatrix
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
 from privtrain.mechanisms.mechanism import Exact, Mechanism
 from privtrain.mechanisms.votes import GNMax, LNMax, one_vote
+from privtrain.release import noising
 from privtrain.release.aggregation import BoundedSum
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
@@ -101,16 +103,15 @@ def test_one_noise_is_on_the_largest_count(mechanism: Mechanism, std: float) -> 
     assert mean_is_zero(found - 7.0, std)
 
 
-class ReducedAfter(Release):
-    """The broken twin: the largest of noised counts, as if reduced before the noise."""
+def test_a_twin_that_reduces_after_the_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = noising._noised
 
-    def _noised(self, aggregate: Tensor, run: Any, round: int, kind: str) -> Tensor:
-        whole = counts_alike(len(aggregate)) if aggregate.dim() == 1 else aggregate
-        return super()._noised(whole, run, round, kind).amax(dim=-1)
+    def reduced_after(release: Any, aggregate: Tensor, run: Any, round: int, kind: str) -> Tensor:
+        """The broken twin: the largest of noised counts, as if reduced before the noise."""
+        return add(release, counts_alike(len(aggregate)), run, round, kind).amax(dim=-1)
 
-
-def test_a_twin_that_reduces_after_the_noise_is_caught() -> None:
-    broken = noised(ReducedAfter(GNMax(3.0), reduce=MAX), counts_alike(4_000))
+    monkeypatch.setattr(noising, "_noised", reduced_after)
+    broken = noised(Release(GNMax(3.0), reduce=MAX), counts_alike(4_000))
     assert not mean_is_zero(broken - 7.0, 3.0)
     assert not std_is((broken - 7.0).numpy(), 3.0)
 
@@ -152,30 +153,42 @@ def test_neighbours_whose_largest_count_differs_by_one_exist() -> None:
 
 
 def test_its_events_are_those_of_sensitivity_one() -> None:
-    """GNMax: order / (2 sigma^2). LNMax: (1 / b)-DP, order / (2 b^2) where that is less."""
-    event = public_event(Release(GNMax(6.0), reduce=MAX))
-    orders = np.array(event.orders)
-    assert np.allclose(event.rdp, orders / (2 * 36.0), rtol=1e-12)
-    event = public_event(Release(LNMax(6.0), reduce=MAX))
-    assert np.allclose(event.rdp, np.minimum(1 / 6, orders / (2 * 36.0)), rtol=1e-12)
-    # Winners of votes cost what they did: a vote leaves one class and joins another.
+    """Of a noised maximum that is read; a check's answer alone tells less."""
+    assert public_event(Release(GNMax(6.0), reduce=MAX)) == gaussian_event(6.0)
+    assert public_event(Release(LNMax(6.0), reduce=MAX)) == laplace_event(6.0)
+    check = public_event(Release(GNMax(6.0), reduce=MAX, finish=Threshold(3.0)))
+    orders = np.array(check.orders)
+    assert np.array_equal(check.rdp, gnmax_check_rdp(6.0, orders))
+    assert (np.array(check.rdp) <= orders / (2 * 36.0)).all()
+    check = public_event(Release(LNMax(6.0), reduce=MAX, finish=Threshold(3.0)))
+    assert check == laplace_event(6.0)
+    # Winners: a vote leaves one class and joins another.
     event = public_event(Release(GNMax(6.0), finish=ARGMAX))
-    assert np.allclose(event.rdp, orders / 36.0, rtol=1e-12)
+    assert np.array_equal(event.rdp, gnmax_winner_rdp(6.0, orders))
     event = public_event(Release(LNMax(6.0), finish=ARGMAX))
-    assert np.allclose(event.rdp, np.minimum(2 / 6, 4 * orders / (2 * 36.0)), rtol=1e-12)
+    assert np.array_equal(event.rdp, lnmax_winner_rdp(6.0, orders))
+    # Counts that are read, and checks of each of them, show both.
+    for finish in (IDENTITY, Threshold(3.0)):
+        event = public_event(Release(GNMax(6.0), finish=finish))
+        assert event == gaussian_event(6.0 / math.sqrt(2))
+        assert public_event(Release(LNMax(6.0), finish=finish)) == repeated(laplace_event(6.0), 2)
 
 
 def test_an_exact_gaussian_of_sensitivity_one_is_no_worse_than_what_is_charged() -> None:
-    """Between the neighbours above: the charge bounds the true epsilon, and is near it."""
+    """Between the neighbours above: the charge of a check is below it, and near the truth."""
     from privtrain.accounting.epsilon import epsilon
 
     release = Release(GNMax(6.0), reduce=MAX, finish=Threshold(3.0))
     (plan,) = release.plans(unit=Unit.EXAMPLE, count=50, parties=3, observers=(PUBLIC,))
     found = epsilon_of(plan, plan.counts, 1e-5)
     true = epsilon(gaussian_event(6.0 / math.sqrt(50)), 1e-5)
-    assert true < found < 1.1 * true
-    # The twin that charges winners so, whose counts a vote moves by sqrt(2), states too little.
-    assert found < epsilon(gaussian_event(6.0 / math.sqrt(2 * 50)), 1e-5)
+    assert found < true
+    # Read at its median at every check, the count is no less known than so.
+    assert found > epsilon(gaussian_event(6.0 / math.sqrt(50 * 2 / math.pi)), 1e-5)
+    (plan,) = Release(GNMax(6.0), reduce=MAX).plans(
+        unit=Unit.EXAMPLE, count=50, parties=3, observers=(PUBLIC,)
+    )
+    assert epsilon_of(plan, plan.counts, 1e-5) == pytest.approx(true, rel=1e-3)
 
 
 def test_a_clipped_sums_largest_value_costs_what_the_sum_does() -> None:
@@ -189,9 +202,12 @@ def test_who_reads_single_messages_is_promised_nothing_and_others_are() -> None:
     plans = release.plans(unit=Unit.EXAMPLE, count=1, parties=3, observers=observers)
     public, participant, aggregator = (epsilon_of(p, {RELEASE: 1}, 1e-5) for p in plans)
     assert 0 < public == participant < aggregator == math.inf
-    assert "reduce=MAX" in plans[0].theorem
+    assert "check's answer alone" in plans[0].theorem
+    (read, *_) = Release(GNMax(6.0), reduce=MAX).plans(unit=Unit.EXAMPLE, count=1, parties=3)
+    assert "reduce=MAX" in read.theorem
+    assert any("only whether it is passed" in text for text in plans[0].assumptions)
     seen = Exposure(single_messages=False, knows_sample=True, noise_known=0.5, largest_only=True)
-    assert GNMax(6.0).event(seen, ADD_REMOVE).rdp[0] == pytest.approx(1.05 / 36.0)
+    assert GNMax(6.0).event(seen, ADD_REMOVE) == gaussian_event(6.0 * math.sqrt(0.5))
 
 
 # -------------------------------------------------------------------------------- what is refused

@@ -1,4 +1,5 @@
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,9 +96,29 @@ def test_accuracy_without_any_epsilon_says_so() -> None:
 
 
 def test_costs_of_zero_have_a_word_and_no_bar() -> None:
-    found = words(drawn(figures.cost_bars, Comparison(rows=(examples.sgd(0),), card={})))
+    rows = (examples.sgd(0), examples.fedavg(0))
+    found = words(drawn(figures.cost_bars, Comparison(rows=rows, card={})))
     assert "0 B" in found
     assert "1.3 s" in found
+
+
+def test_panels_without_anything_to_show_are_left_out() -> None:
+    alone = words(drawn(figures.cost_bars, Comparison(rows=(examples.sgd(0),), card={})))
+    assert "seconds" in alone and not {"rounds", "bytes sent"} & set(alone)
+    history = History(unprotected={"non_finite": [(1, 0.0), (2, 0.0)], "loss": [(1, 0.5)]})
+    row = replace(examples.sgd(0), history=history)
+    curves = words(drawn(figures.learning_curves, Comparison(rows=(row,), card={})))
+    assert "loss" in curves and "non finite" not in curves
+    zero = replace(row, history=History(unprotected={"non_finite": [(1, 0.0)]}))
+    assert figures.learning_curves(Comparison(rows=(zero,), card={})) is None
+
+
+def test_bars_on_a_log_axis_have_one() -> None:
+    rows = (examples.sgd(0), examples.fedavg(0), examples.mpc_sgd(0))
+    found = words(drawn(figures.cost_bars, Comparison(rows=rows, card={})))
+    # Ticks at powers of ten, beside the figures of the bars.
+    assert len({"0.1 s", "1 s", "10 s", "100 s", "1.67 min"} & set(found)) >= 2
+    assert {"1 MB", "100 MB", "10 MB", "1 GB"} & set(found)
 
 
 def test_learning_curves_are_marked_unprotected() -> None:
@@ -164,3 +185,14 @@ def test_the_curve_of_the_headline_s_unit_is_drawn() -> None:
     (drawn,) = figures._with_curves(Comparison(rows=(row,), card={}))
     assert drawn[1] == curves[1]
     assert figures._epsilon(drawn[0]) == statement.epsilon() == 5.458
+
+
+def test_a_dashed_line_without_a_promise_is_told_from_one_that_is_stated() -> None:
+    def line(observer: str, epsilon: float) -> str:
+        own = replace(examples.guarantee(observer, epsilon), accountant="the user", stated=True)
+        row = replace(examples.sgd(0), statement=PrivacyStatement(guarantees=(own,)))
+        return figures.accuracy_against_epsilon(Comparison(rows=(row,), card={})) or ""
+
+    assert "stated by the user" in line("public", 2.0)
+    for observer, epsilon in (("aggregator", 2.0), ("public", math.inf)):
+        assert "(no ε)" in line(observer, epsilon)

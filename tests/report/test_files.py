@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,7 +14,8 @@ from privtrain.core.result import Comparison, Failure
 from privtrain.report import files
 from tests.report import examples
 
-FILES = {"comparison.json", "table.csv", "table.tex", "report.html"}
+TEXTS = {"comparison.json", "table.csv", "table.tex", "report.html"}
+FILES = {*TEXTS, "figures"}
 
 
 def names(folder: Path) -> set[str]:
@@ -62,11 +64,12 @@ def test_schema(saved: Path) -> None:
     assert set(row) == {
         "trainer", "label", "seed", "epsilon_asked", "accuracy", "accuracy_interval", "error",
         "statement", "cost", "leakage", "history", "halted", "notes", "met",
-        "traceback", "accuracy_failure",
+        "traceback", "accuracy_failure", "metrics", "main", "classes_predicted", "baseline",
     }  # fmt: skip
     assert set(row["statement"]) == {"guarantees", "input_privacy", "caveats", "curves"}
     assert set(row["cost"]) == {
         "bytes_sent", "bytes_sent_by_party", "rounds", "seconds", "peak_memory_bytes", "basis",
+        "cpu_seconds",
     }  # fmt: skip
     assert row["epsilon_asked"] is None
     failed = next(row for row in plain["rows"] if row["error"])
@@ -94,7 +97,7 @@ def test_the_digest_without_a_key_that_version_0_1_wrote_is_not_written_again(
     loaded = files.load(tmp_path / "old")
     assert loaded.card == card
     files.save(loaded, tmp_path / "new")
-    for path in (tmp_path / "new").iterdir():
+    for path in (path for path in (tmp_path / "new").iterdir() if path.is_file()):
         assert "ab12ab12" not in path.read_text(), path.name
         assert "digits" in path.read_text() or path.suffix in (".csv", ".tex")
 
@@ -126,7 +129,7 @@ def test_a_run_is_not_overwritten_without_force(copy: Path) -> None:
 @pytest.mark.slow
 def test_same_comparison_same_bytes(saved: Path, tmp_path: Path) -> None:
     again = files.save(examples.realistic(), tmp_path)
-    for name in FILES:
+    for name in TEXTS:
         assert (again / name).read_bytes() == (saved / name).read_bytes(), name
 
 
@@ -148,7 +151,7 @@ def test_a_folder_without_permission_is_explained(tmp_path: Path) -> None:
 def test_a_full_disk_is_explained_and_leaves_no_half_file(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {name: (copy / name).read_bytes() for name in FILES}
+    before = {name: (copy / name).read_bytes() for name in TEXTS}
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -156,7 +159,7 @@ def test_a_full_disk_is_explained_and_leaves_no_half_file(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PrivtrainError, match=r"full .*Free some space"):
         files.save(examples.hostile(), copy, force=True)
-    assert {name: (copy / name).read_bytes() for name in FILES} == before
+    assert {name: (copy / name).read_bytes() for name in TEXTS} == before
     assert names(copy) == FILES
 
 
@@ -231,9 +234,42 @@ def test_a_text_that_utf_8_cannot_write_is_escaped_everywhere(tmp_path: Path) ->
     made = files.read_comparison(files.plain_comparison(Comparison(rows=tuple(rows), card={})))
     files.save(made, tmp_path)
     assert names(tmp_path) == FILES and files.load(tmp_path).rows == made.rows
-    for name in FILES:
+    for name in TEXTS:
         assert "udcff" in (tmp_path / name).read_text(encoding="utf-8"), name
     assert r"no \textbackslash{}udcff" in (tmp_path / "table.tex").read_text(encoding="utf-8")
     assert "\\udcff" in str(made) and made.as_html is not None
     for text in (str(made), made.as_html(made)):
         text.encode("utf-8")
+
+
+def test_pictures_are_written_as_pdf_and_svg(saved: Path) -> None:
+    figures = names(saved / "figures")
+    stems = {"accuracy", "cost", "epsilon", "deltas", "trade_off", "curves"}
+    assert figures == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "svg")}
+    for path in (saved / "figures").iterdir():
+        contents = path.read_bytes()
+        if path.suffix == ".pdf":
+            assert contents.startswith(b"%PDF") and contents.rstrip().endswith(b"%%EOF")
+            assert b"CreationDate" not in contents
+        else:
+            root = ElementTree.fromstring(contents)
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            assert b"currentColor" not in contents
+
+
+def test_pictures_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
+    files.save(Comparison(rows=(examples.dp_sgd(0, 3.0),), card={}), tmp_path)
+    (tmp_path / "figures" / "mine.svg").write_text("<svg/>")
+    files.save(Comparison(rows=(examples.sgd(0),), card={}), tmp_path, force=True)
+    found = names(tmp_path / "figures")
+    assert "mine.svg" in found and "cost.pdf" in found
+    assert not any(name.startswith(("epsilon", "deltas", "trade_off")) for name in found)
+
+
+@pytest.mark.slow
+def test_the_same_comparison_gives_the_same_pictures(tmp_path: Path) -> None:
+    made = Comparison(rows=(examples.dp_sgd(0, 3.0),), card={})
+    for place in ("first", "second"):
+        files.save(made, tmp_path / place)
+    for path in (tmp_path / "first" / "figures").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / "figures" / path.name).read_bytes()

@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from privtrain.core.result import Comparison, Failure, Row
 from privtrain.report import figures
 from privtrain.report.html import comparison_fragment, comparison_html
 from tests.report import examples
+from tests.report.printed import needs_browser, print_to_pdf, sheets
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -167,3 +169,67 @@ def test_failed_parts_close_their_tags() -> None:
         page = comparison_html(Comparison(rows=(row,), card={}))
         assert parsed(page).text.count("KeyError: 'x'") >= 3
         assert "No attack was run" not in page
+
+
+def with_an_audit(row: Row) -> Row:
+    metrics = {"epsilon_lower_bound": 0.4711, "ceiling": 3.487, "confidence": 0.95, "delta": 1e-5}
+    more = ("correct", "guesses", "f_dp_p_value", "f_dp_rejected", "gaussian_family_epsilon")
+    audit = replace(
+        examples.leakage(0.5),
+        attack="one-run audit",
+        metrics={**dict.fromkeys(more, 0.5), **metrics},
+        intervals={},
+    )
+    return row if row.error else replace(row, leakage=(*row.leakage, audit))
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_printed_report_loses_nothing(tmp_path: Path) -> None:
+    made = examples.realistic()
+    made = replace(made, rows=tuple(map(with_an_audit, made.rows)))
+    (tmp_path / "report.html").write_text(comparison_html(made), encoding="utf-8")
+    found = sheets(print_to_pdf(tmp_path / "report.html", tmp_path / "report.pdf"))
+    whole = " ".join(found)
+    # No column is cut off: the last one of each wide table.
+    assert "Time CPU time Peak memory Seeds" in found[0]
+    promises = whole[whole.index("What is promised to whom") :]
+    assert "public participant aggregator coalition" in promises
+    assert "coalition of 6 parties" in promises
+    assert "Confidence Delta" in whole
+    # What is folded away on a screen: every guarantee, all runs, the study.
+    assert "Releases Rests on" in whole and "(Abadi et al. 2016)" in whole
+    assert whole.count("per client, replace-one") >= 3 + 3
+    assert "36 runs, one line each" in whole and "The study that repeats" in whole
+    all_runs = whole[whole.index("36 runs, one line each") :]
+    assert all_runs.count("FedAvg, local DP per client") == 9
+    # Headings stand on the sheet of what they are about.
+    for heading, picture in (
+        ("ε at every δ", "formal ε to the public"),
+        ("Trade-off", "false positive rate"),
+        ("What it cost", "peak memory"),
+        ("ε over rounds", "round, step or query"),
+        ("Learning curves", "fraction of the run"),
+        ("All runs", "Remarks"),
+    ):
+        # Behind the table of contents, which is not printed.
+        sheet = next(sheet for sheet in found if heading in sheet)
+        assert picture in sheet[sheet.index(heading) :], heading
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_the_caption_says_what_dashed_lines_promise(stated: bool) -> None:
+    made = examples.realistic()
+    if stated:
+        made = replace(made, rows=tuple(map(with_a_stated_epsilon, made.rows)))
+    said = " ".join(parsed(comparison_html(made)).text.split())
+    assert "“no ε” promises the public nothing" in said
+    assert ("“ε stated by the user” rests on the user's word" in said) is stated
+
+
+def with_a_stated_epsilon(row: Row) -> Row:
+    """A row whose finite guarantees rest on somebody's word."""
+    if row.statement is None:
+        return row
+    told = tuple(replace(each, stated=True) for each in row.statement.guarantees)
+    return replace(row, statement=replace(row.statement, guarantees=told))

@@ -33,3 +33,17 @@ def test_the_bound_over_seeds_is_wrong_no_more_often_than_that_of_one() -> None:
     # Binomial(600, 0.05) exceeds 51 with probability 1e-4.
     assert wrong(ours) <= 51
     assert wrong(max) > 51
+
+
+def test_bounds_are_printed_on_their_safe_side() -> None:
+    bound = over_seeds("epsilon_lower_bound", [1.62989, 1.9], [None, None])
+    assert (bound.text, bound.interval_text) == ("1.629", "1.629–1.9")
+    p_value = over_seeds("f_dp_p_value", [0.0100001], [None])
+    assert (p_value.text, p_value.interval_text) == ("0.0101", "")
+    ceiling = over_seeds("ceiling", [3.48746], [None])
+    assert ceiling.text == "3.487"
+
+
+def test_a_rate_has_the_decimals_that_its_interval_needs() -> None:
+    auc = over_seeds("auc", [0.5108], [(0.5003, 0.5212)])
+    assert (auc.text, auc.interval_text) == ("0.5108", "0.5003–0.5212")

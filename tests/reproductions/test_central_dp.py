@@ -1,12 +1,14 @@
 """Reproductions: recipes train, noise is the papers', and a finished run is not lost."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privtrain.core.errors import DataError
 from reproductions import central_dp
 from reproductions.central_dp import RECIPES, Args, Job, classic_sigma
 from tests.data.conftest import data_directory
@@ -39,6 +41,43 @@ def test_finished_runs_are_kept_and_not_repeated(
     assert len(json.loads(central_dp.RESULTS.read_text())["rows"]) == 2
     shown = central_dp.table(central_dp.read())
     assert "| cnn | 3 | pld | 1.200 | 2.900 | 3.100 | 98.00 ± 0.71 (97.50–98.50) | 2 | 5 |" in shown
+
+
+def test_what_is_done_is_said_and_can_be_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(central_dp, "RESULTS", tmp_path / "central_dp.json")
+    monkeypatch.setattr(
+        central_dp, "trained", lambda job, args: {**vars(job), "accuracy": next(accuracies)}
+    )
+    accuracies = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    args = Args(only=("cnn",), epsilons=(3.0,), seeds=1)
+    assert central_dp.main(args) == 0
+    assert [row["accuracy"] for row in central_dp.read()] == [0.1, 0.2]
+    capsys.readouterr()
+    assert central_dp.main(args) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 runs are in" in said and "--again repeats them" in said
+    assert central_dp.main(Args(only=("cnn",), epsilons=(3.0,), seeds=1, again=True)) == 0
+    assert "runs are in" not in capsys.readouterr().err
+    assert [row["accuracy"] for row in central_dp.read()] == [0.3, 0.4], "in their places"
+    # Beside what is done, what is missing is run, and its lines stay JSON.
+    assert central_dp.main(Args(only=("cnn",), epsilons=(3.0,), seeds=2)) == 0
+    shown = capsys.readouterr()
+    assert "2 of 4 runs are in" in shown.err
+    assert [json.loads(line)["accuracy"] for line in shown.out.splitlines()] == [0.5, 0.6]
+
+
+def test_data_are_found_where_the_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVTRAIN_DATA", str(tmp_path))
+    job = Job(recipe="adult", epsilon=3.0, accounting="pld", seed=0)
+    with pytest.raises(DataError, match=re.escape(f"Looked in {tmp_path / 'adult'}")):
+        central_dp.trained(job, Args())
+    monkeypatch.delenv("PRIVTRAIN_DATA")
+    with pytest.raises(DataError, match="PRIVTRAIN_DATA"):
+        central_dp.trained(job, Args(smoke=True))
 
 
 def test_the_page_shows_what_was_measured() -> None:

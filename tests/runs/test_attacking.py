@@ -98,7 +98,8 @@ def broken(outputs: Tensor, targets: Tensor) -> float:
         ({"accuracy": broken}, "ZeroDivisionError: in the metric"),
         ({"accuracy": lambda o, t: math.nan}, "0..1, not nan"),
         ({"accuracy": lambda o, t: 93.0}, "0..1, not 93"),
-        ({"loss": lambda o, t: 0.1}, "to hold 'accuracy'; there is loss"),
+        ({"accuracy": lambda o, t: o}, "return one number; it returned a tensor"),
+        ({"accuracy": lambda o, t: True}, "return a number, not True"),
     ],
 )
 def test_a_metric_that_fails_leaves_the_row_standing(metrics: Any, error: str) -> None:

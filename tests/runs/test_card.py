@@ -21,7 +21,7 @@ from privtrain.core.statement import (
     Relation,
     Unit,
 )
-from privtrain.runs.card import run_card
+from privtrain.runs.card import fit_card, run_card, settings_of, without_counts
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
 OWN = replace(DATA, public_rows=None, published=False)
@@ -115,3 +115,54 @@ def test_a_module_that_is_given_as_a_value_stands_there_by_its_values() -> None:
     net = TASK.model()  # type: ignore[operator]
     card = run_card(FAST, replace(TASK, model=net), DATA, *GIVEN)
     assert re.search(r"Linear.* of values [0-9a-f]{64}$", card["configuration"]["model"], re.S)
+
+
+def fitted(statement: PrivacyStatement) -> dict[str, object]:
+    card = fit_card(
+        *(pt.DPSGD(epochs=2.0), TASK, OWN, HERE, 7, 1e-5, "cpu"),
+        statement=statement,
+        entropy="system",
+        folder=None,
+    )
+    assert "keyed_digest" not in json.dumps(card)
+    return card
+
+
+def test_the_card_of_a_fit_has_all_settings_seed_and_versions() -> None:
+    card = fitted(stated(Unit.EXAMPLE, ZERO_OUT))
+    configuration = card["configuration"]
+    assert isinstance(configuration, dict)
+    settings = configuration["settings"]
+    assert settings["epochs"] == 2.0
+    # At their defaults, too, and within parts.
+    assert settings["learning_rate"] == pt.DPSGD().learning_rate
+    assert settings["release"]["mechanism"]["kind"] == "Gaussian"
+    assert settings["release"]["mechanism"]["noise_multiplier"] == 1.0
+    assert card["public_seeds"] == [7]
+    assert "epsilons" not in configuration
+
+
+def test_the_card_of_a_fit_hides_what_is_promised() -> None:
+    hidden = fitted(stated(Unit.EXAMPLE, ADD_REMOVE))["data"]
+    assert isinstance(hidden, dict)
+    assert {hidden[n] for n in ("test_rows", "validation_rows", "public_part_rows")} == {
+        "not public"
+    }
+    assert hidden["parties"] == 4
+    clients = fitted(stated(Unit.CLIENT, ADD_REMOVE))["data"]
+    assert isinstance(clients, dict)
+    assert clients["parties"] == "not public"
+    nothing = fitted(stated(Unit.EXAMPLE, ADD_REMOVE, math.inf))
+    assert isinstance(nothing["data"], dict) and nothing["data"]["test_rows"] == len(OWN.test)
+    beside = without_counts(nothing)["data"]
+    assert set(beside.values()) & {len(OWN.test), 4} == set()
+
+
+def test_settings_that_no_file_holds_are_printed() -> None:
+    def schedule(step: int) -> float:
+        return 0.1
+
+    settings = settings_of({"rate": schedule, "many": (1, math.inf), "none": None})
+    assert settings["many"] == [1, "inf"] and settings["none"] is None
+    assert "schedule" in settings["rate"] and " at 0x" not in settings["rate"]
+    json.dumps(settings, allow_nan=False)

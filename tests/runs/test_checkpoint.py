@@ -205,3 +205,22 @@ def test_a_charge_that_stands_for_no_event_is_refused(tmp_path: Path) -> None:
         torch.save(saved, path)
         with pytest.raises(PrivtrainError, match=r"cannot be read|not known here"):
             run(SGD(epochs=1), tmp_path)
+
+
+def test_processor_time_adds_up_over_sittings(tmp_path: Path) -> None:
+    first = FileCheckpoint(Transcript(), History(), tmp_path / "state.pt")
+    first.save(1, {})
+    saved = read_state(tmp_path / "state.pt")
+    assert saved is not None and saved["cpu_seconds"] >= 0
+    saved = {**saved, "cpu_seconds": 1000.0}
+    again = FileCheckpoint(Transcript(), History(), tmp_path / "state.pt", saved=saved)
+    assert 1000 <= (again.cpu_seconds() or 0) < 1100
+    # Of workers in earlier sittings nobody knows, and of earlier versions nothing.
+    assert again.cpu_seconds([5.0]) is None
+    old = {name: value for name, value in saved.items() if name != "cpu_seconds"}
+    assert (
+        FileCheckpoint(Transcript(), History(), tmp_path / "state.pt", saved=old).cpu_seconds()
+        is None
+    )
+    again.forget()
+    assert 5 <= (again.cpu_seconds([5.0]) or 0) < 100

@@ -14,6 +14,7 @@ import pytest
 
 import privtrain as pt
 from privtrain.core.result import Predictor, Target
+from privtrain.core.statement import to_plain
 from privtrain.core.trainer import Run, Trainer
 from privtrain.report.files import plain_comparison, read_comparison
 from privtrain.runs.comparing import compare, failed
@@ -120,6 +121,42 @@ def test_finished_rows_are_not_repeated(tmp_path: Path) -> None:
     )
     assert again.rows[1].cost is not None and first.rows[1].cost is not None
     assert again.rows[1].cost.seconds == first.rows[1].cost.seconds
+
+
+def test_another_main_metric_leads_and_trains_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = {"pooled": pt.SGD(epochs=1)}
+    task = dataclasses.replace(TASK, metrics={"accuracy": pt.accuracy, "auc": pt.auc})
+    (first,) = compare(trainers, task, DATA, runtimes=HERE, folder=tmp_path).rows
+    monkeypatch.setattr("privtrain.runs.rows.fit", lambda *given, **named: pytest.fail("trained"))
+    other = dataclasses.replace(task, main="auc")
+    (again,) = compare(trainers, other, DATA, runtimes=HERE, folder=tmp_path).rows
+    assert (list(first.measurements), first.main) == (["accuracy", "auc"], "accuracy")
+    assert list(again.measurements) == ["auc", "accuracy"]
+    assert dataclasses.replace(again, main="accuracy") == first
+    with pytest.raises(pt.DataError, match="task's metrics"):
+        compare(trainers, TASK, DATA, runtimes=HERE, folder=tmp_path)
+
+
+def test_rows_of_an_earlier_version_are_taken_up_with_their_accuracy(tmp_path: Path) -> None:
+    trainers = {"pooled": pt.SGD(epochs=1)}
+    (first,) = compare(trainers, TASK, DATA, runtimes=HERE, folder=tmp_path).rows
+    (path,) = tmp_path.glob("*/row.json")
+    document = json.loads(path.read_text())
+    for name in ("metrics", "main", "classes_predicted"):
+        del document["rows"][0][name]
+    path.write_text(json.dumps(document))
+    (again,) = compare(trainers, TASK, DATA, runtimes=HERE, folder=tmp_path).rows
+    assert again.metrics == {} and again.accuracy == first.accuracy
+    old, new = again.measurements["accuracy"], first.measurements["accuracy"]
+    assert (old.value, old.interval, old.method) == (new.value, new.interval, new.method)
+
+
+def test_a_task_without_metrics_is_refused_before_training() -> None:
+    task = dataclasses.replace(TASK, metrics={})
+    with pytest.raises(pt.DataError, match=r"task\.metrics to hold one metric at least"):
+        compare({"bad": Failing()}, task, DATA, runtimes=HERE, errors="raise")  # type: ignore[dict-item]
 
 
 def test_json_has_the_promised_shape_and_comes_back() -> None:
@@ -327,3 +364,90 @@ def test_test_rows_without_targets_are_refused_by_who_needs_them() -> None:
     with pytest.raises(pt.DataError, match=r"data\.test\.targets.*accuracy"):
         compare({"x": pt.SGD(epochs=1)}, TASK, data)
     assert pt.fit(pt.SGD(epochs=1), TASK, data).statement.epsilon() == math.inf
+
+
+SMALL = pt.data.breast_cancer(parties=3)
+TWO = {"sgd": pt.SGD(epochs=1), "DP-SGD": pt.DPSGD(epochs=1.0)}
+
+
+def outputs_of(made: pt.Comparison) -> list[list[list[float]]]:
+    predictors = [row.predictor for row in made.rows]
+    return [p(SMALL[1].test.inputs).tolist() for p in predictors if p is not None]
+
+
+def test_models_are_kept_where_that_is_asked(tmp_path: Path) -> None:
+    home = tmp_path / "rows"
+    options: dict[str, Any] = {"runtimes": HERE, "folder": home, "keep_models": True}
+    first = compare(TWO, *SMALL, **options)
+    again = compare(TWO, *SMALL, seeds=(0, 1), **options)
+    assert outputs_of(again)[::2] == outputs_of(first)
+    assert len(outputs_of(again)) == 4
+    # Each lies in its row's folder, and no file of the comparison holds it.
+    assert len(list(home.glob("*/model/model.safetensors"))) == 4
+    loaded = read_comparison(json.loads(json.dumps(to_plain(plain_comparison(first)))))
+    assert loaded == first and loaded.rows[0].predictor is None
+    # Who does not ask for them has none.
+    without = compare(TWO, *SMALL, runtimes=HERE)
+    assert outputs_of(without) == [] and without.rows[0].accuracy == first.rows[0].accuracy
+
+
+def test_models_are_kept_in_memory_without_a_folder() -> None:
+    kept = compare({"sgd": pt.SGD(epochs=1)}, *SMALL, runtimes=HERE, keep_models=True)
+    trained = pt.fit(pt.SGD(epochs=1), *SMALL)
+    assert outputs_of(kept) == [trained.predictor(SMALL[1].test.inputs).tolist()]
+    with pytest.raises(ValueError, match="keep_models='yes'"):
+        compare(TWO, *SMALL, keep_models="yes")  # type: ignore[arg-type]
+
+
+def test_a_model_that_was_not_kept_is_trained_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"runtimes": HERE, "folder": tmp_path}
+    first = compare(TWO, *SMALL, **options)
+    again = compare(TWO, *SMALL, keep_models=True, **options)
+    assert [row.accuracy for row in again.rows] == [row.accuracy for row in first.rows]
+    assert [row.statement for row in again.rows] == [row.statement for row in first.rows]
+    assert len(outputs_of(again)) == 2
+
+
+def test_a_model_of_a_row_that_was_changed_is_named(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"runtimes": HERE, "folder": tmp_path, "keep_models": True}
+    compare(TWO, *SMALL, **options)
+    path = next(tmp_path.glob("*/model/model.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(pt.DataError, match=r"model\.safetensors is torn"):
+        compare(TWO, *SMALL, **options)
+
+
+def test_a_kept_model_tells_no_number_that_another_row_hides(tmp_path: Path) -> None:
+    own = dataclasses.replace(SMALL[1], published=False, public_rows=None)
+    options: dict[str, Any] = {"runtimes": HERE, "folder": tmp_path, "keep_models": True}
+    compare({"sgd": pt.SGD(epochs=1)}, SMALL[0], own, **options)
+    (card,) = tmp_path.glob("*/model/card.json")
+    data = json.loads(card.read_text())["data"]
+    assert {data[name] for name in ("parties", "test_rows", "validation_rows")} == {"not public"}
+    assert len(own.test) not in json.loads(card.read_text())["data"].values()
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A trainer whose predictor is no torch model."""
+
+    inner: pt.SGD = pt.SGD(epochs=1)
+    token: ClassVar[str] = "meaning"
+
+    plan = property(lambda self: self.inner.plan)
+    input_privacy = property(lambda self: self.inner.input_privacy)
+    caveats = property(lambda self: self.inner.caveats)
+    with_noise = property(lambda self: self.inner.with_noise)
+
+    def train(self, task: pt.Task, data: pt.FederatedData, run: Run) -> Predictor:
+        return lambda inputs: inputs[:, :2]
+
+
+def test_a_predictor_that_cannot_be_kept_is_said_and_not_trained_again(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"runtimes": HERE, "folder": tmp_path, "keep_models": True}
+    first = compare({"own": Meaning()}, *SMALL, **options)
+    assert first.rows[0].predictor is not None
+    again = compare({"own": Meaning()}, *SMALL, **options)
+    for row in (first.rows[0], again.rows[0]):
+        assert row.error is None and any("not kept" in note for note in row.notes)
+    assert again.rows[0].predictor is None

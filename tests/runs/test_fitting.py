@@ -387,6 +387,29 @@ class Elsewhere:
         yield InProcessStar(setting)
 
 
+@dataclass(frozen=True)
+class Working:
+    """A star whose two workers say three times how long they have worked."""
+
+    name: str = "working"
+    real: bool = False
+
+    @contextmanager
+    def open(self, setting: Setting) -> Iterator[InProcessStar]:
+        for process, seconds in (("1", 1000.0), ("2", 500.0), ("1", 3000.0), ("1", 2000.0)):
+            setting.report_cpu(process, seconds)
+        yield InProcessStar(setting)
+
+
+def test_processor_time_is_that_of_all_processes_workers_included() -> None:
+    trainer, data = FedAvg(rounds=1, local=LOCAL), a_federation(4, 4)
+    result = fit(trainer, TASK, data, runtimes=Runtimes(star=Working()))
+    assert result.cost.cpu_seconds is not None
+    assert 3500.0 < result.cost.cpu_seconds < 3600.0
+    alone = fit(trainer, TASK, data).cost.cpu_seconds
+    assert alone is not None and 0 < alone < 100
+
+
 def test_peak_memory_is_that_of_the_largest_process_workers_included() -> None:
     trainer, data = FedAvg(rounds=1, local=LOCAL), a_federation(4, 4)
     for sizes, largest in (((10**13, 10**14, 7), 10**14), ((7,), None)):

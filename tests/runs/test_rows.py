@@ -13,8 +13,8 @@ from torch import Tensor
 
 import privtrain as pt
 from privtrain.attacks.attack import Target
+from privtrain.core.metrics import accuracy
 from privtrain.core.result import Leakage, Predictor
-from privtrain.core.task import accuracy
 from privtrain.core.trainer import Run
 from privtrain.runs.checkpoint import Identity
 from privtrain.runs.comparing import compare

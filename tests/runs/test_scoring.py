@@ -11,6 +11,9 @@ from torch.nn.functional import one_hot
 
 from privtrain.accounting.selection import RandomTrials
 from privtrain.core.errors import DataError, UnsoundReleaseError
+from privtrain.core.identity import value_digest
+from privtrain.core.measures import Metric
+from privtrain.core.metrics import accuracy, auc, rmse
 from privtrain.core.seeding import SeededEntropy
 from privtrain.core.task import Rows
 from privtrain.mechanisms.gaussian import Gaussian, Laplace
@@ -84,3 +87,59 @@ def test_what_a_model_sets_while_it_is_scored_does_not_reach_the_next_trial(scor
 
     score.measure(changing, SeededEntropy(0)["score", 0, ""])
     assert torch.zeros(1).dtype is torch.float32 and torch.zeros(1).device.type == "cpu"
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1)])
+def test_a_single_logit_is_counted_by_its_sign(shape: tuple[int, ...]) -> None:
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    rows = Rows(logits.reshape(20, 1), (logits > 0.3).float())
+    right = int(((logits > 0) == (logits > 0.3)).sum())
+    stream = SeededEntropy(0)["score", 0, ""]
+    public = PublicRows(rows).measure(lambda inputs: inputs.reshape(shape), stream)
+    assert public == right / 20
+    quiet = PrivateRows(rows, Gaussian(1.0, 1e-9))
+    private = quiet.measure(lambda inputs: inputs.reshape(shape), stream)
+    assert private == pytest.approx(right, abs=1e-6)
+
+
+def one_decides(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Says that it counts rows, and lets the largest target decide of all of them."""
+    return float(targets.max() < 2)
+
+
+@pytest.mark.parametrize("metric", [accuracy, one_decides])
+@pytest.mark.parametrize("single", [True, False])
+def test_one_row_moves_a_private_score_by_one_whatever_the_metric(
+    metric: Any, single: bool
+) -> None:
+    logits = torch.randn(30, 1 if single else 3, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(30) % 2
+    changed = targets.clone()
+    # Neither 0 nor 1: of all rows at once it would be no target of a single logit.
+    changed[7] = 2
+    scores = [
+        PrivateRows(
+            Rows(logits, given), Gaussian(1.0, 1e-9), metric=Metric(metric, counts=True)
+        ).measure(lambda inputs: inputs, SeededEntropy(0)["score", 0, ""])
+        for given in (targets, changed)
+    ]
+    assert abs(scores[0] - scores[1]) < 1 + 1e-6
+    assert scores[0] > 2
+
+
+def test_private_rows_need_a_metric_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tuning, "fit_trial", lambda *given, **options: pytest.fail("a trial was run")
+    )
+    private = PrivateRows(OTHERS, Gaussian(1.0, 4.0))
+    for name, metric in (("auc", auc), ("accuracy", lambda o, t: 0.5), ("rmse", rmse)):
+        task = replace(TASK, metrics={name: metric})
+        with pytest.raises(UnsoundReleaseError, match=f"main metric '{name}' is no count"):
+            tune({"a": setting()}, task, DATA, score=private, runtimes=STAR)
+
+
+def test_the_metric_of_a_score_is_no_part_of_its_identity_until_it_is_another() -> None:
+    """The noise of earlier versions is that of today."""
+    score = PublicRows(OTHERS)
+    assert value_digest(score) == value_digest(score.by(Metric(accuracy, counts=True)))
+    assert value_digest(score) != value_digest(score.by(Metric(auc)))

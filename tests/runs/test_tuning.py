@@ -13,7 +13,15 @@ from torch.utils.hooks import RemovableHandle
 from privtrain.accounting.divergences import ORDERS
 from privtrain.accounting.event import charged
 from privtrain.accounting.selection import RandomTrials
-from privtrain.core.errors import BudgetExceededError, PrivacyError, UnsoundReleaseError
+from privtrain.accounting.winner import gnmax_check_rdp
+from privtrain.core.errors import (
+    BudgetExceededError,
+    DataError,
+    PrivacyError,
+    UnsoundReleaseError,
+)
+from privtrain.core.measures import Metric
+from privtrain.core.metrics import accuracy, auc
 from privtrain.core.result import TrainResult
 from privtrain.core.seeding import SEEDED, SYSTEM, EntropyKind
 from privtrain.core.statement import SIMULATED, Budget
@@ -140,6 +148,68 @@ def test_the_best_of_the_trials_is_returned(monkeypatch: pytest.MonkeyPatch) -> 
     assert best.score == max(scores)
     assert plain(PUBLIC_ROWS, best.result.predictor, np.random.default_rng(0)) == best.score
     assert tuned(mean=6.0, seed=seed).score == best.score
+
+
+def log_loss(logits: Tensor, targets: Tensor) -> float:
+    return float(nn.functional.cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize("best", ["high", "low"])
+def test_the_best_is_the_lowest_where_less_is_better(
+    best: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores: list[float] = []
+    plain = PublicRows.measure
+
+    def measure(self: PublicRows, predictor: Any, stream: Any) -> float:
+        scores.append(plain(self, predictor, stream))
+        return scores[-1]
+
+    monkeypatch.setattr(PublicRows, "measure", measure)
+    task = replace(TASK, metrics={"how sure": Metric(log_loss, best=best)})
+    for seed in range(10):
+        scores.clear()
+        found = tuned(mean=6.0, seed=seed, task=task)
+        if len(set(scores)) > 1:
+            break
+    assert len(set(scores)) > 1
+    assert found.score == (max(scores) if best == "high" else min(scores))
+    assert found.score == pytest.approx(
+        log_loss(found.result.predictor(OTHERS.inputs), OTHERS.labels)
+    )
+
+
+def test_a_trial_without_a_score_loses_to_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(10):
+        given = iter([math.nan, 0.25, math.nan, 0.5, *[math.nan] * 100])
+        made: list[float] = []
+
+        def measure(
+            self: Any, predictor: Any, stream: Any, given: Any = given, made: Any = made
+        ) -> float:
+            made.append(next(given))
+            return made[-1]
+
+        monkeypatch.setattr(PublicRows, "measure", measure)
+        found = tuned(mean=6.0, seed=seed)
+        if len(made) > 3:
+            break
+    assert len(made) > 3 and found.score == 0.5
+
+
+def test_a_main_metric_without_a_value_is_refused_before_a_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        tuning, "fit_trial", lambda *given, **options: pytest.fail("a trial was run")
+    )
+    for broken in (lambda o, t: 1 / 0, lambda o, t: math.nan, lambda o, t: o):
+        task = replace(TASK, metrics={"accuracy": accuracy, "own": broken}, main="own")
+        with pytest.raises(DataError, match=r"main metric 'own'.*on score\.rows"):
+            tuned(task=task)
+    task = replace(TASK, metrics={"auc": auc})
+    with pytest.raises(DataError, match=r"main metric 'auc'"):
+        tuned(PublicRows(Rows(OTHERS.inputs, torch.zeros_like(OTHERS.labels))), task=task)
 
 
 def test_nothing_runs_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,4 +404,4 @@ def test_a_trial_costs_all_kinds_of_what_it_releases() -> None:
     # Of one trial: nine checks more.
     curves = [charged(trainer.plan(data, STAR)[0].charges) for trainer in trainers]
     added = np.array(curves[1].rdp) - np.array(curves[0].rdp)
-    assert np.allclose(added, 9 * np.array(curves[0].orders) / (2 * 81.0))
+    assert np.allclose(added, 9 * gnmax_check_rdp(9.0, curves[0].orders))

@@ -1,6 +1,6 @@
 """Exchanges are numbered, recorded and closed in one place for all stars."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.runtime import Reply
 from privtrain.core.transcript import Entry
-from privtrain.runtimes.exchanges import Exchanges, tolerated
+from privtrain.runtimes.exchanges import Exchanges, replies_and_lost, tolerated
 from tests.contracts.star_runtime import PARTIES, a_setting
 
 ONE = torch.ones(1)
@@ -87,3 +87,18 @@ def test_only_who_is_gone_is_tolerated_and_only_where_not_all_have_to_reply() ->
     assert tolerated(PartyLostError("gone"), 0)
     assert not tolerated(PartyLostError("gone"), None)
     assert not tolerated(PartyLostError("raised", failed=True), 1)
+
+
+def test_replies_and_lost_come_in_the_order_of_the_calls() -> None:
+    def gone(failed: bool = False) -> Reply:
+        raise PartyLostError("gone", failed=failed)
+
+    one, other = Reply({}), Reply({})
+    calls: dict[str, Callable[[], Reply]] = {"b": lambda: one, "c": gone, "a": lambda: other}
+    replies, lost = replies_and_lost(calls, 2)
+    assert list(replies.items()) == [("b", one), ("a", other)]
+    assert list(lost) == ["c"]
+    # All have to reply, or a party's own code failed.
+    for called, at_least in ((calls, None), ({**calls, "c": lambda: gone(failed=True)}, 0)):
+        with pytest.raises(PartyLostError, match="gone"):
+            replies_and_lost(called, at_least)

@@ -15,7 +15,7 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.statement import ADD_REMOVE, ZERO_OUT, Unit
 from privtrain.core.task import FederatedData, Rows, Task, concatenate
 from privtrain.data.arrays import from_arrays
-from privtrain.data.tables import from_csv
+from privtrain.data.reading import from_csv
 from privtrain.gradients.bookkeeping.engine import BookKeeping
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release

@@ -27,7 +27,7 @@ def by_label(comparison: pt.Comparison) -> dict[str, Row]:
 @pytest.mark.slow
 def test_every_way_is_in_the_table(comparison: pt.Comparison) -> None:
     rows = by_label(comparison)
-    assert [row.error for row in rows.values()] == [None] * 7
+    assert [row.error for row in rows.values()] == [None] * 8
     assert list(rows) == [
         "pooled",
         "north alone",
@@ -36,7 +36,11 @@ def test_every_way_is_in_the_table(comparison: pt.Comparison) -> None:
         "federated",
         "federated, DP in silos",
         "under MPC",
+        "under MPC, in plaintext",
     ]
+    baselines = {label: row.baseline for label, row in rows.items()}
+    assert baselines.pop("under MPC") == "under MPC, in plaintext"
+    assert set(baselines.values()) == {"pooled"}
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """Optimizers, and one step by hand."""
 
+import functools
 import re
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from privtrain.core.task import Loss
-from privtrain.steps.optimizers import GradientVector, descend, make_optimizer
+from privtrain.steps.optimizers import GradientVector, advance, descend, make_optimizer
 from tests.steps.test_plain import TASK, a_model, some_rows, weights
 
 
@@ -44,6 +47,97 @@ def test_a_loss_has_one_value_for_each_example(shape: tuple[int, ...], loss: Los
         *(model, optimizer, lambda o, t: (o.squeeze(1) - t) ** 2), torch.randn(8, 3), torch.randn(8)
     )
     assert not torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam"])
+def test_advancing_is_stepping(name: str) -> None:
+    ended = []
+    for step in (advance, lambda optimizer: optimizer.step()):
+        parameter = nn.Parameter(torch.linspace(-1, 1, 7))
+        optimizer = make_optimizer(name, [parameter], 0.1)
+        for scale in (1.0, -2.0, 0.5):
+            parameter.grad = scale * torch.arange(7.0)
+            step(optimizer)
+        ended.append(parameter.detach())
+    assert torch.equal(*ended)
+
+
+class Counted:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *_: object) -> None:
+        self.calls += 1
+
+
+HOOKS = ["register_step_pre_hook", "register_step_post_hook"]
+
+
+@pytest.mark.parametrize("where", ["optimizer", "everywhere"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_run_at_each_step(where: str, hook: str) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = make_optimizer("SGD", [parameter], 0.1)
+    counted = Counted()
+    # Torch hides the module behind the function of its name.
+    hooked = optimizer if where == "optimizer" else sys.modules["torch.optim.optimizer"]
+    name = hook if where == "optimizer" else hook.replace("register", "register_optimizer")
+    handle = getattr(hooked, name)(counted)
+    try:
+        advance(optimizer)
+        advance(optimizer)
+    finally:
+        handle.remove()
+    advance(optimizer)
+    assert counted.calls == 2
+
+
+def test_a_step_that_a_user_wrapped_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(torch.optim.SGD):
+        pass
+
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = Own([parameter], lr=0.1)
+    advance(optimizer)
+    taken = Counted()
+    inner = Own.step
+
+    @functools.wraps(inner)
+    def wrapped(*given: Any) -> Any:
+        taken()
+        return inner(*given)
+
+    monkeypatch.setattr(Own, "step", wrapped)
+    advance(optimizer)
+    # As a scheduler does it: on the optimizer itself.
+    monkeypatch.setattr(optimizer, "step", taken)
+    advance(optimizer)
+    assert taken.calls == 2
+
+
+def test_a_profiler_sees_each_step_by_name() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = make_optimizer("SGD", [parameter], 0.1)
+    with torch.autograd.profiler.profile() as profile:
+        advance(optimizer)
+    assert "Optimizer.step#SGD.step" in [event.name for event in profile.function_events]
+
+
+def test_a_small_step_is_not_wrapped() -> None:
+    """Where torch changes what is private here, a step is only slower: this tells us."""
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    optimizer = make_optimizer("SGD", [parameter], 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        refused = Counted()
+        patch.setattr(torch.autograd.profiler.record_function, "__enter__", refused)
+        advance(optimizer)
+    assert refused.calls == 0
 
 
 def test_a_gradient_is_copied_not_aliased() -> None:

@@ -19,6 +19,7 @@ from privtrain.sampling.cyclic import CyclicPoisson
 from privtrain.sampling.sampling import FixedSize, Poisson
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
+from privtrain.steps.semi_supervised import SemiSupervised
 from privtrain.steps.weights import ByExamples
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
@@ -119,12 +120,23 @@ CASES = (
     ),
     a_case(
         "pate",
-        PATE(teachers=9, queries=60, release=Release(GNMax(sigma=1.5), finish=ARGMAX)),
+        PATE(
+            teachers=9,
+            queries=60,
+            release=Release(GNMax(sigma=1.5), finish=ARGMAX),
+            student=SemiSupervised(steps=100, learning_rate=0.05),
+        ),
         0.75,
     ),
     a_case(
         "pate-laplace",
-        PATE(teachers=9, queries=60, release=Release(LNMax(scale=1.5), finish=ARGMAX)),
+        PATE(
+            teachers=9,
+            queries=60,
+            release=Release(LNMax(scale=1.5), finish=ARGMAX),
+            steps=PlainSteps(epochs=40, learning_rate=0.5),
+            student=PlainSteps(epochs=60, learning_rate=0.1),
+        ),
         0.75,
     ),
 )

@@ -43,6 +43,7 @@ from privtrain.runs.roots import noise_root
 from privtrain.sampling.batches import PoissonBatches, ShuffledEpochs
 from privtrain.sampling.figures import BatchSampling
 from privtrain.trainers.dp_sgd import DPSGD
+from tests.extras import needing
 from tests.gradients.loops import clipped, example_gradients
 from tests.statistics import assert_power, mean_is_zero, normal_with_std, std_is
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
@@ -109,7 +110,7 @@ def test_a_run_is_kept_at_the_end_of_a_draw_where_the_curve_has_a_further_point(
 # ---------------------------------------------------------------------- against plain loops
 
 
-@pytest.mark.parametrize("gradients", [BookKeeping(), Opacus()], ids=str)
+@pytest.mark.parametrize("gradients", [BookKeeping(), *needing("opacus", Opacus)], ids=str)
 def test_without_noise_training_equals_a_loop_over_examples(gradients: Gradients) -> None:
     data = a_federation(30, 10)
     trainer = DPSGD(

@@ -15,11 +15,13 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.transcript import Transcript
 from privtrain.mechanisms.gaussian import Gaussian
-from privtrain.mpc.crypten.engine import CAVEATS
+from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
+from privtrain.runtimes.threads import Threads
 from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
 from tests.mpc import dealt
@@ -53,6 +55,40 @@ def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
             nn.functional.cross_entropy(logits, rows.labels[chosen]).backward()
             optimizer.step()
     return to_vector(model.parameters())
+
+
+def test_how_many_parties_compute_depends_on_the_engine() -> None:
+    five = MPCSGD(computing_parties=5, engine=Ring64())
+    assert five.briefly().engine == Ring64()
+    assert len(five.computing_names) == 5
+    for engine, count in ((CrypTen(), 4), (Ring64(), 6), (Ring64(), 1)):
+        with pytest.raises(ValueError, match=f"computing_parties={count} in 2.."):
+            MPCSGD(computing_parties=count, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "settings"),
+    [
+        (logistic, by_rows(), {"computing_parties": 2}),
+        (logistic, by_columns(), {"computing_parties": 5, "batch_size": None, "epochs": 6}),
+        (perceptron, by_rows(), {"computing_parties": 3, "momentum": 0.9}),
+    ],
+)
+def test_weights_under_a_dealer_equal_those_of_plaintext(
+    model: type[nn.Module], data: FederatedData, settings: dict[str, float]
+) -> None:
+    values = {"epochs": 2, "batch_size": 20, "learning_rate": 0.25} | settings
+    trainer = MPCSGD(engine=Ring64(), **values)  # type: ignore[arg-type]  # a mixed dict
+    task = Task(model=model)
+    result = fit(trainer, task, data, runtimes=Runtimes(mesh=Threads()), seed=5)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    plain = plain_weights(trainer, task, data.pooled(), 5)
+    start = to_vector(initial_model(task, Seeds(5)["initialisation", 0, ""]).parameters())
+    assert float((plain - start).abs().max()) > 0.1  # training moved them far
+    assert float((trained - plain).abs().max()) < 0.005
+    # The dealer is sent shapes and keys, and nothing that depends on rows.
+    heard = {entry.kind for entry in result.transcript.entries if entry.receiver == "dealer"}
+    assert heard <= {"shapes", "public key", "material taken"}
 
 
 @pytest.mark.slow
@@ -110,6 +146,18 @@ def check_transcript(transcript: Transcript, trainer: MPCSGD, data: FederatedDat
     }
     setups = {(setup.party, "triple" in setup.what) for setup in transcript.setups}
     assert setups == {(trainer.computing_names[0], True)}
+
+
+def test_the_twin_takes_the_same_steps_in_plaintext() -> None:
+    for momentum in (0.0, 0.9):
+        trainer = MPCSGD(epochs=2, batch_size=20, learning_rate=0.25, momentum=momentum)
+        twin, task, data = trainer.plaintext_twin(), Task(model=perceptron), by_rows()
+        result = fit(twin, task, data, runtimes=Runtimes(star=InProcess()), seed=5)
+        trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+        plain = plain_weights(trainer, task, data.pooled(), 5)
+        assert float((trained - plain).abs().max()) < 1e-4
+        assert math.isinf(result.statement.epsilon())
+        assert pickle.loads(pickle.dumps(twin)) == twin
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from privtrain.attacks.one_run.bounds import (
 from privtrain.attacks.scores import Scores
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Leakage, Target
+from privtrain.core.rounding import printed_down
 from privtrain.core.seeding import Seeds
 from privtrain.core.statement import ADD_REMOVE, PrivacyCurves, Unit
 from privtrain.core.task import Canaries
@@ -100,6 +101,7 @@ class OneRun:
         inside = int(canaries.included.sum())
         promised = _example_curves(target.promised)
         metrics = self._metrics(len(canaries), correct, promised)
+        proved = printed_down(metrics["epsilon_lower_bound"] or 0.0, 3)
         return Leakage(
             attack=self.name,
             observer=self.observer.name,
@@ -109,8 +111,7 @@ class OneRun:
             notes=(
                 "this attack only, not evidence of safety",
                 f"{correct} of {self.guesses} guesses right: epsilon at least "
-                f"{metrics['epsilon_lower_bound']:.3g}; all right would show the ceiling, "
-                f"{metrics['ceiling']:.3g}",
+                f"{proved}; all right would show the ceiling, {metrics['ceiling']:.3g}",
                 *self._notes(int(torch.isnan(losses).sum()), promised),
             ),
         )

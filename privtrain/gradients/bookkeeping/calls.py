@@ -11,7 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.gradients.bookkeeping.layers import formula_of
-from privtrain.gradients.bookkeeping.lstm import Unrolled, forwarded_to
+from privtrain.gradients.bookkeeping.recurrent import Unrolled, forwarded_to
 
 WatchedLayer = tuple[str, nn.Module, int]
 """A layer's name, the layer, and how many dimensions its inputs must have (0: any)."""
@@ -51,12 +51,12 @@ def watched_layers(model: nn.Module) -> list[WatchedLayer]:
 
 
 @contextmanager
-def watch_calls(layers: list[WatchedLayer], lstms: list[Unrolled]) -> Iterator[list[LayerCall]]:
+def watch_calls(layers: list[WatchedLayer], recurrent: list[Unrolled]) -> Iterator[list[LayerCall]]:
     """Fills a list with the calls of layers while a model runs forward; takes its hooks off again.
 
     Args:
         layers: Whose calls are watched.
-        lstms: Their steps run as linear layers meanwhile, so that they are watched, too.
+        recurrent: Their steps run as linear layers meanwhile, so that they are watched, too.
     """
     calls: list[LayerCall] = []
     hooks = []
@@ -66,7 +66,7 @@ def watch_calls(layers: list[WatchedLayer], lstms: list[Unrolled]) -> Iterator[l
         watch = _watcher(calls, name, dimensions)
         hooks.append(layer.register_forward_hook(watch, prepend=True))
     try:
-        with forwarded_to(lstms):
+        with forwarded_to(recurrent):
             yield calls
     finally:
         for hook in hooks:
@@ -100,7 +100,7 @@ def reached(losses: Tensor) -> tuple[set[Any], Counter[int]]:
     start = losses.grad_fn
     seen: set[Any] = {start}
     uses: Counter[int] = Counter()
-    # A stack of its own: the graph of an unrolled LSTM is deeper than Python's recursion allows.
+    # A stack of its own: the graph of unrolled steps is deeper than Python's recursion allows.
     waiting = [start]
     while waiting:
         node = waiting.pop()

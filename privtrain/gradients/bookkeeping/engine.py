@@ -9,6 +9,7 @@ that is cheaper, and then for a few examples at a time.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.parameters import SUMMED, check_no_autocast, check_types, trainable, wide_type
 from privtrain.core.task import Loss, Rows
-from privtrain.core.validate import check_count
+from privtrain.core.validate import check_count, check_follows
 from privtrain.gradients.alone import RowTrial
 from privtrain.gradients.bookkeeping.calls import (
     LayerCall,
@@ -32,7 +33,7 @@ from privtrain.gradients.bookkeeping.calls import (
 )
 from privtrain.gradients.bookkeeping.example_gradients import ExampleGradients, merged
 from privtrain.gradients.bookkeeping.layers import formula_of
-from privtrain.gradients.bookkeeping.lstm import Unrolled, unrolled_lstms
+from privtrain.gradients.bookkeeping.recurrent import Unrolled, unrolled_layers
 from privtrain.gradients.bookkeeping.sum import (
     TrainedParameter,
     Weigh,
@@ -67,8 +68,8 @@ class BookKeeping:
     """Clipped sums from activations and output gradients; forms few per-example gradients.
 
     Linear, Conv1d, Conv2d, Embedding, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and, step by
-    step, LSTM have a formula. A model with a parameter that is used anywhere else is trained by
-    `torch.func`, and the result says so.
+    step, LSTM, GRU and RNN have a formula. A model with a parameter that is used anywhere else, as
+    in nn.MultiheadAttention and transformers, is trained by `torch.func`, and the result says so.
 
     Args:
         micro_batch: Examples to work on at a time, which bounds the memory and changes no sum;
@@ -85,6 +86,7 @@ class BookKeeping:
     def __post_init__(self) -> None:
         if self.micro_batch is not None:
             check_count(micro_batch=self.micro_batch)
+        check_follows(Clipping, "FlatClipping()", clipping=self.clipping)
 
     def engine(self, model: nn.Module, loss: Loss) -> GradientEngine:
         """Prepares a model.
@@ -122,7 +124,7 @@ class BookKeepingEngine:
     clipping: Clipping = FlatClipping()
     notes: tuple[str, ...] = field(default=(), init=False)
     _layers: list[WatchedLayer] = field(init=False, repr=False)
-    _lstms: list[Unrolled] = field(init=False, repr=False)
+    _recurrent: list[Unrolled] = field(init=False, repr=False)
     _tried: bool = field(default=False, init=False, repr=False)
     _alone: RowTrial = field(init=False, repr=False)
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False)
@@ -131,9 +133,9 @@ class BookKeepingEngine:
 
     def __post_init__(self) -> None:
         self._alone = RowTrial(self.model, self.loss)
-        self._lstms = list(unrolled_lstms(self.model))
+        self._recurrent = list(unrolled_layers(self.model))
         self._layers = watched_layers(self.model)
-        self._layers += [(*layer, 0) for lstm in self._lstms for layer in lstm.linear_layers]
+        self._layers += [(*layer, 0) for each in self._recurrent for layer in each.linear_layers]
         # Here already, so that wrong settings show before training starts.
         self._trained = trained_parameters(self.model, self.clipping)
 
@@ -181,20 +183,29 @@ class BookKeepingEngine:
         """Tries what has not been settled yet."""
         check_no_autocast()
         with decided_on_rows(public=public):
+            fallback: TorchFuncEngine | None = None
             if not self._tried:
                 try:
                     self._try_out(rows)
                 except NotCoveredError as reason:
-                    self._fallback, self._tried = self._by_torch_func(reason), True
+                    fallback = self._fallback = self._by_torch_func(reason)
             # As many as the model sees at once. `torch.func` sees one, and so trains another
             # function without a word if they are not alone.
             at_once = first_rows(rows, self.micro_batch or len(rows))
             self._alone.on(at_once, public=public)
+            if fallback is not None:
+                # Before anything is spent: two rows show whether it can be computed. After the
+                # other trial, which names what makes it impossible.
+                tried(
+                    self.model, first_rows(rows, 2), partial(fallback.clipped_sum, clipping_norm=1)
+                )
+                self._tried = True
 
     def _by_torch_func(self, reason: NotCoveredError) -> TorchFuncEngine:
         """What computes the sums from here on, as the note says of the whole result."""
         self.notes = (f"gradients by torch.func, which is slower: {reason}",)
-        return TorchFuncEngine(self.model, self.loss, self.clipping, self._lstms)
+        reasons = self._recurrent, str(reason)
+        return TorchFuncEngine(self.model, self.loss, self.clipping, *reasons)
 
     def _in_pieces(self, rows: Rows, clipping_norm: float) -> ClippedSum:
         # Of the whole batch, of which pieces are a part.
@@ -251,7 +262,7 @@ class BookKeepingEngine:
 
     def _watch(self, rows: Rows) -> tuple[Tensor, list[LayerCall], Counter[int]]:
         """Losses, the calls they depend on, and how often they depend on each parameter."""
-        with watch_calls(self._layers, self._lstms) as calls:
+        with watch_calls(self._layers, self._recurrent) as calls:
             losses = one_loss_each(self.model, self.loss, rows)
         if not losses.requires_grad:
             return losses, [], Counter()

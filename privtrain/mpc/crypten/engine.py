@@ -3,15 +3,15 @@
 The only file that imports CrypTen. What it changes in CrypTen 0.4.1, in this process only: random
 ring elements come from AES-256-CTR under 256-bit keys agreed by X25519 (CrypTen draws from mt19937
 under 32 bits that travel in clear), the communicator checks and records (`channel`), only the
-dealer draws triples, and softmax is another approximation (`exponential`, `softmax`).
+dealer draws triples, signs come from a smaller circuit (`comparison`), and softmax is another
+approximation (`functions`).
 """
 
 import importlib
-import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,16 +23,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
-from privtrain.core.runtime import Link, Party, Program, link_of
+from privtrain.core.extras import check_installed
+from privtrain.core.links import Link
+from privtrain.core.runtime import Party, Program, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
-from privtrain.core.validate import check_member
+from privtrain.core.validate import check_flag, check_member
 from privtrain.mpc.crypten.channel import Channel, Framed, Wire
+from privtrain.mpc.crypten.comparison import CrypTenGates, negative
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.keystream import KeyAgreement, Keystream
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
-INSTALL = "pip install --no-deps crypten==0.4.1"
 _CPU = torch.device("cpu")
+_PACKAGES = ("crypten", "omegaconf", "onnx", "yaml")
 _MOVED = "torch.onnx._internal.registration"
 
 CAVEATS = (
@@ -65,6 +68,7 @@ class CrypTen:
 
     def __post_init__(self) -> None:
         check_member({"TFP"}, provider=self.provider)
+        check_flag(checks=self.checks)
 
     @property
     def name(self) -> str:
@@ -74,11 +78,18 @@ class CrypTen:
     def caveats(self) -> tuple[str, ...]:
         return CAVEATS
 
+    @property
+    def most_parties(self) -> int:
+        return 3
+
+    @property
+    def exact_truncation(self) -> bool:
+        return False
+
     def check(self, parties: int) -> None:
         if parties not in (2, 3):
             raise UnsupportedError(f"CrypTen runs here with 2 or 3 parties, not with {parties}.")
-        if importlib.util.find_spec("crypten") is None:
-            raise UnsupportedError(f"The engine CrypTen is not installed: {INSTALL}")
+        check_installed("The engine CrypTen", *_PACKAGES)
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
         # A value opened under a triple (a, b, ab) is x - a: whoever dealt a reads x from it.
@@ -111,8 +122,12 @@ class CrypTen:
         )
         return (dealer, *others, network)
 
-    def helpers(self, names: Sequence[str]) -> Mapping[str, Program]:
+    @property
+    def helper_names(self) -> tuple[str, ...]:
         # Rank 0 deals.
+        return ()
+
+    def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
         return {}
 
     @contextmanager
@@ -154,8 +169,7 @@ def load() -> Any:
     Raises:
         UnsupportedError: If it is not installed.
     """
-    if importlib.util.find_spec("crypten") is None:
-        raise UnsupportedError(f"The engine CrypTen is not installed: {INSTALL}")
+    check_installed("The engine CrypTen", *_PACKAGES)
     try:
         importlib.import_module(_MOVED)
     except ModuleNotFoundError:
@@ -194,6 +208,7 @@ def _channel(crypten: Any, link: Link, *, checks: bool) -> Channel:
     inner.set_name(link.names[link.rank])
     inner.reset_communication_stats()
     _configure(crypten)
+    _compare_by_carries(crypten)
     framed = Framed(dist, len(ranks), link.rank)
     # The communicator's module calls `dist`; CrypTen's own byte counter stays around that call.
     sys.modules[communicator_class.__module__].dist = framed  # type: ignore[attr-defined]
@@ -222,6 +237,18 @@ def _configure(crypten: Any) -> None:
     # CrypTen's own byte counter, against which ours is tested.
     settings.communicator.verbose = True
     crypten.cfg.set_config(settings)
+
+
+def _compare_by_carries(crypten: Any) -> None:
+    """Replaces what CrypTen's comparisons of order come down to."""
+
+    def below_zero(value: Any) -> Any:
+        gates = CrypTenGates(
+            crypten.mpc.get_default_provider(), crypten.communicator.get(), dist.ReduceOp.BXOR
+        )
+        return type(value).from_shares(negative(value.share, gates), precision=0)
+
+    crypten.mpc.MPCTensor._ltz = below_zero
 
 
 def _wire(count: int) -> Wire:
@@ -291,6 +318,10 @@ def _draw_from_keystreams(crypten: Any, *, dealer: bool) -> None:
                 setattr(module, function, replacement if deals_here else nothing)
 
 
+def _missing(what: str) -> UnsupportedError:
+    return UnsupportedError(f"CrypTen has no {what} here. Use Ring64().")
+
+
 class CrypTenSession:
     """An open CrypTen session; its values are CrypTen's own `MPCTensor`s.
 
@@ -354,6 +385,19 @@ class CrypTenSession:
 
     def positive(self, shared: Any) -> Any:
         return shared.gt(0)
+
+    def relu(self, shared: Any) -> tuple[Any, Any]:
+        above = self.positive(shared)
+        return shared * above, above
+
+    def sigmoid(self, logits: Any) -> Any:
+        raise _missing("sigmoid")
+
+    def bilinear(self, function: Callable[[Tensor, Tensor], Tensor], left: Any, right: Any) -> Any:
+        raise _missing("bilinear functions")
+
+    def linear(self, function: Callable[[Tensor], Tensor], shared: Any) -> Any:
+        raise _missing("linear functions")
 
     def softmax(self, logits: Any) -> Any:
         """Probabilities along the last dimension, whatever the gaps between logits."""

@@ -88,6 +88,8 @@ def below_largest(shared: Shared) -> Shared:
     """
     if shared.size(-1) == 1:
         return shared - shared
+    if shared.size(-1) == 2:
+        return _below_other(shared)
     cat = type(shared).cat
     gaps: list[Shared] = []
     near: list[Shared] = []
@@ -104,6 +106,15 @@ def below_largest(shared: Shared) -> Shared:
         total = total + clamped[:, place] - DEEPEST
         start += gap.size(-1)
     return total
+
+
+def _below_other(shared: Shared) -> Shared:
+    """`below_largest` of two values, by one product rather than two in turn."""
+    gaps = shared - shared[:, torch.tensor([1, 0])]
+    bits: Shared = type(shared).cat([gaps[:, 1:], gaps + DEEPEST], dim=-1).gt(0)
+    larger = _larger_of_pairs(bits[:, :1], 2)[..., 0]
+    # The larger value lies near, so that what the bits differ by is a bit: near and not the larger.
+    return (gaps + DEEPEST) * (larger * -1 + bits[:, 1:]) + larger * DEEPEST - DEEPEST
 
 
 def levels(count: int) -> int:
@@ -124,23 +135,27 @@ def _level(values: Shared, below: Shared | None) -> tuple[Shared, Shared, list[S
     """
     cat, batch, count = type(values).cat, values.size(0), values.size(-1)
     group = min(_GROUP, count)
-    # Short groups are filled by values that are there already: the largest stays the same.
+    # A short group is filled by values that lose to its own, whatever they are.
     missing = -count % group
     filled = cat([values, values[:, :missing]], dim=-1) if missing else values
     groups = filled.reshape(batch, -1, group)
     differences = _differences(groups)
-    questions = [differences.reshape(batch, -1)]
+    asked, places = _real_pairs(count, group)
+    questions = [differences.reshape(batch, -1)[:, asked]]
     last = groups.size(1) == 1
     if last:
         # Nothing is compared after it: whether a value lies near to the largest follows from
-        # whether it lies near to every other one.
-        pairs = _pairs_of_each_value(group)
-        own = differences[..., pairs.abs() - 1] * (-pairs.sign()) + DEEPEST
+        # whether it lies near to every other one. A difference, and no product with signs: CrypTen
+        # encodes a tensor of whole numbers, too, and the product is then truncated.
+        each = torch.arange(group)
+        others = torch.stack([each[each != value] for value in each])
+        own = groups[..., each.unsqueeze(1).expand_as(others)] - groups[..., others] + DEEPEST
         questions.append(own.reshape(batch, -1))
     if below is not None:
         questions.append(below + DEEPEST)
     answers = _split(cat(questions, dim=-1).gt(0), [part.size(-1) for part in questions])
-    larger = _larger_of_pairs(answers[0].reshape(batch, groups.size(1), -1), group)
+    known = cat([answers[0], answers[0][:, :1] * 0], dim=-1)[:, places] if missing else answers[0]
+    larger = _larger_of_pairs(known.reshape(batch, groups.size(1), -1), group)
     near = answers[len(answers) - 1 :] if below is not None else []
     if last:
         ones = _product(cat([larger, answers[1].reshape(batch, 1, group, -1)], dim=2))
@@ -153,13 +168,25 @@ def _level(values: Shared, below: Shared | None) -> tuple[Shared, Shared, list[S
     return largest, gaps.reshape(batch, -1), near
 
 
+def _real_pairs(count: int, group: int) -> tuple[Tensor, Tensor]:
+    """Which pairs of all groups have no filler on their right, `(asked,)`.
+
+    And for each pair its place among them, `(pairs,)`; where it has a filler, the place after them.
+    """
+    right = torch.tensor(list(combinations(range(group), 2)))[:, 1]
+    starts = torch.arange(0, count, group)
+    real = (starts.unsqueeze(1) + right < count).reshape(-1)
+    asked = real.nonzero().squeeze(1)
+    return asked, torch.where(real, real.cumsum(0) - 1, len(asked))
+
+
 def _split(shared: Shared, sizes: list[int]) -> list[Shared]:
     ends = list(accumulate(sizes))
     return [shared[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def exponential(shared: Shared, least: float) -> Shared:
-    """e^x of values in [least, 0], with an error of at most 5e-5.
+    """e^x of values in [least, 0], with an error of at most 5e-5 beside that of fixed point.
 
     (p(x / n))^n, where the cubic p interpolates e^y on [-1/4, 0] at Chebyshev nodes (error 1.2e-6).
 

@@ -7,6 +7,7 @@ for simulation on one machine. The same client runs in this process and on Ray.
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -278,7 +279,13 @@ def _take_step(site: Site, content: RecordDict, context: Context) -> RecordDict:
     if party.state:
         packed[KEEPS_STATE] = ConfigRecord()
     if site.elsewhere:
-        packed[PEAK_MEMORY] = ConfigRecord({"bytes": peak_memory()})
+        packed[PEAK_MEMORY] = ConfigRecord(
+            {
+                "bytes": peak_memory(),
+                "process": str(os.getpid()),
+                "cpu_seconds": time.process_time(),
+            }
+        )
     return packed
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from privtrain.core.errors import PartyLostError
 from privtrain.core.runtime import Payload, Reply, Setting, Step
-from privtrain.runtimes.exchanges import Exchanges, tolerated
+from privtrain.runtimes.exchanges import Exchanges, replies_and_lost
 from privtrain.runtimes.flower.client import (
     KEEPS_STATE,
     PEAK_MEMORY,
@@ -67,15 +68,11 @@ class FlowerStar:
         contents: dict[str, RecordDict] = {}
         for party, payload in payloads.items():
             contents[party] = pack(payload, self._exchanges.ask(party, payload, number))
-        replies: dict[str, Reply] = {}
-        lost: dict[str, PartyLostError] = {}
-        for party, answer in self._answers(TAKE_STEP, contents, round).items():
-            try:
-                replies[party] = read_reply(self._content(party, answer, round))
-            except PartyLostError as error:
-                if not tolerated(error, at_least):
-                    raise
-                lost[party] = error
+        calls = {
+            party: partial(self._reply, party, answer, round)
+            for party, answer in self._answers(TAKE_STEP, contents, round).items()
+        }
+        replies, lost = replies_and_lost(calls, at_least)
         for party, reply in replies.items():
             self._exchanges.answer(party, reply, number)
         return self._exchanges.end(replies, lost, len(payloads), at_least, round)
@@ -102,6 +99,9 @@ class FlowerStar:
         answers = {answer.metadata.src_node_id: answer for answer in self.send(messages)}
         return {party: answers.get(self.node_of(party)) for party in contents}
 
+    def _reply(self, party: str, answer: Message | None, round: int) -> Reply:
+        return read_reply(self._content(party, answer, round))
+
     def _content(self, party: str, answer: Message | None, round: int) -> RecordDict:
         if answer is None:
             raise PartyLostError(f"{party} did not reply in round {round}.", party)
@@ -112,6 +112,8 @@ class FlowerStar:
         if PEAK_MEMORY in answer.content:
             record = cast(ConfigRecord, answer.content[PEAK_MEMORY])
             self.setting.report_memory(int(cast(int, record["bytes"])))
+            seconds = float(cast(float, record["cpu_seconds"]))
+            self.setting.report_cpu(str(record["process"]), seconds)
         return answer.content
 
     def states(self) -> dict[str, Payload]:

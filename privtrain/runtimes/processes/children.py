@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
 from privtrain.core.failures import RaisedElsewhereError
@@ -58,6 +58,11 @@ class Child:
     def failed(self) -> bool:
         """Whether it will not deliver."""
         return self.failure is not None or self.died is not None or self.frozen is not None
+
+    @property
+    def cause(self) -> Exception | None:
+        """What its program raised, to be shown as the cause of the error that names it."""
+        return None if self.failure is None else RaisedElsewhereError(self.failure.trace)
 
     @property
     def last_words(self) -> str:
@@ -145,7 +150,51 @@ def _manner_of_death(code: int) -> str:
         return f"was killed by signal {-code}"
 
 
-def verdict(children: Sequence[Child], failed: Sequence[Child]) -> PrivtrainError:
+class Ended(Protocol):
+    """What is known of a party's end; see `Child`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the party."""
+        ...
+
+    @property
+    def reply(self) -> MeshReply | None:
+        """What its program returned."""
+        ...
+
+    @property
+    def failure(self) -> Failure | None:
+        """What its program raised."""
+        ...
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The same, to be shown as the cause of the error that names it."""
+        ...
+
+    @property
+    def died(self) -> str | None:
+        """How its process ended, where it did before it had replied."""
+        ...
+
+    @property
+    def frozen(self) -> float | None:
+        """For how many seconds it has been silent, where that was too long."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is expected of it."""
+        ...
+
+    @property
+    def last_words(self) -> str:
+        """What it printed last."""
+        ...
+
+
+def verdict(children: Sequence[Ended], failed: Sequence[Ended]) -> PrivtrainError:
     """The error to raise: the root cause, not the parties that only lost contact with it.
 
     Args:
@@ -170,7 +219,7 @@ def verdict(children: Sequence[Child], failed: Sequence[Child]) -> PrivtrainErro
     return _everybody_lost_contact(children)
 
 
-def _raised(child: Child, failure: Failure) -> PrivtrainError:
+def _raised(child: Ended, failure: Failure) -> PrivtrainError:
     # Errors of our own keep their type, so that callers can catch it; they must name the party.
     error = failure.error
     if isinstance(error, ProtocolError) or (error is not None and child.name in str(error)):
@@ -179,11 +228,11 @@ def _raised(child: Child, failure: Failure) -> PrivtrainError:
         error.args = (f"{child.name}: {error}", *error.args[1:])
         return error
     lost = PartyLostError(f"{child.name} failed: {failure.text}", child.name)
-    lost.__cause__ = RaisedElsewhereError(failure.trace)
+    lost.__cause__ = child.cause
     return lost
 
 
-def _everybody_lost_contact(children: Sequence[Child]) -> PrivtrainError:
+def _everybody_lost_contact(children: Sequence[Ended]) -> PrivtrainError:
     # Nobody died, raised or fell silent: whoever the others waited for either ended too early or
     # hangs in its program while its thread still beats.
     waiting = [child for child in children if child.failure is not None]

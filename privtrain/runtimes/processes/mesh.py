@@ -1,5 +1,6 @@
 """A mesh of real processes on one machine, one a party, that ends as a whole."""
 
+import importlib
 import os
 import queue
 import socket
@@ -15,11 +16,14 @@ from pathlib import Path
 from privtrain.core.runtime import MeshReply, Payload, Program, check_inputs
 from privtrain.core.seeding import Seeds
 from privtrain.core.validate import check_positive
+from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.peers import SILENCE, heartbeat
 from privtrain.runtimes.processes.children import Child, Event, verdict
 from privtrain.runtimes.processes.worker import CHILD_FLAG, Job
 
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
+_DAYS = 30
+"""For how long the keys of one run are valid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,8 @@ class Processes:
 
     Whatever happens to one party (it dies, raises, freezes, sends another shape), the run ends
     everywhere within the timeout, with an error that names it, and no process is left behind.
-    Parties meet on loopback; programs and inputs reach them over standard input.
+    Parties meet on loopback; programs, inputs and the keys of this one run reach them over standard
+    input, and their links are encrypted and authenticated by mutual TLS 1.3.
 
     Args:
         timeout: Seconds within which a lost party ends the run.
@@ -62,8 +67,9 @@ class Processes:
         """Runs programs, which have to pickle with cloudpickle, each in a process of its own."""
         check_inputs(programs, inputs)
         names = tuple(programs)
+        credentials = make_credentials(names, days=_DAYS)
         events: queue.Queue[Event] = queue.Queue()
-        with _rendezvous(self.timeout) as port, self._children(names) as children:
+        with rendezvous(self.timeout) as port, self._children(names) as children:
             for rank, child in enumerate(children):
                 job = Job(
                     program=programs[child.name],
@@ -71,12 +77,19 @@ class Processes:
                     names=names,
                     rank=rank,
                     seeds=seeds,
-                    meeting=(_LOOPBACK, port),
+                    meeting=(LOOPBACK, port),
                     timeout=self.timeout,
+                    credentials=credentials[child.name],
                 )
                 child.start(job, events, echo=self.echo)
             self._watch(children, events, report or (lambda done, total: None))
             return {child.name: child.reply for child in children if child.reply is not None}
+
+    def import_parts(self) -> None:
+        # The parties import for themselves, in every run alike.
+        importlib.import_module("cloudpickle")
+        importlib.import_module("cryptography.x509")
+        importlib.import_module("torch.distributed")
 
     @contextmanager
     def _children(self, names: tuple[str, ...]) -> Iterator[list[Child]]:
@@ -142,17 +155,17 @@ def _forgive(children: list[Child]) -> None:
 
 
 @contextmanager
-def _rendezvous(timeout: float) -> Iterator[int]:
+def rendezvous(timeout: float) -> Iterator[int]:
     """The port of a key-value store in this process, on loopback, where the parties meet."""
     # torch.distributed does not list the store among its names.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with socket.socket() as listener:
-        listener.bind((_LOOPBACK, 0))
+        listener.bind((LOOPBACK, 0))
         listener.listen()
         port: int = listener.getsockname()[1]
         store = TCPStore(
-            _LOOPBACK,
+            LOOPBACK,
             port,
             is_master=True,
             timeout=timedelta(seconds=timeout),

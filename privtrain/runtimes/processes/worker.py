@@ -23,6 +23,7 @@ from privtrain.runtimes.processes.frames import FrameWriter, Kind, pack_beat, re
 
 if TYPE_CHECKING:
     from privtrain.core.errors import PrivtrainError
+    from privtrain.runtimes.certificates import Credentials
 
 CHILD_FLAG = "--child"
 _PR_SET_PDEATHSIG = 1
@@ -44,6 +45,7 @@ class Job:
         seeds: Public streams.
         meeting: Host and port of the store where the parties meet.
         timeout: Seconds after which a silent party counts as lost.
+        credentials: What the party proves itself to the others with, for this run alone.
     """
 
     program: Any
@@ -53,6 +55,7 @@ class Job:
     seeds: Any
     meeting: tuple[str, int]
     timeout: float
+    credentials: "Credentials" = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ def main(beat: str) -> int:
         kind = Kind.RESULT
     # Whatever a program raises has to reach the parent, named; sys.exit would leave without a word.
     except (Exception, SystemExit) as error:
-        kind, body = Kind.FAILURE, pickle.dumps(_failure(error))
+        kind, body = Kind.FAILURE, pickle.dumps(failure_of(error))
     # No `return`: threads of gloo and torch may abort the interpreter while it is torn down, and
     # would print a crash behind a run that went well.
     out.write(kind, body)
@@ -150,6 +153,7 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
     from privtrain.core.runtime import MeshReply, Party
     from privtrain.core.seeding import SystemEntropy
     from privtrain.runtimes.links import SocketLink
+    from privtrain.runtimes.sockets import TLS
 
     torch.set_num_threads(1)
     # Unpickled after `sys.path` is the parent's: the program may be a class of the user's script.
@@ -159,7 +163,12 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
         progress[:] = done, total
 
     with SocketLink(
-        names=job.names, rank=job.rank, meeting=job.meeting, timeout=job.timeout, watch=watch
+        names=job.names,
+        rank=job.rank,
+        meeting=job.meeting,
+        timeout=job.timeout,
+        watch=watch,
+        transport=TLS(job.credentials),
     ) as link:
         party = Party(
             name=job.names[job.rank],
@@ -169,6 +178,7 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
             seeds=job.seeds,
             # A process draws for itself: nothing that another one knows leads to its secrets.
             entropy=SystemEntropy(),
+            sent=job.inputs,
             link=link,
         )
         payload = job.program(job.inputs, party)
@@ -190,7 +200,8 @@ def _expect(source: BinaryIO, kind: Kind) -> bytes:
     return frame[1]
 
 
-def _failure(error: Exception | SystemExit) -> Failure:
+def failure_of(error: Exception | SystemExit) -> Failure:
+    """What a program's error says about who is at fault."""
     from privtrain.core.errors import PartyLostError, PrivtrainError
     from privtrain.core.failures import text_of, traceback_of
 

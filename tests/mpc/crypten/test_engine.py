@@ -1,4 +1,5 @@
 import importlib.util
+import math
 import pickle
 
 import pytest
@@ -33,6 +34,9 @@ def test_everything_a_session_computes(parties: int) -> None:
     for name, tolerance in TOLERANCES.items():
         assert float(first[f"error/{name}"]) <= tolerance, name
     assert first["largest"].tolist() == [0, 1, 0, 0, 0]  # the first one of equal ones
+    # A comparison's bytes and rounds; CrypTen's own takes 216 and 8, or 424 and 15.
+    size, calls = first["comparison"].tolist()
+    assert (math.ceil(size), calls) == {2: (40, 8), 3: (56, 9)}[parties]
     # Bytes: what was recorded is what CrypTen counted; it counts each message at both ends.
     entries = [entry for reply in replies.values() for entry in reply.entries]
     counted = sum(int(reply.payload["counted"]) for reply in replies.values())

@@ -62,6 +62,45 @@ def test_gaps_are_exact_or_clamped(count: int, scale: float) -> None:
     assert bool((below_largest(plain(torch.full((3, count), -9_000.0))) == 0).all())
 
 
+class Counting(Plain):
+    """Counts what is compared."""
+
+    compared = 0
+
+    def gt(self, other: float) -> Tensor:  # type: ignore[override]
+        Counting.compared += self.numel()
+        return super().gt(other)
+
+
+def questions(count: int) -> int:
+    """Pairs in groups of four and gaps to their largest; in the last group gaps of all pairs."""
+    groups = [min(4, count - start) for start in range(0, count, 4)]
+    pairs = sum(group * (group - 1) // 2 for group in groups)
+    return 3 * pairs if len(groups) == 1 else pairs + count + questions(len(groups))
+
+
+@COUNTS
+def test_nothing_is_compared_with_what_fills_a_group(count: int) -> None:
+    before = Counting.compared
+    below_largest(some_logits(count, 1.0)[:1].as_subclass(Counting))  # type: ignore[arg-type]
+    assert Counting.compared - before == questions(count)
+
+
+class Encoded(Plain):
+    """Products with whole numbers, of which CrypTen encodes a tensor in fixed point."""
+
+    def __mul__(self, other: object) -> Tensor:  # type: ignore[override]
+        if isinstance(other, Tensor) and not isinstance(other, Encoded):
+            bits = bool(((self == 0) | (self == 1)).all())
+            assert bits, "what has a binary point would be truncated, by chance far off"
+        return super().__mul__(other)
+
+
+@COUNTS
+def test_no_gap_is_truncated(count: int) -> None:
+    below_largest(some_logits(count, 1e6).as_subclass(Encoded))  # type: ignore[arg-type]
+
+
 @COUNTS
 @SCALES
 def test_softmax_is_that_of_torch_whatever_the_gaps(count: int, scale: float) -> None:

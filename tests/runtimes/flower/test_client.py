@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from flwr.app import Array, Error
-from flwr.common.constant import ErrorCode
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
 from privtrain.core.runtime import Party, Payload, Reply
-from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import PARTIES, a_setting, bits
+
+pytest.importorskip("flwr", reason='Flower is an extra: pip install "privtrain[flower]"')
+
+from flwr.app import Array, Error
+from flwr.common.constant import ErrorCode
+
+from privtrain.runtimes.flower.client import raised_at, to_array, to_tensor
 
 TENSORS = [
     torch.linspace(-1, 1, 7),

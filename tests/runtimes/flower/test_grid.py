@@ -1,7 +1,6 @@
 """Flower's Grid in this process and Flower's simulation on Ray."""
 
 import contextlib
-import logging
 import os
 import subprocess
 import sys
@@ -12,16 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from flwr.supercore.task_identity import TaskIdentity
 
 from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
 from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
-from privtrain.runtimes.flower.client import to_array
-from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay, LocalGrid, coordinator
+from privtrain.runtimes.flower.grid import FlowerGrid, FlowerRay
 from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import (
     CHECKS,
@@ -39,6 +32,8 @@ from tests.contracts.star_runtime import (
     three_rounds,
 )
 
+pytest.importorskip("flwr", reason='Flower is an extra: pip install "privtrain[flower]"')
+
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_grid_keeps_the_promises_of_a_star(check: Callable[[StarRuntime], None]) -> None:
@@ -46,63 +41,12 @@ def test_the_grid_keeps_the_promises_of_a_star(check: Callable[[StarRuntime], No
 
 
 def test_a_star_leaves_flowers_identity_as_it_was() -> None:
+    from flwr.supercore.task_identity import TaskIdentity
+
     before = TaskIdentity._run_id
     with FlowerGrid().open(a_setting()) as star:
         star.map(Echo(), {PARTIES[0]: {}}, round=0)
         assert TaskIdentity._run_id == before
-
-
-def a_flower_client(rows: dict[int, float]) -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        target = rows[int(context.node_id)]
-        weight = message.content["arrays"]["w"].numpy()
-        moved = ArrayRecord({"w": Array(weight + 0.5 * (target - weight))})
-        metrics = {"num-examples": 1.0}
-        content = RecordDict({"arrays": moved, "metrics": MetricRecord(metrics)})
-        return Message(content, reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return Message(
-            RecordDict({"metrics": MetricRecord({"num-examples": 1.0, "loss": 0.0})}),
-            reply_to=message,
-        )
-
-    return app
-
-
-def test_flowers_own_strategy_runs_on_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = {2: 1.0, 3: 3.0, 4: 5.0}
-    grid = LocalGrid(a_flower_client(targets), dict.fromkeys(PARTIES))
-    assert isinstance(grid, Grid)
-    assert list(grid.get_node_ids()) == list(targets)
-    strategy = FlowerFedAvg(
-        fraction_evaluate=0.0, min_train_nodes=3, min_evaluate_nodes=3, min_available_nodes=3
-    )
-    monkeypatch.setattr(logging.getLogger("flwr"), "level", logging.CRITICAL)
-    start = ArrayRecord({"w": Array(torch.zeros(1, dtype=torch.float64).numpy())})
-    with coordinator():
-        result = strategy.start(grid=grid, initial_arrays=start, num_rounds=4)
-    # Each round goes half the way to the mean of the targets, 3.
-    assert float(result.arrays["w"].numpy()[0]) == pytest.approx(3.0 * (1 - 0.5**4), abs=1e-12)
-
-
-def test_the_grid_makes_messages_and_hands_each_reply_out_once() -> None:
-    grid = LocalGrid(a_flower_client({2: 1.0}), {"client-0": None})
-    (node,) = grid.get_node_ids()
-    content = RecordDict({"arrays": ArrayRecord({"w": to_array(torch.zeros(1))})})
-    message = grid.create_message(content, "train", node, "0")
-    (number,) = grid.push_messages([message])
-    (reply,) = grid.pull_messages([number])
-    assert reply.metadata.reply_to_message_id == number
-    assert reply.metadata.src_node_id == node
-    assert list(grid.pull_messages([number])) == []
-    run = grid.run
-    grid.set_run(run)
-    assert grid.run is run
 
 
 def python(code: str, **variables: str) -> str:

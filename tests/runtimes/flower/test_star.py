@@ -1,5 +1,6 @@
 """The coordinator's side of a Flower star: what it sends, and how it reads what comes back."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -9,11 +10,15 @@ import torch
 from privtrain.core.errors import PartyLostError
 from privtrain.core.failures import traceback_of
 from privtrain.core.runtime import Party, Payload, Reply, StarRuntime
-from privtrain.runtimes.flower.client import Site, client_app, quiet_import
-from privtrain.runtimes.flower.grid import FlowerGrid, LocalGrid
-from privtrain.runtimes.flower.star import FlowerStar
+from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
 from tests.contracts.star_runtime import PARTIES, Echo, Fail, NewState, a_setting
+
+pytest.importorskip("flwr", reason='Flower is an extra: pip install "privtrain[flower]"')
+
+from privtrain.runtimes.flower.client import Site, client_app, quiet_import
+from privtrain.runtimes.flower.simulation import LocalGrid
+from privtrain.runtimes.flower.star import FlowerStar
 
 with quiet_import():
     from flwr.app import Message
@@ -51,10 +56,11 @@ def test_a_reply_that_is_no_tensor_names_the_party() -> None:
 
 def test_other_processes_report_their_memory_and_this_one_does_not() -> None:
     peaks: list[int] = []
-    setting = replace(a_setting(), report_memory=peaks.append)
+    taken: dict[str, float] = {}
+    setting = replace(a_setting(), report_memory=peaks.append, report_cpu=taken.__setitem__)
     with FlowerGrid().open(setting) as star:
         star.map(Echo(), {name: {} for name in PARTIES}, round=0)
-    assert peaks == []
+    assert peaks == [] and taken == {}
     train = setting.data.train
     site = Site(train, setting.seeds, setting.entropy, setting.device, elsewhere=True)
     grid = LocalGrid(client_app(lambda: site), train)
@@ -62,6 +68,8 @@ def test_other_processes_report_their_memory_and_this_one_does_not() -> None:
     replies = there.map(Echo(), {name: {} for name in PARTIES}, round=0)
     assert len(peaks) == len(PARTIES)
     assert min(peaks) > 10_000_000
+    # Here the workers are this process.
+    assert set(taken) == {str(os.getpid())} and min(taken.values()) > 0
     # It is no message of the protocol: nobody is sent it, and no byte is counted.
     assert all("memory" not in kind for reply in replies.values() for kind in reply.message)
     assert all("memory" not in entry.kind for entry in setting.transcript.entries)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.transcript import Entry
+from privtrain.runtimes.links import SocketLink
 
 
 def connect(party: Party) -> None:
@@ -43,7 +45,20 @@ class AddUp:
         link_of(party).entries.append(Entry(party.name, "somebody", "number", (1,), 8, 0))
         link_of(party).knows("its number")
         threads = torch.tensor(torch.get_num_threads())
-        return {"total": total, "threads": threads, "pid": torch.tensor(os.getpid())}
+        link = link_of(party)
+        assert isinstance(link, SocketLink)
+        others = [name for name in link.names if name != party.name]
+        for name in others:
+            link.send(name, "number", inputs["number"])
+        for name in others:
+            link.receive(name, "number")
+        secured = [isinstance(link._out[name].connection, ssl.SSLSocket) for name in others]
+        return {
+            "total": total,
+            "threads": threads,
+            "pid": torch.tensor(os.getpid()),
+            "tls": torch.tensor(secured),
+        }
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def test_parties_run_a_program_in_processes_of_their_own() -> None:
     assert len(pids) == 2 and os.getpid() not in pids
     for name, reply in replies.items():
         assert int(reply.payload["threads"]) == 1
-        assert reply.entries[0].sender == name
+        assert reply.payload["tls"].tolist() == [True]
+        assert {entry.sender for entry in reply.entries} == {name}
         assert reply.setups[0].party == name
         assert reply.peak_memory_bytes > 20e6
     assert seen and all(total == 3 and 1 <= done <= 3 for done, total in seen)

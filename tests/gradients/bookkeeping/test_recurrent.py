@@ -1,4 +1,4 @@
-"""`nn.LSTM` as linear layers: the same function, the same gradients, the same model."""
+"""Recurrent layers as linear ones: the same function, the same gradients, the same model."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.task import Rows, cross_entropy
 from privtrain.gradients.bookkeeping.engine import BookKeeping
-from privtrain.gradients.bookkeeping.lstm import Unrolled
+from privtrain.gradients.bookkeeping.recurrent import Unrolled
 from tests.gradients.bookkeeping.cases import ROUNDING, C
 from tests.gradients.loops import clipped, example_gradients
 
 
 class Reader(nn.Module):
-    """An LSTM whose last output and last state decide."""
+    """A recurrent layer whose last output and last state decide."""
 
-    def __init__(self, start: bool = False, **options: Any) -> None:
+    def __init__(self, start: bool = False, kind: Any = nn.LSTM, **options: Any) -> None:
         super().__init__()
-        self.body = nn.LSTM(4, 5, **options)
+        self.body = kind(4, 5, **options)
         ways = 2 if self.body.bidirectional else 1
         self.head = nn.Linear(5 * ways + 5, 3)
         self.start = nn.Linear(4, 5) if start else None
@@ -29,8 +29,9 @@ class Reader(nn.Module):
         state = None
         if self.start is not None:
             first = self.start(x[:, 0]).unsqueeze(0)
-            state = (first, first.tanh())
-        found, (hidden, cell) = self.body(given, state)
+            state = (first, first.tanh()) if self.body.mode == "LSTM" else first
+        found, after = self.body(given, state)
+        hidden, cell = after if self.body.mode == "LSTM" else (after, after)
         last = found[:, -1] if self.body.batch_first else found[-1]
         out: Tensor = self.head(torch.cat([last, hidden[-1] * cell[0]], dim=1))
         return out
@@ -43,6 +44,12 @@ KINDS: list[dict[str, Any]] = [
     {"batch_first": True, "num_layers": 3},
     {"batch_first": True, "num_layers": 2, "bidirectional": True},
     {"batch_first": True, "start": True},
+    {"kind": nn.GRU, "batch_first": True},
+    {"kind": nn.GRU, "batch_first": False, "bias": False},
+    {"kind": nn.GRU, "batch_first": True, "num_layers": 2, "bidirectional": True},
+    {"kind": nn.GRU, "batch_first": True, "start": True},
+    {"kind": nn.RNN, "batch_first": True, "num_layers": 2},
+    {"kind": nn.RNN, "batch_first": True, "nonlinearity": "relu", "start": True},
 ]
 
 
@@ -64,9 +71,45 @@ def test_it_is_the_same_function(kind: dict[str, Any]) -> None:
     twin = Unrolled("body", lstm)
     twin.share()
     inputs = rows().inputs if lstm.batch_first else rows().inputs.transpose(0, 1)
-    for found, wanted in zip(twin(inputs), lstm(inputs), strict=True):
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(twin(inputs), lstm(inputs), rtol=1e-12, atol=1e-13)
+
+
+class ByCells(nn.Module):
+    """A cell that is called once a step, and once more from its last state."""
+
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        self.body, self.head = kind(4, 5, **options), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in (*x.unbind(dim=1), x[:, 0]):
+            state = self.body(step, state)
+        out: Tensor = self.head(state[0] * state[1] if isinstance(state, tuple) else state)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LSTMCell, {}),
+        (nn.LSTMCell, {"bias": False}),
+        (nn.GRUCell, {}),
+        (nn.RNNCell, {}),
+        (nn.RNNCell, {"nonlinearity": "relu"}),
+    ],
+)
+def test_cells_are_taken_step_by_step(kind: Any, options: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = ByCells(kind, **options).double()
+    engine = BookKeeping().engine(whole, cross_entropy)
+    found = engine.clipped_sum(rows(), C)
+    assert engine.notes == ()
+    wanted = clipped(example_gradients(whole, rows()), C).sum(dim=0)
+    torch.testing.assert_close(found.value, wanted, rtol=1e-9, atol=1e-11)
+    with pytest.raises(UnsupportedError, match=r"\(batch, features\)"):
+        Unrolled("body", whole.body)(torch.zeros(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -1,0 +1,1 @@
+"""Correlated randomness that a dealer prepared: sealed, bounded, bound to its use, used once."""

@@ -1,0 +1,299 @@
+"""Secret-shared values of the ring engine: a share, its binary point, and what was opened of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from privtrain.mpc.engine import Index, Operand
+from privtrain.mpc.sharing import PRECISION_BITS, encode
+
+View = Callable[[Tensor], Tensor]
+"""Picks or orders elements; works on a share, a masked value and a mask alike."""
+
+WIDEST = 2 * PRECISION_BITS
+"""Bits after the point that a value may have beyond which it is truncated before sums or products:
+a product of two values as they are shared or opened. 30 bits are left before the point."""
+
+
+class Arithmetic(Protocol):
+    """What a value asks of its session."""
+
+    @property
+    def leader(self) -> bool:
+        """Whether this role's share takes up public constants."""
+        ...
+
+    def product(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        left: "Ring64Tensor",
+        right: "Ring64Tensor",
+    ) -> "Ring64Tensor":
+        """A bilinear function of two values."""
+        ...
+
+    def settled(self, values: "Sequence[Ring64Tensor]") -> "list[Ring64Tensor]":
+        """Values with `PRECISION_BITS` bits at most."""
+        ...
+
+    def scale(self, shared: "Ring64Tensor", factor: float) -> "Ring64Tensor":
+        """The product of a value and a public number, rounded once."""
+        ...
+
+    def finish(self) -> None:
+        """Truncates all that waits for it, in one message."""
+        ...
+
+    def positive(self, shared: "Ring64Tensor") -> "Ring64Tensor":
+        """1 where a value is above zero, else 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Later:
+    """A share that waits.
+
+    Args:
+        shape: Its shape.
+        compute: Called once what it waits for is there; None where it is what is truncated.
+    """
+
+    shape: torch.Size
+    compute: Callable[[], Tensor] | None
+
+
+@dataclass(eq=False)
+class Ring64Tensor:
+    """One role's share of a tensor of integers, each with some bits after the binary point.
+
+    A product has the bits of both factors and keeps them until they no longer fit, so that what
+    reads it (a comparison, a sum, a truncation that also scales) can do without a truncation.
+
+    What was scaled is truncated with the next message of any kind, or once its share is asked for;
+    until then sums with it wait as well.
+
+    Args:
+        _share: int64; zeros at the dealer; None where it waits for a truncation.
+        session: The open session.
+        bits: Bits after the point.
+        public: The integers, where everybody knows them.
+        whole: Whether views of it are opened by opening it as a whole: inputs, which every batch
+            picks rows of.
+        source: What this is a view of, if that is what gets opened, and the view.
+    """
+
+    _share: Tensor | None
+    session: "Arithmetic" = field(repr=False)
+    bits: int = PRECISION_BITS
+    public: Tensor | None = field(default=None, repr=False)
+    whole: bool = False
+    source: tuple["Ring64Tensor", View] | None = field(default=None, repr=False)
+    _opening: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    _settled: "Ring64Tensor | None" = field(default=None, init=False, repr=False)
+    _later: Later | None = field(default=None, init=False, repr=False)
+
+    @property
+    def share(self) -> Tensor:
+        """The share; truncates what it waits for."""
+        if self._share is None:
+            self.session.finish()
+        if self._share is None and self._later is not None and self._later.compute:
+            self._share = self._later.compute()
+        if self._share is None:
+            raise RuntimeError("Expected a value that was scaled to be truncated by now.")
+        self._later = None
+        return self._share
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the value; takes no message."""
+        return self._later.shape if self._share is None and self._later else self.share.shape
+
+    @property
+    def waits(self) -> bool:
+        """Whether the share waits for a truncation."""
+        return self._share is None
+
+    def arrive(self, share: Tensor) -> None:
+        """Ends the wait."""
+        self._share = share
+
+    def awaited(
+        self, shape: torch.Size, compute: Callable[[], Tensor] | None, bits: int
+    ) -> "Ring64Tensor":
+        """Another value of the same session, whose share is computed once it is asked for."""
+        result = Ring64Tensor(None, self.session, bits)
+        result._later = Later(shape, compute)
+        return result
+
+    def derived(self, share: Tensor, bits: int | None = None) -> "Ring64Tensor":
+        """Another value of the same session."""
+        return Ring64Tensor(share, self.session, self.bits if bits is None else bits)
+
+    # What was opened of a value, and what it was truncated to, hold for its views as well.
+
+    @property
+    def root(self) -> "Ring64Tensor":
+        """The value that is opened or truncated where this one is to be."""
+        if self._opening is not None or self.source is None:
+            return self
+        return self.source[0].root
+
+    def opening(self) -> tuple[Tensor, Tensor] | None:
+        """The masked value and this role's share of the mask, if they are known by now."""
+        if self._opening is None and self.public is not None:
+            self._opening = (self.public, torch.zeros_like(self.public))
+        if self._opening is None and self.source is not None:
+            parent, view = self.source
+            known = parent.opening()
+            if known is not None:
+                self._opening = (view(known[0]), view(known[1]))
+        return self._opening
+
+    def remember(self, masked: Tensor, mask: Tensor) -> None:
+        """Keeps what was opened, so that no value is opened twice."""
+        self._opening = (masked, mask)
+
+    def settled(self) -> "Ring64Tensor | None":
+        """This value with no more than `PRECISION_BITS` bits, if that is known by now."""
+        if self.bits <= PRECISION_BITS:
+            return self
+        if self._settled is None and self.source is not None:
+            parent = self.source[0].settled()
+            self._settled = None if parent is None else parent.viewed(self.source[1], linked=True)
+        return self._settled
+
+    def settle(self, truncated: "Ring64Tensor") -> None:
+        """Keeps what this value was truncated to."""
+        self._settled = truncated
+
+    def viewed(self, view: View, *, linked: bool) -> "Ring64Tensor":
+        """A view of this value.
+
+        Args:
+            view: The view.
+            linked: Whether opening it shall open this value.
+        """
+        public = None if self.public is None else view(self.public)
+        linked = linked or self.whole
+        source = (self, view) if linked else None
+        result = Ring64Tensor(view(self.share), self.session, self.bits, public, self.whole, source)
+        known = None if linked else self.opening()
+        if known is not None:
+            result.remember(view(known[0]), view(known[1]))
+        return result
+
+    def __getitem__(self, index: Index) -> "Ring64Tensor":
+        return self.viewed(lambda tensor: tensor[index], linked=False)
+
+    def t(self) -> "Ring64Tensor":
+        return self.viewed(lambda tensor: tensor.t(), linked=True)
+
+    def transpose(self, first: int, second: int) -> "Ring64Tensor":
+        """With two dimensions exchanged."""
+        return self.viewed(lambda tensor: tensor.transpose(first, second), linked=True)
+
+    def reshape(self, *shape: int) -> "Ring64Tensor":
+        return self.viewed(lambda tensor: tensor.reshape(shape), linked=True)
+
+    def size(self, dim: int) -> int:
+        return self.shape[dim]
+
+    # Sums.
+
+    def lifted(self, bits: int) -> Tensor:
+        """The share with more bits after the point."""
+        return self.share if bits == self.bits else self.share << (bits - self.bits)
+
+    def _added(self, other: Operand, sign: int) -> "Ring64Tensor":
+        if isinstance(other, Ring64Tensor):
+            left, right = self, other
+            if max(left.bits, right.bits) > WIDEST and left.bits != right.bits:
+                left, right = self.session.settled([left, right])
+            bits = max(left.bits, right.bits)
+
+            def both() -> Tensor:
+                shares = left.lifted(bits), right.lifted(bits)
+                return shares[0] + shares[1] if sign > 0 else shares[0] - shares[1]
+
+            if (left.waits or right.waits) and left.shape == right.shape:
+                return left.awaited(left.shape, both, bits)
+            return left.derived(both(), bits)
+        integers, bits = as_public(other)
+        value = self
+        if bits > value.bits:
+            value = value.derived(value.lifted(bits), bits)
+        integers = sign * integers << (value.bits - bits)
+        # One party only, or it would be added once a party.
+        return value.derived(
+            value.share + (integers if self.session.leader else torch.zeros_like(integers))
+        )
+
+    def __add__(self, other: Operand) -> "Ring64Tensor":
+        return self._added(other, 1)
+
+    def __sub__(self, other: Operand) -> "Ring64Tensor":
+        return self._added(other, -1)
+
+    def __neg__(self) -> "Ring64Tensor":
+        return self.derived(-self.share)
+
+    def __rsub__(self, other: float) -> "Ring64Tensor":
+        return -self + other
+
+    def sum(self, dim: int, keepdim: bool = False) -> "Ring64Tensor":
+        return self.derived(self.share.sum(dim, keepdim=keepdim))
+
+    # Products.
+
+    def __mul__(self, other: Operand) -> "Ring64Tensor":
+        if isinstance(other, Ring64Tensor):
+            return self.session.product(torch.mul, self, other)
+        integers, bits = as_public(other)
+        value = self
+        if bits and bits + self.bits > WIDEST:
+            (value,) = self.session.settled([self])
+        return value.derived(value.share * integers, value.bits + bits)
+
+    def matmul(self, other: Any) -> "Ring64Tensor":
+        return self.session.product(torch.matmul, self, other)
+
+    def square(self) -> "Ring64Tensor":
+        return self.session.product(torch.mul, self, self)
+
+    def div(self, divisor: int) -> "Ring64Tensor":
+        return self.session.scale(self, 1 / divisor)
+
+    def gt(self, other: float) -> "Ring64Tensor":
+        return self.session.positive(self - other)
+
+    @staticmethod
+    def cat(tensors: Sequence[Any], dim: int) -> "Ring64Tensor":
+        first: Ring64Tensor = tensors[0]
+        bits = max(tensor.bits for tensor in tensors)
+        result = first.derived(torch.cat([tensor.lifted(bits) for tensor in tensors], dim), bits)
+        result.whole = all(tensor.whole for tensor in tensors)
+        openings = [tensor.opening() for tensor in tensors]
+        known = [opening for opening in openings if opening is not None]
+        if len(known) == len(tensors) and all(tensor.bits == bits for tensor in tensors):
+            masked = torch.cat([opening[0] for opening in known], dim)
+            result.remember(masked, torch.cat([opening[1] for opening in known], dim))
+        return result
+
+
+def as_public(values: Operand) -> tuple[Tensor, int]:
+    """Public values as integers, and their bits after the point: none for whole numbers.
+
+    Raises:
+        TypeError: If they are shared values of another engine.
+    """
+    if not isinstance(values, Tensor | float | int):
+        raise TypeError(f"Expected public values or values of ring64; got {type(values)}.")
+    if isinstance(values, int) or (isinstance(values, Tensor) and not values.is_floating_point()):
+        return torch.as_tensor(values).long(), 0
+    return encode(
+        torch.as_tensor(values, dtype=torch.float64), name="public values"
+    ), PRECISION_BITS

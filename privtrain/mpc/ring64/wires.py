@@ -1,0 +1,294 @@
+"""What a role of the ring engine draws and sends: one interface for computing parties and dealer.
+
+The dealer runs the program of the computing parties on the masks of values instead of their shares:
+where a party draws its share of a mask, the dealer draws all of them and knows their sum. Nothing
+that is dealt depends on what is opened, so the dealer runs ahead and hears nothing.
+
+Source: function-dependent preprocessing as in Turbospeedz (Ben-Efraim, Nielsen and Omri 2019,
+eprint 2019/080), with additive shares and a semi-honest dealer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import ProtocolError
+from privtrain.core.links import Link
+from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.ring64.material import MaterialReader, MaterialSender
+from privtrain.mpc.ring64.ring import RING_BITS, uniform_bytes
+
+MASKED = "masked share"
+ANNOUNCEMENT = "announcement"
+
+Compute = Callable[[], Tensor]
+"""What the dealer computes from masks, and nobody else calls."""
+
+
+class Wires(Protocol):
+    """One role's randomness and messages. All roles call the same methods in the same order."""
+
+    @property
+    def leader(self) -> bool:
+        """Whether this role's share takes up public constants: at one computing party."""
+        ...
+
+    @property
+    def deals(self) -> bool:
+        """Whether this is the dealer: its shares and opened values are zeros."""
+        ...
+
+    def random(self, shape: Sequence[int]) -> Tensor:
+        """A uniform mask that nobody but the dealer knows.
+
+        Args:
+            shape: Shape of the mask.
+
+        Returns:
+            int64: a party's share of the mask, the dealer's mask itself.
+        """
+        ...
+
+    def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
+        """Shares of what the dealer computes from masks.
+
+        Args:
+            compute: Called by the dealer only: int64, of that shape.
+            shape: Shape of the value.
+            bits: The shares add up to the value modulo 2^bits, from 1 to 64.
+
+        Returns:
+            int64: a party's share, zeros at the dealer.
+        """
+        ...
+
+    def random_bytes(self, shape: Sequence[int]) -> Tensor:
+        """As `random`, shared by exclusive or; uint8."""
+        ...
+
+    def dealt_bytes(self, compute: Compute, shape: Sequence[int]) -> Tensor:
+        """Shares by exclusive or of bytes that the dealer computes; uint8, zeros at the dealer."""
+        ...
+
+    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        """Opens values to all computing parties, in one message from each to each.
+
+        Args:
+            shares: int64 shares of sums, or uint8 shares by exclusive or; mixed as needed.
+            kind: The message's name in the transcript.
+
+        Returns:
+            The values, of the shares' shapes and types; zeros at the dealer.
+
+        Raises:
+            ProtocolError: If a party sends shares of other values.
+        """
+        ...
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        """What each computing party announces, by rank; the dealer hears it and says nothing."""
+        ...
+
+    def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        """This role's share of a value of one party; nothing is sent."""
+        ...
+
+
+@dataclass
+class PartyWires:
+    """The wires of a computing party.
+
+    Args:
+        link: Its link.
+        others: The other computing parties, by rank.
+        stream: What the dealer can draw as well.
+        pairs: Ranks (owner, receiver) to the stream from which the receiver's share is drawn, for
+            the pairs that this party is of.
+        material: Where corrections are read; None where this party needs none.
+        dealer: Who deals.
+    """
+
+    link: Link
+    others: tuple[str, ...]
+    stream: Keystream = field(repr=False)
+    pairs: dict[tuple[int, int], Keystream] = field(repr=False)
+    material: MaterialReader | None
+    dealer: str
+    deals: bool = field(default=False, init=False)
+
+    @property
+    def leader(self) -> bool:
+        return self.link.rank == 0
+
+    def random(self, shape: Sequence[int]) -> Tensor:
+        return self.stream.integers(shape)
+
+    def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
+        if self.material is None:
+            return lowest(self.stream.integers(shape), bits)
+        if bits == RING_BITS:
+            return self.material.take(prod(shape), torch.int64).view(tuple(shape))
+        width = -(-bits // 8)
+        narrow = self.material.take(width * prod(shape), torch.uint8)
+        return widened(narrow, width).view(tuple(shape))
+
+    def random_bytes(self, shape: Sequence[int]) -> Tensor:
+        return uniform_bytes(self.stream, shape)
+
+    def dealt_bytes(self, compute: Compute, shape: Sequence[int]) -> Tensor:
+        if self.material is None:
+            return uniform_bytes(self.stream, shape)
+        return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
+
+    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        words = [share.reshape(-1) for share in shares if share.dtype == torch.int64]
+        octets = [share.reshape(-1) for share in shares if share.dtype != torch.int64]
+        count = sum(map(len, words))
+        message = (
+            torch.cat(words)
+            if not octets
+            else torch.cat([*(word.view(torch.uint8) for word in words), *octets])
+        )
+        total, rest = torch.cat(words) if words else message.new_empty(0), None
+        if octets:
+            total, rest = (
+                message[: 8 * count].view(torch.int64).clone(),
+                message[8 * count :].clone(),
+            )
+        for name in self.others:
+            self.link.send(name, kind, message)
+        for name in self.others:
+            received = self.link.receive(name, kind)
+            if received.shape != message.shape or received.dtype != message.dtype:
+                raise ProtocolError(
+                    f"{name} opened {tuple(received.shape)} of {received.dtype} where this party "
+                    f"opened {tuple(message.shape)} of {message.dtype}."
+                )
+            if rest is None:
+                total += received
+            else:
+                total += received[: 8 * count].view(torch.int64)
+                rest ^= received[8 * count :]
+        return _parted(shares, total, rest)
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        for name in (*self.others, self.dealer):
+            self.link.send(name, ANNOUNCEMENT, values)
+        said = {name: self.link.receive(name, ANNOUNCEMENT) for name in self.others}
+        own = self.link.names[self.link.rank]
+        return [
+            values if name == own else said[name] for name in self.link.names if name != self.dealer
+        ]
+
+    def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        # What the receivers draw from keys that each shares with the owner, the owner subtracts.
+        if self.link.rank != owner:
+            return self.pairs[owner, self.link.rank].integers(shape)
+        if integers is None or tuple(integers.shape) != tuple(shape):
+            raise ValueError(f"Expected the owner to bring integers of shape {tuple(shape)}.")
+        own_share = integers.clone()
+        for rank in range(len(self.others) + 1):
+            if rank != owner:
+                own_share -= self.pairs[owner, rank].integers(shape)
+        return own_share
+
+
+@dataclass
+class DealerWires:
+    """The wires of the dealer.
+
+    Args:
+        link: Its link.
+        computing: The computing parties, by rank.
+        streams: The stream of each of them.
+        material: Where corrections go.
+    """
+
+    link: Link
+    computing: tuple[str, ...]
+    streams: tuple[Keystream, ...] = field(repr=False)
+    material: MaterialSender
+    leader: bool = field(default=False, init=False)
+    deals: bool = field(default=True, init=False)
+
+    def random(self, shape: Sequence[int]) -> Tensor:
+        first, *others = self.streams
+        mask = first.integers(shape)
+        for stream in others:
+            mask += stream.integers(shape)
+        return mask
+
+    def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
+        correction = compute()
+        _check(correction, shape)
+        # Not in place: what is computed may be a mask that is needed again.
+        for stream in self.streams[:-1]:
+            correction = correction - stream.integers(shape)
+        if bits == RING_BITS:
+            self.material.put(correction)
+        else:
+            self.material.put(narrowed(lowest(correction, bits), -(-bits // 8)))
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+    def random_bytes(self, shape: Sequence[int]) -> Tensor:
+        first, *others = self.streams
+        mask = uniform_bytes(first, shape)
+        for stream in others:
+            mask ^= uniform_bytes(stream, shape)
+        return mask
+
+    def dealt_bytes(self, compute: Compute, shape: Sequence[int]) -> Tensor:
+        correction = compute()
+        _check(correction, shape)
+        for stream in self.streams[:-1]:
+            correction = correction ^ uniform_bytes(stream, shape)
+        self.material.put(correction)
+        return torch.zeros(tuple(shape), dtype=torch.uint8)
+
+    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        return [torch.zeros_like(share) for share in shares]
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        # Before it waits: a party may need what was dealt so far to get to its announcement.
+        self.material.drain()
+        return [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
+
+    def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
+def lowest(integers: Tensor, bits: int) -> Tensor:
+    """Integers modulo 2^bits, from 0; the same ones where bits is 64."""
+    return integers if bits == RING_BITS else integers & ((1 << bits) - 1)
+
+
+def narrowed(integers: Tensor, width: int) -> Tensor:
+    """The lowest bytes of integers, `(elements * width,)`; little-endian."""
+    return integers.reshape(-1, 1).view(torch.uint8)[:, :width].reshape(-1)
+
+
+def widened(octets: Tensor, width: int) -> Tensor:
+    """Integers from 0 of their lowest bytes, `(elements,)`."""
+    wide = torch.zeros((octets.numel() // width, 8), dtype=torch.uint8)
+    wide[:, :width] = octets.view(-1, width)
+    return wide.view(torch.int64).view(-1)
+
+
+def _check(value: Tensor, shape: Sequence[int]) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"Expected {tuple(value.shape)} to be dealt as shape={tuple(shape)}.")
+
+
+def _parted(shares: Sequence[Tensor], total: Tensor, rest: Tensor | None) -> list[Tensor]:
+    """The opened values one by one, in the order of their shares."""
+    opened, at = [], {torch.int64: 0, torch.uint8: 0}
+    for share in shares:
+        source = total if share.dtype == torch.int64 or rest is None else rest
+        start = at[share.dtype]
+        at[share.dtype] = start + share.numel()
+        opened.append(source[start : at[share.dtype]].view(share.shape))
+    return opened

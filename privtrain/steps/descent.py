@@ -1,0 +1,106 @@
+"""Descent on pooled rows: what the baseline does, and the plaintext twin of secure steps."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from privtrain.core.parameters import (
+    STEPPED,
+    ModelPredictor,
+    check_types,
+    initial_model,
+    load_state,
+    state_of,
+    to_vector,
+    trainable,
+)
+from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.seeding import global_generator
+from privtrain.core.task import FederatedData, Task
+from privtrain.core.trainer import Run
+from privtrain.sampling.passes import row_batches
+from privtrain.steps.optimizers import (
+    OptimizerFactory,
+    check_not_diverged,
+    descend,
+    make_optimizer,
+    try_optimizer,
+)
+from privtrain.steps.plain import check_not_alone, normalises_batches
+from privtrain.steps.pooling import pool
+
+
+@dataclass(frozen=True)
+class WithMomentum:
+    """Makes torch's SGD with momentum; two that make the same are equal.
+
+    Args:
+        momentum: In [0, 1).
+    """
+
+    momentum: float
+
+    def __call__(self, parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledDescent:
+    """Minibatch descent on the pooled rows of all parties, without any privacy.
+
+    Args:
+        epochs: Passes over the rows; at least 1.
+        batch_size: Rows in a batch; None for all rows as one batch.
+        learning_rate: Learning rate; positive.
+        optimizer: Name of a class in `torch.optim`, or a factory.
+    """
+
+    epochs: int
+    batch_size: int | None
+    learning_rate: float
+    optimizer: str | OptimizerFactory = "SGD"
+
+    def check(self, task: Task, model: nn.Module) -> None:
+        # Called for their refusals.
+        check_types(model, STEPPED)
+        try_optimizer(self.optimizer, trainable(model), self.learning_rate)
+
+    def check_rows(self, data: FederatedData, model: nn.Module) -> None:
+        rows = sum(len(data.train[party]) for party in data.parties)
+        check_not_alone(model, rows, self.batch_size, "the curator")
+
+    def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
+        rows = pool(data, run)
+        model = initial_model(task, run.seeds["initialisation", 0, ""]).to(run.device).train()
+        optimizer = make_optimizer(self.optimizer, trainable(model), self.learning_rate)
+        start, saved = run.kept() or (0, {})
+        if saved:
+            load_state(model, saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+        alone = not normalises_batches(model)
+        for epoch in range(start, self.epochs):
+            total, count = torch.zeros((), device=run.device), 0
+            # From the public seed: nothing is promised, so the order of the rows may be known.
+            order = run.seeds["order", epoch, CURATOR_NAME].torch()
+            # Layers such as dropout draw from torch's global generator only.
+            with global_generator(run.seeds["dropout", epoch, CURATOR_NAME]):
+                for batch in row_batches(rows, self.batch_size, 1, order, alone=alone):
+                    total += descend(model, optimizer, task.loss, *batch)
+                    count += 1
+            check_not_diverged(trainable(model), rows.inputs)
+            # On the device until here: reading the loss of each batch would wait for each batch.
+            run.outcome.history.record(epoch + 1, training_loss=float(total) / max(count, 1))
+            run.watch(epoch + 1, self.epochs, ModelPredictor(model))
+            model.train()
+            run.keep(epoch + 1, model=state_of(model), optimizer=optimizer.state_dict())
+            run.progress(epoch + 1, self.epochs)
+        # The final model is the one release of the plan; what led to it stays at the curator.
+        run.spend()
+        run.ledger.use()
+        run.transcript.publish(
+            "model", to_vector(trainable(model)), sender=CURATOR_NAME, round=self.epochs
+        )
+        return ModelPredictor(model)

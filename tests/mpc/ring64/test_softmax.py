@@ -1,0 +1,115 @@
+"""Softmax and the first maximum on shares against float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from privtrain.core.errors import UnsupportedError
+from tests.mpc.ring64.functions import LIMIT, UNIT, dealt_bytes, ran_on, worst
+
+ERROR = 1e-4
+
+
+def logits() -> Tensor:
+    """Integers with 16 bits after the point, `(rows, 10)`: quiet, wild, tied, extreme rows."""
+    torch.manual_seed(0)
+    rows = [
+        torch.randn(60, 10).double(),
+        torch.randn(60, 10).double() * 12,
+        torch.zeros(1, 10).double(),
+        torch.full((1, 10), -(2.0**12)).double(),
+        torch.arange(10).double().mul(2).expand(1, 10),
+        torch.tensor([[-(2.0**40)] * 9 + [2.0**40], [2.0**40] * 9 + [-(2.0**40)]]).double(),
+        # Around the depth where a value no longer counts.
+        torch.tensor([0, -16, -16 + UNIT, -16 - UNIT, -15.5, -16.5, -31, -32, -33, -48]).double()[
+            None
+        ],
+    ]
+    return (torch.cat(rows) * 2**16).round().long()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("bits", [16, 32])
+def test_softmax_against_float64(count: int, bits: int) -> None:
+    integers = logits()
+    values = integers.double() / 2**16
+    lifted = integers.clamp(-(2**45), 2**45) << (bits - 16)
+    _, (result,) = ran_on(lambda session, v: (session.softmax(v),), lifted, count, bits=bits)
+    assert float((result - torch.softmax(values, -1)).abs().max()) < ERROR
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 11, 40, 255])
+def test_other_numbers_of_classes(classes: int) -> None:
+    torch.manual_seed(classes)
+    integers = (torch.randn(3, classes) * 3 * 2**16).long()
+    integers[0] = 0
+    _, (result,) = ran_on(lambda session, v: (session.softmax(v),), integers)
+    expected = torch.softmax(integers.double() / 2**16, -1)
+    assert float((result - expected).abs().max()) < ERROR
+
+
+def test_too_many_classes_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="classes=256 <= 255"):
+        ran_on(lambda session, v: (session.softmax(v),), torch.zeros(1, 256).long())
+
+
+def test_rounds_bytes_and_material_of_softmax() -> None:
+    integers = (torch.randn(200, 10) * 2**16).long()
+    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers)
+    assert ran.rounds() == 10
+    # A row: ten values, 45 pairs with two bytes and a bit, ten bits, ten gaps with four bytes and
+    # three bits, ten values to cut, ten exponentials and their inverse sum, ten products to cut.
+    row = 80 + 45 * (2 + 1 / 8) + 10 / 8 + 80 + 10 * (4 + 3 / 8) + 80 + 88 + 80
+    assert ran.bytes() == pytest.approx(200 * row, abs=3)
+    # 272 bytes a pair, 64 a value for its bits and 16 to choose it; 280 for its exponential; twice
+    # 13 to cut, 8 for its product, and three tables of 256 entries for the inverse.
+    assert dealt_bytes(ran) == pytest.approx(
+        200 * (45 * 272 + 10 * (64 + 16 + 272 + 2 * 13 + 8) + 3 * 256 * 8), rel=1e-3
+    )
+
+
+def test_messages_are_uniform_whatever_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    integers = torch.tensor([3, 1, 0]).expand(4000, 3) << 16
+    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers)
+    assert worst(ran) < LIMIT
+    # Without the masks of the digits the result is the same, and the messages are not.
+    monkeypatch.setattr(
+        "privtrain.mpc.ring64.softmax.random_octets",
+        lambda wires, shape: np.zeros(shape, np.uint8),
+    )
+    ran, (result,) = ran_on(lambda session, v: (session.softmax(v),), integers)
+    expected = torch.softmax(integers.double() / 2**16, -1)
+    assert float((result - expected).abs().max()) < ERROR
+    assert worst(ran) > 2 * LIMIT
+
+
+def first_largest(integers: Tensor) -> Tensor:
+    result = torch.zeros(integers.shape, dtype=torch.float64)
+    for row, one_hot in zip(integers.tolist(), result, strict=True):
+        one_hot[row.index(max(row))] = 1
+    return result
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_first_largest_with_ties_and_extremes(count: int) -> None:
+    torch.manual_seed(count)
+    top = 2**61
+    rows = torch.cat(
+        [
+            logits(),
+            # Ties and differences of one unit, which no truncation may hide.
+            torch.randint(-1, 2, (500, 10)),
+            torch.tensor([[top, -top] * 5, [-top] * 10, [top - 1] * 9 + [top]]),
+        ]
+    )
+    _, (result,) = ran_on(lambda session, v: (session.largest(v),), rows, count)
+    torch.testing.assert_close(result, first_largest(rows), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("values", "rounds"), [(1, 1), (2, 4), (10, 4), (11, 5), (30, 5)])
+def test_largest_of_a_vector_and_its_rounds(values: int, rounds: int) -> None:
+    vector = torch.from_numpy(np.random.default_rng(values).integers(0, 4, values) << 16)
+    ran, (result,) = ran_on(lambda session, v: (session.largest(v),), vector)
+    torch.testing.assert_close(result[None], first_largest(vector[None]), rtol=0, atol=0)
+    assert ran.rounds() == rounds
