@@ -6,13 +6,11 @@ takes milliseconds whatever the user's rows are. Nothing of the user's is called
 folder is written to, and all generators stand afterwards where they stood.
 """
 
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,7 +28,7 @@ from privtrain.core.runtime import (
     Setting,
     StarRuntime,
 )
-from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds
+from privtrain.core.seeding import OnceOnly, SeededEntropy, Seeds, global_generator
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import RELEASE, Mesh, Run, Trainer
@@ -77,7 +75,7 @@ class WarmUps:
         brief = trainer.briefly() if isinstance(trainer, Warming) else None
         if self._done and (brief is None or brief in self._done):
             return
-        with _untouched():
+        with kept_settings(), recorded_gradients():
             for model, shape in STAND_INS:
                 task, data = _made_up(model, shape)
                 if not self._done:
@@ -104,7 +102,9 @@ def _made_up(model: object, shape: tuple[int, ...]) -> tuple[Task, FederatedData
 def _first_steps(task: Task, data: FederatedData, device: str) -> None:
     """Forward, backward and a step of torch's own optimizer."""
     try:
-        model = task.model().to(device)
+        # Threads share the generators: a fit of another one may be in the middle of its draws.
+        with global_generator(Seeds(0)["warm-up", 0, ""]):
+            model = task.model().to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         rows = data.test.to(device)
         value = task.loss(model(rows.inputs), rows.labels).mean()
@@ -144,20 +144,6 @@ def _star(star: StarRuntime | None) -> StarRuntime:
             star.import_parts()
         return InProcess()
     return InProcess() if star.real else star
-
-
-@contextmanager
-def _untouched() -> Iterator[None]:
-    """Puts back every generator and setting that a user's code may look at."""
-    python, legacy = random.getstate(), np.random.get_state()
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # as above
-    devices = range(torch.cuda.device_count()) if started else []
-    with kept_settings(), recorded_gradients(), torch.random.fork_rng(list(devices)):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
 
 
 @dataclass
