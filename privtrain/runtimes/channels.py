@@ -220,11 +220,15 @@ class Inbox:
 
     def connect(self, connection: socket.socket) -> None:
         """Reads from this connection from now on."""
-        # The system counts the time: Python would ask it first, and then read, for each message.
-        connection.settimeout(None)
-        seconds, rest = divmod(self.timeout, 1)
-        limit = struct.pack("@ll", int(seconds), max(1, int(1e6 * rest)))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        connection.settimeout(self.timeout)
+        if not isinstance(connection, ssl.SSLSocket):
+            # The system counts the time: Python would ask it first, and then read, for each
+            # message. Of TLS it reads first, and would try again for good where the system's time
+            # is over.
+            connection.settimeout(None)
+            seconds, rest = divmod(self.timeout, 1)
+            limit = struct.pack("@ll", int(seconds), max(1, int(1e6 * rest)))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._connection = connection
         self._arrived.set()
 

@@ -212,11 +212,12 @@ class SocketLink:
             if read_exactly(connection, len(_WELCOME), self.timeout) == _WELCOME:
                 return connection
             why = "it does not answer as a party does"
-        except ssl.SSLError as error:
+        except OSError as error:
+            # An alert says why it refuses; without one it may have ended.
+            if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
+                connection.close()
+                raise
             why = str(error)
-        except OSError:
-            connection.close()
-            raise
         connection.close()
         raise ProtocolError(
             f"{to} refused {self.names[self.rank]}: {why}. All parties need keys of one study, "

@@ -33,7 +33,7 @@ class Transport(Protocol):
             peer: Name of the party that has to be at the other end.
 
         Raises:
-            OSError: If the connection fails.
+            OSError: If the connection fails, or ends before the other end has proven anything.
             ProtocolError: If the other end cannot prove to be that party.
         """
         ...
@@ -97,6 +97,8 @@ class TLS:
     def connected(self, connection: socket.socket, peer: str) -> socket.socket:
         try:
             secured = self._client.wrap_socket(connection)
+        except _ENDED as error:
+            raise ConnectionError(_UNPROVEN) from error
         except ssl.SSLError as error:
             # The sentence says all of it.
             raise ProtocolError(f"{peer} could not be authenticated: {_reason(error)}.") from None
@@ -118,6 +120,11 @@ class TLS:
             secured.close()
             raise ProtocolError("its certificate names no role")
         return secured, role
+
+
+# Whoever ends meanwhile closes its connections; that is no proof that it is somebody else.
+_ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_UNPROVEN = "it closed the connection before it had proven who it is; it ended, or takes no TLS"
 
 
 def _reason(error: ssl.SSLError) -> str:
