@@ -229,6 +229,20 @@ def test_a_party_without_keys_is_told() -> None:
 
 
 @both
+def test_a_party_that_is_there_and_sends_nothing_is_missed(
+    transports: Sequence[Transport],
+) -> None:
+    with meshed(transports, 2, timeout=0.4) as (left, right):
+        right.send("left", "share", VALUES)
+        left.receive("right", "share")
+        start = time.monotonic()
+        with pytest.raises(PartyLostError, match=r"right sent no 'share' for 0.4 s") as caught:
+            left.receive("right", "share")
+        assert caught.value.party == "right"
+        assert 0.3 < time.monotonic() - start < 5
+
+
+@both
 def test_large_messages_both_ways_at_once_do_not_wait_for_each_other(
     transports: Sequence[Transport],
 ) -> None:

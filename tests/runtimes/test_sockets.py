@@ -96,6 +96,15 @@ def test_a_client_speaks_to_nobody_else(client: TLS, server: Transport, words: s
         met(client, server)
 
 
+def test_who_ends_meanwhile_is_lost_and_no_stranger() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        here.settimeout(5)
+        there.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError, match="before it had proven who it is; it ended, or"):
+            KEYS["right"].connected(here, "left")
+
+
 def test_credentials_that_do_not_belong_together_are_refused() -> None:
     own, other = KEYS["left"].credentials, KEYS["right"].credentials
     for wrong in (replace(own, key=other.key), replace(own, authority="none")):
