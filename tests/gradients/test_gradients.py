@@ -100,7 +100,8 @@ def test_no_rounding_cancels_where_the_type_of_the_sum_changes(gradients: Gradie
 
 def test_so_many_in_float32_would_not_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opacus, "sum_type", lambda parameters, rows: torch.float32)
-    assert moved(Opacus(), 2**17) > 1.05
+    # How far depends on the order in which a processor's library adds: from 1.005 to over 1.05.
+    assert max(moved(Opacus(), count) for count in (2**17, 2**18)) > 1 + 2.0**-10
 
 
 def test_sums_of_many_rows_are_in_float64_and_of_too_many_refused() -> None:
