@@ -15,8 +15,9 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
+from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
-from privtrain.mpc.layers import Descent, Layer, Linear, SharedLayer, step
+from privtrain.mpc.layers import Node, step, trained
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.sampling.passes import batches
 
@@ -107,7 +108,7 @@ class SecureDescent:
     """
 
     engine: Engine
-    layers: tuple[Layer, ...]
+    layers: tuple[Node, ...]
     by_rows: bool
     epochs: int
     batch_size: int | None
@@ -117,7 +118,7 @@ class SecureDescent:
     @property
     def linears(self) -> list[Linear]:
         """The linear layers, in the model's order."""
-        return [layer for layer in self.layers if isinstance(layer, Linear)]
+        return [node.layer for node in self.layers if isinstance(node.layer, Linear)]
 
     @property
     def classes(self) -> int:
@@ -167,16 +168,15 @@ class SecureDescent:
         Returns:
             The opened weights.
         """
-        layers: list[SharedLayer] = [layer.open(session) for layer in self.layers]
+        layers = [layer.open(session) for layer in self.layers]
         order = list(self._order(rows, party.seeds))
         for done, index in enumerate(order):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
             step(session, layers, inputs[index], labels[index], descent)
             link_of(party).report(done + 1, len(order))
-        weights = [weight for layer in layers for weight in layer.weights()]
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
-        opened = session.reveal(weights, kind="weight share")
+        opened = session.reveal(trained(layers), kind="weight share")
         return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened])}
 
     def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:

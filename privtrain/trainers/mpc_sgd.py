@@ -42,7 +42,7 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.layers import translate
+from privtrain.mpc.layers import check_forward, translate
 from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
@@ -175,7 +175,7 @@ class MPCSGD:
         )
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Trains a logistic regression or a multi-layer perceptron on shares.
+        """Trains a model of layers that shares know, see `privtrain.mpc.graph`.
 
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
@@ -192,6 +192,7 @@ class MPCSGD:
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
+        check_forward(model, program.layers, _row_shape(data))
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -261,6 +262,8 @@ class MPCSGD:
         self.engine.check(len(names))
         descent = self.program(task, model, split)
         check_weights(model)
+        if rows is not None and split is ROWS:
+            check_forward(model, descent.layers, tuple(rows.inputs.shape[1:]))
         # Rows that are not finite, or of another width, are named at all parties once they share.
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):
@@ -293,3 +296,11 @@ class MPCSGD:
                     dealt[name][f"{kind}/{number:06d}"] = input_share
         program.check_features(dealt[self.computing_names[0]])
         return dealt
+
+
+def _row_shape(data: FederatedData) -> tuple[int, ...]:
+    """The shape of a row; of columns put side by side where parties hold columns."""
+    shape = tuple(data.train[data.parties[0]].inputs.shape[1:])
+    if data.split is ROWS:
+        return shape
+    return (sum(data.train[party].inputs[:1].numel() for party in data.parties),)

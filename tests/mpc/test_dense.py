@@ -1,0 +1,36 @@
+"""Layers of flat rows against autograd in float64, on the session of one party."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from privtrain.mpc.dense import Descent, Linear, ReLU
+from privtrain.mpc.layers import step, trained, translate
+from tests.mpc.models import FLAT, drawn, made, stepped
+from tests.mpc.one_party import OpenSession
+
+TARGETS = torch.tensor([0, 2, 1, 1])
+
+
+@pytest.mark.parametrize("make", FLAT)
+def test_steps_are_those_of_autograd(make: Callable[[], nn.Module]) -> None:
+    model, rows, session = made(make), drawn(4, 6), OpenSession()
+    layers = [node.open(session) for node in translate(model)]
+    one_hot = nn.functional.one_hot(TARGETS, 3).double()
+    for _ in range(3):
+        step(session, layers, rows, one_hot, Descent(0.5 / 4, 0.5))
+    found = torch.cat([weight.reshape(-1) for weight in trained(layers)])
+    wanted = stepped(model, rows, lambda z: nn.functional.cross_entropy(z, TARGETS), 0.5, 3)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+    assert float((wanted - stepped(model, rows, lambda z: z.sum() * 0, 0.5)).abs().max()) > 0.01
+
+
+def test_what_a_layer_computes_in_plaintext() -> None:
+    linear = Linear(torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]), (True, False))
+    rows = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    assert linear.plain(rows).tolist() == [[-2.5]]
+    assert linear.product(rows).tolist() == [[-3.0]]
+    assert linear.learns
+    assert not ReLU().learns
