@@ -5,7 +5,8 @@ are shared, sums are local, each product uses up a Beaver triple, and one openin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
-from privtrain.mpc.layers import Node, step, trained
+from privtrain.mpc.layers import Node, step, takes_pictures, trained
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.sampling.passes import batches
 
@@ -105,6 +106,7 @@ class SecureDescent:
         batch_size: Rows in a batch; None for all.
         learning_rate: Learning rate.
         momentum: Momentum.
+        row_shape: Channels, height and width of a row, where the model takes pictures.
     """
 
     engine: Engine
@@ -114,6 +116,17 @@ class SecureDescent:
     batch_size: int | None
     learning_rate: float
     momentum: float
+    row_shape: tuple[int, ...] = ()
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the model takes pictures; else rows are flat."""
+        return takes_pictures(self.layers)
+
+    @property
+    def features(self) -> int:
+        """How many values of a row the model takes."""
+        return prod(self.row_shape) if self.pictures else self.linears[0].weight.shape[1]
 
     @property
     def linears(self) -> list[Linear]:
@@ -136,9 +149,8 @@ class SecureDescent:
         features = inputs[0].shape[1]
         if not self.by_rows:
             features = sum(share.shape[1] for share in inputs)
-        expected = self.linears[0].weight.shape[1]
-        if features != expected:
-            raise DataError(f"The rows have {features} features, the model takes {expected}.")
+        if features != self.features:
+            raise DataError(f"The rows have {features} features, the model takes {self.features}.")
         if not any(key.startswith(LABELS) for key in shares):
             raise DataError("Nobody holds the labels; name the label_holder of the data.")
 
@@ -173,7 +185,10 @@ class SecureDescent:
         for done, index in enumerate(order):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
-            step(session, layers, inputs[index], labels[index], descent)
+            rows_of_batch = inputs[index]
+            if self.pictures:
+                rows_of_batch = rows_of_batch.reshape(len(index), *self.row_shape)
+            step(session, layers, rows_of_batch, labels[index], descent)
             link_of(party).report(done + 1, len(order))
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
         opened = session.reveal(trained(layers), kind="weight share")
@@ -215,26 +230,30 @@ class PeerDescent:
         """
         program, link = self.descent, link_of(party)
         own: dict[str, Tensor] = {}
-        own_sizes = torch.zeros(3, dtype=torch.int64)
+        own_sizes = torch.zeros(6 if program.pictures else 3, dtype=torch.int64)
         # A dealer that follows these steps has no rows.
         if party.name in party.train:
             rows = party.train[party.name]
             own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
             # Shapes are public here: they are announced before anything is shared, and checked.
-            own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own)])
+            shape = rows.inputs.shape[1:] if program.pictures else ()
+            own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own), *shape])
         with program.engine.open(party) as session:
             sizes = [size.tolist() for size in session.announce(own_sizes)]
             # Whoever helps the engine comes after those that hold rows.
-            self._check(sizes, link.names[: len(sizes)])
+            names = link.names[: len(sizes)]
+            if program.pictures:
+                program = replace(program, row_shape=self._picture(sizes, names))
+            self._check([size[:3] for size in sizes], names)
             shared_inputs = [
                 session.own(own.get(INPUTS) if owner == link.rank else None, (count, width), owner)
-                for owner, (count, width, _) in enumerate(sizes)
+                for owner, (count, width, *_) in enumerate(sizes)
             ]
             one_hot = [
                 session.own(
                     own.get(LABELS) if owner == link.rank else None, (count, program.classes), owner
                 )
-                for owner, (count, _, labelled) in enumerate(sizes)
+                for owner, (count, _, labelled, *_) in enumerate(sizes)
                 if labelled
             ]
             return program.descend(
@@ -245,10 +264,21 @@ class PeerDescent:
                 party,
             )
 
+    def _picture(self, sizes: list[list[int]], names: tuple[str, ...]) -> tuple[int, ...]:
+        """Channels, height and width, which all parties must have announced alike."""
+        first = tuple(sizes[0][3:])
+        for name, size in zip(names, sizes, strict=True):
+            if tuple(size[3:]) != first:
+                raise ProtocolError(
+                    f"{name} has pictures of shape {tuple(size[3:])}, {names[0]} of {first}."
+                )
+        return first
+
     def _check(self, sizes: list[list[int]], names: tuple[str, ...]) -> None:
         """Refuses parties whose (rows, features, labelled) do not fit together."""
         # Every party makes the same checks on the same announcements, so all of them stop at once.
-        expected = self.descent.linears[0].weight.shape[1]
+        # Pictures were compared already.
+        expected = sizes[0][1] if self.descent.pictures else self.descent.features
         holders = [name for name, size in zip(names, sizes, strict=True) if size[2]]
         for name, (rows, width, _) in zip(names, sizes, strict=True):
             if self.descent.by_rows and width != expected:

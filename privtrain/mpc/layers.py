@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,14 @@ from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.parameters import trainable
 from privtrain.mpc import graph
+from privtrain.mpc.convolution import Pair, Windows
 from privtrain.mpc.dense import Addition, Descent, Flatten, Layer, Linear, ReLU, SharedLayer
-from privtrain.mpc.engine import Session, Shared
+from privtrain.mpc.engine import Engine, Session, Shared
 from privtrain.mpc.graph import SUPPORTED, Call
+from privtrain.mpc.pictures import AvgPool2d, Conv2d
 
-PICTURES: tuple[type, ...] = ()
-OF_PICTURES: tuple[type[nn.Module], ...] = ()
+PICTURES = (Conv2d, AvgPool2d)
+OF_PICTURES = (nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 """Layers that take pictures, here and in torch."""
 
 Probabilities = Callable[[Session, Shared], Shared]
@@ -91,7 +94,26 @@ def translate(model: nn.Module) -> tuple[Node, ...]:
 
 def takes_pictures(nodes: Sequence[Node]) -> bool:
     """Whether rows enter as pictures `(channels, height, width)`; else they are flat."""
-    return any(isinstance(node.layer, PICTURES) for node in nodes)
+    return bool(pictures_at(nodes))
+
+
+def pictures_at(nodes: Sequence[Node]) -> str:
+    """The first layer that takes pictures, for errors; empty where there is none."""
+    takers = (node for node in nodes if isinstance(node.layer, PICTURES))
+    return next((f"{node.name!r} ({type(node.layer).__name__})" for node in takers), "")
+
+
+def check_engine(engine: Engine, nodes: Sequence[Node]) -> None:
+    """Refuses layers that an engine cannot compute.
+
+    Raises:
+        UnsupportedError: With the first such layer, and the way out.
+    """
+    if engine.matrices_only and takes_pictures(nodes):
+        raise UnsupportedError(
+            f"The layer {pictures_at(nodes)} cannot be computed by {engine.name}, which knows "
+            "products of matrices alone. Use engine=pt.Ring64()."
+        )
 
 
 def _layer(call: Call, flat: Sequence[bool]) -> Layer | None:
@@ -101,6 +123,10 @@ def _layer(call: Call, flat: Sequence[bool]) -> Layer | None:
         if not flat[0]:
             raise _refused(call, "takes pictures; put nn.Flatten in front of it. It")
         return Linear(*_weights(layer))
+    if isinstance(layer, OF_PICTURES):
+        if flat[0]:
+            raise _refused(call, "takes flat rows, not pictures. It")
+        return _of_pictures(call)
     if isinstance(layer, nn.ReLU):
         return ReLU()
     if isinstance(layer, graph.Addition):
@@ -113,6 +139,48 @@ def _layer(call: Call, flat: Sequence[bool]) -> Layer | None:
         if layer.end_dim in (-1, 3):
             return Flatten()
     raise _refused(call)
+
+
+def _of_pictures(call: Call) -> Layer:
+    layer = call.layer
+    if isinstance(layer, nn.Conv2d):
+        padding = _padding(call, layer)
+        windows = Windows(
+            _pair(layer.kernel_size), _pair(layer.stride), padding, _pair(layer.dilation)
+        )
+        return Conv2d(*_weights(layer), windows, layer.groups)
+    if isinstance(layer, nn.AvgPool2d):
+        windows = Windows(_pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding))
+        if layer.ceil_mode:
+            raise _refused(call, "has ceil_mode=True. It")
+        # Windows at the edge would have divisors of their own.
+        if any(windows.padding) and not layer.count_include_pad and not layer.divisor_override:
+            raise _refused(call, "has padding and count_include_pad=False. It")
+        return AvgPool2d(windows, layer.divisor_override)
+    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1), [1, 1]):
+        return AvgPool2d(None)
+    raise _refused(call)
+
+
+def _padding(call: Call, layer: nn.Conv2d) -> Pair:
+    """Zeros at each side, which words such as "same" stand for, too."""
+    if layer.padding_mode != "zeros":
+        raise _refused(call, "pads by other values than zeros. It")
+    if layer.padding == "valid":
+        return 0, 0
+    if layer.padding != "same":
+        return _pair(layer.padding)
+    total = [
+        each * (size - 1) for each, size in zip(layer.dilation, layer.kernel_size, strict=True)
+    ]
+    if any(zeros % 2 for zeros in total):
+        raise _refused(call, "pads by more zeros at one side than at the other. It")
+    return total[0] // 2, total[1] // 2
+
+
+def _pair(value: Any) -> Pair:
+    height, width = value if isinstance(value, Sequence) else (value, value)
+    return int(height), int(width)
 
 
 def _refused(call: Call, why: str = "") -> UnsupportedError:

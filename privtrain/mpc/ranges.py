@@ -13,6 +13,7 @@ from privtrain.core.errors import DataError
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Addition, Linear
 from privtrain.mpc.layers import evaluated, takes_pictures, translate
+from privtrain.mpc.pictures import Conv2d
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
 LARGEST_OUTPUT = 2.0**20
@@ -80,5 +81,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
                 # Without the bias: the product is what is truncated.
                 yield f"linear layer {number}", node.layer.product(*taken)
                 number += 1
+            elif isinstance(node.layer, Conv2d):
+                yield f"the convolution {node.name!r}", node.layer.product(*taken)
             elif isinstance(node.layer, Addition):
                 yield f"the addition in {node.name!r}", outputs

@@ -42,7 +42,7 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.layers import check_forward, translate
+from privtrain.mpc.layers import check_engine, check_forward, pictures_at, takes_pictures, translate
 from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
@@ -188,11 +188,12 @@ class MPCSGD:
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
         model = initial_model(task, run.seeds["initialisation", 0, ""])
-        program = self.program(task, model, data.split)
+        shape = _row_shape(data)
+        program = self.program(task, model, data.split, shape)
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
-        check_forward(model, program.layers, _row_shape(data))
+        check_forward(model, program.layers, shape)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -223,8 +224,16 @@ class MPCSGD:
         run.watch(self.epochs, self.epochs, predictor)
         return predictor
 
-    def program(self, task: Task, model: nn.Module, split: Split) -> SecureDescent:
+    def program(
+        self, task: Task, model: nn.Module, split: Split, row_shape: tuple[int, ...] = ()
+    ) -> SecureDescent:
         """The program of every computing party.
+
+        Args:
+            task: What is learned.
+            model: Its model.
+            split: Whether parties hold rows or columns.
+            row_shape: The shape of a row; unknown to whoever holds none.
 
         Raises:
             UnsupportedError: If the model or the loss cannot be trained on shares.
@@ -237,14 +246,22 @@ class MPCSGD:
                 "privtrain.core.task.cross_entropy, or train by SGD, DPSGD or FedAvg."
             )
         check_types(model, REAL)
+        layers = translate(model)
+        check_engine(self.engine, layers)
+        if takes_pictures(layers) and split is not ROWS:
+            raise UnsupportedError(
+                f"The layer {pictures_at(layers)} takes pictures, which cannot be put together of "
+                "columns of several parties. Use split=pt.ROWS, or a model of flat rows."
+            )
         return SecureDescent(
             engine=self.engine,
-            layers=translate(model),
+            layers=layers,
             by_rows=split is ROWS,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
+            row_shape=row_shape,
         )
 
     def peer_programs(

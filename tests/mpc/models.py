@@ -49,6 +49,61 @@ def half_frozen() -> nn.Module:
     return model
 
 
+class SmallResNet(nn.Module):
+    """Convolutions with a residual connection and a strided one beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding="same")
+        self.first = nn.Conv2d(4, 4, (3, 1), stride=2, padding=(1, 0), groups=2)
+        self.beside = nn.Conv2d(4, 4, 1, stride=2, bias=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        values = torch.relu(self.stem(rows))
+        values = functional.relu(self.first(values) + self.beside(values))
+        values = functional.adaptive_avg_pool2d(values, 1)
+        return self.head(torch.flatten(values, 1))  # type: ignore[no-any-return]
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 2, dilation=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(
+        nn.AvgPool2d(3, stride=2, padding=1, divisor_override=8),
+        nn.Conv2d(2, 3, 2, groups=1, bias=False),
+        nn.AvgPool2d(2, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(3, 3),
+    )
+
+
+def depthwise() -> nn.Module:
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2),
+        nn.ReLU(),
+        nn.AvgPool2d((1, 2)),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 1, 3),
+    )
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+PICTURE = (2, 6, 5)
+OF_PICTURES: list[Callable[[], nn.Module]] = [SmallResNet, convolutional, pooled, depthwise]
 FLAT: list[Callable[[], nn.Module]] = [Residual, OfRows, perceptron, half_frozen]
 
 
