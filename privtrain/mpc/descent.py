@@ -18,7 +18,7 @@ from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
-from privtrain.mpc.layers import Node, step, takes_pictures, trained
+from privtrain.mpc.layers import Node, Probabilities, softmax, step, takes_pictures, trained
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.sampling.passes import batches
 
@@ -32,11 +32,12 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
     Args:
         rows: Its rows.
         party: Its name, for errors.
-        classes: How many classes there are.
+        classes: How many outputs the model has: one for each class, or one logit of class 1.
         labels: Whether it holds labels.
 
     Yields:
-        Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it holds them.
+        Inputs `(rows, features)`, then where it holds labels these one-hot, `(rows, classes)`, or
+        for one logit 0 and 1, `(rows, 1)`.
 
     Raises:
         DataError: If there are no rows, or they cannot be written in fixed point, or are whole
@@ -56,7 +57,20 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
         raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
     if not labels:
         return
-    targets = rows.labels
+    yield LABELS, encode(_targets(rows.labels, party, classes))
+
+
+def _targets(targets: Tensor, party: str, classes: int) -> Tensor:
+    """Labels as the model's outputs should be, float64, `(rows, classes)`."""
+    if classes == 1:
+        column = targets.reshape(len(targets), -1).double()
+        if column.shape[1] != 1 or not bool(((column == 0) | (column == 1)).all()):
+            raise DataError(
+                f"Expected the labels of {party} of shape {tuple(targets.shape)} to be 0 or 1, one "
+                f"a row, as the model has one logit; they reach from {float(column.min()):g} to "
+                f"{float(column.max()):g}."
+            )
+        return column
     if targets.is_floating_point() or targets.dim() != 1:
         raise DataError(f"Training on shares needs class indices; {party} has {targets.dtype}.")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
@@ -65,7 +79,7 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
             f"outputs; they reach from {int(targets.min())} to {int(targets.max())}."
         )
     # One-hot: softmax minus target needs no look-up at a secret index.
-    yield LABELS, encode(nn.functional.one_hot(targets, classes).double())
+    return nn.functional.one_hot(targets, classes).double()
 
 
 def agreed(opened: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -107,6 +121,7 @@ class SecureDescent:
         learning_rate: Learning rate.
         momentum: Momentum.
         row_shape: Channels, height and width of a row, where the model takes pictures.
+        probabilities: What the loss makes of outputs.
     """
 
     engine: Engine
@@ -117,6 +132,7 @@ class SecureDescent:
     learning_rate: float
     momentum: float
     row_shape: tuple[int, ...] = ()
+    probabilities: Probabilities = softmax
 
     @property
     def pictures(self) -> bool:
@@ -188,7 +204,8 @@ class SecureDescent:
             rows_of_batch = inputs[index]
             if self.pictures:
                 rows_of_batch = rows_of_batch.reshape(len(index), *self.row_shape)
-            step(session, layers, rows_of_batch, labels[index], descent)
+            targets = labels[index]
+            step(session, layers, rows_of_batch, targets, descent, self.probabilities)
             link_of(party).report(done + 1, len(order))
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
         opened = session.reveal(trained(layers), kind="weight share")

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,6 +27,10 @@ class Addition(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return left + right
+
+
+_TRACING = Lock()
+"""torch.fx replaces the call of every module while it traces, in all threads."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ def calls_of(model: nn.Module) -> tuple[Call, ...]:
     """
     tracer = _Tracer()
     try:
-        graph = tracer.trace(_Whole(model))
+        with _TRACING:
+            graph = tracer.trace(_Whole(model))
     except OWN_ERRORS as error:  # a module's own code may raise anything
         raise UnsupportedError(
             f"The forward pass of the {type(model).__name__} cannot be followed by torch.fx: "

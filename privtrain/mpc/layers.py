@@ -103,12 +103,22 @@ def pictures_at(nodes: Sequence[Node]) -> str:
     return next((f"{node.name!r} ({type(node.layer).__name__})" for node in takers), "")
 
 
-def check_engine(engine: Engine, nodes: Sequence[Node]) -> None:
-    """Refuses layers that an engine cannot compute.
+def check_engine(engine: Engine, nodes: Sequence[Node], probabilities: Probabilities) -> None:
+    """Refuses what an engine cannot compute.
+
+    Args:
+        engine: The engine.
+        nodes: The model.
+        probabilities: What the loss makes of outputs.
 
     Raises:
-        UnsupportedError: With the first such layer, and the way out.
+        UnsupportedError: With the loss or the first such layer, and the way out.
     """
+    if engine.matrices_only and probabilities is sigmoid:
+        raise UnsupportedError(
+            f"The loss binary_cross_entropy cannot be computed by {engine.name}, which has no "
+            "sigmoid. Use engine=pt.Ring64(), or cross_entropy of two classes."
+        )
     if engine.matrices_only and takes_pictures(nodes):
         raise UnsupportedError(
             f"The layer {pictures_at(nodes)} cannot be computed by {engine.name}, which knows "
@@ -250,6 +260,11 @@ def evaluated(nodes: Sequence[Node], rows: Tensor) -> Iterator[tuple[Node, list[
 def softmax(session: Session, outputs: Shared) -> Shared:
     """Probabilities of classes, for cross-entropy; `(batch, classes)`."""
     return session.softmax(outputs)
+
+
+def sigmoid(session: Session, outputs: Shared) -> Shared:
+    """The probability of class 1 by one logit, for logistic loss; `(batch, 1)`."""
+    return session.sigmoid(outputs)
 
 
 def step(

@@ -14,6 +14,7 @@ from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Addition, Linear
 from privtrain.mpc.layers import evaluated, takes_pictures, translate
 from privtrain.mpc.pictures import Conv2d
+from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
 LARGEST_OUTPUT = 2.0**20
@@ -67,6 +68,38 @@ def wrong_truncations(model: nn.Module, rows: Rows, *, weights: str) -> float:
                 f"{widest_column(rows.inputs)}. {SCALE_COLUMNS}, or lower the learning rate."
             )
     return expected
+
+
+def check_logits(model: nn.Module, rows: Rows) -> None:
+    """Refuses initial weights whose logits the logistic function on shares does not reach.
+
+    Args:
+        model: What can be trained on shares, with one output.
+        rows: Own rows; what is said of them is unprotected.
+
+    Raises:
+        DataError: With the largest logit.
+    """
+    highest = largest_output(model, rows)
+    if not highest <= REACH:
+        raise DataError(
+            f"Logits reach {highest:g} for these rows under the initial weights; on shares, the "
+            f"logistic function falls back beyond {REACH:g}. {widest_column(rows.inputs)}. "
+            f"{SCALE_COLUMNS}, or use cross_entropy of two classes, which takes any logit."
+        )
+
+
+@torch.no_grad()
+def largest_output(model: nn.Module, rows: Rows) -> float:
+    """The largest output of a model in magnitude for any of the rows."""
+    nodes = translate(model)
+    pictures = takes_pictures(nodes)
+    highest = 0.0
+    for chunk in torch.split(rows.inputs.detach().cpu(), CHUNK):
+        values = chunk.double() if pictures else chunk.double().flatten(1)
+        *_, (_, _, outputs) = evaluated(nodes, values)
+        highest = max(highest, float(outputs.abs().max()))
+    return highest
 
 
 @torch.no_grad()

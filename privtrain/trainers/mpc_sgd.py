@@ -27,6 +27,7 @@ from privtrain.core.task import (
     Rows,
     Split,
     Task,
+    binary_cross_entropy,
     cross_entropy,
     widest_column,
 )
@@ -42,8 +43,23 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.layers import check_engine, check_forward, pictures_at, takes_pictures, translate
-from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
+from privtrain.mpc.layers import (
+    check_engine,
+    check_forward,
+    pictures_at,
+    sigmoid,
+    softmax,
+    takes_pictures,
+    translate,
+)
+from privtrain.mpc.ranges import (
+    LIKELY,
+    check_logits,
+    check_weights,
+    largest_output,
+    wrong_truncations,
+)
+from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
 from privtrain.steps.descent import PooledDescent, WithMomentum
@@ -87,7 +103,7 @@ class PlaintextTwin:
 
 @dataclass(frozen=True, kw_only=True)
 class MPCSGD:
-    """Minibatch gradient descent on cross-entropy, computed on secret shares.
+    """Minibatch gradient descent on cross-entropy, of classes or one logit, on secret shares.
 
     Each data party splits its rows into shares, one for each computing party, and keeps the rows.
     Inputs, labels, gradients and weights stay shared until the final weights are opened, once.
@@ -198,6 +214,8 @@ class MPCSGD:
         inputs = self._deal(data, program, run)
         rows = data.pooled()
         wrong = wrong_truncations(model, rows, weights="initial")
+        if program.classes == 1:
+            check_logits(model, rows)
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
@@ -208,6 +226,13 @@ class MPCSGD:
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
+        highest = largest_output(model, rows)
+        if program.classes == 1 and not highest <= REACH:
+            run.outcome.note(
+                f"Logits reach {highest:g} under the opened weights; beyond {REACH:g} the logistic "
+                "function on shares falls back, so that late steps may have gone astray. Lower the "
+                "learning rate, or use cross_entropy of two classes, which takes any logit."
+            )
         if wrong > LIKELY and not self.engine.exact_truncation:
             run.outcome.note(
                 f"Values on shares are so large that about {wrong:.2g} truncations are expected "
@@ -238,22 +263,26 @@ class MPCSGD:
         Raises:
             UnsupportedError: If the model or the loss cannot be trained on shares.
         """
-        # The gradient on shares is softmax minus target, which is that of cross-entropy alone.
-        if task.loss is not cross_entropy:
+        # The gradient on shares is a probability minus the target, which is that of these alone.
+        pairs = ((cross_entropy, softmax), (binary_cross_entropy, sigmoid))
+        # By identity: a user's loss may have no hash, and an equality of its own.
+        probabilities = next((each for loss, each in pairs if loss is task.loss), None)
+        if probabilities is None:
             raise UnsupportedError(
                 f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
-                "of classes alone, neither single logits nor real values. Use the default, "
-                "privtrain.core.task.cross_entropy, or train by SGD, DPSGD or FedAvg."
+                "of classes, privtrain.core.task.cross_entropy, or of one logit, "
+                "privtrain.core.task.binary_cross_entropy. Use one of them, or train by SGD, DPSGD "
+                "or FedAvg."
             )
         check_types(model, REAL)
         layers = translate(model)
-        check_engine(self.engine, layers)
+        check_engine(self.engine, layers, probabilities)
         if takes_pictures(layers) and split is not ROWS:
             raise UnsupportedError(
                 f"The layer {pictures_at(layers)} takes pictures, which cannot be put together of "
                 "columns of several parties. Use split=pt.ROWS, or a model of flat rows."
             )
-        return SecureDescent(
+        program = SecureDescent(
             engine=self.engine,
             layers=layers,
             by_rows=split is ROWS,
@@ -262,7 +291,15 @@ class MPCSGD:
             learning_rate=self.learning_rate,
             momentum=self.momentum,
             row_shape=row_shape,
+            probabilities=probabilities,
         )
+        if (program.classes == 1) is not (probabilities is sigmoid):
+            raise UnsupportedError(
+                f"The model has {program.classes} outputs, which its loss does not "
+                "train on shares. Use binary_cross_entropy for one logit, cross_entropy for two "
+                "classes or more."
+            )
+        return program
 
     def peer_programs(
         self,
@@ -285,6 +322,8 @@ class MPCSGD:
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):
                 wrong_truncations(model, rows, weights="initial")
+                if descent.classes == 1:
+                    check_logits(model, rows)
         return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
 
     def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from privtrain.core.task import Rows, binary_cross_entropy
 from privtrain.mpc.dense import Descent, Linear, ReLU
-from privtrain.mpc.layers import step, trained, translate
+from privtrain.mpc.descent import encoded
+from privtrain.mpc.layers import sigmoid, step, trained, translate
+from privtrain.mpc.sharing import decode
 from tests.mpc.models import FLAT, drawn, made, stepped
 from tests.mpc.one_party import OpenSession
 
@@ -34,3 +37,16 @@ def test_what_a_layer_computes_in_plaintext() -> None:
     assert linear.product(rows).tolist() == [[-3.0]]
     assert linear.learns
     assert not ReLU().learns
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_steps_on_one_logit_are_those_of_autograd(floating: bool) -> None:
+    model, rows, session = made(lambda: nn.Linear(6, 1)), drawn(4, 6), OpenSession()
+    labels = torch.tensor([0, 1, 1, 0])
+    given = labels.double().reshape(4, 1) if floating else labels
+    layers = [node.open(session) for node in translate(model)]
+    ((_, targets),) = list(encoded(Rows(rows, given), "a", 1, labels=True))[1:]
+    step(session, layers, rows, decode(targets), Descent(0.5 / 4, 0.5), sigmoid)
+    found = torch.cat([weight.reshape(-1) for weight in trained(layers)])
+    wanted = stepped(model, rows, lambda z: binary_cross_entropy(z, given).mean(), 0.5)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)

@@ -1,13 +1,42 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError, UnsupportedError
-from privtrain.core.parameters import trainable
-from privtrain.mpc.layers import check_forward, trained, translate
+from privtrain.core.parameters import to_vector, trainable
+from privtrain.core.runtime import Party, Payload
+from privtrain.core.task import binary_cross_entropy
+from privtrain.mpc.dense import Descent
+from privtrain.mpc.layers import (
+    Node,
+    Probabilities,
+    check_forward,
+    sigmoid,
+    softmax,
+    step,
+    trained,
+    translate,
+)
+from privtrain.mpc.ring64.engine import Ring64
 from tests.mpc.federations import CLASSES, FEATURES
-from tests.mpc.models import FLAT, OfRows, Residual, made
+from tests.mpc.models import (
+    FLAT,
+    PICTURE,
+    OfRows,
+    Residual,
+    SmallResNet,
+    convolutional,
+    drawn,
+    made,
+    pooled,
+    stepped,
+)
 from tests.mpc.one_party import OpenSession
+from tests.mpc.ring64.mesh import run
+from tests.mpc.ring64.test_session import shared
 
 
 @pytest.mark.parametrize(
@@ -112,3 +141,48 @@ def test_a_model_is_compared_with_its_layers() -> None:
         check_forward(model, translate(model), (7,))  # told where shares meet
     with pytest.raises(DataError, match=r"to take rows of shape \(2, 3\)"):
         check_forward(OfRows(), translate(OfRows()), (2, 3))
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """One step of a model on shares under a dealer; opens the weights."""
+
+    nodes: tuple[Node, ...]
+    rows: Tensor
+    targets: Tensor
+    probabilities: Probabilities = softmax
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with Ring64().open(party) as session:
+            layers = [node.open(session) for node in self.nodes]
+            x, y = shared(session, party, self.rows, 0), shared(session, party, self.targets, 1)
+            descent = Descent(0.5 / len(self.rows), 0.5)
+            step(session, layers, x, y, descent, self.probabilities)
+            opened = session.reveal(trained(layers), kind="weight share")
+        return {"weights": torch.cat([weight.reshape(-1) for weight in opened])}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(Residual, (6,)), (SmallResNet, PICTURE), (convolutional, PICTURE), (pooled, PICTURE)],
+)
+def test_a_step_under_a_dealer_equals_float64(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    rows, labels = drawn(8, *shape), torch.arange(8) % 3
+    model, one_hot = made(make), nn.functional.one_hot(labels, 3).double()
+    wanted = stepped(model, rows, lambda z: nn.functional.cross_entropy(z, labels), 0.5)
+    ran = run(OneStep(translate(model), rows, one_hot), 2)
+    for name in ("computing-0", "computing-1"):
+        assert float((ran.payloads[name]["weights"] - wanted).abs().max()) < 1e-4
+    assert float((wanted - to_vector(trainable(model))).abs().max()) > 0.01
+
+
+def test_a_step_on_one_logit_under_a_dealer_equals_float64() -> None:
+    model = made(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)))
+    rows, labels = drawn(8, 6), (torch.arange(8) % 2).double()
+    wanted = stepped(model, rows, lambda z: binary_cross_entropy(z, labels).mean(), 0.5)
+    ran = run(OneStep(translate(model), rows, labels.reshape(8, 1), sigmoid), 2)
+    for name in ("computing-0", "computing-1"):
+        assert float((ran.payloads[name]["weights"] - wanted).abs().max()) < 1e-4
+    assert float((wanted - to_vector(trainable(model))).abs().max()) > 0.01

@@ -15,6 +15,8 @@ from privtrain.mpc.layers import (
     check_engine,
     check_forward,
     evaluated,
+    sigmoid,
+    softmax,
     step,
     takes_pictures,
     trained,
@@ -92,7 +94,9 @@ def test_layers_that_cannot_be_trained_on_shares_are_named(model: nn.Module, sai
 
 def test_an_engine_of_matrices_is_not_asked_for_convolutions() -> None:
     nodes = translate(made(OF_PICTURES[0]))
-    check_engine(Ring64(), nodes)
-    check_engine(CrypTen(), translate(nn.Linear(3, 2)))
+    check_engine(Ring64(), nodes, sigmoid)
+    check_engine(CrypTen(), translate(nn.Linear(3, 2)), softmax)
     with pytest.raises(UnsupportedError, match=r"'stem' \(Conv2d\).* CrypTen.*engine=pt.Ring64"):
-        check_engine(CrypTen(), nodes)
+        check_engine(CrypTen(), nodes, softmax)
+    with pytest.raises(UnsupportedError, match=r"binary_cross_entropy.* CrypTen.*engine=pt.Ring64"):
+        check_engine(CrypTen(), translate(nn.Linear(3, 1)), sigmoid)
