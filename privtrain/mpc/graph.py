@@ -18,7 +18,8 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
 
 SUPPORTED = (
-    "nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d(1), nn.Flatten and addition"
+    "nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d(1), nn.Flatten or "
+    "torch.flatten(x, 1), and addition"
 )
 
 

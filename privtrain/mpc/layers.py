@@ -331,17 +331,22 @@ def check_forward(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...
     linear = next(node.layer for node in nodes if isinstance(node.layer, Linear))
     if not pictures and rows[0].numel() != linear.weight.shape[1]:
         return  # the number of features is checked where shares meet
+    # torch would take rows without channels for one picture without a batch.
+    if pictures and len(shape) != 3:
+        raise DataError(
+            f"Expected rows of shape {shape} to be pictures (channels, height, width), as "
+            f"{pictures_at(nodes)} takes them. Use inputs.unsqueeze(1) where there is one channel."
+        )
     try:
         expected = copy.deepcopy(model).double()(rows.clone())
-        found = [
-            outputs for _, _, outputs in evaluated(nodes, rows if pictures else rows.flatten(1))
-        ]
+        values = rows if pictures else rows.flatten(1)
+        *_, (_, _, found) = evaluated(nodes, values)
     except OWN_ERRORS as error:  # a module's own code may raise anything
         raise DataError(
             f"Expected the {type(model).__name__} to take rows of shape {shape}: "
             f"{str(error).rstrip('.')}."
         ) from error
-    if expected.shape != found[-1].shape or not torch.allclose(expected, found[-1], rtol=1e-6):
+    if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-6):
         raise UnsupportedError(
             f"The {type(model).__name__} computes something else than its layers do one by one, so "
             "it cannot be trained on shares. Let no layer or addition write into what another one "

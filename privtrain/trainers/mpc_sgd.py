@@ -226,8 +226,8 @@ class MPCSGD:
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
-        highest = largest_output(model, rows)
-        if program.classes == 1 and not highest <= REACH:
+        highest = largest_output(model, rows) if program.classes == 1 else 0.0
+        if not highest <= REACH:
             run.outcome.note(
                 f"Logits reach {highest:g} under the opened weights; beyond {REACH:g} the logistic "
                 "function on shares falls back, so that late steps may have gone astray. Lower the "

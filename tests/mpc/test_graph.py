@@ -1,7 +1,9 @@
 """Which layers a module runs, and on what, and what is refused by name."""
 
 import operator
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -114,3 +116,21 @@ def test_a_function_keeps_its_settings() -> None:
 def test_what_is_no_known_layer_is_named(function: Callable[[Any, Tensor], Any], said: str) -> None:
     with pytest.raises(UnsupportedError, match=said):
         calls_of(Applies(function))
+
+
+class Slow(nn.Module):
+    """Lets other threads run between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, rows: Tensor) -> Any:
+        values = self.first(rows)
+        time.sleep(0.005)
+        return self.second(values)
+
+
+def test_models_are_followed_in_several_threads_at_once() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: len(calls_of(Slow())), range(12))) == {2}

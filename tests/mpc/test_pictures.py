@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.mpc.convolution import Windows
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
@@ -100,3 +100,12 @@ def test_an_engine_of_matrices_is_not_asked_for_convolutions() -> None:
         check_engine(CrypTen(), nodes, softmax)
     with pytest.raises(UnsupportedError, match=r"binary_cross_entropy.* CrypTen.*engine=pt.Ring64"):
         check_engine(CrypTen(), translate(nn.Linear(3, 1)), sigmoid)
+
+
+def test_rows_without_channels_are_no_pictures() -> None:
+    # Two rows of (5, 5) would be one picture of two channels.
+    model = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(DataError, match=r"rows of shape \(5, 5\) to be pictures .*'0' \(Conv2d\)"):
+        check_forward(model, translate(model), (5, 5))
+    with pytest.raises(DataError, match=r"to take rows of shape \(1, 5, 5\)"):
+        check_forward(model, translate(model), (1, 5, 5))

@@ -336,7 +336,7 @@ def test_pictures_are_refused_where_they_cannot_be_computed() -> None:
     with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).*columns.*split=pt.ROWS"):
         fit(MPCSGD(engine=Ring64()), task, by_columns(), runtimes=mesh)
     flat = by_rows()
-    with pytest.raises(DataError, match=r"to take rows of shape \(12,\)"):
+    with pytest.raises(DataError, match=r"rows of shape \(12,\) to be pictures"):
         fit(MPCSGD(engine=Ring64()), task, flat, runtimes=mesh)
 
 
