@@ -55,7 +55,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding="same")
+        self.stem = nn.Conv2d(2, 4, (3, 5), padding="same")
         self.first = nn.Conv2d(4, 4, (3, 1), stride=2, padding=(1, 0), groups=2)
         self.beside = nn.Conv2d(4, 4, 1, stride=2, bias=False)
         self.head = nn.Linear(4, 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from privtrain.core.errors import DataError
 from privtrain.core.task import Rows, binary_cross_entropy
 from privtrain.mpc.dense import Descent, Linear, ReLU
 from privtrain.mpc.descent import encoded
@@ -50,3 +51,9 @@ def test_steps_on_one_logit_are_those_of_autograd(floating: bool) -> None:
     found = torch.cat([weight.reshape(-1) for weight in trained(layers)])
     wanted = stepped(model, rows, lambda z: binary_cross_entropy(z, given).mean(), 0.5)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0, 1], [1, 0]]), torch.tensor([0.0, 0.5])])
+def test_labels_of_one_logit_are_0_or_1_one_a_row(labels: torch.Tensor) -> None:
+    with pytest.raises(DataError, match=r"labels of a of shape .* to be 0 or 1, one a row"):
+        list(encoded(Rows(drawn(2, 6), labels), "a", 1, labels=True))

@@ -1,10 +1,11 @@
 """Layers of pictures against autograd in float64, on the session of one party."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from privtrain.core.errors import DataError, UnsupportedError
@@ -24,7 +25,15 @@ from privtrain.mpc.layers import (
 )
 from privtrain.mpc.pictures import AvgPool2d
 from privtrain.mpc.ring64.engine import Ring64
-from tests.mpc.models import OF_PICTURES, PICTURE, drawn, made, stepped
+from tests.mpc.models import (
+    OF_PICTURES,
+    PICTURE,
+    SmallResNet,
+    depthwise,
+    drawn,
+    made,
+    stepped,
+)
 from tests.mpc.one_party import OpenSession
 
 TARGETS = torch.tensor([0, 2, 1, 1])
@@ -84,6 +93,7 @@ def ending(*layers: nn.Module) -> nn.Module:
         (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Linear(3, 2)), "put nn.Flatten in front"),
         (nn.Sequential(nn.Flatten(), nn.AvgPool2d(2), nn.Linear(3, 2)), "takes flat rows"),
         (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(2), nn.Linear(3, 2)), r"'1' \(Flatten"),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(1, 2), nn.Linear(3, 2)), r"'1' \(Flatten"),
         (nn.Sequential(nn.Conv2d(2, 4, 3)), "must end in nn.Linear"),
     ],
 )
@@ -109,3 +119,26 @@ def test_rows_without_channels_are_no_pictures() -> None:
         check_forward(model, translate(model), (5, 5))
     with pytest.raises(DataError, match=r"to take rows of shape \(1, 5, 5\)"):
         check_forward(model, translate(model), (1, 5, 5))
+
+
+@dataclass
+class Counts(OpenSession):
+    """Counts bilinear functions."""
+
+    count: int = 0
+
+    def bilinear(
+        self, function: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+    ) -> Tensor:
+        self.count += 1
+        return super().bilinear(function, left, right)
+
+
+def test_no_gradient_is_computed_that_nobody_needs() -> None:
+    # Forward, and the gradient of the weight; that of the inputs behind the stem.
+    for make, products in ((SmallResNet, 3 + 3 + 2), (depthwise, 1)):
+        session = Counts()
+        layers = [node.open(session) for node in translate(made(make))]
+        one_hot = nn.functional.one_hot(TARGETS, 3).double()
+        step(session, layers, drawn(4, *PICTURE), one_hot, Descent(0.5, 0.0))
+        assert session.count == products
