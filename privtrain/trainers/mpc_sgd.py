@@ -44,6 +44,7 @@ from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
+    Probabilities,
     check_engine,
     check_forward,
     pictures_at,
@@ -226,18 +227,7 @@ class MPCSGD:
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
-        highest = largest_output(model, rows) if program.classes == 1 else 0.0
-        if not highest <= REACH:
-            run.outcome.note(
-                f"Logits reach {highest:g} under the opened weights; beyond {REACH:g} the logistic "
-                "function on shares falls back, so that late steps may have gone astray. Lower the "
-                "learning rate, or use cross_entropy of two classes, which takes any logit."
-            )
-        if wrong > LIKELY and not self.engine.exact_truncation:
-            run.outcome.note(
-                f"Values on shares are so large that about {wrong:.2g} truncations are expected "
-                f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
-            )
+        self._tell_of_ranges(model, rows, program, wrong, run)
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
@@ -263,17 +253,7 @@ class MPCSGD:
         Raises:
             UnsupportedError: If the model or the loss cannot be trained on shares.
         """
-        # The gradient on shares is a probability minus the target, which is that of these alone.
-        pairs = ((cross_entropy, softmax), (binary_cross_entropy, sigmoid))
-        # By identity: a user's loss may have no hash, and an equality of its own.
-        probabilities = next((each for loss, each in pairs if loss is task.loss), None)
-        if probabilities is None:
-            raise UnsupportedError(
-                f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
-                "of classes, privtrain.core.task.cross_entropy, or of one logit, "
-                "privtrain.core.task.binary_cross_entropy. Use one of them, or train by SGD, DPSGD "
-                "or FedAvg."
-            )
+        probabilities = _probabilities(task)
         check_types(model, REAL)
         layers = translate(model)
         check_engine(self.engine, layers, probabilities)
@@ -337,6 +317,23 @@ class MPCSGD:
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
         return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
 
+    def _tell_of_ranges(
+        self, model: nn.Module, rows: Rows, program: SecureDescent, wrong: float, run: Run
+    ) -> None:
+        """Notes values that may have led training astray, as the opened weights show."""
+        if wrong > LIKELY and not self.engine.exact_truncation:
+            run.outcome.note(
+                f"Values on shares are so large that about {wrong:.2g} truncations are expected "
+                f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
+            )
+        highest = largest_output(model, rows) if program.classes == 1 else 0.0
+        if not highest <= REACH:
+            run.outcome.note(
+                f"Logits reach {highest:g} under the opened weights; beyond {REACH:g} the logistic "
+                "function on shares falls back, so that late steps may have gone astray. Lower the "
+                "learning rate, or use cross_entropy of two classes, which takes any logit."
+            )
+
     def _deal(self, data: FederatedData, program: SecureDescent, run: Run) -> dict[str, Payload]:
         """The shares of every data party's rows, one payload a computing party."""
         dealt: dict[str, Payload] = {name: {} for name in self.computing_names}
@@ -352,6 +349,26 @@ class MPCSGD:
                     dealt[name][f"{kind}/{number:06d}"] = input_share
         program.check_features(dealt[self.computing_names[0]])
         return dealt
+
+
+def _probabilities(task: Task) -> Probabilities:
+    """What the task's loss makes of outputs.
+
+    Raises:
+        UnsupportedError: If the loss cannot be trained on shares.
+    """
+    # The gradient on shares is a probability minus the target, which is that of these alone.
+    pairs = ((cross_entropy, softmax), (binary_cross_entropy, sigmoid))
+    # By identity: a user's loss may have no hash, and an equality of its own.
+    probabilities = next((each for loss, each in pairs if loss is task.loss), None)
+    if probabilities is None:
+        raise UnsupportedError(
+            f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
+            "of classes, privtrain.core.task.cross_entropy, or of one logit, "
+            "privtrain.core.task.binary_cross_entropy. Use one of them, or train by SGD, DPSGD "
+            "or FedAvg."
+        )
+    return probabilities
 
 
 def _row_shape(data: FederatedData) -> tuple[int, ...]:
