@@ -28,8 +28,9 @@ from privtrain.core.links import Link
 from privtrain.core.runtime import MeshReply, Party, Payload, link_of
 from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.dense import Descent
 from privtrain.mpc.engine import Session, Shared, with_helpers
-from privtrain.mpc.layers import Descent, step, translate
+from privtrain.mpc.layers import step, trained, translate
 from privtrain.mpc.ring64.engine import DEALER, Ring64
 from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.sharing import decode, encode
@@ -77,7 +78,7 @@ def descended(sizes: tuple[int, ...]) -> tuple[Operation, Callable[[list[Tensor]
         inputs, labels = operands
         layers = [layer.open(session) for layer in translate(model())]
         step(session, layers, inputs, labels, Descent(0.1 / inputs.size(0), 0.0))
-        return [weight for layer in layers for weight in layer.weights()]
+        return trained(layers)
 
     def plain(operands: list[Tensor]) -> list[Tensor]:
         inputs, labels = operands

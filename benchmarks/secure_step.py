@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.crypten.engine import CrypTen, CrypTenSession, load
-from privtrain.mpc.layers import Descent, step, translate
+from privtrain.mpc.dense import Descent
+from privtrain.mpc.layers import step, translate
 from privtrain.runtimes.processes.mesh import Processes
 
 

@@ -405,6 +405,22 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each example of a model with one logit, that of class 1: logistic loss.
+
+    Args:
+        logits: Shape `(batch, 1)` or `(batch,)`.
+        targets: 0 or 1, whole or floating-point numbers, shape `(batch,)` or `(batch, 1)`.
+
+    Returns:
+        Losses, shape `(batch,)`.
+    """
+    logits = logits.flatten()
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits, targets.flatten().to(logits.dtype), reduction="none"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is learned: a model, a loss for each example, and metrics.

@@ -5,7 +5,8 @@ are shared, sums are local, each product uses up a Beaver triple, and one openin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,9 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
+from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
-from privtrain.mpc.layers import Descent, Layer, Linear, SharedLayer, step
+from privtrain.mpc.layers import Node, Probabilities, softmax, step, takes_pictures, trained
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.sampling.passes import batches
 
@@ -30,11 +32,12 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
     Args:
         rows: Its rows.
         party: Its name, for errors.
-        classes: How many classes there are.
+        classes: How many outputs the model has: one for each class, or one logit of class 1.
         labels: Whether it holds labels.
 
     Yields:
-        Inputs `(rows, features)`, then one-hot labels `(rows, classes)` where it holds them.
+        Inputs `(rows, features)`, then where it holds labels these one-hot, `(rows, classes)`, or
+        for one logit 0 and 1, `(rows, 1)`.
 
     Raises:
         DataError: If there are no rows, or they cannot be written in fixed point, or are whole
@@ -54,7 +57,20 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
         raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
     if not labels:
         return
-    targets = rows.labels
+    yield LABELS, encode(_targets(rows.labels, party, classes))
+
+
+def _targets(targets: Tensor, party: str, classes: int) -> Tensor:
+    """Labels as the model's outputs should be, float64, `(rows, classes)`."""
+    if classes == 1:
+        column = targets.reshape(len(targets), -1).double()
+        if column.shape[1] != 1 or not bool(((column == 0) | (column == 1)).all()):
+            raise DataError(
+                f"Expected the labels of {party} of shape {tuple(targets.shape)} to be 0 or 1, one "
+                f"a row, as the model has one logit; they reach from {float(column.min()):g} to "
+                f"{float(column.max()):g}."
+            )
+        return column
     if targets.is_floating_point() or targets.dim() != 1:
         raise DataError(f"Training on shares needs class indices; {party} has {targets.dtype}.")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
@@ -63,7 +79,7 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
             f"outputs; they reach from {int(targets.min())} to {int(targets.max())}."
         )
     # One-hot: softmax minus target needs no look-up at a secret index.
-    yield LABELS, encode(nn.functional.one_hot(targets, classes).double())
+    return nn.functional.one_hot(targets, classes).double()
 
 
 def agreed(opened: dict[str, Tensor], inputs: Tensor) -> Tensor:
@@ -104,20 +120,34 @@ class SecureDescent:
         batch_size: Rows in a batch; None for all.
         learning_rate: Learning rate.
         momentum: Momentum.
+        row_shape: Channels, height and width of a row, where the model takes pictures.
+        probabilities: What the loss makes of outputs.
     """
 
     engine: Engine
-    layers: tuple[Layer, ...]
+    layers: tuple[Node, ...]
     by_rows: bool
     epochs: int
     batch_size: int | None
     learning_rate: float
     momentum: float
+    row_shape: tuple[int, ...] = ()
+    probabilities: Probabilities = softmax
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the model takes pictures; else rows are flat."""
+        return takes_pictures(self.layers)
+
+    @property
+    def features(self) -> int:
+        """How many values of a row the model takes."""
+        return prod(self.row_shape) if self.pictures else self.linears[0].weight.shape[1]
 
     @property
     def linears(self) -> list[Linear]:
         """The linear layers, in the model's order."""
-        return [layer for layer in self.layers if isinstance(layer, Linear)]
+        return [node.layer for node in self.layers if isinstance(node.layer, Linear)]
 
     @property
     def classes(self) -> int:
@@ -135,9 +165,8 @@ class SecureDescent:
         features = inputs[0].shape[1]
         if not self.by_rows:
             features = sum(share.shape[1] for share in inputs)
-        expected = self.linears[0].weight.shape[1]
-        if features != expected:
-            raise DataError(f"The rows have {features} features, the model takes {expected}.")
+        if features != self.features:
+            raise DataError(f"The rows have {features} features, the model takes {self.features}.")
         if not any(key.startswith(LABELS) for key in shares):
             raise DataError("Nobody holds the labels; name the label_holder of the data.")
 
@@ -167,16 +196,19 @@ class SecureDescent:
         Returns:
             The opened weights.
         """
-        layers: list[SharedLayer] = [layer.open(session) for layer in self.layers]
+        layers = [layer.open(session) for layer in self.layers]
         order = list(self._order(rows, party.seeds))
         for done, index in enumerate(order):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
-            step(session, layers, inputs[index], labels[index], descent)
+            rows_of_batch = inputs[index]
+            if self.pictures:
+                rows_of_batch = rows_of_batch.reshape(len(index), *self.row_shape)
+            targets = labels[index]
+            step(session, layers, rows_of_batch, targets, descent, self.probabilities)
             link_of(party).report(done + 1, len(order))
-        weights = [weight for layer in layers for weight in layer.weights()]
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
-        opened = session.reveal(weights, kind="weight share")
+        opened = session.reveal(trained(layers), kind="weight share")
         return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened])}
 
     def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:
@@ -215,26 +247,30 @@ class PeerDescent:
         """
         program, link = self.descent, link_of(party)
         own: dict[str, Tensor] = {}
-        own_sizes = torch.zeros(3, dtype=torch.int64)
+        own_sizes = torch.zeros(6 if program.pictures else 3, dtype=torch.int64)
         # A dealer that follows these steps has no rows.
         if party.name in party.train:
             rows = party.train[party.name]
             own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
             # Shapes are public here: they are announced before anything is shared, and checked.
-            own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own)])
+            shape = rows.inputs.shape[1:] if program.pictures else ()
+            own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own), *shape])
         with program.engine.open(party) as session:
             sizes = [size.tolist() for size in session.announce(own_sizes)]
             # Whoever helps the engine comes after those that hold rows.
-            self._check(sizes, link.names[: len(sizes)])
+            names = link.names[: len(sizes)]
+            if program.pictures:
+                program = replace(program, row_shape=self._picture(sizes, names))
+            self._check([size[:3] for size in sizes], names)
             shared_inputs = [
                 session.own(own.get(INPUTS) if owner == link.rank else None, (count, width), owner)
-                for owner, (count, width, _) in enumerate(sizes)
+                for owner, (count, width, *_) in enumerate(sizes)
             ]
             one_hot = [
                 session.own(
                     own.get(LABELS) if owner == link.rank else None, (count, program.classes), owner
                 )
-                for owner, (count, _, labelled) in enumerate(sizes)
+                for owner, (count, _, labelled, *_) in enumerate(sizes)
                 if labelled
             ]
             return program.descend(
@@ -245,10 +281,21 @@ class PeerDescent:
                 party,
             )
 
+    def _picture(self, sizes: list[list[int]], names: tuple[str, ...]) -> tuple[int, ...]:
+        """Channels, height and width, which all parties must have announced alike."""
+        first = tuple(sizes[0][3:])
+        for name, size in zip(names, sizes, strict=True):
+            if tuple(size[3:]) != first:
+                raise ProtocolError(
+                    f"{name} has pictures of shape {tuple(size[3:])}, {names[0]} of {first}."
+                )
+        return first
+
     def _check(self, sizes: list[list[int]], names: tuple[str, ...]) -> None:
         """Refuses parties whose (rows, features, labelled) do not fit together."""
         # Every party makes the same checks on the same announcements, so all of them stop at once.
-        expected = self.descent.linears[0].weight.shape[1]
+        # Pictures were compared already.
+        expected = sizes[0][1] if self.descent.pictures else self.descent.features
         holders = [name for name, size in zip(names, sizes, strict=True) if size[2]]
         for name, (rows, width, _) in zip(names, sizes, strict=True):
             if self.descent.by_rows and width != expected:

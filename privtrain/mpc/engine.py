@@ -212,6 +212,11 @@ class Engine(Protocol):
         """Whether a product within fixed point never loses its last bits wrongly."""
         ...
 
+    @property
+    def matrices_only(self) -> bool:
+        """Whether sessions lack `bilinear`, `linear` and `sigmoid`."""
+        ...
+
     def check(self, parties: int) -> None:
         """Raises `UnsupportedError` if the engine cannot run here with that number of parties."""
         ...

@@ -1,233 +1,354 @@
-"""A plain torch model as layers on shares: linear maps and ReLU, with their gradients."""
+"""A plain torch model as layers on shares, and a step of gradient descent through them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import UnsupportedError
-from privtrain.mpc.engine import Session, Shared
+from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.parameters import trainable
+from privtrain.mpc import graph
+from privtrain.mpc.convolution import Pair, Windows
+from privtrain.mpc.dense import Addition, Descent, Flatten, Layer, Linear, ReLU, SharedLayer
+from privtrain.mpc.engine import Engine, Session, Shared
+from privtrain.mpc.graph import SUPPORTED, Call
+from privtrain.mpc.pictures import AvgPool2d, Conv2d
 
-SUPPORTED = "nn.Linear, nn.ReLU, nn.Flatten (in front) and nn.Sequential of these"
+PICTURES = (Conv2d, AvgPool2d)
+OF_PICTURES = (nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Layers that take pictures, here and in torch."""
 
-
-class Layer(Protocol):
-    """A layer of the torch model, before it is on shares. Configuration: frozen, pickles."""
-
-    def open(self, session: Session) -> "SharedLayer":
-        """The layer with its initial weights, which are public, on shares."""
-        ...
-
-
-class SharedLayer(Protocol):
-    """A layer at one computing party."""
-
-    def forward(self, session: Session, inputs: Shared) -> Shared:
-        """Outputs `(batch, out)` of inputs `(batch, in)`; keeps what `backward` needs."""
-        ...
-
-    def backward(
-        self, session: Session, gradient: Shared, descent: "Descent", *, first: bool
-    ) -> Shared:
-        """Takes the descent step and returns the gradient of the inputs.
-
-        Args:
-            session: The open engine.
-            gradient: Of the summed loss with respect to the outputs, `(batch, out)`.
-            descent: The rule by which weights follow a gradient.
-            first: Whether this is the first layer: the gradient of its inputs is not computed.
-        """
-        ...
-
-    def weights(self) -> list[Shared]:
-        """The trained weights, on shares."""
-        ...
+Probabilities = Callable[[Session, Shared], Shared]
+"""What a model's outputs `(batch, out)` say of targets, in their shape; less these it is the
+gradient of the loss by the outputs."""
 
 
 @dataclass(frozen=True)
-class Descent:
-    """Gradient descent with momentum, as torch's SGD does it.
+class Node:
+    """A layer in its place: what it takes, and where its weights stand.
 
     Args:
-        rate: Learning rate divided by the number of rows in the batch.
-        momentum: Momentum in [0, 1).
+        name: The layer's name in the torch model.
+        layer: The layer.
+        sources: The values it takes: 0 is the rows, n the result of node number n, from 1.
+        place: The number of its first weight among the torch model's trained parameters.
     """
 
-    rate: float
-    momentum: float
+    name: str
+    layer: Layer
+    sources: tuple[int, ...]
+    place: int = 0
 
-    def __call__(self, session: Session, gradient: Shared, previous: Shared | None) -> Shared:
-        """The step to subtract from the weights, given the previous step."""
-        # torch multiplies its velocity by the learning rate at the end. At a constant learning rate
-        # that product obeys the same recursion.
-        step = session.scale(gradient, self.rate)
-        if previous is None or self.momentum == 0:
-            return step
-        return session.scale(previous, self.momentum) + step
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The configuration of a linear map.
-
-    Args:
-        weight: Initial weight, `(out, in)`; public.
-        bias: Initial bias, `(out,)`, or None.
-        learned: Whether weight and bias are trained.
-    """
-
-    weight: Tensor = field(repr=False)
-    bias: Tensor | None = field(repr=False)
-    learned: tuple[bool, bool]
-
-    def open(self, session: Session) -> "SharedLinear":
-        bias = None if self.bias is None else session.public(self.bias)
-        return SharedLinear(self, session.public(self.weight.t()), bias)
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """The configuration of a rectifier."""
-
-    def open(self, session: Session) -> "SharedReLU":
-        return SharedReLU()
+    def open(self, session: Session) -> "SharedNode":
+        """The same on shares."""
+        return SharedNode(self, self.layer.open(session))
 
 
 @dataclass
-class SharedLinear:
-    """A linear map at one computing party.
+class SharedNode:
+    """A layer in its place at one computing party.
 
     Args:
-        layer: Its configuration.
-        weight: On shares, `(in, out)`.
-        bias: On shares, `(out,)`, or None.
+        node: Its configuration.
+        layer: The layer on shares.
     """
 
-    layer: Linear
-    weight: Shared
-    bias: Shared | None
-    _inputs: Shared | None = None
-    _weight_step: Shared | None = None
-    _bias_step: Shared | None = None
-
-    def forward(self, session: Session, inputs: Shared) -> Shared:
-        self._inputs = inputs
-        # A Beaver triple of matrices: one opening for the whole product, not one an element.
-        outputs = inputs.matmul(self.weight)
-        return outputs if self.bias is None else outputs + self.bias
-
-    def backward(
-        self, session: Session, gradient: Shared, descent: Descent, *, first: bool
-    ) -> Shared:
-        # Before the step: the chain rule holds at the weights of the forward pass.
-        input_gradient = gradient if first else gradient.matmul(self.weight.t())
-        learns_weight, learns_bias = self.layer.learned
-        if learns_weight and self._inputs is not None:
-            # dL/dW = inputs^T @ dL/doutputs, dL/db = sum over the batch of dL/doutputs.
-            weight_gradient = self._inputs.t().matmul(gradient)
-            self._weight_step = descent(session, weight_gradient, self._weight_step)
-            self.weight = self.weight - self._weight_step
-        if learns_bias and self.bias is not None:
-            self._bias_step = descent(session, gradient.sum(0), self._bias_step)
-            self.bias = self.bias - self._bias_step
-        return input_gradient
-
-    def weights(self) -> list[Shared]:
-        """Weight `(out, in)` and bias, those that are learned."""
-        learns_weight, learns_bias = self.layer.learned
-        learned = [self.weight.t()] if learns_weight else []
-        return [*learned, self.bias] if learns_bias and self.bias is not None else learned
+    node: Node
+    layer: SharedLayer
 
 
-@dataclass
-class SharedReLU:
-    """A rectifier at one computing party."""
-
-    _positive: Shared | None = None
-
-    def forward(self, session: Session, inputs: Shared) -> Shared:
-        # The comparison is the expensive part; backward multiplies by the same shared bits.
-        values, self._positive = session.relu(inputs)
-        return values
-
-    def backward(
-        self, session: Session, gradient: Shared, descent: Descent, *, first: bool
-    ) -> Shared:
-        return gradient if self._positive is None else gradient * self._positive
-
-    def weights(self) -> list[Shared]:
-        return []
-
-
-def translate(model: nn.Module) -> tuple[Layer, ...]:
-    """A torch model as layers on shares, in order.
+def translate(model: nn.Module) -> tuple[Node, ...]:
+    """A torch model as layers on shares, in the order in which they run.
 
     Args:
-        model: A logistic regression or a multi-layer perceptron; its weights become public
-            initial weights.
+        model: What `torch.fx` follows, of layers known here; its weights become public initial
+            weights.
 
     Returns:
-        The layers. `nn.Flatten` in front disappears: rows are shared flat.
+        The layers. `nn.Flatten` of flat rows disappears: rows are shared flat.
 
     Raises:
         UnsupportedError: If a layer cannot be trained on shares, with its name.
     """
-    layers: list[Layer] = []
-    for name, layer in _leaves(model, ""):
-        if isinstance(layer, nn.Linear):
-            layers.append(_linear(layer))
-        elif isinstance(layer, nn.ReLU):
-            layers.append(ReLU())
-        elif not (isinstance(layer, nn.Flatten) and layer.start_dim == 1 and not layers):
-            raise UnsupportedError(
-                f"The layer {name or 'model'!r} ({layer}) cannot be trained on shares; "
-                f"supported are {SUPPORTED}."
-            )
-    if not layers or not isinstance(layers[-1], Linear):
+    calls = graph.calls_of(model)
+    flat = [not any(isinstance(call.layer, OF_PICTURES) for call in calls)]
+    values, nodes = [0], list[Node]()
+    places = _places(model, calls)
+    for call in calls:
+        sources = tuple(values[source] for source in call.sources)
+        layer = _layer(call, [flat[source] for source in sources])
+        if layer is None:
+            values.append(sources[0])
+            continue
+        nodes.append(Node(call.name, layer, sources, places.get(id(call.layer), 0)))
+        values.append(len(nodes))
+        flat.append(flat[sources[0]] or isinstance(layer, Flatten))
+    if not nodes or not isinstance(nodes[-1].layer, Linear):
         raise UnsupportedError(f"A model on shares must end in nn.Linear; got {model}.")
-    return tuple(layers)
+    return tuple(nodes)
 
 
-def _leaves(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    # Only Sequential says in which order its children run.
-    if type(model) is not nn.Sequential:
-        yield prefix, model
-        return
-    for name, child in model.named_children():
-        yield from _leaves(child, f"{prefix}.{name}".lstrip("."))
+def takes_pictures(nodes: Sequence[Node]) -> bool:
+    """Whether rows enter as pictures `(channels, height, width)`; else they are flat."""
+    return bool(pictures_at(nodes))
 
 
-def _linear(layer: nn.Linear) -> Linear:
+def pictures_at(nodes: Sequence[Node]) -> str:
+    """The first layer that takes pictures, for errors; empty where there is none."""
+    takers = (node for node in nodes if isinstance(node.layer, PICTURES))
+    return next((f"{node.name!r} ({type(node.layer).__name__})" for node in takers), "")
+
+
+def check_engine(engine: Engine, nodes: Sequence[Node], probabilities: Probabilities) -> None:
+    """Refuses what an engine cannot compute.
+
+    Args:
+        engine: The engine.
+        nodes: The model.
+        probabilities: What the loss makes of outputs.
+
+    Raises:
+        UnsupportedError: With the loss or the first such layer, and the way out.
+    """
+    if engine.matrices_only and probabilities is sigmoid:
+        raise UnsupportedError(
+            f"The loss binary_cross_entropy cannot be computed by {engine.name}, which has no "
+            "sigmoid. Use engine=pt.Ring64(), or cross_entropy of two classes."
+        )
+    if engine.matrices_only and takes_pictures(nodes):
+        raise UnsupportedError(
+            f"The layer {pictures_at(nodes)} cannot be computed by {engine.name}, which knows "
+            "products of matrices alone. Use engine=pt.Ring64()."
+        )
+
+
+def _layer(call: Call, flat: Sequence[bool]) -> Layer | None:
+    """The layer of a call on flat values or pictures; None where it changes nothing."""
+    layer = call.layer
+    if isinstance(layer, nn.Linear):
+        if not flat[0]:
+            raise _refused(call, "takes pictures; put nn.Flatten in front of it. It")
+        return Linear(*_weights(layer))
+    if isinstance(layer, OF_PICTURES):
+        if flat[0]:
+            raise _refused(call, "takes flat rows, not pictures. It")
+        return _of_pictures(call)
+    if isinstance(layer, nn.ReLU):
+        return ReLU()
+    if isinstance(layer, graph.Addition):
+        if flat[0] != flat[1]:
+            raise _refused(call, "adds pictures and flat values. It")
+        return Addition()
+    if isinstance(layer, nn.Flatten) and layer.start_dim == 1:
+        if flat[0]:
+            return None
+        if layer.end_dim in (-1, 3):
+            return Flatten()
+    raise _refused(call)
+
+
+def _of_pictures(call: Call) -> Layer:
+    layer = call.layer
+    if isinstance(layer, nn.Conv2d):
+        padding = _padding(call, layer)
+        windows = Windows(
+            _pair(layer.kernel_size), _pair(layer.stride), padding, _pair(layer.dilation)
+        )
+        return Conv2d(*_weights(layer), windows, layer.groups)
+    if isinstance(layer, nn.AvgPool2d):
+        windows = Windows(_pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding))
+        if layer.ceil_mode:
+            raise _refused(call, "has ceil_mode=True. It")
+        # Windows at the edge would have divisors of their own.
+        if any(windows.padding) and not layer.count_include_pad and not layer.divisor_override:
+            raise _refused(call, "has padding and count_include_pad=False. It")
+        return AvgPool2d(windows, layer.divisor_override)
+    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1), [1, 1]):
+        return AvgPool2d(None)
+    raise _refused(call)
+
+
+def _padding(call: Call, layer: nn.Conv2d) -> Pair:
+    """Zeros at each side, which words such as "same" stand for, too."""
+    if layer.padding_mode != "zeros":
+        raise _refused(call, "pads by other values than zeros. It")
+    if layer.padding == "valid":
+        return 0, 0
+    if layer.padding != "same":
+        return _pair(layer.padding)
+    total = [
+        each * (size - 1) for each, size in zip(layer.dilation, layer.kernel_size, strict=True)
+    ]
+    if any(zeros % 2 for zeros in total):
+        raise _refused(call, "pads by more zeros at one side than at the other. It")
+    return total[0] // 2, total[1] // 2
+
+
+def _pair(value: Any) -> Pair:
+    height, width = value if isinstance(value, Sequence) else (value, value)
+    return int(height), int(width)
+
+
+def _refused(call: Call, why: str = "") -> UnsupportedError:
+    said = f"The layer {call.name!r} ({call.layer}) {why}".rstrip()
+    return UnsupportedError(f"{said} cannot be trained on shares; supported are {SUPPORTED}.")
+
+
+def _weights(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor | None, tuple[bool, bool]]:
     # A layer may be frozen in part: what is not learned is neither stepped nor opened.
     bias = None if layer.bias is None else layer.bias.detach()
     learned = (
         layer.weight.requires_grad,
         layer.bias is not None and layer.bias.requires_grad,
     )
-    return Linear(layer.weight.detach(), bias, learned)
+    return layer.weight.detach(), bias, learned
+
+
+def _places(model: nn.Module, calls: Sequence[Call]) -> dict[int, int]:
+    """Layer to the number of its first weight among the trained ones, each of which has one layer.
+
+    Raises:
+        UnsupportedError: If a weight is trained by two layers, or by none.
+    """
+    numbers = {id(parameter): number for number, parameter in enumerate(trainable(model))}
+    owners: dict[int, str] = {}
+    places: dict[int, int] = {}
+    for call in calls:
+        layer = call.layer
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        for weight in (layer.weight, layer.bias):
+            if weight is None or not weight.requires_grad:
+                continue
+            number = numbers.get(id(weight))
+            if number is None:
+                raise _refused(call, "computes its weights from others. It")
+            if number in owners:
+                raise _refused(call, f"has the weights of {owners[number]!r}, which ran before. It")
+            owners[number] = call.name
+            places.setdefault(id(layer), number)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and numbers[id(parameter)] not in owners:
+            raise UnsupportedError(
+                f"The parameter {name!r} is trained, and no layer that runs has it. Use "
+                "requires_grad=False for it, or leave it out."
+            )
+    return places
+
+
+def evaluated(nodes: Sequence[Node], rows: Tensor) -> Iterator[tuple[Node, list[Tensor], Tensor]]:
+    """Runs layers in plaintext.
+
+    Args:
+        nodes: The model.
+        rows: float64, flat or pictures as the model takes them.
+
+    Yields:
+        Each node with its inputs and its outputs.
+    """
+    values = [rows]
+    for node in nodes:
+        inputs = [values[source] for source in node.sources]
+        values.append(node.layer.plain(*inputs))
+        yield node, inputs, values[-1]
+
+
+def softmax(session: Session, outputs: Shared) -> Shared:
+    """Probabilities of classes, for cross-entropy; `(batch, classes)`."""
+    return session.softmax(outputs)
+
+
+def sigmoid(session: Session, outputs: Shared) -> Shared:
+    """The probability of class 1 by one logit, for logistic loss; `(batch, 1)`."""
+    return session.sigmoid(outputs)
 
 
 def step(
     session: Session,
-    layers: Sequence[SharedLayer],
+    layers: Sequence[SharedNode],
     inputs: Shared,
     targets: Shared,
     descent: Descent,
+    probabilities: Probabilities = softmax,
 ) -> None:
-    """One step of gradient descent on the mean cross-entropy of a batch, all of it on shares.
+    """One step of gradient descent on the mean loss of a batch, all of it on shares.
 
     Args:
         session: The open engine.
         layers: The model.
-        inputs: Shape `(batch, features)`.
-        targets: One-hot labels, `(batch, classes)`.
+        inputs: Shape `(batch, features)`, or pictures.
+        targets: One-hot labels, `(batch, classes)`, or 0 and 1, `(batch, 1)`.
         descent: The rule by which weights follow a gradient.
+        probabilities: What the loss makes of outputs; softmax is that of cross-entropy.
     """
-    values = inputs
-    for layer in layers:
-        values = layer.forward(session, values)
+    values, needed = [inputs], [False]
+    for each in layers:
+        sources = each.node.sources
+        values.append(each.layer.forward(session, *(values[source] for source in sources)))
+        # What lies before the first trained weight needs no gradient.
+        needed.append(each.node.layer.learns or any(needed[source] for source in sources))
     # The gradient of cross-entropy is softmax - target, so the loss itself is never needed.
-    gradient = session.softmax(values) - targets
-    for number, layer in reversed(list(enumerate(layers))):
-        gradient = layer.backward(session, gradient, descent, first=number == 0)
+    gradients: list[Shared | None] = [None] * len(layers)
+    gradients.append(probabilities(session, values[-1]) - targets)
+    for number, each in reversed(list(enumerate(layers, 1))):
+        gradient, sources = gradients[number], each.node.sources
+        if gradient is None or not needed[number]:
+            continue
+        wanted = tuple(needed[source] for source in sources)
+        back = each.layer.backward(session, gradient, descent, wanted)
+        for source, part in zip(sources, back, strict=True):
+            before = gradients[source]
+            # A value that is used twice has the sum of both gradients.
+            gradients[source] = part if before is None or part is None else before + part
+
+
+def trained(layers: Sequence[SharedNode]) -> list[Shared]:
+    """The trained weights, on shares, in the order of the torch model's trained parameters."""
+    in_order = sorted(layers, key=lambda each: each.node.place)
+    return [weight for each in in_order for weight in each.layer.weights()]
+
+
+@torch.no_grad()
+def check_forward(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...]) -> None:
+    """Compares a model with its layers on two made-up rows: what else it does would be left out.
+
+    Args:
+        model: The torch model.
+        nodes: What `translate` makes of it.
+        shape: The shape of a row.
+
+    Raises:
+        DataError: If the model does not take such rows.
+        UnsupportedError: If the outputs differ, as where a layer writes into what another reads.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    pictures = takes_pictures(nodes)
+    linear = next(node.layer for node in nodes if isinstance(node.layer, Linear))
+    if not pictures and rows[0].numel() != linear.weight.shape[1]:
+        return  # the number of features is checked where shares meet
+    # torch would take rows without channels for one picture without a batch.
+    if pictures and len(shape) != 3:
+        raise DataError(
+            f"Expected rows of shape {shape} to be pictures (channels, height, width), as "
+            f"{pictures_at(nodes)} takes them. Use inputs.unsqueeze(1) where there is one channel."
+        )
+    try:
+        expected = copy.deepcopy(model).double()(rows.clone())
+        values = rows if pictures else rows.flatten(1)
+        *_, (_, _, found) = evaluated(nodes, values)
+    except OWN_ERRORS as error:  # a module's own code may raise anything
+        raise DataError(
+            f"Expected the {type(model).__name__} to take rows of shape {shape}: "
+            f"{str(error).rstrip('.')}."
+        ) from error
+    if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-6):
+        raise UnsupportedError(
+            f"The {type(model).__name__} computes something else than its layers do one by one, so "
+            "it cannot be trained on shares. Let no layer or addition write into what another one "
+            "reads (inplace=False), use no hooks, and return shape (rows, outputs)."
+        )

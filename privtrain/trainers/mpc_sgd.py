@@ -27,6 +27,7 @@ from privtrain.core.task import (
     Rows,
     Split,
     Task,
+    binary_cross_entropy,
     cross_entropy,
     widest_column,
 )
@@ -42,8 +43,24 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.layers import translate
-from privtrain.mpc.ranges import LIKELY, check_weights, wrong_truncations
+from privtrain.mpc.layers import (
+    Probabilities,
+    check_engine,
+    check_forward,
+    pictures_at,
+    sigmoid,
+    softmax,
+    takes_pictures,
+    translate,
+)
+from privtrain.mpc.ranges import (
+    LIKELY,
+    check_logits,
+    check_weights,
+    largest_output,
+    wrong_truncations,
+)
+from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
 from privtrain.steps.descent import PooledDescent, WithMomentum
@@ -87,7 +104,7 @@ class PlaintextTwin:
 
 @dataclass(frozen=True, kw_only=True)
 class MPCSGD:
-    """Minibatch gradient descent on cross-entropy, computed on secret shares.
+    """Minibatch gradient descent on cross-entropy, of classes or one logit, on secret shares.
 
     Each data party splits its rows into shares, one for each computing party, and keeps the rows.
     Inputs, labels, gradients and weights stay shared until the final weights are opened, once.
@@ -175,7 +192,7 @@ class MPCSGD:
         )
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
-        """Trains a logistic regression or a multi-layer perceptron on shares.
+        """Trains a model of layers that shares know, see `privtrain.mpc.graph`.
 
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
@@ -188,14 +205,18 @@ class MPCSGD:
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
         model = initial_model(task, run.seeds["initialisation", 0, ""])
-        program = self.program(task, model, data.split)
+        shape = _row_shape(data)
+        program = self.program(task, model, data.split, shape)
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
+        check_forward(model, program.layers, shape)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
         wrong = wrong_truncations(model, rows, weights="initial")
+        if program.classes == 1:
+            check_logits(model, rows)
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
@@ -206,11 +227,7 @@ class MPCSGD:
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
-        if wrong > LIKELY and not self.engine.exact_truncation:
-            run.outcome.note(
-                f"Values on shares are so large that about {wrong:.2g} truncations are expected "
-                f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
-            )
+        self._tell_of_ranges(model, rows, program, wrong, run)
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
@@ -222,29 +239,47 @@ class MPCSGD:
         run.watch(self.epochs, self.epochs, predictor)
         return predictor
 
-    def program(self, task: Task, model: nn.Module, split: Split) -> SecureDescent:
+    def program(
+        self, task: Task, model: nn.Module, split: Split, row_shape: tuple[int, ...] = ()
+    ) -> SecureDescent:
         """The program of every computing party.
+
+        Args:
+            task: What is learned.
+            model: Its model.
+            split: Whether parties hold rows or columns.
+            row_shape: The shape of a row; unknown to whoever holds none.
 
         Raises:
             UnsupportedError: If the model or the loss cannot be trained on shares.
         """
-        # The gradient on shares is softmax minus target, which is that of cross-entropy alone.
-        if task.loss is not cross_entropy:
-            raise UnsupportedError(
-                f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
-                "of classes alone, neither single logits nor real values. Use the default, "
-                "privtrain.core.task.cross_entropy, or train by SGD, DPSGD or FedAvg."
-            )
+        probabilities = _probabilities(task)
         check_types(model, REAL)
-        return SecureDescent(
+        layers = translate(model)
+        check_engine(self.engine, layers, probabilities)
+        if takes_pictures(layers) and split is not ROWS:
+            raise UnsupportedError(
+                f"The layer {pictures_at(layers)} takes pictures, which cannot be put together of "
+                "columns of several parties. Use split=pt.ROWS, or a model of flat rows."
+            )
+        program = SecureDescent(
             engine=self.engine,
-            layers=translate(model),
+            layers=layers,
             by_rows=split is ROWS,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             momentum=self.momentum,
+            row_shape=row_shape,
+            probabilities=probabilities,
         )
+        if (program.classes == 1) is not (probabilities is sigmoid):
+            raise UnsupportedError(
+                f"The model has {program.classes} outputs, which its loss does not "
+                "train on shares. Use binary_cross_entropy for one logit, cross_entropy for two "
+                "classes or more."
+            )
+        return program
 
     def peer_programs(
         self,
@@ -261,10 +296,14 @@ class MPCSGD:
         self.engine.check(len(names))
         descent = self.program(task, model, split)
         check_weights(model)
+        if rows is not None and split is ROWS:
+            check_forward(model, descent.layers, tuple(rows.inputs.shape[1:]))
         # Rows that are not finite, or of another width, are named at all parties once they share.
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):
                 wrong_truncations(model, rows, weights="initial")
+                if descent.classes == 1:
+                    check_logits(model, rows)
         return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
 
     def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
@@ -277,6 +316,23 @@ class MPCSGD:
         # Shares hide rows from the other parties, not from who reads the opened weights.
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
         return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
+
+    def _tell_of_ranges(
+        self, model: nn.Module, rows: Rows, program: SecureDescent, wrong: float, run: Run
+    ) -> None:
+        """Notes values that may have led training astray, as the opened weights show."""
+        if wrong > LIKELY and not self.engine.exact_truncation:
+            run.outcome.note(
+                f"Values on shares are so large that about {wrong:.2g} truncations are expected "
+                f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
+            )
+        highest = largest_output(model, rows) if program.classes == 1 else 0.0
+        if not highest <= REACH:
+            run.outcome.note(
+                f"Logits reach {highest:g} under the opened weights; beyond {REACH:g} the logistic "
+                "function on shares falls back, so that late steps may have gone astray. Lower the "
+                "learning rate, or use cross_entropy of two classes, which takes any logit."
+            )
 
     def _deal(self, data: FederatedData, program: SecureDescent, run: Run) -> dict[str, Payload]:
         """The shares of every data party's rows, one payload a computing party."""
@@ -293,3 +349,31 @@ class MPCSGD:
                     dealt[name][f"{kind}/{number:06d}"] = input_share
         program.check_features(dealt[self.computing_names[0]])
         return dealt
+
+
+def _probabilities(task: Task) -> Probabilities:
+    """What the task's loss makes of outputs.
+
+    Raises:
+        UnsupportedError: If the loss cannot be trained on shares.
+    """
+    # The gradient on shares is a probability minus the target, which is that of these alone.
+    pairs = ((cross_entropy, softmax), (binary_cross_entropy, sigmoid))
+    # By identity: a user's loss may have no hash, and an equality of its own.
+    probabilities = next((each for loss, each in pairs if loss is task.loss), None)
+    if probabilities is None:
+        raise UnsupportedError(
+            f"The loss {task.loss} cannot be trained on shares: MPCSGD descends cross-entropy "
+            "of classes, privtrain.core.task.cross_entropy, or of one logit, "
+            "privtrain.core.task.binary_cross_entropy. Use one of them, or train by SGD, DPSGD "
+            "or FedAvg."
+        )
+    return probabilities
+
+
+def _row_shape(data: FederatedData) -> tuple[int, ...]:
+    """The shape of a row; of columns put side by side where parties hold columns."""
+    shape = tuple(data.train[data.parties[0]].inputs.shape[1:])
+    if data.split is ROWS:
+        return shape
+    return (sum(data.train[party].inputs[:1].numel() for party in data.parties),)

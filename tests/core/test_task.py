@@ -12,6 +12,7 @@ from privtrain.core.task import (
     FederatedData,
     Rows,
     Task,
+    binary_cross_entropy,
     concatenate,
     cross_entropy,
     widest_column,
@@ -146,3 +147,11 @@ def test_data_print_who_holds_what() -> None:
     assert data._repr_html_().count("<tr>") == 3
     figure = data.plot()
     assert figure.axes[0].get_ylabel() == "rows"
+
+
+def test_logistic_loss_is_that_of_one_logit_in_any_shape() -> None:
+    logits = torch.tensor([[-1.0], [2.0], [0.0]])
+    wanted = torch.log1p(torch.exp(torch.tensor([-1.0, -2.0, 0.0])))
+    for targets in (torch.tensor([0, 1, 1]), torch.tensor([[0.0], [1.0], [1.0]])):
+        for shaped in (logits, logits.flatten()):
+            torch.testing.assert_close(binary_cross_entropy(shaped, targets), wanted)

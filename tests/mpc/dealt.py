@@ -49,6 +49,10 @@ class DealtEngine:
     def exact_truncation(self) -> bool:
         return False
 
+    @property
+    def matrices_only(self) -> bool:
+        return True
+
     def check(self, parties: int) -> None:
         if parties != 2:
             raise UnsupportedError(f"The toy engine runs with 2 parties, not with {parties}.")

@@ -38,8 +38,8 @@ def by_rows(classes: int = CLASSES) -> FederatedData:
     return FederatedData(train=train, test=rows)
 
 
-def by_columns() -> FederatedData:
-    rows = table()
+def by_columns(classes: int = CLASSES) -> FederatedData:
+    rows = table(classes)
     train = {
         "bank": Rows(rows.inputs[:, :5]),
         "shop": Rows(rows.inputs[:, 5:], rows.targets),

@@ -87,6 +87,7 @@ class OneParty:
     caveats: tuple[str, ...] = ()
     most_parties: int = 2
     exact_truncation: bool = True
+    matrices_only: bool = False
 
     def check(self, parties: int) -> None:
         assert parties == 1

@@ -10,10 +10,11 @@ from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Rows, Task, concatenate
 from privtrain.core.validate import check_finite
 from privtrain.mpc.descent import INPUTS, LABELS, PeerDescent, SecureDescent, agreed
 from privtrain.mpc.layers import translate
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
@@ -30,6 +31,7 @@ from tests.mpc.federations import (
     table,
 )
 from tests.mpc.one_party import Nobody, OneParty, alone
+from tests.mpc.ring64.mesh import names_of, run
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 
@@ -184,3 +186,34 @@ def test_parties_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ProtocolError, match=said):
         check(sizes, by_rows=by_rows)
+
+
+def pictures(*shape: int, count: int = 10) -> Rows:
+    inputs = torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
+    return Rows((inputs * 2**10).round() / 2**10, torch.arange(count) % 2)
+
+
+def of_pictures() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+
+
+def test_peers_agree_on_the_shape_of_pictures() -> None:
+    torch.manual_seed(2)
+    model = of_pictures()
+    descent = replace(program(model), engine=Ring64())
+    held = [pictures(1, 3, 3), pictures(1, 3, 3, count=15)]
+    ran = run(PeerDescent(descent=descent), 2, rows=dict(zip(names_of(2), held, strict=True)))
+    optimizer = torch.optim.SGD(model.double().parameters(), lr=0.25, momentum=0.9)
+    rows = concatenate(held)
+    for epoch in range(2):
+        for index in batches(25, 20, 1, Seeds(3)["order", epoch, CURATOR_NAME].torch()):
+            optimizer.zero_grad()
+            logits = model(rows.inputs[index].double())
+            nn.functional.cross_entropy(logits, rows.labels[index]).backward()
+            optimizer.step()
+    wanted = to_vector(model.parameters())
+    for name in names_of(2):
+        assert float((ran.payloads[name]["weights"] - wanted).abs().max()) < 5e-4
+    odd = dict(zip(names_of(2), [held[0], pictures(1, 1, 9)], strict=True))
+    with pytest.raises(ProtocolError, match=r"computing-1 has pictures of shape \(1, 1, 9\)"):
+        run(PeerDescent(descent=descent), 2, rows=odd)

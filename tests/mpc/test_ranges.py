@@ -4,7 +4,14 @@ from torch import nn
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import Rows
-from privtrain.mpc.ranges import LARGEST_OUTPUT, check_weights, wrong_truncations
+from privtrain.mpc.ranges import (
+    LARGEST_OUTPUT,
+    check_logits,
+    check_weights,
+    largest_output,
+    wrong_truncations,
+)
+from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import LARGEST
 
 
@@ -41,3 +48,40 @@ def test_initial_weights_that_cannot_be_shared_are_named() -> None:
     check_weights(a_model(LARGEST - 1))
     with pytest.raises(DataError, match=r"'3\.weight'"):
         check_weights(a_model(1.0, LARGEST))
+
+
+def test_pictures_and_sums_are_looked_at() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3.0)
+    rows = Rows(torch.ones(2000, 1, 3, 3))
+    # Four outputs of 12 and two of 45 a row, without biases, in two parts of the rows.
+    expected = 2000 * (4 * 12 + 2 * 45) * 2.0**-32
+    assert wrong_truncations(model, rows, weights="initial") == pytest.approx(expected)
+    nn.init.constant_(model[0].weight, 2.0**19)
+    with pytest.raises(DataError, match=r"the convolution '0' reach 2\.09715e\+06"):
+        wrong_truncations(model, rows, weights="initial")
+
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.head(inputs + inputs)  # type: ignore[no-any-return]
+
+    with pytest.raises(DataError, match="the addition in 'model' reach"):
+        wrong_truncations(Doubles(), Rows(torch.full((2, 3), 2.0**19)), weights="initial")
+
+
+def test_logits_beyond_the_reach_of_the_logistic_function_are_refused() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(layer.weight, REACH / 3)
+    rows = Rows(-torch.ones(2000, 3))
+    assert largest_output(layer, rows) == pytest.approx(REACH)
+    nn.init.constant_(layer.weight, 18.5)
+    check_logits(layer, Rows(torch.ones(4, 3)))
+    rows.inputs[-1] = 1.5
+    with pytest.raises(DataError, match=r"reach 83\.25 .*initial.* beyond 56.*Column 0"):
+        check_logits(layer, rows)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.observers import DEALER, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.core.transcript import Transcript
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
@@ -52,9 +52,35 @@ def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
             chosen = torch.arange(len(rows)) if index is None else index
             optimizer.zero_grad()
             logits = model(rows.inputs[chosen].double())
-            nn.functional.cross_entropy(logits, rows.labels[chosen]).backward()
+            task.loss(logits, rows.labels[chosen]).mean().backward()
             optimizer.step()
     return to_vector(model.parameters())
+
+
+def small_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def pictures(count: int = 100) -> FederatedData:
+    """A bright bar somewhere: across, along or both."""
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(count, 1, 8, 8, generator=generator) * 0.3
+    labels = torch.arange(count) % 3
+    for number, label in enumerate(labels.tolist()):
+        if label != 1:
+            inputs[number, 0, number % 8] += 1
+        if label != 0:
+            inputs[number, 0, :, number % 7] += 1
+    rows = Rows(inputs, labels)
+    parts = torch.arange(count).chunk(2)
+    train = {f"party-{number}": rows.take(part) for number, part in enumerate(parts)}
+    return FederatedData(train=train, test=rows)
 
 
 def test_how_many_parties_compute_depends_on_the_engine() -> None:
@@ -72,6 +98,7 @@ def test_how_many_parties_compute_depends_on_the_engine() -> None:
         (logistic, by_rows(), {"computing_parties": 2}),
         (logistic, by_columns(), {"computing_parties": 5, "batch_size": None, "epochs": 6}),
         (perceptron, by_rows(), {"computing_parties": 3, "momentum": 0.9}),
+        (small_cnn, pictures(60), {"learning_rate": 0.5}),
     ],
 )
 def test_weights_under_a_dealer_equal_those_of_plaintext(
@@ -284,3 +311,65 @@ def test_logits_far_apart_train_as_in_plaintext(gap: float) -> None:
     result = fit(trainer, task, data, runtimes=RUNTIMES)
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
     assert float((trained - plain_weights(trainer, task, rows, 0)).abs().max()) < 0.002
+
+
+@pytest.mark.slow
+def test_a_convolutional_model_predicts_as_its_plaintext_twin() -> None:
+    trainer = MPCSGD(epochs=12, batch_size=20, learning_rate=0.5, momentum=0.5, engine=Ring64())
+    task, data = Task(model=small_cnn), pictures()
+    runtimes = Runtimes(star=InProcess(), mesh=Threads())
+    secure = fit(trainer, task, data, runtimes=runtimes, seed=5)
+    plain = fit(trainer.plaintext_twin(), task, data, runtimes=runtimes, seed=5)
+    predictions, wanted = (
+        result.predictor(data.test.inputs).argmax(1) for result in (secure, plain)
+    )
+    assert int((predictions != wanted).sum()) <= len(wanted) // 100
+    assert len(set(wanted.tolist())) > 1
+    assert float((wanted == data.test.labels).float().mean()) > 0.6
+
+
+def test_pictures_are_refused_where_they_cannot_be_computed() -> None:
+    task = Task(model=small_cnn)
+    mesh = Runtimes(mesh=Threads())
+    with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).* CrypTen.*engine=pt.Ring64"):
+        fit(MPCSGD(engine=CrypTen()), task, pictures(), runtimes=mesh)
+    with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).*columns.*split=pt.ROWS"):
+        fit(MPCSGD(engine=Ring64()), task, by_columns(), runtimes=mesh)
+    flat = by_rows()
+    with pytest.raises(DataError, match=r"rows of shape \(12,\) to be pictures"):
+        fit(MPCSGD(engine=Ring64()), task, flat, runtimes=mesh)
+
+
+def one_logit() -> nn.Module:
+    return nn.Linear(FEATURES, 1)
+
+
+@pytest.mark.parametrize("data", [by_rows(2), by_columns(2)])
+def test_logistic_loss_on_one_logit_trains_as_in_plaintext(data: FederatedData) -> None:
+    task = Task(model=one_logit, loss=binary_cross_entropy)
+    trainer = MPCSGD(epochs=2, batch_size=20, learning_rate=0.5, engine=Ring64())
+    result = fit(trainer, task, data, runtimes=Runtimes(mesh=Threads()), seed=5)
+    trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+    assert float((trained - plain_weights(trainer, task, data.pooled(), 5)).abs().max()) < 0.005
+    assert not any("falls back" in note for note in result.notes)
+
+
+def test_what_one_logit_is_not_trained_with() -> None:
+    mesh = Runtimes(mesh=Threads())
+    logistic_task = Task(model=one_logit, loss=binary_cross_entropy)
+    with pytest.raises(UnsupportedError, match=r"binary_cross_entropy.* CrypTen.*Ring64"):
+        fit(MPCSGD(engine=CrypTen()), logistic_task, by_rows(2), runtimes=mesh)
+    with pytest.raises(UnsupportedError, match=r"has 1 outputs.*binary_cross_entropy for one"):
+        fit(MPCSGD(engine=Ring64()), Task(model=one_logit), by_rows(2), runtimes=mesh)
+    with pytest.raises(UnsupportedError, match="has 4 outputs"):
+        task = Task(model=logistic, loss=binary_cross_entropy)
+        fit(MPCSGD(engine=Ring64()), task, by_rows(2), runtimes=mesh)
+    with pytest.raises(DataError, match=r"party-0 of shape .* to be 0 or 1.* from 0 to 3"):
+        fit(MPCSGD(engine=Ring64()), logistic_task, by_rows(), runtimes=mesh)
+
+
+def test_logits_that_left_the_reach_of_the_logistic_function_are_told() -> None:
+    task = Task(model=one_logit, loss=binary_cross_entropy)
+    trainer = MPCSGD(epochs=1, batch_size=None, learning_rate=200.0, engine=Ring64())
+    result = fit(trainer, task, by_rows(2), runtimes=Runtimes(mesh=Threads()), seed=5)
+    assert any("beyond 56 the logistic function on shares falls back" in n for n in result.notes)

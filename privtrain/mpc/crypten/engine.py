@@ -86,6 +86,10 @@ class CrypTen:
     def exact_truncation(self) -> bool:
         return False
 
+    @property
+    def matrices_only(self) -> bool:
+        return True
+
     def check(self, parties: int) -> None:
         if parties not in (2, 3):
             raise UnsupportedError(f"CrypTen runs here with 2 or 3 parties, not with {parties}.")

@@ -70,6 +70,10 @@ class Ring64:
     def exact_truncation(self) -> bool:
         return True
 
+    @property
+    def matrices_only(self) -> bool:
+        return False
+
     def check(self, parties: int) -> None:
         if not FEWEST <= parties <= MOST:
             raise UnsupportedError(

@@ -8,7 +8,6 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from privtrain.mpc.keystream import Keystream
 
@@ -44,60 +43,3 @@ def shifted_right(integers: Tensor, bits: int) -> Tensor:
 def top_bit(integers: Tensor) -> Tensor:
     """The highest bit of ring elements, 0 or 1; int64, same shape."""
     return (integers < 0).long()
-
-
-def conv2d(inputs: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0) -> Tensor:
-    """The cross-correlation of images and kernels, as `torch.nn.functional.conv2d`.
-
-    Args:
-        inputs: `(batch, channels, height, width)`.
-        weight: `(out, channels, kernel height, kernel width)`.
-        stride: Steps between windows.
-        padding: Zeros at each side.
-    """
-    return functional.conv2d(inputs, weight, stride=stride, padding=padding)
-
-
-def conv2d_inputs(
-    weight: Tensor, gradient: Tensor, *, shape: Sequence[int], stride: int = 1, padding: int = 0
-) -> Tensor:
-    """The gradient of `conv2d` with respect to its inputs; bilinear in weight and gradient.
-
-    Args:
-        weight: `(out, channels, kernel height, kernel width)`.
-        gradient: With respect to the outputs, `(batch, out, height, width)`.
-        shape: Shape of the inputs, `(batch, channels, height, width)`.
-        stride: As forward.
-        padding: As forward.
-    """
-    # Rows and columns at the far side that no window reached.
-    left = [
-        shape[2 + axis]
-        + 2 * padding
-        - weight.shape[2 + axis]
-        - (gradient.shape[2 + axis] - 1) * stride
-        for axis in range(2)
-    ]
-    return functional.conv_transpose2d(
-        gradient, weight, stride=stride, padding=padding, output_padding=left
-    )
-
-
-def conv2d_weight(
-    inputs: Tensor, gradient: Tensor, *, kernel: Sequence[int], stride: int = 1, padding: int = 0
-) -> Tensor:
-    """The gradient of `conv2d` with respect to its weight; bilinear in inputs and gradient.
-
-    Args:
-        inputs: `(batch, channels, height, width)`.
-        gradient: With respect to the outputs, `(batch, out, height, width)`.
-        kernel: Kernel height and width.
-        stride: As forward.
-        padding: As forward.
-    """
-    # Batch and channels change places: the sum goes over the batch and over places of the output,
-    # which lie `stride` apart in the inputs. torch's own gradient does not take int64.
-    found = functional.conv2d(
-        inputs.transpose(0, 1), gradient.transpose(0, 1), dilation=stride, padding=padding
-    )
-    return found[:, :, : kernel[0], : kernel[1]].transpose(0, 1)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.dense import Descent
 from privtrain.mpc.engine import Session, Shared
-from privtrain.mpc.layers import Descent, SharedLayer, step, translate
+from privtrain.mpc.layers import step, trained, translate
 from privtrain.mpc.sharing import encode
 
 
@@ -86,13 +87,12 @@ class Gradients:
         with CrypTen().open(party) as session:
             for number in range(self.steps):
                 model, rows, targets = example(number)
-                layers: list[SharedLayer] = [layer.open(session) for layer in translate(model)]
+                layers = [layer.open(session) for layer in translate(model)]
                 x = held_by(0, rows, session, party)
                 hot = nn.functional.one_hot(targets, 5).double()
                 y = held_by(1, hot, session, party)
                 step(session, layers, x, y, Descent(1.0 / len(rows), 0.0))
-                weights = [weight for layer in layers for weight in layer.weights()]
-                after = session.reveal(weights, kind="test")
+                after = session.reveal(trained(layers), kind="test")
                 before = [parameter.detach() for parameter in model.parameters()]
                 opened.append(
                     torch.cat([(b - a).reshape(-1) for a, b in zip(after, before, strict=True)])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from privtrain.core.runtime import Party, Payload, link_of
+from privtrain.mpc.convolution import Windows, conv2d, conv2d_inputs, conv2d_weight
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.ring64.engine import Ring64
-from privtrain.mpc.ring64.ring import conv2d, conv2d_inputs, conv2d_weight
 from privtrain.mpc.ring64.session import Cut, Ring64Session
 from privtrain.mpc.ring64.tensors import Ring64Tensor
 from privtrain.mpc.sharing import encode
@@ -32,7 +32,7 @@ def uniform(*shape: int, seed: int = 0, scale: float = 4.0) -> Tensor:
 X, Y = uniform(6, 5), uniform(5, 3, seed=1)
 IMAGES, KERNELS = uniform(2, 2, 6, 6, seed=2), uniform(3, 2, 3, 3, seed=3)
 GRADIENT = uniform(2, 3, 3, 3, seed=4)
-STRIDED: dict[str, Any] = {"stride": 2, "padding": 1}
+STRIDED: dict[str, Any] = {"windows": Windows((3, 3), (2, 2), (1, 1))}
 
 
 def shared(session: Ring64Session, party: Party, values: Tensor, owner: int) -> Ring64Tensor:
@@ -133,8 +133,8 @@ def test_what_a_session_computes(name: str, parties: int) -> None:
     ("function", "x", "y"),
     [
         (partial(conv2d, **STRIDED), IMAGES, KERNELS),
-        (partial(conv2d_inputs, shape=IMAGES.shape, **STRIDED), KERNELS, GRADIENT),
-        (partial(conv2d_weight, kernel=(3, 3), **STRIDED), IMAGES, GRADIENT),
+        (partial(conv2d_inputs, shape=IMAGES.shape, **STRIDED), GRADIENT, KERNELS),
+        (partial(conv2d_weight, **STRIDED), IMAGES, GRADIENT),
     ],
     ids=["forward", "inputs", "weight"],
 )
