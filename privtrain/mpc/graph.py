@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.seeding import Seeds, global_generator
 
 SUPPORTED = (
     "nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d(1), nn.Flatten or "
@@ -28,10 +28,6 @@ class Addition(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return left + right
-
-
-_TRACING = Lock()
-"""torch.fx replaces the call of every module while it traces, in all threads."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,9 @@ def calls_of(model: nn.Module) -> tuple[Call, ...]:
     """
     tracer = _Tracer()
     try:
-        with _TRACING:
+        # torch.fx replaces the call of every module while it traces, in all threads: models of
+        # other fits are called in their turn.
+        with global_generator(Seeds(0)["trace", 0, ""]):
             graph = tracer.trace(_Whole(model))
     except OWN_ERRORS as error:  # a module's own code may raise anything
         raise UnsupportedError(
