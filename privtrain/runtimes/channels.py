@@ -12,8 +12,10 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -203,6 +205,7 @@ class Inbox:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     error: PrivtrainError | None = field(default=None, init=False)
     _connection: socket.socket | None = field(default=None, init=False, repr=False)
+    _receive: Callable[[memoryview], int] = field(init=False, repr=False)
     _claim: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _arrived: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _number: int = field(default=0, init=False)
@@ -221,7 +224,11 @@ class Inbox:
     def connect(self, connection: socket.socket) -> None:
         """Reads from this connection from now on."""
         connection.settimeout(self.timeout)
-        if not isinstance(connection, ssl.SSLSocket):
+        self._receive = connection.recv_into
+        if isinstance(connection, ssl.SSLSocket):
+            # What `recv_into` calls, after it has looked at its arguments again.
+            self._receive = partial(_read_record, connection)
+        else:
             # The system counts the time: Python would ask it first, and then read, for each
             # message. Of TLS it reads first, and would try again for good where the system's time
             # is over.
@@ -280,21 +287,27 @@ class Inbox:
         if self._start == self._end and size < _BUFFER:
             self._start, self._end = 0, self._arriving(self._buffer)
         have = min(size, self._end - self._start)
-        self._start += have
-        data = bytearray(self._buffer[self._start - have : self._start])
+        start, self._start = self._start, self._start + have
+        if have == size:
+            return bytearray(self._buffer[start : self._start])
         # A size that somebody made up must not take memory before its bytes are there.
+        data = bytearray(min(size, have + _FIRST))
+        data[:have] = self._buffer[start : self._start]
         while have < size:
             if have == len(data):
-                data += bytes(min(max(have, _FIRST), size - have))
+                data += bytes(min(have, size - have))
+            # Of TLS a call gives 16 kB at most: the view is made once for all of them.
             with memoryview(data) as view:
-                have += self._arriving(view[have:])
+                while have < len(data):
+                    with view[have:] as rest:
+                        have += self._arriving(rest)
         return data
 
     def _arriving(self, view: memoryview) -> int:
         if self._connection is None:
             raise ConnectionError(CLOSED)
         try:
-            count = self._connection.recv_into(view)
+            count = self._receive(view)
         except (BlockingIOError, ssl.SSLWantReadError):
             raise TimeoutError from None
         if count == 0:
@@ -312,6 +325,11 @@ class Inbox:
         if self._connection is not None:
             shut(self._connection)
             self._connection.close()
+
+
+def _read_record(connection: ssl.SSLSocket, view: memoryview) -> int:
+    count = connection.read(len(view), view)
+    return count if isinstance(count, int) else len(count)
 
 
 def read_exactly(connection: socket.socket, size: int, seconds: float) -> bytes:
