@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import PrivtrainError, ProtocolError
+from privtrain.runtimes.ahead import Ahead
 from privtrain.runtimes.messages import Head, read_body, read_head
 
 _CHUNK = 2**18
@@ -206,6 +207,7 @@ class Inbox:
     error: PrivtrainError | None = field(default=None, init=False)
     _connection: socket.socket | None = field(default=None, init=False, repr=False)
     _receive: Callable[[memoryview], int] = field(init=False, repr=False)
+    _ahead: Ahead | None = field(default=None, init=False, repr=False)
     _claim: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _arrived: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _number: int = field(default=0, init=False)
@@ -238,6 +240,12 @@ class Inbox:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._connection = connection
         self._arrived.set()
+
+    def read_ahead(self) -> None:
+        """Reads in a thread from now on, once the party is there."""
+        if self._connection is not None and self._ahead is None:
+            self._ahead = Ahead(self._receive, self.timeout)
+            self._receive = self._ahead.take
 
     def claim(self) -> bool:
         """Whether this is the first connection of the party."""
@@ -324,6 +332,8 @@ class Inbox:
         """Closes the connection; what was not read is lost."""
         if self._connection is not None:
             shut(self._connection)
+            if self._ahead is not None:
+                self._ahead.close()
             self._connection.close()
 
 
