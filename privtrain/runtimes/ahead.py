@@ -12,6 +12,15 @@ LIMIT = 2**26
 
 
 @dataclass
+class _Piece:
+    """Memory that is filled while it is taken from; records of TLS are small."""
+
+    memory: memoryview
+    start: int = 0
+    end: int = 0
+
+
+@dataclass
 class Ahead:
     """Reads a connection in a thread, so that what arrives is decrypted while others compute.
 
@@ -25,7 +34,7 @@ class Ahead:
 
     receive: Callable[[memoryview], int] = field(repr=False)
     timeout: float
-    _pieces: deque[memoryview] = field(default_factory=deque, init=False, repr=False)
+    _pieces: deque[_Piece] = field(default_factory=deque, init=False, repr=False)
     _bytes: int = field(default=0, init=False)
     _error: OSError | None = field(default=None, init=False)
     _ended: bool = field(default=False, init=False)
@@ -52,16 +61,19 @@ class Ahead:
             OSError: If reading failed, after all that came before.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._pieces or self._ended, self.timeout):
+            if not self._changed.wait_for(lambda: self._bytes or self._ended, self.timeout):
                 raise TimeoutError
-            count = 0
-            while self._pieces and count < len(view):
-                piece = self._pieces.popleft()
-                part = piece[: len(view) - count]
+            count, size = 0, len(view)
+            while self._pieces and count < size:
+                piece = self._pieces[0]
+                end = min(piece.end, piece.start + size - count)
+                part = piece.memory[piece.start : end]
                 view[count : count + len(part)] = part
-                count += len(part)
-                if len(part) < len(piece):
-                    self._pieces.appendleft(piece[len(part) :])
+                count, piece.start = count + len(part), end
+                if end == len(piece.memory):
+                    self._pieces.popleft()
+                elif end == piece.end:
+                    break
             self._bytes -= count
             self._changed.notify_all()
             if not count and self._error is not None:
@@ -76,21 +88,24 @@ class Ahead:
         self._thread.join(timeout=5)
 
     def _read(self) -> None:
-        piece = memoryview(bytearray(_PIECE))
+        piece = _Piece(memoryview(bytearray(_PIECE)))
+        self._pieces.append(piece)
         try:
             while self._has_room():
                 try:
-                    count = self.receive(piece)
+                    count = self.receive(piece.memory[piece.end :])
                 # Nobody asked for anything yet: it may be silent.
                 except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
                     continue
                 if not count:
                     break
                 with self._changed:
-                    self._pieces.append(piece[:count])
+                    piece.end += count
                     self._bytes += count
+                    if piece.end == len(piece.memory):
+                        piece = _Piece(memoryview(bytearray(_PIECE)))
+                        self._pieces.append(piece)
                     self._changed.notify_all()
-                piece = piece[count:] or memoryview(bytearray(_PIECE))
         except OSError as error:
             self._error = error
         with self._changed:
