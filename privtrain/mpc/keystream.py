@@ -54,7 +54,7 @@ class Keystream:
             self._start, end = 0, count
         words = self._ahead[self._start : end]
         self._start = end
-        return torch.from_numpy(words).view(tuple(shape))
+        return torch.from_numpy(words.reshape(shape))
 
 
 class KeyAgreement:

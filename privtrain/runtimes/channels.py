@@ -291,6 +291,10 @@ class Inbox:
         Raises:
             ConnectionError: If the other end closes before.
         """
+        end = self._start + size
+        if end <= self._end:
+            start, self._start = self._start, end
+            return bytearray(self._buffer[start:end])
         # Small messages come whole with one call of the system.
         if self._start == self._end and size < _BUFFER:
             self._start, self._end = 0, self._arriving(self._buffer)

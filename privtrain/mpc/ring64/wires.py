@@ -145,9 +145,9 @@ class PartyWires:
         return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
-        words = [share.reshape(-1) for share in shares if share.dtype == torch.int64]
-        octets = [share.reshape(-1) for share in shares if share.dtype != torch.int64]
-        size = 8 * sum(map(len, words))
+        words = [share.reshape(-1) for share in shares if share.dtype is torch.int64]
+        octets = [share.reshape(-1) for share in shares if share.dtype is not torch.int64]
+        size = 8 * sum(word.numel() for word in words)
         parts = [*(word.view(torch.uint8) for word in words), *octets] if octets else words
         message = torch.cat(parts) if len(parts) != 1 else parts[0]
         for name in self.others:
@@ -278,7 +278,7 @@ def _check(value: Tensor, shape: Sequence[int]) -> None:
 
 def _kinds(message: Tensor, size: int) -> tuple[Tensor | None, Tensor | None]:
     """The integers of a message, in its first bytes, and the bytes behind them."""
-    if message.dtype == torch.int64:
+    if message.dtype is torch.int64:
         return message, None
     if size == 0:
         return None, message
@@ -287,13 +287,14 @@ def _kinds(message: Tensor, size: int) -> tuple[Tensor | None, Tensor | None]:
 
 def _parted(shares: Sequence[Tensor], total: Tensor | None, rest: Tensor | None) -> list[Tensor]:
     """The opened values one by one, in the order of their shares."""
+    if len(shares) == 1:
+        return [source.view(shares[0].shape) for source in (total, rest) if source is not None]
     opened, at = [], {torch.int64: 0, torch.uint8: 0}
     for share in shares:
-        source = total if share.dtype == torch.int64 else rest
+        source = total if share.dtype is torch.int64 else rest
         if source is None:
             raise RuntimeError(f"Expected a value of {share.dtype} to be opened.")
         start = at[share.dtype]
         at[share.dtype] = end = start + share.numel()
-        whole = end - start == len(source)
-        opened.append((source if whole else source[start:end]).view(share.shape))
+        opened.append(source[start:end].view(share.shape))
     return opened
