@@ -270,7 +270,8 @@ def reciprocal(wires: Wires, cut: CutValues, classes: int) -> Tensor:
     while len(chebyshev) <= DEGREE:
         chebyshev.append(2 * inside * chebyshev[-1] - chebyshev[-2])
     public = (torch.stack(chebyshev) * 2**_PLACE_BITS).round().long()
-    return (coefficients * public).sum(0)
+    share: Tensor = (coefficients * public).sum(0)
+    return share
 
 
 def _polynomials(mask: Places, segments: int, width: int, period: int) -> Tensor:
