@@ -85,6 +85,19 @@ class Link(Protocol):
         """
         ...
 
+    def read_ahead(self, sender: str) -> None:
+        """Reads what a party sends from now on before it is asked for, where that can be done.
+
+        For a party that sends much and seldom waits for an answer; `receive` is asked as before.
+
+        Args:
+            sender: Name of the party, of which something was received.
+
+        Raises:
+            ValueError: If there is no such party.
+        """
+        ...
+
     def knows(self, what: str) -> None:
         """Records what this party knows without a message, such as the triples that it deals."""
         ...

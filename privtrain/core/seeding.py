@@ -82,13 +82,21 @@ class Words:
         Returns:
             uint64, shape `(count,)`; the same on every machine.
         """
-        size = 8 * count
         # The cipher wants space for one block more, less a byte.
-        words = np.empty(size + 15, dtype=np.uint8)
+        octets = np.empty(8 * count + 15, dtype=np.uint8)
+        self.write(octets)
+        return octets[:-15].view("<u8").astype(np.uint64, copy=False)
+
+    def write(self, octets: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Writes the next words, little-endian, where their memory is there already.
+
+        Args:
+            octets: What is written; whole words, and 15 bytes more that are not the stream's.
+        """
+        size = len(octets) - 15
         # Section 6.5: ciphertext = plaintext XOR output blocks. Of zeros it is the output blocks.
         for start in range(0, size, len(_ZEROS)):
-            self._stream.update_into(_ZEROS[: size - start], words[start:].data)
-        return words[:size].view("<u8").astype(np.uint64, copy=False)
+            self._stream.update_into(_ZEROS[: size - start], octets[start:].data)
 
 
 class _Key(np.random.bit_generator.ISeedSequence):

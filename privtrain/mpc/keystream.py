@@ -13,6 +13,9 @@ from torch import Tensor
 
 from privtrain.core.seeding import KEY_BYTES, Words
 
+_AHEAD = 2**13
+"""Words that are computed at once, 64 kB."""
+
 
 class Keystream:
     """A stream of uniform 64-bit integers under one key: parties with the same key draw the same.
@@ -27,6 +30,8 @@ class Keystream:
         # A key serves one stream only, so the counter may start at zero: a second stream under the
         # same key would repeat the first, and two shares masked alike give away their difference.
         self._words = Words(os.urandom(KEY_BYTES) if key is None else key)
+        self._ahead = np.empty(0, np.int64)
+        self._start = 0
 
     def integers(self, shape: Sequence[int]) -> Tensor:
         """The next uniform integers of the ring.
@@ -37,8 +42,19 @@ class Keystream:
         Returns:
             int64, uniform over all 2^64 values.
         """
-        words = self._words.take(prod(shape)).view(np.int64)
-        return torch.from_numpy(words).view(tuple(shape))
+        count = prod(shape)
+        end = self._start + count
+        if end > len(self._ahead):
+            # One call of the cipher for many small draws; each word is handed out once.
+            rest = self._ahead[self._start :]
+            octets = np.empty(8 * max(count, _AHEAD) + 15, np.uint8)
+            octets[: rest.nbytes] = rest.view(np.uint8)
+            self._words.write(octets[rest.nbytes :])
+            self._ahead = octets[:-15].view("<i8").astype(np.int64, copy=False)
+            self._start, end = 0, count
+        words = self._ahead[self._start : end]
+        self._start = end
+        return torch.from_numpy(words.reshape(shape))
 
 
 class KeyAgreement:

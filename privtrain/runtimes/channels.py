@@ -12,14 +12,17 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from privtrain.core.errors import PrivtrainError, ProtocolError
+from privtrain.runtimes.ahead import Ahead
 from privtrain.runtimes.messages import Head, read_body, read_head
 
 _CHUNK = 2**18
@@ -203,6 +206,8 @@ class Inbox:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     error: PrivtrainError | None = field(default=None, init=False)
     _connection: socket.socket | None = field(default=None, init=False, repr=False)
+    _receive: Callable[[memoryview], int] = field(init=False, repr=False)
+    _ahead: Ahead | None = field(default=None, init=False, repr=False)
     _claim: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _arrived: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _number: int = field(default=0, init=False)
@@ -221,7 +226,11 @@ class Inbox:
     def connect(self, connection: socket.socket) -> None:
         """Reads from this connection from now on."""
         connection.settimeout(self.timeout)
-        if not isinstance(connection, ssl.SSLSocket):
+        self._receive = connection.recv_into
+        if isinstance(connection, ssl.SSLSocket):
+            # What `recv_into` calls, after it has looked at its arguments again.
+            self._receive = partial(_read_record, connection)
+        else:
             # The system counts the time: Python would ask it first, and then read, for each
             # message. Of TLS it reads first, and would try again for good where the system's time
             # is over.
@@ -231,6 +240,12 @@ class Inbox:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._connection = connection
         self._arrived.set()
+
+    def read_ahead(self) -> None:
+        """Reads in a thread from now on, once the party is there."""
+        if self._connection is not None and self._ahead is None:
+            self._ahead = Ahead(self._receive, self.timeout)
+            self._receive = self._ahead.take
 
     def claim(self) -> bool:
         """Whether this is the first connection of the party."""
@@ -276,25 +291,35 @@ class Inbox:
         Raises:
             ConnectionError: If the other end closes before.
         """
+        end = self._start + size
+        if end <= self._end:
+            start, self._start = self._start, end
+            return bytearray(self._buffer[start:end])
         # Small messages come whole with one call of the system.
         if self._start == self._end and size < _BUFFER:
             self._start, self._end = 0, self._arriving(self._buffer)
         have = min(size, self._end - self._start)
-        self._start += have
-        data = bytearray(self._buffer[self._start - have : self._start])
+        start, self._start = self._start, self._start + have
+        if have == size:
+            return bytearray(self._buffer[start : self._start])
         # A size that somebody made up must not take memory before its bytes are there.
+        data = bytearray(min(size, have + _FIRST))
+        data[:have] = self._buffer[start : self._start]
         while have < size:
             if have == len(data):
-                data += bytes(min(max(have, _FIRST), size - have))
+                data += bytes(min(have, size - have))
+            # Of TLS a call gives 16 kB at most: the view is made once for all of them.
             with memoryview(data) as view:
-                have += self._arriving(view[have:])
+                while have < len(data):
+                    with view[have:] as rest:
+                        have += self._arriving(rest)
         return data
 
     def _arriving(self, view: memoryview) -> int:
         if self._connection is None:
             raise ConnectionError(CLOSED)
         try:
-            count = self._connection.recv_into(view)
+            count = self._receive(view)
         except (BlockingIOError, ssl.SSLWantReadError):
             raise TimeoutError from None
         if count == 0:
@@ -311,7 +336,14 @@ class Inbox:
         """Closes the connection; what was not read is lost."""
         if self._connection is not None:
             shut(self._connection)
+            if self._ahead is not None:
+                self._ahead.close()
             self._connection.close()
+
+
+def _read_record(connection: ssl.SSLSocket, view: memoryview) -> int:
+    count = connection.read(len(view), view)
+    return count if isinstance(count, int) else len(count)
 
 
 def read_exactly(connection: socket.socket, size: int, seconds: float) -> bytes:

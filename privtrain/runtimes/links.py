@@ -154,6 +154,11 @@ class SocketLink:
         self._round = max(self._round, round + 1)
         return tensor
 
+    def read_ahead(self, sender: str) -> None:
+        self._check(sender)
+        with self._inboxes[sender].lock:
+            self._inboxes[sender].read_ahead()
+
     def knows(self, what: str) -> None:
         self.setups.append(Setup(self.names[self.rank], what))
 

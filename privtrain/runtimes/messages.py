@@ -34,6 +34,9 @@ _DTYPES = (
 _SIZES = tuple(dtype.itemsize for dtype in _DTYPES)
 _NUMBERS = {dtype: number for number, dtype in enumerate(_DTYPES)}
 
+_SMALL = 2**14
+"""Bytes that are copied faster than a view of them is made."""
+
 LARGEST = 2**34
 """Bytes of the largest tensor in one message."""
 
@@ -99,12 +102,16 @@ def _label(
     return len(name), type_number, len(shape), label, size
 
 
-def _body(tensor: Tensor) -> bytes:
+def _body(tensor: Tensor) -> bytes | memoryview:
     # Each call of torch costs a microsecond, and most messages need none of these.
     plain = tensor.detach() if tensor.requires_grad else tensor
-    if plain.dtype is torch.bfloat16 or plain.device.type != "cpu":
+    if plain.dtype is torch.bfloat16 or not plain.is_cpu:
         plain = plain.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return plain.numpy().tobytes()
+    values = plain.numpy()
+    # A view where the order in memory is that of the message: joining copies it anyway.
+    if values.nbytes > _SMALL and values.ndim and values.flags.c_contiguous:
+        return values.reshape(-1).view("u1").data
+    return values.tobytes()
 
 
 def read_head(read: Callable[[int], bytes | bytearray]) -> Head:

@@ -244,6 +244,9 @@ class ThreadLink:
         self._check(sender)
         return self.inner.receive(sender, kind, dtype=dtype, shape=shape)
 
+    def read_ahead(self, sender: str) -> None:
+        self.inner.read_ahead(sender)
+
     def knows(self, what: str) -> None:
         self.inner.knows(what)
 

@@ -135,6 +135,9 @@ class Nobody:
     ) -> Tensor:
         raise AssertionError(sender)
 
+    def read_ahead(self, sender: str) -> None:
+        raise AssertionError(sender)
+
     def knows(self, what: str) -> None:
         raise AssertionError(what)
 

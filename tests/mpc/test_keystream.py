@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from privtrain.core.seeding import Words
 from privtrain.mpc.keystream import KEY_BYTES, KeyAgreement, Keystream
 
 
@@ -13,6 +14,15 @@ def test_a_keystream_is_the_same_under_the_same_key_however_it_is_cut() -> None:
     assert not torch.equal(Keystream().integers((8,)), Keystream().integers((8,)))
     with pytest.raises(ValueError, match="to be 32"):
         Keystream(b"short")
+
+
+def test_a_keystream_is_its_cipher_whatever_is_computed_ahead() -> None:
+    key, counts = bytes(range(KEY_BYTES)), (3, 0, 8190, 1, 20_000, 8191, 8193, 5)
+    stream, plain = Keystream(key), Words(key)
+    drawn = [stream.integers((count,)) for count in counts]
+    # Later draws must not change earlier ones.
+    for integers, count in zip(drawn, counts, strict=True):
+        assert integers.tolist() == plain.take(count).view("<i8").tolist()
 
 
 def test_two_parties_agree_on_a_key_for_each_purpose() -> None:

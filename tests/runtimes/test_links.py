@@ -3,7 +3,7 @@
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 
@@ -15,6 +15,8 @@ from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.transcript import Entry, Setup
 from privtrain.runtimes.links import SocketLink
 from privtrain.runtimes.messages import pack
+from privtrain.runtimes.sockets import Transport
+from tests.runtimes.meshes import CLEAR, SECURED, meshed
 
 NAMES = ("left", "right", "dealer")
 
@@ -81,6 +83,43 @@ def test_two_parties_may_send_each_other_more_than_the_network_holds() -> None:
         right.send("left", "share", large + 1)
         assert torch.equal(right.receive("left", "share"), large)
         assert torch.equal(left.receive("right", "share"), large + 1)
+
+
+@pytest.mark.parametrize("transports", [CLEAR, SECURED], ids=["clear", "secured"])
+def test_what_is_read_ahead_is_received_as_before(transports: Sequence[Transport]) -> None:
+    large = torch.arange(2**17)
+    with meshed(transports, 2, timeout=1.0) as (left, right):
+        left.send("right", "first", large[:1])
+        right.receive("left", "first")
+        for _ in range(2):
+            right.read_ahead("left")
+        with pytest.raises(ValueError, match="nobody"):
+            right.read_ahead("nobody")
+        for number in range(5):
+            left.send("right", "more", large + number)
+        right.send("left", "answer", large[:1])
+        left.receive("right", "answer")
+        left.send("right", "late", large[:1])
+        for number in range(5):
+            assert torch.equal(right.receive("left", "more"), large + number)
+        # Rounds follow what was received, not what was read.
+        right.send("left", "answer", large[:1])
+        assert [entry.round for entry in right.entries] == [1, 1]
+        right.receive("left", "late")
+        right.send("left", "answer", large[:1])
+        assert right.entries[-1].round == 3
+        left.interrupt()
+        with pytest.raises(PartyLostError, match="left closed the connection"):
+            right.receive("left", "more")
+
+
+def test_silence_is_missed_where_it_is_read_ahead() -> None:
+    with meshed(CLEAR, 2, timeout=0.1) as (left, right):
+        left.send("right", "first", torch.ones(1))
+        right.receive("left", "first")
+        right.read_ahead("left")
+        with pytest.raises(PartyLostError, match=r"left sent no 'more' for 0\.1 s"):
+            right.receive("left", "more")
 
 
 def test_another_kind_names_both_kinds_and_its_sender() -> None:

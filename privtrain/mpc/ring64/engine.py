@@ -190,6 +190,7 @@ def _computing(link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session
     material = None
     # All but the last one expand what is dealt from their seeds.
     if link.rank == len(computing) - 1:
+        link.read_ahead(DEALER)
         material = MaterialReader(link, DEALER, agreement.key(keys[DEALER], _MATERIAL))
     stream = Keystream(agreement.key(keys[DEALER], _seed(link.rank)))
     yield Ring64Session(PartyWires(link, others, stream, pairs, material, DEALER))

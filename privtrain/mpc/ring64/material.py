@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, TamperedShareError
@@ -26,9 +26,45 @@ _ALIGNED = 8
 _NUMBER = struct.Struct(">Q")
 
 
+_TAG = 16
+"""Bytes behind a sealed message."""
+
+
 def _nonce(number: int) -> bytes:
     # A key seals the messages of one session in one direction, so their numbers never repeat.
     return bytes(4) + _NUMBER.pack(number)
+
+
+def _sealed(key: bytes, number: int, data: bytes) -> bytearray:
+    """A message as AES-256-GCM seals it, its tag behind it (NIST SP 800-38D)."""
+    cipher = Cipher(algorithms.AES256(key), modes.GCM(_nonce(number))).encryptor()
+    cipher.authenticate_additional_data(KIND.encode())
+    # Written where it is sent from; `AESGCM` makes a copy of its own, which is made once more.
+    sealed = bytearray(len(data) + _TAG)
+    cipher.update_into(data, sealed)
+    cipher.finalize()
+    sealed[len(data) :] = cipher.tag
+    return sealed
+
+
+def _unsealed(key: bytes, number: int, sealed: memoryview) -> bytearray:
+    """What was sealed.
+
+    Raises:
+        InvalidTag: If it was changed, or has another number.
+    """
+    size = len(sealed) - _TAG
+    if size < 0:
+        raise InvalidTag
+    tag = bytes(sealed[size:])
+    cipher = Cipher(algorithms.AES256(key), modes.GCM(_nonce(number), tag)).decryptor()
+    cipher.authenticate_additional_data(KIND.encode())
+    data = bytearray(size + _TAG)
+    cipher.update_into(sealed[:size], data)
+    cipher.finalize()
+    # Not before here: nothing is used that was not proven to be whole.
+    del data[size:]
+    return data
 
 
 def _aligned(size: int) -> int:
@@ -75,9 +111,8 @@ class MaterialSender:
             return
         while self._sizes and sum(self._sizes) + self._size > IN_FLIGHT:
             self._wait()
-        data = b"".join(self._parts)
-        sealed = AESGCM(self.key).encrypt(_nonce(self._number), data, KIND.encode())
-        self.link.send(self.to, KIND, torch.frombuffer(bytearray(sealed), dtype=torch.uint8))
+        sealed = _sealed(self.key, self._number, b"".join(self._parts))
+        self.link.send(self.to, KIND, torch.frombuffer(sealed, dtype=torch.uint8))
         self._sizes.append(self._size)
         self._parts, self._size, self._number = [], 0, self._number + 1
         self._chunk = min(2 * self._chunk, LARGEST_CHUNK)
@@ -150,15 +185,13 @@ class MaterialReader:
     def _next(self) -> None:
         sealed = self.link.receive(self.dealer, KIND)
         try:
-            data = AESGCM(self.key).decrypt(
-                _nonce(self._number), sealed.numpy().data, KIND.encode()
-            )
+            data = _unsealed(self.key, self._number, sealed.numpy().data)
         except InvalidTag:
             raise TamperedShareError(
                 f"The {KIND!r} message {self._number} of {self.dealer} was changed on its way, or "
                 "is not the next one. Find out who sits between them, and run again."
             ) from None
-        self._data, self._start, self._number = bytearray(data), 0, self._number + 1
+        self._data, self._start, self._number = data, 0, self._number + 1
         try:
             self.link.send(self.dealer, TAKEN, torch.tensor(self._number))
         except PartyLostError:

@@ -44,11 +44,14 @@ NUMERATOR_BITS = 20
 MOST_CLASSES = 255
 """The sum of so many exponentials stays below 2^28 as an integer, see `_cut`."""
 
-SEGMENTS = 16
-"""Segments between one whole number and the next in which 1 / sum is a quadratic, with an error of
-8e-6 at 1, where it is largest."""
+SEGMENTS = 4
+"""Segments between one whole number and the next in which 1 / sum is a polynomial."""
 
-RECIPROCAL_BITS = 32
+DEGREE = 4
+"""Of that polynomial, whose error is 5e-6 at 1, where it is largest. A quadratic needs sixteen
+segments for it, and more than twice the material."""
+
+RECIPROCAL_BITS = 36
 _TABLE_BITS = 20
 _PLACE_BITS = RECIPROCAL_BITS - _TABLE_BITS
 
@@ -84,7 +87,7 @@ def softmax_parts(
 
     Returns:
         e^(x - largest) with 20 bits after the point, `(rows, classes)`, and one over their sums
-        with 32 bits, `(rows, 1)`.
+        with 36 bits, `(rows, 1)`.
 
     Raises:
         UnsupportedError: If there are more than `MOST_CLASSES` classes.
@@ -237,10 +240,10 @@ def _cut(wires: Wires, wide: Tensor) -> CutValues:
 
 
 def reciprocal(wires: Wires, cut: CutValues, classes: int) -> Tensor:
-    """A share of 1 / sum with 32 bits after the point; no round.
+    """A share of 1 / sum with 36 bits after the point; no round.
 
     Where the public masked sum lies in a segment, the sum lies in an interval that the mask gives:
-    there the dealer knows a quadratic in the place within the segment.
+    there the dealer knows a polynomial in the place within the segment.
 
     Args:
         wires: This role's.
@@ -253,38 +256,47 @@ def reciprocal(wires: Wires, cut: CutValues, classes: int) -> Tensor:
     period = (span << NUMERATOR_BITS) - 1
     rows = len(cut.masked_sum)
     dealt = wires.dealt(
-        lambda: _quadratics(cut.sum_mask.numpy(), segments, width, period), (3, segments, rows)
+        lambda: _polynomials(cut.sum_mask.numpy(), segments, width, period),
+        (DEGREE + 1, segments, rows),
     )
     if wires.deals:
         return dealt[0, 0]
     place = cut.masked_sum & period
-    segment = (place // width).expand(3, 1, rows)
-    constant, linear, square = dealt.gather(1, segment)[:, 0]
+    segment = (place // width).expand(DEGREE + 1, 1, rows)
+    coefficients = dealt.gather(1, segment)[:, 0]
     # From -1 to 1 within the segment.
     inside = ((place % width).double() * 2 + 1) / width - 1
-    powers = [(inside**power * 2**_PLACE_BITS).round().long() for power in (1, 2)]
-    share: Tensor = (constant << _PLACE_BITS) + linear * powers[0] + square * powers[1]
+    chebyshev = [torch.ones_like(inside), inside]
+    while len(chebyshev) <= DEGREE:
+        chebyshev.append(2 * inside * chebyshev[-1] - chebyshev[-2])
+    public = (torch.stack(chebyshev) * 2**_PLACE_BITS).round().long()
+    share: Tensor = (coefficients * public).sum(0)
     return share
 
 
-def _quadratics(mask: Places, segments: int, width: int, period: int) -> Tensor:
-    """Coefficients `(3, segments, rows)` of 1 / s through three Chebyshev nodes a segment."""
-    result = np.empty((3, segments, len(mask)), np.int64)
+def _polynomials(mask: Places, segments: int, width: int, period: int) -> Tensor:
+    """Factors `(degree + 1, segments, rows)` of Chebyshev polynomials in 1 / s, by segments."""
+    result = np.empty((DEGREE + 1, segments, len(mask)), np.int64)
     # Few rows at a time, whose values stay in cache.
     for first in range(0, len(mask), 32):
         rows = slice(first, first + 32)
-        result[..., rows] = _few_quadratics(mask[rows], segments, width, period)
+        result[..., rows] = _few_polynomials(mask[rows], segments, width, period)
     return torch.from_numpy(result)
 
 
-def _few_quadratics(mask: Places, segments: int, width: int, period: int) -> NDArray[np.float64]:
+def _few_polynomials(mask: Places, segments: int, width: int, period: int) -> NDArray[np.float64]:
     start = (np.arange(segments).reshape(-1, 1) * width - mask) & period
     unit = 2.0**NUMERATOR_BITS
     half = width / unit / 2
     # No sum lies below 1; a segment that begins just before it reads on.
     middle = np.maximum((start - 0.5) / unit + half, 1 - 2 * half)
-    node = math.sqrt(3) / 2
-    before, at, after = (1 / (middle + half * place) for place in (-node, 0.0, node))
-    values = [at, (after - before) / (2 * node), ((after + before) / 2 - at) / node**2]
-    coefficients: NDArray[np.float64] = np.rint(np.stack(values) * 2.0**_TABLE_BITS)
-    return coefficients
+    # With w^2 = m^2 - h^2 and q = (m - w) / h, where m is a segment's middle and h its half,
+    # 1 / (m + h t) is 1 / w times 1 + 2 sum of (-q)^k T_k(t): the generating function
+    # (1 - q^2) / (1 - 2 q t + q^2) of Chebyshev polynomials at -q.
+    root = np.sqrt(middle**2 - half**2)
+    ratio, first = (root - middle) / half, 2.0**_TABLE_BITS / root
+    values = np.empty((DEGREE + 1, *start.shape))
+    values[0] = first
+    for power in range(1, DEGREE + 1):
+        np.multiply(values[power - 1], 2 * ratio if power == 1 else ratio, out=values[power])
+    return np.rint(values, out=values)

@@ -145,22 +145,14 @@ class PartyWires:
         return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
-        words = [share.reshape(-1) for share in shares if share.dtype == torch.int64]
-        octets = [share.reshape(-1) for share in shares if share.dtype != torch.int64]
-        count = sum(map(len, words))
-        message = (
-            torch.cat(words)
-            if not octets
-            else torch.cat([*(word.view(torch.uint8) for word in words), *octets])
-        )
-        total, rest = torch.cat(words) if words else message.new_empty(0), None
-        if octets:
-            total, rest = (
-                message[: 8 * count].view(torch.int64).clone(),
-                message[8 * count :].clone(),
-            )
+        words = [share.reshape(-1) for share in shares if share.dtype is torch.int64]
+        octets = [share.reshape(-1) for share in shares if share.dtype is not torch.int64]
+        size = 8 * sum(word.numel() for word in words)
+        parts = [*(word.view(torch.uint8) for word in words), *octets] if octets else words
+        message = torch.cat(parts) if len(parts) != 1 else parts[0]
         for name in self.others:
             self.link.send(name, kind, message)
+        total, rest = _kinds(message, size)
         for name in self.others:
             received = self.link.receive(name, kind)
             if received.shape != message.shape or received.dtype != message.dtype:
@@ -168,11 +160,12 @@ class PartyWires:
                     f"{name} opened {tuple(received.shape)} of {received.dtype} where this party "
                     f"opened {tuple(message.shape)} of {message.dtype}."
                 )
-            if rest is None:
-                total += received
-            else:
-                total += received[: 8 * count].view(torch.int64)
-                rest ^= received[8 * count :]
+            other_total, other_rest = _kinds(received, size)
+            # Not in place: the message may be the share itself.
+            if total is not None and other_total is not None:
+                total = total + other_total
+            if rest is not None and other_rest is not None:
+                rest = rest ^ other_rest
         return _parted(shares, total, rest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
@@ -283,12 +276,25 @@ def _check(value: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(f"Expected {tuple(value.shape)} to be dealt as shape={tuple(shape)}.")
 
 
-def _parted(shares: Sequence[Tensor], total: Tensor, rest: Tensor | None) -> list[Tensor]:
+def _kinds(message: Tensor, size: int) -> tuple[Tensor | None, Tensor | None]:
+    """The integers of a message, in its first bytes, and the bytes behind them."""
+    if message.dtype is torch.int64:
+        return message, None
+    if size == 0:
+        return None, message
+    return message[:size].view(torch.int64), message[size:]
+
+
+def _parted(shares: Sequence[Tensor], total: Tensor | None, rest: Tensor | None) -> list[Tensor]:
     """The opened values one by one, in the order of their shares."""
+    if len(shares) == 1:
+        return [source.view(shares[0].shape) for source in (total, rest) if source is not None]
     opened, at = [], {torch.int64: 0, torch.uint8: 0}
     for share in shares:
-        source = total if share.dtype == torch.int64 or rest is None else rest
+        source = total if share.dtype is torch.int64 else rest
+        if source is None:
+            raise RuntimeError(f"Expected a value of {share.dtype} to be opened.")
         start = at[share.dtype]
-        at[share.dtype] = start + share.numel()
-        opened.append(source[start : at[share.dtype]].view(share.shape))
+        at[share.dtype] = end = start + share.numel()
+        opened.append(source[start:end].view(share.shape))
     return opened

@@ -199,4 +199,8 @@ def _environment() -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         # Read when torch is imported; parties would take the cores from each other.
         "OMP_NUM_THREADS": "1",
+        # Of glibc: large arrays come from memory that the process keeps. Otherwise each of them is
+        # fetched from the system page by page, which takes longer than computing what is in it.
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
     }

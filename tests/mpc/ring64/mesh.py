@@ -67,6 +67,9 @@ class QueueLink:
         self.round = max(self.round, number + 1)
         return tensor  # type: ignore[no-any-return]
 
+    def read_ahead(self, sender: str) -> None:
+        assert sender in self.names
+
     def knows(self, what: str) -> None:
         self.setups.append(Setup(self.name, what))
 

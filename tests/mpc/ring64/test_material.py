@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, TamperedShareError
@@ -63,6 +64,21 @@ def test_nothing_is_on_its_way_in_clear() -> None:
     counts = torch.bincount(tensor.long(), minlength=256).double()
     # Of 8,000 zero bytes, 256 values of about 31 each: chi-square, 255 degrees, 1e-6 above 375.
     assert float(((counts - len(tensor) / 256) ** 2).sum()) / (len(tensor) / 256) < 375
+
+
+def test_a_message_is_sealed_as_aes_gcm_seals_it() -> None:
+    sender, reader, link, other = ends()
+    for number in range(2):
+        sender.put(torch.arange(5))
+        sender.flush()
+        sealed = link.sent[-1][1].numpy().tobytes()
+        data = AESGCM(KEY).decrypt(bytes(11) + bytes([number]), sealed, b"material")
+        assert torch.frombuffer(bytearray(data), dtype=torch.int64).tolist() == [0, 1, 2, 3, 4]
+        assert reader.take(5, torch.int64).tolist() == [0, 1, 2, 3, 4]
+    # Shorter than a tag.
+    other.queues["dealer", NAMES[0]].put(("material", torch.zeros(15, dtype=torch.uint8), 0))
+    with pytest.raises(TamperedShareError, match="was changed"):
+        reader.take(1, torch.int64)
 
 
 @pytest.mark.parametrize("place", [0, 500, -1])

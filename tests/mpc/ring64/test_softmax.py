@@ -1,11 +1,16 @@
 """Softmax and the first maximum on shares against float64."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.mpc.ring64.softmax import RECIPROCAL_BITS, CutValues, reciprocal
 from tests.mpc.ring64.functions import LIMIT, UNIT, dealt_bytes, ran_on, worst
 
 ERROR = 1e-4
@@ -49,6 +54,31 @@ def test_other_numbers_of_classes(classes: int) -> None:
     assert float((result - expected).abs().max()) < ERROR
 
 
+@dataclass
+class InClear:
+    """Wires on which everything that is dealt is one party's share."""
+
+    deals: bool = False
+
+    def dealt(self, compute: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
+        value = compute()
+        assert tuple(value.shape) == tuple(shape)
+        return value
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30])
+def test_one_over_a_sum_under_any_mask(classes: int) -> None:
+    generator = np.random.default_rng(classes)
+    ends = [1 << 20, (1 << 20) + 1, (classes << 20) - 1, classes << 20]
+    sums = np.concatenate([ends, generator.integers(1 << 20, (classes << 20) + 1, 5000)])
+    mask = generator.integers(0, 1 << 28, len(sums))
+    masked = torch.from_numpy((sums + mask) & ((1 << 28) - 1))
+    wires: Any = InClear()
+    share = reciprocal(wires, CutValues(torch.empty(0), masked, torch.from_numpy(mask)), classes)
+    error = share.double() / 2**RECIPROCAL_BITS - torch.from_numpy(2.0**20 / sums)
+    assert float(error.abs().max()) < 8e-6
+
+
 def test_too_many_classes_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="classes=256 <= 255"):
         ran_on(lambda session, v: (session.softmax(v),), torch.zeros(1, 256).long())
@@ -63,9 +93,9 @@ def test_rounds_bytes_and_material_of_softmax() -> None:
     row = 80 + 45 * (2 + 1 / 8) + 10 / 8 + 80 + 10 * (4 + 3 / 8) + 80 + 88 + 80
     assert ran.bytes() == pytest.approx(200 * row, abs=3)
     # 272 bytes a pair, 64 a value for its bits and 16 to choose it; 280 for its exponential; twice
-    # 13 to cut, 8 for its product, and three tables of 256 entries for the inverse.
+    # 13 to cut, 8 for its product, and five tables of 64 entries for the inverse.
     assert dealt_bytes(ran) == pytest.approx(
-        200 * (45 * 272 + 10 * (64 + 16 + 272 + 2 * 13 + 8) + 3 * 256 * 8), rel=1e-3
+        200 * (45 * 272 + 10 * (64 + 16 + 272 + 2 * 13 + 8) + 5 * 64 * 8), rel=1e-3
     )
 
 
