@@ -31,7 +31,7 @@ from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.engine import Session, Shared, with_helpers
-from privtrain.mpc.layers import step, trained, translate
+from privtrain.mpc.layers import sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64.engine import DEALER, Ring64
 from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.sharing import decode, encode
@@ -39,6 +39,7 @@ from privtrain.runtimes.processes.mesh import Processes
 
 GO, DEALT = "go", "dealt"
 Operation = Callable[[Session, list[Shared]], list[Shared]]
+Plain = Callable[[list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,15 @@ class Work:
         run: Computes on shares.
         plain: Computes in float64.
         error: How far a result may be from float64.
+        theirs: What CrypTen's engine does instead, and in float64, where it lacks the means.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     run: Operation
-    plain: Callable[[list[Tensor]], list[Tensor]]
+    plain: Plain
     error: float = 1e-3
+    theirs: tuple[Operation, Plain] | None = None
 
 
 def relu(session: Session, operands: list[Shared]) -> list[Shared]:
@@ -65,9 +68,16 @@ def relu(session: Session, operands: list[Shared]) -> list[Shared]:
     return [session.relu(operands[0])[0]]
 
 
-def descended(sizes: tuple[int, ...]) -> tuple[Operation, Callable[[list[Tensor]], list[Tensor]]]:
-    """One step of gradient descent, on shares and in float64; operands are inputs and labels."""
+def descended(sizes: tuple[int, ...]) -> tuple[Operation, Plain]:
+    """One step of gradient descent, on shares and in float64.
 
+    Args:
+        sizes: Widths of the layers, inputs first; one output is a logit under logistic loss.
+
+    Operands are inputs and one-hot labels; of one logit the label is the last column.
+    """
+    outputs = sizes[-1]
+    probabilities = softmax if outputs > 1 else sigmoid
     torch.manual_seed(0)
     modules: list[nn.Module] = []
     for before, after in pairwise(sizes):
@@ -79,13 +89,18 @@ def descended(sizes: tuple[int, ...]) -> tuple[Operation, Callable[[list[Tensor]
     def run(session: Session, operands: list[Shared]) -> list[Shared]:
         inputs, labels = operands
         layers = [layer.open(session) for layer in translated]
-        step(session, layers, inputs, labels, Descent(0.1 / inputs.size(0), 0.0))
+        descent = Descent(0.1 / inputs.size(0), 0.0)
+        step(session, layers, inputs, labels[:, -outputs:], descent, probabilities)
         return trained(layers)
 
     def plain(operands: list[Tensor]) -> list[Tensor]:
         inputs, labels = operands
         twin = deepcopy(model).double()
-        loss = -(nn.functional.log_softmax(twin(inputs), dim=1) * labels).sum(dim=1).mean()
+        own, wanted = twin(inputs), labels[:, -outputs:]
+        if outputs > 1:
+            loss = nn.functional.cross_entropy(own, wanted)
+        else:
+            loss = nn.functional.binary_cross_entropy_with_logits(own, wanted)
         gradients = torch.autograd.grad(loss, list(twin.parameters()))
         pairs = zip(twin.parameters(), gradients, strict=True)
         return [(weight - 0.1 * gradient).detach() for weight, gradient in pairs]
@@ -96,7 +111,9 @@ def descended(sizes: tuple[int, ...]) -> tuple[Operation, Callable[[list[Tensor]
 def works(quick: bool) -> tuple[Work, ...]:
     """All operations; small ones where it has to be quick."""
     side, many, rows = (16, 100, 10) if quick else (256, 10_000, 1_000)
-    logistic, perceptron = descended((30, 2)), descended((64, 32, 10))
+    logistic, perceptron = descended((30, 1)), descended((64, 32, 10))
+    # CrypTen's engine has no sigmoid: its logistic regression has two classes.
+    two_classes = descended((30, 2))
     return (
         Work(
             f"matmul-{side}",
@@ -118,7 +135,12 @@ def works(quick: bool) -> tuple[Work, ...]:
             lambda session, x: [session.softmax(x[0])],
             lambda x: [x[0].softmax(dim=-1)],
         ),
-        Work("logistic-step, 30 features, B 64", ((64, 30), (64, 2)), *logistic),
+        Work(
+            "logistic-step, 30 features, B 64",
+            ((64, 30), (64, 2)),
+            *logistic,
+            theirs=two_classes,
+        ),
         Work("mlp-step 64-32-10, B 128", ((128, 64), (128, 10)), *perceptron),
     )
 
@@ -241,7 +263,8 @@ def _theirs(
     else:
         link.receive(link.names[0], GO)
     started = time.perf_counter()
-    result = work.run(session, _taken(session, operands, first=link.rank == 0))
+    run = work.run if work.theirs is None else work.theirs[0]
+    result = run(session, _taken(session, operands, first=link.rank == 0))
     return time.perf_counter() - started, result
 
 
@@ -249,8 +272,10 @@ def _check(
     work: Work, operands: list[Tensor], sides: Mapping[str, tuple[Session, list[Shared]]]
 ) -> None:
     """Stops the benchmark where a side does not compute what float64 does."""
-    exact = work.plain([decode(encode(values, name="an operand")) for values in operands])
+    rounded = [decode(encode(values, name="an operand")) for values in operands]
     for name, (session, result) in sides.items():
+        alike = work.theirs is None or isinstance(session, Ring64Session)
+        exact = work.plain(rounded) if alike else work.theirs[1](rounded)
         opened = session.reveal(result, kind="result share")
         far = max(
             float((one - (other if one.shape == other.shape else other.t())).abs().max())
