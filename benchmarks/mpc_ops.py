@@ -274,8 +274,9 @@ def _check(
     """Stops the benchmark where a side does not compute what float64 does."""
     rounded = [decode(encode(values, name="an operand")) for values in operands]
     for name, (session, result) in sides.items():
-        alike = work.theirs is None or isinstance(session, Ring64Session)
-        exact = work.plain(rounded) if alike else work.theirs[1](rounded)
+        ours = isinstance(session, Ring64Session)
+        plain = work.plain if work.theirs is None or ours else work.theirs[1]
+        exact = plain(rounded)
         opened = session.reveal(result, kind="result share")
         far = max(
             float((one - (other if one.shape == other.shape else other.t())).abs().max())
