@@ -266,16 +266,16 @@ def test_a_party_that_does_not_come_is_named(tmp_path: Path) -> None:
 def test_where_a_party_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     args = PartyArgs(study=path, rank=1, world_size=3, rendezvous="tcp://host:29500")
-    assert place(args) == Place(1, 3, "host", 29500, False)
+    assert place(args) == Place(1, 3, "host", 29500)
     assert place(args).names == ("party-0", "party-1", "party-2")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="MASTER_ADDR"):
         place(PartyArgs(study=path))
     monkeypatch.setenv("MASTER_ADDR", "here")
-    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, True)
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, False)
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, True)
 
 
 @pytest.mark.parametrize(
