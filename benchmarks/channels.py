@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from harness import Row, from_seconds, main
 
+from privtrain.runtimes.board import Entries
 from privtrain.runtimes.certificates import Credentials, make_credentials
 from privtrain.runtimes.links import SocketLink
+from privtrain.runtimes.rendezvous import BoardServer, join, listening
 from privtrain.runtimes.sockets import TLS, Plain, Transport
 
+LOOPBACK = "127.0.0.1"
 NAMES = ("party-0", "party-1")
 LINK, LINK_IN_CLEAR, BARE_TLS, BARE_TCP = "link over TLS", "link over TCP", "TLS", "TCP"
 SIDES = (LINK, LINK_IN_CLEAR, BARE_TLS, BARE_TCP)
@@ -112,7 +115,9 @@ def measured(
     with ExitStack() as stack:
         ways = {}
         for name, meeting, transport in zip(SIDES[:2], meetings, transports, strict=True):
-            link = SocketLink(NAMES, rank, ("127.0.0.1", meeting), TIMEOUT, transport=transport)
+            board = join((LOOPBACK, meeting), NAMES[0], NAMES[rank], Plain(), TIMEOUT)
+            stack.callback(board.close)
+            link = SocketLink(NAMES, rank, board, TIMEOUT, transport=transport)
             ways[name] = over_link(stack.enter_context(link), NAMES[1 - rank])
         for name, port, transport in zip(SIDES[2:], ports, transports, strict=True):
             ways[name] = over_socket(stack.enter_context(bare(rank, port, transport)))
@@ -143,20 +148,22 @@ def free_port() -> int:
 
 def rows(quick: bool) -> list[Row]:
     """Rounds of three sizes, each kind beside those that it is compared with."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     plan = [(8, 15), (2**15, 5)] if quick else [(size, 31) for size in ROUNDS]
-    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in "ab"]
+    listeners = [listening(LOOPBACK, 0) for _ in "ab"]
     keys = make_credentials(NAMES, days=1)
-    shared = ([store.port for store in stores], [free_port(), free_port()])
+    meetings = [listener.getsockname()[1] for listener in listeners]
+    shared = (meetings, [free_port(), free_port()])
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=other_process, args=(there, *shared, keys[NAMES[1]], plan), daemon=True
     )
-    process.start()
-    seconds = measured(0, *shared, keys[NAMES[0]], plan)
-    here.recv()
-    process.join()
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(BoardServer(Entries(NAMES), listener))
+        process.start()
+        seconds = measured(0, *shared, keys[NAMES[0]], plan)
+        here.recv()
+        process.join()
     return [
         from_seconds(
             f"round of {size} bytes",

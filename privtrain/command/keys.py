@@ -57,12 +57,13 @@ def run_keys(args: KeysArgs) -> int:
     return 0
 
 
-def transport_of(keys: Path | None, role: str) -> "Transport":
+def transport_of(keys: Path | None, role: str, *, launched: bool = False) -> "Transport":
     """How a party's links are protected; standard error says what is and what is not.
 
     Args:
         keys: Folder with the role's files, or None.
         role: Name of the party.
+        launched: Whether the parties meet in a launcher's store, which takes no keys.
 
     Raises:
         ValueError: If a file is missing or wrong, or others may read the private key.
@@ -75,8 +76,9 @@ def transport_of(keys: Path | None, role: str) -> "Transport":
         "connections are neither encrypted nor authenticated; make keys with privtrain party keys, "
         "and give them to every party with --keys"
         if secured is None
-        else "links are encrypted and authenticated by mutual TLS 1.3; the rendezvous, and "
-        "channels that an engine opens by itself, as CrypTen does, are not"
+        else "links are encrypted and authenticated by mutual TLS 1.3, the rendezvous "
+        f"{'of torchrun is not' if launched else 'too'}; channels that an engine opens by itself, "
+        "as CrypTen does, are not"
     )
     print(f"{role}: {said}", file=sys.stderr, flush=True)
     return secured or Plain()

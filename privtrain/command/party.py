@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
@@ -54,7 +54,7 @@ class PartyArgs:
 
     Rows stay on their host; the others receive shares only. All parties open the weights.
     Who helps without rows, such as a dealer, says --role dealer and has no rank: make(None).
-    With --keys links are encrypted, and each party proves its role: privtrain party keys --help.
+    With --keys connections are encrypted and roles are proven: privtrain party keys --help.
     """
 
     study: tyro.conf.Positional[Path]
@@ -72,8 +72,9 @@ class PartyArgs:
     out: Path | None = None
     """Where the trained weights are saved (default: nowhere)."""
     keys: Path | None = None
-    """Folder with this party's keys, from privtrain party keys: its links then use mutual TLS 1.3,
-    but not channels that an engine opens by itself, as CrypTen does (default: no TLS)."""
+    """Folder with this party's keys, from privtrain party keys: its links and the rendezvous then
+    use mutual TLS 1.3, but not channels that an engine opens by itself, as CrypTen does (default:
+    no TLS)."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,14 @@ class Place:
         count: How many parties hold rows.
         host: Host of rank 0.
         port: Port of rank 0.
-        hosts_store: Whether this party hosts the store; under torchrun, its agent does.
-        launched: Whether torchrun gave out the ranks.
+        launched: Whether torchrun gave out the ranks and hosts the store; else rank 0 hosts it.
     """
 
     rank: int | None
     count: int
     host: str
     port: int
-    hosts_store: bool
-    launched: bool = field(default=False, compare=False)
+    launched: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,11 +122,11 @@ def place(args: PartyArgs) -> Place:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # torchrun's agent hosts the store itself; a second one would find the port taken.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return Place(rank, count, host, port, rank == 0 and not agent, agent)
+        return Place(rank, count, host, port, agent)
     url = urlparse(args.rendezvous)
     if url.scheme != "tcp" or not url.hostname or url.port is None:
         raise ValueError(f"Expected rendezvous={args.rendezvous!r} to look like tcp://HOST:PORT.")
-    return Place(rank, count, url.hostname, url.port, rank == 0)
+    return Place(rank, count, url.hostname, url.port)
 
 
 def _number(given: int | None, name: str, variable: str) -> int:
@@ -170,7 +169,7 @@ def run_party(args: PartyArgs) -> int:
     torch.set_num_threads(1)
     # Before any party is met: a misspelled study file must not leave the others waiting.
     part = _prepare(args, where)
-    transport = transport_of(args.keys, part.name)
+    transport = transport_of(args.keys, part.name, launched=where.launched)
     rank = part.names.index(part.name)
     with (
         Peers(
@@ -178,8 +177,8 @@ def run_party(args: PartyArgs) -> int:
             names=part.names,
             host=where.host,
             port=where.port,
-            hosts_store=where.hosts_store,
             timeout=args.timeout,
+            transport=transport,
             launched=where.launched,
             tell=lambda line: print(f"{part.name}: {line}", file=sys.stderr, flush=True),
         ) as peers,
@@ -187,7 +186,7 @@ def run_party(args: PartyArgs) -> int:
         SocketLink(
             names=part.names,
             rank=rank,
-            meeting=(where.host, where.port),
+            board=peers.board,
             timeout=args.timeout,
             watch=progress,
             transport=transport,

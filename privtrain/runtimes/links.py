@@ -1,13 +1,12 @@
 """Links between the parties of a mesh: tensors over TCP or TLS, one connection each way.
 
-Each party listens before it says where, in the store where the parties meet; who has something to
+Each party listens before it says where, on the board where the parties meet; who has something to
 send connects, proves who it is, and waits until the other end says that it is welcome. A round is
 counted as in the literature: a message belongs to the round after the last one from which its
 sender had received something.
 """
 
 import socket
-import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
 from privtrain.core.transcript import Entry, Setup
+from privtrain.runtimes.board import Board, wait_for
 from privtrain.runtimes.channels import CLOSED, Expected, Inbox, Outbox, read_exactly, shut
 from privtrain.runtimes.messages import pack
-from privtrain.runtimes.sockets import Plain, Transport
+from privtrain.runtimes.rendezvous import listening
+from privtrain.runtimes.sockets import Plain, Transport, introduced
 
 _HELLO = struct.Struct(">16sH")
 _MAGIC = b"privtrain link 2"
@@ -36,12 +37,12 @@ _GREETING = 10.0
 class SocketLink:
     """A link over sockets; a context manager.
 
-    It listens on the address from which the store is reached: loopback where the store is there.
+    It listens on the address from which the board is reached: loopback where its host is there.
 
     Args:
         names: All parties of the mesh, by rank.
         rank: Own number.
-        meeting: Host and port of the store.
+        board: Where the parties say where they listen.
         timeout: Seconds after which a silent party counts as lost.
         watch: Called as `watch(done, total)` when the program reports progress.
         transport: How connections are protected; with `Plain()` not at all.
@@ -51,7 +52,7 @@ class SocketLink:
 
     names: tuple[str, ...]
     rank: int
-    meeting: tuple[str, int]
+    board: Board
     timeout: float
     watch: Callable[[int, int], None] = field(default=lambda done, total: None, repr=False)
     transport: Transport = Plain()
@@ -59,6 +60,7 @@ class SocketLink:
     setups: list[Setup] = field(default_factory=list, init=False, repr=False)
     _round: int = field(default=0, init=False)
     _store: Any = field(default=None, init=False, repr=False)
+    _store_lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _listener: socket.socket = field(init=False, repr=False)
     _out: dict[str, Outbox] = field(default_factory=dict, init=False, repr=False)
     _inboxes: dict[str, Inbox] = field(default_factory=dict, init=False, repr=False)
@@ -70,27 +72,21 @@ class SocketLink:
         """Listens, and tells the others where.
 
         Raises:
-            PartyLostError: If the store cannot be reached.
+            PartyLostError: If the board cannot be reached.
         """
-        # torch.distributed does not list its stores among its names.
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-
         others = [name for rank, name in enumerate(self.names) if rank != self.rank]
         self._inboxes = {name: Inbox(name, self.timeout) for name in others}
-        host, port = self.meeting
-        self._listener = _listening(host, port)
+        try:
+            self._listener = listening(self.board.own_address, 0)
+        except OSError as error:
+            raise PartyLostError(f"no port could be opened for the others: {error}") from error
         self._spawn(self._accept)
         try:
-            # A connection of its own: who waits for a key would keep others from the store.
-            store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=self.timeout))
-            self._store = PrefixStore("link", store)
-            address, own_port, *_ = self._listener.getsockname()
-            self._store.set(str(self.rank), f"{address} {own_port}")
-        except RuntimeError as error:
+            address, port, *_ = self._listener.getsockname()
+            self.board.set(f"link/{self.rank}", f"{address} {port}")
+        except (OSError, ProtocolError) as error:
             self._close()
-            raise PartyLostError(
-                f"the store at {host}:{port} cannot be reached: {str(error).splitlines()[0]}"
-            ) from error
+            raise PartyLostError(f"where the parties meet cannot be reached: {error}") from error
         return self
 
     def __exit__(
@@ -112,6 +108,23 @@ class SocketLink:
                     raise self._unsent(to, "what was sent last", lost) from lost
         finally:
             self._close()
+
+    @property
+    def meeting(self) -> tuple[str, int]:
+        """Host and port of a store that rank 0 hosts from the first time on that it asks.
+
+        Raises:
+            PartyLostError: If rank 0 hosts none within the timeout.
+        """
+        with self._store_lock:
+            if self.rank == 0 and self._store is None:
+                self._host_store()
+        try:
+            host, port = wait_for(self.board, "store", self.timeout).split(" ")
+        except OSError as error:
+            name = self.names[0]
+            raise PartyLostError(f"{name} hosts no store for the engine: {error}", name) from error
+        return host, int(port)
 
     def send(self, to: str, kind: str, tensor: Tensor) -> None:
         self._check(to)
@@ -172,6 +185,24 @@ class SocketLink:
         for inbox in self._inboxes.values():
             inbox.interrupt()
 
+    def _host_store(self) -> None:
+        # torch.distributed does not list its stores among its names.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        with listening(self.board.own_address, 0) as listener:
+            host, port, *_ = listener.getsockname()
+            # Kept until this process ends or forgets the link: others may still be at it. The
+            # listening socket itself, on one interface; torch's own would listen on all of them.
+            self._store = TCPStore(
+                host,
+                port,
+                is_master=True,
+                timeout=timedelta(seconds=self.timeout),
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+        self.board.set("store", f"{host} {port}")
+
     def _check(self, name: str) -> None:
         if name not in self._inboxes:
             raise ValueError(
@@ -198,36 +229,17 @@ class SocketLink:
     def _connected(self, to: str) -> socket.socket:
         """A new connection to a party, which is waited for."""
         try:
-            address: str = self._store.get(str(self.names.index(to))).decode()
-        except RuntimeError as error:
-            text = f"did not come within {self.timeout:g} s: {str(error).splitlines()[0]}"
-            raise self._lost(to, text) from error
-        host, port = address.split(" ")
-        plain = socket.create_connection((host, int(port)), timeout=self.timeout)
-        try:
-            # A small message must not wait for the answer to the one before.
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = self.transport.connected(plain, to)
-        except (OSError, ProtocolError):
-            plain.close()
-            raise
-        try:
-            connection.sendall(_HELLO.pack(_MAGIC, self.rank))
-            # In TLS 1.3 who connects learns only now whether its own certificate was accepted.
-            if read_exactly(connection, len(_WELCOME), self.timeout) == _WELCOME:
-                return connection
-            why = "it does not answer as a party does"
+            address = wait_for(self.board, f"link/{self.names.index(to)}", self.timeout)
         except OSError as error:
-            # An alert says why it refuses; without one it may have ended.
-            if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
-                connection.close()
-                raise
-            why = str(error)
-        connection.close()
-        raise ProtocolError(
-            f"{to} refused {self.names[self.rank]}: {why}. All parties need keys of one study, "
-            "each its own role's, or none of them any."
-        )
+            text = f"did not come within {self.timeout:g} s: {error}"
+            raise self._lost(to, text) from error
+        host, _, port = address.partition(" ")
+        if not port.isdecimal() or int(port) >= 2**16:
+            raise ProtocolError(f"{to} says that it listens at {address!r}, which is no address.")
+        plain = socket.create_connection((host, int(port)), timeout=self.timeout)
+        hello = _HELLO.pack(_MAGIC, self.rank)
+        own = self.names[self.rank]
+        return introduced(plain, self.transport, to, own, hello, _WELCOME, seconds=self.timeout)
 
     def _spawn(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -295,19 +307,3 @@ class SocketLink:
         self._listener.close()
         for inbox in self._inboxes.values():
             inbox.close()
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A listening socket on the own address from which a host is reached; any port."""
-    try:
-        family, kind, proto, _, there = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        # Of UDP, connecting sends nothing: it asks the system for the way.
-        with socket.socket(family, kind, proto) as probe:
-            probe.connect(there)
-            own = probe.getsockname()[0]
-        listener = socket.socket(family)
-        listener.bind((own, 0))
-        listener.listen()
-    except OSError as error:
-        raise PartyLostError(f"{host}:{port} cannot be reached: {error}") from error
-    return listener

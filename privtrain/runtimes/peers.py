@@ -1,6 +1,6 @@
 """A mesh of parties on several hosts without a parent: each watches the others.
 
-Parties beat and report failures through a key-value store that rank 0 hosts. A connection tells of
+Parties beat and report failures through a board that rank 0 hosts. A connection tells of
 a process that died, but not of one that is frozen or cut off: only its silence does, hence
 heartbeats. Whoever notices that another party is gone ends its own process with an error that names
 it; a thread does it, since the main thread may be blocked in the network for good.
@@ -8,17 +8,20 @@ it; a thread does it, since the main thread may be blocked in the network for go
 
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from privtrain.core.errors import DataError, PartyLostError, PrivtrainError, ProtocolError
+from privtrain.runtimes.board import Board, Entries, LocalBoard
+from privtrain.runtimes.launcher import LaunchedBoard
+from privtrain.runtimes.rendezvous import BoardServer, join, listening
+from privtrain.runtimes.sockets import Plain, Transport
 
 Result = TypeVar("Result")
 
@@ -32,6 +35,9 @@ _LOOK = 0.25
 _ENDING = 0.2
 """Fraction of the timeout for which the end waits for a thread that is blocked in the network."""
 
+_LONGEST = 1000
+"""Characters of a reason that others are told."""
+
 FAILED = 1
 """Exit code of a process whose run was ended by another party."""
 
@@ -42,6 +48,11 @@ def _public(error: BaseException) -> str:
     if isinstance(error, PrivtrainError) and not isinstance(error, DataError):
         return f"{kind}: {error}".splitlines()[0]
     return f"{kind}; why is said at that party alone, since it may quote its rows"
+
+
+def _line(error: BaseException) -> str:
+    """What an error says in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def heartbeat(timeout: float) -> float:
@@ -56,12 +67,12 @@ class Peers:
     Args:
         rank: Own number.
         names: Names of all parties, by rank.
-        host: Host of the store.
-        port: Port of the store.
-        hosts_store: Whether this process hosts the store.
+        host: Host of the board.
+        port: Port of the board.
         timeout: Seconds within which a lost party ends the run.
-        launched: Whether a launcher gave out the ranks, each once, and may start a run again with
-            the same store.
+        transport: How connections to the board are protected; with `Plain()` not at all.
+        launched: Whether a launcher gave out the ranks, each once, and hosts a store, which is the
+            board then and is not protected; else rank 0 hosts the board.
         tell: Called with a line about what is waited for.
     """
 
@@ -69,17 +80,17 @@ class Peers:
     names: tuple[str, ...]
     host: str
     port: int
-    hosts_store: bool
     timeout: float
+    transport: Transport = Plain()
     launched: bool = False
     tell: Callable[[str], None] = field(default=lambda line: None, repr=False)
-    _store: Any = field(default=None, init=False, repr=False)
-    _server: Any = field(default=None, init=False, repr=False)
-    _beats: dict[int, tuple[int, float]] = field(default_factory=dict, init=False)
+    _board: Board | None = field(default=None, init=False, repr=False)
+    _open: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
+    _beats: dict[int, tuple[str, float]] = field(default_factory=dict, init=False)
     _done: set[int] = field(default_factory=set, init=False)
-    _failures: dict[int, str] = field(default_factory=dict, init=False)
+    _failures: dict[int, tuple[int, str]] = field(default_factory=dict, init=False)
     _polled: float = field(default=0.0, init=False)
-    _store_error: str = field(default="", init=False)
+    _board_error: str = field(default="", init=False)
     _closing: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False, repr=False)
 
@@ -87,6 +98,17 @@ class Peers:
     def beat(self) -> float:
         """Seconds between two heartbeats."""
         return heartbeat(self.timeout)
+
+    @property
+    def board(self) -> Board:
+        """The board, once this party is there."""
+        if self._board is None:
+            raise RuntimeError("Peers has to be entered before its board is asked for.")
+        return self._board
+
+    @property
+    def _hosts(self) -> bool:
+        return self.rank == 0 and not self.launched
 
     @property
     def _others(self) -> list[int]:
@@ -99,11 +121,15 @@ class Peers:
             PartyLostError: If one does not come within the timeout.
             ProtocolError: If two have one rank, or they do not expect the same parties.
         """
-        self._meet()
+        try:
+            self._meet()
+        except BaseException:
+            self._open.close()
+            raise
         now = time.monotonic()
         self._polled = now
-        self._beats = dict.fromkeys(self._others, (-1, now))
-        # Two threads: beating blocks where the store's host is frozen, and that has to be noticed.
+        self._beats = dict.fromkeys(self._others, ("", now))
+        # Two threads: beating blocks where the board's host is frozen, and that has to be noticed.
         for target in (self._keep_beating, self._keep_watch):
             thread = threading.Thread(target=target, daemon=True)
             thread.start()
@@ -116,22 +142,23 @@ class Peers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tells the others how the run ended; the store's host stays until they know."""
-        # If the host left first, its store would go with it, and the others would read "connection
+        """Tells the others how the run ended; the board's host stays until they know."""
+        # If the host left first, its board would go with it, and the others would read "connection
         # closed" instead of who failed.
         try:
             if error is None:
-                self._set(f"done/{self.rank}", "")
+                self.board.set(f"done/{self.rank}", "")
             else:
                 self._accuse(error)
-            if self.hosts_store:
+            if self._hosts:
                 self._wait_for_others(time.monotonic() + min(5.0, self.timeout / 4))
-        except RuntimeError:  # the store went with its host; nobody is left to tell
+        except (OSError, ProtocolError):  # the board went with its host; nobody is left to tell
             pass
         self._closing.set()
-        # A daemon thread inside the store while the interpreter ends would abort the process.
+        # A daemon thread inside torch's store while the interpreter ends would abort the process.
         for thread in self._threads:
             thread.join(timeout=_ENDING * self.timeout)
+        self._open.close()
 
     def run(self, program: Callable[[], Result]) -> Result:
         """The result of the program; where it lost contact with a party, an error that names it.
@@ -145,50 +172,60 @@ class Peers:
             raise self._culprit(error) from error
 
     def _meet(self) -> None:
-        # torch.distributed does not list its stores among its names.
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-
-        wait = timedelta(seconds=self.timeout)
         others = ", ".join(self.names[rank] for rank in self._others)
         where = f"tcp://{self.host}:{self.port}"
         if others:
             self.tell(f"waits for {others} at {where}, {self.timeout:g} s at most")
         try:
-            if self.hosts_store:
-                self._server = TCPStore(
-                    self.host,
-                    self.port,
-                    is_master=True,
-                    timeout=wait,
-                    wait_for_workers=False,
-                    master_listen_fd=self._listen(),
-                )
-            client = TCPStore(self.host, self.port, is_master=False, timeout=wait)
-            self._store = PrefixStore("privtrain", client)
+            self._board = self._hosted() if self._hosts else self._joined()
             if not self.launched:
                 self._claim_place()
-            self._set(f"here/{self.rank}", "")
-        except RuntimeError as error:
+            self.board.set(f"here/{self.rank}", "")
+        except OSError as error:
             raise PartyLostError(
-                f"{self.names[0]} cannot be reached at {self.host}:{self.port}: "
-                f"{str(error).splitlines()[0]}",
+                f"{self.names[0]} cannot be reached at {self.host}:{self.port}: {_line(error)}",
                 self.names[0],
             ) from error
         self._wait_for_all(time.monotonic() + self.timeout)
         if others:
             self.tell(f"is there with {others}; training begins")
 
+    def _hosted(self) -> Board:
+        try:
+            listener = listening(self.host, self.port)
+        except OSError as error:
+            raise ValueError(
+                f"Expected rendezvous=tcp://{self.host}:{self.port} to be a free port of this "
+                f"host: {error.strerror}. Another party of rank 0 may run there."
+            ) from error
+        board = LocalBoard(Entries(self.names), self.names[0], listener.getsockname()[0])
+        self._open.enter_context(BoardServer(board.entries, listener, self.transport))
+        return board
+
+    def _joined(self) -> Board:
+        if self.launched:
+            return LaunchedBoard(self.host, self.port, self.timeout)
+        client = join(
+            (self.host, self.port),
+            self.names[0],
+            self.names[self.rank],
+            self.transport,
+            self.timeout,
+        )
+        self._open.callback(client.close)
+        return client
+
     def _claim_place(self) -> None:
         """Refuses a rank that another party has, and other parties than theirs."""
         own, name = secrets.token_hex(8), self.names[self.rank]
         wanted = f"{name} was started for {len(self.names)} parties ({', '.join(self.names)})"
-        said: bytes = self._store.compare_set("parties", "", wanted)
-        if said.decode().partition(" was")[2] != wanted.partition(" was")[2]:
+        said = self.board.claim("parties", wanted)
+        if said.partition(" was")[2] != wanted.partition(" was")[2]:
             self._refuse(
-                f"{wanted}, but {said.decode()}. Start all of them with the same --world-size and "
+                f"{wanted}, but {said}. Start all of them with the same --world-size and "
                 "study file."
             )
-        if self._store.compare_set(f"claim/{self.rank}", "", own).decode() != own:
+        if self.board.claim(f"claim/{self.rank}", own) != own:
             self._refuse(
                 f"{name} is there already: two parties were started as {name}. Give each of them "
                 "its own --rank or --role."
@@ -196,64 +233,34 @@ class Peers:
 
     def _refuse(self, text: str) -> NoReturn:
         # Those who wait would wait in vain; those who train already do not look there.
-        self._set("refused", text)
-        self._leave_store()
+        self.board.claim("refused", text)
+        self._leave_board()
         raise ProtocolError(text)
 
-    def _leave_store(self) -> None:
-        """Lets the others read why, before the store goes with its host."""
-        if self.hosts_store:
+    def _leave_board(self) -> None:
+        """Lets the others read why, before the board goes with its host."""
+        if self._hosts:
             time.sleep(4 * _LOOK)
 
     def _wait_for_all(self, end: float) -> None:
         missing = self._others
         try:
             while missing:
-                refused = self._get("refused") if not self.launched else None
+                refused = self.board.get("refused") if not self.launched else None
                 if refused is not None:
-                    self._leave_store()
+                    self._leave_board()
                     raise ProtocolError(refused)
-                missing = [rank for rank in missing if self._get(f"here/{rank}") is None]
+                missing = [rank for rank in missing if self.board.get(f"here/{rank}") is None]
                 if missing and time.monotonic() > end:
                     name = self.names[missing[0]]
                     text = f"{name} did not come within {self.timeout:g} s."
                     raise PartyLostError(text, name)
                 time.sleep(_LOOK if missing else 0)
-        except RuntimeError as error:
+        except OSError as error:
             raise PartyLostError(
-                f"{self.names[0]}, which hosts the rendezvous, is gone: "
-                f"{str(error).splitlines()[0]}",
+                f"{self.names[0]}, which hosts the rendezvous, is gone: {_line(error)}",
                 self.names[0],
             ) from error
-
-    def _listen(self) -> int:
-        """The store's listening socket."""
-        # On the named interface only; torch's own would listen on all of them, and whoever reaches
-        # the store can write into it.
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        listener = socket.socket(family)
-        # A port of a run that just ended stays reserved for a minute otherwise.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self.host, self.port))
-            listener.listen()
-        except OSError as error:
-            listener.close()
-            raise ValueError(
-                f"Expected rendezvous=tcp://{self.host}:{self.port} to be a free port of this "
-                f"host: {error.strerror}. Another party of rank 0 may run there."
-            ) from error
-        return listener.detach()
-
-    def _set(self, key: str, value: str) -> None:
-        self._store.set(key, value)
-
-    def _get(self, key: str) -> str | None:
-        # `get` of a key that nobody has set would wait for it until the timeout.
-        if not self._store.check([key]):
-            return None
-        value: bytes = self._store.get(key)
-        return value.decode()
 
     def _accuse(self, error: BaseException) -> None:
         """Tells the others who failed: the one that is lost, else this party itself."""
@@ -261,50 +268,54 @@ class Peers:
         rank = self.names.index(lost) if lost in self.names else self.rank
         stopped = isinstance(error, KeyboardInterrupt)
         line = "it was stopped" if stopped else _public(error)
-        self._set(f"failure/{rank}", line)
+        # Under its own rank: whoever accuses another one is seen to be the one who does.
+        said = "".join(letter if letter.isprintable() else " " for letter in line)
+        self.board.set(f"failure/{self.rank}", f"{rank} {said[:_LONGEST]}")
 
     def _keep_beating(self) -> None:
-        """Beats and looks at the others' beats; blocks where the store's host is frozen."""
+        """Beats and looks at the others' beats; blocks where the board's host is frozen."""
         count = 0
         while not self._closing.is_set():
             try:
-                self._set(f"beat/{self.rank}", str(count))
+                self.board.set(f"beat/{self.rank}", str(count))
                 for rank in self._others:
                     self._look_at(rank)
-            except RuntimeError as error:
-                self._store_error = str(error).splitlines()[0]
+            except (OSError, PrivtrainError) as error:
+                self._board_error = _line(error)
                 return
             count += 1
             self._polled = time.monotonic()
             self._closing.wait(self.beat)
 
     def _look_at(self, rank: int) -> None:
-        if self._get(f"done/{rank}") is not None:
+        if self.board.get(f"done/{rank}") is not None:
             self._done.add(rank)
-        failure = self._get(f"failure/{rank}")
+        failure = self.board.get(f"failure/{rank}")
         if failure is not None:
             # Acknowledged, so that a host that failed itself knows when it may leave.
-            self._failures[rank] = failure
-            self._set(f"heard/{self.rank}/{rank}", "")
+            lost, _, text = failure.partition(" ")
+            known = lost in map(str, range(len(self.names)))
+            self._failures[rank] = (int(lost) if known else rank, text)
+            self.board.set(f"heard/{self.rank}/{rank}", "")
         # A count, not a time: clocks of different hosts differ. When it last changed is read off
         # the own monotonic clock.
-        beat = self._get(f"beat/{rank}")
-        if beat is not None and int(beat) != self._beats[rank][0]:
-            self._beats[rank] = (int(beat), time.monotonic())
+        beat = self.board.get(f"beat/{rank}")
+        if beat is not None and beat != self._beats[rank][0]:
+            self._beats[rank] = (beat, time.monotonic())
 
     def _lost(self, silence: float) -> PrivtrainError | None:
         """An error that names who is gone: reported, or silent for over `silence` seconds."""
         # The surest sign first: a report names its cause, a silence only its victim.
         now = time.monotonic()
-        for rank, text in self._failures.items():
-            return PartyLostError(f"{self.names[rank]} failed: {text}", self.names[rank])
+        if self._failures:
+            return self._reported()
         if self._done >= set(self._others):
             return None
-        # Without the store nobody's beats can be read: only its host can be blamed.
+        # Without the board nobody's beats can be read: only its host can be blamed.
         host = self.names[0]
-        if self._store_error:
+        if self._board_error:
             return PartyLostError(
-                f"{host}, which hosts the rendezvous, is gone: {self._store_error}", host
+                f"{host}, which hosts the rendezvous, is gone: {self._board_error}", host
             )
         if now - self._polled > silence + 2 * self.beat:
             text = f"{host}, which hosts the rendezvous, froze: it has not answered for "
@@ -318,6 +329,18 @@ class Peers:
             return None
         name = self.names[rank]
         return PartyLostError(f"{name} died or froze: no sign of life for {age:.1f} s.", name)
+
+    def _reported(self) -> PartyLostError:
+        """What was reported; best by the party that failed, which knows why."""
+        reports = dict(self._failures)
+        by = min(reports, key=lambda rank: (reports[rank][0] != rank, rank))
+        lost, text = reports[by]
+        name, reporter = self.names[lost], self.names[by]
+        if lost == by:
+            return PartyLostError(f"{name} failed: {text}", name)
+        if lost == self.rank:
+            return PartyLostError(f"{reporter} has left; it says of {name}: {text}", reporter)
+        return PartyLostError(f"{name} failed, as {reporter} says: {text}", name)
 
     def _keep_watch(self) -> None:
         while not self._closing.wait(self.beat):
@@ -344,14 +367,14 @@ class Peers:
         return PartyLostError(f"contact was lost, but every party still beats: {lost}")
 
     def _wait_for_others(self, end: float) -> None:
-        while time.monotonic() < end and self._store_error == "":
+        while time.monotonic() < end and self._board_error == "":
             # Each of the others has ended, has heard of the failure, or is gone itself.
+            gone = set(self._failures) | {lost for lost, _ in self._failures.values()}
             informed = [
                 rank
                 for rank in self._others
-                if rank in self._done
-                or rank in self._failures
-                or self._get(f"heard/{rank}/{self.rank}") is not None
+                if rank in self._done | gone
+                or self.board.get(f"heard/{rank}/{self.rank}") is not None
                 or time.monotonic() - self._beats[rank][1] > 6 * self.beat
             ]
             if len(informed) == len(self._others):

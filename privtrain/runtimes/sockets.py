@@ -15,6 +15,7 @@ from typing import Protocol
 
 from privtrain.core.errors import ProtocolError
 from privtrain.runtimes.certificates import Credentials, role_of
+from privtrain.runtimes.channels import read_exactly
 
 
 class Transport(Protocol):
@@ -120,6 +121,56 @@ class TLS:
             secured.close()
             raise ProtocolError("its certificate names no role")
         return secured, role
+
+
+def introduced(
+    connection: socket.socket,
+    transport: Transport,
+    peer: str,
+    own: str,
+    hello: bytes,
+    welcome: bytes,
+    *,
+    seconds: float,
+) -> socket.socket:
+    """The protected end of a connection that this party opened, once the other end lets it in.
+
+    Args:
+        connection: Open, with a timeout; is closed where an error is raised.
+        transport: How it is protected.
+        peer: Name of the party that has to be at the other end.
+        own: Name of this party.
+        hello: What this party says first.
+        welcome: What the other end says to it.
+        seconds: Within which it has to say so.
+
+    Raises:
+        OSError: If the connection fails or ends.
+        ProtocolError: If the other end is not that party, or refuses this one.
+    """
+    end = connection
+    try:
+        # A small message must not wait for the answer to the one before.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end = transport.connected(connection, peer)
+        try:
+            end.sendall(hello)
+            # In TLS 1.3 who connects learns only now whether its own certificate was accepted.
+            if read_exactly(end, len(welcome), seconds) == welcome:
+                return end
+            why = "it does not answer as a party does"
+        except ssl.SSLError as error:
+            # An alert says why it refuses; without one it may have ended.
+            if isinstance(error, ssl.SSLEOFError):
+                raise
+            why = str(error)
+        raise ProtocolError(
+            f"{peer} refused {own}: {why}. All parties need keys of one study, each its own "
+            "role's, or none of them any."
+        )
+    except (OSError, ProtocolError):
+        end.close()
+        raise
 
 
 # Whoever ends meanwhile closes its connections; that is no proof that it is somebody else.

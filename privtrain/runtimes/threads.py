@@ -23,10 +23,11 @@ from privtrain.core.runtime import MeshReply, Party, Payload, Program, check_inp
 from privtrain.core.seeding import Seeds, SystemEntropy
 from privtrain.core.transcript import Entry
 from privtrain.core.validate import check_positive
+from privtrain.runtimes.board import Entries, LocalBoard
 from privtrain.runtimes.links import SocketLink
 from privtrain.runtimes.peers import heartbeat
 from privtrain.runtimes.processes.children import verdict
-from privtrain.runtimes.processes.mesh import LOOPBACK, rendezvous
+from privtrain.runtimes.processes.mesh import LOOPBACK
 from privtrain.runtimes.processes.worker import Failure, failure_of
 
 Report = Callable[[int, int], None]
@@ -61,7 +62,6 @@ class Threads:
 
     def import_parts(self) -> None:
         importlib.import_module("cloudpickle")
-        importlib.import_module("torch.distributed")
 
     def run(
         self,
@@ -76,18 +76,17 @@ class Threads:
         # Parties share neither a model in their program nor what they bring: each has a copy, as
         # it would in a process of its own.
         jobs = {name: _copy((programs[name], inputs.get(name, {}), seeds)) for name in programs}
-        with rendezvous(self.timeout) as port:
-            run = _Run(self.timeout, port, tuple(programs))
-            roles = [_Role(name, run, *job) for name, job in jobs.items()]
-            try:
-                for role in roles:
-                    role.thread.start()
-                _watch(roles, run, report)
-            finally:  # on every way out, an interrupt included
-                run.ended.set()
-                for role in roles:
-                    role.wake()
-                left = _join(roles, self.timeout)
+        run = _Run(self.timeout, Entries(tuple(programs)), tuple(programs))
+        roles = [_Role(name, run, *job) for name, job in jobs.items()]
+        try:
+            for role in roles:
+                role.thread.start()
+            _watch(roles, run, report)
+        finally:  # on every way out, an interrupt included
+            run.ended.set()
+            for role in roles:
+                role.wake()
+            left = _join(roles, self.timeout)
         failed = [role for role in run.settled if role.failure is not None]
         if failed:
             error = verdict(roles, failed)
@@ -106,7 +105,7 @@ class _Run:
 
     Args:
         timeout: Seconds after which a silent party counts as lost.
-        port: Where the parties meet.
+        entries: Of the board where the parties meet.
         names: All parties, by rank.
         settled: Those that ended, in the order in which they did.
         ended: Whether nobody is to wait any more.
@@ -114,7 +113,7 @@ class _Run:
     """
 
     timeout: float
-    port: int
+    entries: Entries
     names: tuple[str, ...]
     settled: list["_Role"] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -170,7 +169,8 @@ class _Role:
             if rank == 0 and total > 0:
                 run.events.put((done, total))
 
-        link = SocketLink(run.names, rank, (LOOPBACK, run.port), run.timeout, watch)
+        board = LocalBoard(run.entries, self.name, LOOPBACK)
+        link = SocketLink(run.names, rank, board, run.timeout, watch)
         with link:
             self.link = link
             party = Party(

@@ -209,17 +209,29 @@ def test_trainers_that_need_a_coordinator_are_refused_with_the_way_out(tmp_path:
         run_party(replace(args, rank=None, role="helper"))
 
 
+def keys_in(folder: Path) -> list[str]:
+    """The option with which parties prove who they are."""
+    run_keys(KeysArgs(out=folder / "keys", roles=("party-0", "party-1", "party-2")))
+    return ["--keys", str(folder / "keys")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("culprit", "deed", "count"),
-    [(1, "SIGKILL", 3), (0, "SIGKILL", 2), (2, "SIGSTOP", 3), (0, "SIGSTOP", 2)],
+    ("culprit", "deed", "count", "secured"),
+    [
+        (1, "SIGKILL", 3, True),
+        (0, "SIGKILL", 2, False),
+        (2, "SIGSTOP", 3, False),
+        (0, "SIGSTOP", 2, True),
+    ],
 )
 def test_a_party_that_dies_or_freezes_ends_the_run_everywhere(
-    culprit: int, deed: str, count: int, tmp_path: Path
+    culprit: int, deed: str, count: int, secured: bool, tmp_path: Path
 ) -> None:
+    keys = keys_in(tmp_path) if secured else []
     path, port = write_study(tmp_path, "stop_later"), free_port()
     variables = {"DEED": f"{culprit} {deed}", "NOTE": str(tmp_path / "pid")}
-    processes = [start(path, rank, count, port, **variables) for rank in range(count)]
+    processes = [start(path, rank, count, port, *keys, **variables) for rank in range(count)]
     others = [process for rank, process in enumerate(processes) if rank != culprit]
     try:
         ends = finish(others, 30 + TIMEOUT)
@@ -246,7 +258,8 @@ def test_what_does_not_fit_is_named_everywhere(
 ) -> None:
     path, port = write_study(tmp_path, function), free_port()
     other = write_study(tmp_path, function, other_settings, "other.toml")
-    ends = finish([start(path, 0, 2, port), start(other, 1, 2, port)], 60)
+    keys = keys_in(tmp_path) if other_settings else []
+    ends = finish([start(path, 0, 2, port, *keys), start(other, 1, 2, port, *keys)], 60)
     quoted = "the inputs of party-1"
     for rank, (code, _, said) in enumerate(ends):
         assert code in (1, 2), said
@@ -258,24 +271,37 @@ def test_what_does_not_fit_is_named_everywhere(
 @pytest.mark.slow
 def test_a_party_that_does_not_come_is_named(tmp_path: Path) -> None:
     path = write_study(tmp_path, "make")
-    ((code, _, said),) = finish([start(path, 0, 2, free_port())], 20 + TIMEOUT)
+    ((code, _, said),) = finish([start(path, 0, 2, free_port(), *keys_in(tmp_path))], 20 + TIMEOUT)
     assert code == 1
     assert "party-1 did not come within 10 s" in said
+
+
+@pytest.mark.slow
+def test_two_parties_with_one_rank_or_another_world_size_are_refused(tmp_path: Path) -> None:
+    path, port, keys = write_study(tmp_path, "make"), free_port(), keys_in(tmp_path)
+    # A third one is missing: those who train already would not look who else comes.
+    places = [(0, 3), (1, 3), (1, 3)]
+    ends = finish([start(path, rank, count, port, *keys) for rank, count in places], 60)
+    for code, _, said in ends:
+        assert code != 0 and "two parties were started as party-1" in said, said
+    ends = finish([start(path, rank, 2 + rank, port, *keys) for rank in range(2)], 60)
+    for code, _, said in ends:
+        assert code != 0 and "party-1 was started for 3 parties" in said, said
 
 
 def test_where_a_party_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     args = PartyArgs(study=path, rank=1, world_size=3, rendezvous="tcp://host:29500")
-    assert place(args) == Place(1, 3, "host", 29500, False)
+    assert place(args) == Place(1, 3, "host", 29500)
     assert place(args).names == ("party-0", "party-1", "party-2")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="MASTER_ADDR"):
         place(PartyArgs(study=path))
     monkeypatch.setenv("MASTER_ADDR", "here")
-    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, True)
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, False)
+    assert place(PartyArgs(study=path)) == Place(0, 2, "here", 4, True)
 
 
 @pytest.mark.parametrize(

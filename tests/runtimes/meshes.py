@@ -5,10 +5,8 @@ import ssl
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
+from privtrain.runtimes.board import Entries, LocalBoard
 from privtrain.runtimes.certificates import Credentials, make_credentials
 from privtrain.runtimes.links import SocketLink
 from privtrain.runtimes.sockets import TLS, Plain, Transport, _as_file
@@ -20,27 +18,19 @@ SECURED = tuple(KEYS.values())
 CLEAR = (Plain(), Plain(), Plain())
 
 
-@cache
-def the_store() -> TCPStore:
-    """One for all tests of a process: making a store now and then takes five seconds."""
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-
 @contextmanager
 def meshed(
     transports: Sequence[Transport], count: int = 3, timeout: float = 10.0
 ) -> Iterator[list[SocketLink]]:
     """Links of the first parties, each with its transport; the others do not come."""
-    store = the_store()
-    for rank in range(len(NAMES)):
-        store.delete_key(f"link/{rank}")
+    entries = Entries(NAMES)
     with ExitStack() as stack:
         yield [
             stack.enter_context(
                 SocketLink(
                     names=NAMES,
                     rank=rank,
-                    meeting=("127.0.0.1", store.port),
+                    board=LocalBoard(entries, NAMES[rank], "127.0.0.1"),
                     timeout=timeout,
                     transport=transports[rank],
                 )

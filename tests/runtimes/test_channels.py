@@ -16,6 +16,7 @@ import torch
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
 from privtrain.runtimes import channels
+from privtrain.runtimes.board import LocalBoard
 from privtrain.runtimes.certificates import Credentials
 from privtrain.runtimes.channels import Inbox, Outbox
 from privtrain.runtimes.links import SocketLink
@@ -259,9 +260,11 @@ def test_large_messages_both_ways_at_once_do_not_wait_for_each_other(
 def test_what_waits_is_sent_before_the_link_closes() -> None:
     large, got = torch.arange(2**22), list[bool]()
     with meshed(SECURED, 1) as (left,):
+        assert isinstance(left.board, LocalBoard)
+        board = LocalBoard(left.board.entries, "right", "127.0.0.1")
 
         def other() -> None:
-            with SocketLink(left.names, 1, left.meeting, 10.0, transport=SECURED[1]) as right:
+            with SocketLink(left.names, 1, board, 10.0, transport=SECURED[1]) as right:
                 right.send("left", "share", large)
 
         thread = threading.Thread(target=other)

@@ -5,7 +5,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from privtrain.core.errors import PartyLostError, ProtocolError
 from privtrain.core.transcript import Entry, Setup
+from privtrain.runtimes.board import Entries, LocalBoard
 from privtrain.runtimes.links import SocketLink
 from privtrain.runtimes.messages import pack
 from privtrain.runtimes.sockets import Transport
@@ -21,21 +21,23 @@ from tests.runtimes.meshes import CLEAR, SECURED, meshed
 NAMES = ("left", "right", "dealer")
 
 
-def store_on_loopback() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def a_link(entries: Entries, rank: int, timeout: float = 10.0) -> SocketLink:
+    board = LocalBoard(entries, NAMES[rank], "127.0.0.1")
+    return SocketLink(names=NAMES, rank=rank, board=board, timeout=timeout)
 
 
-def a_link(store: TCPStore, rank: int, timeout: float = 10.0) -> SocketLink:
-    meeting = ("127.0.0.1", store.port)
-    return SocketLink(names=NAMES, rank=rank, meeting=meeting, timeout=timeout)
+def entries_of(link: SocketLink) -> Entries:
+    """What stands on a link's board."""
+    assert isinstance(link.board, LocalBoard)
+    return link.board.entries
 
 
 @contextmanager
 def links(count: int = 3, timeout: float = 10.0) -> Iterator[list[SocketLink]]:
     """The first parties, all in this process; the others do not come."""
-    store = store_on_loopback()
+    entries = Entries(NAMES)
     with ExitStack() as stack:
-        yield [stack.enter_context(a_link(store, rank, timeout)) for rank in range(count)]
+        yield [stack.enter_context(a_link(entries, rank, timeout)) for rank in range(count)]
 
 
 def test_messages_arrive_in_order_and_are_recorded_by_their_sender() -> None:
@@ -140,8 +142,7 @@ def test_a_party_that_says_nothing_or_does_not_come_is_named() -> None:
 
 def test_what_was_sent_before_the_end_arrives_and_the_end_stays() -> None:
     with links(1) as (left,):
-        store = TCPStore(*left.meeting, is_master=False, timeout=timedelta(seconds=10))
-        with a_link(store, 1) as right:
+        with a_link(entries_of(left), 1) as right:
             right.send("left", "share", torch.arange(3))
         assert left.receive("right", "share").tolist() == [0, 1, 2]
         for _ in range(2):
@@ -152,14 +153,14 @@ def test_what_was_sent_before_the_end_arrives_and_the_end_stays() -> None:
 
 def test_who_cannot_be_written_to_is_named() -> None:
     with links(1, timeout=0.5) as (left,):
-        right = a_link(TCPStore(*left.meeting, is_master=False), 1)
+        right = a_link(entries_of(left), 1)
         # Its system takes connections, and nobody reads: like a process that froze.
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             listener.bind(("127.0.0.1", 0))
             listener.listen()
             with right:
-                right._store.set("1", f"127.0.0.1 {listener.getsockname()[1]}")
+                right.board.set("link/1", f"127.0.0.1 {listener.getsockname()[1]}")
             with pytest.raises(PartyLostError, match="right took nothing of 'share'") as caught:
                 left.send("right", "share", torch.zeros(2**23))
     assert caught.value.party == "right"
@@ -195,7 +196,7 @@ def test_strangers_are_not_heard(hello: bytes) -> None:
     with links() as (left, right, dealer):
         right.send("left", "share", torch.ones(1))
         assert left.receive("right", "share").tolist() == [1]
-        impostor(left._store.get("0").decode(), hello)
+        impostor(left.board.get("link/0") or "", hello)
         right.send("left", "share", torch.full((1,), 2.0))
         dealer.send("left", "share", torch.full((1,), 3.0))
         assert left.receive("right", "share").tolist() == [2]
@@ -230,7 +231,7 @@ def test_a_shape_that_no_tensor_has_ends_its_sender(shape: tuple[int, ...]) -> N
             left.receive("right", "share")
 
 
-def test_listens_where_the_store_is_and_leaves_no_thread() -> None:
+def test_listens_where_the_board_is_and_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     with links(2) as (left, right):
         assert left._listener.getsockname()[0] == "127.0.0.1"
@@ -239,18 +240,57 @@ def test_listens_where_the_store_is_and_leaves_no_thread() -> None:
     assert set(threading.enumerate()) <= before
 
 
-def test_a_store_that_is_not_there_is_named() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-    link = SocketLink(names=NAMES, rank=0, meeting=("127.0.0.1", port), timeout=0.3)
-    with pytest.raises(PartyLostError, match=f"the store at 127.0.0.1:{port}"):
+class Nowhere:
+    """A board whose host is gone."""
+
+    own_address = "127.0.0.1"
+
+    def set(self, key: str, value: str) -> None:
+        raise ConnectionError("its host is gone")
+
+    def get(self, key: str) -> str | None:
+        raise ConnectionError("its host is gone")
+
+    def claim(self, key: str, value: str) -> str:
+        raise ConnectionError("its host is gone")
+
+
+def test_a_board_that_is_not_there_is_named_and_no_port_stays_open() -> None:
+    before = set(threading.enumerate())
+    link = SocketLink(names=NAMES, rank=0, board=Nowhere(), timeout=0.3)
+    with pytest.raises(PartyLostError, match="meet cannot be reached: its host is gone"):
         link.__enter__()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("lie", ["nowhere", "127.0.0.1", "127.0.0.1 x", "127.0.0.1 65536"])
+def test_who_names_no_address_is_named(lie: str) -> None:
+    with links(2, timeout=0.5) as (left, right):
+        right.board.set("link/1", lie)
+        with pytest.raises(ProtocolError, match="right says that it listens at"):
+            left.send("right", "share", torch.ones(1))
+
+
+def test_rank_0_hosts_a_store_once_for_engines_that_need_one() -> None:
+    with links(2) as (left, right):
+        assert left.board.get("store") is None
+        host, port = left.meeting
+        assert right.meeting == left.meeting == (host, port)
+        store = TCPStore(host, port, is_master=False)
+        store.set("key", "value")
+        assert left._store.get("key") == b"value"
+
+
+def test_a_store_that_nobody_hosts_is_missed_at_rank_0() -> None:
+    with links(2, timeout=0.1) as (_, right):
+        with pytest.raises(PartyLostError, match="left hosts no store") as caught:
+            _ = right.meeting
+        assert caught.value.party == "left"
 
 
 def test_progress_reaches_whoever_watches() -> None:
     seen: list[tuple[int, int]] = []
     watch: Callable[[int, int], None] = lambda done, total: seen.append((done, total))  # noqa: E731
-    link = SocketLink(names=NAMES, rank=0, meeting=("127.0.0.1", 1), timeout=1.0, watch=watch)
+    link = SocketLink(names=NAMES, rank=0, board=Nowhere(), timeout=1.0, watch=watch)
     link.report(2, 5)
     assert seen == [(2, 5)]

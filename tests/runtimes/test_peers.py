@@ -1,13 +1,34 @@
 """Parties that watch each other: who is missing, there twice, or expects others is named."""
 
 import socket
+import struct
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from privtrain.core.errors import PrivtrainError
+from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
+from privtrain.runtimes.board import Board
+from privtrain.runtimes.certificates import make_credentials
+from privtrain.runtimes.launcher import LaunchedBoard
 from privtrain.runtimes.peers import Peers
+from privtrain.runtimes.rendezvous import BoardClient, join
+from privtrain.runtimes.sockets import TLS, Plain, Transport
+
+Keys = Mapping[str, Transport]
+ROLES = ("party-0", "party-1", "party-2")
+SECURED: Keys = {name: TLS(own) for name, own in make_credentials(ROLES).items()}
+OTHER_STUDY: Keys = {name: TLS(own) for name, own in make_credentials(ROLES).items()}
+CLEAR: Keys = dict.fromkeys(ROLES, Plain())
+
+
+@pytest.fixture(params=[CLEAR, SECURED], ids=["TCP", "TLS"])
+def keys(request: pytest.FixtureRequest) -> Keys:
+    given: Keys = request.param
+    return given
 
 
 @pytest.fixture
@@ -19,22 +40,21 @@ def free_port() -> int:
 
 
 def alone(port: int) -> Peers:
-    return Peers(
-        rank=0, names=("party-0",), host="127.0.0.1", port=port, hosts_store=True, timeout=20
-    )
+    return Peers(rank=0, names=("party-0",), host="127.0.0.1", port=port, timeout=20)
 
 
 def test_no_thread_outlives_the_run(free_port: int) -> None:
-    # One inside the store while the interpreter ends would abort the process with SIGABRT.
+    # One inside torch's store while the interpreter ends would abort the process with SIGABRT.
     before = set(threading.enumerate())
     with alone(free_port) as peers:
-        assert len(set(threading.enumerate()) - before) == 2
+        # Beats, watches, hosts the board.
+        assert len(set(threading.enumerate()) - before) == 3
         assert peers.run(lambda: 7) == 7
     assert set(threading.enumerate()) <= before
 
 
 def met(
-    places: list[tuple[int, int]], port: int, timeout: float = 10.0
+    places: list[tuple[int, int]], port: int, keys: Keys, timeout: float = 10.0
 ) -> tuple[list[str], list[list[str]]]:
     """What came of parties that meet at once, each by its rank and its number of parties.
 
@@ -46,8 +66,8 @@ def met(
     def meet(number: int) -> None:
         rank, count = places[number]
         names = tuple(f"party-{each}" for each in range(count))
-        hosts = rank == 0 and places.index((rank, count)) == number
-        peers = Peers(rank, names, "127.0.0.1", port, hosts, timeout, tell=told[number].append)
+        own, tell = keys[names[rank]], told[number].append
+        peers = Peers(rank, names, "127.0.0.1", port, timeout, own, tell=tell)
         try:
             with peers:
                 came[number] = "trained"
@@ -62,8 +82,8 @@ def met(
     return came, told
 
 
-def test_each_says_for_whom_it_waits(free_port: int) -> None:
-    came, told = met([(0, 2), (1, 2)], free_port)
+def test_each_says_for_whom_it_waits(free_port: int, keys: Keys) -> None:
+    came, told = met([(0, 2), (1, 2)], free_port, keys)
     assert came == ["trained", "trained"]
     where = f"tcp://127.0.0.1:{free_port}"
     assert told[0] == [
@@ -73,9 +93,11 @@ def test_each_says_for_whom_it_waits(free_port: int) -> None:
     assert told[1][0] == f"waits for party-0 at {where}, 10 s at most"
 
 
-def test_two_parties_of_one_rank_are_named_everywhere_before_the_timeout(free_port: int) -> None:
+def test_two_parties_of_one_rank_are_named_everywhere_before_the_timeout(
+    free_port: int, keys: Keys
+) -> None:
     start = time.monotonic()
-    came, _ = met([(0, 3), (1, 3), (1, 3)], free_port)
+    came, _ = met([(0, 3), (1, 3), (1, 3)], free_port, keys)
     assert time.monotonic() - start < 8
     wanted = "ProtocolError: party-1 is there already: two parties were started as party-1."
     assert [said.startswith(wanted) for said in came] == [True] * 3, came
@@ -83,9 +105,9 @@ def test_two_parties_of_one_rank_are_named_everywhere_before_the_timeout(free_po
 
 @pytest.mark.parametrize("counts", [(2, 3), (3, 2)])
 def test_parties_that_expect_others_are_named_everywhere(
-    counts: tuple[int, int], free_port: int
+    counts: tuple[int, int], free_port: int, keys: Keys
 ) -> None:
-    came, _ = met([(0, counts[0]), (1, counts[1])], free_port)
+    came, _ = met([(0, counts[0]), (1, counts[1])], free_port, keys)
     for said in came:
         assert said.startswith("ProtocolError: party-"), came
         for rank, count in enumerate(counts):
@@ -93,14 +115,133 @@ def test_parties_that_expect_others_are_named_everywhere(
         assert "--world-size" in said
 
 
-def test_whoever_was_launched_is_not_asked_for_its_place(free_port: int) -> None:
+def test_whoever_was_launched_meets_in_the_launchers_store_and_keeps_its_place() -> None:
     """A launcher starts a run again with the same store, where the places are taken."""
-    names, peers = ("party-0", "party-1"), []
-    first = Peers(0, names, "127.0.0.1", free_port, True, 10.0, launched=True)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names, entered = ("party-0", "party-1"), list[Peers]()
+    first, second = (
+        Peers(rank, names, "127.0.0.1", store.port, 10.0, launched=True) for rank in range(2)
+    )
     first._claim_place = lambda: pytest.fail("it was asked")  # type: ignore[method-assign]
-    second = Peers(1, names, "127.0.0.1", free_port, False, 10.0, launched=True)
-    thread = threading.Thread(target=lambda: peers.append(second.__enter__()))
+    thread = threading.Thread(target=lambda: entered.append(second.__enter__()))
     thread.start()
     with first:
         thread.join()
-        peers[0].__exit__(None, None, None)
+        entered[0].__exit__(None, None, None)
+        assert isinstance(first.board, LaunchedBoard)
+
+
+@contextmanager
+def three(port: int, keys: Keys) -> Iterator[tuple[Peers, Board, Board]]:
+    """Party 0, and the boards of two others that do what a test likes."""
+    names = ("party-0", "party-1", "party-2")
+    boards: list[BoardClient] = []
+
+    def come() -> None:
+        for name in names[1:]:
+            board = join(("127.0.0.1", port), names[0], name, keys[name], 10.0)
+            boards.append(board)
+            board.set(f"here/{names.index(name)}", "")
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    with Peers(0, names, "127.0.0.1", port, 2.0, keys[names[0]]) as peers:
+        thread.join()
+        yield peers, boards[0], boards[1]
+        for rank, board in enumerate(boards, 1):
+            board.set(f"done/{rank}", "")
+    for board in boards:
+        board.close()
+
+
+def lost(peers: Peers) -> PartyLostError:
+    """Whom they say is lost, soon."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        error = peers._lost(5.0)
+        if error is not None:
+            peers._failures.clear()
+            assert isinstance(error, PartyLostError)
+            return error
+        time.sleep(0.01)
+    pytest.fail("nobody is lost")
+
+
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would end this process.
+    monkeypatch.setattr(Peers, "_keep_watch", lambda peers: None)
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_who_accuses_another_one_is_seen_to_do_so(free_port: int, keys: Keys) -> None:
+    with three(free_port, keys) as (peers, one, _):
+        one.set("failure/1", "2 PartyLostError: it sent nothing")
+        error = lost(peers)
+        assert error.party == "party-2"
+        said = "party-2 failed, as party-1 says: PartyLostError: it sent nothing"
+        assert str(error) == said
+
+
+@pytest.mark.usefixtures("unwatched")
+@pytest.mark.parametrize("said", ["0 it is gone", "x it is gone", "3 it is gone", "", "01 gone"])
+def test_who_accuses_this_party_or_nobody_is_itself_gone(
+    said: str, free_port: int, keys: Keys
+) -> None:
+    with three(free_port, keys) as (peers, one, _):
+        one.set("failure/1", said)
+        assert lost(peers).party == "party-1"
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_the_party_that_failed_knows_best_why(free_port: int, keys: Keys) -> None:
+    with three(free_port, keys) as (peers, one, two):
+        two.set("failure/2", "2 DataError: two classes")
+        one.set("failure/1", "2 PartyLostError: it closed the connection")
+        end = time.monotonic() + 5
+        while len(peers._failures) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert str(lost(peers)) == "party-2 failed: DataError: two classes"
+
+
+@pytest.mark.usefixtures("unwatched")
+@pytest.mark.parametrize("key", ["failure/2", "done/2", "done/0", "beat/2", "heard/2/0", "link/2"])
+def test_nobody_writes_in_anothers_name(key: str, free_port: int, keys: Keys) -> None:
+    with three(free_port, keys) as (peers, one, _):
+        with pytest.raises(ProtocolError, match="party-1 may not write"):
+            one.set(key, "2 it lies")
+        assert peers.board.get(key) in (None, *map(str, range(100)))
+        assert peers._failures == {} and peers._done == set()
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_without_keys_nobody_ends_a_run_that_has_them(free_port: int) -> None:
+    with three(free_port, SECURED) as (peers, _, _):
+        for own in (Plain(), OTHER_STUDY["party-1"]):
+            with pytest.raises((ProtocolError, ConnectionError)):
+                join(("127.0.0.1", free_port), "party-0", "party-1", own, 0.2)
+        with socket.create_connection(("127.0.0.1", free_port)) as stranger, suppress(OSError):
+            name = b"party-1"
+            stranger.sendall(struct.pack(">16sH", b"privtrain board1", len(name)) + name)
+            stranger.sendall(struct.pack(">BHH", 0, 9, 1) + b"failure/12")
+            stranger.settimeout(5)
+            while stranger.recv(64):
+                pass
+        assert peers.board.get("failure/1") is None
+        assert peers._lost(5.0) is None
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_a_reason_is_told_to_others_in_one_printable_line(free_port: int, keys: Keys) -> None:
+    with three(free_port, keys) as (peers, one, _):
+        peers._accuse(PartyLostError("party-2 \x1b[2J is gone " + 5000 * "x", "party-2"))
+        said = one.get("failure/0") or ""
+        assert said.startswith("2 PartyLostError: party-2  [2J is gone xx")
+        assert len(said) == 1002
+
+
+def test_a_party_without_keys_does_not_meet_those_with_keys(free_port: int) -> None:
+    keys = {"party-0": SECURED["party-0"], "party-1": Plain()}
+    came, _ = met([(0, 2), (1, 2)], free_port, keys, timeout=0.6)
+    assert came[0].startswith("PartyLostError: party-1 did not come within 0.6 s")
+    assert came[1].startswith(("ProtocolError: party-0 refused", "PartyLostError: party-0 cannot"))

@@ -3,25 +3,28 @@
 import importlib
 import os
 import queue
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 from privtrain.core.runtime import MeshReply, Payload, Program, check_inputs
 from privtrain.core.seeding import Seeds
 from privtrain.core.validate import check_positive
+from privtrain.runtimes.board import Entries
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.peers import SILENCE, heartbeat
 from privtrain.runtimes.processes.children import Child, Event, verdict
 from privtrain.runtimes.processes.worker import CHILD_FLAG, Job
+from privtrain.runtimes.rendezvous import BoardServer, listening
+from privtrain.runtimes.sockets import TLS
 
 LOOPBACK = "127.0.0.1"
+PARENT = "privtrain parent"
+"""By which the parties know who started them, and hosts the board."""
 _DAYS = 30
 """For how long the keys of one run are valid."""
 
@@ -33,7 +36,7 @@ class Processes:
     Whatever happens to one party (it dies, raises, freezes, sends another shape), the run ends
     everywhere within the timeout, with an error that names it, and no process is left behind.
     Parties meet on loopback; programs, inputs and the keys of this one run reach them over standard
-    input, and their links are encrypted and authenticated by mutual TLS 1.3.
+    input, and their connections are encrypted and authenticated by mutual TLS 1.3.
 
     Args:
         timeout: Seconds within which a lost party ends the run.
@@ -67,9 +70,12 @@ class Processes:
         """Runs programs, which have to pickle with cloudpickle, each in a process of its own."""
         check_inputs(programs, inputs)
         names = tuple(programs)
-        credentials = make_credentials(names, days=_DAYS)
+        credentials = make_credentials((*names, PARENT), days=_DAYS)
         events: queue.Queue[Event] = queue.Queue()
-        with rendezvous(self.timeout) as port, self._children(names) as children:
+        listener = listening(LOOPBACK, 0)
+        port: int = listener.getsockname()[1]
+        own = TLS(credentials[PARENT])
+        with BoardServer(Entries(names), listener, own), self._children(names) as children:
             for rank, child in enumerate(children):
                 job = Job(
                     program=programs[child.name],
@@ -78,6 +84,7 @@ class Processes:
                     rank=rank,
                     seeds=seeds,
                     meeting=(LOOPBACK, port),
+                    parent=PARENT,
                     timeout=self.timeout,
                     credentials=credentials[child.name],
                 )
@@ -89,7 +96,6 @@ class Processes:
         # The parties import for themselves, in every run alike.
         importlib.import_module("cloudpickle")
         importlib.import_module("cryptography.x509")
-        importlib.import_module("torch.distributed")
 
     @contextmanager
     def _children(self, names: tuple[str, ...]) -> Iterator[list[Child]]:
@@ -152,30 +158,6 @@ class Processes:
 def _forgive(children: list[Child]) -> None:
     for child in children:
         child.seen, child.frozen = time.monotonic(), None
-
-
-@contextmanager
-def rendezvous(timeout: float) -> Iterator[int]:
-    """The port of a key-value store in this process, on loopback, where the parties meet."""
-    # torch.distributed does not list the store among its names.
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        listener.listen()
-        port: int = listener.getsockname()[1]
-        store = TCPStore(
-            LOOPBACK,
-            port,
-            is_master=True,
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-            # The listening socket itself: nobody can take the port in between, and the store
-            # cannot be reached from other machines.
-            master_listen_fd=listener.detach(),
-        )
-    yield port
-    del store
 
 
 def _start(environment: dict[str, str], beat: float) -> subprocess.Popen[bytes]:

@@ -43,7 +43,8 @@ class Job:
         names: Names of all parties, by rank.
         rank: Number of its party.
         seeds: Public streams.
-        meeting: Host and port of the store where the parties meet.
+        meeting: Host and port of the board where the parties meet.
+        parent: Role of who hosts it.
         timeout: Seconds after which a silent party counts as lost.
         credentials: What the party proves itself to the others with, for this run alone.
     """
@@ -54,6 +55,7 @@ class Job:
     rank: int
     seeds: Any
     meeting: tuple[str, int]
+    parent: str
     timeout: float
     credentials: "Credentials" = field(repr=False)
 
@@ -150,9 +152,11 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
     import torch
 
     from privtrain.core.cost import peak_memory
+    from privtrain.core.errors import PartyLostError
     from privtrain.core.runtime import MeshReply, Party
     from privtrain.core.seeding import SystemEntropy
     from privtrain.runtimes.links import SocketLink
+    from privtrain.runtimes.rendezvous import join
     from privtrain.runtimes.sockets import TLS
 
     torch.set_num_threads(1)
@@ -162,16 +166,21 @@ def _run(source: BinaryIO, progress: list[int]) -> bytes:
     def watch(done: int, total: int) -> None:
         progress[:] = done, total
 
+    name, transport = job.names[job.rank], TLS(job.credentials)
+    try:
+        board = join(job.meeting, job.parent, name, transport, job.timeout)
+    except OSError as error:
+        raise PartyLostError(f"{job.parent} cannot be reached: {error}") from error
     with SocketLink(
         names=job.names,
         rank=job.rank,
-        meeting=job.meeting,
+        board=board,
         timeout=job.timeout,
         watch=watch,
-        transport=TLS(job.credentials),
+        transport=transport,
     ) as link:
         party = Party(
-            name=job.names[job.rank],
+            name=name,
             round=0,
             train={},
             state={},
