@@ -91,7 +91,7 @@ def party(rank: int | None) -> tuple[pt.Task, pt.Rows | None, pt.Rows]:
 def ways(args: Args) -> dict[str, Any]:
     """What both of them can train together, by name; `pooled` has the steps of `on shares`."""
     size, rate = args.batch_size, 2.0
-    shared = pt.MPCSGD(epochs=args.epochs, batch_size=size, learning_rate=rate, engine=pt.Ring64())
+    shared = pt.MPCSGD(epochs=args.epochs, batch_size=size, learning_rate=rate)
     noised = pt.DPSGD(epochs=20, expected_batch=2 * size, learning_rate=rate)
     return {POOLED: shared.plaintext_twin(), NOISED: noised, SHARED: shared}
 
