@@ -12,9 +12,9 @@ Who learns what:
   DP in silos   the same, but each hospital noises its gradients before anything leaves it.
                 Everybody, the aggregator included, is kept from learning much about one patient.
   under MPC     the hospitals compute on secret shares, in real processes: none of them that
-                follows the protocol reads a record, a gradient or a model before the end. The
-                first one deals the random triples, and is trusted not to use them against the
-                others. The final model is opened, with no promise about what it gives away.
+                follows the protocol reads a record, a gradient or a model before the end. A
+                dealer without records prepares randomness, and must collude with none of them.
+                The final model is opened, with no promise about what it gives away.
 
 Settings were chosen on validation records. The comparison takes about a minute on two cores.
 """
@@ -47,7 +47,7 @@ class Args:
     epochs: int = 50
     """Passes over its records by each hospital: alone, and as rounds of one pass together."""
     mpc_epochs: int = 16
-    """Passes over all records on secret shares; each of 3 steps takes about a quarter second."""
+    """Passes over all records on secret shares; each takes 3 steps."""
     seed: int = 0
     """Public seed: who holds which records, their order, initial weights."""
     processes: bool = False

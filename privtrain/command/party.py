@@ -53,7 +53,8 @@ class PartyArgs:
         epochs = 3
 
     Rows stay on their host; the others receive shares only. All parties open the weights.
-    Who helps without rows, such as a dealer, says --role dealer and has no rank: make(None).
+    Who helps without rows, such as the dealer of mpc_sgd's default engine, says --role dealer and
+    has no rank: make(None). With engine = { kind = "CrypTen" } there is none.
     With --keys connections are encrypted and roles are proven: privtrain party keys --help.
     """
 

@@ -19,9 +19,9 @@ from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.trainer import Run
 from privtrain.core.validate import check_follows
 from privtrain.mechanisms.mechanism import Mechanism
-from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine, Session, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.exposure import sum_exposure
@@ -44,11 +44,11 @@ class SharedSum:
         computing_parties: Number of parties that hold shares: 2 to 5, with CrypTen 2 or 3.
     """
 
-    engine: Engine = field(default_factory=CrypTen)
+    engine: Engine = field(default_factory=Ring64)
     computing_parties: int = 2
 
     def __post_init__(self) -> None:
-        check_follows(Engine, "CrypTen()", engine=self.engine)
+        check_follows(Engine, "Ring64()", engine=self.engine)
         check_parties(self.engine, self.computing_parties)
 
     @property

@@ -1,4 +1,4 @@
-"""Minibatch gradient descent on additive secret shares, with Beaver triples from a dealer."""
+"""Minibatch gradient descent on additive secret shares, with correlated randomness of a dealer."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,7 +39,6 @@ from privtrain.core.validate import (
     check_offers,
     check_positive,
 )
-from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
@@ -60,6 +59,7 @@ from privtrain.mpc.ranges import (
     largest_output,
     wrong_truncations,
 )
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import share
 from privtrain.release.door import Release
@@ -126,7 +126,7 @@ class MPCSGD:
     learning_rate: float = 0.5
     momentum: float = 0.0
     computing_parties: int = 2
-    engine: Engine = field(default_factory=CrypTen)
+    engine: Engine = field(default_factory=Ring64)
     release: Release = field(default_factory=Release)
     token: ClassVar[str] = "mpc_sgd"
 
@@ -136,7 +136,7 @@ class MPCSGD:
         check_fraction(momentum=self.momentum)
         if self.batch_size is not None:
             check_count(batch_size=self.batch_size)
-        check_follows(Engine, "CrypTen()", engine=self.engine)
+        check_follows(Engine, "Ring64()", engine=self.engine)
         check_parties(self.engine, self.computing_parties)
         check_offers("arrive", "Release()", release=self.release)
         if self.release != Release(aggregation=self.release.aggregation):

@@ -39,10 +39,12 @@ def same_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_study(folder: Path, function: str, more: str = "", name: str = "study.toml") -> Path:
+    need("crypten")  # which has no dealer: the parties of a study are all there is
     path = folder / name
     path.write_text(
         f'task = "tests.command.study_of_parties:{function}"\n{more}\n'
         "[mpc_sgd]\nepochs = 2\nbatch_size = 20\nlearning_rate = 0.5\n"
+        'engine = { kind = "CrypTen" }\n'
     )
     return path
 
@@ -136,9 +138,16 @@ engine = { kind = "tests.mpc.dealt:DealtEngine" }
 
 
 @pytest.mark.slow
-def test_a_dealer_without_rows_takes_part_by_its_role(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "learns"),
+    [("tests.mpc.dealt:DealtEngine", "sizes of what is multiplied"), ("", "shapes, numbers of")],
+)
+def test_a_dealer_without_rows_takes_part_by_its_role(
+    engine: str, learns: str, tmp_path: Path
+) -> None:
     path, port = tmp_path / "study.toml", free_port()
-    path.write_text(WITH_DEALER)
+    # Without an entry it is the default engine, which has a dealer.
+    path.write_text(WITH_DEALER if engine else WITH_DEALER.rpartition("engine")[0])
     keys = tmp_path / "keys"
     run_keys(KeysArgs(out=keys, roles=("party-0", "party-1", "dealer")))
     meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
@@ -153,7 +162,7 @@ def test_a_dealer_without_rows_takes_part_by_its_role(tmp_path: Path) -> None:
     assert "dealer: took part among party-0, party-1, dealer" in ends[2][1]
     assert "weights" not in ends[2][1].split("dealer: the opened weights are exact")[0]
     for _, said, _ in ends:
-        assert "dealer reads sizes of what is multiplied" in said
+        assert f"dealer reads {learns}" in said
     for _, _, warned in ends:
         assert "links are encrypted and authenticated by mutual TLS 1.3" in warned
 
@@ -185,13 +194,12 @@ def test_other_roles_are_refused_by_name(tmp_path: Path) -> None:
         run_party(PartyArgs(**asked, role="party-1"))
     with pytest.raises(ValueError, match="no --rank with --role dealer"):
         run_party(PartyArgs(**asked, role="dealer", rank=1))
-    path.write_text(WITH_DEALER.replace("engine", "# engine"))
+    path.write_text(WITH_DEALER.replace("tests.mpc.dealt:DealtEngine", "CrypTen"))
     with pytest.raises(ValueError, match="role='dealer' to be one of party:"):
         run_party(PartyArgs(**asked, role="dealer"))
 
 
 def test_trainers_that_need_a_coordinator_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    need("crypten")
     path = tmp_path / "study.toml"
     head = 'task = "tests.command.study_of_parties:make"\n'
     args = PartyArgs(study=path, rank=0, world_size=2, rendezvous="tcp://127.0.0.1:1")

@@ -50,9 +50,7 @@ def test_a_value_that_needs_a_missing_package_is_refused_when_it_is_made(without
 def test_both_lines_of_crypten_are_said(without: str) -> None:
     if without != "crypten":
         need("crypten")
-    data = pt.data.digits(parties=3)[1]
     with pytest.raises(pt.UnsupportedError) as caught:
-        pt.MPCSGD().plan(data, pt.Runtimes(mesh=pt.Processes()))
         pt.CrypTen().check(2)
     said = str(caught.value)
     assert 'pip install "privtrain[crypten]"' in said

@@ -10,7 +10,7 @@ def test_limits_of_the_engine_are_printed_wherever_it_computes() -> None:
     task, data = pt.data.digits(parties=2, seed=0)
     release = pt.Release(aggregation=pt.SharedSum())
     statement = pt.fit(pt.FedAvg(rounds=1, release=release), task, data).statement
-    assert set(pt.CrypTen().caveats) <= set(statement.caveats)
+    assert set(pt.Ring64().caveats) <= set(statement.caveats)
     assert len(set(statement.caveats)) == len(statement.caveats)
     assert statement.epsilon("aggregator") == float("inf")  # the sum is exact
     assert "shares" in str(statement)

@@ -48,12 +48,34 @@ def test_a_comparison_is_made_attacked_saved_and_rendered(tmp_path: Path) -> Non
     assert "could not be drawn" not in page
 
 
-def test_the_trainer_that_needs_an_extra_says_so_in_its_row(
+def test_training_on_shares_needs_no_extra() -> None:
+    task, data = pt.data.breast_cancer(parties=3)
+    runtimes = pt.Runtimes(mesh=pt.Threads())
+    comparison = pt.compare({"mpc": pt.MPCSGD(epochs=1)}, task, data, runtimes=runtimes)
+    assert [row.error for row in comparison.rows] == [None, None]
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_shares_without_extras(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", "--data", "breast_cancer", "--trainers", "sgd", "mpc_sgd"]
-    assert main([*words, "--set", "sgd.epochs=1", "--out", str(tmp_path)]) == 1
+    words = ["compare", "--data", "breast_cancer", "--trainers", "mpc_sgd"]
+    assert main([*words, "--set", "mpc_sgd.epochs=1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert [row["error"] for row in rows] == [None, None]
+    capsys.readouterr()
+
+
+def test_the_engine_that_needs_an_extra_says_so_in_its_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'data = "breast_cancer"\n[trainers.sgd]\nepochs = 1\n'
+        '[trainers.mpc_sgd]\nengine = { kind = "CrypTen" }\n'
+    )
+    assert main(["compare", str(study), "--out", str(tmp_path / "run")]) == 1
+    rows = json.loads((tmp_path / "run" / "comparison.json").read_text())["rows"]
     errors = {row["label"]: row["error"] for row in rows}
     assert errors["sgd"] is None
     assert 'pip install "privtrain[crypten]"' in errors["mpc_sgd"]

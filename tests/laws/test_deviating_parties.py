@@ -251,7 +251,7 @@ def test_no_weight_travels_beside_shares(weights: ByExamples) -> None:
     shared = replace(trainer, release=Release(aggregation=SharedSum()))
     result = run(shared, runtimes=BOTH)
     kinds = {entry.kind for entry in result.transcript.entries}
-    assert kinds == {"model", "public key", "sum share", "update share"}
+    assert kinds == {"model", "public key", "shapes", "sum share", "update share"}
     shares = {(e.sender, e.receiver) for e in result.transcript.entries if e.kind == "update share"}
     assert shares == {(p, f"computing-{rank}") for p in DATA.parties for rank in (0, 1)}
     assert result.transcript.kinds_received_by(AGGREGATOR_NAME) == ()

@@ -14,6 +14,7 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.release.aggregation import Sealed
 from privtrain.release.door import Release
@@ -28,6 +29,7 @@ from tests.contracts.aggregation import (
     check_aggregation,
 )
 from tests.contracts.aggregation import SharedSum as Double
+from tests.extras import need
 from tests.mpc.dealt import DealtEngine
 from tests.mpc.one_party import OneParty, alone
 from tests.runtimes.test_exchanges import Watched
@@ -65,18 +67,19 @@ def gathered(aggregation: SharedSum, replies: dict[str, Reply], run: Run, kind: 
 
 @pytest.mark.parametrize(
     "aggregation",
-    [SharedSum(), SharedSum(computing_parties=3), SharedSum(engine=DealtEngine())],
+    [SharedSum(), SharedSum(CrypTen(), computing_parties=3), SharedSum(engine=DealtEngine())],
 )
 def test_keeps_the_promises_of_an_aggregation(aggregation: SharedSum) -> None:
     check_aggregation(aggregation)
 
 
 def test_who_deals_reads_the_sum_where_it_computes_itself() -> None:
-    first, second, *_ = SharedSum().readers("client", "update")
+    first, second, *_ = SharedSum(CrypTen()).readers("client", "update")
     assert (first.reader, first.dealer, second.dealer) == ("computing-0",) * 3
     assert "their sum where a winner is found, as it deals triples" in first.reads
     assert "their sum" not in second.reads
-    one, other, dealer, *_ = SharedSum(engine=DealtEngine()).readers("client", "update")
+    assert SharedSum().engine == Ring64()
+    one, other, dealer, *_ = SharedSum().readers("client", "update")
     assert [r.reader for r in (one, other, dealer)] == ["computing-0", "computing-1", "dealer"]
     assert {r.dealer for r in (one, other, dealer)} == {"dealer"}
     assert "their sum" not in one.reads + other.reads
@@ -125,9 +128,17 @@ class Squared:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("finish", "engine"),
-    [(ARGMAX, CrypTen()), (Threshold(2.0), CrypTen()), (ARGMAX, DealtEngine())],
+    [
+        (ARGMAX, CrypTen()),
+        (Threshold(2.0), CrypTen()),
+        (ARGMAX, DealtEngine()),
+        (ARGMAX, Ring64()),
+        (Threshold(2.0), Ring64()),
+    ],
 )
 def test_only_the_winner_or_the_answer_of_a_vote_is_opened(finish: Finish, engine: Engine) -> None:
+    if engine != Ring64():
+        need("crypten")
     aggregation, run = SharedSum(engine=engine), a_mesh_run()
     replies = sealed(aggregation, list(VOTES), "votes")
     opened = gathered(aggregation, replies, run, "votes").open(finish, Exact())
@@ -187,8 +198,9 @@ def test_refuses_what_it_cannot_add() -> None:
     for bad in (float("nan"), LARGEST):
         with pytest.raises(DataError, match="the update of client-0"):
             sealed(aggregation, [torch.tensor([bad])], "update")
-    with pytest.raises(ValueError, match="computing_parties=4"):
-        SharedSum(computing_parties=4)
+    for engine, count in ((CrypTen(), 4), (Ring64(), 6)):
+        with pytest.raises(ValueError, match=f"computing_parties={count}"):
+            SharedSum(engine, count)
     total = gathered(aggregation, one, run, "update")
     with pytest.raises(UnsupportedError, match="Squared"):
         total.open(Squared(), Exact())

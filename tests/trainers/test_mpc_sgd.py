@@ -14,8 +14,10 @@ from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.core.transcript import Transcript
+from privtrain.data.datasets import digits
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
+from privtrain.mpc.engine import Engine
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
@@ -24,6 +26,7 @@ from privtrain.runtimes.processes.mesh import Processes
 from privtrain.runtimes.threads import Threads
 from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
+from tests.extras import need
 from tests.mpc import dealt
 from tests.mpc.dealt import DealtEngine
 from tests.mpc.federations import (
@@ -84,8 +87,8 @@ def pictures(count: int = 100) -> FederatedData:
 
 
 def test_how_many_parties_compute_depends_on_the_engine() -> None:
-    five = MPCSGD(computing_parties=5, engine=Ring64())
-    assert five.briefly().engine == Ring64()
+    five = MPCSGD(computing_parties=5)
+    assert five.briefly().engine == five.engine == Ring64()
     assert len(five.computing_names) == 5
     for engine, count in ((CrypTen(), 4), (Ring64(), 6), (Ring64(), 1)):
         with pytest.raises(ValueError, match=f"computing_parties={count} in 2.."):
@@ -105,7 +108,7 @@ def test_weights_under_a_dealer_equal_those_of_plaintext(
     model: type[nn.Module], data: FederatedData, settings: dict[str, float]
 ) -> None:
     values = {"epochs": 2, "batch_size": 20, "learning_rate": 0.25} | settings
-    trainer = MPCSGD(engine=Ring64(), **values)  # type: ignore[arg-type]  # a mixed dict
+    trainer = MPCSGD(**values)  # type: ignore[arg-type]  # a mixed dict
     task = Task(model=model)
     result = fit(trainer, task, data, runtimes=Runtimes(mesh=Threads()), seed=5)
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
@@ -129,11 +132,12 @@ def test_weights_under_a_dealer_equal_those_of_plaintext(
         (perceptron, by_columns(), {"computing_parties": 2, "momentum": 0.9}),
     ],
 )
-def test_weights_equal_those_of_plaintext(
+def test_weights_without_a_dealer_equal_those_of_plaintext(
     model: type[nn.Module], data: FederatedData, settings: dict[str, float]
 ) -> None:
+    need("crypten")
     values = {"epochs": 2, "batch_size": 20, "learning_rate": 0.25} | settings
-    trainer = MPCSGD(**values)  # type: ignore[arg-type]  # a mixed dict of settings
+    trainer = MPCSGD(engine=CrypTen(), **values)  # type: ignore[arg-type]  # a mixed dict
     task = Task(model=model)
     result = fit(trainer, task, data, runtimes=RUNTIMES, seed=5)
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
@@ -198,6 +202,20 @@ def test_a_short_run_in_two_real_processes() -> None:
 
 
 @pytest.mark.slow
+def test_predictions_on_digits_after_twenty_epochs_are_those_of_plaintext() -> None:
+    task, data = digits(parties=10)
+    trainer = MPCSGD(epochs=20)
+    secure, plain = (
+        fit(one, task, data, runtimes=RUNTIMES) for one in (trainer, trainer.plaintext_twin())
+    )
+    rows = torch.cat([data.pooled().inputs, data.test.inputs])
+    said, wanted = (one.predictor(rows).argmax(dim=1) for one in (secure, plain))
+    assert float((said != wanted).double().mean()) <= 0.01
+    right = float((said[-len(data.test) :] == data.test.labels).double().mean())
+    assert right > 0.9
+
+
+@pytest.mark.slow
 def test_a_dealer_beside_the_computing_parties_helps_to_train() -> None:
     trainer = MPCSGD(epochs=2, batch_size=45, learning_rate=0.25, engine=DealtEngine())
     task, data = Task(model=logistic), by_rows()
@@ -258,7 +276,7 @@ def test_another_loss_is_refused() -> None:
     "bad",
     [
         {"computing_parties": 1},
-        {"computing_parties": 4},
+        {"computing_parties": 6},
         {"epochs": 0},
         {"batch_size": 0},
         {"learning_rate": 0.0},
@@ -300,15 +318,21 @@ def apart_by(gap: float) -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", [CrypTen(), Ring64()], ids=["crypten", "ring64"])
 @pytest.mark.parametrize("gap", [-4000.0, -174.0, 174.0, 4000.0])
-def test_logits_far_apart_train_as_in_plaintext(gap: float) -> None:
+def test_logits_far_apart_train_as_in_plaintext(gap: float, engine: Engine) -> None:
+    mesh: Processes | Threads = Threads()
+    if engine == CrypTen():
+        need("crypten")
+        mesh = Processes(timeout=60)
     inputs, labels = torch.full((20, 1), 100.0), torch.zeros(20, dtype=torch.long)
     inputs[0] = inputs[-1] = 0
     labels[0] = labels[-1] = 1
     rows = Rows(inputs, labels)
     data = FederatedData(train={"a": rows}, test=rows)
-    task, trainer = Task(model=partial(apart_by, gap)), MPCSGD(epochs=1, batch_size=None)
-    result = fit(trainer, task, data, runtimes=RUNTIMES)
+    task = Task(model=partial(apart_by, gap))
+    trainer = MPCSGD(epochs=1, batch_size=None, engine=engine)
+    result = fit(trainer, task, data, runtimes=Runtimes(mesh=mesh))
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
     assert float((trained - plain_weights(trainer, task, rows, 0)).abs().max()) < 0.002
 
