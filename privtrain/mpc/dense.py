@@ -158,11 +158,11 @@ class SharedLinear:
     """
 
     layer: Linear
-    weight: Shared
-    bias: Shared | None
-    _inputs: Shared | None = None
-    _weight_step: Shared | None = None
-    _bias_step: Shared | None = None
+    weight: Shared = field(repr=False)
+    bias: Shared | None = field(repr=False)
+    _inputs: Shared | None = field(default=None, repr=False)
+    _weight_step: Shared | None = field(default=None, repr=False)
+    _bias_step: Shared | None = field(default=None, repr=False)
 
     def forward(self, session: Session, *inputs: Shared) -> Shared:
         (self._inputs,) = inputs
@@ -197,7 +197,7 @@ class SharedLinear:
 class SharedReLU:
     """A rectifier at one computing party."""
 
-    _positive: Shared | None = None
+    _positive: Shared | None = field(default=None, repr=False)
 
     def forward(self, session: Session, *inputs: Shared) -> Shared:
         # The comparison is the expensive part; backward multiplies by the same shared bits.

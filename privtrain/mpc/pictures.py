@@ -93,11 +93,11 @@ class SharedConv2d:
     """
 
     layer: Conv2d
-    weight: Shared
-    bias: Shared | None
-    _inputs: Shared | None = None
-    _weight_step: Shared | None = None
-    _bias_step: Shared | None = None
+    weight: Shared = field(repr=False)
+    bias: Shared | None = field(repr=False)
+    _inputs: Shared | None = field(default=None, repr=False)
+    _weight_step: Shared | None = field(default=None, repr=False)
+    _bias_step: Shared | None = field(default=None, repr=False)
 
     def forward(self, session: Session, *inputs: Shared) -> Shared:
         (self._inputs,) = inputs

@@ -113,11 +113,11 @@ class Borrow:
     """
 
     wires: Wires = field(repr=False)
-    less: Bits
-    equal: Bits
-    less_mask: NDArray[np.uint8]
-    equal_mask: NDArray[np.uint8]
-    tables: Words
+    less: Bits = field(repr=False)
+    equal: Bits = field(repr=False)
+    less_mask: NDArray[np.uint8] = field(repr=False)
+    equal_mask: NDArray[np.uint8] = field(repr=False)
+    tables: Words = field(repr=False)
 
     @staticmethod
     def of(wires: Wires, less: Bits, equal: Bits) -> "Borrow":

@@ -40,7 +40,7 @@ class Cut:
         factor: An integer by which the value is multiplied before.
     """
 
-    value: Ring64Tensor
+    value: Ring64Tensor = field(repr=False)
     drop: int
     factor: int = 1
 
@@ -275,6 +275,9 @@ class Ring64Session:
 
     def softmax(self, logits: Any) -> Ring64Tensor:
         value = self._narrow(logits)
+        if value.bits < PRECISION_BITS:  # such as whole numbers: gaps are read to the last bit
+            lifted = value.share << (PRECISION_BITS - value.bits)
+            value = value.derived(lifted, PRECISION_BITS)
         parts = softmax_parts(self.wires, value.share, *self.masked(value), value.bits)
         numerators = value.derived(parts[0], NUMERATOR_BITS)
         inverse = value.derived(parts[1], RECIPROCAL_BITS)

@@ -5,7 +5,7 @@ circle.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -215,9 +215,9 @@ class CutValues:
         sum_mask: The mask at the dealer, anything elsewhere.
     """
 
-    share: Tensor
-    masked_sum: Tensor
-    sum_mask: Tensor
+    share: Tensor = field(repr=False)
+    masked_sum: Tensor = field(repr=False)
+    sum_mask: Tensor = field(repr=False)
 
 
 def _cut(wires: Wires, wide: Tensor) -> CutValues:

@@ -8,7 +8,7 @@ Source: one-time truth tables of Ishai et al. (TCC 2013).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -39,8 +39,8 @@ class MaskedBits:
         mask: Known to the dealer; zeros elsewhere.
     """
 
-    masked: Bits
-    mask: Bits
+    masked: Bits = field(repr=False)
+    mask: Bits = field(repr=False)
 
     def __invert__(self) -> "MaskedBits":
         return MaskedBits(self.masked ^ np.uint8(1), self.mask)
@@ -252,8 +252,8 @@ class Selector:
         less: By the masked bits of less: likewise.
     """
 
-    same: Words
-    less: Words
+    same: Words = field(repr=False)
+    less: Words = field(repr=False)
 
 
 def selected(columns: Words, octets: NDArray[np.uint8]) -> Words:

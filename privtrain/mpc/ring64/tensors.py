@@ -85,7 +85,7 @@ class Ring64Tensor:
         source: What this is a view of, if that is what gets opened, and the view.
     """
 
-    _share: Tensor | None
+    _share: Tensor | None = field(repr=False)
     session: "Arithmetic" = field(repr=False)
     bits: int = PRECISION_BITS
     public: Tensor | None = field(default=None, repr=False)

@@ -44,6 +44,15 @@ def test_softmax_against_float64(count: int, bits: int) -> None:
     assert float((result - torch.softmax(values, -1)).abs().max()) < ERROR
 
 
+@pytest.mark.parametrize("bits", [0, 1, 3, 4])
+def test_softmax_of_coarse_values(bits: int) -> None:
+    """Such as whole numbers, and bits of a comparison."""
+    integers = logits() >> (16 - bits)
+    _, (result,) = ran_on(lambda session, v: (session.softmax(v),), integers, bits=bits)
+    expected = torch.softmax(integers.double() / 2**bits, -1)
+    assert float((result - expected).abs().max()) < ERROR
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 11, 40, 255])
 def test_other_numbers_of_classes(classes: int) -> None:
     torch.manual_seed(classes)
