@@ -107,7 +107,7 @@ def mnist() -> Row:
         train={name: rows.take(torch.arange(IMAGES // 2)) for name, rows in data.train.items()},
         test=data.test,
     )
-    trainer = pt.MPCSGD(epochs=1, batch_size=128, learning_rate=0.1, engine=pt.Ring64())
+    trainer = pt.MPCSGD(epochs=1, batch_size=128, learning_rate=0.5, engine=pt.Ring64())
     started = time.perf_counter()
     ours = trained(trainer, task, data)
     between = time.perf_counter()
