@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from privtrain.mpc.dense import Addition, Descent, Flatten, Layer, Linear, ReLU,
 from privtrain.mpc.engine import Engine, Session, Shared
 from privtrain.mpc.graph import SUPPORTED, Call
 from privtrain.mpc.pictures import AvgPool2d, Conv2d
+
+ROWS = 8
+"""Made-up rows on which a model is compared with its layers."""
 
 PICTURES = (Conv2d, AvgPool2d)
 OF_PICTURES = (nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -312,9 +315,10 @@ def trained(layers: Sequence[SharedNode]) -> list[Shared]:
     return [weight for each in in_order for weight in each.layer.weights()]
 
 
-@torch.no_grad()
-def check_forward(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...]) -> None:
-    """Compares a model with its layers on two made-up rows: what else it does would be left out.
+def check_translation(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...]) -> None:
+    """Compares a model and its gradient with its layers', on a few made-up rows.
+
+    Whatever else the model does would be left out on shares.
 
     Args:
         model: The torch model.
@@ -323,10 +327,11 @@ def check_forward(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...
 
     Raises:
         DataError: If the model does not take such rows.
-        UnsupportedError: If the outputs differ, as where a layer writes into what another reads.
+        UnsupportedError: If outputs or gradients differ, as where a layer writes into what another
+            one reads, a hook changes a gradient, or a part runs without gradients.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+    rows = torch.randn(ROWS, *shape, dtype=torch.float64, generator=generator)
     pictures = takes_pictures(nodes)
     linear = next(node.layer for node in nodes if isinstance(node.layer, Linear))
     if not pictures and rows[0].numel() != linear.weight.shape[1]:
@@ -338,17 +343,57 @@ def check_forward(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...
             f"{pictures_at(nodes)} takes them. Use inputs.unsqueeze(1) where there is one channel."
         )
     try:
-        expected = copy.deepcopy(model).double()(rows.clone())
-        values = rows if pictures else rows.flatten(1)
-        *_, (_, _, found) = evaluated(nodes, values)
+        twin = copy.deepcopy(model).double()
+        own = _with_gradient(twin(rows.clone()), trainable(twin))
+        layers, weights = _differentiable(nodes)
+        *_, (_, _, outputs) = evaluated(layers, rows if pictures else rows.flatten(1))
+        found = _with_gradient(outputs, weights)
     except OWN_ERRORS as error:  # a module's own code may raise anything
         raise DataError(
             f"Expected the {type(model).__name__} to take rows of shape {shape}: "
             f"{str(error).rstrip('.')}."
         ) from error
-    if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-6):
+    alike = all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
+        for one, other in zip(own, found, strict=True)
+    )
+    # A copy of a parameter has none of its hooks.
+    hooks = any(each._backward_hooks for each in trainable(model))
+    late = any(each._post_accumulate_grad_hooks for each in trainable(model))
+    if not alike or hooks or late:
         raise UnsupportedError(
             f"The {type(model).__name__} computes something else than its layers do one by one, so "
             "it cannot be trained on shares. Let no layer or addition write into what another one "
-            "reads (inplace=False), use no hooks, and return shape (rows, outputs)."
+            "reads (inplace=False), use no hooks and no torch.no_grad, and return shape (rows, "
+            "outputs)."
         )
+
+
+def _with_gradient(outputs: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs, and the gradient by weights of a sum of them with factors of their own."""
+    generator = torch.Generator().manual_seed(1)
+    factors = torch.randn(outputs.shape, dtype=torch.float64, generator=generator)
+    if not weights or not outputs.requires_grad:
+        return [outputs.detach(), *map(torch.zeros_like, weights)]
+    total = (outputs * factors).sum()
+    gradients = torch.autograd.grad(total, list(weights), materialize_grads=True)
+    return [outputs.detach(), *gradients]
+
+
+def _differentiable(nodes: Sequence[Node]) -> tuple[list[Node], list[Tensor]]:
+    """The same layers with trained weights of which torch records gradients, and these in order."""
+    layers: list[Node] = []
+    placed: list[tuple[int, list[Tensor]]] = []
+    for node in nodes:
+        layer = node.layer
+        if isinstance(layer, Linear | Conv2d):
+            values = {"weight": layer.weight.double().cpu().clone()}
+            if layer.bias is not None:
+                values["bias"] = layer.bias.double().cpu().clone()
+            pairs = zip(("weight", "bias"), layer.learned, strict=True)
+            learned = [values[name].requires_grad_() for name, learns in pairs if learns]
+            placed.append((node.place, learned))
+            layer = replace(layer, **values)  # type: ignore[arg-type]  # both have these fields
+        layers.append(replace(node, layer=layer))
+    placed.sort(key=lambda each: each[0])
+    return layers, [weight for _, weights in placed for weight in weights]

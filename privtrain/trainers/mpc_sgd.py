@@ -45,7 +45,7 @@ from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
     Probabilities,
     check_engine,
-    check_forward,
+    check_translation,
     pictures_at,
     sigmoid,
     softmax,
@@ -210,7 +210,7 @@ class MPCSGD:
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
-        check_forward(model, program.layers, shape)
+        check_translation(model, program.layers, shape)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -297,7 +297,7 @@ class MPCSGD:
         descent = self.program(task, model, split)
         check_weights(model)
         if rows is not None and split is ROWS:
-            check_forward(model, descent.layers, tuple(rows.inputs.shape[1:]))
+            check_translation(model, descent.layers, tuple(rows.inputs.shape[1:]))
         # Rows that are not finite, or of another width, are named at all parties once they share.
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):

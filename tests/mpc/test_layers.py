@@ -13,7 +13,7 @@ from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import (
     Node,
     Probabilities,
-    check_forward,
+    check_translation,
     sigmoid,
     softmax,
     step,
@@ -131,16 +131,16 @@ def test_a_model_that_computes_something_else_than_its_layers_is_refused() -> No
     hooked[0].register_forward_hook(lambda layer, inputs, outputs: outputs * 2)
     for model in (Overwrites(), hooked):
         with pytest.raises(UnsupportedError, match="something else than its layers"):
-            check_forward(model, translate(model), (6,))
+            check_translation(model, translate(model), (6,))
 
 
 def test_a_model_is_compared_with_its_layers() -> None:
     for make in FLAT:
         model = made(make)
-        check_forward(model, translate(model), (6,))
-        check_forward(model, translate(model), (7,))  # told where shares meet
+        check_translation(model, translate(model), (6,))
+        check_translation(model, translate(model), (7,))  # told where shares meet
     with pytest.raises(DataError, match=r"to take rows of shape \(2, 3\)"):
-        check_forward(OfRows(), translate(OfRows()), (2, 3))
+        check_translation(OfRows(), translate(OfRows()), (2, 3))
 
 
 @dataclass(frozen=True)
@@ -186,3 +186,48 @@ def test_a_step_on_one_logit_under_a_dealer_equals_float64() -> None:
     for name in ("computing-0", "computing-1"):
         assert float((ran.payloads[name]["weights"] - wanted).abs().max()) < 1e-4
     assert float((wanted - to_vector(trainable(model))).abs().max()) > 0.01
+
+
+class Unrecorded(nn.Module):
+    """Runs its first layer without gradients, which no forward pass shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.first(rows).relu()
+        outputs: Tensor = self.last(hidden)
+        return outputs
+
+
+def hooked(place: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    if place == "layer":
+        model[2].register_full_backward_hook(lambda layer, inputs, outputs: (inputs[0] * 2,))
+    elif place == "gradient":
+        model[0].weight.register_hook(lambda gradient: gradient * 0)
+    else:
+        model[0].weight.register_post_accumulate_grad_hook(lambda weight: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Unrecorded(), *map(hooked, ("layer", "gradient", "accumulated"))],
+    ids=["no_grad", "layer", "gradient", "accumulated"],
+)
+def test_what_changes_a_gradient_alone_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UnsupportedError, match=r"use no hooks and no torch\.no_grad"):
+        check_translation(model, translate(model), (6,))
+
+
+def test_layers_frozen_in_part_are_what_they_compute() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[0].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    check_translation(model, translate(model), (6,))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    check_translation(model, translate(model), (6,))

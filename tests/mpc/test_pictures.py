@@ -14,7 +14,7 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import (
     check_engine,
-    check_forward,
+    check_translation,
     evaluated,
     sigmoid,
     softmax,
@@ -59,7 +59,7 @@ def test_what_the_layers_compute_in_plaintext(make: Callable[[], nn.Module]) -> 
     assert takes_pictures(nodes)
     *_, (_, _, outputs) = evaluated(nodes, rows)
     torch.testing.assert_close(outputs, model(rows))
-    check_forward(model, nodes, PICTURE)
+    check_translation(model, nodes, PICTURE)
 
 
 def test_pooling_is_that_of_torch() -> None:
@@ -116,9 +116,9 @@ def test_rows_without_channels_are_no_pictures() -> None:
     # Two rows of (5, 5) would be one picture of two channels.
     model = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(DataError, match=r"rows of shape \(5, 5\) to be pictures .*'0' \(Conv2d\)"):
-        check_forward(model, translate(model), (5, 5))
+        check_translation(model, translate(model), (5, 5))
     with pytest.raises(DataError, match=r"to take rows of shape \(1, 5, 5\)"):
-        check_forward(model, translate(model), (1, 5, 5))
+        check_translation(model, translate(model), (1, 5, 5))
 
 
 @dataclass
