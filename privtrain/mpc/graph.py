@@ -56,7 +56,10 @@ def calls_of(model: nn.Module) -> tuple[Call, ...]:
             calls what is no layer known here; with the name.
     """
     tracer = _Tracer()
+    _check_plain(model)
+    modes = [(module, module.training) for module in model.modules()]
     try:
+        model.train()  # as it is trained, however it was given
         # torch.fx replaces the call of every module while it traces, in all threads: models of
         # other fits are called in their turn.
         with global_generator(Seeds(0)["trace", 0, ""]):
@@ -67,9 +70,20 @@ def calls_of(model: nn.Module) -> tuple[Call, ...]:
             f"{str(error).rstrip('.')}. On shares, a model has no control flow that depends on "
             f"values; supported are {SUPPORTED}."
         ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
     calls: list[Call] = []
     values: dict[fx.Node, int] = {}
-    for node in _reached(graph):
+    reached = _reached(graph)
+    for node in graph.nodes:
+        if node not in reached and node.op != "placeholder":
+            if _writes(node, tracer.root):
+                said = (
+                    f"The call {node.format_node()} in {_name(node)!r}, which writes into a value,"
+                )
+                raise _unsupported(said)
+            continue
         if node.op == "placeholder" and not values:
             values[node] = 0
         elif node.op != "output":
@@ -106,15 +120,47 @@ class _Tracer(fx.Tracer):
 _WHOLE_LAYERS = (nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 
 
-def _reached(graph: fx.Graph) -> list[fx.Node]:
-    """What the result depends on, in order."""
+def _check_plain(model: nn.Module) -> None:
+    """Refuses modules that do more than their class says: torch.fx passes by what is added.
+
+    Raises:
+        UnsupportedError: With the module's name.
+    """
+    for name, module in model.named_modules():
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        if any(hooks) or "forward" in vars(module):
+            raise UnsupportedError(
+                f"The layer {name or 'model'!r} has a hook or a forward of its own, which cannot "
+                "be trained on shares. Use no hooks, and write a subclass for another forward."
+            )
+
+
+def _reached(graph: fx.Graph) -> set[fx.Node]:
+    """What the result depends on."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     reached, waiting = {output}, [output]
     while waiting:
         new = [node for node in waiting.pop().all_input_nodes if node not in reached]
         reached.update(new)
         waiting += new
-    return [node for node in graph.nodes if node in reached]
+    return reached
+
+
+def _writes(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a call changes what it is given: that matters though nobody reads its result."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = str(getattr(node.target, "__name__", node.target))
+    # torch's names end in one underline, as in relu_; operator's are such as iadd and setitem.
+    inside = name in ("setitem", "__setitem__") or name == name.strip("_") + "_"
+    of_operator = hasattr(operator, name) and name.startswith("i")
+    told = node.kwargs.get("out") is not None or node.kwargs.get("inplace") or True in node.args
+    return bool(inside or of_operator or told)
 
 
 def _name(node: fx.Node) -> str:

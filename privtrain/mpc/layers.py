@@ -315,7 +315,12 @@ def trained(layers: Sequence[SharedNode]) -> list[Shared]:
     return [weight for each in in_order for weight in each.layer.weights()]
 
 
-def check_translation(model: nn.Module, nodes: Sequence[Node], shape: tuple[int, ...]) -> None:
+def check_translation(
+    model: nn.Module,
+    nodes: Sequence[Node],
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> None:
     """Compares a model and its gradient with its layers', on a few made-up rows.
 
     Whatever else the model does would be left out on shares.
@@ -324,6 +329,7 @@ def check_translation(model: nn.Module, nodes: Sequence[Node], shape: tuple[int,
         model: The torch model.
         nodes: What `translate` makes of it.
         shape: The shape of a row.
+        dtype: The type of the rows that the trained model will be asked about, where it is known.
 
     Raises:
         DataError: If the model does not take such rows.
@@ -343,16 +349,27 @@ def check_translation(model: nn.Module, nodes: Sequence[Node], shape: tuple[int,
             f"{pictures_at(nodes)} takes them. Use inputs.unsqueeze(1) where there is one channel."
         )
     try:
-        twin = copy.deepcopy(model).double()
+        if dtype is not None:
+            with torch.no_grad():
+                copy.deepcopy(model)(rows.to(dtype))
+        twin = copy.deepcopy(model).double().train()
         own = _with_gradient(twin(rows.clone()), trainable(twin))
         layers, weights = _differentiable(nodes)
-        *_, (_, _, outputs) = evaluated(layers, rows if pictures else rows.flatten(1))
-        found = _with_gradient(outputs, weights)
+        values = list(evaluated(layers, rows if pictures else rows.flatten(1)))
+        found = _with_gradient(values[-1][2], weights)
     except OWN_ERRORS as error:  # a module's own code may raise anything
+        of_type = "" if dtype is None else f" and type {dtype}"
         raise DataError(
-            f"Expected the {type(model).__name__} to take rows of shape {shape}: "
+            f"Expected the {type(model).__name__} to take rows of shape {shape}{of_type}: "
             f"{str(error).rstrip('.')}."
         ) from error
+    for node, inputs, _ in values:
+        if isinstance(node.layer, Addition) and inputs[0].shape != inputs[1].shape:
+            shapes = " and ".join(str(tuple(each.shape[1:])) for each in inputs)
+            raise UnsupportedError(
+                f"The addition in {node.name!r} is of rows of shapes {shapes}; on shares, values "
+                "of one shape are added."
+            )
     alike = all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
         for one, other in zip(own, found, strict=True)
@@ -364,8 +381,8 @@ def check_translation(model: nn.Module, nodes: Sequence[Node], shape: tuple[int,
         raise UnsupportedError(
             f"The {type(model).__name__} computes something else than its layers do one by one, so "
             "it cannot be trained on shares. Let no layer or addition write into what another one "
-            "reads (inplace=False), use no hooks and no torch.no_grad, and return shape (rows, "
-            "outputs)."
+            "reads (inplace=False), use no hooks and no torch.no_grad, let a layer's weight come "
+            "before its bias, and return shape (rows, outputs)."
         )
 
 

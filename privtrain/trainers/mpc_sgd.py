@@ -210,7 +210,7 @@ class MPCSGD:
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
-        check_translation(model, program.layers, shape)
+        check_translation(model, program.layers, shape, data.test.inputs.dtype)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -255,6 +255,11 @@ class MPCSGD:
         """
         probabilities = _probabilities(task)
         check_types(model, REAL)
+        if not trainable(model):
+            raise UnsupportedError(
+                f"The {type(model).__name__} has no parameter that is trained. Set "
+                "requires_grad=True for some."
+            )
         layers = translate(model)
         check_engine(self.engine, layers, probabilities)
         if takes_pictures(layers) and split is not ROWS:
@@ -296,8 +301,11 @@ class MPCSGD:
         self.engine.check(len(names))
         descent = self.program(task, model, split)
         check_weights(model)
-        if rows is not None and split is ROWS:
-            check_translation(model, descent.layers, tuple(rows.inputs.shape[1:]))
+        if split is not ROWS:
+            check_translation(model, descent.layers, (descent.features,))
+        elif rows is not None:
+            shape = tuple(rows.inputs.shape[1:])
+            check_translation(model, descent.layers, shape, rows.inputs.dtype)
         # Rows that are not finite, or of another width, are named at all parties once they share.
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):
