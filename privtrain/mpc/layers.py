@@ -349,7 +349,8 @@ def check_translation(
             f"{pictures_at(nodes)} takes them. Use inputs.unsqueeze(1) where there is one channel."
         )
     try:
-        if dtype is not None:
+        # Whole numbers are refused by name where rows are encoded.
+        if dtype is not None and dtype.is_floating_point:
             with torch.no_grad():
                 copy.deepcopy(model)(rows.to(dtype))
         twin = copy.deepcopy(model).double().train()
