@@ -19,7 +19,7 @@ from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
 from privtrain.mpc.layers import Node, Probabilities, softmax, step, takes_pictures, trained
-from privtrain.mpc.sharing import LARGEST, encode
+from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, encode
 from privtrain.sampling.passes import batches
 
 INPUTS, LABELS = "inputs", "labels"
@@ -177,8 +177,9 @@ class SecureDescent:
             The opened weights, as one vector in the model's order.
         """
         with self.engine.open(party) as session:
-            inputs = session.take(self._joined(shares, INPUTS, 0 if self.by_rows else 1))
-            labels = session.take(self._joined(shares, LABELS, 0))
+            joined = self._joined(shares, INPUTS, 0 if self.by_rows else 1)
+            inputs = session.take(joined, largest=LARGEST_ENCODED)
+            labels = session.take(self._joined(shares, LABELS, 0), largest=1)
             return self.descend(session, inputs, labels, self._rows(shares), party)
 
     def descend(
@@ -263,12 +264,20 @@ class PeerDescent:
                 program = replace(program, row_shape=self._picture(sizes, names))
             self._check([size[:3] for size in sizes], names)
             shared_inputs = [
-                session.own(own.get(INPUTS) if owner == link.rank else None, (count, width), owner)
+                session.own(
+                    own.get(INPUTS) if owner == link.rank else None,
+                    (count, width),
+                    owner,
+                    largest=LARGEST_ENCODED,
+                )
                 for owner, (count, width, *_) in enumerate(sizes)
             ]
             one_hot = [
                 session.own(
-                    own.get(LABELS) if owner == link.rank else None, (count, program.classes), owner
+                    own.get(LABELS) if owner == link.rank else None,
+                    (count, program.classes),
+                    owner,
+                    largest=1,
                 )
                 for owner, (count, _, labelled, *_) in enumerate(sizes)
                 if labelled

@@ -89,21 +89,34 @@ class Session(Protocol):
 
     # Nothing but `reveal` gives out what is shared, so that reading a value is seen in the code.
 
-    def take(self, share: Tensor) -> Shared:
+    def take(self, share: Tensor, *, largest: float | None = None) -> Shared:
         """This party's share of a value that was encoded and shared beforehand.
 
         Args:
             share: int64, any shape; see `privtrain.mpc.sharing`.
+            largest: A public magnitude that no element exceeds, where one is known: what follows
+                may take fewer rounds and bytes, and is wrong where an element does exceed it.
         """
         ...
 
-    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Shared:
+    def own(
+        self,
+        integers: Tensor | None,
+        shape: tuple[int, ...],
+        owner: int,
+        *,
+        largest: float | None = None,
+    ) -> Shared:
         """Shares a value that one party holds; others are sent uniformly random shares at most.
 
         Args:
             integers: At the owner, the value as fixed-point integers; None at the others.
             shape: Its shape, which everybody knows.
             owner: Rank of the party that holds it.
+            largest: As for `take`.
+
+        Raises:
+            ValueError: At the owner, if an element exceeds `largest`.
         """
         ...
 
@@ -135,7 +148,10 @@ class Session(Protocol):
         ...
 
     def relu(self, shared: Shared) -> tuple[Shared, Shared]:
-        """The larger of each value and zero, and the bits of `positive`; same shape."""
+        """The larger of each value and zero, and where it is above zero; same shape.
+
+        The bits of values between 0 and 2^-18 may be either, where values have more bits.
+        """
         ...
 
     def sigmoid(self, logits: Shared) -> Shared:

@@ -19,6 +19,9 @@ LARGEST = 2.0**12
 """Inputs and weights stay below it. A product of two such numbers is below 2^56 before truncation,
 so that sums of 128 of them still fit into the 63 bits of the ring."""
 
+LARGEST_ENCODED = LARGEST - 2.0**-PRECISION_BITS
+"""What is encoded is no larger."""
+
 
 def encode(values: Tensor, *, name: str = "values", bits: int = PRECISION_BITS) -> Tensor:
     """Real numbers as fixed-point integers.
@@ -37,13 +40,15 @@ def encode(values: Tensor, *, name: str = "values", bits: int = PRECISION_BITS) 
     # float64 holds every float32 exactly, and integers below 2^28 (2^12 times 2^16) as well.
     exact = values.detach().to("cpu", torch.float64)
     check_finite(**{name: exact})
-    largest = float(exact.abs().max()) if exact.numel() else 0.0
+    integers = (exact * 2.0**bits).round()
+    # After rounding: what rounds up to the bound is beyond it.
+    largest = float(integers.abs().max()) / 2.0**bits if exact.numel() else 0.0
     if largest >= LARGEST:
         raise ValueError(
             f"Expected {name} within (-{LARGEST:g}, {LARGEST:g}), where fixed point does not "
             f"overflow; the largest magnitude is {largest:g}."
         )
-    return (exact * 2.0**bits).round().to(torch.int64)
+    return integers.to(torch.int64)
 
 
 def decode(integers: Tensor, *, bits: int = PRECISION_BITS) -> Tensor:

@@ -16,7 +16,7 @@ from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64.engine import Ring64
-from privtrain.mpc.sharing import encode
+from privtrain.mpc.sharing import LARGEST_ENCODED, encode
 from tests.mpc.ring64.functions import ran_on
 from tests.mpc.ring64.mesh import Ran, run
 
@@ -63,6 +63,8 @@ class Operation(NamedTuple):
     run: Callable[[Any, Any], Sequence[Any]]
     plain: Callable[[Tensor], Sequence[Tensor]]
     shape: tuple[int, ...]
+    bits: int = 16
+    largest: int | None = None
 
 
 def first_largest(values: Tensor) -> Tensor:
@@ -84,6 +86,12 @@ OPERATIONS = {
     ),
     "`relu` of 1,000 values, with the bits": Operation(
         lambda s, v: s.relu(v), lambda x: [x.relu(), (x > 0).double()], (1000,)
+    ),
+    "`relu` of 1,000 products, with the bits, and a truncation": Operation(
+        lambda s, v: s.relu(v), lambda x: [x.relu(), (x > 0).double()], (1000,), bits=32
+    ),
+    "`relu` of 1,000 values up to 4,095, with the bits": Operation(
+        lambda s, v: s.relu(v), lambda x: [x.relu(), (x > 0).double()], (1000,), largest=4095 << 16
     ),
     "`sigmoid` of 1,000 values up to 56": Operation(
         lambda s, v: [s.sigmoid(v)], lambda x: [x.sigmoid()], (1000,)
@@ -108,14 +116,17 @@ def costs(ran: Ran, parties: int) -> tuple[int, int, int]:
 def test_an_operation_costs_what_the_page_says(name: str, parties: int) -> None:
     operation = OPERATIONS[name]
     torch.manual_seed(0)
-    integers = (torch.randn(operation.shape) * 3 * 2**16).long()
+    integers = (torch.randn(operation.shape).double() * 3 * 2**operation.bits).long()
     ran, results = ran_on(
         lambda session, value: tuple(session.settled(list(operation.run(session, value)))),
         integers,
         parties,
+        bits=operation.bits,
+        largest=operation.largest,
     )
     assert costs(ran, parties) == TABLE[name][:3]
-    for result, expected in zip(results, operation.plain(integers.double() / 2**16), strict=True):
+    exact = operation.plain(integers.double() / 2**operation.bits)
+    for result, expected in zip(results, exact, strict=True):
         assert float((result - expected).abs().max()) <= TABLE[name].error
 
 
@@ -136,11 +147,13 @@ class Step:
         model: Made before the parties' threads, which share torch's generator.
         sizes: How many inputs and outputs it has; one output is a logit under logistic loss.
         batch: Rows.
+        largest: What no row exceeds, as everybody knows.
     """
 
     model: nn.Sequential
     sizes: tuple[int, int]
     batch: int
+    largest: float = LARGEST_ENCODED
 
     def rows(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -165,8 +178,8 @@ class Step:
         nodes, (rows, targets) = translate(self.model), self.rows()
         with Ring64().open(party) as session:
             shares = [
-                session.take(encode(values, name="rows") * int(session.leader))
-                for values in (rows, targets)
+                session.take(encode(values, name="rows") * int(session.leader), largest=largest)
+                for values, largest in ((rows, self.largest), (targets, 1))
             ]
             layers = [node.open(session) for node in nodes]
             probabilities = sigmoid if self.sizes[-1] == 1 else softmax
@@ -180,6 +193,7 @@ STEPS = {
     "step of a logistic regression, 30 features and one logit, batch 64": Step(
         perceptron(30, 1), (30, 1), 64
     ),
+    "the same with rows up to 64": Step(perceptron(30, 1), (30, 1), 64, largest=64),
     "the same with two classes": Step(perceptron(30, 2), (30, 2), 64),
     "step of an MLP 64-32-10, batch 128": Step(perceptron(64, 32, 10), (64, 10), 128),
 }

@@ -345,10 +345,17 @@ class CrypTenSession:
         """The bytes that this party sent and received, by CrypTen's own counter."""
         return int(self.channel.inner.comm_bytes)
 
-    def take(self, share: Tensor) -> Any:
+    def take(self, share: Tensor, *, largest: float | None = None) -> Any:
         return self._crypten.mpc.MPCTensor.from_shares(share)
 
-    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Any:
+    def own(
+        self,
+        integers: Tensor | None,
+        shape: tuple[int, ...],
+        owner: int,
+        *,
+        largest: float | None = None,
+    ) -> Any:
         """Shares a value that one party holds: the owner adds it to its share of a random zero."""
         zero_share = self._zero_share(shape)
         if self.channel.rank != owner:

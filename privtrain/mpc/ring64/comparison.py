@@ -36,8 +36,34 @@ from privtrain.mpc.ring64.tables import (
 )
 from privtrain.mpc.ring64.wires import Wires
 
+FINE_BITS = 18
+"""Bits after the point beyond which a rectifier and a softmax do not tell values apart: what they
+give is rounded to 16."""
+
 WINDOWS = tuple(DIGIT_BITS * count + 1 for count in range(2, 10))
 """Numbers of low bits that can be compared: 64 for every value; w where -2^(w-1) <= x < 2^(w-1)."""
+
+
+def window_of(largest: int | None) -> int:
+    """The smallest window for integers of at most this magnitude, and for them less one.
+
+    Args:
+        largest: The magnitude; None where it is unknown.
+    """
+    if largest is None:
+        return RING_BITS
+    return next((window for window in WINDOWS if largest < 1 << (window - 1)), RING_BITS)
+
+
+def coarse_bits(bits: int) -> int:
+    """How many low bits a comparison leaves out that is exact to `FINE_BITS` after the point.
+
+    Whole digits, so that fewer of them are dealt.
+
+    Args:
+        bits: Bits of the values after the point.
+    """
+    return max(0, bits - FINE_BITS) // DIGIT_BITS * DIGIT_BITS
 
 
 def below_zero(
@@ -45,7 +71,7 @@ def below_zero(
 ) -> MaskedBits:
     """1 where a value is below zero, under a mask; two rounds, exact to the last bit.
 
-    A comparison takes 272 bytes of material at a window of 64 bits, 112 at 43.
+    A comparison takes 272 bytes of material at a window of 64 bits, 144 at 50, 80 at 29.
 
     Args:
         wires: This role's.

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from privtrain.mpc.ring64.comparison import coarse_bits
 from privtrain.mpc.ring64.rectifier import positive, relu
 from privtrain.mpc.ring64.ring import RING_BITS, shifted_right, top_bit
 from privtrain.mpc.ring64.sigmoid import BITS as SIGMOID_BITS
+from privtrain.mpc.ring64.sigmoid import LARGEST as SIGMOID_LARGEST
 from privtrain.mpc.ring64.sigmoid import sigmoid
 from privtrain.mpc.ring64.softmax import (
     NUMERATOR_BITS,
@@ -141,23 +143,26 @@ class Ring64Session:
             widest: Bits after the point that the product may have; factors are truncated before if
                 it had more.
         """
-        if left.bits + right.bits > widest:
+        largest = _largest_product(function, left, right)
+        if left.bits + right.bits > widest and (largest is None or largest >= 1 << HALF_RANGE):
             left, right = self.settled([left, right])
+            largest = _largest_product(function, left, right)
         bits = left.bits + right.bits
+        product = partial(left.derived, bits=bits, largest=largest)
         # Public factors need no opening.
         if right.public is not None:
-            return left.derived(function(left.share, right.public), bits)
+            return product(function(left.share, right.public))
         if left.public is not None:
-            return right.derived(function(left.public, right.share), bits)
+            return product(function(left.public, right.share))
         (masked_x, r), (masked_y, s) = self.masked_all([left, right])
         if self.deals:
-            product = function(r, s)
-            return left.derived(self.dealt(lambda: product, product.shape), bits)
+            both = function(r, s)
+            return product(self.dealt(lambda: both, both.shape))
         if self.leader:
             local = function(masked_x, masked_y - s) - function(r, masked_y)
         else:
             local = -function(masked_x, s) - function(r, masked_y)
-        return left.derived(local + self.dealt(lambda: local, local.shape), bits)
+        return product(local + self.dealt(lambda: local, local.shape))
 
     def truncated(self, cuts: Sequence[Cut]) -> list[Ring64Tensor]:
         """Values without their last bits, rounded up or down at random, all in one message.
@@ -212,11 +217,23 @@ class Ring64Session:
 
     # The session as every engine offers it.
 
-    def take(self, share: Tensor) -> Ring64Tensor:
-        return Ring64Tensor(share, self, whole=True)
+    def take(self, share: Tensor, *, largest: float | None = None) -> Ring64Tensor:
+        bound = None if largest is None else math.ceil(largest * 2**PRECISION_BITS)
+        return Ring64Tensor(share, self, whole=True, largest=bound)
 
-    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Ring64Tensor:
-        return self.take(self.wires.own(integers, shape, owner))
+    def own(
+        self,
+        integers: Tensor | None,
+        shape: tuple[int, ...],
+        owner: int,
+        *,
+        largest: float | None = None,
+    ) -> Ring64Tensor:
+        if integers is not None and largest is not None and integers.numel():
+            reached = float(integers.abs().max()) / 2**PRECISION_BITS
+            if reached > largest:
+                raise ValueError(f"Expected the integers, up to {reached:g}, within {largest=:g}.")
+        return self.take(self.wires.own(integers, shape, owner), largest=largest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
         return self.wires.announce(values)
@@ -237,14 +254,15 @@ class Ring64Session:
         if factor == 0:
             return shared.derived(shared.share * 0)  # type: ignore[no-any-return]
         value: Ring64Tensor = shared
-        if value.bits > PRECISION_BITS:
-            # With the bits of the factor a product of more than 2^14 would wrap around.
-            (value,) = self.settled([value])
         # factor * 2^shift lies in [2^15, 2^16); smaller ones than 2^-29 keep fewer bits.
         shift = min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44)
+        whole = round(factor * 2 ** max(0, shift))
+        # With the bits of the factor a product of more than 2^14 would wrap around.
+        if value.bits > PRECISION_BITS and not _fits(value, whole, value.bits + shift):
+            (value,) = self.settled([value])
         if shift <= 0:
-            return value.derived(value.share * round(factor))
-        drop, whole = value.bits + shift - PRECISION_BITS, round(factor * 2**shift)
+            return value.derived(value.share * whole)
+        drop = value.bits + shift - PRECISION_BITS
         if drop <= 0:
             return value.derived(value.share * whole, value.bits + shift)
         # Not now: the weights of all layers can be truncated in one message.
@@ -258,20 +276,30 @@ class Ring64Session:
 
     def linear(self, function: Callable[[Tensor], Tensor], shared: Any) -> Ring64Tensor:
         # Linear in the mask, too: what was opened stays opened.
-        return shared.viewed(function, linked=False)  # type: ignore[no-any-return]
+        result: Ring64Tensor = shared.viewed(function, linked=False)
+        result.largest = None
+        return result
 
     def positive(self, shared: Any) -> Ring64Tensor:
-        return shared.derived(positive(self.wires, *self.masked(shared)), 0)  # type: ignore[no-any-return]
+        bit = positive(self.wires, *self.masked(shared), largest=shared.largest)
+        return shared.derived(bit, 0, largest=1)  # type: ignore[no-any-return]
 
     def relu(self, shared: Any) -> tuple[Ring64Tensor, Ring64Tensor]:
-        larger, bit = relu(self.wires, shared.share, *self.masked(shared))
-        return shared.derived(larger), shared.derived(bit, 0)
+        value: Ring64Tensor = shared
+        larger, bit = relu(
+            self.wires,
+            value.share,
+            *self.masked(value),
+            coarse=coarse_bits(value.bits),
+            largest=value.largest,
+        )
+        return value.derived(larger, largest=value.largest), value.derived(bit, 0, largest=1)
 
     def sigmoid(self, logits: Any) -> Ring64Tensor:
         """1 / (1 + e^-x) for values up to `sigmoid.REACH` in magnitude; see there for others."""
         value = self._narrow(logits)
         share = sigmoid(self.wires, *self.masked(value), value.bits)
-        return value.derived(share, SIGMOID_BITS)
+        return value.derived(share, SIGMOID_BITS, largest=SIGMOID_LARGEST)
 
     def softmax(self, logits: Any) -> Ring64Tensor:
         value = self._narrow(logits)
@@ -297,6 +325,21 @@ class Ring64Session:
         opened = self.wires.open([value.share for value in narrow], kind=kind)
         pairs = zip(opened, narrow, strict=True)
         return [integers.double() / 2.0**value.bits for integers, value in pairs]
+
+
+def _largest_product(function: Bilinear, left: Ring64Tensor, right: Ring64Tensor) -> int | None:
+    """The largest magnitude of a product's integers; None where it is unknown."""
+    if left.largest is None or right.largest is None:
+        return None
+    if function is torch.matmul:
+        return left.largest * right.largest * left.shape[-1]
+    return left.largest * right.largest if function is torch.mul else None
+
+
+def _fits(value: Ring64Tensor, factor: int, bits: int) -> bool:
+    """Whether a value times a factor, of so many bits after the point, can be truncated at once."""
+    known = value.largest is not None and value.largest * abs(factor) < 1 << HALF_RANGE
+    return known and bits - PRECISION_BITS < HALF_RANGE
 
 
 def _distinct(values: Sequence[Ring64Tensor]) -> list[Ring64Tensor]:

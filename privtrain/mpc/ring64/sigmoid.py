@@ -27,6 +27,9 @@ ERROR = 5.5e-4
 """e^-8 of the series at 56, where the next arch begins; the rest is rounding."""
 
 BITS = 32
+LARGEST = (1 << BITS) + (1 << BITS - 16)
+"""No integer of the result is larger: it stays within 1e-5 of 0..1 at every x."""
+
 _MASK_BITS = 15
 _PUBLIC_BITS = BITS - _MASK_BITS
 

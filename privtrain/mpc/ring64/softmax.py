@@ -1,7 +1,7 @@
 """One-hot maximum and softmax, by tables and public functions of masked values.
 
-The maximum is exact: all pairs are compared to the last bit, so that near ties cannot go in a
-circle.
+All pairs are compared to the last bit of what is compared, so that near ties cannot go in a circle:
+a maximum is exact, that of a softmax to 2^-17.
 """
 
 import math
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from privtrain.core.errors import UnsupportedError
-from privtrain.mpc.ring64.comparison import Borrow, below_zero, digit_tables, read_digits
+from privtrain.mpc.ring64.comparison import (
+    Borrow,
+    below_zero,
+    coarse_bits,
+    digit_tables,
+    read_digits,
+)
 from privtrain.mpc.ring64.rectifier import bit_share, chosen, dealt_mask
 from privtrain.mpc.ring64.ring import RING_BITS, shifted_right, top_bit
 from privtrain.mpc.ring64.tables import (
@@ -33,6 +39,10 @@ from privtrain.mpc.ring64.wires import Wires
 
 DEEPEST_BITS = 4
 """A value 2^4 = 16 or more below the largest counts as e^-infinity: e^-16 is 1e-7."""
+
+GAP_BITS = 17
+"""Bits of a gap after the point that count, an error of 2^-17 of its exponential at most; with the
+four before it they are three digits of seven."""
 
 _PUBLIC_BITS = 40
 _MASK_BITS = 16
@@ -96,10 +106,17 @@ def softmax_parts(
     if classes > MOST_CLASSES:
         raise UnsupportedError(f"Expected classes={classes} <= {MOST_CLASSES} for a softmax.")
     share, masked, mask = _columns(share), _columns(masked), _columns(mask)
-    one_hot = one_hot_largest(wires, masked, mask)
+    # Each value is rounded once, down or up, as its mask has it, and not once a pair.
+    coarse = coarse_bits(bits)
+    one_hot = one_hot_largest(wires, masked >> coarse, mask >> coarse, window=RING_BITS - coarse)
     highest = chosen(wires, one_hot, dealt_mask(wires, one_hot), share, masked, mask).sum(0)
+    gap = highest - share
+    if coarse and wires.leader:
+        # So much may another value be larger, as one was rounded up and the other one down. In all
+        # exponentials it cancels out.
+        gap += 2 << coarse
     gap_mask = wires.random(share.shape)
-    (masked_gap,) = wires.open([highest - share + gap_mask])
+    (masked_gap,) = wires.open([gap + gap_mask])
     cut = _cut(wires, exponential(wires, masked_gap, gap_mask, bits))
     inverse = reciprocal(wires, cut, classes)
     return cut.share.t().contiguous(), inverse.unsqueeze(1)
@@ -110,13 +127,16 @@ def _columns(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1]).t().contiguous()
 
 
-def one_hot_largest(wires: Wires, masked: Tensor, mask: Tensor) -> MaskedBits:
+def one_hot_largest(
+    wires: Wires, masked: Tensor, mask: Tensor, *, window: int = RING_BITS
+) -> MaskedBits:
     """Masked bits of which element is the first largest one of each column.
 
     Args:
         wires: This role's.
         masked: Opened values, `(values, columns)`.
         mask: Their masks at the dealer.
+        window: Low bits that hold every difference of two values, see `below_zero`.
     """
     count, columns = masked.shape
     if count == 1:
@@ -127,7 +147,7 @@ def one_hot_largest(wires: Wires, masked: Tensor, mask: Tensor) -> MaskedBits:
     # tie the left value, which comes first, counts as the larger one.
     difference = (masked[right] - masked[left] - 1).reshape(-1).numpy()
     difference_mask = (mask[right] - mask[left]).reshape(-1).numpy()
-    left_is_larger = below_zero(wires, difference, difference_mask)
+    left_is_larger = below_zero(wires, difference, difference_mask, window=window)
     pairs = _pairs_of_each_value(count)
     flips = (pairs < 0).astype(np.uint8)[..., np.newaxis]
     shape = (len(left), columns)
@@ -160,12 +180,14 @@ def exponential(wires: Wires, masked: Tensor, mask: Tensor, bits: int) -> Tensor
         wires: This role's.
         masked: d + r, opened; integers d >= 0.
         mask: r at the dealer.
-        bits: Bits of d after the point.
+        bits: Bits of d after the point, of which `GAP_BITS` count.
     """
     shape = tuple(masked.shape)
-    place, mask_place = masked.reshape(-1).numpy(), mask.reshape(-1).numpy()
+    drop = max(0, bits - GAP_BITS)
+    place, mask_place = masked.reshape(-1).numpy() >> drop, mask.reshape(-1).numpy() >> drop
+    bits -= drop
     low = bits + DEEPEST_BITS
-    state = _state(wires, place, mask_place, low)
+    state = _state(wires, place, mask_place, low, RING_BITS - drop)
     turn = (1 << low) - 1
 
     def table() -> Tensor:
@@ -185,16 +207,16 @@ def exponential(wires: Wires, masked: Tensor, mask: Tensor, bits: int) -> Tensor
     return (picked * torch.from_numpy(public.astype(np.int64))).reshape(shape)
 
 
-def _state(wires: Wires, place: Places, mask: Places, low: int) -> MaskedBits:
+def _state(wires: Wires, place: Places, mask: Places, low: int, top: int) -> MaskedBits:
     """Masked bits `(3, values)`: equal high bits, high bits one apart, borrow of the low bits."""
-    above = digit_count(RING_BITS - low)
+    above = digit_count(top - low)
     low_tables = digit_tables(wires, mask, 0, low)
     less, equal = read_digits(wires, low_tables, place, 0, low)
     borrow = Borrow.of(wires, less, equal)
-    high_tables = digit_tables(wires, mask, low, RING_BITS)
+    high_tables = digit_tables(wires, mask, low, top)
     # The mask's digits are compared with the public ones, and with those of one less.
-    same = read_digits(wires, high_tables, place, low, RING_BITS)[1]
-    next_to = read_digits(wires, high_tables, place - (1 << low), low, RING_BITS)[1]
+    same = read_digits(wires, high_tables, place, low, top)[1]
+    next_to = read_digits(wires, high_tables, place - (1 << low), low, top)[1]
     masks = random_octets(wires, (2, len(place)))
     shares = [*borrow.masked_shares(), packed(same) ^ masks[0], packed(next_to) ^ masks[1]]
     *opened, masked_same, masked_next = opened_octets(wires, shares)

@@ -83,6 +83,7 @@ class Ring64Tensor:
         whole: Whether views of it are opened by opening it as a whole: inputs, which every batch
             picks rows of.
         source: What this is a view of, if that is what gets opened, and the view.
+        largest: A magnitude that no integer exceeds, as everybody knows; None where none is known.
     """
 
     _share: Tensor | None = field(repr=False)
@@ -91,6 +92,7 @@ class Ring64Tensor:
     public: Tensor | None = field(default=None, repr=False)
     whole: bool = False
     source: tuple["Ring64Tensor", View] | None = field(default=None, repr=False)
+    largest: int | None = None
     _opening: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
     _settled: "Ring64Tensor | None" = field(default=None, init=False, repr=False)
     _later: Later | None = field(default=None, init=False, repr=False)
@@ -129,9 +131,12 @@ class Ring64Tensor:
         result._later = Later(shape, compute)
         return result
 
-    def derived(self, share: Tensor, bits: int | None = None) -> "Ring64Tensor":
+    def derived(
+        self, share: Tensor, bits: int | None = None, *, largest: int | None = None
+    ) -> "Ring64Tensor":
         """Another value of the same session."""
-        return Ring64Tensor(share, self.session, self.bits if bits is None else bits)
+        bits = self.bits if bits is None else bits
+        return Ring64Tensor(share, self.session, bits, largest=largest)
 
     # What was opened of a value, and what it was truncated to, hold for its views as well.
 
@@ -180,7 +185,9 @@ class Ring64Tensor:
         public = None if self.public is None else view(self.public)
         linked = linked or self.whole
         source = (self, view) if linked else None
-        result = Ring64Tensor(view(self.share), self.session, self.bits, public, self.whole, source)
+        result = Ring64Tensor(
+            view(self.share), self.session, self.bits, public, self.whole, source, self.largest
+        )
         known = None if linked else self.opening()
         if known is not None:
             result.remember(view(known[0]), view(known[1]))
@@ -208,6 +215,10 @@ class Ring64Tensor:
         """The share with more bits after the point."""
         return self.share if bits == self.bits else self.share << (bits - self.bits)
 
+    def magnitude(self, bits: int) -> int | None:
+        """The largest magnitude of integers with more bits after the point."""
+        return None if self.largest is None else self.largest << (bits - self.bits)
+
     def _added(self, other: Operand, sign: int) -> "Ring64Tensor":
         if isinstance(other, Ring64Tensor):
             left, right = self, other
@@ -215,13 +226,15 @@ class Ring64Tensor:
                 left, right = self.session.settled([left, right])
             bits = max(left.bits, right.bits)
 
+            largest = _total(left.magnitude(bits), right.magnitude(bits))
+
             def both() -> Tensor:
                 shares = left.lifted(bits), right.lifted(bits)
                 return shares[0] + shares[1] if sign > 0 else shares[0] - shares[1]
 
             if (left.waits or right.waits) and left.shape == right.shape:
                 return left.awaited(left.shape, both, bits)
-            return left.derived(both(), bits)
+            return left.derived(both(), bits, largest=largest)
         integers, bits = as_public(other)
         value = self
         if bits > value.bits:
@@ -245,7 +258,8 @@ class Ring64Tensor:
         return -self + other
 
     def sum(self, dim: int, keepdim: bool = False) -> "Ring64Tensor":
-        return self.derived(self.share.sum(dim, keepdim=keepdim))
+        largest = None if self.largest is None else self.largest * self.size(dim)
+        return self.derived(self.share.sum(dim, keepdim=keepdim), largest=largest)
 
     # Products.
 
@@ -275,6 +289,9 @@ class Ring64Tensor:
         first: Ring64Tensor = tensors[0]
         bits = max(tensor.bits for tensor in tensors)
         result = first.derived(torch.cat([tensor.lifted(bits) for tensor in tensors], dim), bits)
+        known_largest = [tensor.magnitude(bits) for tensor in tensors]
+        if None not in known_largest:
+            result.largest = max(filter(None, known_largest), default=0)
         result.whole = all(tensor.whole for tensor in tensors)
         openings = [tensor.opening() for tensor in tensors]
         known = [opening for opening in openings if opening is not None]
@@ -282,6 +299,10 @@ class Ring64Tensor:
             masked = torch.cat([opening[0] for opening in known], dim)
             result.remember(masked, torch.cat([opening[1] for opening in known], dim))
         return result
+
+
+def _total(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def as_public(values: Operand) -> tuple[Tensor, int]:

@@ -23,13 +23,16 @@ class Function:
     function: Callable[[Ring64Session, Any], tuple[Any, ...]]
     integers: Tensor
     bits: int
+    largest: int | None = None
 
     def __call__(self, inputs: Payload, party: Party) -> Payload:
         with Ring64().open(party) as session:
             owner = len(link_of(party).names) - 2
             held = self.integers if link_of(party).rank == owner else None
             value = session.own(held, tuple(self.integers.shape), owner)
-            results = self.function(session, value.derived(value.share, self.bits))
+            results = self.function(
+                session, value.derived(value.share, self.bits, largest=self.largest)
+            )
             shares = [result.share for result in results]
             opened = session.wires.open(shares, kind="result share")
             pairs = zip(opened, results, strict=True)
@@ -45,9 +48,10 @@ def ran_on(
     count: int = 2,
     *,
     bits: int = 16,
+    largest: int | None = None,
 ) -> tuple[Ran, list[Tensor]]:
     """The run, and the results as all parties opened them."""
-    ran = run(Function(function, integers, bits), count)
+    ran = run(Function(function, integers, bits, largest), count)
     payloads = [ran.payloads[f"computing-{rank}"] for rank in range(count)]
     results = list(payloads[0].values())
     for payload in payloads[1:]:

@@ -1,8 +1,9 @@
-"""ReLU and positive bits against plain tensors: exact, in three rounds."""
+"""ReLU and positive bits against plain tensors, in three rounds."""
 
 import pytest
 import torch
 
+from privtrain.mpc.ring64.comparison import coarse_bits
 from tests.mpc.ring64.functions import dealt_bytes, ran_on
 
 
@@ -13,12 +14,51 @@ def integers(bits: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-@pytest.mark.parametrize("bits", [16, 32])
-def test_relu_and_bit_are_exact(count: int, bits: int) -> None:
-    values = integers(bits)
-    _, (result, bit) = ran_on(lambda session, x: session.relu(x), values, count, bits=bits)
-    torch.testing.assert_close(result, values.clamp(min=0).double() / 2.0**bits, rtol=0, atol=0)
+def test_relu_and_bit_are_exact(count: int) -> None:
+    values = integers(16)
+    _, (result, bit) = ran_on(lambda session, x: session.relu(x), values, count)
+    torch.testing.assert_close(result, values.clamp(min=0).double() / 2.0**16, rtol=0, atol=0)
     torch.testing.assert_close(bit, (values > 0).double(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [32, 48])
+def test_relu_of_products_is_exact_but_just_above_zero(bits: int) -> None:
+    """Zero and less never count as positive, 2^-18 and more always do."""
+    unit = 1 << coarse_bits(bits)
+    assert unit <= 2 ** (bits - 18)
+    near = torch.tensor([0, 1, -1, unit - 1, unit // 2, unit, unit + 1, -unit, 1 - unit])
+    values = torch.cat([integers(bits), near.repeat(1000)])
+    _, (result, bit) = ran_on(lambda session, x: session.relu(x), values, bits=bits)
+    torch.testing.assert_close(result, values.double() * bit / 2.0**bits, rtol=0, atol=0)
+    sure = (values <= 0) | (values >= unit)
+    torch.testing.assert_close(bit[sure], (values > 0).double()[sure], rtol=0, atol=0)
+    # Rounded at random: the larger a value, the more often up.
+    assert 0.4 < float(bit[values == unit // 2].mean()) < 0.6
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("largest", [1, 2**14, 2**28 - 1, 2**28, 2**42, 2**49, 2**62])
+def test_a_known_magnitude_changes_no_result(largest: int, bits: int) -> None:
+    edges = torch.tensor([0, 1, -1, largest, -largest, largest - 1, 1 - largest])
+    spread = (torch.rand(500, dtype=torch.float64) * 2 - 1) * largest
+    values = torch.cat([edges.repeat(50), spread.long().clamp(-largest, largest)])
+    _, (result, bit, above) = ran_on(
+        lambda session, x: (*session.relu(x), session.positive(x)),
+        values,
+        bits=bits,
+        largest=largest,
+    )
+    sure = (values <= 0) | (values >= 1 << coarse_bits(bits))
+    torch.testing.assert_close(result, values.double() * bit / 2.0**bits, rtol=0, atol=0)
+    torch.testing.assert_close(bit[sure], (values > 0).double()[sure], rtol=0, atol=0)
+    torch.testing.assert_close(above, (values > 0).double(), rtol=0, atol=0)
+
+
+def test_a_magnitude_that_is_too_small_is_wrong() -> None:
+    """So that the test before this one could fail."""
+    values = torch.tensor([2**28 + 1, 2**29 + 5])
+    _, (_, bit) = ran_on(lambda session, x: session.relu(x), values, largest=2**27)
+    assert bit.tolist() == [0, 1]
 
 
 def test_zero_is_not_positive_and_the_next_integer_is() -> None:
@@ -33,13 +73,20 @@ def test_gt_compares_with_a_public_number() -> None:
     assert bit.tolist() == [0, 0, 1]
 
 
-def test_rounds_bytes_and_material_of_relu() -> None:
+@pytest.mark.parametrize(
+    ("bits", "largest", "digits", "borrow"),
+    [(16, None, 144, 128), (32, None, 112, 32), (16, 2**28 - 1, 64, 16), (32, 2**41, 64, 16)],
+)
+def test_rounds_bytes_and_material_of_relu(
+    bits: int, largest: int | None, digits: int, borrow: int
+) -> None:
     values = torch.arange(-500, 500)
-    ran, _ = ran_on(lambda session, x: session.relu(x), values)
+    ran, _ = ran_on(lambda session, x: session.relu(x), values, bits=bits, largest=largest)
     assert ran.rounds() == 3
     assert ran.bytes() == 1000 * 10 + 125
-    # 144 bytes for the digits, 128 for the borrow, 16 for the bit and its product.
-    assert 288_000 <= dealt_bytes(ran) <= 288_200
+    # For the digits, for the borrow, and 16 for the bit and its product.
+    expected = 1000 * (digits + borrow + 16)
+    assert expected <= dealt_bytes(ran) <= expected + 200
 
 
 def test_a_value_that_was_opened_takes_two_rounds() -> None:

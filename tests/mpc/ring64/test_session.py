@@ -112,6 +112,53 @@ CASES: dict[str, Case] = {
 }
 
 
+KNOWN: dict[str, Case] = {
+    # X and Y are of at most four: a product of three factors needs no truncation before it.
+    "three factors": (lambda s, x, y: x.matmul(y).matmul(y.t()), X @ Y @ Y.t(), 1, 3),
+    "scale a product": (lambda s, x, y: s.scale(x.matmul(y), 0.03), X @ Y * 0.03, 2, 2),
+    "scale a sum": (lambda s, x, y: s.scale(x.matmul(y).sum(0), 0.03), (X @ Y).sum(0) * 0.03, 2, 2),
+    "join": (
+        lambda s, x, y: s.scale(s.join([x.matmul(y), x[:, :3]], dim=0), 0.03),
+        torch.cat([X @ Y, X[:, :3]]) * 0.03,
+        2,
+        2,
+    ),
+    "a factor that does not fit": (
+        lambda s, x, y: s.scale(x.matmul(y).matmul(y.t()), 3.0**-20),
+        X @ Y @ Y.t() * 3.0**-20,
+        2,
+        4,
+    ),
+    "windows of a sum": (
+        lambda s, x, y: s.scale(s.linear(lambda t: t.sum(0) * 2**20, x.matmul(y)), 2.0**-20),
+        (X @ Y).sum(0),
+        40,
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_magnitudes_save_truncations(name: str) -> None:
+    function, expected, units, rounds = KNOWN[name]
+
+    def bounded(session: Ring64Session, x: Ring64Tensor, y: Ring64Tensor) -> Ring64Tensor:
+        return function(session, *(session.take(z.share, largest=4.0) for z in (x, y)))
+
+    ran = run(Compute(bounded, X, Y))
+    result = ran.payloads["computing-0"]["result"]
+    assert float((result - expected).abs().max()) <= units * UNIT
+    assert ran.rounds() == rounds
+
+
+def test_an_owner_does_not_share_more_than_it_said() -> None:
+    def more(session: Ring64Session, x: Ring64Tensor, y: Ring64Tensor) -> Ring64Tensor:
+        return session.own(encode(X) if session.leader else None, tuple(X.shape), 0, largest=3.0)
+
+    with pytest.raises(ValueError, match=r"up to 3\.\d+, within largest=3"):
+        run(Compute(more, X, Y))
+
+
 @pytest.mark.parametrize("parties", [2, 3, 5])
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_session_computes(name: str, parties: int) -> None:

@@ -93,18 +93,27 @@ def test_too_many_classes_are_refused() -> None:
         ran_on(lambda session, v: (session.softmax(v),), torch.zeros(1, 256).long())
 
 
-def test_rounds_bytes_and_material_of_softmax() -> None:
-    integers = (torch.randn(200, 10) * 2**16).long()
-    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers)
+def test_near_ties_of_products_do_not_go_in_a_circle() -> None:
+    """Values within the bits that comparisons leave out: some one is the largest of each row."""
+    torch.manual_seed(0)
+    integers = torch.randint(0, 3 << 14, (3000, 10))
+    _, (result,) = ran_on(lambda session, v: (session.softmax(v),), integers, bits=32)
+    assert float((result - 0.1).abs().max()) < ERROR
+
+
+@pytest.mark.parametrize(("bits", "pair", "gap"), [(16, 272, 272), (32, 144, 208)])
+def test_rounds_bytes_and_material_of_softmax(bits: int, pair: int, gap: int) -> None:
+    integers = (torch.randn(200, 10).double() * 2**bits).long()
+    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers, bits=bits)
     assert ran.rounds() == 10
     # A row: ten values, 45 pairs with two bytes and a bit, ten bits, ten gaps with four bytes and
     # three bits, ten values to cut, ten exponentials and their inverse sum, ten products to cut.
     row = 80 + 45 * (2 + 1 / 8) + 10 / 8 + 80 + 10 * (4 + 3 / 8) + 80 + 88 + 80
     assert ran.bytes() == pytest.approx(200 * row, abs=3)
-    # 272 bytes a pair, 64 a value for its bits and 16 to choose it; 280 for its exponential; twice
-    # 13 to cut, 8 for its product, and five tables of 64 entries for the inverse.
+    # For a value 64 bytes for its bits and 16 to choose it, then its exponential; twice 13 to cut,
+    # 8 for its product, and five tables of 64 entries for the inverse.
     assert dealt_bytes(ran) == pytest.approx(
-        200 * (45 * 272 + 10 * (64 + 16 + 272 + 2 * 13 + 8) + 5 * 64 * 8), rel=1e-3
+        200 * (45 * pair + 10 * (64 + 16 + gap + 2 * 13 + 8) + 5 * 64 * 8), rel=1e-3
     )
 
 
