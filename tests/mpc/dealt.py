@@ -141,10 +141,17 @@ class DealtSession:
     def other(self) -> str:
         return self.link.names[1 - self.link.rank]
 
-    def take(self, share: Tensor) -> "DealtTensor":
+    def take(self, share: Tensor, *, largest: float | None = None) -> "DealtTensor":
         return DealtTensor(share, self)
 
-    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> "DealtTensor":
+    def own(
+        self,
+        integers: Tensor | None,
+        shape: tuple[int, ...],
+        owner: int,
+        *,
+        largest: float | None = None,
+    ) -> "DealtTensor":
         if self.link.rank != owner:
             return self.take(self.link.receive(self.other, "input share"))
         assert integers is not None

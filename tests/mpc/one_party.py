@@ -25,10 +25,17 @@ class OpenSession:
 
     opened: list[str] = field(default_factory=list)
 
-    def take(self, share: Tensor) -> Tensor:
+    def take(self, share: Tensor, *, largest: float | None = None) -> Tensor:
         return decode(share)
 
-    def own(self, integers: Tensor | None, shape: tuple[int, ...], owner: int) -> Tensor:
+    def own(
+        self,
+        integers: Tensor | None,
+        shape: tuple[int, ...],
+        owner: int,
+        *,
+        largest: float | None = None,
+    ) -> Tensor:
         assert integers is not None
         assert tuple(integers.shape) == shape
         return decode(integers)
