@@ -34,7 +34,7 @@ from privtrain.mpc.engine import Session, Shared, with_helpers
 from privtrain.mpc.layers import sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64.engine import DEALER, Ring64
 from privtrain.mpc.ring64.session import Ring64Session
-from privtrain.mpc.sharing import decode, encode
+from privtrain.mpc.sharing import LARGEST_ENCODED, decode, encode
 from privtrain.runtimes.processes.mesh import Processes
 
 GO, DEALT = "go", "dealt"
@@ -224,8 +224,17 @@ def _operands(work: Work) -> list[Tensor]:
 
 def _taken(session: Session, operands: list[Tensor], *, first: bool) -> list[Shared]:
     """Operands as shares of values that nobody opened before."""
-    integers = [encode(values, name="an operand") for values in operands]
-    return [session.take(one if first else torch.zeros_like(one)) for one in integers]
+    taken = []
+    for values in operands:
+        integers = encode(values, name="an operand")
+        one_hot = bool(((values == 0) | (values == 1)).all())
+        taken.append(
+            session.take(
+                integers if first else torch.zeros_like(integers),
+                largest=1 if one_hot else LARGEST_ENCODED,
+            )
+        )
+    return taken
 
 
 def _ours(

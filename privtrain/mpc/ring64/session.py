@@ -305,8 +305,11 @@ class Ring64Session:
         value = self._narrow(logits)
         if value.bits < PRECISION_BITS:  # such as whole numbers: gaps are read to the last bit
             lifted = value.share << (PRECISION_BITS - value.bits)
-            value = value.derived(lifted, PRECISION_BITS)
-        parts = softmax_parts(self.wires, value.share, *self.masked(value), value.bits)
+            limit = value.magnitude(PRECISION_BITS)
+            value = value.derived(lifted, PRECISION_BITS, largest=limit)
+        parts = softmax_parts(
+            self.wires, value.share, *self.masked(value), value.bits, limit=value.largest
+        )
         numerators = value.derived(parts[0], NUMERATOR_BITS)
         inverse = value.derived(parts[1], RECIPROCAL_BITS)
         # Wider than other products: no factor reaches 2, hence it stays far below 2^62.
@@ -314,7 +317,8 @@ class Ring64Session:
         return self.settled([self.product(torch.mul, numerators, inverse, widest=widest)])[0]
 
     def largest(self, shared: Any) -> Ring64Tensor:
-        return shared.derived(largest(self.wires, *self.masked(shared)), 0)  # type: ignore[no-any-return]
+        one_hot = largest(self.wires, *self.masked(shared), limit=shared.largest)
+        return shared.derived(one_hot, 0, largest=1)  # type: ignore[no-any-return]
 
     def _narrow(self, value: Ring64Tensor) -> Ring64Tensor:
         return value if value.bits <= WIDEST else self.settled([value])[0]

@@ -20,6 +20,7 @@ from privtrain.mpc.ring64.comparison import (
     coarse_bits,
     digit_tables,
     read_digits,
+    window_of,
 )
 from privtrain.mpc.ring64.rectifier import bit_share, chosen, dealt_mask
 from privtrain.mpc.ring64.ring import RING_BITS, shifted_right, top_bit
@@ -66,7 +67,7 @@ _TABLE_BITS = 20
 _PLACE_BITS = RECIPROCAL_BITS - _TABLE_BITS
 
 
-def largest(wires: Wires, masked: Tensor, mask: Tensor) -> Tensor:
+def largest(wires: Wires, masked: Tensor, mask: Tensor, *, limit: int | None = None) -> Tensor:
     """A share of 1 at the first largest element along the last dimension, else 0, as integers.
 
     Rounds: three for up to ten elements, one more for up to 82.
@@ -75,14 +76,22 @@ def largest(wires: Wires, masked: Tensor, mask: Tensor) -> Tensor:
         wires: This role's.
         masked: x + r, opened, `(..., values)`; integers x below 2^62 in magnitude.
         mask: r at the dealer, anything elsewhere.
+        limit: A magnitude that no x exceeds; None where none is known.
     """
-    bits = one_hot_largest(wires, _columns(masked), _columns(mask))
+    window = window_of(None if limit is None else 2 * limit)
+    bits = one_hot_largest(wires, _columns(masked), _columns(mask), window=window)
     share = bit_share(wires, bits, dealt_mask(wires, bits))
     return share.t().reshape(masked.shape)
 
 
 def softmax_parts(
-    wires: Wires, share: Tensor, masked: Tensor, mask: Tensor, bits: int
+    wires: Wires,
+    share: Tensor,
+    masked: Tensor,
+    mask: Tensor,
+    bits: int,
+    *,
+    limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Shares whose product is the softmax along the last dimension; seven rounds to ten classes.
 
@@ -94,6 +103,7 @@ def softmax_parts(
         masked: x + r, opened; integers x below 2^62 in magnitude.
         mask: r at the dealer, anything elsewhere.
         bits: Bits of the logits after the point, at most 32.
+        limit: As for `largest`.
 
     Returns:
         e^(x - largest) with 20 bits after the point, `(rows, classes)`, and one over their sums
@@ -108,7 +118,11 @@ def softmax_parts(
     share, masked, mask = _columns(share), _columns(masked), _columns(mask)
     # Each value is rounded once, down or up, as its mask has it, and not once a pair.
     coarse = coarse_bits(bits)
-    one_hot = one_hot_largest(wires, masked >> coarse, mask >> coarse, window=RING_BITS - coarse)
+    highest_gap = None if limit is None else 2 * limit + (2 << coarse)
+    window = RING_BITS - coarse
+    if highest_gap is not None:
+        window = min(window, window_of(-(-highest_gap >> coarse)))
+    one_hot = one_hot_largest(wires, masked >> coarse, mask >> coarse, window=window)
     highest = chosen(wires, one_hot, dealt_mask(wires, one_hot), share, masked, mask).sum(0)
     gap = highest - share
     if coarse and wires.leader:
@@ -117,7 +131,7 @@ def softmax_parts(
         gap += 2 << coarse
     gap_mask = wires.random(share.shape)
     (masked_gap,) = wires.open([gap + gap_mask])
-    cut = _cut(wires, exponential(wires, masked_gap, gap_mask, bits))
+    cut = _cut(wires, exponential(wires, masked_gap, gap_mask, bits, limit=highest_gap))
     inverse = reciprocal(wires, cut, classes)
     return cut.share.t().contiguous(), inverse.unsqueeze(1)
 
@@ -170,7 +184,9 @@ def _pairs_of_each_value(count: int) -> NDArray[np.int64]:
     return np.array(pairs).T
 
 
-def exponential(wires: Wires, masked: Tensor, mask: Tensor, bits: int) -> Tensor:
+def exponential(
+    wires: Wires, masked: Tensor, mask: Tensor, bits: int, *, limit: int | None = None
+) -> Tensor:
     """A share of e^-d with 56 bits after the point, 0 where d >= 16; two rounds.
 
     With the low bits of d + r and r as d' and r', d is d' - r' where that is not negative and the
@@ -181,13 +197,17 @@ def exponential(wires: Wires, masked: Tensor, mask: Tensor, bits: int) -> Tensor
         masked: d + r, opened; integers d >= 0.
         mask: r at the dealer.
         bits: Bits of d after the point, of which `GAP_BITS` count.
+        limit: No d exceeds it; None where no bound is known.
     """
     shape = tuple(masked.shape)
     drop = max(0, bits - GAP_BITS)
     place, mask_place = masked.reshape(-1).numpy() >> drop, mask.reshape(-1).numpy() >> drop
     bits -= drop
-    low = bits + DEEPEST_BITS
-    state = _state(wires, place, mask_place, low, RING_BITS - drop)
+    low, top = bits + DEEPEST_BITS, RING_BITS - drop
+    if limit is not None:
+        # Rounded up it may be one more.
+        top = min(top, max(low + 1, ((limit >> drop) + 1).bit_length()))
+    state = _state(wires, place, mask_place, low, top)
     turn = (1 << low) - 1
 
     def table() -> Tensor:

@@ -53,6 +53,33 @@ def test_softmax_of_coarse_values(bits: int) -> None:
     assert float((result - expected).abs().max()) < ERROR
 
 
+@pytest.mark.parametrize("bits", [0, 16, 32])
+@pytest.mark.parametrize("largest", [1, 7.5, 16, 2.0**12])
+def test_a_known_magnitude_changes_no_result(largest: float, bits: int) -> None:
+    torch.manual_seed(0)
+    values = (torch.rand(300, 10, dtype=torch.float64) * 2 - 1) * largest
+    ends = torch.tensor([largest, -largest] * 5, dtype=torch.float64)
+    low = torch.tensor([-largest] * 9 + [largest], dtype=torch.float64)
+    integers = (torch.cat([values, ends[None], low[None], 0 * low[None]]) * 2.0**bits).long()
+    limit = int(largest * 2.0**bits)
+    _, (result, one_hot) = ran_on(
+        lambda session, v: (session.softmax(v), session.largest(v)),
+        integers,
+        bits=bits,
+        largest=limit,
+    )
+    expected = torch.softmax(integers.double() / 2.0**bits, -1)
+    assert float((result - expected).abs().max()) < ERROR
+    torch.testing.assert_close(one_hot, first_largest(integers), rtol=0, atol=0)
+
+
+def test_a_magnitude_that_is_too_small_is_wrong() -> None:
+    """So that the test before this one could fail."""
+    integers = torch.tensor([[1 << 12, -(1 << 12), 0]]) << 16
+    _, (result,) = ran_on(lambda session, v: (session.softmax(v),), integers, largest=1 << 16)
+    assert float((result - torch.tensor([1.0, 0, 0])).abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 11, 40, 255])
 def test_other_numbers_of_classes(classes: int) -> None:
     torch.manual_seed(classes)
@@ -101,10 +128,15 @@ def test_near_ties_of_products_do_not_go_in_a_circle() -> None:
     assert float((result - 0.1).abs().max()) < ERROR
 
 
-@pytest.mark.parametrize(("bits", "pair", "gap"), [(16, 272, 272), (32, 144, 208)])
-def test_rounds_bytes_and_material_of_softmax(bits: int, pair: int, gap: int) -> None:
+@pytest.mark.parametrize(
+    ("bits", "largest", "pair", "gap"),
+    [(16, None, 272, 272), (32, None, 144, 208), (16, 4095 << 16, 96, 176)],
+)
+def test_rounds_bytes_and_material_of_softmax(
+    bits: int, largest: int | None, pair: int, gap: int
+) -> None:
     integers = (torch.randn(200, 10).double() * 2**bits).long()
-    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers, bits=bits)
+    ran, _ = ran_on(lambda session, v: (session.softmax(v),), integers, bits=bits, largest=largest)
     assert ran.rounds() == 10
     # A row: ten values, 45 pairs with two bytes and a bit, ten bits, ten gaps with four bytes and
     # three bits, ten values to cut, ten exponentials and their inverse sum, ten products to cut.
