@@ -61,12 +61,20 @@ class Shared(Protocol):
         """Where values are above a public number: bits, without a binary point."""
         ...
 
+    def lt(self, other: float) -> "Shared":
+        """Where values are below a public number: bits, without a binary point."""
+        ...
+
     def t(self) -> "Shared":
         """The transposed matrix."""
         ...
 
     def sum(self, dim: int, keepdim: bool = False) -> "Shared":
         """The sum along a dimension."""
+        ...
+
+    def mean(self, dim: int, keepdim: bool = False) -> "Shared":
+        """The mean along a dimension, rounded once."""
         ...
 
     def size(self, dim: int) -> int:
@@ -197,6 +205,14 @@ class Session(Protocol):
         """1 at the first largest value of a vector and 0 elsewhere; shape `(values,)`."""
         ...
 
+    def maximum(self, shared: Shared) -> Shared:
+        """The largest element along the last dimension, which goes; exact.
+
+        Raises:
+            UnsupportedError: If the engine has none.
+        """
+        ...
+
     def reveal(self, values: Sequence[Shared], *, kind: str) -> list[Tensor]:
         """Opens values to all parties, in one message; the only way to read a value.
 
@@ -230,7 +246,7 @@ class Engine(Protocol):
 
     @property
     def matrices_only(self) -> bool:
-        """Whether sessions lack `bilinear`, `linear` and `sigmoid`."""
+        """Whether sessions lack `bilinear`, `linear`, `maximum` and `sigmoid`."""
         ...
 
     def check(self, parties: int) -> None:

@@ -76,6 +76,9 @@ class OpenSession:
         winners = shared.argmax(dim=-1)
         return torch.nn.functional.one_hot(winners, shared.shape[-1]).double()
 
+    def maximum(self, shared: Tensor) -> Tensor:
+        return shared.max(dim=-1).values
+
     def reveal(self, values: Sequence[Tensor], *, kind: str) -> list[Tensor]:
         self.opened.append(kind)
         return list(values)

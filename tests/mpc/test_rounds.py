@@ -99,6 +99,12 @@ OPERATIONS = {
     "`largest` of 10 values": Operation(
         lambda s, v: [s.largest(v)], lambda x: [first_largest(x)], (10,)
     ),
+    "`maximum` of 100 rows of 10 values": Operation(
+        lambda s, v: [s.maximum(v)], lambda x: [x.max(-1).values], (100, 10)
+    ),
+    "`softmax` of 100 rows of 10 logits up to 4,095": Operation(
+        lambda s, v: [s.softmax(v)], lambda x: [x.softmax(-1)], (100, 10), largest=4095 << 16
+    ),
     "`softmax` of 100 rows of 10 logits": Operation(
         lambda s, v: [s.softmax(v)], lambda x: [x.softmax(-1)], (100, 10)
     ),

@@ -417,6 +417,9 @@ class CrypTenSession:
     def largest(self, shared: Any) -> Any:
         return one_hot_argmax(shared)
 
+    def maximum(self, shared: Any) -> Any:
+        raise _missing("maximum")
+
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         before, self.channel.kind = self.channel.kind, kind
         try:

@@ -19,6 +19,7 @@ from privtrain.mpc.ring64.softmax import (
     NUMERATOR_BITS,
     RECIPROCAL_BITS,
     largest,
+    maximum,
     softmax_parts,
 )
 from privtrain.mpc.ring64.tensors import WIDEST, Ring64Tensor
@@ -319,6 +320,11 @@ class Ring64Session:
     def largest(self, shared: Any) -> Ring64Tensor:
         one_hot = largest(self.wires, *self.masked(shared), limit=shared.largest)
         return shared.derived(one_hot, 0, largest=1)  # type: ignore[no-any-return]
+
+    def maximum(self, shared: Any) -> Ring64Tensor:
+        value: Ring64Tensor = shared
+        share = maximum(self.wires, value.share, *self.masked(value), limit=value.largest)
+        return value.derived(share, largest=value.largest)
 
     def _narrow(self, value: Ring64Tensor) -> Ring64Tensor:
         return value if value.bits <= WIDEST else self.settled([value])[0]

@@ -84,6 +84,25 @@ def largest(wires: Wires, masked: Tensor, mask: Tensor, *, limit: int | None = N
     return share.t().reshape(masked.shape)
 
 
+def maximum(
+    wires: Wires, share: Tensor, masked: Tensor, mask: Tensor, *, limit: int | None = None
+) -> Tensor:
+    """A share of the largest element along the last dimension, which goes; rounds as `largest`.
+
+    Args:
+        wires: This role's.
+        share: Of x, `(..., values)`.
+        masked: As for `largest`.
+        mask: As for `largest`.
+        limit: As for `largest`.
+    """
+    columns = [_columns(values) for values in (share, masked, mask)]
+    window = window_of(None if limit is None else 2 * limit)
+    one_hot = one_hot_largest(wires, *columns[1:], window=window)
+    highest = chosen(wires, one_hot, dealt_mask(wires, one_hot), *columns).sum(0)
+    return highest.reshape(share.shape[:-1])
+
+
 def softmax_parts(
     wires: Wires,
     share: Tensor,

@@ -261,6 +261,9 @@ class Ring64Tensor:
         largest = None if self.largest is None else self.largest * self.size(dim)
         return self.derived(self.share.sum(dim, keepdim=keepdim), largest=largest)
 
+    def mean(self, dim: int, keepdim: bool = False) -> "Ring64Tensor":
+        return self.sum(dim, keepdim).div(self.size(dim))
+
     # Products.
 
     def __mul__(self, other: Operand) -> "Ring64Tensor":
@@ -283,6 +286,9 @@ class Ring64Tensor:
 
     def gt(self, other: float) -> "Ring64Tensor":
         return self.session.positive(self - other)
+
+    def lt(self, other: float) -> "Ring64Tensor":
+        return self.session.positive(other - self)
 
     @staticmethod
     def cat(tensors: Sequence[Any], dim: int) -> "Ring64Tensor":

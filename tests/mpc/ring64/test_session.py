@@ -81,6 +81,8 @@ CASES: dict[str, Case] = {
     "transposed": (lambda s, x, y: y.t().matmul(x.t()), (X @ Y).t(), 1, 2),
     "with a bias": (lambda s, x, y: x.matmul(y) + y.sum(0), X @ Y + Y.sum(0), 1, 2),
     "three factors": (lambda s, x, y: x.matmul(y).matmul(y.t()), X @ Y @ Y.t(), 13, 4),
+    "mean": (lambda s, x, y: x.mean(0), X.mean(0), 2, 1),
+    "lt": (lambda s, x, y: x.lt(0.5), (X < 0.5).double(), 0, 3),
     "div": (lambda s, x, y: x.div(3), X / 3, 10, 1),
     "scale": (lambda s, x, y: s.scale(x, -0.003), X * -0.003, 2, 1),
     "scale a product": (lambda s, x, y: s.scale(x.matmul(y), 0.03), X @ Y * 0.03, 40, 3),

@@ -187,6 +187,22 @@ def test_first_largest_with_ties_and_extremes(count: int) -> None:
     torch.testing.assert_close(result, first_largest(rows), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("largest", [None, 2**45])
+def test_maximum_is_exact(largest: int | None, bits: int) -> None:
+    torch.manual_seed(0)
+    integers = torch.cat([logits().clamp(-(2**45), 2**45), torch.randint(-1, 2, (100, 10))])
+    cube = integers[:60].reshape(3, 20, 10)
+    for values in (integers, cube, integers[5], integers[:, :1]):
+        ran, (result,) = ran_on(
+            lambda session, v: (session.maximum(v),), values, bits=bits, largest=largest
+        )
+        torch.testing.assert_close(
+            result, values.max(-1).values.double() / 2.0**bits, rtol=0, atol=0
+        )
+        assert ran.rounds() == (4 if values.shape[-1] > 1 else 1)
+
+
 @pytest.mark.parametrize(("values", "rounds"), [(1, 1), (2, 4), (10, 4), (11, 5), (30, 5)])
 def test_largest_of_a_vector_and_its_rounds(values: int, rounds: int) -> None:
     vector = torch.from_numpy(np.random.default_rng(values).integers(0, 4, values) << 16)
