@@ -29,7 +29,8 @@ CHILD_FLAG = "--child"
 _PR_SET_PDEATHSIG = 1
 # gloo raises RuntimeError for everything; that a neighbour is gone stands in the text alone.
 _LOST_CONTACT = re.compile(
-    r"gloo|connection (closed|reset|refused)|broken pipe|timed out|socket|store", re.IGNORECASE
+    r"gloo|connection (was likely )?(closed|reset|refused)|broken pipe|timed out|socket|store",
+    re.IGNORECASE,
 )
 
 

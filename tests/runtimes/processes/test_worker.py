@@ -1,4 +1,4 @@
-"""A party's process ends with its parent, however that ends."""
+"""A party's process ends with its parent, and tells its own errors from those of others."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from privtrain.core.errors import PartyLostError, ProtocolError
+from privtrain.runtimes.processes.worker import failure_of
 from tests.runtimes.processes.watching import alive, wait_until
 
 PARENT = """
@@ -38,3 +40,18 @@ def test_children_end_with_their_parent(how: signal.Signals, tmp_path: Path) -> 
     parent.wait(timeout=20)
     assert parent.returncode != 0
     assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed. Did ...?"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), True),
+        (PartyLostError("party-0 is gone"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection was likely closed"), False),
+        (ProtocolError("party-0 sent 'x' where party-1 expects 'y'."), False),
+    ],
+)
+def test_who_only_lost_contact_is_not_at_fault(error: Exception, lost: bool) -> None:
+    assert failure_of(error).lost_contact is lost
