@@ -3,7 +3,7 @@
     python benchmarks/mpc_ops.py [--spu PYTHON] [--quick] [--json]
 
 `ring64` and what it is held against do the same work in turn, on loopback, each party a process
-with one thread; what all of them give is compared with float64 before anything is timed. See
+with one thread, from shared operands to shared results, which are compared with float64. See
 `SIDES` for what the seconds of each side include. `PYTHON` is the interpreter of an environment
 with `spu==0.9.5`; without it there are no rows of SPU. Two parties, and three to five of `ring64`:
 one process each, which share the processors of this machine, whatever their number.
@@ -95,19 +95,19 @@ class Measure:
         return measured
 
     def _work(self, sides: Sequence[Side], work: Work, *, deals: bool) -> Payload:
-        operands = work.operands()
+        forms = {side.name: side.prepare(work) for side in sides}
         seconds: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
         costs: dict[str, Cost] = {}
         for repeat in range(self.repeats + 1):
             # Their order alternates; the first time is a warm-up.
             for side in sides if repeat % 2 else reversed(sides):
-                form = side.form(work)
-                took = side.run(form, operands)
+                took = side.run()
                 if repeat:
                     seconds[side.name].append(took)
-                elif not deals:
-                    form.check(side.opened(), side.error, side.name)
-                    costs[side.name] = side.cost(form, operands)
+                # Again at the end: what a run did to its operands would show.
+                if not deals and repeat in (0, self.repeats):
+                    forms[side.name].check(side.opened(), side.error, side.name)
+                    costs[side.name] = side.cost()
         measured: Payload = {}
         for name, pairs in seconds.items():
             totals, onlines = torch.tensor(pairs).unbind(1)
@@ -199,7 +199,7 @@ def rows(quick: bool, *, spu: str | None = None) -> list[Row]:
     else:
         EXTRAS["spu_versions"] = versions(spu)
         table += in_one_mesh(2, (Spu(spu),), quick)
-    table += in_one_mesh(3, (CrypTenEngine(), TwoParties()), quick)
+    table += in_one_mesh(3, (TwoParties(),) if quick else (TwoParties(), CrypTenEngine()), quick)
     for parties in () if quick else (4, 5):
         table += in_one_mesh(parties, (TwoParties(),), quick)
     return table

@@ -52,7 +52,7 @@ def figures(result: pt.TrainResult, twin: pt.TrainResult, data: FederatedData) -
     # Half of what is sent: two parties do so at the same time.
     moved = sent["other"] // 2 + sent["material"]
     projected = {
-        f"{name}_projected_s": network.milliseconds(result.cost.rounds, moved) / 1e3
+        f"{name}_projected_s": network.milliseconds(result.cost.rounds or 0, moved) / 1e3
         for name, network in NETWORKS.items()
     }
     return {

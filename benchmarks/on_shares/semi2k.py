@@ -32,22 +32,20 @@ class SpuSide:
     folder: Path
     name: str = field(default="spu semi2k", init=False)
     error: float = field(default=5e-2, init=False)
-    _prepared: str = field(default="", init=False)
     _cost: Cost = field(default=Cost(0, 0, 0), init=False)
 
-    def form(self, work: Work) -> Work:
+    def prepare(self, work: Work) -> Work:
+        file = self.folder / "operands.npz"
+        numbered: Any = {
+            f"{number:02}": each.numpy()
+            for number, each in enumerate((*work.operands(), *work.weights))
+        }
+        np.savez(file, **numbered)
+        counted = self._ask({"prepare": work.kind, "operands": str(file)})
+        self._cost = Cost(**counted, material=0)
         return work
 
-    def run(self, work: Work, operands: list[Tensor]) -> tuple[float, float]:
-        if self._prepared != work.name:
-            file = self.folder / "operands.npz"
-            numbered: Any = {
-                f"{number:02}": each.numpy()
-                for number, each in enumerate((*operands, *work.weights))
-            }
-            np.savez(file, **numbered)
-            counted = self._ask({"prepare": work.kind, "operands": str(file)})
-            self._cost, self._prepared = Cost(**counted, material=0), work.name
+    def run(self) -> tuple[float, float]:
         seconds = float(self._ask({"run": True}))
         return seconds, seconds
 
@@ -57,7 +55,7 @@ class SpuSide:
         results = np.load(file)
         return [torch.from_numpy(results[name]) for name in sorted(results.files)]
 
-    def cost(self, work: Work, operands: list[Tensor]) -> Cost:
+    def cost(self) -> Cost:
         """Messages that were sent, of which some may go in one round."""
         return self._cost
 

@@ -14,7 +14,7 @@ from privtrain.core.links import Link
 from privtrain.core.runtime import Party, link_of
 from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.engine import Session, Shared
+from privtrain.mpc.engine import Session
 from privtrain.mpc.ring64.engine import DEALER, SHAPES, Ring64
 from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.sharing import encode
@@ -51,11 +51,11 @@ class Side(Protocol):
         """How far a result may be from float64."""
         ...
 
-    def form(self, work: Work) -> Work:
-        """What this side does for a work."""
+    def prepare(self, work: Work) -> Work:
+        """Shares the operands of what is done from now on, and says what this side does for it."""
         ...
 
-    def run(self, work: Work, operands: list[Tensor]) -> tuple[float, float]:
+    def run(self) -> tuple[float, float]:
         """Does it once: seconds with and without what precedes the operation, at rank 0."""
         ...
 
@@ -63,8 +63,8 @@ class Side(Protocol):
         """The last result."""
         ...
 
-    def cost(self, work: Work, operands: list[Tensor]) -> Cost:
-        """What the last run took, which was of this work."""
+    def cost(self) -> Cost:
+        """What a run takes."""
         ...
 
 
@@ -108,10 +108,27 @@ def computing_parties(link: Link) -> tuple[str, ...]:
     return tuple(name for name in link.names if name != DEALER)
 
 
-def taken(session: Session, operands: list[Tensor], *, first: bool) -> list[Shared]:
-    """Operands as shares of values that nobody opened before."""
-    integers = [encode(values, name="an operand") for values in operands]
-    return [session.take(one if first else torch.zeros_like(one)) for one in integers]
+@dataclass(frozen=True)
+class Prepared:
+    """A work and this party's shares of its operands.
+
+    Args:
+        work: What is done.
+        shares: The encoded operands at the first party, zeros at the others.
+    """
+
+    work: Work
+    shares: tuple[Tensor, ...]
+
+    def run(self, session: Session) -> list[Any]:
+        """The work on values that nobody opened before."""
+        return list(self.work.run(session, [session.take(share) for share in self.shares]))
+
+
+def prepared(work: Work, *, first: bool) -> Prepared:
+    """Operands, shared as they are at the first party."""
+    integers = [encode(values, name="an operand") for values in work.operands()]
+    return Prepared(work, tuple(one if first else torch.zeros_like(one) for one in integers))
 
 
 def together(link: Link, computing: Sequence[str]) -> None:
@@ -139,13 +156,15 @@ class Ring64Side:
     count: int
     name: str = OURS
     error: float = field(default=1e-3, init=False)
+    _prepared: Prepared = field(init=False)
     _result: list[Any] = field(default_factory=list, init=False)
     _sent: int = field(default=0, init=False)
 
-    def form(self, work: Work) -> Work:
+    def prepare(self, work: Work) -> Work:
+        self._prepared = prepared(work, first=self.session.leader)
         return work
 
-    def run(self, work: Work, operands: list[Tensor]) -> tuple[float, float]:
+    def run(self) -> tuple[float, float]:
         session, link, computing = self.session, self.link, computing_parties(self.link)
         self._sent = len(link.entries)
         started = time.perf_counter()
@@ -158,9 +177,8 @@ class Ring64Side:
                 link.receive(DEALER, dealt_to(self.count))
             together(link, computing)
         dealt = time.perf_counter()
-        result: list[Any] = work.run(session, taken(session, operands, first=session.leader))
         # What waits for its truncation belongs to the operation.
-        self._result = session.settled(result)
+        self._result = session.settled(self._prepared.run(session))
         session.finish()
         ended = time.perf_counter()
         if session.deals:
@@ -171,7 +189,7 @@ class Ring64Side:
     def opened(self) -> list[Tensor]:
         return self.session.reveal(self._result, kind="result share")
 
-    def cost(self, work: Work, operands: list[Tensor]) -> Cost:
+    def cost(self) -> Cost:
         """Material is counted where it is sent: see `material`."""
         own = [entry for entry in self.link.entries[self._sent :] if entry.kind == "masked share"]
         rounds = sum(entry.receiver == computing_parties(self.link)[1] for entry in own)
@@ -229,18 +247,19 @@ class EngineSide:
     link: Link
     name: str = field(default="crypten", init=False)
     error: float = field(default=5e-3, init=False)
-    _result: list[Shared] = field(default_factory=list, init=False)
+    _prepared: Prepared = field(init=False)
+    _result: list[Any] = field(default_factory=list, init=False)
     _sent: tuple[int, int] = field(default=(0, 0), init=False)
 
-    def form(self, work: Work) -> Work:
-        return work.two_classes or work
+    def prepare(self, work: Work) -> Work:
+        self._prepared = prepared(work.two_classes or work, first=self.link.rank == 0)
+        return self._prepared.work
 
-    def run(self, work: Work, operands: list[Tensor]) -> tuple[float, float]:
+    def run(self) -> tuple[float, float]:
         together(self.link, self.link.names)
         before = len(self.link.entries)
         started = time.perf_counter()
-        shares = taken(self.session, operands, first=self.link.rank == 0)
-        self._result = work.run(self.session, shares)
+        self._result = self._prepared.run(self.session)
         seconds = time.perf_counter() - started
         self._sent = before, len(self.link.entries)
         return seconds, seconds
@@ -248,7 +267,7 @@ class EngineSide:
     def opened(self) -> list[Tensor]:
         return self.session.reveal(self._result, kind="result share")
 
-    def cost(self, work: Work, operands: list[Tensor]) -> Cost:
+    def cost(self) -> Cost:
         own = self.link.entries[slice(*self._sent)]
         return Cost(len({entry.round for entry in own}), sum(entry.bytes for entry in own), 0)
 

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from on_shares.sides import Cost, Side, computing_parties, taken, together
+from on_shares.sides import Cost, Prepared, Side, computing_parties, prepared, together
 from on_shares.works import Work
 from torch import Tensor
 
@@ -122,25 +122,25 @@ class StockSide:
     provider: str
     link: Link
     error: float = field(default=5e-2, init=False)
+    _prepared: Prepared = field(init=False)
     _result: list[Any] = field(default_factory=list, init=False)
-    _counted: Cost | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
         return f"crypten-stock {self.provider.lower()}"
 
-    def form(self, work: Work) -> Work:
+    def prepare(self, work: Work) -> Work:
+        self._prepared = prepared(work, first=self.link.rank == 0)
         return work
 
-    def run(self, work: Work, operands: list[Tensor]) -> tuple[float, float]:
+    def run(self) -> tuple[float, float]:
         crypten: Any = self.session.crypten
         crypten.cfg.mpc.provider = self.provider
         own: Any = self.session
         together(self.link, computing_parties(self.link))
         started = perf_counter()
         with crypten.no_grad():
-            shares = taken(own, operands, first=self.link.rank == 0)
-            self._result = work.run(own, shares)
+            self._result = self._prepared.run(own)
         seconds = perf_counter() - started
         return seconds, seconds
 
@@ -148,13 +148,13 @@ class StockSide:
         # CrypTen's decoding is wrong by 1 next to some whole numbers: not the sharing's fault.
         return [value.reveal().double() / float(value.encoder.scale) for value in self._result]
 
-    def cost(self, work: Work, operands: list[Tensor]) -> Cost:
+    def cost(self) -> Cost:
         """Of a run that is not timed, since counting takes time."""
         communicator_class = self.session.crypten.communicator.DistributedCommunicator
         counting = Counting(communicator_class.instance)
         communicator_class.instance = counting
         try:
-            self.run(work, operands)
+            self.run()
         finally:
             communicator_class.instance = counting.inner
         return Cost(counting.rounds, counting.sent, counting.material)
