@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -181,15 +181,18 @@ def from_seconds(
 
 
 def main(
-    build_rows: Callable[[bool], list[Row]],
+    build_rows: Callable[..., list[Row]],
     *,
+    options: Mapping[str, str] | None = None,
     extras: Report | None = None,
     against: Callable[[Path, bool], list[Row]] | None = None,
 ) -> None:
     """The command line of a benchmark file: `--quick`, `--json`, and perhaps `--against`.
 
     Args:
-        build_rows: Measures; called with whether it has to be quick (under a minute).
+        build_rows: Measures; called with whether it has to be quick (under a minute), and with
+            what is given for each option, or None, by its name.
+        options: Further options that take a word: name to what `--help` says.
         extras: Further keys of the results file, read after measuring.
         against: Measures this checkout and the one that it is called with, in turn.
     """
@@ -199,13 +202,16 @@ def main(
     parser.add_argument("--json", action="store_true", help="print one JSON list of rows only")
     if against is not None:
         parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="the other checkout")
+    for name, story in (options or {}).items():
+        parser.add_argument(f"--{name}", help=story)
     arguments = parser.parse_args()
+    given = {name: getattr(arguments, name) for name in options or {}}
     _pin_threads()
     if against is not None and arguments.against is not None:
         rows = against(arguments.against, arguments.quick)
         stem, extras = f"{stem}_against", {"other_commit": commit(arguments.against)}
     else:
-        rows = build_rows(arguments.quick)
+        rows = build_rows(arguments.quick, **given)
     if arguments.json:
         print(json.dumps(rows, allow_nan=False))
     else:

@@ -4,7 +4,8 @@
 
 `MPCSGD` on digits (MLP 64-64-10), two computing parties on loopback; each engine's processes start
 and end within its seconds, in turn. Beside the seconds: how many test rows are predicted otherwise
-than by the same steps in plaintext, and bytes and rounds by the transcript. Where `PRIVTRAIN_DATA`
+than by the same steps in plaintext, bytes and rounds by the transcript, and what these would take
+over other networks (`on_shares/network.py`: projected, without computing). Where `PRIVTRAIN_DATA`
 names a folder with MNIST, a small CNN is trained for one epoch on 10,000 of its images, once,
 against its plaintext twin: CrypTen's engine has no convolutions.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from harness import SEED, Row, from_seconds, in_turn, main
+from on_shares.network import NETWORKS
 from torch import nn
 
 # The files of this folder run as scripts from a checkout that need not be installed.
@@ -47,6 +49,12 @@ def figures(result: pt.TrainResult, twin: pt.TrainResult, data: FederatedData) -
     sent = {"material": 0, "other": 0}
     for entry in result.transcript.entries:
         sent["material" if entry.kind == "material" else "other"] += entry.bytes
+    # Half of what is sent: two parties do so at the same time.
+    moved = sent["other"] // 2 + sent["material"]
+    projected = {
+        f"{name}_projected_s": network.milliseconds(result.cost.rounds or 0, moved) / 1e3
+        for name, network in NETWORKS.items()
+    }
     return {
         "accuracy": float((ours == labels).double().mean()),
         "twin_accuracy": float((plain == labels).double().mean()),
@@ -57,6 +65,7 @@ def figures(result: pt.TrainResult, twin: pt.TrainResult, data: FederatedData) -
         "material_bytes": sent["material"],
         "peak_memory_bytes": result.cost.peak_memory_bytes,
         "twin_peak_memory_bytes": twin.cost.peak_memory_bytes,
+        **projected,
     }
 
 
@@ -81,7 +90,8 @@ def digits(quick: bool) -> Row:
     )
     twin = trained(pt.MPCSGD(epochs=epochs).plaintext_twin(), task, data)
     theirs = figures(results["crypten"], twin, data)
-    kept = ("accuracy", "other_predictions", "rounds", "bytes")
+    projected = tuple(f"{name}_projected_s" for name in NETWORKS)
+    kept = ("accuracy", "other_predictions", "rounds", "bytes", *projected)
     against = {f"crypten_{key}": theirs[key] for key in kept}
     return row | figures(results["ring64"], twin, data) | against
 

@@ -98,6 +98,11 @@ def test_a_quick_benchmark_prints_one_json_list(name: str) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert rows
+    if name == "mpc_ops":
+        assert {row["against"] for row in rows} == {
+            *("crypten", "crypten-stock tfp", "crypten-stock ttp"),
+            *("ring64 online, 2 parties", "ring64 total, 2 parties"),
+        }
     for row in rows:
         assert list(row)[: len(KEYS)] == KEYS
         # Whole comparisons and trainings take long, so their quick forms run once.

@@ -32,6 +32,7 @@ from privtrain.report import cells
 from privtrain.report.files import load
 from privtrain.report.summary import groups
 from privtrain.runs.card import versions
+from tests.docs.operations import network_lines, ops_lines
 from tests.docs.pages import CHECKOUT, DOCS
 
 RESULTS = DOCS / "results"
@@ -306,6 +307,18 @@ TABLES: Mapping[str, Table] = {
         lines=ftrl_lines,
         kept="benchmarks/results/dp_ftrl.json",
     ),
+    **{
+        name: Table(
+            page="docs/mpc.md",
+            commands={"all": ("benchmarks/mpc_ops.py", "--spu", "PYTHON")},
+            takes="some five minutes, with spu==0.9.5 in an environment of its own",
+            code=("benchmarks/mpc_ops.py", "benchmarks/on_shares", *SECURE),
+            figures=lambda runs: {},
+            lines=lines,
+            kept="benchmarks/results/mpc_ops.json",
+        )
+        for name, lines in (("mpc_ops", ops_lines), ("mpc_network", network_lines))
+    },
 }
 
 NOT_HELD = (

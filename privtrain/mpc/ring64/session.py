@@ -201,7 +201,8 @@ class Ring64Session:
 
     def _end(self, cut: Cut, masked: Tensor, high: Tensor, wrap: Tensor) -> Tensor:
         """The share of the quotient, from the opened t + rho."""
-        share = wrap.masked_fill(masked < 0, 0) - high
+        # No wrap where the top bit is one; several times faster than `masked_fill`.
+        share = (wrap & ~(masked >> RING_BITS - 1)) - high
         if self.leader:
             share += shifted_right(masked, cut.drop) - (1 << (HALF_RANGE - cut.drop))
         return share

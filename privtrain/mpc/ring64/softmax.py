@@ -292,7 +292,7 @@ def _cut(wires: Wires, wide: Tensor) -> CutValues:
     high = wires.dealt(lambda: shifted_right(rho, drop), wide.shape)
     wrap = wires.dealt(lambda: top_bit(rho), wide.shape, bits=drop) << (RING_BITS - drop)
     (masked,) = wires.open([wide + rho + (1 << half) if wires.leader else wide + rho])
-    share, public = wrap.masked_fill(masked < 0, 0) - high, shifted_right(masked, drop)
+    share, public = (wrap & ~(masked >> RING_BITS - 1)) - high, shifted_right(masked, drop)
     public = public - (1 << (half - drop))
     if wires.leader:
         share = share + public
