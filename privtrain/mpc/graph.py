@@ -18,8 +18,8 @@ from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.seeding import Seeds, global_generator
 
 SUPPORTED = (
-    "nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d(1), nn.Flatten or "
-    "torch.flatten(x, 1), and addition"
+    "nn.Linear, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d(1), nn.Flatten, "
+    "torch.flatten(x, 1) or x.view(len, -1) with len = x.size(0), and addition"
 )
 
 
@@ -86,6 +86,8 @@ def calls_of(model: nn.Module) -> tuple[Call, ...]:
             continue
         if node.op == "placeholder" and not values:
             values[node] = 0
+        elif _counts_rows(node):
+            continue  # read where it says how rows are flattened, and refused elsewhere
         elif node.op != "output":
             name = _name(node)
             layer, sources = _layer(node, name, tracer.root)
@@ -138,6 +140,17 @@ def _check_plain(model: nn.Module) -> None:
                 f"The layer {name or 'model'!r} has a hook or a forward of its own, which cannot "
                 "be trained on shares. Use no hooks, and write a subclass for another forward."
             )
+
+
+def _counts_rows(node: Any) -> bool:
+    """Whether a call reads the number of rows of a value: `x.size(0)`, `x.shape[0]`, `x.shape`."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is operator.getitem:
+        return bool(node.args[1] == 0 and _counts_rows(node.args[0]))
+    if node.target is getattr:
+        return bool(node.args[1] == "shape")
+    return node.op == "call_method" and node.target == "size" and node.args[1:] in ((), (0,))
 
 
 def _reached(graph: fx.Graph) -> set[fx.Node]:
@@ -201,7 +214,7 @@ def _layer(node: fx.Node, name: str, root: nn.Module) -> tuple[nn.Module, Sequen
 def _values(node: fx.Node, name: str, sources: Sequence[Any]) -> list[fx.Node]:
     if node.kwargs and node.op == "call_module":
         sources = [*sources, *node.kwargs.values()]
-    if not all(isinstance(source, fx.Node) for source in sources):
+    if any(not isinstance(source, fx.Node) or _counts_rows(source) for source in sources):
         raise _unsupported(f"The call {node.format_node()} in {name!r}, with a constant,")
     return list(sources)
 
@@ -219,6 +232,15 @@ def _relu(input: Any, inplace: bool = False) -> Found:
 
 def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Found:
     return nn.Flatten(start_dim, end_dim), [input]
+
+
+def _view(input: Any, *shape: Any) -> Found:
+    rows, values = shape[0] if len(shape) == 1 else shape
+    # Whether there are so many values in a row is seen when the model is compared with its layers.
+    counted = rows == -1 or (_counts_rows(rows) and rows.target is not getattr)
+    if not (counted and isinstance(values, int)):
+        raise ValueError(shape)
+    return nn.Flatten(), [input]
 
 
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Found:
@@ -252,6 +274,9 @@ _FUNCTIONS: Mapping[Any, Callable[..., Found]] = {
     "relu": _relu,
     torch.flatten: _flatten,
     "flatten": _flatten,
+    torch.reshape: _view,
+    "reshape": _view,
+    "view": _view,
     operator.add: _add,
     operator.iadd: _add,
     torch.add: _add,
