@@ -74,7 +74,7 @@ class Shared(Protocol):
         ...
 
     def mean(self, dim: int, keepdim: bool = False) -> "Shared":
-        """The mean along a dimension, rounded once."""
+        """The mean along a dimension: a sum times a public number, see `Session.scale`."""
         ...
 
     def size(self, dim: int) -> int:
@@ -148,7 +148,7 @@ class Session(Protocol):
         ...
 
     def scale(self, shared: Shared, factor: float) -> Shared:
-        """The product of a shared value and a public number, rounded once."""
+        """The product of a shared value and a public number, of which 16 significant bits count."""
         ...
 
     def positive(self, shared: Shared) -> Shared:

@@ -20,7 +20,7 @@ LARGEST = 2.0**12
 so that sums of 128 of them still fit into the 63 bits of the ring."""
 
 LARGEST_ENCODED = LARGEST - 2.0**-PRECISION_BITS
-"""What is encoded is no larger."""
+"""What is encoded with so many bits is no larger."""
 
 
 def encode(values: Tensor, *, name: str = "values", bits: int = PRECISION_BITS) -> Tensor:

@@ -22,7 +22,7 @@ from privtrain.mpc.ring64.softmax import (
     maximum,
     softmax_parts,
 )
-from privtrain.mpc.ring64.tensors import WIDEST, Ring64Tensor
+from privtrain.mpc.ring64.tensors import WIDEST, WIDEST_PRODUCT, Ring64Tensor
 from privtrain.mpc.ring64.wires import Compute, Wires
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
@@ -145,7 +145,8 @@ class Ring64Session:
                 it had more.
         """
         largest = _largest_product(function, left, right)
-        if left.bits + right.bits > widest and (largest is None or largest >= 1 << HALF_RANGE):
+        fits = largest is not None and largest < 1 << HALF_RANGE
+        if left.bits + right.bits > (max(widest, WIDEST_PRODUCT) if fits else widest):
             left, right = self.settled([left, right])
             largest = _largest_product(function, left, right)
         bits = left.bits + right.bits
@@ -263,6 +264,7 @@ class Ring64Session:
         if value.bits > PRECISION_BITS and not _fits(value, whole, value.bits + shift):
             (value,) = self.settled([value])
         if shift <= 0:
+            value = value.narrow()
             return value.derived(value.share * whole)
         drop = value.bits + shift - PRECISION_BITS
         if drop <= 0:
@@ -278,7 +280,7 @@ class Ring64Session:
 
     def linear(self, function: Callable[[Tensor], Tensor], shared: Any) -> Ring64Tensor:
         # Linear in the mask, too: what was opened stays opened.
-        result: Ring64Tensor = shared.viewed(function, linked=False)
+        result: Ring64Tensor = shared.narrow().viewed(function, linked=False)
         result.largest = None
         return result
 
@@ -299,12 +301,12 @@ class Ring64Session:
 
     def sigmoid(self, logits: Any) -> Ring64Tensor:
         """1 / (1 + e^-x) for values up to `sigmoid.REACH` in magnitude; see there for others."""
-        value = self._narrow(logits)
+        value: Ring64Tensor = logits.narrow()
         share = sigmoid(self.wires, *self.masked(value), value.bits)
         return value.derived(share, SIGMOID_BITS, largest=SIGMOID_LARGEST)
 
     def softmax(self, logits: Any) -> Ring64Tensor:
-        value = self._narrow(logits)
+        value: Ring64Tensor = logits.narrow()
         if value.bits < PRECISION_BITS:  # such as whole numbers: gaps are read to the last bit
             lifted = value.share << (PRECISION_BITS - value.bits)
             limit = value.magnitude(PRECISION_BITS)
@@ -326,9 +328,6 @@ class Ring64Session:
         value: Ring64Tensor = shared
         share = maximum(self.wires, value.share, *self.masked(value), limit=value.largest)
         return value.derived(share, largest=value.largest)
-
-    def _narrow(self, value: Ring64Tensor) -> Ring64Tensor:
-        return value if value.bits <= WIDEST else self.settled([value])[0]
 
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         # Truncated first: the low bits of a product say more than its value.

@@ -119,7 +119,7 @@ def softmax_parts(
     Args:
         wires: This role's.
         share: Of the logits x, `(rows, classes)`; any gaps between them.
-        masked: x + r, opened; integers x below 2^62 in magnitude.
+        masked: x + r, opened; integers x below 2^62 - 2^14 in magnitude.
         mask: r at the dealer, anything elsewhere.
         bits: Bits of the logits after the point, at most 32.
         limit: As for `largest`.

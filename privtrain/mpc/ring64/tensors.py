@@ -17,6 +17,10 @@ WIDEST = 2 * PRECISION_BITS
 """Bits after the point that a value may have beyond which it is truncated before sums or products:
 a product of two values as they are shared or opened. 30 bits are left before the point."""
 
+WIDEST_PRODUCT = 3 * PRECISION_BITS
+"""Bits of a product whose largest magnitude is known to fit. It is compared, opened for products,
+scaled or truncated as it is, and truncated before sums."""
+
 
 class Arithmetic(Protocol):
     """What a value asks of its session."""
@@ -219,11 +223,13 @@ class Ring64Tensor:
         """The largest magnitude of integers with more bits after the point."""
         return None if self.largest is None else self.largest << (bits - self.bits)
 
+    def narrow(self) -> "Ring64Tensor":
+        """This value with no more than `WIDEST` bits; truncated if need be."""
+        return self if self.bits <= WIDEST else self.session.settled([self])[0]
+
     def _added(self, other: Operand, sign: int) -> "Ring64Tensor":
         if isinstance(other, Ring64Tensor):
-            left, right = self, other
-            if max(left.bits, right.bits) > WIDEST and left.bits != right.bits:
-                left, right = self.session.settled([left, right])
+            left, right = self.narrow(), other.narrow()
             bits = max(left.bits, right.bits)
 
             largest = _total(left.magnitude(bits), right.magnitude(bits))
@@ -236,7 +242,7 @@ class Ring64Tensor:
                 return left.awaited(left.shape, both, bits)
             return left.derived(both(), bits, largest=largest)
         integers, bits = as_public(other)
-        value = self
+        value = self.narrow()
         if bits > value.bits:
             value = value.derived(value.lifted(bits), bits)
         integers = sign * integers << (value.bits - bits)
@@ -258,8 +264,9 @@ class Ring64Tensor:
         return -self + other
 
     def sum(self, dim: int, keepdim: bool = False) -> "Ring64Tensor":
-        largest = None if self.largest is None else self.largest * self.size(dim)
-        return self.derived(self.share.sum(dim, keepdim=keepdim), largest=largest)
+        value = self.narrow()
+        largest = None if value.largest is None else value.largest * value.size(dim)
+        return value.derived(value.share.sum(dim, keepdim=keepdim), largest=largest)
 
     def mean(self, dim: int, keepdim: bool = False) -> "Ring64Tensor":
         return self.sum(dim, keepdim).div(self.size(dim))
@@ -270,9 +277,9 @@ class Ring64Tensor:
         if isinstance(other, Ring64Tensor):
             return self.session.product(torch.mul, self, other)
         integers, bits = as_public(other)
-        value = self
+        value = self.narrow()
         if bits and bits + self.bits > WIDEST:
-            (value,) = self.session.settled([self])
+            (value,) = self.session.settled([value])
         return value.derived(value.share * integers, value.bits + bits)
 
     def matmul(self, other: Any) -> "Ring64Tensor":
@@ -292,6 +299,7 @@ class Ring64Tensor:
 
     @staticmethod
     def cat(tensors: Sequence[Any], dim: int) -> "Ring64Tensor":
+        tensors = [tensor.narrow() for tensor in tensors]
         first: Ring64Tensor = tensors[0]
         bits = max(tensor.bits for tensor in tensors)
         result = first.derived(torch.cat([tensor.lifted(bits) for tensor in tensors], dim), bits)

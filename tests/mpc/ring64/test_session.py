@@ -140,6 +140,48 @@ KNOWN: dict[str, Case] = {
 }
 
 
+ONES = torch.ones(2000, 4, dtype=torch.float64)
+TOP = 15.875 * torch.ones(8, 4, dtype=torch.float64)
+WIDE: dict[str, tuple[Callable[..., Ring64Tensor], Tensor, Tensor, float]] = {
+    "sum": (lambda s, x: (x.square() * x).sum(0), TOP, (TOP**3).sum(0), 2e-2),
+    "mean": (lambda s, x: (x.square() * x).mean(0), ONES, ONES[0], 1e-3),
+    "sum of a sigmoid": (
+        lambda s, x: (x * 256 * s.sigmoid(x * 0 + 30.0)).sum(0),
+        TOP,
+        8 * 256 * TOP[0],
+        4.0,
+    ),
+    "add": (lambda s, x: x.square() * x + x.square() * x, TOP, 2 * TOP**3, 1e-2),
+    "add public": (lambda s, x: x.square() * x + 4000.0, TOP, TOP**3 + 4000, 1e-2),
+    "lt": (lambda s, x: (x.square() * x).lt(4000.75), TOP, (TOP**3 < 4000.75).double(), 0),
+    "times whole": (lambda s, x: x.square() * x * 100, TOP, TOP**3 * 100, 1.0),
+    "times public": (lambda s, x: x.square() * x * 100.5, TOP, TOP**3 * 100.5, 1.0),
+    "scale up": (lambda s, x: s.scale(x.square() * x, 2.0**16), TOP, TOP**3 * 2**16, 600.0),
+    "join": (lambda s, x: s.join([x.square() * x, x], dim=0), TOP, torch.cat([TOP**3, TOP]), 1e-2),
+    "linear": (lambda s, x: s.linear(lambda t: 512 * t, x.square() * x), TOP, 512 * TOP**3, 3.0),
+    "five factors": (
+        lambda s, x: x.square().square() * x,
+        TOP / 16,
+        (TOP / 16) ** 5,
+        2e-4,
+    ),
+}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", WIDE)
+def test_products_of_known_magnitude_do_not_wrap_in_what_follows(name: str, known: bool) -> None:
+    function, values, expected, error = WIDE[name]
+    largest = float(values.abs().max()) if known else None
+
+    def bounded(session: Ring64Session, x: Ring64Tensor, y: Ring64Tensor) -> Ring64Tensor:
+        return function(session, session.take(x.share, largest=largest))
+
+    ran = run(Compute(bounded, values, Y))
+    result = ran.payloads["computing-0"]["result"]
+    assert float((result - expected).abs().max()) <= error
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_magnitudes_save_truncations(name: str) -> None:
     function, expected, units, rounds = KNOWN[name]

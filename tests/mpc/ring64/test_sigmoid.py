@@ -6,7 +6,9 @@ import torch
 from numpy.typing import NDArray
 
 from privtrain.mpc.ring64.sigmoid import (
+    BITS,
     ERROR,
+    LARGEST,
     PERIOD_BITS,
     REACH,
     TERMS,
@@ -31,6 +33,15 @@ def test_series_stays_within_0_and_1_at_every_value() -> None:
     values = series(np.linspace(-PERIOD / 2, PERIOD / 2, 100_001))
     assert -1e-5 < values.min() < 0
     assert 1 < values.max() < 1 + 1e-5
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_results_stay_within_what_is_said_of_them(bits: int) -> None:
+    x = (torch.linspace(-130, 130, 50_000, dtype=torch.float64) * 2.0**bits).long()
+    _, (found,) = ran_on(lambda session, v: (session.sigmoid(v),), x, bits=bits)
+    farthest = max(float(found.max()) - 1, -float(found.min()))
+    # Rounding reaches beyond the series.
+    assert 1e-5 < farthest < LARGEST / 2**BITS - 1 < 3e-4
 
 
 def test_series_is_the_logistic_function_within_reach() -> None:
