@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.errors import UnsupportedError
 from privtrain.mpc.convolution import Windows
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import (
     check_engine,
-    check_translation,
     evaluated,
     sigmoid,
     softmax,
@@ -25,6 +24,7 @@ from privtrain.mpc.layers import (
 )
 from privtrain.mpc.pictures import AvgPool2d
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.translation import check_translation
 from tests.mpc.models import (
     OF_PICTURES,
     PICTURE,
@@ -110,15 +110,6 @@ def test_an_engine_of_matrices_is_not_asked_for_convolutions() -> None:
         check_engine(CrypTen(), nodes, softmax)
     with pytest.raises(UnsupportedError, match=r"binary_cross_entropy.* CrypTen.*engine=pt.Ring64"):
         check_engine(CrypTen(), translate(nn.Linear(3, 1)), sigmoid)
-
-
-def test_rows_without_channels_are_no_pictures() -> None:
-    # Two rows of (5, 5) would be one picture of two channels.
-    model = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(16, 3))
-    with pytest.raises(DataError, match=r"rows of shape \(5, 5\) to be pictures .*'0' \(Conv2d\)"):
-        check_translation(model, translate(model), (5, 5))
-    with pytest.raises(DataError, match=r"to take rows of shape \(1, 5, 5\)"):
-        check_translation(model, translate(model), (1, 5, 5))
 
 
 @dataclass
