@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.convolution import Windows
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
@@ -35,6 +36,8 @@ from tests.mpc.models import (
     stepped,
 )
 from tests.mpc.one_party import OpenSession
+from tests.mpc.ring64.mesh import run
+from tests.mpc.ring64.test_session import shared
 
 TARGETS = torch.tensor([0, 2, 1, 1])
 
@@ -60,6 +63,30 @@ def test_what_the_layers_compute_in_plaintext(make: Callable[[], nn.Module]) -> 
     *_, (_, _, outputs) = evaluated(nodes, rows)
     torch.testing.assert_close(outputs, model(rows))
     check_translation(model, nodes, PICTURE)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Sums of products of pictures, which are pooled in between or not; opens them."""
+
+    kernel: tuple[int, int] | None
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with Ring64().open(party) as session:
+            values = shared(session, party, drawn(2, *PICTURE), 0)
+            values = values * values
+            if self.kernel:
+                pool = AvgPool2d(Windows(self.kernel, self.kernel)).open(session)
+                values = pool.forward(session, values)
+            return {"result": session.reveal([values * values], kind="result share")[0]}
+
+
+@pytest.mark.parametrize(("kernel", "more"), [((2, 2), 0), ((3, 1), 1)])
+def test_pooling_by_a_power_of_two_takes_no_round(kernel: tuple[int, int], more: int) -> None:
+    ran, plain = run(Pooled(kernel)), functional.avg_pool2d(drawn(2, *PICTURE).square(), kernel)
+    found = ran.payloads["computing-0"]["result"]
+    assert float((found - plain.square()).abs().max()) < 2e-3
+    assert ran.rounds() == run(Pooled(None)).rounds() + more
 
 
 def test_pooling_is_that_of_torch() -> None:

@@ -237,14 +237,16 @@ class Ring64Session:
         if factor == 0:
             return shared.derived(shared.share * 0)  # type: ignore[no-any-return]
         value: Ring64Tensor = shared
-        if value.bits > PRECISION_BITS:
-            # With the bits of the factor a product of more than 2^14 would wrap around.
-            (value,) = self.settled([value])
         # factor * 2^shift lies in [2^15, 2^16); smaller ones than 2^-29 keep fewer bits.
-        shift = min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44)
-        if shift <= 0:
-            return value.derived(value.share * round(factor))
-        drop, whole = value.bits + shift - PRECISION_BITS, round(factor * 2**shift)
+        shift = max(0, min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44))
+        whole = round(factor * 2**shift)
+        while shift and whole % 2 == 0:
+            whole, shift = whole // 2, shift - 1
+        if value.bits > PRECISION_BITS and abs(whole) << value.bits > 1 << WIDEST:
+            # With the bits of the factor a product of more than 2^14 would wrap around. A power of
+            # two has none, and is divided by in the truncation that the value needs anyway.
+            (value,) = self.settled([value])
+        drop = value.bits + shift - PRECISION_BITS
         if drop <= 0:
             return value.derived(value.share * whole, value.bits + shift)
         # Not now: the weights of all layers can be truncated in one message.
