@@ -1,6 +1,7 @@
 """Every share, every message and every masked value that is opened is uniform, whatever the values.
 
-All tests together raise a false alarm with a probability of 1e-9; nothing is seeded.
+All tests together raise a false alarm with a probability of about 1e-9, and overlook what is broken
+below with less; masks come from the system, not from a seed.
 """
 
 from collections.abc import Callable, Sequence

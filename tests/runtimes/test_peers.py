@@ -175,9 +175,9 @@ def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unwatched")
 def test_who_is_done_and_then_freezes_is_missed_by_who_still_needs_it(
-    free_port: int, keys: Keys
+    free_port: int,
 ) -> None:
-    with three(free_port, keys) as (peers, one, two):
+    with three(free_port, SECURED) as (peers, one, two):
         one.set("done/1", "")
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
@@ -199,14 +199,14 @@ def test_who_is_done_and_then_freezes_is_missed_by_who_still_needs_it(
 
 @pytest.mark.usefixtures("unwatched")
 def test_a_host_that_is_done_and_then_freezes_ends_the_run_of_who_is_not(
-    free_port: int, keys: Keys
+    free_port: int,
 ) -> None:
     entries = Entries(ROLES)
     for rank, name in enumerate(ROLES):
         entries.put(name, f"here/{rank}", "")
     with (
-        BoardServer(entries, listening("127.0.0.1", free_port), keys["party-0"]),
-        Peers(1, ROLES, "127.0.0.1", free_port, 1.0, keys["party-1"]) as peers,
+        BoardServer(entries, listening("127.0.0.1", free_port), SECURED["party-0"]),
+        Peers(1, ROLES, "127.0.0.1", free_port, 1.0, SECURED["party-1"]) as peers,
     ):
         entries.put("party-0", "done/0", "")
         while peers._done != {0}:
