@@ -197,7 +197,7 @@ def test_a_plaintext_client_is_refused() -> None:
 def test_a_stranger_who_drips_is_refused_and_holds_up_nobody(
     transports: Sequence[Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "_GREETING", 0.5)
+    monkeypatch.setattr(links, "_GREETING", 1.0)
     beginning = hello(1)[:2] if transports is CLEAR else RECORD
     with (
         meshed(transports, 2) as (left, right),
@@ -206,10 +206,10 @@ def test_a_stranger_who_drips_is_refused_and_holds_up_nobody(
         start = time.monotonic()
         right.send("left", "share", VALUES)
         assert torch.equal(left.receive("right", "share"), VALUES)
-        assert time.monotonic() - start < 0.4
+        assert time.monotonic() - start < 0.9
         # Its time is that of all its bytes, not of each.
         assert stranger.recv(64) in (b"", b"\x15")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 4
 
 
 def test_tls_1_2_is_refused() -> None:

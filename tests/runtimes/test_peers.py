@@ -179,11 +179,11 @@ def test_who_is_done_and_then_freezes_is_missed_by_who_still_needs_it(
 ) -> None:
     with three(free_port, SECURED) as (peers, one, two):
         one.set("done/1", "")
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + 1.2
         while time.monotonic() < end:
             two.set("beat/2", str(time.monotonic()))
-            # For much longer than another one may be silent.
-            assert (missed := peers._lost(0.3)) is None, missed
+            # For longer than another one may be silent.
+            assert (missed := peers._lost(0.8)) is None, missed
             time.sleep(0.02)
 
         def needs_it() -> None:
@@ -194,7 +194,7 @@ def test_who_is_done_and_then_freezes_is_missed_by_who_still_needs_it(
         with pytest.raises(PartyLostError, match="party-1 sent no 'share'") as caught:
             peers.run(needs_it)
         assert caught.value.party == "party-1"
-        assert time.monotonic() - start < peers.timeout
+        assert time.monotonic() - start < 2 * peers.timeout
 
 
 @pytest.mark.usefixtures("unwatched")
@@ -216,9 +216,9 @@ def test_a_host_that_is_done_and_then_freezes_ends_the_run_of_who_is_not(
         with entries._lock:  # nobody is answered any more, and nobody's beat is heard
             while (error := peers._lost(0.5)) is None and time.monotonic() < start + 5:
                 time.sleep(0.01)
-            assert 0.4 < time.monotonic() - start < peers.timeout
+            assert 0.4 < time.monotonic() - start < 2 * peers.timeout
             peers.__exit__(None, None, None)
-            assert time.monotonic() - start < 3 * peers.timeout
+            assert time.monotonic() - start < 4 * peers.timeout
     assert isinstance(error, PartyLostError) and error.party == "party-0"
     assert "hosts the rendezvous" in str(error)
 

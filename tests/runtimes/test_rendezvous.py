@@ -213,7 +213,7 @@ def test_strangers_keep_nobody_out(data: bytes, transports: Sequence[Transport])
 def test_a_stranger_who_drips_keeps_nobody_waiting(
     transports: Sequence[Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "_GREETING", 0.5)
+    monkeypatch.setattr(rendezvous, "_GREETING", 1.0)
     beginning = hello("right")[:2] if transports is CLEAR else RECORD
     with served(transports[0]) as server:
         with dripping(address(server), beginning) as stranger:
@@ -221,14 +221,14 @@ def test_a_stranger_who_drips_keeps_nobody_waiting(
             with joined(server, "right", transports[1]) as right:
                 right.set("here/1", "")
                 assert right.get("here/1") == ""
-            assert time.monotonic() - start < 0.4
+            assert time.monotonic() - start < 0.9
             # Its time is that of all its bytes, not of each.
             assert stranger.recv(64) in (b"", b"\x15")
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 4
         with dripping(address(server), beginning):
             start = time.monotonic()
             server.__exit__(None, None, None)
-            assert time.monotonic() - start < 0.4
+            assert time.monotonic() - start < 0.9
 
 
 @both
