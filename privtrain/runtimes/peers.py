@@ -317,12 +317,15 @@ class Peers:
             return PartyLostError(
                 f"{host}, which hosts the rendezvous, is gone: {self._board_error}", host
             )
-        if now - self._polled > silence + 2 * self.beat:
+        if now - self._polled > silence:
             text = f"{host}, which hosts the rendezvous, froze: it has not answered for "
             return PartyLostError(f"{text}{now - self._polled:.1f} s.", host)
-        # Who is done beats no more, and is missed by nobody.
+        # Who is done beats no more, and is missed by nobody. Silent is who said nothing while the
+        # board could be read: a host that froze holds back everybody's beats.
         ages = {
-            rank: now - seen for rank, (_, seen) in self._beats.items() if rank not in self._done
+            rank: self._polled - seen
+            for rank, (_, seen) in self._beats.items()
+            if rank not in self._done
         }
         rank, age = max(ages.items(), key=lambda item: item[1])
         if age <= silence:

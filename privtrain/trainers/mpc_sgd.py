@@ -45,7 +45,6 @@ from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
     Probabilities,
     check_engine,
-    check_translation,
     pictures_at,
     sigmoid,
     softmax,
@@ -62,6 +61,7 @@ from privtrain.mpc.ranges import (
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import share
+from privtrain.mpc.translation import check_translation
 from privtrain.release.door import Release
 from privtrain.steps.descent import PooledDescent, WithMomentum
 from privtrain.steps.pooling import CURATOR_READS

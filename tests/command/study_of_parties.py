@@ -47,10 +47,13 @@ def narrow(rank: int) -> tuple[Task, Rows]:
     return task, rows if rank != 1 else Rows(rows.inputs[:, 1:], rows.targets)
 
 
-def not_finite(rank: int) -> tuple[Task, Rows]:
-    """Rank 1 has a row that cannot be shared."""
-    task, rows, _ = make(rank)
-    return task, rows if rank != 1 else Rows(rows.inputs / 0, rows.targets)
+TOO_LARGE = 4938.125
+
+
+def too_large(rank: int | None) -> tuple[Task, Rows | None]:
+    """Rank 1 has rows beyond fixed point."""
+    task, rows = make_or_help(rank)
+    return task, rows if rank != 1 else Rows(torch.full((EACH, FEATURES), TOO_LARGE), rows.targets)
 
 
 def stop_later(rank: int) -> tuple[Task, Rows]:

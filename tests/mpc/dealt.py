@@ -172,6 +172,8 @@ class DealtSession:
         return self.take(integers if self.first else torch.zeros_like(integers))
 
     def scale(self, shared: Any, factor: float) -> "DealtTensor":
+        if factor == 0:
+            return shared.with_share(shared.share * 0)  # type: ignore[no-any-return]
         shift = PRECISION_BITS - 1 - math.floor(math.log2(abs(factor)))
         return shared.with_share(shared.share * round(factor * 2**shift)).cut(shift)
 
@@ -183,15 +185,15 @@ class DealtSession:
         return shared * above, above
 
     def sigmoid(self, logits: Shared) -> Shared:
-        raise UnsupportedError("The toy engine has no sigmoid.")
+        raise UnsupportedError("The toy engine has no sigmoid. Use Ring64().")
 
     def bilinear(
         self, function: Callable[[Tensor, Tensor], Tensor], left: Shared, right: Shared
     ) -> Shared:
-        raise UnsupportedError("The toy engine has no bilinear functions.")
+        raise UnsupportedError("The toy engine has no bilinear functions. Use Ring64().")
 
-    def linear(self, function: Callable[[Tensor], Tensor], shared: Any) -> "DealtTensor":
-        return shared.with_share(function(shared.share))  # type: ignore[no-any-return]
+    def linear(self, function: Callable[[Tensor], Tensor], shared: Shared) -> Shared:
+        raise UnsupportedError("The toy engine has no linear functions. Use Ring64().")
 
     def softmax(self, logits: Shared) -> Shared:
         return softmax(logits)

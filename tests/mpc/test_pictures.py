@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.convolution import Windows
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import (
     check_engine,
-    check_translation,
     evaluated,
     sigmoid,
     softmax,
@@ -25,6 +25,7 @@ from privtrain.mpc.layers import (
 )
 from privtrain.mpc.pictures import AvgPool2d
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.translation import check_translation
 from tests.mpc.models import (
     OF_PICTURES,
     PICTURE,
@@ -35,6 +36,8 @@ from tests.mpc.models import (
     stepped,
 )
 from tests.mpc.one_party import OpenSession
+from tests.mpc.ring64.mesh import run
+from tests.mpc.ring64.test_session import shared
 
 TARGETS = torch.tensor([0, 2, 1, 1])
 
@@ -60,6 +63,30 @@ def test_what_the_layers_compute_in_plaintext(make: Callable[[], nn.Module]) -> 
     *_, (_, _, outputs) = evaluated(nodes, rows)
     torch.testing.assert_close(outputs, model(rows))
     check_translation(model, nodes, PICTURE)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Sums of products of pictures, which are pooled in between or not; opens them."""
+
+    kernel: tuple[int, int] | None
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with Ring64().open(party) as session:
+            values = shared(session, party, drawn(2, *PICTURE), 0)
+            values = values * values
+            if self.kernel:
+                pool = AvgPool2d(Windows(self.kernel, self.kernel)).open(session)
+                values = pool.forward(session, values)
+            return {"result": session.reveal([values * values], kind="result share")[0]}
+
+
+@pytest.mark.parametrize(("kernel", "more"), [((2, 2), 0), ((3, 1), 1)])
+def test_pooling_by_a_power_of_two_takes_no_round(kernel: tuple[int, int], more: int) -> None:
+    ran, plain = run(Pooled(kernel)), functional.avg_pool2d(drawn(2, *PICTURE).square(), kernel)
+    found = ran.payloads["computing-0"]["result"]
+    assert float((found - plain.square()).abs().max()) < 2e-3
+    assert ran.rounds() == run(Pooled(None)).rounds() + more
 
 
 def test_pooling_is_that_of_torch() -> None:
@@ -110,15 +137,6 @@ def test_an_engine_of_matrices_is_not_asked_for_convolutions() -> None:
         check_engine(CrypTen(), nodes, softmax)
     with pytest.raises(UnsupportedError, match=r"binary_cross_entropy.* CrypTen.*engine=pt.Ring64"):
         check_engine(CrypTen(), translate(nn.Linear(3, 1)), sigmoid)
-
-
-def test_rows_without_channels_are_no_pictures() -> None:
-    # Two rows of (5, 5) would be one picture of two channels.
-    model = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Flatten(), nn.Linear(16, 3))
-    with pytest.raises(DataError, match=r"rows of shape \(5, 5\) to be pictures .*'0' \(Conv2d\)"):
-        check_translation(model, translate(model), (5, 5))
-    with pytest.raises(DataError, match=r"to take rows of shape \(1, 5, 5\)"):
-        check_translation(model, translate(model), (1, 5, 5))
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Links of several parties in one process, with and without keys."""
 
+import itertools
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from privtrain.runtimes.board import Entries, LocalBoard
 from privtrain.runtimes.certificates import Credentials, make_credentials
@@ -69,3 +71,29 @@ def careless_client(own: Credentials | None, version: ssl.TLSVersion) -> ssl.SSL
         with _as_file(own.certificate) as certificate, _as_file(own.key) as key:
             context.load_cert_chain(certificate, key)
     return context
+
+
+@contextmanager
+def dripping(where: tuple[str, int], beginning: bytes) -> Iterator[socket.socket]:
+    """A stranger who begins as a party does, a byte each tenth of a second, and never ends."""
+    stopped = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):  # it is shown the door
+            for octet in itertools.chain(beginning, itertools.repeat(0)):
+                if stopped.wait(0.1):
+                    return
+                connection.sendall(bytes([octet]))
+
+    with socket.create_connection(where, timeout=5) as connection:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield connection
+        finally:
+            stopped.set()
+            thread.join()
+
+
+RECORD = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+"""How a client of TLS begins: a record of 512 bytes."""

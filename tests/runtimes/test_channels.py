@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
-from privtrain.runtimes import channels
+from privtrain.runtimes import channels, links
 from privtrain.runtimes.board import LocalBoard
 from privtrain.runtimes.certificates import Credentials
 from privtrain.runtimes.channels import Inbox, Outbox
@@ -26,10 +26,12 @@ from tests.runtimes.meshes import (
     CLEAR,
     KEYS,
     OTHER_STUDY,
+    RECORD,
     SECURED,
     address,
     by_hand,
     careless_client,
+    dripping,
     hello,
     meshed,
 )
@@ -189,6 +191,25 @@ def test_the_right_certificate_alone_makes_no_other_rank() -> None:
 
 def test_a_plaintext_client_is_refused() -> None:
     left_refuses(lambda left: knock(left, hello(1) + message(0)), "version|request|authenticated")
+
+
+@both
+def test_a_stranger_who_drips_is_refused_and_holds_up_nobody(
+    transports: Sequence[Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_GREETING", 1.0)
+    beginning = hello(1)[:2] if transports is CLEAR else RECORD
+    with (
+        meshed(transports, 2) as (left, right),
+        dripping(address(left), beginning) as stranger,
+    ):
+        start = time.monotonic()
+        right.send("left", "share", VALUES)
+        assert torch.equal(left.receive("right", "share"), VALUES)
+        assert time.monotonic() - start < 0.9
+        # Its time is that of all its bytes, not of each.
+        assert stranger.recv(64) in (b"", b"\x15")
+        assert time.monotonic() - start < 4
 
 
 def test_tls_1_2_is_refused() -> None:

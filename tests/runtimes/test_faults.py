@@ -6,15 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from privtrain.core.errors import PartyLostError
+from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.links import Link
 from privtrain.core.runtime import MeshReply, Party, Payload, Program, link_of
+from privtrain.mpc.material.journal import Journal, Spent
 from privtrain.runtimes.processes.mesh import Processes
+from tests.disk import little_space
 from tests.runtimes.processes.watching import alive, children
 
 ROLES = ("left", "right", "dealer")
@@ -183,3 +186,40 @@ def test_a_dealer_whose_party_takes_nothing_stops(tmp_path: Path) -> None:
     thread.join(10)
     assert error.party == "left" and "froze" in str(error)
     assert seconds < TIMEOUT + SLACK
+
+
+def journal(path: Path) -> Journal:
+    result = Journal(path, "study", "right")
+    result.resume()
+    return result
+
+
+SPENT = Spent(segments=1, blocks=3, step=0, session="ab" * 16)
+
+
+def spend_and_die(path: Path, link: Link) -> None:
+    journal(path).spend(SPENT)
+    die(link)
+
+
+def spend_on_a_full_disk(path: Path, link: Link) -> None:
+    with little_space(path.stat().st_size + 1):
+        journal(path).spend(SPENT)
+
+
+def test_a_crash_between_journal_and_use_ends_all_and_stays_spent(tmp_path: Path) -> None:
+    path = tmp_path / "material.jsonl"
+    Journal(path, "study", "right").begin()
+    error, seconds = lost(tmp_path, "right", partial(spend_and_die, path))
+    assert error.party == "right" and "SIGKILL" in str(error)
+    assert seconds < TIMEOUT + SLACK
+    assert journal(path).spent == SPENT
+
+
+def test_a_full_disk_at_the_journal_ends_all_and_spends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "material.jsonl"
+    Journal(path, "study", "right").begin()
+    with pytest.raises(PrivtrainError, match=r"^right: The disk of .* is full.*none was used"):
+        run(tmp_path, "right", partial(spend_on_a_full_disk, path))
+    assert time.time() - float((tmp_path / "deed").read_text()) < TIMEOUT + SLACK
+    assert journal(path).spent == Spent()

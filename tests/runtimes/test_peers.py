@@ -11,11 +11,11 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
-from privtrain.runtimes.board import Board
+from privtrain.runtimes.board import Board, Entries
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.launcher import LaunchedBoard
 from privtrain.runtimes.peers import Peers
-from privtrain.runtimes.rendezvous import BoardClient, join
+from privtrain.runtimes.rendezvous import BoardClient, BoardServer, join, listening
 from privtrain.runtimes.sockets import TLS, Plain, Transport
 
 Keys = Mapping[str, Transport]
@@ -171,6 +171,56 @@ def lost(peers: Peers) -> PartyLostError:
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     # It would end this process.
     monkeypatch.setattr(Peers, "_keep_watch", lambda peers: None)
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_who_is_done_and_then_freezes_is_missed_by_who_still_needs_it(
+    free_port: int,
+) -> None:
+    with three(free_port, SECURED) as (peers, one, two):
+        one.set("done/1", "")
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:
+            two.set("beat/2", str(time.monotonic()))
+            # For longer than another one may be silent.
+            assert (missed := peers._lost(0.8)) is None, missed
+            time.sleep(0.02)
+
+        def needs_it() -> None:
+            raise PartyLostError("party-1 sent no 'share' for 2 s.", "party-1")
+
+        two.set("done/2", "")
+        start = time.monotonic()
+        with pytest.raises(PartyLostError, match="party-1 sent no 'share'") as caught:
+            peers.run(needs_it)
+        assert caught.value.party == "party-1"
+        assert time.monotonic() - start < 2 * peers.timeout
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_a_host_that_is_done_and_then_freezes_ends_the_run_of_who_is_not(
+    free_port: int,
+) -> None:
+    entries = Entries(ROLES)
+    for rank, name in enumerate(ROLES):
+        entries.put(name, f"here/{rank}", "")
+    with (
+        BoardServer(entries, listening("127.0.0.1", free_port), SECURED["party-0"]),
+        Peers(1, ROLES, "127.0.0.1", free_port, 1.0, SECURED["party-1"]) as peers,
+    ):
+        entries.put("party-0", "done/0", "")
+        while peers._done != {0}:
+            entries.put("party-2", "beat/2", str(time.monotonic()))
+            time.sleep(0.01)
+        start = time.monotonic()
+        with entries._lock:  # nobody is answered any more, and nobody's beat is heard
+            while (error := peers._lost(0.5)) is None and time.monotonic() < start + 5:
+                time.sleep(0.01)
+            assert 0.4 < time.monotonic() - start < 2 * peers.timeout
+            peers.__exit__(None, None, None)
+            assert time.monotonic() - start < 4 * peers.timeout
+    assert isinstance(error, PartyLostError) and error.party == "party-0"
+    assert "hosts the rendezvous" in str(error)
 
 
 @pytest.mark.usefixtures("unwatched")

@@ -4,6 +4,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -15,7 +16,16 @@ from privtrain.runtimes.board import MOST_KEY, MOST_VALUE, Entries
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.rendezvous import BoardClient, BoardServer, join, listening
 from privtrain.runtimes.sockets import TLS, Plain, Transport
-from tests.runtimes.meshes import CLEAR, KEYS, NAMES, OTHER_STUDY, SECURED, careless_client
+from tests.runtimes.meshes import (
+    CLEAR,
+    KEYS,
+    NAMES,
+    OTHER_STUDY,
+    RECORD,
+    SECURED,
+    careless_client,
+    dripping,
+)
 
 LOOPBACK = "127.0.0.1"
 both = pytest.mark.parametrize("transports", [CLEAR, SECURED], ids=["TCP", "TLS"])
@@ -197,6 +207,28 @@ def test_strangers_keep_nobody_out(data: bytes, transports: Sequence[Transport])
         for stranger in strangers:
             stranger.close()
     assert server.entries._values == {"here/1": ""}
+
+
+@both
+def test_a_stranger_who_drips_keeps_nobody_waiting(
+    transports: Sequence[Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "_GREETING", 1.0)
+    beginning = hello("right")[:2] if transports is CLEAR else RECORD
+    with served(transports[0]) as server:
+        with dripping(address(server), beginning) as stranger:
+            start = time.monotonic()
+            with joined(server, "right", transports[1]) as right:
+                right.set("here/1", "")
+                assert right.get("here/1") == ""
+            assert time.monotonic() - start < 0.9
+            # Its time is that of all its bytes, not of each.
+            assert stranger.recv(64) in (b"", b"\x15")
+            assert time.monotonic() - start < 4
+        with dripping(address(server), beginning):
+            start = time.monotonic()
+            server.__exit__(None, None, None)
+            assert time.monotonic() - start < 0.9
 
 
 @both

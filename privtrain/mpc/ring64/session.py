@@ -258,14 +258,15 @@ class Ring64Session:
             return shared.derived(shared.share * 0)  # type: ignore[no-any-return]
         value: Ring64Tensor = shared
         # factor * 2^shift lies in [2^15, 2^16); smaller ones than 2^-29 keep fewer bits.
-        shift = min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44)
-        whole = round(factor * 2 ** max(0, shift))
-        # With the bits of the factor a product of more than 2^14 would wrap around.
-        if value.bits > PRECISION_BITS and not _fits(value, whole, value.bits + shift):
+        shift = max(0, min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44))
+        whole = round(factor * 2**shift)
+        while shift and whole % 2 == 0:
+            whole, shift = whole // 2, shift - 1
+        # With the bits of the factor a product of more than 2^14 would wrap around. A power of two
+        # has none, and is divided by in the truncation that the value needs anyway.
+        wide = value.bits > PRECISION_BITS and abs(whole) << value.bits > 1 << WIDEST
+        if wide and not _fits(value, whole, value.bits + shift):
             (value,) = self.settled([value])
-        if shift <= 0:
-            value = value.narrow()
-            return value.derived(value.share * whole)
         drop = value.bits + shift - PRECISION_BITS
         if drop <= 0:
             return value.derived(value.share * whole, value.bits + shift)

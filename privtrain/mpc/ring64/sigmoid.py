@@ -28,8 +28,8 @@ ERROR = 5.5e-4
 
 BITS = 32
 LARGEST = (1 << BITS) + (1 << BITS - 12)
-"""No integer of the result is larger. The series stays within 1e-5 of 0..1 at every x. Rounding adds
-1.7e-4 at most for 64 public factors, 2^-18 each, and 4e-5 for what they multiply."""
+"""No integer of the result is larger. The series stays within 1e-5 of 0..1 at every x. Rounding
+adds 1.7e-4 at most for 64 public factors, 2^-18 each, and 4e-5 for what they multiply."""
 
 _MASK_BITS = 15
 _PUBLIC_BITS = BITS - _MASK_BITS

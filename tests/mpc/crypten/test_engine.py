@@ -1,6 +1,5 @@
 import importlib.util
 import math
-import pickle
 
 import pytest
 import torch
@@ -11,29 +10,13 @@ from privtrain.runtimes.processes.mesh import Processes
 from tests.mpc.crypten import programs
 from tests.mpc.test_sharing import bit_z_scores
 
-TOLERANCES = {
-    "matmul": 0.001,
-    "softmax": 0.003,
-    "two": 0.003,
-    "wide": 0.003,  # gaps in the thousands
-    "one": 0.01,  # nothing to normalise by: the bare error of the exponential
-    "positive": 0.0,
-    "scale": 1e-4,
-    "scale up": 0.02,
-    "scale by nothing": 0.0,
-    "public": 1e-5,
-}
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parties", [2, 3])
-def test_everything_a_session_computes(parties: int) -> None:
+def test_what_a_session_sends_and_draws(parties: int) -> None:
     names = [f"computing-{rank}" for rank in range(parties)]
-    replies = Processes(timeout=40).run(dict.fromkeys(names, programs.Functions()), {})
+    replies = Processes(timeout=40).run(dict.fromkeys(names, programs.Costs()), {})
     first = replies[names[0]].payload
-    for name, tolerance in TOLERANCES.items():
-        assert float(first[f"error/{name}"]) <= tolerance, name
-    assert first["largest"].tolist() == [0, 1, 0, 0, 0]  # the first one of equal ones
     # A comparison's bytes and rounds; CrypTen's own takes 216 and 8, or 424 and 15.
     size, calls = first["comparison"].tolist()
     assert (math.ceil(size), calls) == {2: (40, 8), 3: (56, 9)}[parties]
@@ -77,9 +60,8 @@ def test_secure_gradients_stay_close_to_plain_ones_over_many_steps() -> None:
     assert float((secure - plain).abs().max()) < 0.004
 
 
-def test_is_a_frozen_value_that_says_what_it_does_not_protect_from() -> None:
+def test_says_what_it_does_not_protect_from() -> None:
     engine = CrypTen()
-    assert pickle.loads(pickle.dumps(engine)) == engine
     with pytest.raises(ValueError, match="provider='HE'"):
         CrypTen(provider="HE")
     said = " ".join(CAVEATS)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,28 +61,3 @@ def ran_on(
 
 def dealt_bytes(ran: Ran) -> int:
     return ran.bytes("material", "dealer")
-
-
-LIMIT = 5.5
-"""Standard deviations; some hundred bits are looked at, one of which is beyond it once in 50,000
-runs."""
-
-
-def worst(ran: Ran) -> float:
-    """How far the bits of what is sent and opened are from coins, in standard deviations.
-
-    Each bit by itself, and whether it equals that of the next value.
-    """
-    sent = [
-        [tensor for kind, tensor in ran.links[name].sent if kind == "masked share"]
-        for name in ("computing-0", "computing-1")
-    ]
-    biases = []
-    for one, other in zip(*sent, strict=True):
-        opened = one + other if one.dtype == torch.int64 else one ^ other
-        for message in (one, opened):
-            octets = message.reshape(-1).numpy().view(np.uint8)
-            bits = np.unpackbits(octets).reshape(-1, 8 * message.element_size())
-            for coins in (bits, bits[1:] ^ bits[:-1]):
-                biases.append(np.abs(coins.mean(0) - 0.5).max() * 2 * len(coins) ** 0.5)
-    return float(max(biases))

@@ -1,6 +1,5 @@
 """The engine: its roles, what it says of privacy, and a run as processes."""
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import Rows
 from privtrain.mpc.descent import PeerDescent, SecureDescent, encoded
-from privtrain.mpc.engine import with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
 from privtrain.mpc.ring64.engine import Deal, Ring64, announced, as_zeros
@@ -21,7 +19,6 @@ from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.sharing import encode, share
 from privtrain.release.finish import IDENTITY
 from privtrain.release.shared import SUM_BITS, SumAndOpen
-from privtrain.runtimes.processes.mesh import Processes
 from privtrain.sampling.passes import batches
 from tests.mpc.ring64.mesh import names_of, run
 
@@ -74,15 +71,6 @@ def test_the_dealer_hears_shapes_keys_and_announcements_alone() -> None:
         "material taken",
     }
     assert {shape for kind, shape in heard if kind == "public key"} == {(32,)}
-
-
-@pytest.mark.slow
-def test_as_processes() -> None:
-    programs = with_helpers(Ring64(), dict.fromkeys(names_of(2), Product()))
-    replies = Processes(timeout=30).run(programs, inputs_of(2))
-    for name in names_of(2):
-        assert torch.allclose(replies[name].payload["result"], X @ X.t(), atol=2**-15)
-    assert replies["dealer"].payload == {}
 
 
 @dataclass(frozen=True)
@@ -238,14 +226,6 @@ def test_an_error_at_one_party_ends_it_for_all() -> None:
         run(Fails())
 
 
-def test_numbers_of_parties() -> None:
-    for count in (2, 5):
-        Ring64().check(count)
-    for count in (1, 6):
-        with pytest.raises(UnsupportedError, match=f"2 to 5 computing parties, not with {count}"):
-            Ring64().check(count)
-
-
 def test_a_mesh_without_a_dealer_is_refused() -> None:
     ran = run(Waits())
     link = ran.links["computing-0"]
@@ -272,11 +252,10 @@ class Waits:
             return {}
 
 
-def test_the_engine_and_its_dealer_pickle() -> None:
-    engine = pickle.loads(pickle.dumps(Ring64()))
+def test_the_dealer_runs_the_program_of_the_parties() -> None:
     programs = dict.fromkeys(names_of(2), Waits())
-    assert engine.helpers(programs) == {"dealer": Deal(Waits(), names_of(2))}
-    assert engine.helper_names == ("dealer",)
+    assert Ring64().helpers(programs) == {"dealer": Deal(Waits(), names_of(2))}
+    assert Ring64().helper_names == ("dealer",)
 
 
 def test_who_reads_what() -> None:

@@ -93,6 +93,14 @@ CASES: dict[str, Case] = {
         40,
         3,
     ),
+    # One truncation does both: a power of two is a shift.
+    "scale a product by a power of two": (
+        lambda s, x, y: s.scale((x * 4000).matmul(y * 4000), -(2.0**-20)),
+        X @ Y * -(4000**2 / 2**20),
+        1,
+        2,
+    ),
+    "scale by a whole number": (lambda s, x, y: s.scale(x, -6.0), X * -6, 0, 0),
     "scale twice": (lambda s, x, y: s.scale(s.scale(x, 0.3), 0.2), X * 0.06, 2, 2),
     "scale several": (
         lambda s, x, y: x[:5, :3] - s.scale(x[:5, :3], 0.3) + s.scale(y, 0.1),

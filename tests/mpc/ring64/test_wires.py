@@ -1,6 +1,5 @@
-"""Shares and openings: the sums are right, and each message alone is uniform."""
+"""Shares and openings: the sums are right, and every stream is one's own."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -16,24 +15,7 @@ from privtrain.mpc.ring64.wires import narrowed, widened
 from privtrain.mpc.sharing import encode
 from tests.mpc.ring64.mesh import Ran, run
 
-COUNT = 4000
-
-# Chi-square of 255 degrees of freedom: beyond it with probability 1e-7, once in 1e5 runs of the
-# eight bytes of ten messages.
-LIMIT = 388
-
-
-def statistic(octets: Tensor) -> float:
-    """Chi-square of bytes against the uniform distribution; uint8."""
-    expected = len(octets) / 256
-    counts = torch.bincount(octets.long(), minlength=256).double()
-    return float(((counts - expected) ** 2).sum()) / expected
-
-
-def worst(integers: Tensor) -> float:
-    """The largest statistic of the eight bytes of integers."""
-    places = integers.reshape(-1, 1).contiguous().view(torch.uint8)
-    return max(statistic(places[:, place]) for place in range(8))
+COUNT = 400
 
 
 @dataclass(frozen=True)
@@ -93,38 +75,6 @@ def test_openings_are_what_shares_add_up_to(ran: Ran) -> None:
             assert torch.equal(payload["opened mask"], sum(shares_of(ran, "mask")))
             assert payload["opened bytes"].unique().tolist() == [7]
             assert not payload["opened zero"].any()
-
-
-def test_each_share_alone_is_uniform(ran: Ran) -> None:
-    for name in ("input", "product", "truncated", "mask", "zero"):
-        for share in shares_of(ran, name):
-            assert worst(share) < LIMIT, name
-    for share in shares_of(ran, "bytes"):
-        assert statistic(share) < LIMIT
-
-
-def test_each_message_and_each_opened_value_is_uniform(ran: Ran) -> None:
-    links = [link for name, link in ran.links.items() if name != "dealer"]
-    sent = [[tensor for kind, tensor in link.sent if kind == "masked share"] for link in links]
-    per_opening = len(links) - 1
-    for number in range(2):
-        messages = [messages[number * per_opening] for messages in sent]
-        assert all(worst(message) < LIMIT for message in messages)
-        assert worst(torch.stack(messages).sum(0)) < LIMIT
-
-
-def test_masks_of_40_bits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Short(Keystream):
-        def integers(self, shape: Sequence[int]) -> Tensor:
-            return super().integers(shape) & (2**40 - 1)
-
-    monkeypatch.setattr("privtrain.mpc.ring64.engine.Keystream", Short)
-    short = run(Everything(), 2)
-    masked = [
-        [tensor for kind, tensor in short.links[name].sent if kind == "masked share"]
-        for name in ("computing-0", "computing-1")
-    ]
-    assert worst(masked[0][0] + masked[1][0]) > LIMIT
 
 
 def test_streams_of_parties_and_sessions_differ() -> None:
