@@ -201,6 +201,13 @@ class DealtSession:
     def largest(self, shared: Shared) -> Shared:
         return one_hot_argmax(shared)
 
+    def maximum(self, shared: Any) -> Any:
+        highest = shared[..., 0]
+        for number in range(1, shared.size(-1)):
+            gap = shared[..., number] - highest
+            highest = highest + gap * self.positive(gap)
+        return highest
+
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         opened = self.opened([value.share for value in values], kind)
         pairs = zip(opened, values, strict=True)
@@ -296,6 +303,10 @@ class DealtTensor:
     def div(self, divisor: int) -> "DealtTensor":
         return self.cut(divisor.bit_length() - 1)
 
+    def lt(self, other: float) -> "DealtTensor":
+        """As `gt`, of both sides exchanged."""
+        return (other - self).gt(0.0)
+
     def gt(self, other: float) -> "DealtTensor":
         """The highest bit of a difference, opened under a mask whose bits are shared."""
         negative = other - self
@@ -324,6 +335,9 @@ class DealtTensor:
 
     def sum(self, dim: int, keepdim: bool = False) -> "DealtTensor":
         return self.with_share(self.share.sum(dim, keepdim=keepdim))
+
+    def mean(self, dim: int, keepdim: bool = False) -> "DealtTensor":
+        return self.sum(dim, keepdim).div(self.size(dim))
 
     def size(self, dim: int) -> int:
         return self.share.size(dim)

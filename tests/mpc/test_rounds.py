@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.dense import Descent
-from privtrain.mpc.layers import sigmoid, softmax, step, trained, translate
+from privtrain.mpc.layers import Node, sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST_ENCODED, encode
 from tests.mpc.ring64.functions import ran_on
@@ -160,6 +160,11 @@ class Step:
     sizes: tuple[int, int]
     batch: int
     largest: float = LARGEST_ENCODED
+    nodes: tuple[Node, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Not in the parties' threads: no two of them may follow one model at a time.
+        object.__setattr__(self, "nodes", translate(self.model))
 
     def rows(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -181,13 +186,13 @@ class Step:
         return torch.cat([(weight - RATE * each).detach().flatten() for weight, each in pairs])
 
     def __call__(self, inputs: Payload, party: Party) -> Payload:
-        nodes, (rows, targets) = translate(self.model), self.rows()
+        rows, targets = self.rows()
         with Ring64().open(party) as session:
             shares = [
                 session.take(encode(values, name="rows") * int(session.leader), largest=largest)
                 for values, largest in ((rows, self.largest), (targets, 1))
             ]
-            layers = [node.open(session) for node in nodes]
+            layers = [node.open(session) for node in self.nodes]
             probabilities = sigmoid if self.sizes[-1] == 1 else softmax
             step(session, layers, *shares, Descent(RATE / self.batch, 0.0), probabilities)
             weights = session.settled(trained(layers))

@@ -17,7 +17,7 @@ from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.convolution import Windows, conv2d
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.layers import Probabilities, sigmoid, softmax, step, trained, translate
+from privtrain.mpc.layers import Node, Probabilities, sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64 import wires
 from privtrain.mpc.sharing import LARGEST
 from tests.mpc.models import PICTURE, SmallResNet, drawn, made
@@ -114,17 +114,17 @@ class Steps:
     """The same step many times, each with shares and weights of its own; opens the weights."""
 
     engine: Watched
-    model: nn.Module
+    nodes: tuple[Node, ...]
     rows: Tensor
     targets: Tensor
     probabilities: Probabilities
     repeats: int
 
     def __call__(self, inputs: Payload, party: Party) -> Payload:
-        nodes, descent = translate(self.model), Descent(0.5 / len(self.rows), 0.5)
+        descent = Descent(0.5 / len(self.rows), 0.5)
         with self.engine.open(party) as session:
             for _ in range(self.repeats):
-                layers = [node.open(session) for node in nodes]
+                layers = [node.open(session) for node in self.nodes]
                 x, y = shared(session, party, self.rows, 1), shared(session, party, self.targets, 0)
                 step(session, layers, x, y, descent, self.probabilities)
                 session.reveal(trained(layers), kind="result share")
@@ -146,7 +146,9 @@ def test_steps_of_training(name: str, parties: int) -> None:
     rows[4:] = 0  # as constant as rows can be
     targets = nn.functional.one_hot(labels).double()[:, :outputs]
     engine, repeats = Watched(), 16
-    ran = run(Steps(engine, made(make), rows, targets, probabilities, repeats), parties)
+    # Before the parties' threads: no two of them may follow one model at a time.
+    nodes = translate(made(make))
+    ran = run(Steps(engine, nodes, rows, targets, probabilities, repeats), parties)
     assert alarm(engine.pooled(repeats)) > ALARM
     check_complete(ran, engine.views)
 
