@@ -66,11 +66,11 @@ class Bounds:
 
     def of_layer(self, name: str) -> float:
         """The bound on what a layer computes; infinite where none is stated."""
-        return dict(self.layers).get(name, inf)  # type: ignore[arg-type,return-value]  # pairs
+        return dict(self.layers).get(name, inf)  # type: ignore[arg-type]  # pairs
 
     def of_gradient(self, name: str) -> float:
         """The bound on what a layer hands back; infinite where none is stated."""
-        return dict(self.gradients).get(name, inf)  # type: ignore[arg-type,return-value]  # pairs
+        return dict(self.gradients).get(name, inf)  # type: ignore[arg-type]  # pairs
 
     def check_model(self, nodes: Sequence[Node]) -> None:
         """Refuses bounds that cannot be of a model.

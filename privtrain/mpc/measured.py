@@ -27,7 +27,7 @@ PROVES_NOTHING = (
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRanges:
-    """The largest magnitudes of a training. They are those of its rows, and prove nothing of others.
+    """The largest magnitudes of a training: those of its rows, which prove nothing for others.
 
     Args:
         operations: Each operation of a step with its largest integer in any step, in the order in
@@ -151,9 +151,10 @@ def measure(
     layers = [watched(node, session) for node in nodes]
     rows, weights, steps = 0.0, _largest(layers), 0
     for inputs, targets, descent in batches:
-        shared: list[Any] = [Recorded(each, session, by_row=True) for each in (inputs, targets)]
-        step(session, layers, *shared, descent, probabilities)
-        rows, steps = max(rows, shared[0].largest), steps + 1
+        shared: Any = Recorded(inputs, session, by_row=True)
+        wanted: Any = Recorded(targets, session, by_row=True)
+        step(session, layers, shared, wanted, descent, probabilities)
+        rows, steps = max(rows, shared.largest), steps + 1
         largest_weight = _largest(layers)
         if not isfinite(largest_weight):
             raise DataError(

@@ -294,8 +294,8 @@ class RecordingSession:
 
     def relu(self, value: Recorded) -> tuple[Recorded, Recorded]:
         values, above = self.numbers.relu(value.values)
-        result = Recorded(values, self, value.bits, value.by_row)
-        return result, Recorded(above, self, 0, value.by_row)
+        result = self.within(Recorded(values, self, value.bits, value.by_row))
+        return self.noted(result, "outputs"), Recorded(above, self, 0, value.by_row)
 
     def sigmoid(self, logits: Recorded) -> Recorded:
         # Right up to that magnitude itself.

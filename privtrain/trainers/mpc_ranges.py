@@ -1,22 +1,34 @@
-"""The ranges that a training on shares needs, by a run in plaintext on rows that anybody may read."""
+"""The ranges that a training on shares needs, by a run in plaintext on rows without secrets."""
 
 from collections.abc import Iterator
+from typing import Protocol
+
+from torch import nn
 
 from privtrain.core.parameters import initial_model
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Task
-from privtrain.core.validate import check_seed
+from privtrain.core.task import FederatedData, Split, Task
+from privtrain.core.validate import check_offers, check_seed
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.descent import LABELS, SecureDescent, encoded
 from privtrain.mpc.measured import Batch, MeasuredRanges, measure
 from privtrain.mpc.sharing import decode
-from privtrain.trainers.mpc_sgd import MPCSGD
 
 ROWS_NAME = "the rows that are measured"
 
 
+class OnShares(Protocol):
+    """A trainer whose steps run on shares, such as `MPCSGD`."""
+
+    def program(
+        self, task: Task, model: nn.Module, split: Split, row_shape: tuple[int, ...]
+    ) -> SecureDescent:
+        """What every computing party runs."""
+        ...
+
+
 def measured_ranges(
-    trainer: MPCSGD, task: Task, data: FederatedData, *, seed: int = 0
+    trainer: OnShares, task: Task, data: FederatedData, *, seed: int = 0
 ) -> MeasuredRanges:
     """What each operation of a training on shares would reach on rows that are public or synthetic.
 
@@ -25,7 +37,7 @@ def measured_ranges(
     nothing for others.
 
     Args:
-        trainer: The training.
+        trainer: The training, `MPCSGD`.
         task: What is learned.
         data: Public or synthetic rows; never those that shares are to protect. `trainer.batch_size`
             and the number of these rows decide how many a gradient is summed over.
@@ -38,6 +50,7 @@ def measured_ranges(
         DataError: If rows cannot be shared, or training diverges on them.
         UnsupportedError: If the model or the loss cannot be trained on shares.
     """
+    check_offers("program", "pt.MPCSGD()", trainer=trainer)
     check_seed(seed)
     seeds = Seeds(seed)
     model = initial_model(task, seeds["initialisation", 0, ""])

@@ -2,6 +2,7 @@
 
 import pickle
 from math import inf, nan
+from typing import Any
 
 import pytest
 import torch
@@ -46,15 +47,16 @@ def test_layers_that_the_model_has_not_are_refused_with_the_nearest() -> None:
     Bounds(rows=1, weights=1, layers={"model": 3.0, "head": 4.0}).check_model(nodes)
     with pytest.raises(ValueError, match=r"'secnd', but 'first', .*Did you mean 'second'\?"):
         Bounds(rows=1, weights=1, layers={"secnd": 1.0}).check_model(nodes)
-    with pytest.raises(ValueError, match="gradients of the bounds .*'tail'"):
+    with pytest.raises(ValueError, match=r"gradients of the bounds .*'tail'"):
         Bounds(rows=1, weights=1, gradients={"tail": 1.0}).check_model(nodes)
 
 
 def test_initial_weights_beyond_their_bound_are_refused_and_frozen_ones_are_not() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-    nn.init.constant_(model[0].weight, 9.0)
-    nn.init.constant_(model[2].bias, -7.5)
-    model[0].weight.requires_grad_(False)
+    first, last = nn.Linear(2, 2), nn.Linear(2, 2)
+    nn.init.constant_(first.weight, 9.0)
+    nn.init.constant_(last.bias, -7.5)
+    first.weight.requires_grad_(False)
+    model = nn.Sequential(first, nn.ReLU(), last)
     Bounds(rows=1, weights=7.5).check_model(translate(model))
     with pytest.raises(DataError, match=r"layer '2' reach 7\.5, beyond the stated weights=7\.4\."):
         Bounds(rows=1, weights=7.4).check_model(translate(model))
@@ -72,8 +74,9 @@ def test_rows_beyond_their_bound_are_refused_at_who_holds_them() -> None:
 def test_the_layer_that_exceeds_its_bound_is_named(name: str) -> None:
     model, rows = made(convolutional), Rows(drawn(4, *PICTURE))
     model.requires_grad_(False)
-    values, reached = rows.inputs, {}
-    for number, layer in enumerate(model):  # type: ignore[arg-type]  # a Sequential
+    values, reached = rows.inputs, dict[str, float]()
+    layer: Any
+    for number, layer in enumerate(model.children()):
         before, values = values, layer(values)
         if number in (0, 2, 5):
             bias = layer.bias[:, None, None] if number < 5 else layer.bias

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,18 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.errors import DataError
+from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc import intervals
 from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.dense import Descent, Linear
+from privtrain.mpc.dense import Descent
 from privtrain.mpc.intervals import LongDescent, Magnitudes, check_worst_case, worst_case
-from privtrain.mpc.layers import Probabilities, sigmoid, softmax, translate
+from privtrain.mpc.layers import (
+    Node,
+    Probabilities,
+    sigmoid,
+    softmax,
+    step,
+    trained,
+    translate,
+)
 from privtrain.mpc.measured import Batch, MeasuredRanges, measure
 from privtrain.mpc.operations import Operation, Recorded, RecordingSession
 from privtrain.mpc.ranges import LARGEST_OUTPUT
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
+from privtrain.mpc.sharing import encode
 from tests.mpc.models import FLAT, OF_PICTURES, PICTURE, perceptron
+from tests.mpc.ring64.mesh import run
 
 RATE, MOMENTUM, STEPS = 0.05, 0.75, 6
 
@@ -101,9 +112,7 @@ def exceeded(
     worst: list[Operation] = []
     for batch in (5, 2):
         descent = Descent(RATE / batch, MOMENTUM)
-        worst += worst_case(
-            bounds, Ring64(), nodes, shape_of(make), batch, descent, loss_of(make)
-        )
+        worst += worst_case(bounds, Ring64(), nodes, shape_of(make), batch, descent, loss_of(make))
     found, known = by_name(measured.operations), by_name(worst)
     assert found.keys() == known.keys()
     for key, operation in found.items():
@@ -171,20 +180,18 @@ def worst(
     momentum: float = 0.0,
 ) -> dict[Key, Operation]:
     descent = Descent(rate / batch, momentum)
-    return by_name(
-        worst_case(bounds, Ring64(), translate(model), shape, batch, descent, softmax)
-    )
+    return by_name(worst_case(bounds, Ring64(), translate(model), shape, batch, descent, softmax))
 
 
 def test_the_worst_case_is_reached() -> None:
     # All rows and weights at their bounds, and labels as wrong as can be, for sixty steps.
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, 2, bias=False))
+    stem, head = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(75, 2, bias=False)
     with torch.no_grad():
-        for parameter in model[0].parameters():
+        for parameter in stem.parameters():
             parameter.fill_(2.0)
-        model[2].weight.copy_(torch.tensor([[2.0], [-2.0]]).expand(2, 75))
-    model.requires_grad_(False)
-    model[2].weight.requires_grad_(True)
+        head.weight.copy_(torch.tensor([[2.0], [-2.0]]).expand(2, 75))
+    stem.requires_grad_(False)
+    model = nn.Sequential(stem, nn.Flatten(), head)
     inputs = torch.full((7, 2, 5, 5), 3.0, dtype=torch.float64)
     targets = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(7, 2)
     # So small a rate that the weights stay where they are.
@@ -232,6 +239,54 @@ def test_what_has_added_up_of_momentum_is_reached(monkeypatch: pytest.MonkeyPatc
     assert found <= worst(model, bounds, (1,), 4, 0.25, 0.5)[name].largest < 1.5 * (1 + 2e-3)
     monkeypatch.setattr(intervals, "LongDescent", ForgetsTheSteps)
     assert worst(model, bounds, (1,), 4, 0.25, 0.5)[name].largest < found
+
+
+# A gradient of 15 in every step makes a step of 0.1 x 15 / 7, which 16 bits do not hold.
+ROUNDED = Descent(0.1 / 7, 0.7)
+
+
+@dataclass(frozen=True)
+class OpensEachStep:
+    """Thirty steps on shares whose gradients are all alike, with the weights after each."""
+
+    nodes: tuple[Node, ...]
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        def certain(session: Any, outputs: Any) -> Any:
+            return session.public(torch.ones(5, 2))
+
+        with Ring64().open(party) as session:
+            held = [torch.full((5, 40), 3.0), torch.zeros(5, 2)]
+            first = link_of(party).rank == 0
+            rows, targets = (
+                session.own(encode(each) if first else None, tuple(each.shape), 0) for each in held
+            )
+            layers = [node.open(session) for node in self.nodes]
+            opened = []
+            for _ in range(30):
+                step(session, layers, rows, targets, ROUNDED, certain)
+                opened += session.reveal(trained(layers), kind="weight share")
+            return {"weights": torch.stack(opened)}
+
+
+def test_roundings_of_the_engine_are_within_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(40, 2, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    weights = run(OpensEachStep(translate(model)), 2).payloads["computing-0"]["weights"]
+    largest = float(weights.diff(dim=0).abs().max())
+    monkeypatch.setattr(intervals, "PROBABILITY", 1.0)
+    bounds = Bounds(rows=3.0, weights=1.0)
+
+    def known() -> float:
+        operations = worst_case(bounds, Ring64(), translate(model), (40,), 5, ROUNDED, softmax)
+        return by_name(operations)["model", "momentum"].largest
+
+    assert largest <= known() < largest + 10 * intervals.UNIT
+    # Without room for roundings some of eighty weights would exceed it.
+    monkeypatch.setattr(Magnitudes, "scaled", lambda self, values, factor, shift: values * factor)
+    monkeypatch.setattr(intervals, "shift_of", lambda factor: 60)
+    monkeypatch.setattr(intervals, "UNIT", 2.0**-60)
+    assert known() < largest
 
 
 def test_a_stated_layer_caps_what_follows_from_it_and_its_own_product() -> None:
@@ -313,12 +368,11 @@ def test_an_engine_that_truncates_at_once_has_the_room_that_rows_are_held_to() -
 
 
 def test_of_frozen_weights_the_values_count() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
-    nn.init.constant_(model[0].weight, -5.0)
-    nn.init.constant_(model[0].bias, 0.0)
-    model[0].requires_grad_(False)
-    (first, *_) = translate(model)
-    assert isinstance(first.layer, Linear)
+    first = nn.Linear(3, 2)
+    nn.init.constant_(first.weight, -5.0)
+    nn.init.constant_(first.bias, 0.0)
+    first.requires_grad_(False)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(2, 2))
     known = worst(model, Bounds(rows=2.0, weights=1.0), (3,))
     assert known["0", "product"].largest == 30.0
     assert ("0", "gradient of the weights") not in known
