@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from privtrain.mechanisms.votes import LNMax as LNMax
     from privtrain.mpc.bounds import Bounds as Bounds
     from privtrain.mpc.crypten.engine import CrypTen as CrypTen
+    from privtrain.mpc.measuring import measured_ranges as measured_ranges
     from privtrain.mpc.ring64.engine import Ring64 as Ring64
     from privtrain.release.checked import ConfidentGNMax as ConfidentGNMax
     from privtrain.release.checked import InteractiveGNMax as InteractiveGNMax
@@ -144,7 +145,6 @@ if TYPE_CHECKING:
     from privtrain.steps.weights import Uniform as Uniform
     from privtrain.trainers.dp_sgd import DPSGD as DPSGD
     from privtrain.trainers.fedavg import FedAvg as FedAvg
-    from privtrain.trainers.mpc_ranges import measured_ranges as measured_ranges
     from privtrain.trainers.mpc_sgd import MPCSGD as MPCSGD
     from privtrain.trainers.pate import PATE as PATE
     from privtrain.trainers.sgd import SGD as SGD

@@ -73,26 +73,23 @@ class Operation:
 
 @dataclass(frozen=True)
 class Room:
-    """What an engine has for integers, and when it truncates.
+    """What an engine has for integers.
 
     Args:
         limit: What every integer has to stay below.
-        widest: Bits after the point beyond which factors are truncated before their product.
-        at_least: Bits after the point with which the smallest integers count.
+        at_least: Bits after the point with which integers of fewer count.
     """
 
     limit: float
-    widest: int
     at_least: int
 
     @staticmethod
     def of(engine: Engine) -> "Room":
         """The room of an engine."""
         if engine.exact_truncation:
-            return Room(2.0**HALF_RANGE, WIDEST, 0)
-        # Such an engine truncates every product at once, and the larger it is the likelier it goes
-        # wrong: everything counts as a product.
-        return Room(LARGEST_OUTPUT * 2.0**WIDEST, PRECISION_BITS, WIDEST)
+            return Room(2.0**HALF_RANGE, 0)
+        # The larger a product, the likelier its truncation goes wrong: everything counts as one.
+        return Room(LARGEST_OUTPUT * 2.0**WIDEST, WIDEST)
 
 
 class Numbers(Protocol):
@@ -139,7 +136,7 @@ class Recorded:
         by_row: Whether the first dimension is that of the rows of a batch.
     """
 
-    values: Tensor
+    values: Tensor = field(repr=False)
     session: "RecordingSession" = field(repr=False)
     bits: int = PRECISION_BITS
     by_row: bool = False
@@ -268,7 +265,7 @@ class RecordingSession:
         else:
             result.values = values * self.numbers.rows
             self.noted(result, "gradient of the weights")
-        return self._narrow(result) if result.bits > self.room.widest else result
+        return result
 
     def _narrow(self, value: Recorded) -> Recorded:
         if value.bits <= PRECISION_BITS:

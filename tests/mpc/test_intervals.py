@@ -308,6 +308,31 @@ def test_a_stated_layer_caps_what_follows_from_it_and_its_own_product() -> None:
     assert worst(model, replace(given, gradients={"2": 1e9}), (10,)) == free
 
 
+def test_a_stated_layer_caps_what_pooling_gives_and_hands_back() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 2))
+    free = worst(model, Bounds(rows=2, weights=3), (1, 6, 6))
+    capped = worst(model, Bounds(rows=2, weights=3, layers={"1": 0.5}), (1, 6, 6))
+    assert free["3", "product"].largest > 8 * 50 * 3
+    assert capped["3", "product"].largest == 8 * 0.5 * 3
+    given = Bounds(rows=2, weights=3, gradients={"1": 0.25})
+    back = worst(model, given, (1, 6, 6), 3)["0", "gradient of the weights"].largest
+    assert back == 3 * 16 * 2 * 0.25 < free["0", "gradient of the weights"].largest
+
+
+def test_bounds_are_rounded_up_as_fixed_point_may() -> None:
+    known = worst(nn.Linear(1, 2, bias=False), Bounds(rows=0.1, weights=0.1), (1,))
+    rounded = float(encode(torch.tensor([0.1]))) / 2**16
+    assert rounded > 0.1
+    assert known["model", "product"].largest == rounded**2
+
+
+def test_a_momentum_that_is_rounded_to_one_has_no_limit() -> None:
+    bounds, model = Bounds(rows=1.0, weights=1.0), nn.Linear(1, 2)
+    assert worst(model, bounds, (1,), momentum=0.999)["model", "momentum"].lacks == 0
+    known = worst(model, bounds, (1,), momentum=1 - 2.0**-20)
+    assert known["model", "learning rate, momentum"].lacks > 900
+
+
 def refused(
     model: nn.Module,
     bounds: Bounds,
@@ -365,6 +390,11 @@ def test_an_engine_that_truncates_at_once_has_the_room_that_rows_are_held_to() -
     said = refused(model, replace(bounds, weights=512), 4, engine=CrypTen())
     assert f"It may reach {LARGEST_OUTPUT:.3g}, an integer of 52.0 bits" in said
     assert "lacks 1 bit" in said
+    # Sums count as what they are multiplied to next.
+    small = Bounds(rows=2.0**-10, weights=1)
+    assert refused(model, small, 4, batch=2**20) == ""
+    said = refused(model, small, 4, batch=2**20, engine=CrypTen())
+    assert "gradient of the bias (layer 'model')" in said
 
 
 def test_of_frozen_weights_the_values_count() -> None:

@@ -72,6 +72,15 @@ def test_weights_are_the_largest_of_any_step() -> None:
     assert measured(2, rate=1e-9).weights == pytest.approx(after[0])
 
 
+def test_weights_that_shrink_were_as_large_as_they_were() -> None:
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0], [-3.0]]))
+    inputs, targets = torch.ones(4, 1).double(), torch.tensor([[0.0, 1.0]]).double().expand(4, 2)
+    batch = (inputs, targets, Descent(0.1 / 4, 0.0))
+    assert measure(translate(model), Ring64(), [batch] * 5, softmax).weights == 3.0
+
+
 def test_they_become_bounds_with_room() -> None:
     ranges = measured()
     bounds = ranges.bounds(1.5)

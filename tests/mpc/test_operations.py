@@ -109,6 +109,30 @@ def _listening(notes: list[Operation], numbers: Any, room: Room, note: Any) -> R
     return RecordingSession(numbers, room, both)
 
 
+def test_operations_have_the_names_of_their_layers() -> None:
+    one_hot = nn.functional.one_hot(torch.tensor([0, 2, 1, 1]), 3).double()
+    batch = (drawn(4, 6), one_hot, DESCENT)
+    ranges = measure(translate(made(Residual)), Ring64(), [batch] * 2, softmax)
+    names = [(each.layer, each.name) for each in ranges.operations]
+    assert names[:3] == [("first", "product"), ("first", "outputs"), ("model", "outputs")]
+    assert names.index(("the loss", "probabilities less targets")) < names.index(
+        ("head", "gradient of the inputs")
+    )
+    # What is used twice has the sum of both gradients: after those of the addition and the layer.
+    assert {layer for layer, name in names if name == "sum of gradients"} == {"model", "second"}
+    assert {name for layer, name in names if layer == "the loss"} == {"probabilities less targets"}
+    assert [name for layer, name in names if layer == "head"] == [
+        "product",
+        "outputs",
+        "gradient of the inputs",
+        "gradient of the weights",
+        "learning rate, momentum",
+        "weights after the step",
+        "gradient of the bias",
+        "momentum",
+    ]
+
+
 @pytest.mark.parametrize(
     ("integer", "lacks"),
     [(2.0**62 - 2.0**20, 0), (2.0**62, 1), (2.0**63 - 2.0**20, 1), (2.0**63, 2), (2.0**70, 9)],
@@ -144,5 +168,5 @@ def test_factors_have_the_bits_of_the_engine(factor: float) -> None:
 
 
 def test_engines_have_their_room() -> None:
-    assert Room.of(Ring64()) == Room(2.0**62, 32, 0)
-    assert Room.of(CrypTen()) == Room(2.0**52, 16, 32)
+    assert Room.of(Ring64()) == Room(2.0**62, 0)
+    assert Room.of(CrypTen()) == Room(2.0**52, 32)

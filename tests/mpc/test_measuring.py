@@ -13,10 +13,10 @@ from privtrain.core.task import FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.data.datasets import digits
 from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.crypten.engine import CrypTen
+from privtrain.mpc.measuring import measured_ranges
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.threads import Threads
-from privtrain.trainers.mpc_ranges import measured_ranges
 from privtrain.trainers.mpc_sgd import MPCSGD
 from privtrain.trainers.sgd import SGD
 from tests.mpc.federations import by_columns, by_rows, perceptron
@@ -133,6 +133,13 @@ def test_a_refusal_comes_before_a_row_is_shared(monkeypatch: pytest.MonkeyPatch)
         weights_of(replace(ONE_STEP, bounds=CLAIMS), STEEP, wrong_labels(64))
     with pytest.raises(AssertionError, match="rows were shared"):
         weights_of(replace(ONE_STEP, bounds=CLAIMS), STEEP, wrong_labels(32))
+
+
+def test_rows_of_parties_that_hold_columns_are_counted_once() -> None:
+    trainer = MPCSGD(batch_size=None, bounds=Bounds(rows=4.0, weights=4095.0))
+    for data in (by_rows(), by_columns()):
+        with pytest.raises(DataError, match="batches of 90"):
+            fit(trainer, Task(model=perceptron), data, runtimes=RUNTIMES)
 
 
 def test_a_training_just_inside_its_bounds_is_right() -> None:
