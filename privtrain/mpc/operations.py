@@ -279,8 +279,6 @@ class RecordingSession:
 
     def scale(self, value: Recorded, factor: float) -> Recorded:
         value = self._narrow(value)
-        if factor == 0:
-            return Recorded(value.values * 0, self, value.bits, value.by_row)
         shift = shift_of(factor)
         rounded = abs(round(factor * 2.0**shift)) / 2.0**shift
         name = "division" if value.by_row else "learning rate, momentum"
