@@ -82,7 +82,9 @@ if TYPE_CHECKING:
     from privtrain.mechanisms.published import published_epsilon as published_epsilon
     from privtrain.mechanisms.votes import GNMax as GNMax
     from privtrain.mechanisms.votes import LNMax as LNMax
+    from privtrain.mpc.bounds import Bounds as Bounds
     from privtrain.mpc.crypten.engine import CrypTen as CrypTen
+    from privtrain.mpc.measuring import measured_ranges as measured_ranges
     from privtrain.mpc.ring64.engine import Ring64 as Ring64
     from privtrain.release.checked import ConfidentGNMax as ConfidentGNMax
     from privtrain.release.checked import InteractiveGNMax as InteractiveGNMax

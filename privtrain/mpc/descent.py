@@ -16,8 +16,10 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
+from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
+from privtrain.mpc.intervals import check_worst_case
 from privtrain.mpc.layers import Node, Probabilities, softmax, step, takes_pictures, trained
 from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, encode
 from privtrain.sampling.passes import batches
@@ -26,7 +28,9 @@ INPUTS, LABELS = "inputs", "labels"
 """The kinds of values that data parties share."""
 
 
-def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[tuple[str, Tensor]]:
+def encoded(
+    rows: Rows, party: str, classes: int, *, labels: bool, bounds: Bounds | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Encodes a data party's rows as fixed-point integers, ready to be shared.
 
     Args:
@@ -34,6 +38,7 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
         party: Its name, for errors.
         classes: How many outputs the model has: one for each class, or one logit of class 1.
         labels: Whether it holds labels.
+        bounds: What is stated of rows, if anything.
 
     Yields:
         Inputs `(rows, features)`, then where it holds labels these one-hot, `(rows, classes)`, or
@@ -41,7 +46,7 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
 
     Raises:
         DataError: If there are no rows, or they cannot be written in fixed point, or are whole
-            numbers such as tokens.
+            numbers such as tokens, or exceed what is stated of them.
     """
     if len(rows) == 0:
         raise DataError(f"The party {party} has no rows; leave it out of the training data.")
@@ -55,6 +60,8 @@ def encoded(rows: Rows, party: str, classes: int, *, labels: bool) -> Iterator[t
         yield INPUTS, encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
     except ValueError as error:
         raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
+    if bounds is not None:
+        bounds.check_rows(rows.inputs, party)
     if not labels:
         return
     yield LABELS, encode(_targets(rows.labels, party, classes))
@@ -122,6 +129,7 @@ class SecureDescent:
         momentum: Momentum.
         row_shape: Channels, height and width of a row, where the model takes pictures.
         probabilities: What the loss makes of outputs.
+        bounds: What is stated of rows, weights and layers, if anything.
     """
 
     engine: Engine
@@ -133,6 +141,7 @@ class SecureDescent:
     momentum: float
     row_shape: tuple[int, ...] = ()
     probabilities: Probabilities = softmax
+    bounds: Bounds | None = None
 
     @property
     def pictures(self) -> bool:
@@ -153,6 +162,26 @@ class SecureDescent:
     def classes(self) -> int:
         """The number of the model's outputs."""
         return len(self.linears[-1].weight)
+
+    def check_ranges(self, rows: int) -> None:
+        """Refuses a training in which an operation may overflow within the stated bounds.
+
+        Args:
+            rows: How many rows there are; public.
+
+        Raises:
+            DataError: With the first such operation and the bits that it lacks.
+        """
+        if self.bounds is None or rows == 0:
+            return
+        size = min(self.batch_size or rows, rows)
+        shape = self.row_shape if self.pictures else (self.features,)
+        # The last batch of an epoch has the rows that are left, and a rate of its own.
+        for batch in filter(None, (size, rows % size)):
+            descent = Descent(self.learning_rate / batch, self.momentum)
+            check_worst_case(
+                self.bounds, self.engine, self.layers, shape, batch, descent, self.probabilities
+            )
 
     def check_features(self, shares: Payload) -> None:
         """Raises `DataError` unless the shapes of all parties' shares fit the model."""
@@ -198,7 +227,7 @@ class SecureDescent:
             The opened weights.
         """
         layers = [layer.open(session) for layer in self.layers]
-        order = list(self._order(rows, party.seeds))
+        order = list(self.order(rows, party.seeds))
         for done, index in enumerate(order):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
@@ -219,7 +248,7 @@ class SecureDescent:
     def _rows(self, shares: Payload) -> int:
         return sum(len(value) for key, value in shares.items() if key.startswith(LABELS))
 
-    def _order(self, rows: int, seeds: Seeds) -> Iterator[Tensor]:
+    def order(self, rows: int, seeds: Seeds) -> Iterator[Tensor]:
         """The row numbers of each step: those of `SGD` on pooled rows, from the same stream."""
         for epoch in range(self.epochs):
             generator = seeds["order", epoch, CURATOR_NAME].torch()
@@ -252,7 +281,10 @@ class PeerDescent:
         # A dealer that follows these steps has no rows.
         if party.name in party.train:
             rows = party.train[party.name]
-            own = dict(encoded(rows, party.name, program.classes, labels=rows.targets is not None))
+            labels = rows.targets is not None
+            own = dict(
+                encoded(rows, party.name, program.classes, labels=labels, bounds=program.bounds)
+            )
             # Shapes are public here: they are announced before anything is shared, and checked.
             shape = rows.inputs.shape[1:] if program.pictures else ()
             own_sizes = torch.tensor([*own[INPUTS].shape, int(LABELS in own), *shape])
@@ -263,6 +295,8 @@ class PeerDescent:
             if program.pictures:
                 program = replace(program, row_shape=self._picture(sizes, names))
             self._check([size[:3] for size in sizes], names)
+            total = sum(size[0] for size in sizes) if program.by_rows else sizes[0][0]
+            program.check_ranges(total)
             shared_inputs = [
                 session.own(
                     own.get(INPUTS) if owner == link.rank else None,
@@ -286,7 +320,7 @@ class PeerDescent:
                 session,
                 session.join(shared_inputs, dim=0 if program.by_rows else 1),
                 session.join(one_hot, dim=0),
-                sum(size[0] for size in sizes) if program.by_rows else sizes[0][0],
+                total,
                 party,
             )
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.fields import LATER, told
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
     REAL,
@@ -36,9 +37,11 @@ from privtrain.core.validate import (
     check_count,
     check_follows,
     check_fraction,
+    check_is,
     check_offers,
     check_positive,
 )
+from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
@@ -119,6 +122,8 @@ class MPCSGD:
         computing_parties: How many parties compute on shares: 2 to 5, with CrypTen 2 or 3.
         engine: What computes on shares.
         release: The one opening; only `Exact` without a bound so far.
+        bounds: What is stated of rows, weights and layers, so that a training in which an operation
+            may overflow is refused; None to look at own rows alone.
     """
 
     epochs: int = 3
@@ -128,7 +133,11 @@ class MPCSGD:
     computing_parties: int = 2
     engine: Engine = field(default_factory=Ring64)
     release: Release = field(default_factory=Release)
+    bounds: Bounds | None = field(default=None, metadata=LATER)
     token: ClassVar[str] = "mpc_sgd"
+
+    def __repr__(self) -> str:
+        return told(self)
 
     def __post_init__(self) -> None:
         check_count(epochs=self.epochs)
@@ -138,6 +147,8 @@ class MPCSGD:
             check_count(batch_size=self.batch_size)
         check_follows(Engine, "Ring64()", engine=self.engine)
         check_parties(self.engine, self.computing_parties)
+        if self.bounds is not None:
+            check_is(Bounds, "Bounds(rows=1.0, weights=8.0)", bounds=self.bounds)
         check_offers("arrive", "Release()", release=self.release)
         if self.release != Release(aggregation=self.release.aggregation):
             raise UnsupportedError(
@@ -211,12 +222,11 @@ class MPCSGD:
         self.engine.check(self.computing_parties)
         check_weights(model)
         check_translation(model, program.layers, shape, data.test.inputs.dtype)
+        program.check_ranges(_count(data))
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
-        wrong = wrong_truncations(model, rows, weights="initial")
-        if program.classes == 1:
-            check_logits(model, rows)
+        wrong = self._check_rows(model, rows, program)
         run.spend()
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
@@ -277,7 +287,10 @@ class MPCSGD:
             momentum=self.momentum,
             row_shape=row_shape,
             probabilities=probabilities,
+            bounds=self.bounds,
         )
+        if self.bounds is not None:
+            self.bounds.check_model(layers)
         if (program.classes == 1) is not (probabilities is sigmoid):
             raise UnsupportedError(
                 f"The model has {program.classes} outputs, which its loss does not "
@@ -309,9 +322,7 @@ class MPCSGD:
         # Rows that are not finite, or of another width, are named at all parties once they share.
         if rows is not None and split is ROWS and bool(rows.inputs.isfinite().all()):
             with suppress(RuntimeError):
-                wrong_truncations(model, rows, weights="initial")
-                if descent.classes == 1:
-                    check_logits(model, rows)
+                self._check_rows(model, rows, descent)
         return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
 
     def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
@@ -325,6 +336,19 @@ class MPCSGD:
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
         return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
 
+    def _check_rows(self, model: nn.Module, rows: Rows, program: SecureDescent) -> float:
+        """Refuses own rows that leave a range under the initial weights.
+
+        Returns:
+            How many truncations of one pass go wrong on average.
+        """
+        wrong = wrong_truncations(model, rows, weights="initial")
+        if self.bounds is not None:
+            self.bounds.check_layers(model, rows)
+        if program.classes == 1:
+            check_logits(model, rows)
+        return wrong
+
     def _tell_of_ranges(
         self, model: nn.Module, rows: Rows, program: SecureDescent, wrong: float, run: Run
     ) -> None:
@@ -333,6 +357,11 @@ class MPCSGD:
             run.outcome.note(
                 f"Values on shares are so large that about {wrong:.2g} truncations are expected "
                 f"to have gone wrong. {widest_column(rows.inputs)}. {SCALE_COLUMNS}."
+            )
+        if broken := self.bounds.broken(model, rows) if self.bounds else "":
+            run.outcome.note(
+                f"A stated bound is false under the opened weights: {broken}. Steps may have left "
+                "what was computed from it, and values may have wrapped around unnoticed."
             )
         highest = largest_output(model, rows) if program.classes == 1 else 0.0
         if not highest <= REACH:
@@ -347,7 +376,10 @@ class MPCSGD:
         dealt: dict[str, Payload] = {name: {} for name in self.computing_names}
         for number, party in enumerate(data.parties):
             labels = data.split is ROWS or party == data.label_holder
-            for kind, integers in encoded(data.train[party], party, program.classes, labels=labels):
+            values = encoded(
+                data.train[party], party, program.classes, labels=labels, bounds=self.bounds
+            )
+            for kind, integers in values:
                 # A fresh key from the operating system: shares never follow from the user's seed.
                 shares = share(integers, self.computing_parties, Keystream())
                 for name, input_share in zip(self.computing_names, shares, strict=True):
@@ -377,6 +409,12 @@ def _probabilities(task: Task) -> Probabilities:
             "or FedAvg."
         )
     return probabilities
+
+
+def _count(data: FederatedData) -> int:
+    """How many rows there are, of which parties may hold columns."""
+    lengths = [len(data.train[party]) for party in data.parties]
+    return sum(lengths) if data.split is ROWS else lengths[0]
 
 
 def _row_shape(data: FederatedData) -> tuple[int, ...]:

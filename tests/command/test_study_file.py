@@ -24,6 +24,9 @@ TRAINED = [
     ),
     pt.PATE(release=pt.Release(pt.LNMax(5.0), finish=pt.ARGMAX)),
     pt.MPCSGD(epochs=1),
+    pt.MPCSGD(
+        bounds=pt.Bounds(rows=1.0, weights=8, layers={"2": 50.0, "0": 9}, gradients={"2": 4.5})
+    ),
 ]
 
 
@@ -35,6 +38,19 @@ def test_trainers_come_back_from_a_file(trainer: pt.SGD, tmp_path: Path) -> None
     again = read_study(tmp_path / "study.toml")
     assert again.make_trainers() == {"it": trainer}
     assert again.epsilons == (1.0,)
+
+
+def test_bounds_of_layers_are_pairs_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    bounds = '{ kind = "Bounds", rows = 1.0, weights = 8, layers = [["body.0", 9], ["2", 50.0]] }'
+    path.write_text(f"[trainers.mpc_sgd]\nbounds = {bounds}\n")
+    (trainer,) = read_study(path).make_trainers().values()
+    layers = {"body.0": 9, "2": 50.0}
+    assert trainer == pt.MPCSGD(bounds=pt.Bounds(rows=1.0, weights=8, layers=layers))
+    assert "bounds" not in settings_of(pt.MPCSGD())
+    path.write_text(f"[trainers.mpc_sgd]\nbounds = {bounds.replace('8,', '-8,')}\n")
+    with pytest.raises(ValueError, match="weights=-8 > 0"):
+        read_study(path).make_trainers()
 
 
 def test_attacks_come_back_with_the_settings_they_were_given(tmp_path: Path) -> None:

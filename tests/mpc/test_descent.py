@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from privtrain.core.runtime import Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import FederatedData, Rows, Task, concatenate
 from privtrain.core.validate import check_finite
+from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.descent import INPUTS, LABELS, PeerDescent, SecureDescent, agreed
 from privtrain.mpc.layers import translate
 from privtrain.mpc.ring64.engine import Ring64
@@ -217,3 +219,55 @@ def test_peers_agree_on_the_shape_of_pictures() -> None:
     odd = dict(zip(names_of(2), [held[0], pictures(1, 1, 9)], strict=True))
     with pytest.raises(ProtocolError, match=r"computing-1 has pictures of shape \(1, 1, 9\)"):
         run(PeerDescent(descent=descent), 2, rows=odd)
+
+
+def test_every_size_of_batch_is_held_against_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, float]] = []
+
+    def note(bounds: Bounds, *arguments: Any) -> None:
+        tried.append((arguments[3], arguments[4].rate))
+
+    monkeypatch.setattr("privtrain.mpc.descent.check_worst_case", note)
+    descent = program(logistic(), batch_size=20)
+    descent.check_ranges(90)
+    assert tried == []
+    stated = replace(descent, bounds=Bounds(rows=4.0, weights=4.0))
+    for rows, sizes in ((90, [20, 10]), (80, [20]), (7, [7])):
+        stated.check_ranges(rows)
+        assert tried == [(size, stated.learning_rate / size) for size in sizes]
+        tried.clear()
+    replace(stated, batch_size=None).check_ranges(33)
+    assert tried == [(33, stated.learning_rate / 33)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "said"),
+    [
+        (4.0, 4095.0, r"batches of 90.* product \(layer '1\.2'\).* lacks 3 bits"),
+        (3.0, 4.0, r"inputs of computing-0 reach 3\.5, beyond the stated rows=3\.0"),
+        (3.5, 4.0, ""),
+    ],
+)
+def test_parties_refuse_what_breaks_bounds_before_a_row_is_shared(
+    rows: float, weights: float, said: str
+) -> None:
+    kinds = set()
+
+    def listen(sender: str, to: str, kind: str, tensor: Tensor) -> Tensor:
+        kinds.add(kind)
+        return tensor
+
+    inputs = table().inputs.clamp(-2, 2)
+    inputs[3, 5] = 3.5
+    whole = Rows(inputs, table().targets)
+    parts = [whole.take(part) for part in torch.arange(90).split(45)]
+    held = dict(zip(names_of(2), parts, strict=True))
+    descent = replace(program(perceptron(), batch_size=None), engine=Ring64(), epochs=1)
+    peer = PeerDescent(descent=replace(descent, bounds=Bounds(rows=rows, weights=weights)))
+    if not said:
+        run(peer, 2, rows=held, change=listen)
+        assert "masked share" in kinds
+        return
+    with pytest.raises(DataError, match=said):
+        run(peer, 2, rows=held, change=listen)
+    assert kinds <= {"shapes", "public key", "announcement"}
