@@ -13,7 +13,8 @@ from privtrain.core.links import Link
 from privtrain.core.runtime import Party, Payload, Program, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.mpc.keystream import KeyAgreement, Keystream
-from privtrain.mpc.ring64.material import MaterialReader, MaterialSender
+from privtrain.mpc.ring64.material import KIND as MATERIAL
+from privtrain.mpc.ring64.material import TAKEN, MaterialReader, MaterialSender
 from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.ring64.wires import DealerWires, PartyWires
 
@@ -112,6 +113,9 @@ class Ring64:
     def open(self, party: Party) -> Iterator[Ring64Session]:
         """Agrees on keys with the dealer and the other parties, over the party's link.
 
+        A program may open one session after the other, also after one that an error ended in all
+        roles; each has keys and masks of its own.
+
         Args:
             party: A computing party, or the dealer, which deals what the session needs.
 
@@ -128,12 +132,17 @@ class Ring64:
             raise UnsupportedError(f"ring64 needs a {DEALER!r}; the mesh has {link.names}.")
         computing = tuple(name for name in link.names if name != DEALER)
         self.check(len(computing))
+        again = any(entry.kind == PUBLIC_KEY for entry in link.entries)
         if link.names[link.rank] == DEALER:
+            if again:
+                _skip(link, computing[-1], says=MATERIAL, hears=TAKEN)
             with _dealing(link, computing) as session:
                 yield session
             return
-        if link.rank == 0:
+        if link.rank == 0 and not again:
             link.send(DEALER, SHAPES, announced(party.sent))
+        if link.rank == len(computing) - 1 and again:
+            _skip(link, DEALER, says=TAKEN, hears=MATERIAL)
         with _computing(link, computing) as session:
             yield session
 
@@ -199,6 +208,14 @@ def _computing(link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session
             f"{material.left} bytes of material of {DEALER} were not used: it ran another program "
             "than the computing parties."
         )
+
+
+def _skip(link: Link, other: str, *, says: str, hears: str) -> None:
+    """Drops what an earlier session left on its way between the dealer and the last party."""
+    # Neither waited for the other when it ended, so what is old is known by what comes after it.
+    link.send(other, says, torch.empty(0, dtype=torch.uint8))
+    while link.receive(other, hears).numel():
+        pass
 
 
 _MATERIAL = "privtrain ring64 material"
