@@ -109,7 +109,7 @@ class PartyWires:
         pairs: Ranks (owner, receiver) to the stream from which the receiver's share is drawn, for
             the pairs that this party is of.
         material: Where corrections are read; None where this party needs none.
-        dealer: Who deals.
+        dealer: Who deals; None where all was dealt before.
     """
 
     link: Link
@@ -117,7 +117,7 @@ class PartyWires:
     stream: Keystream = field(repr=False)
     pairs: dict[tuple[int, int], Keystream] = field(repr=False)
     material: MaterialReader | None
-    dealer: str
+    dealer: str | None
     deals: bool = field(default=False, init=False)
 
     @property
@@ -130,11 +130,7 @@ class PartyWires:
     def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
         if self.material is None:
             return lowest(self.stream.integers(shape), bits)
-        if bits == RING_BITS:
-            return self.material.take(prod(shape), torch.int64).view(tuple(shape))
-        width = -(-bits // 8)
-        narrow = self.material.take(width * prod(shape), torch.uint8)
-        return widened(narrow, width).view(tuple(shape))
+        return _read(self.material, shape, bits)
 
     def random_bytes(self, shape: Sequence[int]) -> Tensor:
         return uniform_bytes(self.stream, shape)
@@ -145,6 +141,8 @@ class PartyWires:
         return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        if self.material is not None:
+            self.material.step += 1
         words = [share.reshape(-1) for share in shares if share.dtype is torch.int64]
         octets = [share.reshape(-1) for share in shares if share.dtype is not torch.int64]
         size = 8 * sum(word.numel() for word in words)
@@ -169,13 +167,7 @@ class PartyWires:
         return _parted(shares, total, rest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        for name in (*self.others, self.dealer):
-            self.link.send(name, ANNOUNCEMENT, values)
-        said = {name: self.link.receive(name, ANNOUNCEMENT) for name in self.others}
-        own = self.link.names[self.link.rank]
-        return [
-            values if name == own else said[name] for name in self.link.names if name != self.dealer
-        ]
+        return _announced(self.link, self.others, values, self.dealer)
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         # What the receivers draw from keys that each shares with the owner, the owner subtracts.
@@ -188,6 +180,54 @@ class PartyWires:
             if rank != owner:
                 own_share -= self.pairs[owner, rank].integers(shape)
         return own_share
+
+
+@dataclass
+class OfflineWires:
+    """The wires of a computing party while its material is dealt ahead: zeros, and nothing opened.
+
+    It follows the program as the dealer does, so that both know how much is dealt, and for what.
+
+    Args:
+        link: Its link.
+        others: The other computing parties, by rank.
+        material: Where corrections come by; None where this party needs none.
+        dealer: Who deals.
+    """
+
+    link: Link
+    others: tuple[str, ...]
+    material: MaterialReader | None
+    dealer: str
+    leader: bool = field(default=False, init=False)
+    deals: bool = field(default=True, init=False)
+
+    def random(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+    def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
+        if self.material is not None:
+            _read(self.material, shape, bits)
+        return self.random(shape)
+
+    def random_bytes(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.uint8)
+
+    def dealt_bytes(self, compute: Compute, shape: Sequence[int]) -> Tensor:
+        if self.material is not None:
+            self.material.take(prod(shape), torch.uint8)
+        return self.random_bytes(shape)
+
+    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        if self.material is not None:
+            self.material.step += 1
+        return [torch.zeros_like(share) for share in shares]
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        return _announced(self.link, self.others, values, self.dealer)
+
+    def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        return self.random(shape)
 
 
 @dataclass
@@ -243,6 +283,7 @@ class DealerWires:
         return torch.zeros(tuple(shape), dtype=torch.uint8)
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        self.material.step += 1
         return [torch.zeros_like(share) for share in shares]
 
     def announce(self, values: Tensor) -> list[Tensor]:
@@ -252,6 +293,26 @@ class DealerWires:
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
+def _read(material: MaterialReader, shape: Sequence[int], bits: int) -> Tensor:
+    """The next correction of a value that is shared modulo 2^bits; int64."""
+    if bits == RING_BITS:
+        return material.take(prod(shape), torch.int64).view(tuple(shape))
+    width = -(-bits // 8)
+    narrow = material.take(width * prod(shape), torch.uint8)
+    return widened(narrow, width).view(tuple(shape))
+
+
+def _announced(
+    link: Link, others: tuple[str, ...], values: Tensor, dealer: str | None
+) -> list[Tensor]:
+    """What each computing party announces, by rank; the dealer, where there is one, hears it."""
+    for name in others if dealer is None else (*others, dealer):
+        link.send(name, ANNOUNCEMENT, values)
+    said = {name: link.receive(name, ANNOUNCEMENT) for name in others}
+    own = link.names[link.rank]
+    return [values if name == own else said[name] for name in link.names if name != dealer]
 
 
 def lowest(integers: Tensor, bits: int) -> Tensor:
