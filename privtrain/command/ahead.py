@@ -76,7 +76,7 @@ def with_material(
     engine: Any = getattr(trainer, "engine", None)
     if engine is None or "material" not in {each.name for each in fields(engine)}:
         raise UnsupportedError(
-            f"{trainer} has no material that can be made ahead. Leave out --material and --deal, "
+            f"engine={engine} has no material that can be made ahead. Leave out --material and --deal, "
             'or use engine = { kind = "Ring64" }.'
         )
     made: Any = Online(study=study, folder=folder or Path())

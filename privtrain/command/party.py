@@ -20,7 +20,7 @@ import tyro
 
 from privtrain.command.ahead import check_material, phase_of, with_material
 from privtrain.command.keys import transport_of
-from privtrain.command.telling import tell_cost, tell_result
+from privtrain.command.part import Part, tell_cost, tell_result
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from privtrain.core.abilities import MeshTrainer
     from privtrain.core.links import Link
-    from privtrain.core.runtime import Program
-    from privtrain.core.seeding import Seeds
-    from privtrain.core.task import Rows, Split, Task
 
 
 PARTY = "party"
@@ -235,40 +232,6 @@ def run_party(args: PartyArgs) -> int:
     if not args.deal:
         tell_result(part, where.names, args.out)
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one process does in the training.
-
-    Args:
-        name: Name of its party.
-        names: All parties, by rank: those with rows, then those that help.
-        program: What it runs.
-        trainer: The trainer.
-        task: What is learned.
-        model: With the initial weights.
-        rows: Its own rows; None where it holds none.
-        test: Rows to measure the model on, or None.
-        seeds: Public streams.
-        split: How the table is cut among the parties.
-        digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
-        phase: Whether material is dealt ahead now, "offline", or was, "online"; empty where it is
-            dealt on the way.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    program: "Program"
-    trainer: "MeshTrainer"
-    task: "Task"
-    model: "nn.Module"
-    rows: "Rows | None"
-    test: "Rows | None"
-    seeds: "Seeds"
-    split: "Split"
-    digest: "Tensor"
-    phase: str
 
 
 def _prepare(args: PartyArgs, where: Place) -> Part:

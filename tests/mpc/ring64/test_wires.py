@@ -118,7 +118,7 @@ def test_masks_of_40_bits_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         def integers(self, shape: Sequence[int]) -> Tensor:
             return super().integers(shape) & (2**40 - 1)
 
-    monkeypatch.setattr("privtrain.mpc.ring64.engine.Keystream", Short)
+    monkeypatch.setattr("privtrain.mpc.ring64.streamed.Keystream", Short)
     short = run(Everything(), 2)
     masked = [
         [tensor for kind, tensor in short.links[name].sent if kind == "masked share"]

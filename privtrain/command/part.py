@@ -1,15 +1,55 @@
-"""What `privtrain party` prints in the end, and the weights that it saves."""
+"""What one process of `privtrain party` does, and what it prints and saves in the end."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from privtrain.command.party import Part
+    from torch import Tensor, nn
+
+    from privtrain.core.abilities import MeshTrainer
     from privtrain.core.links import Link
+    from privtrain.core.runtime import Program
+    from privtrain.core.seeding import Seeds
+    from privtrain.core.task import Rows, Split, Task
 
 
-def tell_cost(part: "Part", link: "Link", seconds: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one process does in the training.
+
+    Args:
+        name: Name of its party.
+        names: All parties, by rank: those with rows, then those that help.
+        program: What it runs.
+        trainer: The trainer.
+        task: What is learned.
+        model: With the initial weights.
+        rows: Its own rows; None where it holds none.
+        test: Rows to measure the model on, or None.
+        seeds: Public streams.
+        split: How the table is cut among the parties.
+        digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
+        phase: Whether material is dealt ahead now, "offline", or was, "online"; empty where it is
+            dealt on the way.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    program: "Program"
+    trainer: "MeshTrainer"
+    task: "Task"
+    model: "nn.Module"
+    rows: "Rows | None"
+    test: "Rows | None"
+    seeds: "Seeds"
+    split: "Split"
+    digest: "Tensor"
+    phase: str
+
+
+def tell_cost(part: Part, link: "Link", seconds: float) -> None:
     """Prints what one command of a party sent, and how long it took.
 
     Args:
@@ -30,7 +70,7 @@ def tell_cost(part: "Part", link: "Link", seconds: float) -> None:
     )
 
 
-def tell_result(part: "Part", names: tuple[str, ...], out: Path | None) -> None:
+def tell_result(part: Part, names: tuple[str, ...], out: Path | None) -> None:
     """Prints what came of a training and what it promises; a party with rows saves the weights.
 
     Args:
