@@ -32,8 +32,9 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.engine import Session, Shared, with_helpers
 from privtrain.mpc.layers import sigmoid, softmax, step, trained, translate
-from privtrain.mpc.ring64.engine import DEALER, Ring64
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.session import Ring64Session
+from privtrain.mpc.ring64.streamed import DEALER
 from privtrain.mpc.sharing import decode, encode
 from privtrain.runtimes.processes.mesh import Processes
 

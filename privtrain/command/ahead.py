@@ -76,8 +76,8 @@ def with_material(
     engine: Any = getattr(trainer, "engine", None)
     if engine is None or "material" not in {each.name for each in fields(engine)}:
         raise UnsupportedError(
-            f"engine={engine} has no material that can be made ahead. Leave out --material and --deal, "
-            'or use engine = { kind = "Ring64" }.'
+            f"engine={engine} has no material that can be made ahead. Leave out --material and "
+            '--deal, or use engine = { kind = "Ring64" }.'
         )
     made: Any = Online(study=study, folder=folder or Path())
     if phase == OFFLINE:
