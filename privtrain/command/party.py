@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
@@ -259,11 +260,12 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
     text = f"{trainer}/{model}/{seeds}/{split}/{tuple(programs)}"
     phase = phase_of(deal=args.deal, material=args.material)
     if phase:
-        # The study is the same, and its digest knows no folder: material is bound to it.
+        # The study is the same, and its digest knows no folder: material is bound to it, and to
+        # the version, since another one may draw in another order.
         trainer = with_material(
             trainer,
             phase,
-            study=bytes(_digest(text, model).tolist()).hex(),
+            study=bytes(_digest(text + version("privtrain"), model).tolist()).hex(),
             folder=args.material,
             bound=args.material_bound,
             tell=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, TamperedShareError
@@ -45,18 +47,39 @@ from privtrain.mpc.ring64.material import (
     say_taken,
 )
 from privtrain.mpc.ring64.session import Ring64Session
-from privtrain.mpc.ring64.streamed import DEALER, agree, announce_shapes, pair_streams
+from privtrain.mpc.ring64.streamed import DEALER, agree, announce_shapes, announced, pair_streams
 from privtrain.mpc.ring64.wires import DealerWires, OfflineWires, PartyWires
 
 DEALT = "dealt"
 SESSION = "material session"
 
-SEED = "seed"
-"""What the first block of each store is for: all that its party draws follows from it."""
-
 _PURPOSE = "privtrain ring64 material made ahead"
 _LOOK = 0.05
 """Seconds between two looks whether a full store has room."""
+
+
+def _seed_for(sent: Payload) -> str:
+    """What the first block of each store is for: all that its party draws follows from it."""
+    shapes = hashlib.sha256(announced(sent).numpy().tobytes())
+    return f"seed for inputs {shapes.hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """What follows from seeds and from what was announced by then.
+
+    Args:
+        seeds: 32 bytes each.
+    """
+
+    seeds: tuple[bytes, ...] = field(repr=False)
+
+    def __call__(self, heard: bytes) -> tuple[Keystream, ...]:
+        keys = (
+            HKDF(SHA256(), KEY_BYTES, salt=None, info=_PURPOSE.encode() + heard).derive(seed)
+            for seed in self.seeds
+        )
+        return tuple(Keystream(key) for key in keys)
 
 
 def _silent(line: str) -> None:
@@ -100,7 +123,7 @@ class Offline:
             ValueError: If no folder is given, or a correction is larger than the bound.
         """
         if link.names[link.rank] == DEALER:
-            with self._dealing(link, computing) as session:
+            with self._dealing(link, computing, sent) as session:
                 yield session
             return
         announce_shapes(link, sent)
@@ -108,19 +131,21 @@ class Offline:
             yield session
 
     @contextmanager
-    def _dealing(self, link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session]:
+    def _dealing(
+        self, link: Link, computing: tuple[str, ...], sent: Payload
+    ) -> Iterator[Ring64Session]:
         agreement, keys = agree(link, computing)
         session, last = os.urandom(SESSION_BYTES), computing[-1]
-        streams = []
-        for name in computing:
+        seeds = tuple(os.urandom(KEY_BYTES) for _ in computing)
+        for name, seed in zip(computing, seeds, strict=True):
             key = agreement.key(keys[name], _PURPOSE)
             sealer = Sealer(key, study=self.study, receiver=name, session=session)
-            seed = os.urandom(KEY_BYTES)
-            streams.append(Keystream(seed))
-            link.send(name, KIND, as_message(sealer.seal(seed, step=0, operation=SEED)))
+            sealed = sealer.seal(seed, step=0, operation=_seed_for(sent))
+            link.send(name, KIND, as_message(sealed))
         waiting = _Waiting(link, computing[:-1])
         material = MaterialSender(link, last, sealer, waiting.tell)
-        yield Ring64Session(DealerWires(link, computing, tuple(streams), material))
+        streams = _Streams(seeds)
+        yield Ring64Session(DealerWires(link, computing, streams(b""), material, streams))
         material.finish()
         waiting.end()
 
@@ -134,7 +159,7 @@ class Offline:
             self.place(name), key, study=self.study, receiver=name, bound=self.bound
         ) as writer:
             deposit = _Deposit(link, writer, name, self)
-            deposit.take(0, SEED)
+            deposit.take(0, None)
             # The party may begin to use it while the rest is dealt.
             writer.flush()
             if name != computing[-1]:
@@ -198,15 +223,15 @@ class _Deposit:
         say_taken(self.link, DEALER, number)
         return bytearray(size)
 
-    def take(self, step: int, operation: str) -> int:
-        """Keeps the next block; the number of bytes of its content."""
+    def take(self, step: int, operation: str | None) -> int:
+        """Keeps the next block, of any operation where it is None; the bytes of its content."""
         block = self.link.receive(DEALER, KIND).numpy().tobytes()
         label, before = label_of(block), self._label
         wanted = Label(
             session=label.session,
             number=0 if before is None else before.number + 1,
             step=step,
-            operation=operation,
+            operation=label.operation if operation is None else operation,
             size=label.size,
         )
         check_use(label, wanted, self.name)
@@ -267,17 +292,20 @@ class Online:
         others = tuple(other for other in computing if other != name)
         place = self.folder / name
         with Store(place, study=self.study, receiver=name, patience=link.timeout) as store:
-            self._compare(link, others, store, place)
+            seed_for = self._compare(link, others, store, place, sent)
             agreement, keys = agree(link, others)
             pairs = pair_streams(link.rank, computing, agreement, keys)
-            stream = Keystream(store.take(0, SEED, KEY_BYTES))
+            streams = _Streams((store.take(0, seed_for, KEY_BYTES),))
             material = MaterialReader(_Kept(store), DEALER) if name == computing[-1] else None
-            yield Ring64Session(PartyWires(link, others, stream, pairs, material, None))
+            (stream,) = streams(b"")
+            yield Ring64Session(PartyWires(link, others, stream, pairs, material, None, streams))
             if material is not None:
                 material.finish()
 
-    def _compare(self, link: Link, others: tuple[str, ...], store: Store, place: Path) -> None:
-        """Agrees on the session with all parties, before anything of it is spent."""
+    def _compare(
+        self, link: Link, others: tuple[str, ...], store: Store, place: Path, sent: Payload
+    ) -> str:
+        """Agrees on the session with all parties before any is spent; what the seed is for."""
         label, name = store.next_label, link.names[link.rank]
         session = label.session if label is not None else bytes.fromhex(store.spent.session)
         fresh = store.spent.blocks == 0 and label is not None
@@ -308,6 +336,14 @@ class Online:
                     f"{place} of {said.session.hex()[:8]}: they were not dealt together. Nothing "
                     "was used; choose the folders of one session, or deal anew into other folders."
                 )
+        seed_for = "" if label is None else label.operation
+        if link.rank == 0 and seed_for != _seed_for(sent):
+            raise ProtocolError(
+                f"Expected the material in {place} to be {_seed_for(sent)!r}; it is {seed_for!r}: "
+                "it was dealt for inputs of other shapes. Nothing was used; deal anew into other "
+                "folders."
+            )
+        return seed_for
 
 
 @dataclass(frozen=True)
@@ -320,8 +356,8 @@ class _Said:
         fresh: Whether nothing of it is spent.
     """
 
-    digest: bytes
-    session: bytes
+    digest: bytes = field(repr=False)
+    session: bytes = field(repr=False)
     fresh: bool
 
     @property

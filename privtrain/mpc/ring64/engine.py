@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ class Deal:
         link = link_of(party)
         link.knows("every mask, and all that it deals from masks")
         zeros = as_zeros(link.receive(self.computing[0], SHAPES))
-        self.program(zeros, party)
+        self.program(zeros, replace(party, sent=zeros))
         return {}
 
 

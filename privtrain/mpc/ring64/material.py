@@ -76,9 +76,9 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
 
 
-def operation_of(count: int, dtype: torch.dtype) -> str:
-    """What a correction is called where it begins a message."""
-    return f"{count} values of {str(dtype).removeprefix('torch.')}"
+def operation_of(count: int, dtype: torch.dtype, heard: bytes) -> str:
+    """What a correction is called where it begins a message, after what was announced."""
+    return f"{count} values of {str(dtype).removeprefix('torch.')} {heard[:8].hex()}".rstrip()
 
 
 class Seals(Protocol):
@@ -139,6 +139,7 @@ class MaterialSender:
         sealer: Seals each message.
         meanwhile: Called whenever a message leaves or is taken.
         step: How many openings there were.
+        heard: Digest of what was announced.
     """
 
     link: Link
@@ -146,6 +147,7 @@ class MaterialSender:
     sealer: Seals = field(repr=False)
     meanwhile: Callable[[], None] = field(default=lambda: None, repr=False)
     step: int = field(default=0, init=False)
+    heard: bytes = field(default=b"", init=False, repr=False)
     _first: tuple[int, str] = field(default=(0, ""), init=False)
     _parts: list[memoryview | bytes] = field(default_factory=list, init=False, repr=False)
     _size: int = field(default=0, init=False)
@@ -159,7 +161,8 @@ class MaterialSender:
         """
         data = correction.contiguous().view(-1).view(torch.uint8).numpy().data
         if not self._size and len(data):
-            self._first = self.step, operation_of(correction.numel(), correction.dtype)
+            operation = operation_of(correction.numel(), correction.dtype, self.heard)
+            self._first = self.step, operation
         self._parts += [data, bytes(_aligned(len(data)) - len(data))]
         self._size += _aligned(len(data))
         if self._size >= self._chunk:
@@ -259,11 +262,13 @@ class MaterialReader:
         source: Where it has them from.
         dealer: Who dealt.
         step: How many openings there were.
+        heard: Digest of what was announced.
     """
 
     source: Source = field(repr=False)
     dealer: str
     step: int = field(default=0, init=False)
+    heard: bytes = field(default=b"", init=False, repr=False)
     _data: bytearray = field(default_factory=bytearray, init=False, repr=False)
     _start: int = field(default=0, init=False)
     _number: int = field(default=0, init=False)
@@ -285,7 +290,8 @@ class MaterialReader:
         if count == 0:
             return torch.empty(0, dtype=dtype)
         if self._start == len(self._data):
-            self._data = self.source.next(self.step, operation_of(count, dtype))
+            operation = operation_of(count, dtype, self.heard)
+            self._data = self.source.next(self.step, operation)
             self._start, self._number = 0, self._number + 1
         size = count * dtype.itemsize
         if self._start + size > len(self._data):

@@ -8,6 +8,7 @@ Source: function-dependent preprocessing as in Turbospeedz (Ben-Efraim, Nielsen 
 eprint 2019/080), with additive shares and a semi-honest dealer.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -27,6 +28,14 @@ ANNOUNCEMENT = "announcement"
 
 Compute = Callable[[], Tensor]
 """What the dealer computes from masks, and nobody else calls."""
+
+
+Rekey = Callable[[bytes], tuple[Keystream, ...]]
+"""Streams that follow from a digest, too: for what is dealt long before it is used.
+
+Where something else is announced then, a party would draw masks where shares of corrections were
+dealt, of which another party knows much. Other streams have nothing in common with what was dealt.
+"""
 
 
 class Wires(Protocol):
@@ -110,6 +119,7 @@ class PartyWires:
             the pairs that this party is of.
         material: Where corrections are read; None where this party needs none.
         dealer: Who deals; None where all was dealt before.
+        rekey: Digest of what was announced to the stream from then on; None where it goes on.
     """
 
     link: Link
@@ -118,7 +128,9 @@ class PartyWires:
     pairs: dict[tuple[int, int], Keystream] = field(repr=False)
     material: MaterialReader | None
     dealer: str | None
+    rekey: Rekey | None = field(default=None, repr=False)
     deals: bool = field(default=False, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
 
     @property
     def leader(self) -> bool:
@@ -167,7 +179,13 @@ class PartyWires:
         return _parted(shares, total, rest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        return _announced(self.link, self.others, values, self.dealer)
+        said = _announced(self.link, self.others, values, self.dealer)
+        self._heard = _absorbed(self._heard, said)
+        if self.material is not None:
+            self.material.heard = self._heard
+        if self.rekey is not None:
+            (self.stream,) = self.rekey(self._heard)
+        return said
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         # What the receivers draw from keys that each shares with the owner, the owner subtracts.
@@ -201,6 +219,7 @@ class OfflineWires:
     dealer: str
     leader: bool = field(default=False, init=False)
     deals: bool = field(default=True, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
 
     def random(self, shape: Sequence[int]) -> Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)
@@ -224,7 +243,11 @@ class OfflineWires:
         return [torch.zeros_like(share) for share in shares]
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        return _announced(self.link, self.others, values, self.dealer)
+        said = _announced(self.link, self.others, values, self.dealer)
+        self._heard = _absorbed(self._heard, said)
+        if self.material is not None:
+            self.material.heard = self._heard
+        return said
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         return self.random(shape)
@@ -239,14 +262,17 @@ class DealerWires:
         computing: The computing parties, by rank.
         streams: The stream of each of them.
         material: Where corrections go.
+        rekey: Digest of what was announced to the streams from then on; None where they go on.
     """
 
     link: Link
     computing: tuple[str, ...]
     streams: tuple[Keystream, ...] = field(repr=False)
     material: MaterialSender
+    rekey: Rekey | None = field(default=None, repr=False)
     leader: bool = field(default=False, init=False)
     deals: bool = field(default=True, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
 
     def random(self, shape: Sequence[int]) -> Tensor:
         first, *others = self.streams
@@ -289,7 +315,11 @@ class DealerWires:
     def announce(self, values: Tensor) -> list[Tensor]:
         # Before it waits: a party may need what was dealt so far to get to its announcement.
         self.material.drain()
-        return [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
+        said = [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
+        self._heard = self.material.heard = _absorbed(self._heard, said)
+        if self.rekey is not None:
+            self.streams = self.rekey(self._heard)
+        return said
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)
@@ -313,6 +343,15 @@ def _announced(
     said = {name: link.receive(name, ANNOUNCEMENT) for name in others}
     own = link.names[link.rank]
     return [values if name == own else said[name] for name in link.names if name != dealer]
+
+
+def _absorbed(digest: bytes, said: Sequence[Tensor]) -> bytes:
+    """The digest of all that was announced, after this."""
+    state = hashlib.sha256(digest)
+    for values in said:
+        state.update(f"{values.dtype} {tuple(values.shape)} ".encode())
+        state.update(values.contiguous().numpy().tobytes())
+    return state.digest()
 
 
 def lowest(integers: Tensor, bits: int) -> Tensor:

@@ -19,7 +19,7 @@ from privtrain.mpc.material.journal import Journal, Spent
 from privtrain.mpc.ring64.ahead import Offline, Online
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import encode, share
-from tests.mpc.ring64.mesh import Ran, names_of, run
+from tests.mpc.ring64.mesh import Change, Ran, names_of, run, unchanged
 
 STUDY = "5f" * 32
 X = torch.tensor([[1.5, -2.0, 3.0], [0.25, 4.0, -1.0]], dtype=torch.float64)
@@ -32,17 +32,19 @@ class Computes:
     Args:
         engine: With its phase.
         products: How many products there are.
+        number: What every party announces.
     """
 
     engine: Ring64
     products: int = 2
+    number: int = 7
 
     def __call__(self, inputs: Payload, party: Party) -> Payload:
         with self.engine.open(party) as session:
-            said = session.announce(torch.tensor([link_of(party).rank]))
+            said = session.announce(torch.tensor([self.number, link_of(party).rank]))
             rows = session.take(inputs["rows"])
             relu, bit = session.relu(rows.matmul(rows.t()))
-            said += session.announce(torch.tensor([7]))
+            said += session.announce(torch.tensor([self.number]))
             for _ in range(self.products - 1):
                 session.relu(rows.matmul(rows.t()))
             parts = [relu, bit, session.softmax(rows), session.sigmoid(rows)]
@@ -77,12 +79,14 @@ def compute(
     rows: torch.Tensor = X,
     *,
     products: int = 2,
+    number: int = 7,
     study: str = STUDY,
     timeout: float = 20.0,
+    change: Change = unchanged,
 ) -> Ran:
     engine = Ring64(material=Online(study=study, folder=folder))
-    program = Computes(engine, products)
-    return run(program, count, inputs_of(count, rows), engine=engine, timeout=timeout)
+    program, inputs = Computes(engine, products, number), inputs_of(count, rows)
+    return run(program, count, inputs, engine=engine, timeout=timeout, change=change)
 
 
 def compute_and_die(folder: Path, name: str, when: str) -> None:

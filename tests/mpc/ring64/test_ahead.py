@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +25,12 @@ from privtrain.core.errors import (
 from privtrain.core.fields import told_fields
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.descent import PeerDescent
+from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.material.journal import Journal
 from privtrain.mpc.material.segments import JOURNAL, numbers, place, size_in
 from privtrain.mpc.material.store import Store
 from privtrain.mpc.ring64 import material
-from privtrain.mpc.ring64.ahead import Offline, Online
+from privtrain.mpc.ring64.ahead import Offline, Online, _Streams
 from privtrain.mpc.ring64.engine import Ring64
 from tests.disk import little_space
 from tests.mpc.ring64.mesh import names_of, run
@@ -126,13 +129,31 @@ def test_material_is_used_once_also_where_an_older_copy_is_brought_back(
         assert Store(tmp_path / "store" / name, study=STUDY, receiver=name).spent.blocks == 0
 
 
-def masked_by(links: dict[str, object]) -> torch.Tensor:
-    """What the first opening of a run showed: rows under their mask."""
-    sent = [
-        next(tensor for kind, tensor in link.sent if kind == "masked share")  # type: ignore[attr-defined]
-        for link in links.values()
-    ]
-    return torch.stack(sent).sum(0)
+@dataclass
+class Listens:
+    """Takes note of what parties send one another."""
+
+    masked: dict[str, torch.Tensor] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)
+
+    def __call__(self, sender: str, to: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+        self.kinds.add(kind)
+        if kind == "masked share":
+            self.masked.setdefault(sender, tensor)
+        return tensor
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """The rows under their mask, which were opened first."""
+        return torch.stack(list(self.masked.values())).sum(0).view(2, 3)
+
+
+def heard(folder: Path, rows: torch.Tensor = X, **more: Any) -> Listens:
+    """What was sent online, also where it came to nothing."""
+    listens = Listens()
+    with suppress(ProtocolError):
+        compute(folder, rows=rows, change=listens, timeout=2, **more)
+    return listens
 
 
 def test_a_twin_that_does_not_spend_gives_away_differences(
@@ -143,20 +164,38 @@ def test_a_twin_that_does_not_spend_gives_away_differences(
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "spend", lambda self, spent: setattr(self, "spent", spent))
         patch.setattr(Store, "_delete", lambda self, number: None)
-        leaks = [masked_by(dict(compute(tmp_path, rows=rows).links)) for rows in (X, other)]
-    assert torch.equal((leaks[1] - leaks[0]).view(2, 3) * 2.0**-16, other - X)
+        leaks = [heard(tmp_path, rows).rows for rows in (X, other)]
+    assert torch.equal((leaks[1] - leaks[0]) * 2.0**-16, other - X)
     # The engine as it is computes once, and shows nothing the second time.
     compute(tmp_path)
-    shown: list[str] = []
+    assert heard(tmp_path, other).kinds == {"material session"}
 
-    def watch(sender: str, to: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
-        shown.append(kind)
-        return tensor
 
-    engine = Ring64(material=Online(study=STUDY, folder=tmp_path))
-    with pytest.raises(ProtocolError, match=SPENT):
-        run(Computes(engine), 2, inputs_of(2, other), engine=engine, change=watch)
-    assert set(shown) == {"material session"}
+def test_masks_are_others_where_other_numbers_of_rows_are_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is dealt for 7 rows must not be taken apart by a run on 8, such as masks for shares."""
+
+    def masked(folder: Path) -> list[torch.Tensor]:
+        deal(folder / "7")
+        shutil.copytree(folder / "7", folder / "8")
+        return [heard(folder / str(number), number=number).rows for number in (7, 8)]
+
+    as_dealt, other = masked(tmp_path / "engine")
+    assert not bool((as_dealt == other).any())
+    with pytest.raises(ProtocolError, match=rf"material of {LAST} to be .* do not run the same"):
+        deal(tmp_path / "again")
+        compute(tmp_path / "again", number=8, timeout=2)
+    with monkeypatch.context() as patch:  # a twin whose streams do not follow
+        patch.setattr(_Streams, "__call__", lambda self, said: tuple(map(Keystream, self.seeds)))
+        assert torch.equal(*masked(tmp_path / "twin"))
+
+
+def test_inputs_of_other_shapes_are_refused_before_use(tmp_path: Path) -> None:
+    deal(tmp_path)
+    with pytest.raises(ProtocolError, match=r"dealt for inputs of other shapes\. Nothing was used"):
+        compute(tmp_path, rows=torch.cat([X, X]), timeout=2)
+    compute(tmp_path)
 
 
 def test_a_crash_around_the_journal_never_lets_material_be_used_twice(tmp_path: Path) -> None:
@@ -340,6 +379,6 @@ class Leaves:
 def test_a_dealer_that_leaves_leaves_no_material(tmp_path: Path) -> None:
     engine = Ring64(material=Offline(study=STUDY, folder=tmp_path))
     with pytest.raises(RuntimeError, match="gone"):
-        run(Leaves(engine), engine=engine)
+        run(Leaves(engine), 2, inputs_of(2), engine=engine)
     with pytest.raises((ProtocolError, PartyLostError), match="no more material"):
         compute(tmp_path, timeout=2)
