@@ -242,7 +242,7 @@ def test_another_study_or_rank_is_refused(tmp_path: Path) -> None:
     (tmp_path / FIRST).rename(tmp_path / "kept")
     (tmp_path / LAST).rename(tmp_path / FIRST)
     (tmp_path / "kept").rename(tmp_path / LAST)
-    with pytest.raises(DataError, match=rf"receiver='{FIRST}'.*is for '{LAST}'"):
+    with pytest.raises(DataError, match=r"receiver='computing-.'.*is for 'computing-"):
         compute(tmp_path, timeout=2)
     with pytest.raises(DataError, match="to hold material"):
         compute(tmp_path / "nowhere", timeout=2)
