@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 
 import tyro
 
-from privtrain.command.ahead import check_material, phase_of, with_material
+from privtrain.command.ahead import Ahead
 from privtrain.command.keys import transport_of
 from privtrain.command.part import Part, tell_cost, tell_result
 from privtrain.core.validate import check_positive
@@ -86,6 +86,11 @@ class PartyArgs:
     material_bound: int | None = None
     """Bytes that may lie in that folder; where it is full, dealing waits until a second command of
     this party has used some (default: 1 GiB)."""
+
+    @property
+    def ahead(self) -> Ahead:
+        """The options of material that is made ahead."""
+        return Ahead(folder=self.material, deal=self.deal, bound=self.material_bound)
 
 
 @dataclass(frozen=True)
@@ -166,13 +171,7 @@ def run_party(args: PartyArgs) -> int:
     """
     check_positive(timeout=args.timeout)
     where = place(args)
-    check_material(
-        holds_rows=where.rank is not None,
-        role=args.role,
-        material=args.material,
-        deal=args.deal,
-        bound=args.material_bound,
-    )
+    args.ahead.check(args.role, holds_rows=where.rank is not None)
     # What torch's store says in C++ of a lost party is twenty lines before the one that names it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
@@ -258,16 +257,12 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
     programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     name = args.role if where.rank is None else where.names[where.rank]
     text = f"{trainer}/{model}/{seeds}/{split}/{tuple(programs)}"
-    phase = phase_of(deal=args.deal, material=args.material)
-    if phase:
+    if args.ahead.phase:
         # The study is the same, and its digest knows no folder: material is bound to it, and to
         # the version, since another one may draw in another order.
-        trainer = with_material(
+        trainer = args.ahead.applied(
             trainer,
-            phase,
             study=bytes(_digest(text + version("privtrain"), model).tolist()).hex(),
-            folder=args.material,
-            bound=args.material_bound,
             tell=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),
         )
         programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
@@ -289,8 +284,8 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         test=rest[0] if rest else None,
         seeds=seeds,
         split=split,
-        digest=_digest(text + phase, model),
-        phase=phase,
+        digest=_digest(text + args.ahead.phase, model),
+        phase=args.ahead.phase,
     )
 
 

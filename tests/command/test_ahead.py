@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privtrain.command.ahead import check_material, phase_of, with_material
+from privtrain.command.ahead import Ahead
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.core.errors import UnsupportedError
 from privtrain.mpc.crypten.engine import CrypTen
@@ -41,28 +41,25 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 def test_a_phase_changes_the_engine_and_nothing_else(tmp_path: Path) -> None:
-    check_material(holds_rows=True, role="party", material=tmp_path, deal=True, bound=7)
-    check_material(holds_rows=False, role="dealer", material=None, deal=True, bound=None)
-    assert [phase_of(deal=True, material=None), phase_of(deal=False, material=tmp_path)] == [
-        "offline",
-        "online",
-    ]
-    assert phase_of(deal=False, material=None) == ""
+    offline, online = Ahead(folder=tmp_path, deal=True, bound=7), Ahead(folder=tmp_path)
+    offline.check("party", holds_rows=True)
+    Ahead(deal=True).check("dealer", holds_rows=False)
+    assert [offline.phase, Ahead(deal=True).phase, online.phase] == ["offline", "offline", "online"]
+    assert Ahead().phase == ""
     trainer = MPCSGD(epochs=2)
-    more = {"study": "5f", "folder": tmp_path, "tell": print}
-    offline = with_material(trainer, "offline", bound=7, **more)  # type: ignore[arg-type]
-    online = with_material(trainer, "online", bound=None, **more)  # type: ignore[arg-type]
-    assert str(offline) == str(online) == str(trainer)
-    for made, phase in (
+    for ahead, phase in (
         (offline, Offline(study="5f", folder=tmp_path, bound=7, tell=print)),
         (online, Online(study="5f", folder=tmp_path)),
     ):
+        made = ahead.applied(trainer, study="5f", tell=print)
         assert made == MPCSGD(epochs=2, engine=Ring64(material=phase))
+        assert str(made) == str(trainer)
+    with pytest.raises(ValueError, match="bound=0"):
+        Ahead(folder=tmp_path, deal=True, bound=0).applied(trainer, study="5f", tell=print)
 
 
 def test_an_engine_without_material_is_refused(tmp_path: Path) -> None:
     trainer = MPCSGD(engine=CrypTen())
-    with pytest.raises(
-        UnsupportedError, match=r"engine=CrypTen.* no material .*Leave out --material.*Ring64"
-    ):
-        with_material(trainer, "online", study="5f", folder=tmp_path, bound=None, tell=print)
+    refused = r"engine=CrypTen.* no material .*Leave out --material.*Ring64"
+    with pytest.raises(UnsupportedError, match=refused):
+        Ahead(folder=tmp_path).applied(trainer, study="5f", tell=print)

@@ -315,27 +315,7 @@ class Online:
         for other in others:
             link.send(other, SESSION, as_message(said.message))
         heard = {each: _Said.read(link.receive(each, SESSION), each) for each in others}
-        for each, words in {name: said, **heard}.items():
-            if words.digest != said.digest:
-                raise ProtocolError(
-                    f"{each} computes another study than {name}, {words.digest.hex()[:8]} and "
-                    f"not {said.digest.hex()[:8]}: task, trainer, seed or parties differ. Nothing "
-                    "was used."
-                )
-            if not words.fresh:
-                raise ProtocolError(
-                    f"The material of {each} is spent or was never dealt: a run with it was begun. "
-                    "What was masked once must not be masked alike again, so no party may use that "
-                    f"session, nor an older copy of it. Nothing is used of {place}; deal anew "
-                    "into other folders."
-                )
-        for each, words in heard.items():
-            if words.session != said.session:
-                raise ProtocolError(
-                    f"The material of {each} is of session {words.session.hex()[:8]}, that in "
-                    f"{place} of {said.session.hex()[:8]}: they were not dealt together. Nothing "
-                    "was used; choose the folders of one session, or deal anew into other folders."
-                )
+        _check_agreed(name, said, heard, place)
         seed_for = "" if label is None else label.operation
         if link.rank == 0 and seed_for != _seed_for(sent):
             raise ProtocolError(
@@ -381,3 +361,32 @@ class _Kept:
 
     def next(self, step: int, operation: str) -> bytearray:
         return bytearray(self.store.take(step, operation))
+
+
+def _check_agreed(name: str, said: _Said, heard: dict[str, _Said], place: Path) -> None:
+    """Refuses parties that have not the same session, or have begun it.
+
+    Raises:
+        ProtocolError: With the name of the first such party.
+    """
+    for each, words in {name: said, **heard}.items():
+        if words.digest != said.digest:
+            raise ProtocolError(
+                f"{each} computes another study than {name}, {words.digest.hex()[:8]} and "
+                f"not {said.digest.hex()[:8]}: task, trainer, seed or parties differ. Nothing "
+                "was used."
+            )
+        if not words.fresh:
+            raise ProtocolError(
+                f"The material of {each} is spent or was never dealt: a run with it was begun. "
+                "What was masked once must not be masked alike again, so no party may use that "
+                f"session, nor an older copy of it. Nothing is used of {place}; deal anew "
+                "into other folders."
+            )
+    for each, words in heard.items():
+        if words.session != said.session:
+            raise ProtocolError(
+                f"The material of {each} is of session {words.session.hex()[:8]}, that in "
+                f"{place} of {said.session.hex()[:8]}: they were not dealt together. Nothing "
+                "was used; choose the folders of one session, or deal anew into other folders."
+            )

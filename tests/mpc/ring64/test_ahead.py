@@ -25,6 +25,7 @@ from privtrain.core.errors import (
 from privtrain.core.fields import told_fields
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.descent import PeerDescent
+from privtrain.mpc.engine import with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.material.journal import Journal
 from privtrain.mpc.material.segments import JOURNAL, numbers, place, size_in
@@ -32,6 +33,7 @@ from privtrain.mpc.material.store import Store
 from privtrain.mpc.ring64 import material
 from privtrain.mpc.ring64.ahead import Offline, Online, _Streams
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.runtimes.threads import Threads
 from tests.disk import little_space
 from tests.mpc.ring64.mesh import names_of, run
 from tests.mpc.ring64.phases import STUDY, Computes, X, compute, deal, inputs_of
@@ -97,6 +99,14 @@ def test_descent_of_peers(tmp_path: Path) -> None:
     expected = in_plaintext(model)
     for name in names_of(3):
         assert float((ran.payloads[name]["weights"] - expected).abs().max()) < 2e-4
+
+
+def test_over_sockets_on_one_machine(tmp_path: Path) -> None:
+    for phase in (Offline(study=STUDY, folder=tmp_path), Online(study=STUDY, folder=tmp_path)):
+        engine = Ring64(material=phase)
+        programs = with_helpers(engine, dict.fromkeys(names_of(2), Computes(engine)))
+        replies = Threads(timeout=20).run(programs, inputs_of(2))
+    assert torch.equal(replies[FIRST].payload["bit"], (X @ X.t() > 0).double())
 
 
 def test_what_lies_there_is_the_owners_alone_and_sealed(tmp_path: Path) -> None:
