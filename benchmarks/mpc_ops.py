@@ -45,7 +45,8 @@ from on_shares.works import Work, works
 
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.engine import with_helpers
-from privtrain.mpc.ring64.engine import DEALER, Ring64
+from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.ring64.streamed import DEALER
 from privtrain.runtimes.processes.mesh import Processes
 
 SIDES = {

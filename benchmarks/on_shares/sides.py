@@ -15,8 +15,9 @@ from privtrain.core.runtime import Party, link_of
 from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Session
-from privtrain.mpc.ring64.engine import DEALER, SHAPES, Ring64
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.session import Ring64Session
+from privtrain.mpc.ring64.streamed import DEALER
 from privtrain.mpc.sharing import LARGEST_ENCODED, encode
 
 GO = "go"
@@ -231,9 +232,6 @@ class TwoParties:
             yield []
             return
         inner = within(party, names)
-        if link.names[link.rank] == DEALER:
-            # Before a session: here there is nothing to prepare for.
-            link.receive(names[0], SHAPES)
         with Ring64().open(inner) as session:
             yield [Ring64Side(session, link_of(inner), 2, BESIDE)]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from privtrain.core.links import Link
 from privtrain.core.runtime import Party, link_of
 from privtrain.mpc.crypten.engine import load
-from privtrain.mpc.ring64.engine import DEALER
+from privtrain.mpc.ring64.streamed import DEALER
 from privtrain.mpc.sharing import encode
 
 PROVIDERS = ("TFP", "TTP")

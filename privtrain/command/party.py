@@ -7,18 +7,21 @@ the program that the trainer has for its role. The trainer is any that can do so
 import dataclasses
 import hashlib
 import inspect
-import io
 import os
 import sys
+import time
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 import tyro
 
+from privtrain.command.ahead import Ahead
 from privtrain.command.keys import transport_of
+from privtrain.command.part import Part, tell_cost, tell_result
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
 
     from privtrain.core.abilities import MeshTrainer
     from privtrain.core.links import Link
-    from privtrain.core.runtime import Program
-    from privtrain.core.seeding import Seeds
-    from privtrain.core.task import Rows, Split, Task
 
 
 PARTY = "party"
@@ -56,6 +56,8 @@ class PartyArgs:
     Who helps without rows, such as the dealer of mpc_sgd's default engine, says --role dealer and
     has no rank: make(None). With engine = { kind = "CrypTen" } there is none.
     With --keys connections are encrypted and roles are proven: privtrain party keys --help.
+    The dealer can deal first: --material FOLDER --deal at the parties and --deal at the dealer,
+    then the same commands without --deal and without the dealer.
     """
 
     study: tyro.conf.Positional[Path]
@@ -76,6 +78,19 @@ class PartyArgs:
     """Folder with this party's keys, from privtrain party keys: its links and the rendezvous then
     use mutual TLS 1.3, but not channels that an engine opens by itself, as CrypTen does (default:
     no TLS)."""
+    material: Path | None = None
+    """Where this party keeps what the dealer dealt ahead, for one run (default: the dealer deals
+    while the parties train)."""
+    deal: bool = False
+    """Let the dealer deal into the folders of --material, and train nothing."""
+    material_bound: int | None = None
+    """Bytes that may lie in that folder; where it is full, dealing waits until a second command of
+    this party has used some (default: 1 GiB)."""
+
+    @property
+    def ahead(self) -> Ahead:
+        """The options of material that is made ahead."""
+        return Ahead(folder=self.material, deal=self.deal, bound=self.material_bound)
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,7 @@ def run_party(args: PartyArgs) -> int:
     """
     check_positive(timeout=args.timeout)
     where = place(args)
+    args.ahead.check(args.role, holds_rows=where.rank is not None)
     # What torch's store says in C++ of a lost party is twenty lines before the one that names it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
@@ -207,42 +223,15 @@ def run_party(args: PartyArgs) -> int:
             _compare(part.digest, link)
             return part.program({}, party)
 
+        began = time.monotonic()
         result = peers.run(take_part)
-    if part.rows is not None:
+        seconds = time.monotonic() - began
+    if part.rows is not None and not args.deal:
         part.trainer.finish_peer(part.model, result, part.rows, part.split)
-    _tell(args, part, link, where.names)
+    tell_cost(part, link, seconds)
+    if not args.deal:
+        tell_result(part, where.names, args.out)
     return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one process does in the training.
-
-    Args:
-        name: Name of its party.
-        names: All parties, by rank: those with rows, then those that help.
-        program: What it runs.
-        trainer: The trainer.
-        task: What is learned.
-        model: With the initial weights.
-        rows: Its own rows; None where it holds none.
-        test: Rows to measure the model on, or None.
-        seeds: Public streams.
-        split: How the table is cut among the parties.
-        digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    program: "Program"
-    trainer: "MeshTrainer"
-    task: "Task"
-    model: "nn.Module"
-    rows: "Rows | None"
-    test: "Rows | None"
-    seeds: "Seeds"
-    split: "Split"
-    digest: "Tensor"
 
 
 def _prepare(args: PartyArgs, where: Place) -> Part:
@@ -267,6 +256,16 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         )
     programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     name = args.role if where.rank is None else where.names[where.rank]
+    text = f"{trainer}/{model}/{seeds}/{split}/{tuple(programs)}"
+    if args.ahead.phase:
+        # The study is the same, and its digest knows no folder: material is bound to it, and to
+        # the version, since another one may draw in another order.
+        trainer = args.ahead.applied(
+            trainer,
+            study=bytes(_digest(text + version("privtrain"), model).tolist()).hex(),
+            tell=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),
+        )
+        programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     helpers = [other for other in programs if other not in where.names]
     if name not in programs or (where.rank is None and name not in helpers):
         raise ValueError(
@@ -285,7 +284,8 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         test=rest[0] if rest else None,
         seeds=seeds,
         split=split,
-        digest=_digest(f"{trainer}/{model}/{seeds}/{split}/{names}", model),
+        digest=_digest(text + args.ahead.phase, model),
+        phase=args.ahead.phase,
     )
 
 
@@ -348,7 +348,7 @@ def _compare(digest: "Tensor", link: "Link") -> None:
         if not torch.equal(said[name], said[first]):
             raise ProtocolError(
                 f"{name} has other settings, roles or initial weights than {first}; all parties "
-                "need the same study file and task."
+                "need the same study file and task, and --deal, where it is given, everywhere."
             )
 
 
@@ -382,35 +382,3 @@ def read(path: Path) -> dict[str, Any]:
     if "task" not in table:
         raise ValueError(f'{path} must name this host\'s task and data: task = "module:function".')
     return table
-
-
-def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> None:
-    import torch
-
-    from privtrain.core.failures import OWN_ERRORS
-    from privtrain.core.parameters import ModelPredictor
-    from privtrain.core.writing import write_file
-    from privtrain.runs.attacking import failure_of
-    from privtrain.runs.measuring import value_of
-
-    # Printed and saved by every party with rows: all of them opened the same weights.
-    sent = sum(entry.bytes for entry in link.entries)
-    print(f"{part.name}: took part among {', '.join(part.names)} in {part.trainer}")
-    print(f"{part.name}: sent {sent} bytes in {len({e.round for e in link.entries})} rounds")
-    if part.rows is not None and part.test is not None:
-        logits = ModelPredictor(part.model)(part.test.inputs)
-        for name, metric in part.task.measures.items():
-            try:
-                value = f"{value_of(name, metric, logits, part.test.labels):.4f}"
-            except OWN_ERRORS as error:  # the weights are to be saved whatever a metric raises
-                value = f"failed ({failure_of(error).error})"
-            print(f"{part.name}: {name} {value} on {len(part.test)} rows")
-    if part.rows is not None and args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        weights = io.BytesIO()
-        torch.save(part.model.state_dict(), weights)
-        # As a whole: a full disk leaves no torn file.
-        write_file(args.out, weights.getvalue())
-        print(f"{part.name}: weights saved to {args.out}")
-    for line in part.trainer.peer_statement(names):
-        print(f"{part.name}: {line}")

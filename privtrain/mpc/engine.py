@@ -1,6 +1,6 @@
 """The interface of an engine for secret-shared computation, and of the values it computes with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import EllipsisType
 from typing import Any, Protocol, SupportsIndex, Union
@@ -10,6 +10,7 @@ from torch import Tensor
 from privtrain.core.parties import is_role
 from privtrain.core.runtime import Party, Program
 from privtrain.core.statement import InputPrivacy
+from privtrain.core.transcript import Entry
 
 Operand = Union["Shared", Tensor, float]
 """What a shared tensor is combined with: another one, or public values."""
@@ -319,3 +320,26 @@ def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, P
             f"as nobody else is; got {odd}."
         )
     return {**programs, **helpers}
+
+
+def phases(engine: Engine, entries: Iterable[Entry], names: Sequence[str]) -> tuple[str, ...]:
+    """What was sent offline, to and by helpers, and online, between computing parties, in words.
+
+    Args:
+        engine: What computed on shares.
+        entries: The messages of a run.
+        names: The computing parties.
+
+    Returns:
+        A sentence; none where nobody helps.
+    """
+    helpers, sent = engine.helper_names, list(entries)
+    if not helpers:
+        return ()
+    offline = [each for each in sent if {each.sender, each.receiver} & {*helpers}]
+    online = [each for each in sent if {each.sender, each.receiver} <= {*names}]
+    return (
+        f"Offline, from and to {', '.join(helpers)}, {sum(each.bytes for each in offline):,} bytes "
+        f"were sent; online, between computing parties, {sum(each.bytes for each in online):,} "
+        f"bytes in {len({each.round for each in online}):,} rounds.",
+    )

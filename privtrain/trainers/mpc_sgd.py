@@ -43,7 +43,7 @@ from privtrain.core.validate import (
 )
 from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
-from privtrain.mpc.engine import Engine, check_parties, with_helpers
+from privtrain.mpc.engine import Engine, check_parties, phases, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
     Probabilities,
@@ -241,6 +241,8 @@ class MPCSGD:
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
+        entries = run.transcript.entries
+        run.outcome.note(*phases(self.engine, entries, self.computing_names))
         run.outcome.note(
             "Training on shares opens nothing on the way: no loss, no learning curve, and no "
             "checkpoint to resume from."

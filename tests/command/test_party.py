@@ -168,6 +168,43 @@ def test_a_dealer_without_rows_takes_part_by_its_role(
 
 
 @pytest.mark.slow
+def test_the_dealer_deals_first_and_is_not_needed_then(tmp_path: Path) -> None:
+    path, keys = tmp_path / "study.toml", tmp_path / "keys"
+    path.write_text(WITH_DEALER.rpartition("engine")[0])
+    run_keys(KeysArgs(out=keys, roles=("party-0", "party-1", "dealer")))
+    secured, material = ["--keys", str(keys)], ["--material", str(tmp_path / "material")]
+
+    def parties(port: int, study: Path, *more: str) -> list[subprocess.Popen[str]]:
+        options = [*secured, *material, *more]
+        return [
+            start(study, rank, 2, port, *options, "--out", str(tmp_path / f"{rank}.pt"))
+            for rank in range(2)
+        ]
+
+    port = free_port()
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, *secured, "--deal", str(path)], {})
+    ends = finish([*parties(port, path, "--deal"), dealer], 90)
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    assert all(", offline " in said and "weights" not in said for _, said, _ in ends)
+    assert "of them material" in ends[2][1]
+    # Another study: refused at once, and nothing of the material is used.
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text().replace("epochs = 2", "epochs = 3"))
+    for code, _, said in finish(parties(free_port(), other), 60):
+        assert code != 0 and ("Expected material for study=" in said or "DataError" in said), said
+    ends = finish(parties(free_port(), path), 60)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
+    for rank, (_, said, _) in enumerate(ends):
+        assert float((saved(tmp_path / f"{rank}.pt") - expected).abs().max()) < 0.01
+        assert ", online " in said and "material," not in said
+        assert "dealer reads shapes, numbers of" in said
+    for code, _, said in finish(parties(free_port(), path), 60):
+        assert code != 0 and "is spent or was never dealt: a run with it was begun" in said, said
+
+
+@pytest.mark.slow
 def test_a_party_with_keys_of_another_study_is_refused(tmp_path: Path) -> None:
     path, port = tmp_path / "study.toml", free_port()
     path.write_text(WITH_DEALER)

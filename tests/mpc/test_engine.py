@@ -10,8 +10,9 @@ from privtrain.core.errors import UnsupportedError
 from privtrain.core.extras import is_missing, missing
 from privtrain.core.runtime import MeshReply, Party, Payload, Program
 from privtrain.core.seeding import SeededEntropy, Seeds
+from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.engine import with_helpers
+from privtrain.mpc.engine import phases, with_helpers
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.links import SocketLink
@@ -102,3 +103,17 @@ def test_a_party_of_a_star_has_no_link() -> None:
     )
     with pytest.raises(UnsupportedError, match="site-0 has no link"), CrypTen().open(party):
         pass
+
+
+def test_offline_and_online_are_counted_apart() -> None:
+    entries = [
+        Entry("bank", "computing-0", "input share", (1,), 1, 0),
+        Entry("dealer", "computing-1", "material", (1000,), 1000, 1),
+        Entry("computing-1", "dealer", "material taken", (2,), 20, 2),
+        Entry("computing-0", "computing-1", "masked share", (3,), 300, 2),
+        Entry("computing-1", "computing-0", "masked share", (3,), 300, 2),
+        Entry("computing-1", "computing-0", "weight share", (4,), 4000, 5),
+    ]
+    (said,) = phases(DealtEngine(), entries, NAMES)
+    assert "from and to dealer, 1,020 bytes" in said and "4,600 bytes in 2 rounds" in said
+    assert phases(CrypTen(), entries, NAMES) == ()

@@ -376,6 +376,7 @@ def test_logistic_loss_on_one_logit_trains_as_in_plaintext(data: FederatedData) 
     trained = to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
     assert float((trained - plain_weights(trainer, task, data.pooled(), 5)).abs().max()) < 0.005
     assert not any("falls back" in note for note in result.notes)
+    assert any(note.startswith("Offline, from and to dealer, ") for note in result.notes)
 
 
 def test_what_one_logit_is_not_trained_with() -> None:

@@ -106,15 +106,21 @@ class Sealer:
         key: The agreed key, 32 bytes, as `KeyAgreement.key` gives it.
         study: Digest of the study that the material is made for.
         receiver: The party that will open it.
+        session: The dealer's session, 16 bytes, where it deals to several parties, each under a
+            key of its own; drawn where it is left out. Never twice with one key.
 
     Raises:
-        ValueError: If the key has another length.
+        ValueError: If the key or the session has another length.
 
     Source: NIST SP 800-38D, section 8.2.1 (deterministic nonces); RFC 5869.
     """
 
-    def __init__(self, key: bytes, *, study: str, receiver: str) -> None:
-        self.session = os.urandom(SESSION_BYTES)
+    def __init__(
+        self, key: bytes, *, study: str, receiver: str, session: bytes | None = None
+    ) -> None:
+        self.session = os.urandom(SESSION_BYTES) if session is None else session
+        if len(self.session) != SESSION_BYTES:
+            raise ValueError(f"Expected len(session)={len(self.session)} to be {SESSION_BYTES}.")
         self._cipher = _cipher(key, self.session, study, receiver)
         self._bound = _bound(study, receiver)
         self._number = 0

@@ -18,6 +18,7 @@ from privtrain.mpc.material.sealing import Label, label_of
 
 JOURNAL = "material.jsonl"
 KEY = "material.key"
+WRITER = "writer"
 OWNER_ONLY = 0o600
 LENGTH = struct.Struct(">Q")
 """Bytes of a block, before it."""
@@ -107,3 +108,20 @@ def alone(folder: Path, who: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_held(folder: Path, who: str) -> bool:
+    """Whether somebody of a kind is at a folder, as `alone` keeps it; False on Windows."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(folder / f"{who}.lock", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

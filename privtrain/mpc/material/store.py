@@ -12,19 +12,33 @@ out who copies or changes segments without it.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from privtrain.core.errors import DataError, ProtocolError, TamperedShareError
+from privtrain.core.errors import DataError, PartyLostError, ProtocolError, TamperedShareError
 from privtrain.core.keys import PRIVATE
 from privtrain.core.locks import Lock
 from privtrain.core.writing import explained
 from privtrain.mpc.material.journal import Journal, Spent
 from privtrain.mpc.material.sealing import Label, Opener, check_use
-from privtrain.mpc.material.segments import JOURNAL, KEY, Held, alone, blocks, numbers, place
+from privtrain.mpc.material.segments import (
+    JOURNAL,
+    KEY,
+    WRITER,
+    Held,
+    alone,
+    blocks,
+    is_held,
+    numbers,
+    place,
+)
+
+_LOOK = 0.02
+"""Seconds between two looks whether a segment was written."""
 
 
 class Store:
@@ -34,9 +48,11 @@ class Store:
         folder: As a `StoreWriter` filled it.
         study: Digest of the own study.
         receiver: This party.
+        patience: Seconds for which a segment is waited for while a writer is at work.
     """
 
-    def __init__(self, folder: Path, *, study: str, receiver: str) -> None:
+    def __init__(self, folder: Path, *, study: str, receiver: str, patience: float = 0.0) -> None:
+        self._patience = patience
         self._folder, self._study, self._receiver = folder, study, receiver
         self._journal = Journal(folder / JOURNAL, study, receiver)
         self._held: deque[Held] = deque()
@@ -95,19 +111,34 @@ class Store:
             steps = (label.step for label in self._labels())
             return next((step for step in steps if step != self._step), None)
 
-    def take(self, step: int, operation: str, size: int) -> bytes:
+    @property
+    def spent(self) -> Spent:
+        """How far it is spent."""
+        return self._journal.spent
+
+    @property
+    def next_label(self) -> Label | None:
+        """What the next block says of itself; None where there is none. Nothing is spent."""
+        with self._lock:
+            self._check_open()
+            if not self._held:
+                self._await_segment()
+            return next(self._labels(), None)
+
+    def take(self, step: int, operation: str, size: int | None = None) -> bytes:
         """The content of the next block.
 
         Args:
             step: The step of the study that asks for it.
             operation: What asks for it.
-            size: Bytes of content that are expected.
+            size: Bytes of content that are expected; any number where it is left out.
 
         Raises:
             ProtocolError: If the next block is for another use, or there is none; none is spent
                 then.
             TamperedShareError: If it was changed, or made for another study, party or key.
             PrivtrainError: If the disk is full, so that it cannot be spent.
+            PartyLostError: If a writer is there and adds nothing.
         """
         with self._lock:
             self._check_open()
@@ -118,6 +149,7 @@ class Store:
                     f"{self._opener.next} blocks are spent. Deal anew into another folder."
                 )
             label = segment[0].label
+            size = label.size if size is None else size
             wanted = Label(
                 session=label.session,
                 number=self._opener.next,
@@ -174,7 +206,8 @@ class Store:
     def _check_next(self) -> None:
         spent = self._journal.spent.segments
         left = [number for number in numbers(self._folder) if number >= spent]
-        if left and left[0] != spent:
+        # Looked at again: a writer may have added it while the others were listed.
+        if left and left[0] != spent and not place(self._folder, spent).exists():
             raise ProtocolError(
                 f"Segment {spent} of the material in {self._folder} is not there, and its journal "
                 f"takes it for unspent: an older journal was brought back, or the file removed. "
@@ -185,8 +218,26 @@ class Store:
         with explained(self._folder):
             place(self._folder, number).unlink(missing_ok=True)
 
+    def _await_segment(self) -> None:
+        """Waits for the next segment while somebody is at work on it.
+
+        Raises:
+            PartyLostError: If none comes.
+        """
+        path = place(self._folder, self._journal.spent.segments)
+        end = time.monotonic() + self._patience
+        while not path.exists() and is_held(self._folder, WRITER):
+            if time.monotonic() > end:
+                if self._patience:
+                    raise PartyLostError(
+                        f"Nothing more was dealt into {self._folder} for {self._patience:g} s."
+                    )
+                return
+            time.sleep(_LOOK)
+
     def _next_segment(self) -> list[Held]:
         """The blocks of the next segment, which is not spent yet; none where there is no more."""
+        self._await_segment()
         self._check_next()
         path = place(self._folder, self._journal.spent.segments)
         segment = list(blocks(path)) if path.exists() else []

@@ -15,6 +15,7 @@ from privtrain.mpc.material.segments import (
     KEY,
     LENGTH,
     OWNER_ONLY,
+    WRITER,
     alone,
     place,
     size_in,
@@ -84,7 +85,7 @@ class StoreWriter:
                 f"{', '.join(taken[:4])}. Choose another folder for fresh material."
             )
         with ExitStack() as stack:
-            stack.enter_context(alone(self._folder, "writer"))
+            stack.enter_context(alone(self._folder, WRITER))
             with explained(self._folder):
                 (self._folder / PRIVATE).mkdir(mode=0o700)
             write_file(self._folder / PRIVATE / KEY, self._key, mode=OWNER_ONLY)
@@ -102,7 +103,7 @@ class StoreWriter:
         """Writes what is left, unless dealing failed."""
         with self._stack:
             if error is None:
-                self._write()
+                self.flush()
 
     def add(self, block: bytes) -> None:
         """Keeps the next block.
@@ -117,29 +118,43 @@ class StoreWriter:
         """
         label_of(block)
         size = LENGTH.size + len(block)
+        if not self.has_room(block):
+            raise PrivtrainError(
+                f"The store {self._folder} is full: it keeps {self.kept} bytes, and {size} more "
+                f"would be above bound={self._bound}. Let its party use some, or raise the bound."
+            )
+        if self._buffer and len(self._buffer) + size > self._segment:
+            self.flush()
+        self._buffer += LENGTH.pack(len(block)) + block
+
+    @property
+    def kept(self) -> int:
+        """Bytes that lie there, or wait to be written."""
+        return self._written + len(self._buffer)
+
+    def has_room(self, block: bytes) -> bool:
+        """Whether another block may be kept, as far as its party has used others by now.
+
+        Raises:
+            ValueError: If the block alone is larger than the bound.
+        """
+        size = LENGTH.size + len(block)
         if size > self._bound:
             raise ValueError(
                 f"Expected a block of {size} bytes to fit bound={self._bound}: raise the bound, or "
                 "seal it in several blocks."
             )
-        self._check_room(size)
-        if self._buffer and len(self._buffer) + size > self._segment:
-            self._write()
-        self._buffer += LENGTH.pack(len(block)) + block
+        if self.kept + size > self._bound:
+            # Not at every block: its party may have used some since.
+            self._written = size_in(self._folder)
+        return self.kept + size <= self._bound
 
-    def _check_room(self, size: int) -> None:
-        if self._written + len(self._buffer) + size <= self._bound:
-            return
-        # Not at every block: its party may have used some since.
-        self._written = size_in(self._folder)
-        kept = self._written + len(self._buffer)
-        if kept + size > self._bound:
-            raise PrivtrainError(
-                f"The store {self._folder} is full: it keeps {kept} bytes, and {size} more would "
-                f"be above bound={self._bound}. Let its party use some, or raise the bound."
-            )
+    def flush(self) -> None:
+        """Writes what waits, so that its party can use it.
 
-    def _write(self) -> None:
+        Raises:
+            PrivtrainError: If the disk is full.
+        """
         if not self._buffer:
             return
         write_file(place(self._folder, self._number), bytes(self._buffer), mode=OWNER_ONLY)

@@ -3,25 +3,19 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from privtrain.core.errors import ProtocolError, UnsupportedError
-from privtrain.core.links import Link
+from privtrain.core.fields import NEVER
 from privtrain.core.runtime import Party, Payload, Program, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
-from privtrain.mpc.keystream import KeyAgreement, Keystream
-from privtrain.mpc.ring64.material import MaterialReader, MaterialSender
 from privtrain.mpc.ring64.session import Ring64Session
-from privtrain.mpc.ring64.wires import DealerWires, PartyWires
+from privtrain.mpc.ring64.streamed import DEALER, SHAPES, Material, Streamed
 
-DEALER = "dealer"
 FEWEST, MOST = 2, 5
-
-SHAPES = "shapes"
-PUBLIC_KEY = "public key"
 
 CAVEATS = (
     "ring64 is semi-honest: a party that deviates is not noticed and can falsify the result; "
@@ -48,7 +42,13 @@ class Ring64:
     Any parties but one, following the protocol, learn nothing but what is opened. The dealer holds
     no rows and is sent none; it must not collude with a computing party. It follows the program of
     the parties without seeing what they open, so no step may depend on that.
+
+    Args:
+        material: When the dealer deals: while the parties compute (`Streamed`), or ahead of them
+            (`Offline`, then `Online`). No part of what identifies a study.
     """
+
+    material: Material = field(default=Streamed(), metadata=NEVER, repr=False)
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Ring64:
 
     @property
     def helper_names(self) -> tuple[str, ...]:
-        return (DEALER,)
+        return (DEALER,) if self.material.deals else ()
 
     @property
     def most_parties(self) -> int:
@@ -82,6 +82,8 @@ class Ring64:
 
     def helpers(self, programs: Mapping[str, Program]) -> Mapping[str, Program]:
         computing = tuple(programs)
+        if not self.material.deals:
+            return {}
         return {DEALER: Deal(programs[computing[0]], computing)}
 
     def input_privacy(self, names: Sequence[str]) -> tuple[InputPrivacy, ...]:
@@ -112,6 +114,9 @@ class Ring64:
     def open(self, party: Party) -> Iterator[Ring64Session]:
         """Agrees on keys with the dealer and the other parties, over the party's link.
 
+        A program may open one session after the other, also after one that an error ended in all
+        roles; each has keys and masks of its own.
+
         Args:
             party: A computing party, or the dealer, which deals what the session needs.
 
@@ -124,17 +129,12 @@ class Ring64:
             TamperedShareError: If material was changed, or is for another program.
         """
         link = link_of(party)
-        if DEALER not in link.names:
-            raise UnsupportedError(f"ring64 needs a {DEALER!r}; the mesh has {link.names}.")
+        if (DEALER in link.names) is not self.material.deals:
+            needs = "needs" if self.material.deals else "with material made ahead is without"
+            raise UnsupportedError(f"ring64 {needs} a {DEALER!r}; the mesh has {link.names}.")
         computing = tuple(name for name in link.names if name != DEALER)
         self.check(len(computing))
-        if link.names[link.rank] == DEALER:
-            with _dealing(link, computing) as session:
-                yield session
-            return
-        if link.rank == 0:
-            link.send(DEALER, SHAPES, announced(party.sent))
-        with _computing(link, computing) as session:
+        with self.material.open(link, computing, party.sent) as session:
             yield session
 
 
@@ -162,80 +162,8 @@ class Deal:
         link = link_of(party)
         link.knows("every mask, and all that it deals from masks")
         zeros = as_zeros(link.receive(self.computing[0], SHAPES))
-        self.program(zeros, party)
+        self.program(zeros, replace(party, sent=zeros))
         return {}
-
-
-@contextmanager
-def _dealing(link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session]:
-    agreement, keys = _agree(link, computing)
-    streams = tuple(
-        Keystream(agreement.key(keys[name], _seed(rank))) for rank, name in enumerate(computing)
-    )
-    last = computing[-1]
-    material = MaterialSender(link, last, agreement.key(keys[last], _MATERIAL))
-    yield Ring64Session(DealerWires(link, computing, streams, material))
-    material.flush()
-
-
-@contextmanager
-def _computing(link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session]:
-    others = tuple(name for name in computing if name != link.names[link.rank])
-    agreement, keys = _agree(link, (*others, DEALER))
-    pairs = {}
-    for name in others:
-        rank = computing.index(name)
-        for pair in ((rank, link.rank), (link.rank, rank)):
-            pairs[pair] = Keystream(agreement.key(keys[name], f"privtrain ring64 share {pair}"))
-    material = None
-    # All but the last one expand what is dealt from their seeds.
-    if link.rank == len(computing) - 1:
-        link.read_ahead(DEALER)
-        material = MaterialReader(link, DEALER, agreement.key(keys[DEALER], _MATERIAL))
-    stream = Keystream(agreement.key(keys[DEALER], _seed(link.rank)))
-    yield Ring64Session(PartyWires(link, others, stream, pairs, material, DEALER))
-    if material is not None and material.left:
-        raise ProtocolError(
-            f"{material.left} bytes of material of {DEALER} were not used: it ran another program "
-            "than the computing parties."
-        )
-
-
-_MATERIAL = "privtrain ring64 material"
-
-
-def _seed(rank: int) -> str:
-    return f"privtrain ring64 seed {rank}"
-
-
-def _agree(link: Link, others: Sequence[str]) -> tuple[KeyAgreement, dict[str, bytes]]:
-    """Own half of a key agreement, fresh for one session, and the others' public keys."""
-    agreement = KeyAgreement()
-    public = torch.frombuffer(bytearray(agreement.public), dtype=torch.uint8)
-    keys: dict[str, bytes] = {}
-
-    def hear() -> None:
-        keys.update({name: link.receive(name, PUBLIC_KEY).numpy().tobytes() for name in others})
-
-    # The dealer's key comes a round later, so that its material is of no later round than the key:
-    # rounds then count messages between the computing parties.
-    deals = link.names[link.rank] == DEALER
-    if deals:
-        hear()
-    for name in others:
-        link.send(name, PUBLIC_KEY, public)
-    if not deals:
-        hear()
-    return agreement, keys
-
-
-def announced(payload: Payload) -> Tensor:
-    """The names, types and shapes of tensors, without their values; uint8."""
-    said = [
-        [name, str(value.dtype).removeprefix("torch."), list(value.shape)]
-        for name, value in payload.items()
-    ]
-    return torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
 
 
 def as_zeros(message: Tensor) -> dict[str, Tensor]:

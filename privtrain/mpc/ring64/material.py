@@ -2,14 +2,16 @@
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from privtrain.core.errors import PartyLostError, TamperedShareError
+from privtrain.core.errors import PartyLostError, ProtocolError, TamperedShareError
 from privtrain.core.links import Link
 
 KIND = "material"
@@ -19,6 +21,9 @@ FIRST_CHUNK = 2**14
 """Bytes after which the dealer sends its first message; each one after it may be twice as large."""
 
 LARGEST_CHUNK = 2**22
+END = "end"
+"""What an empty message is for that says that no more comes."""
+
 IN_FLIGHT = 2**26
 """Bytes that are sent and not yet taken, at which the dealer waits."""
 
@@ -71,6 +76,59 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNED) * _ALIGNED
 
 
+def operation_of(count: int, dtype: torch.dtype, heard: bytes) -> str:
+    """What a correction is called where it begins a message, after what was announced."""
+    return f"{count} values of {str(dtype).removeprefix('torch.')} {heard[:8].hex()}".rstrip()
+
+
+class Seals(Protocol):
+    """Seals one message after the other, each for the place where it is asked for."""
+
+    def seal(self, content: bytes, *, step: int, operation: str) -> bytes | bytearray:
+        """The next message.
+
+        Args:
+            content: Corrections.
+            step: How many openings come before the first of them.
+            operation: What the first of them is, see `operation_of`.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Where the party that gets corrections has them from."""
+
+    def next(self, step: int, operation: str) -> bytearray:
+        """The content of the next message.
+
+        Args:
+            step: How many openings came before.
+            operation: The correction that is asked for, see `operation_of`.
+
+        Raises:
+            TamperedShareError: If it was changed.
+            PartyLostError: If the dealer is gone or silent.
+        """
+        ...
+
+
+@dataclass
+class StreamSealer:
+    """Seals messages that are opened as soon as they arrive: their number is their place.
+
+    Args:
+        key: 32 bytes of one session, known to the dealer and the party.
+    """
+
+    key: bytes = field(repr=False)
+    _number: int = field(default=0, init=False)
+
+    def seal(self, content: bytes, *, step: int, operation: str) -> bytearray:
+        sealed = _sealed(self.key, self._number, content)
+        self._number += 1
+        return sealed
+
+
 @dataclass
 class MaterialSender:
     """The dealer's end.
@@ -78,16 +136,22 @@ class MaterialSender:
     Args:
         link: The dealer's link.
         to: The party that gets corrections.
-        key: 32 bytes, known to these two.
+        sealer: Seals each message.
+        meanwhile: Called whenever a message leaves or is taken.
+        step: How many openings there were.
+        heard: Digest of what was announced.
     """
 
     link: Link
     to: str
-    key: bytes = field(repr=False)
+    sealer: Seals = field(repr=False)
+    meanwhile: Callable[[], None] = field(default=lambda: None, repr=False)
+    step: int = field(default=0, init=False)
+    heard: bytes = field(default=b"", init=False, repr=False)
+    _first: tuple[int, str] = field(default=(0, ""), init=False)
     _parts: list[memoryview | bytes] = field(default_factory=list, init=False, repr=False)
     _size: int = field(default=0, init=False)
     _chunk: int = field(default=FIRST_CHUNK, init=False)
-    _number: int = field(default=0, init=False)
     _sizes: deque[int] = field(default_factory=deque, init=False, repr=False)
 
     def put(self, correction: Tensor) -> None:
@@ -96,6 +160,9 @@ class MaterialSender:
         It is read when that is sent, so it must not be written to.
         """
         data = correction.contiguous().view(-1).view(torch.uint8).numpy().data
+        if not self._size and len(data):
+            operation = operation_of(correction.numel(), correction.dtype, self.heard)
+            self._first = self.step, operation
         self._parts += [data, bytes(_aligned(len(data)) - len(data))]
         self._size += _aligned(len(data))
         if self._size >= self._chunk:
@@ -111,10 +178,8 @@ class MaterialSender:
             return
         while self._sizes and sum(self._sizes) + self._size > IN_FLIGHT:
             self._wait()
-        sealed = _sealed(self.key, self._number, b"".join(self._parts))
-        self.link.send(self.to, KIND, torch.frombuffer(sealed, dtype=torch.uint8))
-        self._sizes.append(self._size)
-        self._parts, self._size, self._number = [], 0, self._number + 1
+        self._send(b"".join(self._parts), *self._first)
+        self._parts, self._size = [], 0
         self._chunk = min(2 * self._chunk, LARGEST_CHUNK)
 
     def drain(self) -> None:
@@ -126,9 +191,67 @@ class MaterialSender:
         while self._sizes:
             self._wait()
 
+    def finish(self) -> None:
+        """Sends what is left and that no more comes, and waits until all of it is taken."""
+        self.flush()
+        self._send(b"", self.step, END)
+        self.drain()
+
+    def _send(self, content: bytes, step: int, operation: str) -> None:
+        sealed = self.sealer.seal(content, step=step, operation=operation)
+        self.link.send(self.to, KIND, as_message(sealed))
+        self._sizes.append(len(content))
+        self.meanwhile()
+
     def _wait(self) -> None:
-        self.link.receive(self.to, TAKEN)
-        self._sizes.popleft()
+        # Below zero: nothing was taken, and the party still lives.
+        if int(self.link.receive(self.to, TAKEN)) >= 0:
+            self._sizes.popleft()
+        self.meanwhile()
+
+
+def as_message(sealed: bytes | bytearray) -> Tensor:
+    """Sealed bytes as they are sent; uint8."""
+    writable = sealed if isinstance(sealed, bytearray) else bytearray(sealed)
+    return torch.frombuffer(writable, dtype=torch.uint8)
+
+
+@dataclass
+class StreamSource:
+    """What a `StreamSealer` sealed, as it arrives.
+
+    Args:
+        link: The party's link.
+        dealer: Who deals.
+        key: 32 bytes of one session, known to these two.
+    """
+
+    link: Link
+    dealer: str
+    key: bytes = field(repr=False)
+    _number: int = field(default=0, init=False)
+
+    def next(self, step: int, operation: str) -> bytearray:
+        sealed = self.link.receive(self.dealer, KIND)
+        try:
+            data = _unsealed(self.key, self._number, sealed.numpy().data)
+        except InvalidTag:
+            raise TamperedShareError(
+                f"The {KIND!r} message {self._number} of {self.dealer} was changed on its way, or "
+                "is not the next one. Find out who sits between them, and run again."
+            ) from None
+        self._number += 1
+        say_taken(self.link, self.dealer, self._number)
+        return data
+
+
+def say_taken(link: Link, dealer: str, number: int) -> None:
+    """Tells the dealer how many messages were taken."""
+    try:
+        link.send(dealer, TAKEN, torch.tensor(number))
+    except PartyLostError:
+        # It may have dealt everything and left; where it has not, the next message is missed.
+        return
 
 
 @dataclass
@@ -136,14 +259,16 @@ class MaterialReader:
     """The end of the party that gets corrections.
 
     Args:
-        link: Its link.
-        dealer: Who deals.
-        key: 32 bytes, known to these two.
+        source: Where it has them from.
+        dealer: Who dealt.
+        step: How many openings there were.
+        heard: Digest of what was announced.
     """
 
-    link: Link
+    source: Source = field(repr=False)
     dealer: str
-    key: bytes = field(repr=False)
+    step: int = field(default=0, init=False)
+    heard: bytes = field(default=b"", init=False, repr=False)
     _data: bytearray = field(default_factory=bytearray, init=False, repr=False)
     _start: int = field(default=0, init=False)
     _number: int = field(default=0, init=False)
@@ -165,7 +290,9 @@ class MaterialReader:
         if count == 0:
             return torch.empty(0, dtype=dtype)
         if self._start == len(self._data):
-            self._next()
+            operation = operation_of(count, dtype, self.heard)
+            self._data = self.source.next(self.step, operation)
+            self._start, self._number = 0, self._number + 1
         size = count * dtype.itemsize
         if self._start + size > len(self._data):
             raise TamperedShareError(
@@ -177,23 +304,26 @@ class MaterialReader:
         self._start += _aligned(size)
         return taken
 
+    def finish(self) -> None:
+        """Makes sure that all was used, and that all was there.
+
+        Raises:
+            ProtocolError: If there is more than this party asked for.
+        """
+        check_used(self.left, self.dealer)
+        if self.source.next(self.step, END):
+            raise ProtocolError(f"The material of {self.dealer} does not end where it says so.")
+
     @property
     def left(self) -> int:
         """Bytes that arrived and that nobody took."""
         return len(self._data) - self._start
 
-    def _next(self) -> None:
-        sealed = self.link.receive(self.dealer, KIND)
-        try:
-            data = _unsealed(self.key, self._number, sealed.numpy().data)
-        except InvalidTag:
-            raise TamperedShareError(
-                f"The {KIND!r} message {self._number} of {self.dealer} was changed on its way, or "
-                "is not the next one. Find out who sits between them, and run again."
-            ) from None
-        self._data, self._start, self._number = data, 0, self._number + 1
-        try:
-            self.link.send(self.dealer, TAKEN, torch.tensor(self._number))
-        except PartyLostError:
-            # It may have dealt everything and left; where it has not, the next message is missed.
-            return
+
+def check_used(left: int, dealer: str) -> None:
+    """Raises `ProtocolError` where material is left over."""
+    if left:
+        raise ProtocolError(
+            f"{left} bytes of material of {dealer} were not used: it ran another program "
+            "than the computing parties."
+        )

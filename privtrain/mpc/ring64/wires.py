@@ -8,6 +8,7 @@ Source: function-dependent preprocessing as in Turbospeedz (Ben-Efraim, Nielsen 
 eprint 2019/080), with additive shares and a semi-honest dealer.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -27,6 +28,14 @@ ANNOUNCEMENT = "announcement"
 
 Compute = Callable[[], Tensor]
 """What the dealer computes from masks, and nobody else calls."""
+
+
+Rekey = Callable[[bytes], tuple[Keystream, ...]]
+"""Streams that follow from a digest, too: for what is dealt long before it is used.
+
+Where something else is announced then, a party would draw masks where shares of corrections were
+dealt, of which another party knows much. Other streams have nothing in common with what was dealt.
+"""
 
 
 class Wires(Protocol):
@@ -109,7 +118,8 @@ class PartyWires:
         pairs: Ranks (owner, receiver) to the stream from which the receiver's share is drawn, for
             the pairs that this party is of.
         material: Where corrections are read; None where this party needs none.
-        dealer: Who deals.
+        dealer: Who deals; None where all was dealt before.
+        rekey: Digest of what was announced to the stream from then on; None where it goes on.
     """
 
     link: Link
@@ -117,8 +127,10 @@ class PartyWires:
     stream: Keystream = field(repr=False)
     pairs: dict[tuple[int, int], Keystream] = field(repr=False)
     material: MaterialReader | None
-    dealer: str
+    dealer: str | None
+    rekey: Rekey | None = field(default=None, repr=False)
     deals: bool = field(default=False, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
 
     @property
     def leader(self) -> bool:
@@ -130,11 +142,7 @@ class PartyWires:
     def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
         if self.material is None:
             return lowest(self.stream.integers(shape), bits)
-        if bits == RING_BITS:
-            return self.material.take(prod(shape), torch.int64).view(tuple(shape))
-        width = -(-bits // 8)
-        narrow = self.material.take(width * prod(shape), torch.uint8)
-        return widened(narrow, width).view(tuple(shape))
+        return _read(self.material, shape, bits)
 
     def random_bytes(self, shape: Sequence[int]) -> Tensor:
         return uniform_bytes(self.stream, shape)
@@ -145,6 +153,8 @@ class PartyWires:
         return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        if self.material is not None:
+            self.material.step += 1
         words = [share.reshape(-1) for share in shares if share.dtype is torch.int64]
         octets = [share.reshape(-1) for share in shares if share.dtype is not torch.int64]
         size = 8 * sum(word.numel() for word in words)
@@ -169,13 +179,13 @@ class PartyWires:
         return _parted(shares, total, rest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        for name in (*self.others, self.dealer):
-            self.link.send(name, ANNOUNCEMENT, values)
-        said = {name: self.link.receive(name, ANNOUNCEMENT) for name in self.others}
-        own = self.link.names[self.link.rank]
-        return [
-            values if name == own else said[name] for name in self.link.names if name != self.dealer
-        ]
+        said = _announced(self.link, self.others, values, self.dealer)
+        self._heard = _absorbed(self._heard, said)
+        if self.material is not None:
+            self.material.heard = self._heard
+        if self.rekey is not None:
+            (self.stream,) = self.rekey(self._heard)
+        return said
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         # What the receivers draw from keys that each shares with the owner, the owner subtracts.
@@ -191,6 +201,59 @@ class PartyWires:
 
 
 @dataclass
+class OfflineWires:
+    """The wires of a computing party while its material is dealt ahead: zeros, and nothing opened.
+
+    It follows the program as the dealer does, so that both know how much is dealt, and for what.
+
+    Args:
+        link: Its link.
+        others: The other computing parties, by rank.
+        material: Where corrections come by; None where this party needs none.
+        dealer: Who deals.
+    """
+
+    link: Link
+    others: tuple[str, ...]
+    material: MaterialReader | None
+    dealer: str
+    leader: bool = field(default=False, init=False)
+    deals: bool = field(default=True, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
+
+    def random(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+    def dealt(self, compute: Compute, shape: Sequence[int], *, bits: int = RING_BITS) -> Tensor:
+        if self.material is not None:
+            _read(self.material, shape, bits)
+        return self.random(shape)
+
+    def random_bytes(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=torch.uint8)
+
+    def dealt_bytes(self, compute: Compute, shape: Sequence[int]) -> Tensor:
+        if self.material is not None:
+            self.material.take(prod(shape), torch.uint8)
+        return self.random_bytes(shape)
+
+    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        if self.material is not None:
+            self.material.step += 1
+        return [torch.zeros_like(share) for share in shares]
+
+    def announce(self, values: Tensor) -> list[Tensor]:
+        said = _announced(self.link, self.others, values, self.dealer)
+        self._heard = _absorbed(self._heard, said)
+        if self.material is not None:
+            self.material.heard = self._heard
+        return said
+
+    def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
+        return self.random(shape)
+
+
+@dataclass
 class DealerWires:
     """The wires of the dealer.
 
@@ -199,14 +262,17 @@ class DealerWires:
         computing: The computing parties, by rank.
         streams: The stream of each of them.
         material: Where corrections go.
+        rekey: Digest of what was announced to the streams from then on; None where they go on.
     """
 
     link: Link
     computing: tuple[str, ...]
     streams: tuple[Keystream, ...] = field(repr=False)
     material: MaterialSender
+    rekey: Rekey | None = field(default=None, repr=False)
     leader: bool = field(default=False, init=False)
     deals: bool = field(default=True, init=False)
+    _heard: bytes = field(default=b"", init=False, repr=False)
 
     def random(self, shape: Sequence[int]) -> Tensor:
         first, *others = self.streams
@@ -243,15 +309,49 @@ class DealerWires:
         return torch.zeros(tuple(shape), dtype=torch.uint8)
 
     def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+        self.material.step += 1
         return [torch.zeros_like(share) for share in shares]
 
     def announce(self, values: Tensor) -> list[Tensor]:
         # Before it waits: a party may need what was dealt so far to get to its announcement.
         self.material.drain()
-        return [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
+        said = [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
+        self._heard = self.material.heard = _absorbed(self._heard, said)
+        if self.rekey is not None:
+            self.streams = self.rekey(self._heard)
+        return said
 
     def own(self, integers: Tensor | None, shape: Sequence[int], owner: int) -> Tensor:
         return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
+def _read(material: MaterialReader, shape: Sequence[int], bits: int) -> Tensor:
+    """The next correction of a value that is shared modulo 2^bits; int64."""
+    if bits == RING_BITS:
+        return material.take(prod(shape), torch.int64).view(tuple(shape))
+    width = -(-bits // 8)
+    narrow = material.take(width * prod(shape), torch.uint8)
+    return widened(narrow, width).view(tuple(shape))
+
+
+def _announced(
+    link: Link, others: tuple[str, ...], values: Tensor, dealer: str | None
+) -> list[Tensor]:
+    """What each computing party announces, by rank; the dealer, where there is one, hears it."""
+    for name in others if dealer is None else (*others, dealer):
+        link.send(name, ANNOUNCEMENT, values)
+    said = {name: link.receive(name, ANNOUNCEMENT) for name in others}
+    own = link.names[link.rank]
+    return [values if name == own else said[name] for name in link.names if name != dealer]
+
+
+def _absorbed(digest: bytes, said: Sequence[Tensor]) -> bytes:
+    """The digest of all that was announced, after this."""
+    state = hashlib.sha256(digest)
+    for values in said:
+        state.update(f"{values.dtype} {tuple(values.shape)} ".encode())
+        state.update(values.contiguous().numpy().tobytes())
+    return state.digest()
 
 
 def lowest(integers: Tensor, bits: int) -> Tensor:

@@ -157,3 +157,21 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_label_says_its_use() -> None:
     label = Label(session=bytes(16), number=1, step=2, operation="matmul", size=8)
     assert label.use == "8 bytes for step 2, 'matmul'"
+
+
+def test_one_session_for_several_receivers_and_their_keys() -> None:
+    session = bytes(range(16))
+    blocks = [
+        Sealer(key, study=STUDY, receiver=receiver, session=session).seal(
+            b"first", step=3, operation="relu"
+        )
+        for key, receiver in ((KEY, RECEIVER), (bytes(32), "computing-1"))
+    ]
+    assert {label_of(block).session for block in blocks} == {session}
+    # Under one nonce, but other keys: nothing but the header is alike.
+    assert blocks[0][-21:] != blocks[1][-21:]
+    assert opened(an_opener(), blocks[0]) == b"first"
+    with pytest.raises(TamperedShareError, match="another study, party or key"):
+        opened(an_opener(), blocks[1])
+    with pytest.raises(ValueError, match=r"len\(session\)=3 to be 16"):
+        Sealer(KEY, study=STUDY, receiver=RECEIVER, session=b"old")

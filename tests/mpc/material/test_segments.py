@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from privtrain.core.errors import DataError, ProtocolError, TamperedShareError
-from privtrain.mpc.material.segments import alone, blocks, numbers, place, size_in
+from privtrain.mpc.material.segments import alone, blocks, is_held, numbers, place, size_in
 from tests.mpc.material.folders import fill, uses
 
 
@@ -48,4 +48,13 @@ def test_one_of_a_kind_is_let_in(tmp_path: Path) -> None:
     with alone(tmp_path, "reader"):
         assert (tmp_path / "reader.lock").stat().st_mode & 0o777 == 0o600
     with pytest.raises(DataError, match="Cannot write"), alone(tmp_path / "missing", "reader"):
+        pass
+
+
+def test_who_is_at_a_folder_is_seen_and_not_disturbed(tmp_path: Path) -> None:
+    assert not is_held(tmp_path, "writer")
+    with alone(tmp_path, "writer"):
+        assert is_held(tmp_path, "writer") and not is_held(tmp_path, "reader")
+    assert not is_held(tmp_path, "writer")
+    with alone(tmp_path, "writer"):
         pass

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privtrain.core.errors import DataError, PrivtrainError, ProtocolError, TamperedShareError
+from privtrain.core.errors import (
+    DataError,
+    PartyLostError,
+    PrivtrainError,
+    ProtocolError,
+    TamperedShareError,
+)
+from privtrain.mpc.material.sealing import Sealer
 from privtrain.mpc.material.segments import JOURNAL, numbers, place
 from privtrain.mpc.material.store import Store
+from privtrain.mpc.material.writer import StoreWriter
 from tests.disk import little_space
 from tests.mpc.material.folders import (
     KEY,
@@ -224,6 +234,42 @@ def test_one_store_at_a_time(tmp_path: Path) -> None:
     for deed in (lambda: take(store, 0, "relu"), lambda: store.skip(1), lambda: store.whole_step):
         with pytest.raises(RuntimeError, match="within `with`"):
             deed()
+
+
+def test_what_comes_next_is_told_without_spending(tmp_path: Path) -> None:
+    fill(tmp_path, segment=380)
+    with a_store(tmp_path) as store:
+        label = store.next_label
+        assert label is not None and (label.number, label.step, label.operation) == (0, 0, "matmul")
+        assert store.spent.blocks == 0 and numbers(tmp_path)[0] == 0
+        # Of any size, where its user cannot know it.
+        assert store.take(0, "matmul") == content(0, "matmul")
+        assert store.spent.blocks == 3 and store.spent.session == label.session.hex()
+        store.skip(STEPS)
+        assert store.next_label is None
+
+
+def test_a_store_waits_for_its_writer_and_no_longer(tmp_path: Path) -> None:
+    sealer = Sealer(KEY, study=STUDY, receiver=RECEIVER)
+    sealed = [sealer.seal(b"content", step=0, operation="x") for _ in range(2)]
+    waits = Store(tmp_path, study=STUDY, receiver=RECEIVER, patience=5)
+    with StoreWriter(tmp_path, KEY, study=STUDY, receiver=RECEIVER) as writer:
+        writer.add(sealed[0])
+        timer = threading.Timer(0.2, writer.flush)
+        timer.start()
+        with waits as store:
+            assert store.next_label is not None and store.take(0, "x") == b"content"
+        timer.join()
+        hasty = Store(tmp_path, study=STUDY, receiver=RECEIVER, patience=0.1)
+        with hasty as store, pytest.raises(PartyLostError, match=r"dealt into .* for 0\.1 s"):
+            store.take(0, "x")
+        writer.add(sealed[1])
+    with hasty as store:
+        assert store.take(0, "x") == b"content"
+        started = time.monotonic()
+        with pytest.raises(ProtocolError, match="no more material"):
+            store.take(0, "x")
+        assert time.monotonic() - started < 0.1
 
 
 def test_a_fork_uses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,23 @@ def test_a_full_store_takes_no_more_until_its_party_used_some(tmp_path: Path) ->
             store.take(0, "x", 25)
 
 
+def test_a_party_may_use_what_was_written_while_more_is_dealt(tmp_path: Path) -> None:
+    sealed = blocks(3)
+    with a_writer(tmp_path, bound=220, segment=1000) as writer:
+        writer.add(sealed[0])
+        assert numbers(tmp_path) == [] and writer.kept == 108
+        writer.flush()
+        assert numbers(tmp_path) == [0] and writer.has_room(sealed[1])
+        writer.add(sealed[1])
+        assert writer.kept == 216 and not writer.has_room(sealed[2])
+        with a_store(tmp_path) as store:
+            store.take(0, "x", 25)
+        assert writer.has_room(sealed[2])
+        writer.add(sealed[2])
+        with pytest.raises(ValueError, match="to fit bound=220"):
+            writer.has_room(blocks(1, size=300)[0])
+
+
 def test_a_block_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
     (block,) = blocks(1)
     refused = pytest.raises(ValueError, match="108 bytes to fit bound=107")

@@ -12,7 +12,7 @@ from privtrain.core.runtime import Party, Payload, Program
 from privtrain.core.seeding import Seeds, SystemEntropy
 from privtrain.core.task import Rows
 from privtrain.core.transcript import Entry, Setup
-from privtrain.mpc.engine import with_helpers
+from privtrain.mpc.engine import Engine, with_helpers
 from privtrain.mpc.ring64.engine import Ring64
 
 Change = Callable[[str, str, str, Tensor], Tensor]
@@ -114,6 +114,8 @@ def run(
     rows: Mapping[str, Rows] | None = None,
     change: Change = unchanged,
     programs: Mapping[str, Program] | None = None,
+    engine: Engine = Ring64(),
+    timeout: float = 20.0,
 ) -> Ran:
     """Runs a program at so many computing parties and the dealer, each in a thread.
 
@@ -121,12 +123,14 @@ def run(
         Exception: What the first party raised, before what others raised for its absence.
     """
     known = programs or dict.fromkeys(names_of(count), program)
-    everybody = with_helpers(Ring64(), known)
+    everybody = with_helpers(engine, known)
     names = tuple(everybody)
     queues: dict[tuple[str, str], queue.Queue[object]] = {
         (one, other): queue.Queue() for one in names for other in names if one != other
     }
-    links = {name: QueueLink(names, rank, queues, change) for rank, name in enumerate(names)}
+    links = {
+        name: QueueLink(names, rank, queues, change, timeout) for rank, name in enumerate(names)
+    }
     payloads: dict[str, Payload] = {}
     errors: list[Exception] = []
 

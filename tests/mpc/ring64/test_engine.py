@@ -14,8 +14,9 @@ from privtrain.core.task import Rows
 from privtrain.mpc.descent import PeerDescent, SecureDescent, encoded
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import translate
-from privtrain.mpc.ring64.engine import Deal, Ring64, announced, as_zeros
+from privtrain.mpc.ring64.engine import Deal, Ring64, as_zeros
 from privtrain.mpc.ring64.session import Ring64Session
+from privtrain.mpc.ring64.streamed import announced
 from privtrain.mpc.sharing import encode, share
 from privtrain.release.finish import IDENTITY
 from privtrain.release.shared import SUM_BITS, SumAndOpen

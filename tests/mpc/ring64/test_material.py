@@ -13,7 +13,12 @@ from privtrain.core.errors import PartyLostError, TamperedShareError
 from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.ring64 import material
 from privtrain.mpc.ring64.engine import Ring64
-from privtrain.mpc.ring64.material import MaterialReader, MaterialSender
+from privtrain.mpc.ring64.material import (
+    MaterialReader,
+    MaterialSender,
+    StreamSealer,
+    StreamSource,
+)
 from tests.mpc.ring64.mesh import QueueLink, run
 
 NAMES = ("computing-1", "dealer")
@@ -26,8 +31,8 @@ def ends() -> tuple[MaterialSender, MaterialReader, QueueLink, QueueLink]:
     }
     reader, sender = (QueueLink(NAMES, rank, queues, timeout=0.05) for rank in range(2))
     return (
-        MaterialSender(sender, NAMES[0], KEY),
-        MaterialReader(reader, NAMES[1], KEY),
+        MaterialSender(sender, NAMES[0], StreamSealer(KEY)),
+        MaterialReader(StreamSource(reader, NAMES[1], KEY), NAMES[1]),
         sender,
         reader,
     )
