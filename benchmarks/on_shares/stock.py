@@ -81,7 +81,7 @@ class StockSession:
     crypten: Any
     rank: int
 
-    def take(self, share: Tensor) -> Any:
+    def take(self, share: Tensor, *, largest: float | None = None) -> Any:
         """A share of a value, as CrypTen's tensor."""
         return self.crypten.mpc.MPCTensor.from_shares(share)
 

@@ -16,7 +16,7 @@ from privtrain.mpc.dense import Gradients, SharedLayer
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.layers import Node, SharedNode
 from privtrain.mpc.ranges import LARGEST_OUTPUT
-from privtrain.mpc.ring64.session import HALF_RANGE
+from privtrain.mpc.ring64.session import HALF_RANGE, is_wide, rounded_factor
 from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.ring64.tensors import WIDEST
 from privtrain.mpc.sharing import PRECISION_BITS
@@ -278,14 +278,15 @@ class RecordingSession:
         return self.noted(result, "sums of windows" if self.forward else "gradient of the inputs")
 
     def scale(self, value: Recorded, factor: float) -> Recorded:
-        value = self._narrow(value)
-        shift = shift_of(factor)
-        rounded = abs(round(factor * 2.0**shift)) / 2.0**shift
+        whole, shift = rounded_factor(factor)
+        if is_wide(value.bits, whole):
+            value = self._narrow(value)
+        rounded = abs(whole) / 2.0**shift
         name = "division" if value.by_row else "learning rate, momentum"
         largest, bits = value.largest * rounded, value.bits + shift
         self.note(Operation(self.layer, name, largest, bits, self.room.limit))
-        values = self.numbers.scaled(value.values, factor, shift)
-        return Recorded(values, self, value.bits, value.by_row)
+        values = self.numbers.scaled(value.values, factor, shift_of(factor))
+        return Recorded(values, self, min(bits, PRECISION_BITS), value.by_row)
 
     def relu(self, value: Recorded) -> tuple[Recorded, Recorded]:
         values, above = self.numbers.relu(value.values)

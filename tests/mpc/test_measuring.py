@@ -120,7 +120,7 @@ def test_a_training_that_wraps_around_is_refused_once_bounds_are_stated() -> Non
     assert "gradient of the weights (layer 'first')" in str(refused.value)
     assert "integer of 63.9 bits, where ring64 has 62.0: it lacks 2 bits." in str(refused.value)
     ranges = measured_ranges(ONE_STEP, STEEP, data)
-    (lacking,) = [each for each in ranges.operations if each.lacks]
+    lacking, *_ = (each for each in ranges.operations if each.lacks)
     assert (str(lacking), lacking.lacks) == ("gradient of the weights (layer 'first')", 2)
 
 

@@ -257,15 +257,8 @@ class Ring64Session:
         if factor == 0:
             return shared.derived(shared.share * 0)  # type: ignore[no-any-return]
         value: Ring64Tensor = shared
-        # factor * 2^shift lies in [2^15, 2^16); smaller ones than 2^-29 keep fewer bits.
-        shift = max(0, min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44))
-        whole = round(factor * 2**shift)
-        while shift and whole % 2 == 0:
-            whole, shift = whole // 2, shift - 1
-        # With the bits of the factor a product of more than 2^14 would wrap around. A power of two
-        # has none, and is divided by in the truncation that the value needs anyway.
-        wide = value.bits > PRECISION_BITS and abs(whole) << value.bits > 1 << WIDEST
-        if wide and not _fits(value, whole, value.bits + shift):
+        whole, shift = rounded_factor(factor)
+        if is_wide(value.bits, whole) and not _fits(value, whole, value.bits + shift):
             (value,) = self.settled([value])
         drop = value.bits + shift - PRECISION_BITS
         if drop <= 0:
@@ -336,6 +329,29 @@ class Ring64Session:
         opened = self.wires.open([value.share for value in narrow], kind=kind)
         pairs = zip(opened, narrow, strict=True)
         return [integers.double() / 2.0**value.bits for integers, value in pairs]
+
+
+def rounded_factor(factor: float) -> tuple[int, int]:
+    """A public factor as an odd integer of at most 16 bits, or 0, and its bits after the point.
+
+    Args:
+        factor: Not zero; one of 2^16 and more is rounded to a whole number.
+    """
+    # factor * 2^shift lies in [2^15, 2^16); smaller ones than 2^-29 keep fewer bits.
+    shift = max(0, min(PRECISION_BITS - 1 - math.floor(math.log2(abs(factor))), 44))
+    whole = round(factor * 2**shift)
+    while shift and whole % 2 == 0:
+        whole, shift = whole // 2, shift - 1
+    return whole, shift
+
+
+def is_wide(bits: int, whole: int) -> bool:
+    """Whether a value of so many bits after the point is truncated before it is multiplied.
+
+    With the bits of the factor a product of more than 2^14 would wrap around. A power of two has
+    none, and is divided by in the truncation that the value needs anyway.
+    """
+    return bits > PRECISION_BITS and abs(whole) << bits > 1 << WIDEST
 
 
 def _largest_product(function: Bilinear, left: Ring64Tensor, right: Ring64Tensor) -> int | None:
