@@ -314,7 +314,7 @@ def test_a_full_store_makes_dealing_wait_until_some_is_used(
 
     def dealing() -> None:
         try:
-            deal(tmp_path, products=60, bound=bound, tell=tell, timeout=0.6)
+            deal(tmp_path, products=150, bound=bound, tell=tell, timeout=0.6)
         except Exception as error:
             errors.append(error)
 
@@ -327,7 +327,7 @@ def test_a_full_store_makes_dealing_wait_until_some_is_used(
         most[0] = max(most[0], size_in(tmp_path / LAST))
         time.sleep(0.05)
     assert thread.is_alive() and not errors
-    online = compute(tmp_path, products=60)
+    online = compute(tmp_path, products=150)
     thread.join(20)
     assert not errors and not thread.is_alive()
     assert torch.allclose(online.payloads[FIRST]["relu"], (X @ X.t()).clamp(min=0), atol=2**-15)
