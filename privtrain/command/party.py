@@ -5,7 +5,6 @@ the program that the trainer has for its role. The trainer is any that can do so
 """
 
 import dataclasses
-import hashlib
 import inspect
 import io
 import os
@@ -24,7 +23,7 @@ from privtrain.core.validate import check_positive
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from privtrain.core.abilities import MeshTrainer
+    from privtrain.core.abilities import Keeping, MeshTrainer
     from privtrain.core.links import Link
     from privtrain.core.runtime import Program
     from privtrain.core.seeding import Seeds
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 PARTY = "party"
 """The role of who holds rows."""
 
-_ENTRIES = ("task", "seed", "split")
+_ENTRIES = ("task", "seed", "split", "checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class PartyArgs:
         task = "my_data.py:make"      # make() or make(rank) -> (task, rows) or (task, rows, test)
         seed = 0
         split = "rows"                # or "columns"
+        checkpoints = "kept"          # a folder: an interrupted run goes on (default: it begins)
         [mpc_sgd]                     # or another trainer that needs no coordinator
         epochs = 3
 
@@ -162,6 +162,7 @@ def run_party(args: PartyArgs) -> int:
 
     from privtrain.core.runtime import Party
     from privtrain.core.seeding import SystemEntropy
+    from privtrain.mpc.checkpoints import forget
     from privtrain.report.progress import progress_bar
     from privtrain.runtimes.links import SocketLink
     from privtrain.runtimes.peers import Peers
@@ -210,7 +211,12 @@ def run_party(args: PartyArgs) -> int:
         result = peers.run(take_part)
     if part.rows is not None:
         part.trainer.finish_peer(part.model, result, part.rows, part.split)
+    if "start" in result and int(result["start"][0]):
+        print(f"{part.name}: taken up after {int(result['start'][0])} steps")
     _tell(args, part, link, where.names)
+    if part.keeping is not None:
+        # Not before the weights are saved: nothing that was finished is lost.
+        forget(part.keeping)
     return 0
 
 
@@ -230,6 +236,7 @@ class Part:
         seeds: Public streams.
         split: How the table is cut among the parties.
         digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
+        keeping: Where it keeps what it needs to go on after an interruption, or None.
     """
 
     name: str
@@ -243,6 +250,7 @@ class Part:
     seeds: "Seeds"
     split: "Split"
     digest: "Tensor"
+    keeping: "Keeping | None"
 
 
 def _prepare(args: PartyArgs, where: Place) -> Part:
@@ -250,6 +258,7 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
     from privtrain.core.parameters import initial_model
     from privtrain.core.seeding import Seeds
     from privtrain.core.task import ROWS, Split
+    from privtrain.mpc.checkpoints import study_digest
 
     table = read(args.study)
     # What the study file names may import its neighbours, wherever the command was started.
@@ -265,8 +274,12 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         raise ValueError(
             f"Expected task={table['task']!r} to give rows: this is a party with rows."
         )
-    programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     name = args.role if where.rank is None else where.names[where.rank]
+    same = f"{trainer}/{model}/{seeds}/{split}"
+    keeping = _keeping(table, args.study, name, study_digest(f"{same}/{where.names}", model))
+    programs = trainer.peer_programs(
+        where.names, task=task, model=model, split=split, rows=own, keeping=keeping
+    )
     helpers = [other for other in programs if other not in where.names]
     if name not in programs or (where.rank is None and name not in helpers):
         raise ValueError(
@@ -285,8 +298,25 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         test=rest[0] if rest else None,
         seeds=seeds,
         split=split,
-        digest=_digest(f"{trainer}/{model}/{seeds}/{split}/{names}", model),
+        digest=_digest(f"{same}/{names}{'' if keeping is None else '/checkpoints'}", model),
+        keeping=keeping,
     )
+
+
+def _keeping(table: dict[str, Any], study: Path, name: str, digest: str) -> "Keeping | None":
+    """Where a party keeps its part of the run: a folder beside the study file."""
+    from privtrain.core.abilities import Keeping
+    from privtrain.mpc.checkpoints import own_folder
+
+    folder = table.get("checkpoints")
+    if folder is None:
+        return None
+    if not isinstance(folder, str) or not folder:
+        raise ValueError(
+            f'{study}: expected checkpoints={folder!r} to be a folder, such as "kept".'
+        )
+    home = study.resolve().parent / folder
+    return Keeping(folder=own_folder(home, name), name=name, study=digest)
 
 
 def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
@@ -319,13 +349,10 @@ def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
 def _digest(text: str, model: "nn.Module") -> "Tensor":
     import torch
 
-    from privtrain.core.parameters import to_vector
+    from privtrain.mpc.checkpoints import study_digest
 
     # Parties with other settings or another start would train a model that is nobody's.
-    start = to_vector(model.parameters()).double().numpy().tobytes()
-    return torch.frombuffer(
-        bytearray(hashlib.sha256(text.encode() + start).digest()), dtype=torch.uint8
-    )
+    return torch.frombuffer(bytearray.fromhex(study_digest(text, model)), dtype=torch.uint8)
 
 
 def _compare(digest: "Tensor", link: "Link") -> None:

@@ -181,6 +181,14 @@ class Session(Protocol):
         """1 at the first largest value of a vector and 0 elsewhere; shape `(values,)`."""
         ...
 
+    def shares(self, values: Sequence[Shared]) -> list[Tensor]:
+        """This party's shares of values, to be kept at this party and shared again by `own`.
+
+        Returns:
+            int64, of the values' shapes; all parties' add up to the values in fixed point.
+        """
+        ...
+
     def reveal(self, values: Sequence[Shared], *, kind: str) -> list[Tensor]:
         """Opens values to all parties, in one message; the only way to read a value.
 

@@ -1,12 +1,13 @@
 """Minibatch gradient descent on additive secret shares, with correlated randomness of a dealer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from privtrain.core.abilities import Keeping
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
@@ -39,6 +40,7 @@ from privtrain.core.validate import (
     check_offers,
     check_positive,
 )
+from privtrain.mpc.checkpoints import forget, keepings_in, read, said_of, study_digest
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
@@ -109,7 +111,8 @@ class MPCSGD:
     Each data party splits its rows into shares, one for each computing party, and keeps the rows.
     Inputs, labels, gradients and weights stay shared until the final weights are opened, once.
     The batches, and up to fixed-point rounding the weights, are those of `SGD` on pooled rows with
-    the same settings. A run is not resumed in the middle: shares of an interrupted run are lost.
+    the same settings. Where a run has a folder each computing party keeps its shares there after
+    every epoch, and an interrupted run goes on from them.
 
     Args:
         epochs: Passes over the rows; at least 1.
@@ -196,7 +199,8 @@ class MPCSGD:
 
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
-                or if they lead to values that are, under the initial or the opened weights.
+                or if they lead to values that are, under the initial or the opened weights; or if
+                a party's checkpoint is damaged or another run's.
             UnsupportedError: If there is no mesh, or the model or the loss cannot be trained on
                 shares.
             PartyLostError: If a computing party dies or freezes.
@@ -211,6 +215,14 @@ class MPCSGD:
         self.engine.check(self.computing_parties)
         check_weights(model)
         check_translation(model, program.layers, shape, data.test.inputs.dtype)
+        study = study_digest(f"{self}/{model}/{run.seeds}/{data.split}", model)
+        keepings = keepings_in(run.folder, self.computing_names, study)
+        kept = run.kept()
+        if kept is None:
+            # The folder is this run's from now on, before shares lie in it.
+            run.keep(0)
+        elif "weights" in kept[1]:
+            return self._finished(model, kept[1]["weights"], keepings, run)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -221,8 +233,8 @@ class MPCSGD:
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
         # Shares arrive while the computing parties agree on keys: in the same round.
-        programs = with_helpers(self.engine, dict.fromkeys(self.computing_names, program))
-        replies = run.mesh.run(programs, inputs)
+        own = {name: replace(program, keeping=keepings.get(name)) for name in self.computing_names}
+        replies = run.mesh.run(with_helpers(self.engine, own), inputs)
         opened = {name: replies[name]["weights"] for name in self.computing_names}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
@@ -231,10 +243,17 @@ class MPCSGD:
         run.transcript.publish(
             "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
         )
-        run.outcome.note(
-            "Training on shares opens nothing on the way: no loss, no learning curve, and no "
-            "checkpoint to resume from."
-        )
+        run.outcome.note(*said_of(replies[self.computing_names[0]].get("start")))
+        run.keep(self.epochs, weights=weights)
+        return self._finished(model, weights, keepings, run)
+
+    def _finished(
+        self, model: nn.Module, weights: Tensor, keepings: Mapping[str, Keeping], run: Run
+    ) -> ModelPredictor:
+        load_vector(trainable(model), weights)
+        # Not before the opened weights are kept: nothing that was finished is lost.
+        for keeping in keepings.values():
+            forget(keeping)
         predictor = ModelPredictor(model.to(run.device))
         run.watch(self.epochs, self.epochs, predictor)
         return predictor
@@ -294,12 +313,15 @@ class MPCSGD:
         model: nn.Module,
         split: Split,
         rows: Rows | None,
+        keeping: Keeping | None = None,
     ) -> dict[str, Program]:
         # Every party that holds rows computes, too.
         if self.computing_parties != len(names):
             raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
         self.engine.check(len(names))
-        descent = self.program(task, model, split)
+        if keeping is not None:
+            read(keeping)
+        descent = replace(self.program(task, model, split), keeping=keeping)
         check_weights(model)
         if split is not ROWS:
             check_translation(model, descent.layers, (descent.features,))

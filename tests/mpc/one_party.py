@@ -12,7 +12,7 @@ from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.transcript import Entry
-from privtrain.mpc.sharing import decode
+from privtrain.mpc.sharing import PRECISION_BITS, decode
 
 
 @dataclass
@@ -68,6 +68,9 @@ class OpenSession:
     def largest(self, shared: Tensor) -> Tensor:
         winners = shared.argmax(dim=-1)
         return torch.nn.functional.one_hot(winners, shared.shape[-1]).double()
+
+    def shares(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [(value * 2**PRECISION_BITS).round().long() for value in values]
 
     def reveal(self, values: Sequence[Tensor], *, kind: str) -> list[Tensor]:
         self.opened.append(kind)

@@ -410,6 +410,9 @@ class CrypTenSession:
     def largest(self, shared: Any) -> Any:
         return one_hot_argmax(shared)
 
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.share for value in values]
+
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         before, self.channel.kind = self.channel.kind, kind
         try:

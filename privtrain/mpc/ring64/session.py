@@ -291,6 +291,9 @@ class Ring64Session:
     def _narrow(self, value: Ring64Tensor) -> Ring64Tensor:
         return value if value.bits <= WIDEST else self.settled([value])[0]
 
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.lifted(PRECISION_BITS) for value in self.settled(values)]
+
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         # Truncated first: the low bits of a product say more than its value.
         narrow = self.settled(values)
