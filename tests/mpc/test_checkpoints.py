@@ -92,7 +92,7 @@ def kept_in(folder: Path, count: int = 2) -> list[Keeping]:
     return list(keepings_in(folder, names_of(count), STUDY).values())
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """The end of a process."""
 
 
@@ -109,7 +109,7 @@ def at_message(kind: str, number: int, culprit: str = "computing-1") -> Change:
         if sender == culprit and said == kind:
             seen[to] += 1
             if seen[to] == number:
-                raise Broken(f"{culprit} died")
+                raise BrokenError(f"{culprit} died")
         return tensor
 
     return change
@@ -122,7 +122,7 @@ def dies_writing(
 
     def broken(keeping: Keeping, kept: Kept) -> None:
         if (keeping.name, kept.step) == (culprit, step):
-            raise Broken(f"{culprit} died")
+            raise BrokenError(f"{culprit} died")
         write(keeping, kept)
 
     monkeypatch.setattr(checkpoints, "write", broken)
@@ -143,7 +143,7 @@ def in_step(step: int) -> Change:
 def test_a_run_that_breaks_off_in_a_step_goes_on_from_the_last_epoch(
     broken_at: int, start: int, uninterrupted: dict[int, Tensor], tmp_path: Path
 ) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         train(tmp_path, change=in_step(broken_at))
     ran = train(tmp_path)
     assert ran.payloads["computing-1"]["start"].tolist() == [start, EPOCHS * EACH]
@@ -166,7 +166,7 @@ def test_a_crash_between_two_parties_writes_leaves_a_common_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mend = dies_writing(monkeypatch, step, names_of(count)[culprit])
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         train(tmp_path, count)
     assert len({tuple(each) for each in steps(tmp_path, count)}) == 2
     mend()
@@ -181,7 +181,7 @@ def test_two_crashes_at_one_step_leave_no_shares_that_do_not_fit_together(
     # Step 8 of the first sitting lies at one party, that of the second sitting at the other one.
     for culprit in names_of(2):
         mend = dies_writing(monkeypatch, 2 * EACH, culprit)
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             train(tmp_path, 2)
         mend()
     kept = [read(keeping)[0] for keeping in kept_in(tmp_path)]
@@ -195,7 +195,7 @@ def test_two_crashes_at_one_step_leave_no_shares_that_do_not_fit_together(
 def test_what_broke_off_before_the_opening_opens_what_was_trained(
     tmp_path: Path, uninterrupted: dict[int, Tensor]
 ) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         train(tmp_path, change=at_message("weight share", 1))
     assert steps(tmp_path) == [[12, 8], [12, 8]]
     shares = [read(keeping)[0].shares for keeping in kept_in(tmp_path)]
@@ -219,7 +219,7 @@ def test_both_parts_send_what_one_run_sends_and_the_rows_once_more(
     # A checkpoint takes no message: weights are truncated before the next step anyway.
     assert one.bytes() == whole.bytes()
     assert one.rounds() == whole.rounds()
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         train(tmp_path / "two", change=at_message("weight share", 1))
     for keeping in kept_in(tmp_path / "two"):
         keeping.folder.joinpath("step-000000000012.shares").unlink()
@@ -308,7 +308,7 @@ def far(ran: Ran, wanted: Tensor) -> bool:
 
 
 def broken_off(folder: Path) -> None:
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         train(folder, change=in_step(2 * EACH))
     assert steps(folder)[0][0] == 2 * EACH
 
@@ -403,7 +403,7 @@ def test_files_of_another_party_or_study_are_refused(tmp_path: Path) -> None:
     (other.folder / path.name).write_bytes(path.read_bytes())
     with pytest.raises(DataError, match=r"is of computing-0, and this is computing-1.*Put it back"):
         read(other)
-    with pytest.raises(DataError, match="is of another study.*choose another folder"):
+    with pytest.raises(DataError, match=r"is of another study.*choose another folder"):
         read(keeping_at(tmp_path, study=64 * "b"))
 
 
