@@ -192,6 +192,9 @@ class DealtSession:
     def largest(self, shared: Shared) -> Shared:
         return one_hot_argmax(shared)
 
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.share for value in values]
+
     def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
         opened = self.opened([value.share for value in values], kind)
         pairs = zip(opened, values, strict=True)
