@@ -209,12 +209,13 @@ def run_party(args: PartyArgs) -> int:
             return part.program({}, party)
 
         result = peers.run(take_part)
-    if part.rows is not None:
-        part.trainer.finish_peer(part.model, result, part.rows, part.split)
+    trained = part.rows is not None and part.trainer.finish_peer(
+        part.model, result, part.rows, part.split
+    )
     if "start" in result and int(result["start"][0]):
         print(f"{part.name}: taken up after {int(result['start'][0])} steps")
-    _tell(args, part, link, where.names)
-    if part.keeping is not None:
+    _tell(args, part, link, where.names, trained=trained)
+    if part.keeping is not None and trained:
         # Not before the weights are saved: nothing that was finished is lost.
         forget(part.keeping)
     return 0
@@ -275,8 +276,8 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
             f"Expected task={table['task']!r} to give rows: this is a party with rows."
         )
     name = args.role if where.rank is None else where.names[where.rank]
-    same = f"{trainer}/{model}/{seeds}/{split}"
-    keeping = _keeping(table, args.study, name, study_digest(f"{same}/{where.names}", model))
+    start = study_digest(f"{model}/{seeds}/{split}/{where.names}", model)
+    keeping = _keeping(table, args.study, name, start)
     programs = trainer.peer_programs(
         where.names, task=task, model=model, split=split, rows=own, keeping=keeping
     )
@@ -298,7 +299,10 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         test=rest[0] if rest else None,
         seeds=seeds,
         split=split,
-        digest=_digest(f"{same}/{names}{'' if keeping is None else '/checkpoints'}", model),
+        digest=_digest(
+            f"{trainer}/{model}/{seeds}/{split}/{names}{'' if keeping is None else '/checkpoints'}",
+            model,
+        ),
         keeping=keeping,
     )
 
@@ -411,7 +415,9 @@ def read(path: Path) -> dict[str, Any]:
     return table
 
 
-def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> None:
+def _tell(
+    args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...], *, trained: bool
+) -> None:
     import torch
 
     from privtrain.core.failures import OWN_ERRORS
@@ -420,11 +426,14 @@ def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> 
     from privtrain.runs.attacking import failure_of
     from privtrain.runs.measuring import value_of
 
-    # Printed and saved by every party with rows: all of them opened the same weights.
+    # Printed and saved by every party that reads the weights: all of them opened the same.
     sent = sum(entry.bytes for entry in link.entries)
     print(f"{part.name}: took part among {', '.join(part.names)} in {part.trainer}")
     print(f"{part.name}: sent {sent} bytes in {len({e.round for e in link.entries})} rounds")
-    if part.rows is not None and part.test is not None:
+    if part.rows is not None and not trained:
+        kept = "" if part.keeping is None else f"; its shares stay in {part.keeping.folder}"
+        print(f"{part.name}: was not sent the weights, and measures and saves nothing{kept}")
+    if trained and part.test is not None:
         logits = ModelPredictor(part.model)(part.test.inputs)
         for name, metric in part.task.measures.items():
             try:
@@ -432,7 +441,7 @@ def _tell(args: PartyArgs, part: Part, link: "Link", names: tuple[str, ...]) -> 
             except OWN_ERRORS as error:  # the weights are to be saved whatever a metric raises
                 value = f"failed ({failure_of(error).error})"
             print(f"{part.name}: {name} {value} on {len(part.test)} rows")
-    if part.rows is not None and args.out is not None:
+    if trained and args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         weights = io.BytesIO()
         torch.save(part.model.state_dict(), weights)

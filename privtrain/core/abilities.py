@@ -108,7 +108,7 @@ class Keeping:
     Args:
         folder: The party's own folder; nobody else's files lie there.
         name: The party; others, such as who helps it, keep nothing there.
-        study: A digest of what must be equal at all parties.
+        study: A digest of what must be equal at all parties, beside the trainer's settings.
     """
 
     folder: Path
@@ -154,8 +154,11 @@ class MeshTrainer(Protocol):
         """
         ...
 
-    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> bool:
         """Puts what a program returned at a party with rows into the model.
+
+        Returns:
+            Whether this party has the trained model; others are not sent it.
 
         Raises:
             DataError: If the result cannot be believed for own rows.

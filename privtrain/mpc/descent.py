@@ -134,6 +134,7 @@ class SecureDescent:
         probabilities: What the loss makes of outputs.
         keeping: Where this party keeps its shares after every epoch; None for nowhere. All parties
             keep them, or none.
+        readers: Ranks of the parties to which the weights are opened; None for all.
     """
 
     engine: Engine
@@ -146,6 +147,7 @@ class SecureDescent:
     row_shape: tuple[int, ...] = ()
     probabilities: Probabilities = softmax
     keeping: Keeping | None = None
+    readers: tuple[int, ...] | None = None
 
     @property
     def pictures(self) -> bool:
@@ -207,7 +209,8 @@ class SecureDescent:
             party: This party; its seeds give the order of the rows, its link tells of progress.
 
         Returns:
-            The opened weights, and where shares are kept from which step on they were trained.
+            The opened weights where they are read, and where shares are kept from which step on
+            they were trained.
         """
         layers = [layer.open(session) for layer in self.layers]
         order = list(self._order(rows, party.seeds))
@@ -224,10 +227,14 @@ class SecureDescent:
             link_of(party).report(done + 1, len(order))
             if keeper is not None and (done + 1) % (len(order) // self.epochs) == 0:
                 keeper.save(done + 1)
+        result = {} if keeper is None else {"start": torch.tensor([start, len(order)])}
+        if self.readers == ():
+            return result
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
-        opened = session.reveal(trained(layers), kind="weight share")
-        begun = {} if keeper is None else {"start": torch.tensor([start, len(order)])}
-        return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened]), **begun}
+        opened = session.reveal(trained(layers), kind="weight share", readers=self.readers)
+        if opened:
+            result["weights"] = torch.cat([tensor.reshape(-1) for tensor in opened])
+        return result
 
     def _keeper(
         self, session: Session, layers: Sequence[SharedNode], rows: int, party: Party

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
 from privtrain.core.errors import UnsupportedError
+from privtrain.core.fields import LATER, told
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
     REAL,
@@ -42,7 +43,7 @@ from privtrain.core.validate import (
 )
 from privtrain.mpc.checkpoints import forget, keepings_in, read, said_of, study_digest
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
-from privtrain.mpc.engine import Engine, check_parties, with_helpers
+from privtrain.mpc.engine import Engine, check_parties, ranks_of, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
     Probabilities,
@@ -122,6 +123,8 @@ class MPCSGD:
         computing_parties: How many parties compute on shares: 2 to 5, with CrypTen 2 or 3.
         engine: What computes on shares.
         release: The one opening; only `Exact` without a bound so far.
+        reveal_to: The computing parties to which the weights are opened; None for all. Empty where
+            they stay shared, which `privtrain party` can do.
     """
 
     epochs: int = 3
@@ -131,6 +134,7 @@ class MPCSGD:
     computing_parties: int = 2
     engine: Engine = field(default_factory=Ring64)
     release: Release = field(default_factory=Release)
+    reveal_to: tuple[str, ...] | None = field(default=None, metadata=LATER)
     token: ClassVar[str] = "mpc_sgd"
 
     def __post_init__(self) -> None:
@@ -147,6 +151,14 @@ class MPCSGD:
                 f"The engine {self.engine.name} opens the exact weights only; noise and bounds on "
                 f"shares need another engine. Got release={self.release}."
             )
+        if self.reveal_to and not self.engine.opens_to_some:
+            raise UnsupportedError(
+                f"reveal_to={self.reveal_to} cannot be kept by {self.engine.name}, which opens to "
+                "all computing parties. Use engine=pt.Ring64(), or leave it out."
+            )
+
+    def __repr__(self) -> str:
+        return told(self)
 
     @property
     def computing_names(self) -> tuple[str, ...]:
@@ -175,7 +187,16 @@ class MPCSGD:
             honest="that process",
         )
         simulated = () if runtimes.mesh is None else (machine,)
-        return (*self.engine.input_privacy(self.computing_names), coalition_of_all, *simulated)
+        engine = self.engine.input_privacy(self.computing_names)
+        return (*engine, *self._opened_to(), coalition_of_all, *simulated)
+
+    def _opened_to(self) -> tuple[InputPrivacy, ...]:
+        """Who reads the weights, where not all computing parties do."""
+        if self.reveal_to is None:
+            return ()
+        reader = ", ".join(self.reveal_to) or "nobody"
+        reads = "the weights in the end, exact; the other computing parties are not sent them"
+        return (InputPrivacy(reader=reader, reads=reads),)
 
     def with_noise(self, scale: float) -> None:
         return None
@@ -208,9 +229,15 @@ class MPCSGD:
         """
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
+        if self.reveal_to == ():
+            raise UnsupportedError(
+                "Expected reveal_to=() to name who reads the weights: fit has no model to return "
+                "where they stay shared. Use privtrain party for that."
+            )
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         shape = _row_shape(data)
         program = self.program(task, model, data.split, shape)
+        program = replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
@@ -235,14 +262,13 @@ class MPCSGD:
         # Shares arrive while the computing parties agree on keys: in the same round.
         own = {name: replace(program, keeping=keepings.get(name)) for name in self.computing_names}
         replies = run.mesh.run(with_helpers(self.engine, own), inputs)
-        opened = {name: replies[name]["weights"] for name in self.computing_names}
+        readers = self.reveal_to or self.computing_names
+        opened = {name: replies[name]["weights"] for name in readers}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
         self._tell_of_ranges(model, rows, program, wrong, run)
-        run.transcript.publish(
-            "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
-        )
+        run.transcript.publish("model", weights, sender=readers[0], round=run.transcript.rounds)
         run.outcome.note(*said_of(replies[self.computing_names[0]].get("start")))
         run.keep(self.epochs, weights=weights)
         return self._finished(model, weights, keepings, run)
@@ -320,8 +346,17 @@ class MPCSGD:
             raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
         self.engine.check(len(names))
         if keeping is not None:
+            # Who reads the weights may be decided later: the shares are the same.
+            text = f"{keeping.study}/{replace(self, reveal_to=None)}"
+            keeping = replace(keeping, study=study_digest(text, model))
             read(keeping)
-        descent = replace(self.program(task, model, split), keeping=keeping)
+        elif self.reveal_to == ():
+            raise ValueError(
+                "Expected checkpoints with reveal_to=[]: parties that share a model have to keep "
+                'their shares. Set checkpoints = "kept" in the study file.'
+            )
+        readers = ranks_of(names, self.reveal_to)
+        descent = replace(self.program(task, model, split), keeping=keeping, readers=readers)
         check_weights(model)
         if split is not ROWS:
             check_translation(model, descent.layers, (descent.features,))
@@ -336,16 +371,20 @@ class MPCSGD:
                     check_logits(model, rows)
         return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
 
-    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> bool:
+        if "weights" not in result:
+            return False
         # Each party opened the weights for itself, and has nobody else's to compare.
         load_vector(trainable(model), agreed({"this party": result["weights"]}, rows.inputs))
         if split is ROWS:
             wrong_truncations(model, rows, weights="opened")
+        return True
 
     def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
         # Shares hide rows from the other parties, not from who reads the opened weights.
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
-        return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
+        readers = (*self.engine.input_privacy(names), *self._opened_to())
+        return (opened, *map(str, readers), *self.caveats)
 
     def _tell_of_ranges(
         self, model: nn.Module, rows: Rows, program: SecureDescent, wrong: float, run: Run

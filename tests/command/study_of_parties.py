@@ -36,6 +36,11 @@ def make_or_help(rank: int | None) -> tuple[Task, Rows | None]:
     return Task(model=model), None if rank is None else make(rank)[1]
 
 
+def make_test_or_help(rank: int | None) -> tuple[Task, Rows | None, Rows | None]:
+    """The same, with test rows."""
+    return (Task(model=model), None, None) if rank is None else make(rank)
+
+
 def columns(rank: int) -> tuple[Task, Rows]:
     """A party's own columns; rank 1 also holds the labels."""
     rows, cut = table(), (slice(0, 5), slice(5, FEATURES))[rank]

@@ -206,6 +206,34 @@ def test_a_run_whose_party_was_killed_goes_on_from_what_each_party_kept(tmp_path
 
 
 @pytest.mark.slow
+def test_a_party_that_is_not_sent_the_weights_measures_and_saves_nothing(tmp_path: Path) -> None:
+    path, port = tmp_path / "study.toml", free_port()
+    table = WITH_DEALER.rpartition("engine")[0].replace("make_or_help", "make_test_or_help")
+    path.write_text(f'checkpoints = "kept"\n{table}reveal_to = ["party-1"]\n')
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, str(path)], {})
+    parties = [
+        start(path, rank, 2, port, "--out", str(tmp_path / f"{rank}.pt")) for rank in range(2)
+    ]
+    ends = finish([*parties, dealer], 90)
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    without, having = " ".join(ends[0][1].split()), ends[1][1]
+    home = tmp_path / "kept" / "private" / "shares"
+    assert (
+        f"was not sent the weights, and measures and saves nothing; its shares stay in {home}"
+        in (without)
+    )
+    assert "accuracy" not in without
+    assert not (tmp_path / "0.pt").exists()
+    assert "party-1: accuracy " in having
+    expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
+    assert float((saved(tmp_path / "1.pt") - expected).abs().max()) < 0.01
+    assert [each.name for each in home.iterdir()] == ["party-0"]
+    for said in (without, having):
+        assert "party-1 reads the weights in the end, exact" in said
+
+
+@pytest.mark.slow
 def test_a_party_with_keys_of_another_study_is_refused(tmp_path: Path) -> None:
     path, port = tmp_path / "study.toml", free_port()
     path.write_text(WITH_DEALER)

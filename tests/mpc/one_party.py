@@ -72,7 +72,9 @@ class OpenSession:
     def shares(self, values: Sequence[Tensor]) -> list[Tensor]:
         return [(value * 2**PRECISION_BITS).round().long() for value in values]
 
-    def reveal(self, values: Sequence[Tensor], *, kind: str) -> list[Tensor]:
+    def reveal(
+        self, values: Sequence[Tensor], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
         self.opened.append(kind)
         return list(values)
 
@@ -90,6 +92,7 @@ class OneParty:
     caveats: tuple[str, ...] = ()
     most_parties: int = 2
     exact_truncation: bool = True
+    opens_to_some: bool = False
     matrices_only: bool = False
 
     def check(self, parties: int) -> None:

@@ -342,6 +342,35 @@ def test_a_twin_whose_parties_take_different_steps_is_told_apart(
     assert far(train(tmp_path), uninterrupted[2])
 
 
+# ------------------------------------------------------------------- who reads the weights
+
+
+@pytest.mark.parametrize("readers", [(), (0,), (2,), (1, 2)])
+def test_weights_go_to_their_readers_alone_or_stay_shared(
+    readers: tuple[int, ...], uninterrupted: dict[int, Tensor], tmp_path: Path
+) -> None:
+    made = {
+        name: replace(each, descent=replace(each.descent, readers=readers))
+        for name, each in programs(tmp_path, 3, EPOCHS).items()
+    }
+    ran = run(made["computing-0"], rows=parts(3), programs=made)
+    for rank, name in enumerate(names_of(3)):
+        assert ("weights" in ran.payloads[name]) is (rank in readers)
+    for rank in readers:
+        found = ran.payloads[f"computing-{rank}"]["weights"]
+        torch.testing.assert_close(found, uninterrupted[3], rtol=0, atol=NEAR)
+    # All others send each reader its share once, and nobody else anything.
+    sent = sorted((each.sender, each.receiver) for each in ran.entries("weight share"))
+    names = names_of(3)
+    assert sent == sorted(
+        (sender, names[reader]) for reader in readers for sender in names if sender != names[reader]
+    )
+    # Where they stay shared, what the parties kept is the model.
+    shares = reveal([read(keeping)[0].shares for keeping in kept_in(tmp_path, 3)])
+    together = decode(shares)[: len(uninterrupted[3])].sort().values
+    torch.testing.assert_close(together, uninterrupted[3].sort().values, rtol=0, atol=NEAR)
+
+
 # ------------------------------------------------------------------- refusals
 
 

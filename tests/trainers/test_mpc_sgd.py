@@ -20,7 +20,7 @@ from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.result import TrainResult
 from privtrain.core.runtime import Party, Payload, Program, Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Rows, Task, binary_cross_entropy
+from privtrain.core.task import ROWS, FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.core.transcript import Transcript
 from privtrain.data.datasets import digits
 from privtrain.mechanisms.gaussian import Gaussian
@@ -47,6 +47,7 @@ from tests.mpc.federations import (
     logistic,
     perceptron,
 )
+from tests.mpc.ring64.mesh import Ran, names_of, run
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 
@@ -544,3 +545,70 @@ def test_a_killed_party_ends_the_run_and_nothing_that_was_finished_is_lost(
     assert "taken up after 3 of 9 steps" in " ".join(result.notes)
     assert float((weights_of(result) - plain_of_kept()).abs().max()) < 0.002
     assert shares_in(tmp_path) == []
+
+
+# ------------------------------------------------------------------- who reads the weights
+
+
+def test_weights_are_opened_to_whom_the_setting_says() -> None:
+    trainer = replace(kept_trainer(), reveal_to=("computing-1",))
+    result = in_folder(None, trainer=trainer)
+    assert float((weights_of(result) - plain_of_kept()).abs().max()) < 0.002
+    opened = [each for each in result.transcript.entries if each.kind == "weight share"]
+    assert {(each.sender, each.receiver) for each in opened} == {("computing-0", "computing-1")}
+    assert "computing-1 reads the weights in the end, exact" in str(result.statement)
+
+
+def test_what_nobody_can_open_is_refused() -> None:
+    with pytest.raises(ValueError, match="'bank' does not"):
+        in_folder(None, trainer=replace(kept_trainer(), reveal_to=("bank",)))
+    with pytest.raises(UnsupportedError, match=r"stay shared. Use privtrain party"):
+        in_folder(None, trainer=replace(kept_trainer(), reveal_to=()))
+    with pytest.raises(UnsupportedError, match=r"CrypTen.*all computing parties.*Ring64"):
+        MPCSGD(engine=CrypTen(), reveal_to=("computing-0",))
+    with pytest.raises(ValueError, match=r"Expected checkpoints with reveal_to=\[\]"):
+        of_peers(replace(kept_trainer(), reveal_to=()), None)
+    # The setting came later: whoever does not use it is called as before.
+    assert "reveal_to" not in repr(MPCSGD())
+    assert "reveal_to=()" in repr(MPCSGD(reveal_to=()))
+
+
+def of_peers(trainer: MPCSGD, folder: Path | None) -> Ran:
+    """A training among two parties that hold rows and compute, as `privtrain party` starts them."""
+    task = Task(model=linear_layers)
+    pooled = by_rows().pooled()
+    rows = {
+        name: pooled.take(part)
+        for name, part in zip(names_of(2), torch.arange(90).chunk(2), strict=True)
+    }
+    programs = {}
+    for name in names_of(2):
+        keeping = None
+        if folder is not None:
+            keeping = Keeping(folder=checkpoints.own_folder(folder, name), name=name, study="a")
+        start = initial_model(task, Seeds(3)["initialisation", 0, ""])
+        made = trainer.peer_programs(
+            names_of(2), task=task, model=start, split=ROWS, rows=rows[name], keeping=keeping
+        )
+        programs[name] = made[name]
+    return run(programs["computing-0"], rows=rows, programs=programs)
+
+
+def test_a_model_that_stays_shared_can_be_opened_later(tmp_path: Path) -> None:
+    shared = replace(kept_trainer(), reveal_to=())
+    ran = of_peers(shared, tmp_path)
+    assert not any("weights" in each for each in ran.payloads.values())
+    assert not ran.entries("weight share")
+    task, rows = Task(model=linear_layers), by_rows().pooled()
+    own = initial_model(task, Seeds(3)["initialisation", 0, ""])
+    assert not shared.finish_peer(own, ran.payloads["computing-0"], rows, ROWS)
+    later = of_peers(replace(shared, reveal_to=("computing-1",)), tmp_path)
+    result = later.payloads["computing-1"]
+    assert result["start"].tolist() == [9, 9]
+    assert shared.finish_peer(own, result, rows, ROWS)
+    plain = plain_weights(shared, task, rows, 3)
+    assert float((to_vector(own.parameters()) - plain).abs().max()) < 0.002
+    with pytest.raises(DataError, match="of another study"):
+        of_peers(replace(shared, learning_rate=0.5), tmp_path)
+    said = " ".join(shared.peer_statement(names_of(2)))
+    assert "nobody reads the weights in the end" in said
