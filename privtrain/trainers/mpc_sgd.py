@@ -349,7 +349,11 @@ class MPCSGD:
             # Who reads the weights may be decided later: the shares are the same.
             text = f"{keeping.study}/{replace(self, reveal_to=None)}"
             keeping = replace(keeping, study=study_digest(text, model))
-            read(keeping)
+            if keeping.name in names:
+                read(keeping)
+            else:
+                # Who helps follows the steps of the first party, and holds nothing to keep.
+                keeping = replace(keeping, name=names[0])
         elif self.reveal_to == ():
             raise ValueError(
                 "Expected checkpoints with reveal_to=[]: parties that share a model have to keep "

@@ -26,8 +26,9 @@ from privtrain.data.datasets import digits
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mpc import checkpoints
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
+from privtrain.mpc.descent import PeerDescent
 from privtrain.mpc.engine import Engine, with_helpers
-from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.ring64.engine import Deal, Ring64
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
@@ -592,6 +593,21 @@ def of_peers(trainer: MPCSGD, folder: Path | None) -> Ran:
         )
         programs[name] = made[name]
     return run(programs["computing-0"], rows=rows, programs=programs)
+
+
+def test_a_dealer_keeps_nothing(tmp_path: Path) -> None:
+    keeping = Keeping(folder=checkpoints.own_folder(tmp_path, "dealer"), name="dealer", study="a")
+    task = Task(model=linear_layers)
+    start = initial_model(task, Seeds(3)["initialisation", 0, ""])
+    settings = {"task": task, "model": start, "split": ROWS, "rows": None, "keeping": keeping}
+    made = kept_trainer().peer_programs(names_of(2), **settings)  # type: ignore[arg-type]
+    deal = made["dealer"]
+    # It follows the program of a party, which keeps shares; another party's, as its name says.
+    assert isinstance(deal, Deal)
+    assert isinstance(deal.program, PeerDescent)
+    followed = deal.program.descent.keeping
+    assert followed is not None
+    assert followed.name == "computing-0"
 
 
 def test_a_model_that_stays_shared_can_be_opened_later(tmp_path: Path) -> None:
