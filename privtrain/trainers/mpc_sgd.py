@@ -229,7 +229,7 @@ class MPCSGD:
         """
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
-        if self.reveal_to == ():
+        if self.reveal_to is not None and not self.reveal_to:
             raise UnsupportedError(
                 "Expected reveal_to=() to name who reads the weights: fit has no model to return "
                 "where they stay shared. Use privtrain party for that."
@@ -354,7 +354,7 @@ class MPCSGD:
             else:
                 # Who helps follows the steps of the first party, and holds nothing to keep.
                 keeping = replace(keeping, name=names[0])
-        elif self.reveal_to == ():
+        elif self.reveal_to is not None and not self.reveal_to:
             raise ValueError(
                 "Expected checkpoints with reveal_to=[]: parties that share a model have to keep "
                 'their shares. Set checkpoints = "kept" in the study file.'
