@@ -60,6 +60,22 @@ class Ahead:
                 "bounds what is dealt into its folder."
             )
 
+    def check_checkpoints(self, folder: object) -> None:
+        """Refuses material beside checkpoints, which ask for fresh material where a run goes on.
+
+        Args:
+            folder: What the study file says of checkpoints; None for nothing.
+
+        Raises:
+            ValueError: With what to leave out.
+        """
+        if self.phase and folder is not None:
+            raise ValueError(
+                f"Expected no checkpoints={folder!r} with material made ahead: it is dealt for a "
+                "whole training and spent as a whole, so that one which broke off begins anew. "
+                "Leave out checkpoints, or --material and --deal."
+            )
+
     def applied(
         self, trainer: "MeshTrainer", *, study: str, tell: "Callable[[str], None]"
     ) -> "MeshTrainer":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from privtrain.core.abilities import MeshTrainer
+    from privtrain.core.abilities import Keeping, MeshTrainer
     from privtrain.core.links import Link
     from privtrain.core.runtime import Program
     from privtrain.core.seeding import Seeds
@@ -31,6 +31,7 @@ class Part:
         seeds: Public streams.
         split: How the table is cut among the parties.
         digest: Of what has to be equal everywhere, uint8, shape `(32,)`.
+        keeping: Where it keeps what it needs to go on after an interruption, or None.
         phase: Whether material is dealt ahead now, "offline", or was, "online"; empty where it is
             dealt on the way.
     """
@@ -46,6 +47,7 @@ class Part:
     seeds: "Seeds"
     split: "Split"
     digest: "Tensor"
+    keeping: "Keeping | None"
     phase: str
 
 
@@ -70,13 +72,14 @@ def tell_cost(part: Part, link: "Link", seconds: float) -> None:
     )
 
 
-def tell_result(part: Part, names: tuple[str, ...], out: Path | None) -> None:
-    """Prints what came of a training and what it promises; a party with rows saves the weights.
+def tell_result(part: Part, names: tuple[str, ...], out: Path | None, *, trained: bool) -> None:
+    """Prints what came of a training and what it promises; who reads the weights saves them.
 
     Args:
         part: What this party did.
         names: The parties that hold rows, by rank.
         out: Where the weights are saved, or None.
+        trained: Whether this party was sent the weights.
     """
     import torch
 
@@ -86,8 +89,11 @@ def tell_result(part: Part, names: tuple[str, ...], out: Path | None) -> None:
     from privtrain.runs.attacking import failure_of
     from privtrain.runs.measuring import value_of
 
-    # Printed and saved by every party with rows: all of them opened the same weights.
-    if part.rows is not None and part.test is not None:
+    # Printed and saved by every party that reads the weights: all of them opened the same.
+    if part.rows is not None and not trained:
+        kept = "" if part.keeping is None else f"; its shares stay in {part.keeping.folder}"
+        print(f"{part.name}: was not sent the weights, and measures and saves nothing{kept}")
+    if trained and part.test is not None:
         logits = ModelPredictor(part.model)(part.test.inputs)
         for name, metric in part.task.measures.items():
             try:
@@ -95,7 +101,7 @@ def tell_result(part: Part, names: tuple[str, ...], out: Path | None) -> None:
             except OWN_ERRORS as error:  # the weights are to be saved whatever a metric raises
                 value = f"failed ({failure_of(error).error})"
             print(f"{part.name}: {name} {value} on {len(part.test)} rows")
-    if part.rows is not None and out is not None:
+    if trained and out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         weights = io.BytesIO()
         torch.save(part.model.state_dict(), weights)

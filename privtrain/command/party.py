@@ -5,7 +5,6 @@ the program that the trainer has for its role. The trainer is any that can do so
 """
 
 import dataclasses
-import hashlib
 import inspect
 import os
 import sys
@@ -27,14 +26,14 @@ from privtrain.core.validate import check_positive
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from privtrain.core.abilities import MeshTrainer
+    from privtrain.core.abilities import Keeping, MeshTrainer
     from privtrain.core.links import Link
 
 
 PARTY = "party"
 """The role of who holds rows."""
 
-_ENTRIES = ("task", "seed", "split")
+_ENTRIES = ("task", "seed", "split", "checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class PartyArgs:
         task = "my_data.py:make"      # make() or make(rank) -> (task, rows) or (task, rows, test)
         seed = 0
         split = "rows"                # or "columns"
+        checkpoints = "kept"          # a folder: an interrupted run goes on (default: it begins)
         [mpc_sgd]                     # or another trainer that needs no coordinator
         epochs = 3
 
@@ -178,6 +178,7 @@ def run_party(args: PartyArgs) -> int:
 
     from privtrain.core.runtime import Party
     from privtrain.core.seeding import SystemEntropy
+    from privtrain.mpc.checkpoints import forget
     from privtrain.report.progress import progress_bar
     from privtrain.runtimes.links import SocketLink
     from privtrain.runtimes.peers import Peers
@@ -226,11 +227,19 @@ def run_party(args: PartyArgs) -> int:
         began = time.monotonic()
         result = peers.run(take_part)
         seconds = time.monotonic() - began
-    if part.rows is not None and not args.deal:
-        part.trainer.finish_peer(part.model, result, part.rows, part.split)
+    trained = (
+        part.rows is not None
+        and not args.deal
+        and part.trainer.finish_peer(part.model, result, part.rows, part.split)
+    )
+    if "start" in result and int(result["start"][0]):
+        print(f"{part.name}: taken up after {int(result['start'][0])} steps")
     tell_cost(part, link, seconds)
     if not args.deal:
-        tell_result(part, where.names, args.out)
+        tell_result(part, where.names, args.out, trained=trained)
+    if part.keeping is not None and trained:
+        # Not before the weights are saved: nothing that was finished is lost.
+        forget(part.keeping)
     return 0
 
 
@@ -239,6 +248,7 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
     from privtrain.core.parameters import initial_model
     from privtrain.core.seeding import Seeds
     from privtrain.core.task import ROWS, Split
+    from privtrain.mpc.checkpoints import study_digest
 
     table = read(args.study)
     # What the study file names may import its neighbours, wherever the command was started.
@@ -254,15 +264,20 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         raise ValueError(
             f"Expected task={table['task']!r} to give rows: this is a party with rows."
         )
-    programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
     name = args.role if where.rank is None else where.names[where.rank]
+    args.ahead.check_checkpoints(table.get("checkpoints"))
+    start = study_digest(f"{model}/{seeds}/{split}/{where.names}", model)
+    keeping = _keeping(table, args.study, name, start)
+    programs = trainer.peer_programs(
+        where.names, task=task, model=model, split=split, rows=own, keeping=keeping
+    )
     text = f"{trainer}/{model}/{seeds}/{split}/{tuple(programs)}"
     if args.ahead.phase:
         # The study is the same, and its digest knows no folder: material is bound to it, and to
         # the version, since another one may draw in another order.
         trainer = args.ahead.applied(
             trainer,
-            study=bytes(_digest(text + version("privtrain"), model).tolist()).hex(),
+            study=study_digest(text + version("privtrain"), model),
             tell=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),
         )
         programs = trainer.peer_programs(where.names, task=task, model=model, split=split, rows=own)
@@ -284,9 +299,28 @@ def _prepare(args: PartyArgs, where: Place) -> Part:
         test=rest[0] if rest else None,
         seeds=seeds,
         split=split,
-        digest=_digest(text + args.ahead.phase, model),
+        digest=_digest(
+            text + args.ahead.phase + ("" if keeping is None else "/checkpoints"), model
+        ),
         phase=args.ahead.phase,
+        keeping=keeping,
     )
+
+
+def _keeping(table: dict[str, Any], study: Path, name: str, digest: str) -> "Keeping | None":
+    """Where a party keeps its part of the run: a folder beside the study file."""
+    from privtrain.core.abilities import Keeping
+    from privtrain.mpc.checkpoints import own_folder
+
+    folder = table.get("checkpoints")
+    if folder is None:
+        return None
+    if not isinstance(folder, str) or not folder:
+        raise ValueError(
+            f'{study}: expected checkpoints={folder!r} to be a folder, such as "kept".'
+        )
+    home = study.resolve().parent / folder
+    return Keeping(folder=own_folder(home, name), name=name, study=digest)
 
 
 def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
@@ -319,13 +353,10 @@ def _trainer(table: dict[str, Any], count: int) -> "MeshTrainer":
 def _digest(text: str, model: "nn.Module") -> "Tensor":
     import torch
 
-    from privtrain.core.parameters import to_vector
+    from privtrain.mpc.checkpoints import study_digest
 
     # Parties with other settings or another start would train a model that is nobody's.
-    start = to_vector(model.parameters()).double().numpy().tobytes()
-    return torch.frombuffer(
-        bytearray(hashlib.sha256(text.encode() + start).digest()), dtype=torch.uint8
-    )
+    return torch.frombuffer(bytearray.fromhex(study_digest(text, model)), dtype=torch.uint8)
 
 
 def _compare(digest: "Tensor", link: "Link") -> None:

@@ -1,6 +1,8 @@
 """What a trainer, or a part of one, may be able to do besides training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -99,6 +101,21 @@ class Reusing(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where a party of a mesh keeps its own part of a run, to take it up from there.
+
+    Args:
+        folder: The party's own folder; nobody else's files lie there.
+        name: The party; others, such as who helps it, keep nothing there.
+        study: A digest of what must be equal at all parties, beside the trainer's settings.
+    """
+
+    folder: Path
+    name: str
+    study: str
+
+
 @runtime_checkable
 class MeshTrainer(Protocol):
     """A trainer whose parties hold their own rows and train among themselves: `privtrain party`.
@@ -115,6 +132,7 @@ class MeshTrainer(Protocol):
         model: nn.Module,
         split: Split,
         rows: Rows | None,
+        keeping: Keeping | None = None,
     ) -> Mapping[str, Program]:
         """What each party runs, in the order of ranks: who holds rows, then who helps them.
 
@@ -126,16 +144,21 @@ class MeshTrainer(Protocol):
             model: With the initial weights, which are public.
             split: How the table is cut among the parties.
             rows: This party's own rows; None where it holds none. Nobody else's are known.
+            keeping: Where this party keeps its part of the run; None where parties keep nothing.
 
         Raises:
             ValueError: If the trainer is set for another number of parties.
-            DataError: If own rows or the model cannot be trained on.
+            DataError: If own rows or the model cannot be trained on, or what is kept is damaged or
+                another run's.
             UnsupportedError: If the task cannot be.
         """
         ...
 
-    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> bool:
         """Puts what a program returned at a party with rows into the model.
+
+        Returns:
+            Whether this party has the trained model; others are not sent it.
 
         Raises:
             DataError: If the result cannot be believed for own rows.

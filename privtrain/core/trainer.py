@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -232,6 +233,8 @@ class Run:
         outcome: What the run leaves beside the predictor.
         checkpoint: Where `keep` leaves a state and `kept` finds it; None for a run that lies in
             no folder.
+        folder: Where the run lies, for what each party of a mesh keeps for itself; None for
+            nowhere.
     """
 
     ledger: Ledger
@@ -247,6 +250,7 @@ class Run:
     )
     outcome: Outcome = field(default_factory=Outcome)
     checkpoint: Checkpoint | None = field(default=None, repr=False)
+    folder: Path | None = None
     # What mechanisms remember from release to release, by kind: it tells their noise.
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 

@@ -53,6 +53,10 @@ class SharedLayer(Protocol):
         """The trained weights, on shares."""
         ...
 
+    def learned(self) -> "list[Learned]":
+        """What training changes, in the order of `weights`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -76,6 +80,31 @@ class Descent:
         return session.scale(previous, self.momentum) + step
 
 
+@dataclass
+class Learned:
+    """A weight at one computing party, and the step that it took last.
+
+    Args:
+        value: On shares.
+        shape: Its shape.
+        step: On shares, in the same shape; None before the first step.
+    """
+
+    value: Shared = field(repr=False)
+    shape: tuple[int, ...]
+    step: Shared | None = field(default=None, repr=False)
+
+    def descend(self, session: Session, gradient: Shared, descent: Descent) -> None:
+        """Takes a step."""
+        self.step = descent(session, gradient, self.step)
+        self.value = self.value - self.step
+
+    @classmethod
+    def public(cls, session: Session, value: Tensor) -> "Learned":
+        """A weight at its public start."""
+        return cls(session.public(value), tuple(value.shape))
+
+
 @dataclass(frozen=True)
 class Linear:
     """The configuration of a linear map.
@@ -95,8 +124,8 @@ class Linear:
         return any(self.learned)
 
     def open(self, session: Session) -> "SharedLinear":
-        bias = None if self.bias is None else session.public(self.bias)
-        return SharedLinear(self, session.public(self.weight.t()), bias)
+        bias = None if self.bias is None else Learned.public(session, self.bias)
+        return SharedLinear(self, Learned.public(session, self.weight.t()), bias)
 
     def product(self, inputs: Tensor) -> Tensor:
         """Outputs without the bias, `(batch, out)`, in plaintext, float64."""
@@ -158,39 +187,36 @@ class SharedLinear:
     """
 
     layer: Linear
-    weight: Shared = field(repr=False)
-    bias: Shared | None = field(repr=False)
+    weight: Learned
+    bias: Learned | None
     _inputs: Shared | None = field(default=None, repr=False)
-    _weight_step: Shared | None = field(default=None, repr=False)
-    _bias_step: Shared | None = field(default=None, repr=False)
 
     def forward(self, session: Session, *inputs: Shared) -> Shared:
         (self._inputs,) = inputs
         # A Beaver triple of matrices: one opening for the whole product, not one an element.
-        outputs = self._inputs.matmul(self.weight)
-        return outputs if self.bias is None else outputs + self.bias
+        outputs = self._inputs.matmul(self.weight.value)
+        return outputs if self.bias is None else outputs + self.bias.value
 
     def backward(
         self, session: Session, gradient: Shared, descent: Descent, needed: tuple[bool, ...]
     ) -> Gradients:
         # Before the step: the chain rule holds at the weights of the forward pass.
-        input_gradient = gradient.matmul(self.weight.t()) if needed[0] else None
+        input_gradient = gradient.matmul(self.weight.value.t()) if needed[0] else None
         learns_weight, learns_bias = self.layer.learned
         if learns_weight and self._inputs is not None:
             # dL/dW = inputs^T @ dL/doutputs, dL/db = sum over the batch of dL/doutputs.
-            weight_gradient = self._inputs.t().matmul(gradient)
-            self._weight_step = descent(session, weight_gradient, self._weight_step)
-            self.weight = self.weight - self._weight_step
+            self.weight.descend(session, self._inputs.t().matmul(gradient), descent)
         if learns_bias and self.bias is not None:
-            self._bias_step = descent(session, gradient.sum(0), self._bias_step)
-            self.bias = self.bias - self._bias_step
+            self.bias.descend(session, gradient.sum(0), descent)
         return (input_gradient,)
 
     def weights(self) -> list[Shared]:
         """Weight `(out, in)` and bias, those that are learned."""
-        learns_weight, learns_bias = self.layer.learned
-        learned = [self.weight.t()] if learns_weight else []
-        return [*learned, self.bias] if learns_bias and self.bias is not None else learned
+        learned = [each.value for each in self.learned()]
+        return [learned[0].t(), *learned[1:]] if self.layer.learned[0] else learned
+
+    def learned(self) -> list[Learned]:
+        return learned_of(self.layer.learned, self.weight, self.bias)
 
 
 @dataclass
@@ -212,6 +238,9 @@ class SharedReLU:
     def weights(self) -> list[Shared]:
         return []
 
+    def learned(self) -> list[Learned]:
+        return []
+
 
 @dataclass
 class SharedFlatten:
@@ -231,6 +260,9 @@ class SharedFlatten:
     def weights(self) -> list[Shared]:
         return []
 
+    def learned(self) -> list[Learned]:
+        return []
+
 
 @dataclass
 class SharedAddition:
@@ -247,6 +279,15 @@ class SharedAddition:
 
     def weights(self) -> list[Shared]:
         return []
+
+    def learned(self) -> list[Learned]:
+        return []
+
+
+def learned_of(learned: tuple[bool, bool], weight: Learned, bias: Learned | None) -> list[Learned]:
+    """Weight and bias, those that are trained."""
+    pairs = zip(learned, (weight, bias), strict=True)
+    return [each for trains, each in pairs if trains and each is not None]
 
 
 def shape_of(pictures: Shared) -> tuple[int, int, int, int]:

@@ -4,23 +4,33 @@ This is the online phase of SPDZ (Damgard, Pastro, Smart and Zakarias 2012) with
 are shared, sums are local, each product uses up a Beaver triple, and one opening ends it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from privtrain.core.abilities import Keeping
 from privtrain.core.errors import DataError, ProtocolError
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.bounds import Bounds
+from privtrain.mpc.checkpoints import Keeper
 from privtrain.mpc.dense import Descent, Linear
 from privtrain.mpc.engine import Engine, Session, Shared
 from privtrain.mpc.intervals import check_worst_case
-from privtrain.mpc.layers import Node, Probabilities, softmax, step, takes_pictures, trained
+from privtrain.mpc.layers import (
+    Node,
+    Probabilities,
+    SharedNode,
+    softmax,
+    step,
+    takes_pictures,
+    trained,
+)
 from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, encode
 from privtrain.sampling.passes import batches
 
@@ -130,6 +140,9 @@ class SecureDescent:
         row_shape: Channels, height and width of a row, where the model takes pictures.
         probabilities: What the loss makes of outputs.
         bounds: What is stated of rows, weights and layers, if anything.
+        keeping: Where this party keeps its shares after every epoch; None for nowhere. All parties
+            keep them, or none.
+        readers: Ranks of the parties to which the weights are opened; None for all.
     """
 
     engine: Engine
@@ -142,6 +155,8 @@ class SecureDescent:
     row_shape: tuple[int, ...] = ()
     probabilities: Probabilities = softmax
     bounds: Bounds | None = None
+    keeping: Keeping | None = None
+    readers: tuple[int, ...] | None = None
 
     @property
     def pictures(self) -> bool:
@@ -224,11 +239,14 @@ class SecureDescent:
             party: This party; its seeds give the order of the rows, its link tells of progress.
 
         Returns:
-            The opened weights.
+            The opened weights where they are read, and where shares are kept from which step on
+            they were trained.
         """
         layers = [layer.open(session) for layer in self.layers]
         order = list(self.order(rows, party.seeds))
-        for done, index in enumerate(order):
+        keeper = self._keeper(session, layers, rows, party)
+        start = 0 if keeper is None else keeper.take_up()
+        for done, index in enumerate(order[start:], start):
             # The mean over the batch and the learning rate are one public factor: one truncation.
             descent = Descent(self.learning_rate / len(index), self.momentum)
             rows_of_batch = inputs[index]
@@ -237,9 +255,31 @@ class SecureDescent:
             targets = labels[index]
             step(session, layers, rows_of_batch, targets, descent, self.probabilities)
             link_of(party).report(done + 1, len(order))
+            if keeper is not None and (done + 1) % (len(order) // self.epochs) == 0:
+                keeper.save(done + 1)
+        result = {} if keeper is None else {"start": torch.tensor([start, len(order)])}
+        if self.readers == ():
+            return result
         # The one opening of the protocol. Small messages cost their latency, so it is one message.
-        opened = session.reveal(trained(layers), kind="weight share")
-        return {"weights": torch.cat([tensor.reshape(-1) for tensor in opened])}
+        opened = session.reveal(trained(layers), kind="weight share", readers=self.readers)
+        if opened:
+            result["weights"] = torch.cat([tensor.reshape(-1) for tensor in opened])
+        return result
+
+    def _keeper(
+        self, session: Session, layers: Sequence[SharedNode], rows: int, party: Party
+    ) -> Keeper | None:
+        if self.keeping is None:
+            return None
+        return Keeper(
+            keeping=self.keeping,
+            session=session,
+            name=party.name,
+            rank=link_of(party).rank,
+            learned=[each for node in layers for each in node.layer.learned()],
+            momentum=self.momentum != 0,
+            rows=rows,
+        )
 
     def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:
         # Joining is local: a share of rows put together is the shares put together.

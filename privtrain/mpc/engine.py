@@ -214,15 +214,29 @@ class Session(Protocol):
         """
         ...
 
-    def reveal(self, values: Sequence[Shared], *, kind: str) -> list[Tensor]:
-        """Opens values to all parties, in one message; the only way to read a value.
+    def shares(self, values: Sequence[Shared]) -> list[Tensor]:
+        """This party's shares of values, to be kept at this party and shared again by `own`.
+
+        Returns:
+            int64, of the values' shapes; all parties' add up to the values in fixed point.
+        """
+        ...
+
+    def reveal(
+        self, values: Sequence[Shared], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Opens values in one message; the only way to read a value.
 
         Args:
             values: The shared values.
             kind: The message's name in the transcript.
+            readers: Ranks of the parties that read them, the others are sent nothing; None for all.
 
         Returns:
-            Each value as float64, of its shape.
+            Each value as float64, of its shape; nothing at who does not read.
+
+        Raises:
+            UnsupportedError: If the engine opens to all or nobody, and some are named.
         """
         ...
 
@@ -243,6 +257,11 @@ class Engine(Protocol):
     @property
     def exact_truncation(self) -> bool:
         """Whether a product within fixed point never loses its last bits wrongly."""
+        ...
+
+    @property
+    def opens_to_some(self) -> bool:
+        """Whether `reveal` can open to some parties alone."""
         ...
 
     @property
@@ -299,6 +318,27 @@ def check_parties(engine: Engine, computing_parties: int) -> None:
             f"Expected computing_parties={computing_parties!r} in 2..{engine.most_parties}: "
             f"{engine.name} has no protocol for others."
         )
+
+
+def ranks_of(names: Sequence[str], readers: Sequence[str] | None) -> tuple[int, ...] | None:
+    """The ranks of those to whom something is opened; None for all computing parties.
+
+    Args:
+        names: The computing parties, by rank.
+        readers: Those among them; None for all.
+
+    Raises:
+        ValueError: If somebody is named who does not compute.
+    """
+    if readers is None:
+        return None
+    strangers = [name for name in readers if name not in names]
+    if strangers:
+        raise ValueError(
+            f"Expected reveal_to={tuple(readers)} to name parties that compute, which are "
+            f"{', '.join(names)}; {strangers[0]!r} does not."
+        )
+    return tuple(sorted({names.index(name) for name in readers}))
 
 
 def with_helpers(engine: Engine, programs: Mapping[str, Program]) -> dict[str, Program]:

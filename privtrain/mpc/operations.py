@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from privtrain.mpc.dense import Gradients, SharedLayer
+from privtrain.mpc.dense import Gradients, Learned, SharedLayer
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.layers import Node, SharedNode
 from privtrain.mpc.ranges import LARGEST_OUTPUT
@@ -343,6 +343,9 @@ class WatchedLayer:
 
     def weights(self) -> Any:
         return self.layer.weights()
+
+    def learned(self) -> list[Learned]:
+        return self.layer.learned()
 
 
 def watched(node: Node, session: Any) -> SharedNode:

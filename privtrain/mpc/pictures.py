@@ -13,7 +13,7 @@ from privtrain.mpc.convolution import (
     sums,
     sums_inputs,
 )
-from privtrain.mpc.dense import Descent, Gradients, shape_of
+from privtrain.mpc.dense import Descent, Gradients, Learned, learned_of, shape_of
 from privtrain.mpc.engine import Session, Shared
 
 
@@ -40,8 +40,8 @@ class Conv2d:
         return any(self.learned)
 
     def open(self, session: Session) -> "SharedConv2d":
-        bias = None if self.bias is None else session.public(self.bias)
-        return SharedConv2d(self, session.public(self.weight), bias)
+        bias = None if self.bias is None else Learned.public(session, self.bias)
+        return SharedConv2d(self, Learned.public(session, self.weight), bias)
 
     def product(self, inputs: Tensor) -> Tensor:
         """Outputs without the bias, `(batch, out, rows, columns)`, in plaintext, float64."""
@@ -93,19 +93,17 @@ class SharedConv2d:
     """
 
     layer: Conv2d
-    weight: Shared = field(repr=False)
-    bias: Shared | None = field(repr=False)
+    weight: Learned
+    bias: Learned | None
     _inputs: Shared | None = field(default=None, repr=False)
-    _weight_step: Shared | None = field(default=None, repr=False)
-    _bias_step: Shared | None = field(default=None, repr=False)
 
     def forward(self, session: Session, *inputs: Shared) -> Shared:
         (self._inputs,) = inputs
         function = partial(conv2d, windows=self.layer.windows, groups=self.layer.groups)
-        outputs = session.bilinear(function, self._inputs, self.weight)
+        outputs = session.bilinear(function, self._inputs, self.weight.value)
         if self.bias is None:
             return outputs
-        return outputs + self.bias.reshape(1, self.bias.size(0), 1, 1)
+        return outputs + self.bias.value.reshape(1, *self.bias.shape, 1, 1)
 
     def backward(
         self, session: Session, gradient: Shared, descent: Descent, needed: tuple[bool, ...]
@@ -118,24 +116,21 @@ class SharedConv2d:
         if needed[0]:
             shape = shape_of(inputs)
             of_inputs = partial(conv2d_inputs, shape=shape, windows=windows, groups=groups)
-            input_gradient = session.bilinear(of_inputs, gradient, self.weight)
+            input_gradient = session.bilinear(of_inputs, gradient, self.weight.value)
         learns_weight, learns_bias = self.layer.learned
         if learns_weight:
             of_weight = partial(conv2d_weight, windows=windows, groups=groups)
-            weight_gradient = session.bilinear(of_weight, inputs, gradient)
-            self._weight_step = descent(session, weight_gradient, self._weight_step)
-            self.weight = self.weight - self._weight_step
+            self.weight.descend(session, session.bilinear(of_weight, inputs, gradient), descent)
         if learns_bias and self.bias is not None:
-            bias_gradient = gradient.sum(3).sum(2).sum(0)
-            self._bias_step = descent(session, bias_gradient, self._bias_step)
-            self.bias = self.bias - self._bias_step
+            self.bias.descend(session, gradient.sum(3).sum(2).sum(0), descent)
         return (input_gradient,)
 
     def weights(self) -> list[Shared]:
         """Weight and bias, those that are learned."""
-        learns_weight, learns_bias = self.layer.learned
-        learned = [self.weight] if learns_weight else []
-        return [*learned, self.bias] if learns_bias and self.bias is not None else learned
+        return [each.value for each in self.learned()]
+
+    def learned(self) -> list[Learned]:
+        return learned_of(self.layer.learned, self.weight, self.bias)
 
 
 @dataclass
@@ -165,4 +160,7 @@ class SharedAvgPool2d:
         return (session.linear(back, divided),)
 
     def weights(self) -> list[Shared]:
+        return []
+
+    def learned(self) -> list[Learned]:
         return []

@@ -287,6 +287,7 @@ def fit_trial(
             watch=_watcher(task, data, history),
             outcome=outcome,
             checkpoint=None if home is None else checkpoint,
+            folder=home,
         )
         # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()

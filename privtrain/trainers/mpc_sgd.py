@@ -1,12 +1,13 @@
 """Minibatch gradient descent on additive secret shares, with correlated randomness of a dealer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from privtrain.core.abilities import Keeping
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.fields import LATER, told
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
@@ -42,8 +43,9 @@ from privtrain.core.validate import (
     check_positive,
 )
 from privtrain.mpc.bounds import Bounds
+from privtrain.mpc.checkpoints import forget, keepings_in, read, said_of, study_digest
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
-from privtrain.mpc.engine import Engine, check_parties, phases, with_helpers
+from privtrain.mpc.engine import Engine, check_parties, phases, ranks_of, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.layers import (
     Probabilities,
@@ -112,7 +114,8 @@ class MPCSGD:
     Each data party splits its rows into shares, one for each computing party, and keeps the rows.
     Inputs, labels, gradients and weights stay shared until the final weights are opened, once.
     The batches, and up to fixed-point rounding the weights, are those of `SGD` on pooled rows with
-    the same settings. A run is not resumed in the middle: shares of an interrupted run are lost.
+    the same settings. Where a run has a folder each computing party keeps its shares there after
+    every epoch, and an interrupted run goes on from them.
 
     Args:
         epochs: Passes over the rows; at least 1.
@@ -124,6 +127,8 @@ class MPCSGD:
         release: The one opening; only `Exact` without a bound so far.
         bounds: What is stated of rows, weights and layers, so that a training in which an operation
             may overflow is refused; None to look at own rows alone.
+        reveal_to: The computing parties to which the weights are opened; None for all. Empty where
+            they stay shared, which `privtrain party` can do.
     """
 
     epochs: int = 3
@@ -134,6 +139,7 @@ class MPCSGD:
     engine: Engine = field(default_factory=Ring64)
     release: Release = field(default_factory=Release)
     bounds: Bounds | None = field(default=None, metadata=LATER)
+    reveal_to: tuple[str, ...] | None = field(default=None, metadata=LATER)
     token: ClassVar[str] = "mpc_sgd"
 
     def __repr__(self) -> str:
@@ -154,6 +160,11 @@ class MPCSGD:
             raise UnsupportedError(
                 f"The engine {self.engine.name} opens the exact weights only; noise and bounds on "
                 f"shares need another engine. Got release={self.release}."
+            )
+        if self.reveal_to and not self.engine.opens_to_some:
+            raise UnsupportedError(
+                f"reveal_to={self.reveal_to} cannot be kept by {self.engine.name}, which opens to "
+                "all computing parties. Use engine=pt.Ring64(), or leave it out."
             )
 
     @property
@@ -183,7 +194,16 @@ class MPCSGD:
             honest="that process",
         )
         simulated = () if runtimes.mesh is None else (machine,)
-        return (*self.engine.input_privacy(self.computing_names), coalition_of_all, *simulated)
+        engine = self.engine.input_privacy(self.computing_names)
+        return (*engine, *self._opened_to(), coalition_of_all, *simulated)
+
+    def _opened_to(self) -> tuple[InputPrivacy, ...]:
+        """Who reads the weights, where not all computing parties do."""
+        if self.reveal_to is None:
+            return ()
+        reader = ", ".join(self.reveal_to) or "nobody"
+        reads = "the weights in the end, exact; the other computing parties are not sent them"
+        return (InputPrivacy(reader=reader, reads=reads),)
 
     def with_noise(self, scale: float) -> None:
         return None
@@ -207,7 +227,8 @@ class MPCSGD:
 
         Raises:
             DataError: If rows cannot be shared: none, not finite, or too large for fixed point;
-                or if they lead to values that are, under the initial or the opened weights.
+                or if they lead to values that are, under the initial or the opened weights; or if
+                a party's checkpoint is damaged or another run's.
             UnsupportedError: If there is no mesh, or the model or the loss cannot be trained on
                 shares.
             PartyLostError: If a computing party dies or freezes.
@@ -215,14 +236,28 @@ class MPCSGD:
         """
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
+        if self.reveal_to is not None and not self.reveal_to:
+            raise UnsupportedError(
+                "Expected reveal_to=() to name who reads the weights: fit has no model to return "
+                "where they stay shared. Use privtrain party for that."
+            )
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         shape = _row_shape(data)
         program = self.program(task, model, data.split, shape)
+        program = replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
         # Refused here, before a row is shared and before a process starts.
         self.engine.check(self.computing_parties)
         check_weights(model)
         check_translation(model, program.layers, shape, data.test.inputs.dtype)
         program.check_ranges(_count(data))
+        study = study_digest(f"{self}/{model}/{run.seeds}/{data.split}", model)
+        keepings = keepings_in(run.folder, self.computing_names, study)
+        kept = run.kept()
+        if kept is None:
+            # The folder is this run's from now on, before shares lie in it.
+            run.keep(0)
+        elif "weights" in kept[1]:
+            return self._finished(model, kept[1]["weights"], keepings, run)
         # Input phase: data parties share their rows and go; computing parties hold one share each.
         inputs = self._deal(data, program, run)
         rows = data.pooled()
@@ -231,22 +266,28 @@ class MPCSGD:
         run.ledger.use()
         # Computation and output phase: all steps on shares, then one opening of the weights.
         # Shares arrive while the computing parties agree on keys: in the same round.
-        programs = with_helpers(self.engine, dict.fromkeys(self.computing_names, program))
-        replies = run.mesh.run(programs, inputs)
-        opened = {name: replies[name]["weights"] for name in self.computing_names}
+        own = {name: replace(program, keeping=keepings.get(name)) for name in self.computing_names}
+        replies = run.mesh.run(with_helpers(self.engine, own), inputs)
+        readers = self.reveal_to or self.computing_names
+        opened = {name: replies[name]["weights"] for name in readers}
         weights = agreed(opened, rows.inputs)
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
         self._tell_of_ranges(model, rows, program, wrong, run)
-        run.transcript.publish(
-            "model", weights, sender=self.computing_names[0], round=run.transcript.rounds
-        )
+        run.transcript.publish("model", weights, sender=readers[0], round=run.transcript.rounds)
         entries = run.transcript.entries
         run.outcome.note(*phases(self.engine, entries, self.computing_names))
-        run.outcome.note(
-            "Training on shares opens nothing on the way: no loss, no learning curve, and no "
-            "checkpoint to resume from."
-        )
+        run.outcome.note(*said_of(replies[self.computing_names[0]].get("start")))
+        run.keep(self.epochs, weights=weights)
+        return self._finished(model, weights, keepings, run)
+
+    def _finished(
+        self, model: nn.Module, weights: Tensor, keepings: Mapping[str, Keeping], run: Run
+    ) -> ModelPredictor:
+        load_vector(trainable(model), weights)
+        # Not before the opened weights are kept: nothing that was finished is lost.
+        for keeping in keepings.values():
+            forget(keeping)
         predictor = ModelPredictor(model.to(run.device))
         run.watch(self.epochs, self.epochs, predictor)
         return predictor
@@ -309,12 +350,28 @@ class MPCSGD:
         model: nn.Module,
         split: Split,
         rows: Rows | None,
+        keeping: Keeping | None = None,
     ) -> dict[str, Program]:
         # Every party that holds rows computes, too.
         if self.computing_parties != len(names):
             raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
         self.engine.check(len(names))
-        descent = self.program(task, model, split)
+        if keeping is not None:
+            # Who reads the weights may be decided later: the shares are the same.
+            text = f"{keeping.study}/{replace(self, reveal_to=None)}"
+            keeping = replace(keeping, study=study_digest(text, model))
+            if keeping.name in names:
+                read(keeping)
+            else:
+                # Who helps follows the steps of the first party, and holds nothing to keep.
+                keeping = replace(keeping, name=names[0])
+        elif self.reveal_to is not None and not self.reveal_to:
+            raise ValueError(
+                "Expected checkpoints with reveal_to=[]: parties that share a model have to keep "
+                'their shares. Set checkpoints = "kept" in the study file.'
+            )
+        readers = ranks_of(names, self.reveal_to)
+        descent = replace(self.program(task, model, split), keeping=keeping, readers=readers)
         check_weights(model)
         if split is not ROWS:
             check_translation(model, descent.layers, (descent.features,))
@@ -327,16 +384,20 @@ class MPCSGD:
                 self._check_rows(model, rows, descent)
         return with_helpers(self.engine, dict.fromkeys(names, PeerDescent(descent=descent)))
 
-    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> None:
+    def finish_peer(self, model: nn.Module, result: Payload, rows: Rows, split: Split) -> bool:
+        if "weights" not in result:
+            return False
         # Each party opened the weights for itself, and has nobody else's to compare.
         load_vector(trainable(model), agreed({"this party": result["weights"]}, rows.inputs))
         if split is ROWS:
             wrong_truncations(model, rows, weights="opened")
+        return True
 
     def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
         # Shares hide rows from the other parties, not from who reads the opened weights.
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
-        return (opened, *map(str, self.engine.input_privacy(names)), *self.caveats)
+        readers = (*self.engine.input_privacy(names), *self._opened_to())
+        return (opened, *map(str, readers), *self.caveats)
 
     def _check_rows(self, model: nn.Module, rows: Rows, program: SecureDescent) -> float:
         """Refuses own rows that leave a range under the initial weights.

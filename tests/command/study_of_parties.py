@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from privtrain.core.abilities import Keeping
 from privtrain.core.task import Rows, Task
 
 FEATURES, CLASSES, EACH = 12, 4, 30
@@ -33,6 +34,11 @@ def make(rank: int) -> tuple[Task, Rows, Rows]:
 def make_or_help(rank: int | None) -> tuple[Task, Rows | None]:
     """A party's own rows; none for who helps."""
     return Task(model=model), None if rank is None else make(rank)[1]
+
+
+def make_test_or_help(rank: int | None) -> tuple[Task, Rows | None, Rows | None]:
+    """The same, with test rows."""
+    return (Task(model=model), None, None) if rank is None else make(rank)
 
 
 def columns(rank: int) -> tuple[Task, Rows]:
@@ -79,3 +85,19 @@ def _arm(deed: signal.Signals) -> None:
         return stage(self, operation, tensors)
 
     Channel._stage = counted  # type: ignore[method-assign]  # only in this process
+
+
+def dies_writing(rank: int | None) -> tuple[Task, Rows | None]:
+    """The named rank is killed where it would keep the shares after step 6."""
+    from privtrain.mpc import checkpoints
+
+    write = checkpoints.write
+
+    def die(keeping: Keeping, kept: checkpoints.Kept) -> None:
+        if kept.step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(keeping, kept)
+
+    if os.environ.get("DEED") == str(rank):
+        checkpoints.write = die
+    return make_or_help(rank)

@@ -204,6 +204,71 @@ def test_the_dealer_deals_first_and_is_not_needed_then(tmp_path: Path) -> None:
         assert code != 0 and "is spent or was never dealt: a run with it was begun" in said, said
 
 
+def test_a_run_whose_party_was_killed_goes_on_from_what_each_party_kept(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    table = WITH_DEALER.rpartition("engine")[0].replace("make_or_help", "dies_writing")
+    path.write_text(f'checkpoints = "kept"\n{table}')
+
+    def sit(deed: str) -> list[tuple[int, str, str]]:
+        port = free_port()
+        meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+        dealer = launch(["--role", "dealer", *meeting, "--timeout", str(TIMEOUT), str(path)], {})
+        out = ["--out", str(tmp_path / "0.pt")]
+        parties = [start(path, rank, 2, port, *out, DEED=deed) for rank in range(2)]
+        return finish([*parties, dealer], 90)
+
+    def kept() -> list[str]:
+        found = (tmp_path / "kept").rglob("*.shares")
+        return sorted(f"{each.parent.name} {int(each.stem[5:])}" for each in found)
+
+    # The dealer runs ahead, and may have ended well before.
+    assert [code for code, _, _ in sit("1")[:2]] == [1, -signal.SIGKILL]
+    assert kept()[-1] == "party-1 3"
+    # What cannot be used is refused by a party alone, before it meets the others.
+    damaged = next((tmp_path / "kept").rglob("party-1/*.shares"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-8])
+    ((code, _, said),) = finish([start(path, 1, 2, free_port())], 60)
+    assert code == 2
+    assert f"{damaged} is damaged" in " ".join(said.split())
+    damaged.write_bytes(content)
+    ends = sit("")
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    assert "party-0: taken up after 3 steps" in ends[0][1]
+    expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
+    assert float((saved(tmp_path / "0.pt") - expected).abs().max()) < 0.01
+    # The dealer kept nothing, and what the parties kept is gone.
+    assert not (tmp_path / "kept" / "private").exists()
+
+
+@pytest.mark.slow
+def test_a_party_that_is_not_sent_the_weights_measures_and_saves_nothing(tmp_path: Path) -> None:
+    path, port = tmp_path / "study.toml", free_port()
+    table = WITH_DEALER.rpartition("engine")[0].replace("make_or_help", "make_test_or_help")
+    path.write_text(f'checkpoints = "kept"\n{table}reveal_to = ["party-1"]\n')
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, str(path)], {})
+    parties = [
+        start(path, rank, 2, port, "--out", str(tmp_path / f"{rank}.pt")) for rank in range(2)
+    ]
+    ends = finish([*parties, dealer], 90)
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    without, having = " ".join(ends[0][1].split()), ends[1][1]
+    home = tmp_path / "kept" / "private" / "shares"
+    assert (
+        f"was not sent the weights, and measures and saves nothing; its shares stay in {home}"
+        in (without)
+    )
+    assert "accuracy" not in without
+    assert not (tmp_path / "0.pt").exists()
+    assert "party-1: accuracy " in having
+    expected = plain_weights(concatenate([study.make(rank)[1] for rank in range(2)]))
+    assert float((saved(tmp_path / "1.pt") - expected).abs().max()) < 0.01
+    assert [each.name for each in home.iterdir()] == ["party-0"]
+    for said in (without, having):
+        assert "party-1 reads the weights in the end, exact" in said
+
+
 @pytest.mark.slow
 def test_a_party_with_keys_of_another_study_is_refused(tmp_path: Path) -> None:
     path, port = tmp_path / "study.toml", free_port()

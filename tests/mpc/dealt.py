@@ -46,6 +46,10 @@ class DealtEngine:
         return 2
 
     @property
+    def opens_to_some(self) -> bool:
+        return False
+
+    @property
     def exact_truncation(self) -> bool:
         return False
 
@@ -204,7 +208,12 @@ class DealtSession:
     def maximum(self, shared: Any) -> Any:
         raise UnsupportedError("The toy engine has no maximum. Use Ring64().")
 
-    def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.share for value in values]
+
+    def reveal(
+        self, values: Sequence[Any], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
         opened = self.opened([value.share for value in values], kind)
         pairs = zip(opened, values, strict=True)
         return [integers.double() / 2.0**value.bits for integers, value in pairs]

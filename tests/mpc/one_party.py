@@ -12,7 +12,7 @@ from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.transcript import Entry
-from privtrain.mpc.sharing import decode
+from privtrain.mpc.sharing import PRECISION_BITS, decode
 
 
 @dataclass
@@ -79,7 +79,12 @@ class OpenSession:
     def maximum(self, shared: Tensor) -> Tensor:
         return shared.max(dim=-1).values
 
-    def reveal(self, values: Sequence[Tensor], *, kind: str) -> list[Tensor]:
+    def shares(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [(value * 2**PRECISION_BITS).round().long() for value in values]
+
+    def reveal(
+        self, values: Sequence[Tensor], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
         self.opened.append(kind)
         return list(values)
 
@@ -97,6 +102,7 @@ class OneParty:
     caveats: tuple[str, ...] = ()
     most_parties: int = 2
     exact_truncation: bool = True
+    opens_to_some: bool = False
     matrices_only: bool = False
 
     def check(self, parties: int) -> None:

@@ -12,7 +12,7 @@ from privtrain.core.runtime import MeshReply, Party, Payload, Program
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
-from privtrain.mpc.engine import phases, with_helpers
+from privtrain.mpc.engine import phases, ranks_of, with_helpers
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.links import SocketLink
@@ -95,6 +95,14 @@ class Helped(DealtEngine):
 def test_a_helper_is_called_as_nobody_else_is(helper: str) -> None:
     with pytest.raises(ValueError, match=f"the helpers of dealt .*{helper}"):
         with_helpers(Helped(helper), {name: Deal(()) for name in NAMES})
+
+
+def test_readers_are_known_by_their_ranks() -> None:
+    assert ranks_of(NAMES, None) is None
+    assert ranks_of(NAMES, ()) == ()
+    assert ranks_of(NAMES, ("computing-1", "computing-0", "computing-1")) == (0, 1)
+    with pytest.raises(ValueError, match=r"computing-0, computing-1; 'dealer' does not"):
+        ranks_of(NAMES, ("computing-0", "dealer"))
 
 
 def test_a_party_of_a_star_has_no_link() -> None:

@@ -1,24 +1,34 @@
 import math
+import os
 import pickle
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.errors import DataError, UnsupportedError
+from privtrain.core.abilities import Keeping
+from privtrain.core.errors import DataError, PartyLostError, UnsupportedError
 from privtrain.core.observers import DEALER, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.runtime import Runtimes
+from privtrain.core.result import TrainResult
+from privtrain.core.runtime import Party, Payload, Program, Runtimes
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Rows, Task, binary_cross_entropy
+from privtrain.core.task import ROWS, FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.core.transcript import Transcript
 from privtrain.data.datasets import digits
 from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.mpc import checkpoints
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
-from privtrain.mpc.engine import Engine
-from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.descent import PeerDescent
+from privtrain.mpc.engine import Engine, with_helpers
+from privtrain.mpc.ring64.engine import Deal, Ring64
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
@@ -38,6 +48,7 @@ from tests.mpc.federations import (
     logistic,
     perceptron,
 )
+from tests.mpc.ring64.mesh import Ran, names_of, run
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
 
@@ -398,3 +409,223 @@ def test_logits_that_left_the_reach_of_the_logistic_function_are_told() -> None:
     trainer = MPCSGD(epochs=1, batch_size=None, learning_rate=200.0, engine=Ring64())
     result = fit(trainer, task, by_rows(2), runtimes=Runtimes(mesh=Threads()), seed=5)
     assert any("beyond 56 the logistic function on shares falls back" in n for n in result.notes)
+
+
+# ------------------------------------------------------------------- runs that are taken up
+
+
+THREADS = Runtimes(star=InProcess(), mesh=Threads(timeout=20))
+
+
+def linear_layers() -> nn.Module:
+    """No rectifier, at whose kink rounding would show."""
+    return nn.Sequential(nn.Linear(FEATURES, 6), nn.Linear(6, CLASSES))
+
+
+def kept_trainer(engine: Engine | None = None) -> MPCSGD:
+    settings = {"epochs": 3, "batch_size": 30, "learning_rate": 0.25, "momentum": 0.9}
+    return MPCSGD(**settings, engine=engine or Ring64())  # type: ignore[arg-type]
+
+
+def in_folder(folder: Path | None, runtimes: Runtimes = THREADS, **more: Any) -> TrainResult:
+    trainer = more.pop("trainer", kept_trainer())
+    task = Task(model=linear_layers)
+    return fit(trainer, task, by_rows(), runtimes=runtimes, seed=5, folder=folder, **more)
+
+
+def weights_of(result: TrainResult) -> Tensor:
+    return to_vector(result.predictor.module.parameters())  # type: ignore[attr-defined]
+
+
+def plain_of_kept() -> Tensor:
+    return plain_weights(kept_trainer(), Task(model=linear_layers), by_rows().pooled(), 5)
+
+
+def shares_in(folder: Path) -> list[str]:
+    return sorted(f"{path.parent.name} {path.name}" for path in folder.rglob("*.shares"))
+
+
+def at_step(step: int, deed: Callable[[], None]) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        if done == step:
+            deed()
+
+    return report
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 9])
+def test_an_interrupted_run_goes_on_from_the_last_epoch(step: int, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(tmp_path, progress=at_step(step, interrupt))
+    # Parties are told to stop, and may have come further by then.
+    found = shares_in(tmp_path)
+    done = [0]
+    result = in_folder(tmp_path, progress=lambda step, total: done.append(step))
+    assert float((weights_of(result) - plain_of_kept()).abs().max()) < 0.002
+    begun = done[1] - 1 if len(done) > 1 else 9
+    assert begun % 3 == 0
+    assert begun >= 3 * ((step - 1) // 3)
+    if begun:
+        assert f"computing-1 step-{begun:012d}.shares" in found
+        assert f"taken up after {begun} of 9 steps" in " ".join(result.notes)
+    assert shares_in(tmp_path) == []
+
+
+def test_a_run_in_a_folder_leaves_no_shares_and_is_not_trained_again(tmp_path: Path) -> None:
+    whole, first = in_folder(None), in_folder(tmp_path)
+    assert shares_in(tmp_path) == []
+    notes = " ".join(first.notes)
+    assert "each computing party kept its shares" in notes
+    assert "no checkpoint to resume from" not in notes
+    assert "no checkpoint to resume from" in " ".join(whole.notes)
+
+    def never(done: int, total: int) -> None:
+        raise AssertionError("a finished run was trained again")
+
+    again = in_folder(tmp_path, progress=never)
+    assert torch.equal(weights_of(again), weights_of(first))
+    assert len(again.transcript.entries) == len(first.transcript.entries)
+
+
+def test_checkpoints_that_cannot_be_used_are_refused_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(tmp_path, progress=at_step(8, interrupt))
+    path = next(tmp_path.rglob("computing-1/*.shares"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"is damaged.*Delete it to go on from the one before"):
+        in_folder(tmp_path, Runtimes(mesh=Processes(timeout=0.1)))
+    path.write_bytes(content)
+    for other in (replace(kept_trainer(), computing_parties=3), kept_trainer(DealtEngine())):
+        with pytest.raises(DataError, match="another run"):
+            in_folder(tmp_path, trainer=other)
+    assert len(shares_in(tmp_path)) == 4
+
+
+@dataclass(frozen=True)
+class DiesWriting:
+    """A program whose process is killed where it would write a checkpoint."""
+
+    program: Program
+    step: int
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        def die(keeping: Keeping, kept: checkpoints.Kept) -> None:
+            if kept.step == self.step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(keeping, kept)
+
+        write, checkpoints.write = checkpoints.write, die
+        return self.program(inputs, party)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [Ring64(), CrypTen()])
+def test_a_killed_party_ends_the_run_and_nothing_that_was_finished_is_lost(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == CrypTen():
+        need("crypten")
+    trainer = kept_trainer(engine)
+
+    def one_dies(engine: Engine, programs: Mapping[str, Program]) -> dict[str, Program]:
+        everybody = with_helpers(engine, programs)
+        return everybody | {"computing-1": DiesWriting(everybody["computing-1"], 6)}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("privtrain.trainers.mpc_sgd.with_helpers", one_dies)
+        with pytest.raises(PartyLostError, match="computing-1"):
+            in_folder(tmp_path, RUNTIMES, trainer=trainer)
+    assert shares_in(tmp_path)[-1] == "computing-1 step-000000000003.shares"
+    result = in_folder(tmp_path, RUNTIMES, trainer=trainer)
+    assert "taken up after 3 of 9 steps" in " ".join(result.notes)
+    assert float((weights_of(result) - plain_of_kept()).abs().max()) < 0.002
+    assert shares_in(tmp_path) == []
+
+
+# ------------------------------------------------------------------- who reads the weights
+
+
+def test_weights_are_opened_to_whom_the_setting_says() -> None:
+    trainer = replace(kept_trainer(), reveal_to=("computing-1",))
+    result = in_folder(None, trainer=trainer)
+    assert float((weights_of(result) - plain_of_kept()).abs().max()) < 0.002
+    opened = [each for each in result.transcript.entries if each.kind == "weight share"]
+    assert {(each.sender, each.receiver) for each in opened} == {("computing-0", "computing-1")}
+    assert "computing-1 reads the weights in the end, exact" in str(result.statement)
+
+
+def test_what_nobody_can_open_is_refused() -> None:
+    with pytest.raises(ValueError, match="'bank' does not"):
+        in_folder(None, trainer=replace(kept_trainer(), reveal_to=("bank",)))
+    with pytest.raises(UnsupportedError, match=r"stay shared. Use privtrain party"):
+        in_folder(None, trainer=replace(kept_trainer(), reveal_to=()))
+    with pytest.raises(UnsupportedError, match=r"CrypTen.*all computing parties.*Ring64"):
+        MPCSGD(engine=CrypTen(), reveal_to=("computing-0",))
+    with pytest.raises(ValueError, match=r"Expected checkpoints with reveal_to=\[\]"):
+        of_peers(replace(kept_trainer(), reveal_to=()), None)
+    # The setting came later: whoever does not use it is called as before.
+    assert "reveal_to" not in repr(MPCSGD())
+    assert "reveal_to=()" in repr(MPCSGD(reveal_to=()))
+
+
+def of_peers(trainer: MPCSGD, folder: Path | None) -> Ran:
+    """A training among two parties that hold rows and compute, as `privtrain party` starts them."""
+    task = Task(model=linear_layers)
+    pooled = by_rows().pooled()
+    rows = {
+        name: pooled.take(part)
+        for name, part in zip(names_of(2), torch.arange(90).chunk(2), strict=True)
+    }
+    programs = {}
+    for name in names_of(2):
+        keeping = None
+        if folder is not None:
+            keeping = Keeping(folder=checkpoints.own_folder(folder, name), name=name, study="a")
+        start = initial_model(task, Seeds(3)["initialisation", 0, ""])
+        made = trainer.peer_programs(
+            names_of(2), task=task, model=start, split=ROWS, rows=rows[name], keeping=keeping
+        )
+        programs[name] = made[name]
+    return run(programs["computing-0"], rows=rows, programs=programs)
+
+
+def test_a_dealer_keeps_nothing(tmp_path: Path) -> None:
+    keeping = Keeping(folder=checkpoints.own_folder(tmp_path, "dealer"), name="dealer", study="a")
+    task = Task(model=linear_layers)
+    start = initial_model(task, Seeds(3)["initialisation", 0, ""])
+    settings = {"task": task, "model": start, "split": ROWS, "rows": None, "keeping": keeping}
+    made = kept_trainer().peer_programs(names_of(2), **settings)  # type: ignore[arg-type]
+    deal = made["dealer"]
+    # It follows the program of a party, which keeps shares; another party's, as its name says.
+    assert isinstance(deal, Deal)
+    assert isinstance(deal.program, PeerDescent)
+    followed = deal.program.descent.keeping
+    assert followed is not None
+    assert followed.name == "computing-0"
+
+
+def test_a_model_that_stays_shared_can_be_opened_later(tmp_path: Path) -> None:
+    shared = replace(kept_trainer(), reveal_to=())
+    ran = of_peers(shared, tmp_path)
+    assert not any("weights" in each for each in ran.payloads.values())
+    assert not ran.entries("weight share")
+    task, rows = Task(model=linear_layers), by_rows().pooled()
+    own = initial_model(task, Seeds(3)["initialisation", 0, ""])
+    assert not shared.finish_peer(own, ran.payloads["computing-0"], rows, ROWS)
+    later = of_peers(replace(shared, reveal_to=("computing-1",)), tmp_path)
+    result = later.payloads["computing-1"]
+    assert result["start"].tolist() == [9, 9]
+    assert shared.finish_peer(own, result, rows, ROWS)
+    plain = plain_weights(shared, task, rows, 3)
+    assert float((to_vector(own.parameters()) - plain).abs().max()) < 0.002
+    with pytest.raises(DataError, match="of another study"):
+        of_peers(replace(shared, learning_rate=0.5), tmp_path)
+    said = " ".join(shared.peer_statement(names_of(2)))
+    assert "nobody reads the weights in the end" in said

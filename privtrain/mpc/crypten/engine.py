@@ -87,6 +87,10 @@ class CrypTen:
         return False
 
     @property
+    def opens_to_some(self) -> bool:
+        return False
+
+    @property
     def matrices_only(self) -> bool:
         return True
 
@@ -420,7 +424,14 @@ class CrypTenSession:
     def maximum(self, shared: Any) -> Any:
         raise _missing("maximum")
 
-    def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.share for value in values]
+
+    def reveal(
+        self, values: Sequence[Any], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        if readers is not None:
+            raise _missing("opening to some parties alone")
         before, self.channel.kind = self.channel.kind, kind
         try:
             shares = [value.share for value in values]

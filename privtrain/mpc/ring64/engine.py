@@ -71,6 +71,10 @@ class Ring64:
         return True
 
     @property
+    def opens_to_some(self) -> bool:
+        return True
+
+    @property
     def matrices_only(self) -> bool:
         return False
 

@@ -323,11 +323,17 @@ class Ring64Session:
         share = maximum(self.wires, value.share, *self.masked(value), limit=value.largest)
         return value.derived(share, largest=value.largest)
 
-    def reveal(self, values: Sequence[Any], *, kind: str) -> list[Tensor]:
+    def shares(self, values: Sequence[Any]) -> list[Tensor]:
+        return [value.lifted(PRECISION_BITS) for value in self.settled(values)]
+
+    def reveal(
+        self, values: Sequence[Any], *, kind: str, readers: Sequence[int] | None = None
+    ) -> list[Tensor]:
         # Truncated first: the low bits of a product say more than its value.
         narrow = self.settled(values)
-        opened = self.wires.open([value.share for value in narrow], kind=kind)
-        pairs = zip(opened, narrow, strict=True)
+        opened = self.wires.open([value.share for value in narrow], kind=kind, readers=readers)
+        # Nothing is opened at who does not read.
+        pairs = zip(opened, narrow, strict=bool(opened))
         return [integers.double() / 2.0**value.bits for integers, value in pairs]
 
 

@@ -83,15 +83,23 @@ class Wires(Protocol):
         """Shares by exclusive or of bytes that the dealer computes; uint8, zeros at the dealer."""
         ...
 
-    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
-        """Opens values to all computing parties, in one message from each to each.
+    def open(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        kind: str = MASKED,
+        readers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Opens values in one message from each computing party to each that reads them.
 
         Args:
             shares: int64 shares of sums, or uint8 shares by exclusive or; mixed as needed.
             kind: The message's name in the transcript.
+            readers: Ranks of those that read; None for all.
 
         Returns:
-            The values, of the shares' shapes and types; zeros at the dealer.
+            The values, of the shares' shapes and types; zeros at the dealer, and nothing at a party
+            that does not read.
 
         Raises:
             ProtocolError: If a party sends shares of other values.
@@ -152,7 +160,13 @@ class PartyWires:
             return uniform_bytes(self.stream, shape)
         return self.material.take(prod(shape), torch.uint8).view(tuple(shape))
 
-    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+    def open(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        kind: str = MASKED,
+        readers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
         if self.material is not None:
             self.material.step += 1
         words = [share.reshape(-1) for share in shares if share.dtype is torch.int64]
@@ -161,7 +175,10 @@ class PartyWires:
         parts = [*(word.view(torch.uint8) for word in words), *octets] if octets else words
         message = torch.cat(parts) if len(parts) != 1 else parts[0]
         for name in self.others:
-            self.link.send(name, kind, message)
+            if readers is None or self.link.names.index(name) in readers:
+                self.link.send(name, kind, message)
+        if readers is not None and self.link.rank not in readers:
+            return []
         total, rest = _kinds(message, size)
         for name in self.others:
             received = self.link.receive(name, kind)
@@ -237,7 +254,13 @@ class OfflineWires:
             self.material.take(prod(shape), torch.uint8)
         return self.random_bytes(shape)
 
-    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+    def open(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        kind: str = MASKED,
+        readers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
         if self.material is not None:
             self.material.step += 1
         return [torch.zeros_like(share) for share in shares]
@@ -308,7 +331,13 @@ class DealerWires:
         self.material.put(correction)
         return torch.zeros(tuple(shape), dtype=torch.uint8)
 
-    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+    def open(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        kind: str = MASKED,
+        readers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
         self.material.step += 1
         return [torch.zeros_like(share) for share in shares]
 

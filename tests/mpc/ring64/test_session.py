@@ -16,7 +16,7 @@ from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.session import Cut, Ring64Session
 from privtrain.mpc.ring64.tensors import Ring64Tensor
-from privtrain.mpc.sharing import encode
+from privtrain.mpc.sharing import decode, encode, reveal
 from tests.mpc.ring64.mesh import run
 
 UNIT = 2.0**-16
@@ -344,3 +344,22 @@ def test_an_owner_brings_what_it_announced() -> None:
 
     with pytest.raises(ValueError, match="integers of shape"):
         run(Wrong())
+
+
+@dataclass(frozen=True)
+class SharesKept:
+    """Gives out this party's shares of a product, as they are kept."""
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with Ring64().open(party) as session:
+            x, y = shared(session, party, X, 1), shared(session, party, Y, 0)
+            return {"share": session.shares([x.matmul(y)])[0]}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_that_are_kept_add_up_to_the_value_in_fixed_point(count: int) -> None:
+    ran = run(SharesKept(), count)
+    parts = [ran.payloads[f"computing-{rank}"]["share"] for rank in range(count)]
+    # A product has twice the bits until it is truncated, which keeping it asks for.
+    assert float((decode(reveal(parts)) - X @ Y).abs().max()) <= UNIT
+    assert all(float(decode(part).abs().max()) > 2**20 for part in parts)
