@@ -87,9 +87,15 @@ class Overheard:
     def announce(self, values: Tensor) -> list[Tensor]:
         return self.wires.announce(values)
 
-    def open(self, shares: Sequence[Tensor], *, kind: str = MASKED) -> list[Tensor]:
+    def open(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        kind: str = MASKED,
+        readers: Sequence[int] | None = None,
+    ) -> list[Tensor]:
         self.views[f"message of {self.name}"] += map(Seen.of, shares)
-        opened = self.wires.open(shares, kind=kind)
+        opened = self.wires.open(shares, kind=kind, readers=readers)
         # What is revealed at the end is the result, and as little uniform as that.
         if self.leader and kind == MASKED:
             self.views["opened"] += map(Seen.of, opened)
