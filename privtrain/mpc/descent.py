@@ -169,6 +169,11 @@ class SecureDescent:
         return prod(self.row_shape) if self.pictures else self.linears[0].weight.shape[1]
 
     @property
+    def largest_row(self) -> float:
+        """What no value of a row exceeds, as its holder makes sure."""
+        return LARGEST_ENCODED if self.bounds is None else self.bounds.rows
+
+    @property
     def linears(self) -> list[Linear]:
         """The linear layers, in the model's order."""
         return [node.layer for node in self.layers if isinstance(node.layer, Linear)]
@@ -222,7 +227,7 @@ class SecureDescent:
         """
         with self.engine.open(party) as session:
             joined = self._joined(shares, INPUTS, 0 if self.by_rows else 1)
-            inputs = session.take(joined, largest=LARGEST_ENCODED)
+            inputs = session.take(joined, largest=self.largest_row)
             labels = session.take(self._joined(shares, LABELS, 0), largest=1)
             return self.descend(session, inputs, labels, self._rows(shares), party)
 
@@ -342,7 +347,7 @@ class PeerDescent:
                     own.get(INPUTS) if owner == link.rank else None,
                     (count, width),
                     owner,
-                    largest=LARGEST_ENCODED,
+                    largest=program.largest_row,
                 )
                 for owner, (count, width, *_) in enumerate(sizes)
             ]

@@ -22,6 +22,7 @@ from privtrain.mechanisms.mechanism import Mechanism
 from privtrain.mpc.engine import Engine, Session, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.ring64.streamed import check_streamed
 from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.exposure import sum_exposure
@@ -79,6 +80,7 @@ class SharedSum:
         self, finish: Finish, runtimes: Runtimes, *, parties: int, largest: float | None
     ) -> None:
         _on_shares(finish)
+        check_streamed(self.engine)
         self.engine.check(self.computing_parties)
         if runtimes.mesh is None:
             raise UnsupportedError(NO_MESH)

@@ -65,6 +65,7 @@ from privtrain.mpc.ranges import (
 )
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
+from privtrain.mpc.ring64.streamed import check_streamed
 from privtrain.mpc.sharing import share
 from privtrain.mpc.translation import check_translation
 from privtrain.release.door import Release
@@ -246,6 +247,7 @@ class MPCSGD:
         program = self.program(task, model, data.split, shape)
         program = replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
         # Refused here, before a row is shared and before a process starts.
+        check_streamed(self.engine)
         self.engine.check(self.computing_parties)
         check_weights(model)
         check_translation(model, program.layers, shape, data.test.inputs.dtype)

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,13 +8,14 @@ from torch import Tensor
 
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.runtime import Reply
+from privtrain.core.runtime import Reply, Runtimes
 from privtrain.core.statement import Unit
 from privtrain.core.trainer import Mesh, Run
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine
+from privtrain.mpc.ring64.ahead import Online
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.release.aggregation import Sealed
@@ -22,6 +24,7 @@ from privtrain.release.finish import ARGMAX, IDENTITY, Argmax, Finish, Identity,
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
 from privtrain.release.shared import SUM_BITS, SharedSum, SumAndOpen
 from privtrain.runtimes.processes.mesh import Processes
+from privtrain.runtimes.threads import Threads
 from tests.contracts.aggregation import (
     OBSERVERS,
     a_party,
@@ -208,6 +211,9 @@ def test_refuses_what_it_cannot_add() -> None:
         total.open(IDENTITY, Gaussian(1.0, 1.0))
     with pytest.raises(UnsupportedError, match="mesh=Processes"):
         total.open(IDENTITY, Exact())
+    ahead = SharedSum(engine=Ring64(material=Online(study="0" * 64, folder=Path("folder"))))
+    with pytest.raises(UnsupportedError, match="Online material is for one phase of two"):
+        ahead.check(IDENTITY, Runtimes(mesh=Threads()), parties=2, largest=1.0)
 
 
 @pytest.mark.parametrize("noise_at", [AT_AGGREGATOR, AT_PARTY])

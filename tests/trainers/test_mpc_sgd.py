@@ -25,9 +25,11 @@ from privtrain.core.transcript import Transcript
 from privtrain.data.datasets import digits
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mpc import checkpoints
+from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
 from privtrain.mpc.descent import PeerDescent
 from privtrain.mpc.engine import Engine, with_helpers
+from privtrain.mpc.ring64.ahead import Offline, Online
 from privtrain.mpc.ring64.engine import Deal, Ring64
 from privtrain.release.door import Release
 from privtrain.runs.fitting import fit
@@ -281,6 +283,14 @@ def test_another_loss_is_refused() -> None:
     task = Task(model=logistic, loss=lambda logits, targets: logits.sum(1))
     with pytest.raises(UnsupportedError, match="cross_entropy"):
         fit(MPCSGD(), task, by_rows(), runtimes=RUNTIMES)
+
+
+@pytest.mark.parametrize("phase", [Offline, Online])
+def test_one_phase_of_two_is_no_training(phase: Any, tmp_path: Path) -> None:
+    engine = Ring64(material=phase(study="0" * 64, folder=tmp_path / "material"))
+    with pytest.raises(UnsupportedError, match=f"{phase.__name__} material is for one phase"):
+        fit(MPCSGD(engine=engine), Task(model=logistic), by_rows(), runtimes=RUNTIMES)
+    assert not (tmp_path / "material").exists()
 
 
 @pytest.mark.parametrize(
@@ -629,3 +639,15 @@ def test_a_model_that_stays_shared_can_be_opened_later(tmp_path: Path) -> None:
         of_peers(replace(shared, learning_rate=0.5), tmp_path)
     said = " ".join(shared.peer_statement(names_of(2)))
     assert "nobody reads the weights in the end" in said
+
+
+def test_stated_rows_save_rounds() -> None:
+    """What a training knows of rows it tells the engine: a step of one logit takes one less."""
+    task, data = Task(model=lambda: nn.Linear(FEATURES, 1), loss=binary_cross_entropy), by_rows(2)
+    rounds = []
+    for bounds in (None, Bounds(rows=64.0, weights=64.0)):
+        trainer = MPCSGD(epochs=1, batch_size=32, bounds=bounds)
+        entries = fit(trainer, task, data, runtimes=RUNTIMES).transcript.entries
+        rounds.append(len({each.round for each in entries if each.kind == "masked share"}))
+    steps = -(-sum(len(rows) for rows in data.train.values()) // 32)
+    assert rounds[0] - rounds[1] == steps

@@ -233,9 +233,13 @@ class Ring64Session:
         largest: float | None = None,
     ) -> Ring64Tensor:
         if integers is not None and largest is not None and integers.numel():
-            reached = float(integers.abs().max()) / 2**PRECISION_BITS
-            if reached > largest:
-                raise ValueError(f"Expected the integers, up to {reached:g}, within {largest=:g}.")
+            reached = int(integers.abs().max())
+            # A value at the bound may have been rounded up.
+            if reached > math.ceil(largest * 2**PRECISION_BITS):
+                raise ValueError(
+                    f"Expected the integers, up to {reached / 2**PRECISION_BITS:g}, within "
+                    f"{largest=:g}."
+                )
         return self.take(self.wires.own(integers, shape, owner), largest=largest)
 
     def announce(self, values: Tensor) -> list[Tensor]:

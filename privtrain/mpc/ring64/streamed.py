@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.links import Link
 from privtrain.core.runtime import Payload
 from privtrain.mpc.keystream import KeyAgreement, Keystream
@@ -72,6 +73,23 @@ class Streamed:
             _skip(link, DEALER, says=TAKEN, hears=MATERIAL)
         with _computing(link, computing) as session:
             yield session
+
+
+def check_streamed(engine: object) -> None:
+    """Refuses an engine whose dealing and computing are two runs, where there is one.
+
+    Args:
+        engine: Any engine.
+
+    Raises:
+        UnsupportedError: If its material is made ahead.
+    """
+    material = getattr(engine, "material", Streamed())
+    if not isinstance(material, Streamed):
+        raise UnsupportedError(
+            f"{type(material).__name__} material is for one phase of two: nothing is computed while"
+            " it is dealt. Use engine=pt.Ring64() here, or privtrain party --material, twice."
+        )
 
 
 def opened_before(link: Link) -> bool:
