@@ -645,7 +645,7 @@ def test_stated_rows_save_rounds() -> None:
     """What a training knows of rows it tells the engine: a step of one logit takes one less."""
     task, data = Task(model=lambda: nn.Linear(FEATURES, 1), loss=binary_cross_entropy), by_rows(2)
     rounds = []
-    for bounds in (None, Bounds(rows=64.0, weights=64.0)):
+    for bounds in (None, Bounds(rows=64.0, weights=64.0, layers={"model": 50.0})):
         trainer = MPCSGD(epochs=1, batch_size=32, bounds=bounds)
         entries = fit(trainer, task, data, runtimes=RUNTIMES).transcript.entries
         rounds.append(len({each.round for each in entries if each.kind == "masked share"}))
