@@ -40,6 +40,24 @@ def test_options_that_do_not_go_together_are_refused(
         run_party(args)
 
 
+@pytest.mark.parametrize("deal", [True, False])
+def test_checkpoints_beside_material_are_refused(deal: bool, tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('task = "tests.command.study_of_parties:make"\ncheckpoints = "kept"\n')
+    material = tmp_path / "material"
+    args = PartyArgs(
+        study=path,
+        rank=0,
+        world_size=2,
+        rendezvous="tcp://127.0.0.1:1",
+        material=material,
+        deal=deal,
+    )
+    with pytest.raises(ValueError, match="no checkpoints='kept' with material made ahead"):
+        run_party(args)
+    assert not material.exists() and not (tmp_path / "kept").exists()
+
+
 def test_a_phase_changes_the_engine_and_nothing_else(tmp_path: Path) -> None:
     offline, online = Ahead(folder=tmp_path, deal=True, bound=7), Ahead(folder=tmp_path)
     offline.check("party", holds_rows=True)
