@@ -237,21 +237,8 @@ class MPCSGD:
         """
         if run.mesh is None:
             raise UnsupportedError(NO_MESH)
-        if self.reveal_to is not None and not self.reveal_to:
-            raise UnsupportedError(
-                "Expected reveal_to=() to name who reads the weights: fit has no model to return "
-                "where they stay shared. Use privtrain party for that."
-            )
         model = initial_model(task, run.seeds["initialisation", 0, ""])
-        shape = _row_shape(data)
-        program = self.program(task, model, data.split, shape)
-        program = replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
-        # Refused here, before a row is shared and before a process starts.
-        check_streamed(self.engine)
-        self.engine.check(self.computing_parties)
-        check_weights(model)
-        check_translation(model, program.layers, shape, data.test.inputs.dtype)
-        program.check_ranges(_count(data))
+        program = self._checked(task, model, data)
         study = study_digest(f"{self}/{model}/{run.seeds}/{data.split}", model)
         keepings = keepings_in(run.folder, self.computing_names, study)
         kept = run.kept()
@@ -282,6 +269,22 @@ class MPCSGD:
         run.outcome.note(*said_of(replies[self.computing_names[0]].get("start")))
         run.keep(self.epochs, weights=weights)
         return self._finished(model, weights, keepings, run)
+
+    def _checked(self, task: Task, model: nn.Module, data: FederatedData) -> SecureDescent:
+        """The program, once nothing speaks against it: no row is shared yet, no process started."""
+        if self.reveal_to is not None and not self.reveal_to:
+            raise UnsupportedError(
+                "Expected reveal_to=() to name who reads the weights: fit has no model to return "
+                "where they stay shared. Use privtrain party for that."
+            )
+        shape = _row_shape(data)
+        program = self.program(task, model, data.split, shape)
+        check_streamed(self.engine)
+        self.engine.check(self.computing_parties)
+        check_weights(model)
+        check_translation(model, program.layers, shape, data.test.inputs.dtype)
+        program.check_ranges(_count(data))
+        return replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
 
     def _finished(
         self, model: nn.Module, weights: Tensor, keepings: Mapping[str, Keeping], run: Run
