@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from privtrain.core.abilities import MeshTrainer
 
 OFFLINE, ONLINE = "offline", "online"
+LEAST_BOUND = 2**24
+"""Bytes of the smallest store: of several of the dealer's messages, see `mpc.ring64.material`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ class Ahead:
             raise ValueError(
                 f"Expected --material-bound={self.bound} with --deal, at a party with rows: it "
                 "bounds what is dealt into its folder."
+            )
+        if self.bound is not None and self.bound < LEAST_BOUND:
+            raise ValueError(
+                f"Expected --material-bound={self.bound} to be {LEAST_BOUND} at least: the dealer "
+                "sends several megabytes at a time, and those of a large layer in one piece."
             )
 
     def check_checkpoints(self, folder: object) -> None:

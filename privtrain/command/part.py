@@ -1,11 +1,15 @@
 """What one process of `privtrain party` does, and what it prints and saves in the end."""
 
 import io
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from privtrain.core.abilities import Keeping, MeshTrainer
@@ -49,6 +53,44 @@ class Part:
     digest: "Tensor"
     keeping: "Keeping | None"
     phase: str
+
+
+def check_out(out: Path | None) -> None:
+    """Refuses a file for the weights that cannot be written, before anybody is met.
+
+    Raises:
+        DataError: With the file.
+    """
+    from privtrain.core.errors import DataError
+    from privtrain.core.writing import explained
+
+    if out is None:
+        return
+    with explained(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise DataError(f"Cannot write --out={str(out)!r}: choose a file that you may write.")
+
+
+@contextmanager
+def kept_alone(part: Part) -> "Iterator[None]":
+    """Keeps other runs out of the folder in which a party keeps its shares, if any.
+
+    Raises:
+        DataError: If another run works there, or it cannot be written.
+    """
+    from privtrain.core.folders import locked_folder
+    from privtrain.core.writing import explained
+
+    if part.keeping is None or part.rows is None:
+        yield
+        return
+    folder = part.keeping.folder
+    with explained(folder):
+        for each in (*reversed(folder.parents[:2]), folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked_folder(folder):
+        yield
 
 
 def tell_cost(part: Part, link: "Link", seconds: float) -> None:
@@ -101,6 +143,11 @@ def tell_result(part: Part, names: tuple[str, ...], out: Path | None, *, trained
             except OWN_ERRORS as error:  # the weights are to be saved whatever a metric raises
                 value = f"failed ({failure_of(error).error})"
             print(f"{part.name}: {name} {value} on {len(part.test)} rows")
+    if trained and out is None and part.keeping is not None:
+        print(
+            f"{part.name}: the weights are not saved without --out, so that its shares stay in "
+            f"{part.keeping.folder}"
+        )
     if trained and out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         weights = io.BytesIO()

@@ -20,7 +20,7 @@ import tyro
 
 from privtrain.command.ahead import Ahead
 from privtrain.command.keys import transport_of
-from privtrain.command.part import Part, tell_cost, tell_result
+from privtrain.command.part import Part, check_out, kept_alone, tell_cost, tell_result
 from privtrain.core.validate import check_positive
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def run_party(args: PartyArgs) -> int:
 
     from privtrain.core.runtime import Party
     from privtrain.core.seeding import SystemEntropy
-    from privtrain.mpc.checkpoints import forget
+    from privtrain.mpc.checkpoints import forget, leave
     from privtrain.report.progress import progress_bar
     from privtrain.runtimes.links import SocketLink
     from privtrain.runtimes.peers import Peers
@@ -186,10 +186,12 @@ def run_party(args: PartyArgs) -> int:
     # With one thread sums are formed in one order, so every host computes the same bits.
     torch.set_num_threads(1)
     # Before any party is met: a misspelled study file must not leave the others waiting.
+    check_out(args.out)
     part = _prepare(args, where)
     transport = transport_of(args.keys, part.name, launched=where.launched)
     rank = part.names.index(part.name)
     with (
+        kept_alone(part),
         Peers(
             rank=rank,
             names=part.names,
@@ -227,19 +229,21 @@ def run_party(args: PartyArgs) -> int:
         began = time.monotonic()
         result = peers.run(take_part)
         seconds = time.monotonic() - began
-    trained = (
-        part.rows is not None
-        and not args.deal
-        and part.trainer.finish_peer(part.model, result, part.rows, part.split)
-    )
-    if "start" in result and int(result["start"][0]):
-        print(f"{part.name}: taken up after {int(result['start'][0])} steps")
-    tell_cost(part, link, seconds)
-    if not args.deal:
-        tell_result(part, where.names, args.out, trained=trained)
-    if part.keeping is not None and trained:
-        # Not before the weights are saved: nothing that was finished is lost.
-        forget(part.keeping)
+        trained = (
+            part.rows is not None
+            and not args.deal
+            and part.trainer.finish_peer(part.model, result, part.rows, part.split)
+        )
+        if "start" in result and int(result["start"][0]):
+            print(f"{part.name}: taken up after {int(result['start'][0])} steps")
+        tell_cost(part, link, seconds)
+        if not args.deal:
+            tell_result(part, where.names, args.out, trained=trained)
+        if part.keeping is not None and trained and args.out is not None:
+            # Not before the weights are saved: nothing that was finished is lost.
+            forget(part.keeping)
+    if part.keeping is not None:
+        leave(part.keeping)
     return 0
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
-from privtrain.core.errors import DataError, ProtocolError
+from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.keys import PRIVATE
 from privtrain.core.parameters import to_vector
 from privtrain.core.writing import explained, write_file
 from privtrain.mpc.dense import Learned
 from privtrain.mpc.engine import Session, Shared
+from privtrain.mpc.layers import translate
 
 SHARES = "shares"
 """The folder, in the private one, of the parties' own folders."""
@@ -34,6 +35,9 @@ KEPT = 2
 """Checkpoints that a party keeps."""
 
 _NAME = re.compile(r"step-\d{12}\.shares")
+_TORN = re.compile(r"\.step-\d{12}\.shares\.\d+\.tmp")
+"""What a process that was killed left of a checkpoint that it wrote."""
+
 _README = "README"
 _SCHEMA = 1
 _NOTHING = -1
@@ -74,6 +78,14 @@ def keepings_in(folder: Path | None, names: Sequence[str], study: str) -> dict[s
     return keepings
 
 
+def began_anew(keepings: Mapping[str, Keeping]) -> str:
+    """How to begin anew where shares are kept that led to an error, as the end of its text."""
+    folders = sorted({str(keeping.folder.parent) for keeping in keepings.values()})
+    if not folders:
+        return ""
+    return f" {folders[0]} keeps the shares that led to it: delete it to begin anew."
+
+
 def said_of(start: Tensor | None) -> Iterator[str]:
     """What a reader of a result should know of its checkpoints.
 
@@ -102,7 +114,11 @@ def study_digest(text: str, model: nn.Module) -> str:
         model: With its initial weights.
     """
     start = to_vector(model.parameters()).double().numpy().tobytes()
-    return hashlib.sha256(text.encode() + start).hexdigest()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    # What runs, and not only what it is called: two models print alike whose `forward` differs.
+    with suppress(UnsupportedError):
+        text += repr(translate(model))
+    return hashlib.sha256(f"{text}/{trained}/".encode() + start).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -133,8 +149,8 @@ def read(keeping: Keeping) -> list[Kept]:
     return [_read(path, keeping) for path in reversed(_paths(keeping)[-KEPT:])]
 
 
-def _paths(keeping: Keeping) -> list[Path]:
-    """A party's checkpoints, the oldest first.
+def _paths(keeping: Keeping, kind: re.Pattern[str] = _NAME) -> list[Path]:
+    """A party's checkpoints, the oldest first, or other files of a kind.
 
     Raises:
         DataError: If the folder cannot be read.
@@ -149,7 +165,7 @@ def _paths(keeping: Keeping) -> list[Path]:
             f"Cannot read the folder {keeping.folder}: {error.strerror}. Make it readable for who "
             "runs this party, or start again in another folder at all parties."
         ) from error
-    return [keeping.folder / name for name in names if _NAME.fullmatch(name)]
+    return [keeping.folder / name for name in names if kind.fullmatch(name)]
 
 
 def _read(path: Path, keeping: Keeping) -> Kept:
@@ -213,16 +229,21 @@ def write(keeping: Keeping, kept: Kept) -> None:
     write_file(_place(keeping, kept.step), hashlib.sha256(body).digest() + body, mode=0o600)
     # No message is needed before: each party got to this step by what the others sent after they
     # wrote the checkpoint before, so that the one before is whole everywhere.
-    for path in _paths(keeping)[:-KEPT]:
+    for path in (*_paths(keeping)[:-KEPT], *_paths(keeping, _TORN)):
         path.unlink(missing_ok=True)
 
 
 def forget(keeping: Keeping) -> None:
     """Deletes a party's checkpoints, once what they led to is safe."""
     with explained(keeping.folder):
-        for path in _paths(keeping):
+        for path in (*_paths(keeping), *_paths(keeping, _TORN)):
             path.unlink(missing_ok=True)
         (keeping.folder / _README).unlink(missing_ok=True)
+    leave(keeping)
+
+
+def leave(keeping: Keeping) -> None:
+    """Deletes a party's folder, and those around it, where they are empty."""
     with suppress(OSError):  # whoever else keeps something there still needs the folder
         for folder in (keeping.folder, *keeping.folder.parents[:2]):
             folder.rmdir()
@@ -246,6 +267,7 @@ class Keeper:
         learned: All that training changes.
         momentum: Whether the last steps are needed.
         rows: How many rows there are; public.
+        last: How many steps the whole training has.
     """
 
     keeping: Keeping
@@ -255,6 +277,7 @@ class Keeper:
     learned: Sequence[Learned]
     momentum: bool
     rows: int
+    last: int
     _sitting: int = field(default=0, init=False)
 
     def take_up(self) -> int:
@@ -314,8 +337,9 @@ class Keeper:
         Raises:
             ProtocolError: With what each party keeps.
         """
-        # A second one is written after everybody has the first.
-        if any(len(each) == KEPT for each in sets):
+        # A second one is written after everybody has the first. Where one has the last, others may
+        # have read the weights and forgotten: to train again would open another model.
+        if any(len(each) == KEPT or self.last in {step for step, *_ in each} for each in sets):
             steps = [sorted(each[0] for each in kept) for kept in sets]
             raise ProtocolError(
                 f"The parties keep checkpoints after steps {steps}, by rank, and none of them is "

@@ -67,14 +67,16 @@ def encoded(
             "inputs.float() where they are quantities."
         )
     try:
-        yield INPUTS, encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
+        inputs = encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
     except ValueError as error:
         raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
     if bounds is not None:
         bounds.check_rows(rows.inputs, party)
-    if not labels:
-        return
-    yield LABELS, encode(_targets(rows.labels, party, classes))
+    # Before the first value leaves: whoever is refused has shared nothing.
+    targets = encode(_targets(rows.labels, party, classes)) if labels else None
+    yield INPUTS, inputs
+    if targets is not None:
+        yield LABELS, targets
 
 
 def _targets(targets: Tensor, party: str, classes: int) -> Tensor:
@@ -249,7 +251,7 @@ class SecureDescent:
         """
         layers = [layer.open(session) for layer in self.layers]
         order = list(self.order(rows, party.seeds))
-        keeper = self._keeper(session, layers, rows, party)
+        keeper = self._keeper(session, layers, rows, len(order), party)
         start = 0 if keeper is None else keeper.take_up()
         for done, index in enumerate(order[start:], start):
             # The mean over the batch and the learning rate are one public factor: one truncation.
@@ -272,7 +274,7 @@ class SecureDescent:
         return result
 
     def _keeper(
-        self, session: Session, layers: Sequence[SharedNode], rows: int, party: Party
+        self, session: Session, layers: Sequence[SharedNode], rows: int, last: int, party: Party
     ) -> Keeper | None:
         if self.keeping is None:
             return None
@@ -284,6 +286,7 @@ class SecureDescent:
             learned=[each for node in layers for each in node.layer.learned()],
             momentum=self.momentum != 0,
             rows=rows,
+            last=last,
         )
 
     def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:

@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from privtrain.core.errors import DataError
 from privtrain.core.parameters import initial_model
 from privtrain.core.seeding import Seeds
-from privtrain.core.task import FederatedData, Split, Task
+from privtrain.core.task import FederatedData, Rows, Split, Task, widest_column
 from privtrain.core.validate import check_offers, check_seed
+from privtrain.mpc.bounds import Bounds
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.descent import LABELS, SecureDescent, encoded
 from privtrain.mpc.measured import Batch, MeasuredRanges, measure
+from privtrain.mpc.ranges import CHUNK
 from privtrain.mpc.sharing import decode
 
 ROWS_NAME = "the rows that are measured"
@@ -59,12 +63,43 @@ def measured_ranges(
     return measure(program.layers, program.engine, batches, program.probabilities)
 
 
-def _batches(program: SecureDescent, data: FederatedData, seeds: Seeds) -> Iterator[Batch]:
-    rows = data.pooled()
+def check_gradients(bounds: Bounds, program: SecureDescent, rows: Rows) -> None:
+    """Refuses bounds that gradients of own rows exceed in the first step.
+
+    Args:
+        bounds: The bounds.
+        program: The training, with its initial weights.
+        rows: Own rows with labels; what is said of them is unprotected.
+
+    Raises:
+        DataError: With the layer and both magnitudes.
+    """
+    if not bounds.gradients:
+        return
+    inputs, labels = _values(program, rows)
+    # What a layer hands back of a row depends on no other row: any step size will do.
+    for index in torch.split(torch.arange(len(rows)), CHUNK):
+        batch = inputs[index], labels[index], Descent(2.0**-30, 0.0)
+        found = measure(program.layers, program.engine, [batch], program.probabilities)
+        for name, largest in found.gradients:
+            if largest > bounds.of_gradient(name):
+                raise DataError(
+                    f"Bounds are false already in the first step: the layer {name!r} hands back "
+                    f"{largest:g}, beyond the stated gradients {bounds.of_gradient(name)!r}. State "
+                    f"a larger one. {widest_column(rows.inputs)}."
+                )
+
+
+def _values(program: SecureDescent, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as a step takes them, float64."""
     labels = decode(dict(encoded(rows, ROWS_NAME, program.classes, labels=True))[LABELS])
     inputs = rows.inputs.detach().cpu().double()
-    if not program.pictures:
-        inputs = inputs.flatten(1)
+    return inputs if program.pictures else inputs.flatten(1), labels
+
+
+def _batches(program: SecureDescent, data: FederatedData, seeds: Seeds) -> Iterator[Batch]:
+    rows = data.pooled()
+    inputs, labels = _values(program, rows)
     for index in program.order(len(rows), seeds):
         descent = Descent(program.learning_rate / len(index), program.momentum)
         yield inputs[index], labels[index], descent

@@ -222,8 +222,8 @@ class Peers:
         said = self.board.claim("parties", wanted)
         if said.partition(" was")[2] != wanted.partition(" was")[2]:
             self._refuse(
-                f"{wanted}, but {said}. Start all of them with the same --world-size and "
-                "study file."
+                f"{wanted}, but {said}. Start all of them with the same study file and "
+                "--world-size, and with --material or --deal everywhere or nowhere."
             )
         if self.board.claim(f"claim/{self.rank}", own) != own:
             self._refuse(

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.fields import LATER, told
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
@@ -43,7 +43,14 @@ from privtrain.core.validate import (
     check_positive,
 )
 from privtrain.mpc.bounds import Bounds
-from privtrain.mpc.checkpoints import forget, keepings_in, read, said_of, study_digest
+from privtrain.mpc.checkpoints import (
+    began_anew,
+    forget,
+    keepings_in,
+    read,
+    said_of,
+    study_digest,
+)
 from privtrain.mpc.descent import PeerDescent, SecureDescent, agreed, encoded
 from privtrain.mpc.engine import Engine, check_parties, phases, ranks_of, with_helpers
 from privtrain.mpc.keystream import Keystream
@@ -56,6 +63,7 @@ from privtrain.mpc.layers import (
     takes_pictures,
     translate,
 )
+from privtrain.mpc.measuring import check_gradients
 from privtrain.mpc.ranges import (
     LIKELY,
     check_logits,
@@ -162,6 +170,15 @@ class MPCSGD:
                 f"The engine {self.engine.name} opens the exact weights only; noise and bounds on "
                 f"shares need another engine. Got release={self.release}."
             )
+        if self.reveal_to is not None:
+            names = self.reveal_to
+            plain = isinstance(names, tuple | list) and all(isinstance(name, str) for name in names)
+            if not plain or len(set(names)) < len(names):
+                raise ValueError(
+                    f"Expected reveal_to={names!r} to name parties, each once, such as "
+                    "('computing-0',)."
+                )
+            object.__setattr__(self, "reveal_to", tuple(names))
         if self.reveal_to and not self.engine.opens_to_some:
             raise UnsupportedError(
                 f"reveal_to={self.reveal_to} cannot be kept by {self.engine.name}, which opens to "
@@ -202,7 +219,11 @@ class MPCSGD:
         """Who reads the weights, where not all computing parties do."""
         if self.reveal_to is None:
             return ()
-        reader = ", ".join(self.reveal_to) or "nobody"
+        if not self.reveal_to:
+            return (
+                InputPrivacy(reader="nobody", reads="the weights in the end: they stay shared"),
+            )
+        reader = ", ".join(self.reveal_to)
         reads = "the weights in the end, exact; the other computing parties are not sent them"
         return (InputPrivacy(reader=reader, reads=reads),)
 
@@ -259,7 +280,10 @@ class MPCSGD:
         replies = run.mesh.run(with_helpers(self.engine, own), inputs)
         readers = self.reveal_to or self.computing_names
         opened = {name: replies[name]["weights"] for name in readers}
-        weights = agreed(opened, rows.inputs)
+        try:
+            weights = agreed(opened, rows.inputs)
+        except ProtocolError as error:
+            raise ProtocolError(f"{error}{began_anew(keepings)}") from error
         load_vector(trainable(model), weights)
         wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
         self._tell_of_ranges(model, rows, program, wrong, run)
@@ -362,6 +386,7 @@ class MPCSGD:
             raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
         self.engine.check(len(names))
         if keeping is not None:
+            check_streamed(self.engine)
             # Who reads the weights may be decided later: the shares are the same.
             text = f"{keeping.study}/{replace(self, reveal_to=None)}"
             keeping = replace(keeping, study=study_digest(text, model))
@@ -402,7 +427,8 @@ class MPCSGD:
         # Shares hide rows from the other parties, not from who reads the opened weights.
         opened = "the opened weights are exact: nothing is promised to whoever reads them"
         readers = (*self.engine.input_privacy(names), *self._opened_to())
-        return (opened, *map(str, readers), *self.caveats)
+        exact = () if self.reveal_to == () else (opened,)
+        return (*exact, *map(str, readers), *self.caveats)
 
     def _check_rows(self, model: nn.Module, rows: Rows, program: SecureDescent) -> float:
         """Refuses own rows that leave a range under the initial weights.
@@ -413,6 +439,7 @@ class MPCSGD:
         wrong = wrong_truncations(model, rows, weights="initial")
         if self.bounds is not None:
             self.bounds.check_layers(model, rows)
+            check_gradients(self.bounds, program, rows)
         if program.classes == 1:
             check_logits(model, rows)
         return wrong

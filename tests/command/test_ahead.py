@@ -23,6 +23,7 @@ from privtrain.trainers.mpc_sgd import MPCSGD
         ),
         ({"role": "dealer", "deal": True, "material_bound": 5}, "--material-bound=5 with --deal"),
         ({"material": Path("m"), "material_bound": 5}, "--material-bound=5 with --deal"),
+        ({"material": Path("m"), "deal": True, "material_bound": 5}, "bound=5 to be 16777216"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -59,14 +60,14 @@ def test_checkpoints_beside_material_are_refused(deal: bool, tmp_path: Path) -> 
 
 
 def test_a_phase_changes_the_engine_and_nothing_else(tmp_path: Path) -> None:
-    offline, online = Ahead(folder=tmp_path, deal=True, bound=7), Ahead(folder=tmp_path)
+    offline, online = Ahead(folder=tmp_path, deal=True, bound=2**24), Ahead(folder=tmp_path)
     offline.check("party", holds_rows=True)
     Ahead(deal=True).check("dealer", holds_rows=False)
     assert [offline.phase, Ahead(deal=True).phase, online.phase] == ["offline", "offline", "online"]
     assert Ahead().phase == ""
     trainer = MPCSGD(epochs=2)
     for ahead, phase in (
-        (offline, Offline(study="5f", folder=tmp_path, bound=7, tell=print)),
+        (offline, Offline(study="5f", folder=tmp_path, bound=2**24, tell=print)),
         (online, Online(study="5f", folder=tmp_path)),
     ):
         made = ahead.applied(trainer, study="5f", tell=print)

@@ -464,4 +464,44 @@ def test_a_study_is_known_by_its_settings_and_its_start() -> None:
     with torch.no_grad():
         next(start.parameters()).add_(1e-6)
     assert study_digest("a", start) != study_digest("a", model())
+
+
+class Branches(nn.Module):
+    """Prints alike whatever its forward pass is."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.residual = residual
+
+    def forward(self, rows: Tensor) -> Tensor:
+        values = self.first(rows)
+        return self.second(values + rows if self.residual else values)  # type: ignore[no-any-return]
+
+
+def test_a_study_is_known_by_what_it_runs() -> None:
+    torch.manual_seed(0)
+    model = Branches(residual=True)
+    other = Branches(residual=False)
+    other.load_state_dict(model.state_dict())
+    assert str(model) == str(other)
+    digests = {study_digest("a", model), study_digest("a", other)}
+    model.first.weight.requires_grad_(False)
+    digests |= {study_digest("a", model)}
+    assert len(digests) == 3
+    # What cannot be followed on shares has a digest, too.
+    assert study_digest("a", nn.GRU(2, 2)) != study_digest("b", nn.GRU(2, 2))
     assert CLASSES == 4
+
+
+def test_what_a_killed_process_left_of_a_file_is_deleted(tmp_path: Path) -> None:
+    keeping = Keeping(folder=own_folder(tmp_path, "party-0"), name="party-0", study=STUDY)
+    kept = Kept(4, 1, 80, torch.arange(5))
+    write(keeping, kept)
+    torn = keeping.folder / ".step-000000000008.shares.123.tmp"
+    torn.write_bytes(b"a part of a share")
+    write(keeping, replace(kept, step=8))
+    assert not torn.exists()
+    torn.write_bytes(b"a part of a share")
+    forget(keeping)
+    assert not any(tmp_path.iterdir())

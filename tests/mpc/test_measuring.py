@@ -175,3 +175,12 @@ def test_a_trainer_without_bounds_prints_as_it_always_did() -> None:
     assert repr(replace(MPCSGD(), bounds=Bounds(rows=1, weights=2))).endswith(
         "bounds=Bounds(rows=1, weights=2, layers=(), gradients=()))"
     )
+
+
+def test_a_false_bound_of_gradients_is_refused_in_the_first_step() -> None:
+    """It would turn off the check of all that is computed from it."""
+    claims = replace(CLAIMS, gradients={"head": 1.0})
+    with pytest.raises(DataError, match=r"the layer 'head' hands back \d+.* gradients 1\.0"):
+        weights_of(replace(ONE_STEP, bounds=claims), STEEP, wrong_labels(32))
+    true = replace(CLAIMS, gradients={"head": 2 * LARGE})
+    weights_of(replace(ONE_STEP, bounds=true), STEEP, wrong_labels(32))

@@ -285,6 +285,18 @@ def test_another_loss_is_refused() -> None:
         fit(MPCSGD(), task, by_rows(), runtimes=RUNTIMES)
 
 
+@pytest.mark.parametrize("names", ["computing-0", {"computing-0"}, 5, ("computing-0",) * 2, [0]])
+def test_readers_are_names(names: Any) -> None:
+    with pytest.raises(ValueError, match=r"reveal_to=.* to name parties, each once"):
+        MPCSGD(reveal_to=names)
+
+
+def test_what_stays_shared_is_said_to_be_read_by_nobody() -> None:
+    said = MPCSGD(reveal_to=()).peer_statement(("party-0", "party-1"))
+    assert any(line.startswith("nobody reads the weights in the end: they stay") for line in said)
+    assert not any("opened weights are exact" in line for line in said)
+
+
 @pytest.mark.parametrize("phase", [Offline, Online])
 def test_one_phase_of_two_is_no_training(phase: Any, tmp_path: Path) -> None:
     engine = Ring64(material=phase(study="0" * 64, folder=tmp_path / "material"))

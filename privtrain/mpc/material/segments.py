@@ -18,7 +18,9 @@ from privtrain.mpc.material.sealing import Label, label_of
 
 JOURNAL = "material.jsonl"
 KEY = "material.key"
-WRITER = "writer"
+READER, WRITER = "reader", "writer"
+LOCKS = fcntl is not None
+"""Whether it can be told who is at a folder; not on Windows."""
 OWNER_ONLY = 0o600
 LENGTH = struct.Struct(">Q")
 """Bytes of a block, before it."""

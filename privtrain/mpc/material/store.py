@@ -28,6 +28,7 @@ from privtrain.mpc.material.sealing import Label, Opener, check_use
 from privtrain.mpc.material.segments import (
     JOURNAL,
     KEY,
+    READER,
     WRITER,
     Held,
     alone,
@@ -74,7 +75,7 @@ class Store:
                 "missing. Choose a folder that was dealt into."
             )
         with ExitStack() as stack:
-            stack.enter_context(alone(self._folder, "reader"))
+            stack.enter_context(alone(self._folder, READER))
             self._journal.resume()
             spent = self._journal.spent
             with explained(self._folder):

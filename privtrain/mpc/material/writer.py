@@ -14,9 +14,12 @@ from privtrain.mpc.material.segments import (
     JOURNAL,
     KEY,
     LENGTH,
+    LOCKS,
     OWNER_ONLY,
+    READER,
     WRITER,
     alone,
+    is_held,
     place,
     size_in,
 )
@@ -131,6 +134,12 @@ class StoreWriter:
     def kept(self) -> int:
         """Bytes that lie there, or wait to be written."""
         return self._written + len(self._buffer)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its party had begun to use it, and has ended: nobody can use what is left."""
+        begun = self._number > 0 and not place(self._folder, 0).exists()
+        return begun and LOCKS and not is_held(self._folder, READER)
 
     def has_room(self, block: bytes) -> bool:
         """Whether another block may be kept, as far as its party has used others by now.

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
-from privtrain.core.errors import ProtocolError, TamperedShareError
+from privtrain.core.errors import PartyLostError, ProtocolError, TamperedShareError
 from privtrain.core.links import Link
 from privtrain.core.runtime import Payload
 from privtrain.core.validate import check_count
@@ -70,13 +70,16 @@ class _Streams:
 
     Args:
         seeds: 32 bytes each.
+        study: Digest of the study: what is drawn for another one has nothing in common with it.
     """
 
     seeds: tuple[bytes, ...] = field(repr=False)
+    study: str
 
     def __call__(self, heard: bytes) -> tuple[Keystream, ...]:
+        info = f"{_PURPOSE} {self.study} ".encode()
         keys = (
-            HKDF(SHA256(), KEY_BYTES, salt=None, info=_PURPOSE.encode() + heard).derive(seed)
+            HKDF(SHA256(), KEY_BYTES, salt=None, info=info + heard).derive(seed)
             for seed in self.seeds
         )
         return tuple(Keystream(key) for key in keys)
@@ -144,7 +147,7 @@ class Offline:
             link.send(name, KIND, as_message(sealed))
         waiting = _Waiting(link, computing[:-1])
         material = MaterialSender(link, last, sealer, waiting.tell)
-        streams = _Streams(seeds)
+        streams = _Streams(seeds, self.study)
         yield Ring64Session(DealerWires(link, computing, streams(b""), material, streams))
         material.finish()
         waiting.end()
@@ -256,6 +259,12 @@ class _Deposit:
         )
         told = time.monotonic()
         while not self.writer.has_room(block):
+            if self.writer.abandoned:
+                raise PartyLostError(
+                    f"The run beside this one, which used the material in {folder}, has ended: "
+                    "what is left of it can never be used. Delete the folder, and deal anew.",
+                    self.name,
+                )
             time.sleep(_LOOK)
             if time.monotonic() - told > self.link.timeout / 4:
                 say_taken(self.link, DEALER, -1)
@@ -293,9 +302,13 @@ class Online:
         place = self.folder / name
         with Store(place, study=self.study, receiver=name, patience=link.timeout) as store:
             seed_for = self._compare(link, others, store, place, sent)
+            seed = store.take(0, seed_for, KEY_BYTES)
+            # Only now: a key says that its sender has spent its material, and without the keys of
+            # all others nothing is sent that a mask covers. Else one that crashed before it spent
+            # would find another's older copy fresh beside its own.
             agreement, keys = agree(link, others)
             pairs = pair_streams(link.rank, computing, agreement, keys)
-            streams = _Streams((store.take(0, seed_for, KEY_BYTES),))
+            streams = _Streams((seed,), self.study)
             material = MaterialReader(_Kept(store), DEALER) if name == computing[-1] else None
             (stream,) = streams(b"")
             yield Ring64Session(PartyWires(link, others, stream, pairs, material, None, streams))
@@ -307,6 +320,14 @@ class Online:
     ) -> str:
         """Agrees on the session with all parties before any is spent; what the seed is for."""
         label, name = store.next_label, link.names[link.rank]
+        seed_for = "" if label is None else label.operation
+        # Before it says a word: nobody has spent anything then.
+        if label is not None and link.rank == 0 and seed_for != _seed_for(sent):
+            raise ProtocolError(
+                f"Expected the material in {place} to be {_seed_for(sent)!r}; it is {seed_for!r}: "
+                "it was dealt for inputs of other shapes. Nothing was used; deal anew into other "
+                "folders."
+            )
         session = label.session if label is not None else bytes.fromhex(store.spent.session)
         fresh = store.spent.blocks == 0 and label is not None
         said = _Said(
@@ -316,13 +337,6 @@ class Online:
             link.send(other, SESSION, as_message(said.message))
         heard = {each: _Said.read(link.receive(each, SESSION), each) for each in others}
         _check_agreed(name, said, heard, place)
-        seed_for = "" if label is None else label.operation
-        if link.rank == 0 and seed_for != _seed_for(sent):
-            raise ProtocolError(
-                f"Expected the material in {place} to be {_seed_for(sent)!r}; it is {seed_for!r}: "
-                "it was dealt for inputs of other shapes. Nothing was used; deal anew into other "
-                "folders."
-            )
         return seed_for
 
 

@@ -335,6 +335,70 @@ def test_a_full_store_makes_dealing_wait_until_some_is_used(
     assert f"at most bound={bound}" in lines[0] and str(tmp_path / LAST) in lines[0]
 
 
+def test_dealing_ends_with_the_run_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "LARGEST_CHUNK", material.FIRST_CHUNK)
+    told, errors, messages = threading.Event(), [], []
+
+    def dealing() -> None:
+        try:
+            deal(tmp_path, products=300, bound=60_000, tell=lambda _: told.set(), timeout=5)
+        except Exception as error:
+            errors.append(error)
+
+    def breaks(sender: str, to: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+        messages.append(kind)
+        if messages.count("masked share") > 100:
+            raise OSError("the power is gone")
+        return tensor
+
+    thread = threading.Thread(target=dealing)
+    thread.start()
+    assert told.wait(20)
+    with pytest.raises(OSError, match="the power"):
+        compute(tmp_path, products=300, change=breaks, timeout=5)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert any("has ended: what is left of it can never be used" in str(each) for each in errors)
+
+
+@dataclass(frozen=True)
+class OpensAtOnce:
+    """A program that announces nothing before its first opening."""
+
+    engine: Ring64
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with self.engine.open(party) as session:
+            rows = session.take(inputs["rows"])
+            return {"squares": session.reveal([rows.square()], kind="result share")[0]}
+
+
+def test_nothing_is_sent_under_a_mask_before_all_have_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what one party opened would be masked again with the other's older copy."""
+    engine = Ring64(material=Offline(study=STUDY, folder=tmp_path))
+    run(OpensAtOnce(engine), 2, inputs_of(2), engine=engine)
+    spend, sent = Journal.spend, []
+
+    def crashes(self: Journal, spent: Any) -> None:
+        if self.receiver == LAST:
+            raise OSError("the power is gone")
+        spend(self, spent)
+
+    def overhear(sender: str, to: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+        sent.append(kind)
+        return tensor
+
+    monkeypatch.setattr(Journal, "spend", crashes)
+    engine = Ring64(material=Online(study=STUDY, folder=tmp_path))
+    with pytest.raises(OSError, match="the power"):
+        run(OpensAtOnce(engine), 2, inputs_of(2), engine=engine, change=overhear, timeout=3)
+    assert set(sent) == {"material session", "public key"}
+
+
 def test_a_bound_below_one_message_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"to fit bound=1000: raise the bound"):
         deal(tmp_path, bound=1000, timeout=2)
