@@ -20,6 +20,7 @@ OF_NO_SOURCE = {
     "mpc/test_material.py": "material from the dealer to its use, and through crashes",
     "mpc/test_printed.py": "no part of the engines prints a secret",
     "mpc/test_rounds.py": "what docs/mpc.md says that operations cost",
+    "mpc/test_exact.py": "trainings, steps and truncations on ring64 against plaintext",
     "mpc/test_uniform.py": "whatever computing parties of ring64 see",
     "runs/test_old_folders.py": "what version 0.1 wrote",
     "runtimes/test_faults.py": "roles of a mesh that die, freeze or are slow",
