@@ -43,7 +43,7 @@ class Stated(NamedTuple):
 def stated() -> dict[str, Stated]:
     """The lines of the table, by the operation's name."""
     lines = re.findall(
-        r"^\| (.+?) \| ([\d]+) \| ([\d,]+) \| ([\d,]+) \| (\S+) \|$", PAGE.read_text(), re.M
+        r"^\| ([^|]+?) \| ([\d]+) \| ([\d,]+) \| ([\d,]+) \| (\S+) \|$", PAGE.read_text(), re.M
     )
     return {
         name: Stated(
