@@ -6,7 +6,6 @@ ROOT = Path(__file__).parent.parent
 TESTED_ELSEWHERE = {
     "__main__.py": "tests/command/test_cli.py and tests/runtimes/processes/test_worker.py start it",
     "command/arguments.py": "tests/command/test_cli.py",
-    "command/part.py": "tests/command/test_party.py",
     "core/abilities.py": "protocols: tests/runs/test_checks.py and tests/command/test_party.py",
     "core/links.py": "a protocol: tests/contracts/mesh_runtime.py",
     "core/result.py": "values of a result: tests/report",

@@ -17,6 +17,7 @@ from privtrain.mpc.checkpoints import (
     KEPT,
     Keeper,
     Kept,
+    began_anew,
     forget,
     keepings_in,
     own_folder,
@@ -455,6 +456,22 @@ def test_parties_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     forget(kept_in(tmp_path)[1])
     with pytest.raises(ProtocolError, match=r"after steps \[\[4, 8\], \[\]\].*Name the folder"):
         train(tmp_path)
+
+
+def test_no_second_model_is_trained_where_another_party_may_have_read_the_first(
+    tmp_path: Path,
+) -> None:
+    """A training of one epoch, whose only checkpoint is its last."""
+    train(tmp_path, epochs=1)
+    forget(kept_in(tmp_path)[1])
+    with pytest.raises(ProtocolError, match=r"after steps \[\[4\], \[\]\].*Name the folder"):
+        train(tmp_path, epochs=1)
+
+
+def test_how_to_begin_anew_is_said_where_shares_are_kept(tmp_path: Path) -> None:
+    assert began_anew({}) == ""
+    keepings = keepings_in(tmp_path, names_of(2), STUDY)
+    assert f" {tmp_path}/private/shares keeps the shares" in began_anew(keepings)
 
 
 def test_a_study_is_known_by_its_settings_and_its_start() -> None:

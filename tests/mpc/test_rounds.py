@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.runtime import Party, Payload
+from privtrain.mpc.convolution import Windows, conv2d, sums
 from privtrain.mpc.dense import Descent
 from privtrain.mpc.layers import Node, sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64.engine import Ring64
@@ -71,6 +72,18 @@ def first_largest(values: Tensor) -> Tensor:
     return nn.functional.one_hot(values.argmax(), len(values)).double()
 
 
+def convolved(pictures: Tensor, kernels: Tensor) -> Tensor:
+    return conv2d(pictures, kernels, windows=Windows((3, 3), (1, 1), (0, 0)), groups=1)
+
+
+def kernels_of(values: Any) -> Any:
+    return values[768:].reshape(4, 3, 3, 3)
+
+
+def summed(pictures: Tensor) -> Tensor:
+    return sums(pictures, windows=Windows((2, 2), (2, 2), (0, 0)))
+
+
 OPERATIONS = {
     "1,000 values times a public number": Operation(
         lambda s, v: [s.scale(v, 0.3)], lambda x: [0.3 * x], (1000,)
@@ -92,6 +105,22 @@ OPERATIONS = {
     ),
     "`relu` of 1,000 values up to 4,095, with the bits": Operation(
         lambda s, v: s.relu(v), lambda x: [x.relu(), (x > 0).double()], (1000,), largest=4095 << 16
+    ),
+    "mean of 10 times 100 values": Operation(
+        lambda s, v: [v.mean(0)], lambda x: [x.mean(0)], (10, 100)
+    ),
+    "1,000 values less than a public number": Operation(
+        lambda s, v: [v.lt(0.5)], lambda x: [(x < 0.5).double()], (1000,)
+    ),
+    "convolution of 4 pictures 3 x 8 x 8 with 4 kernels 3 x 3": Operation(
+        lambda s, v: [s.bilinear(convolved, v[:768].reshape(4, 3, 8, 8), kernels_of(v))],
+        lambda x: [convolved(x[:768].reshape(4, 3, 8, 8), kernels_of(x))],
+        (768 + 108,),
+    ),
+    "average of 2 x 2 windows of 4 pictures 3 x 8 x 8": Operation(
+        lambda s, v: [s.scale(s.linear(summed, v), 0.25)],
+        lambda x: [nn.functional.avg_pool2d(x, 2)],
+        (4, 3, 8, 8),
     ),
     "`sigmoid` of 1,000 values up to 56": Operation(
         lambda s, v: [s.sigmoid(v)], lambda x: [x.sigmoid()], (1000,)
