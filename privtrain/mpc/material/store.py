@@ -6,9 +6,10 @@ then its blocks are opened. What was not used of it when a process ended stays s
 An older journal beside a newer store is noticed, since the segment that it takes for unspent is
 gone; an older store beside a newer journal does no harm. What no folder can tell: that an older
 copy of *all* of it was put in its place, such as a snapshot of a machine. So parties that go on
-after a break tell each other `Store.whole_step` and skip to the highest: material is used again
-only if the folders of all of them were brought back. The key lies in the folder, too: sealing keeps
-out who copies or changes segments without it.
+within a session have to tell each other `Store.whole_step` and skip to the highest; `ring64` spends
+a session as a whole, and its parties say beforehand that nothing of theirs is spent. Material is
+used again only if the folders of all of them were brought back. The key lies in the folder, too:
+sealing keeps out who copies or changes segments without it.
 """
 
 import os
