@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Empty is off: tests start many processes, which would compile every file again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo test quick bare lint docs stale coverage mutants clean
+.PHONY: help demo test quick bare lint docs stale coverage mutants tamper clean
 
 help:
 	@echo "make demo    train on embedded data in five ways, print the table, write a report"
@@ -28,6 +28,7 @@ help:
 	@echo "make stale   which pages quote figures that no longer follow from their commands"
 	@echo "make coverage  the whole test suite, and which lines no test reaches"
 	@echo "make mutants   changes lines that make promises, one by one, and looks whether a test fails"
+	@echo "make tamper  changes every message of programs on shares in every way, and counts what came of it"
 
 # Files are compiled on first use: most of what is installed is never imported.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
@@ -81,6 +82,10 @@ coverage: $(STAMP)
 # Only tests that reach the changed line run, where `make coverage` has said which these are.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants run tests/mutants.json $(if $(wildcard .coverage),--coverage .coverage)
+
+# One worker, or the tables would not be printed.
+tamper: $(STAMP)
+	$(BIN)/python -m pytest -m tamper -n 0 -s tests/mpc/test_tamper.py
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet

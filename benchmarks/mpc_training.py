@@ -1,4 +1,4 @@
-"""Whole trainings on secret shares, from start to row: `ring64` with its dealer against CrypTen.
+"""Whole trainings on secret shares, from start to row: engines with a dealer against CrypTen.
 
     python benchmarks/mpc_training.py [--quick] [--json]
 
@@ -13,6 +13,7 @@ against its plaintext twin: CrypTen's engine has no convolutions.
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -28,7 +29,11 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
 from privtrain.mpc.engine import Engine
 
-ENGINES: dict[str, Engine] = {"ring64": pt.Ring64(), "crypten": pt.CrypTen()}
+ENGINES: dict[str, Engine] = {
+    "ring64": pt.Ring64(),
+    "spdz2k": pt.SPDZ2k(),
+    "crypten": pt.CrypTen(),
+}
 IMAGES = 10_000
 
 
@@ -46,11 +51,15 @@ def predictions(result: pt.TrainResult, data: FederatedData) -> torch.Tensor:
 def figures(result: pt.TrainResult, twin: pt.TrainResult, data: FederatedData) -> Row:
     """What a training gave and cost, beside the same steps in plaintext."""
     labels, ours, plain = data.test.labels, predictions(result, data), predictions(twin, data)
-    sent = {"material": 0, "other": 0}
+    sent, dealt = 0, Counter[str]()
     for entry in result.transcript.entries:
-        sent["material" if entry.kind == "material" else "other"] += entry.bytes
+        if entry.kind == "material":
+            dealt[entry.receiver] += entry.bytes
+        else:
+            sent += entry.bytes
+    most = max(dealt.values(), default=0)
     # Half of what is sent: two parties do so at the same time.
-    moved = sent["other"] // 2 + sent["material"]
+    moved = sent // 2 + most
     projected = {
         f"{name}_projected_s": network.milliseconds(result.cost.rounds or 0, moved) / 1e3
         for name, network in NETWORKS.items()
@@ -61,16 +70,17 @@ def figures(result: pt.TrainResult, twin: pt.TrainResult, data: FederatedData) -
         "other_predictions": int((ours != plain).sum()),
         "test_rows": len(labels),
         "rounds": result.cost.rounds,
-        "bytes": sent["other"],
-        "material_bytes": sent["material"],
+        "bytes": sent,
+        "material_bytes": most,
+        "all_material_bytes": dealt.total(),
         "peak_memory_bytes": result.cost.peak_memory_bytes,
         "twin_peak_memory_bytes": twin.cost.peak_memory_bytes,
         **projected,
     }
 
 
-def digits(quick: bool) -> Row:
-    """The same epochs on both engines."""
+def digits(engine: str, quick: bool) -> Row:
+    """The same epochs on an engine and on CrypTen."""
     task, data = pt.data.digits(parties=2)
     epochs = 1 if quick else 20
     results: dict[str, pt.TrainResult] = {}
@@ -82,9 +92,9 @@ def digits(quick: bool) -> Row:
 
     row = in_turn(
         f"digits MLP 64-64-10, {epochs} epochs",
-        lambda: seconds("ring64"),
+        lambda: seconds(engine),
         lambda: seconds("crypten"),
-        ours_name="ring64, start to row",
+        ours_name=f"{engine}, start to row",
         against_name="crypten",
         repeats=1 if quick else 5,
     )
@@ -93,7 +103,7 @@ def digits(quick: bool) -> Row:
     projected = tuple(f"{name}_projected_s" for name in NETWORKS)
     kept = ("accuracy", "other_predictions", "rounds", "bytes", *projected)
     against = {f"crypten_{key}": theirs[key] for key in kept}
-    return row | figures(results["ring64"], twin, data) | against
+    return row | figures(results[engine], twin, data) | against
 
 
 def cnn() -> nn.Module:
@@ -135,7 +145,7 @@ def mnist() -> Row:
 
 def rows(quick: bool) -> list[Row]:
     """Both trainings; quickly one epoch of the first."""
-    table = [digits(quick)]
+    table = [digits(engine, quick) for engine in ("ring64", "spdz2k")]
     if not quick and os.environ.get("PRIVTRAIN_DATA"):
         table.append(mnist())
     return table

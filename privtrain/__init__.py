@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from privtrain.accounting.filter import RdpFilter as RdpFilter
     from privtrain.accounting.renyi import RdpCurve as RdpCurve
     from privtrain.accounting.selection import RandomTrials as RandomTrials
+    from privtrain.attacks.lira import LiRA as LiRA
     from privtrain.attacks.membership import LossThreshold as LossThreshold
     from privtrain.attacks.one_run.attack import OneRun as OneRun
+    from privtrain.attacks.rmia import RMIA as RMIA
     from privtrain.core.errors import BudgetExceededError as BudgetExceededError
     from privtrain.core.errors import DataError as DataError
     from privtrain.core.errors import PartyLostError as PartyLostError
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from privtrain.mpc.crypten.engine import CrypTen as CrypTen
     from privtrain.mpc.measuring import measured_ranges as measured_ranges
     from privtrain.mpc.ring64.engine import Ring64 as Ring64
+    from privtrain.mpc.spdz2k.engine import SPDZ2k as SPDZ2k
     from privtrain.release.checked import ConfidentGNMax as ConfidentGNMax
     from privtrain.release.checked import InteractiveGNMax as InteractiveGNMax
     from privtrain.release.door import Release as Release

@@ -17,10 +17,14 @@ TESTED_ELSEWHERE = {
 }
 OF_NO_SOURCE = {
     "mpc/test_material.py": "material from the dealer to its use, and through crashes",
+    "mpc/test_material_authenticated.py": "material and keys of sessions of spdz2k",
     "mpc/test_printed.py": "no part of the engines prints a secret",
     "mpc/test_rounds.py": "what docs/mpc.md says that operations cost",
-    "mpc/test_exact.py": "trainings, steps and truncations on ring64 against plaintext",
+    "mpc/test_rounds_authenticated.py": "what docs/mpc.md says that they cost with spdz2k",
+    "mpc/test_exact.py": "trainings, steps and truncations on shares against plaintext",
+    "mpc/test_tamper.py": "messages that are changed on their way, under every engine",
     "mpc/test_uniform.py": "whatever computing parties of ring64 see",
+    "mpc/test_uniform_authenticated.py": "whatever computing parties of spdz2k see",
     "runs/test_old_folders.py": "what version 0.1 wrote",
     "runtimes/test_faults.py": "roles of a mesh that die, freeze or are slow",
     "trainers/test_contract.py": "every trainer through one suite",

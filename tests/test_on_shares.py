@@ -32,28 +32,46 @@ def test_a_projection_is_rounds_times_latency_and_bytes_over_bandwidth(ops: Modu
     assert ops.NETWORKS["lan"].milliseconds(4, 125_000) == pytest.approx(1 + 1)
 
 
-def test_material_is_counted_by_run_and_by_number_of_parties(ops: ModuleType) -> None:
-    def sent(kind: str, size: int) -> Entry:
-        return Entry("dealer", "computing-1", kind, (size,), size, 0)
+@pytest.mark.parametrize("parties", [2, 3])
+def test_a_dealer_counts_what_it_dealt_for_one_run(ops: ModuleType, parties: int) -> None:
+    names = (*(f"computing-{number}" for number in range(parties)), "dealer")
 
-    entries = [sent("public key", 32), sent("material", 5), sent("material", 7)]
-    entries += [sent("dealt to 4", 0), sent("material", 100), sent("dealt to 2", 0)]
-    entries += [sent("dealt to 4", 0), sent("material", 1), sent("dealt to 2", 0)]
-    assert ops.material(entries, 4) == [12, 0]
-    assert ops.material(entries, 2) == [100, 1]
+    def sent(sender: str, to: str, kind: str, size: int) -> Entry:
+        return Entry(sender, to, kind, (size,), size, 0)
+
+    def link(rank: int, entries: list[Entry]) -> SimpleNamespace:
+        before = [sent(names[rank], names[1], "of another run", 100)]
+        return SimpleNamespace(names=names, rank=rank, entries=before + entries)
+
+    def cost(deals: bool, end: SimpleNamespace) -> Any:
+        side = ops.Ring64Side(SimpleNamespace(deals=deals), end)
+        side._sent = 1, len(end.entries)
+        return side.cost()
+
+    told = []
+    dealer = link(parties, [sent("dealer", names[to], "material", 5 + to) for to in (0, 1, 1)])
+    dealer.send = lambda to, kind, sizes: told.append((to, kind, sizes))
+    cost(True, dealer)
+    ((to, kind, sizes),) = told
+    assert (to, kind, sizes.tolist()) == (names[0], "dealt", [12, 17])
+    own = [sent(names[0], to, "masked share", 8) for to in (*names[1:-1], *names[1:])]
+    party = link(0, own)
+    party.receive = lambda *_: sizes
+    assert cost(False, party) == ops.Cost(2, 16 * (parties - 1), 12, 17)
 
 
 def test_rows_count_material_where_it_belongs(ops: ModuleType) -> None:
     sides = {
-        "ring64": {"online": [1.0, 2.0], "total": [3.0, 4.0], "counts": [2.0, 1000.0, 0.0]},
-        "other": {"online": [4.0, 4.0], "total": [4.0, 4.0], "counts": [5.0, 0.0, 10_000.0]},
+        "ring64": {"online": [1.0, 2.0], "total": [3.0, 4.0], "counts": [2, 1000, 20_000, 30_000]},
+        "other": {"online": [4.0, 4.0], "total": [4.0, 4.0], "counts": [5, 0, 10_000, 10_000]},
     }
-    online, total = ops.two_rows("work", sides, "other", {"ring64": 20_000})
+    online, total = ops.two_rows("work", sides, ("ring64", "other"))
     assert (online["ours"], total["ours"]) == ("ring64 online", "ring64 total")
     assert (online["ratio_min"], online["ratio_max"]) == (0.25, 0.5)
     assert (total["ratio_min"], total["ratio_max"]) == (0.75, 1.0)
     assert (total["ours_min_ms"], total["against_min_ms"]) == (3000.0, 4000.0)
     assert (total["rounds"], total["bytes_sent"], total["material_bytes"]) == (2, 1000, 20_000)
+    assert total["all_material_bytes"] == 30_000
     lan = ops.NETWORKS["lan"]
     assert online["ours_lan_projected_ms"] == lan.milliseconds(2, 1000)
     assert total["ours_lan_projected_ms"] == lan.milliseconds(2, 21_000)

@@ -32,7 +32,7 @@ class SpuSide:
     folder: Path
     name: str = field(default="spu semi2k", init=False)
     error: float = field(default=5e-2, init=False)
-    _cost: Cost = field(default=Cost(0, 0, 0), init=False)
+    _cost: Cost = field(default=Cost(), init=False)
 
     def prepare(self, work: Work) -> Work:
         file = self.folder / "operands.npz"
@@ -42,7 +42,7 @@ class SpuSide:
         }
         np.savez(file, **numbered)
         counted = self._ask({"prepare": work.kind, "operands": str(file)})
-        self._cost = Cost(**counted, material=0)
+        self._cost = Cost(**counted)
         return work
 
     def run(self) -> tuple[float, float]:

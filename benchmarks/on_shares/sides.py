@@ -1,6 +1,7 @@
 """Sides that are timed against each other: `ring64` with its dealer, and the CrypTen engine."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from privtrain.core.links import Link
 from privtrain.core.runtime import Party, link_of
-from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Session
 from privtrain.mpc.ring64.engine import Ring64
@@ -20,23 +20,25 @@ from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.ring64.streamed import DEALER
 from privtrain.mpc.sharing import LARGEST_ENCODED, encode
 
-GO = "go"
+GO, DEALT = "go", "dealt"
 OURS, BESIDE = "ring64", "ring64, 2 parties"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a work takes.
+    """What one run of a work takes, as rank 0 knows it.
 
     Args:
         rounds: Messages in sequence, counted at rank 0.
         sent: Bytes that rank 0 sends to computing parties.
-        material: Bytes that a dealer sends.
+        material: Bytes that a dealer sends to the party that gets most of them.
+        all_material: Bytes that it sends to all parties.
     """
 
-    rounds: int
-    sent: int
-    material: int
+    rounds: int = 0
+    sent: int = 0
+    material: int = 0
+    all_material: int = 0
 
 
 class Side(Protocol):
@@ -61,11 +63,11 @@ class Side(Protocol):
         ...
 
     def opened(self) -> list[Tensor]:
-        """The last result."""
+        """The last result; called at all parties, the dealer included."""
         ...
 
     def cost(self) -> Cost:
-        """What a run takes."""
+        """What a run takes; called at all parties, the dealer included."""
         ...
 
 
@@ -121,13 +123,16 @@ class Prepared:
     work: Work
     shares: tuple[Tensor, ...]
 
-    def run(self, session: Session) -> list[Any]:
-        """The work on values that nobody opened before."""
-        # As a training takes rows and labels.
+    def taken(self, session: Session) -> list[Any]:
+        """The operands, as a training takes rows and labels."""
         operands = [session.take(share, largest=LARGEST_ENCODED) for share in self.shares]
         if self.work.weights:
             operands[1] = session.take(self.shares[1], largest=1)
-        return list(self.work.run(session, operands))
+        return operands
+
+    def run(self, session: Session) -> list[Any]:
+        """The work on values that nobody opened before."""
+        return list(self.work.run(session, self.taken(session)))
 
 
 def prepared(work: Work, *, first: bool) -> Prepared:
@@ -152,18 +157,16 @@ class Ring64Side:
     Args:
         session: The open session.
         link: To its computing parties and its dealer.
-        count: How many computing parties it has.
         name: What it is called in the table.
     """
 
     session: Ring64Session
     link: Link
-    count: int
     name: str = OURS
     error: float = field(default=1e-3, init=False)
     _prepared: Prepared = field(init=False)
     _result: list[Any] = field(default_factory=list, init=False)
-    _sent: int = field(default=0, init=False)
+    _sent: tuple[int, int] = field(default=(0, 0), init=False)
 
     def prepare(self, work: Work) -> Work:
         self._prepared = prepared(work, first=self.session.leader)
@@ -171,52 +174,57 @@ class Ring64Side:
 
     def run(self) -> tuple[float, float]:
         session, link, computing = self.session, self.link, computing_parties(self.link)
-        self._sent = len(link.entries)
         started = time.perf_counter()
         if session.deals:
             link.receive(computing[0], GO)
         else:
             if link.rank == 0:
                 link.send(DEALER, GO, torch.zeros(0))
-                # Sent after all material; who reads material hears of it from the first party.
-                link.receive(DEALER, dealt_to(self.count))
+            self._arrive()
             together(link, computing)
+        before = len(link.entries)
         dealt = time.perf_counter()
-        # What waits for its truncation belongs to the operation.
-        self._result = session.settled(self._prepared.run(session))
-        session.finish()
+        self._compute()
         ended = time.perf_counter()
         if session.deals:
-            session.wires.material.flush()  # type: ignore[attr-defined]  # the dealer's wires
-            link.send(computing[0], dealt_to(self.count), torch.zeros(0))
+            self._deliver()
+        self._sent = before, len(link.entries)
         return ended - started, ended - dealt
+
+    def _compute(self) -> None:
+        # What waits for its truncation belongs to the operation.
+        self._result = self.session.settled(self._prepared.run(self.session))
+        self.session.finish()
+
+    def _arrive(self) -> None:
+        """Waits for all that is dealt."""
+        if self.link.rank == 0:
+            # Sent after all material; who reads material hears of it from the first party.
+            self.link.receive(DEALER, DEALT)
+
+    def _deliver(self) -> None:
+        """Sends all that is dealt."""
+        self.session.wires.material.flush()  # type: ignore[attr-defined]  # the dealer's wires
+        self.link.send(computing_parties(self.link)[0], DEALT, torch.zeros(0))
 
     def opened(self) -> list[Tensor]:
         return self.session.reveal(self._result, kind="result share")
 
     def cost(self) -> Cost:
-        """Material is counted where it is sent: see `material`."""
-        own = [entry for entry in self.link.entries[self._sent :] if entry.kind == "masked share"]
-        rounds = sum(entry.receiver == computing_parties(self.link)[1] for entry in own)
-        return Cost(rounds, sum(entry.bytes for entry in own), 0)
-
-
-def dealt_to(count: int) -> str:
-    """The message that ends the material of one run for so many parties."""
-    return f"dealt to {count}"
-
-
-def material(entries: Sequence[Entry], count: int) -> list[int]:
-    """Bytes of material of each run for so many parties, from what the dealer sent."""
-    sizes, size = [], 0
-    for entry in entries:
-        if entry.kind == "material":
-            size += entry.bytes
-        elif entry.kind.startswith(dealt_to(0)[:-1]):
-            if entry.kind == dealt_to(count):
-                sizes.append(size)
-            size = 0
-    return sizes
+        """Material is counted by the dealer, which tells the first party."""
+        own = self.link.entries[slice(*self._sent)]
+        first, second, *_ = computing_parties(self.link)
+        if self.session.deals:
+            dealt = Counter[str]()
+            for entry in own:
+                dealt[entry.receiver] += entry.bytes
+            sizes = torch.tensor([max(dealt.values()), dealt.total()])
+            self.link.send(first, DEALT, sizes)
+            return Cost()
+        rounds = sum(entry.receiver == second for entry in own)
+        sent = sum(entry.bytes for entry in own if entry.receiver != DEALER)
+        sizes = self.link.receive(DEALER, DEALT) if self.link.rank == 0 else torch.zeros(2)
+        return Cost(rounds, sent, *map(int, sizes))
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,7 @@ class TwoParties:
             return
         inner = within(party, names)
         with Ring64().open(inner) as session:
-            yield [Ring64Side(session, link_of(inner), 2, BESIDE)]
+            yield [Ring64Side(session, link_of(inner), BESIDE)]
 
 
 @dataclass
@@ -271,7 +279,7 @@ class EngineSide:
 
     def cost(self) -> Cost:
         own = self.link.entries[slice(*self._sent)]
-        return Cost(len({entry.round for entry in own}), sum(entry.bytes for entry in own), 0)
+        return Cost(len({entry.round for entry in own}), sum(entry.bytes for entry in own))
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ class StockSide:
             self.run()
         finally:
             communicator_class.instance = counting.inner
-        return Cost(counting.rounds, counting.sent, counting.material)
+        dealt = counting.material
+        return Cost(counting.rounds, counting.sent, dealt, dealt)
 
 
 @dataclass(frozen=True)

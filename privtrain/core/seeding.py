@@ -73,6 +73,14 @@ class Words:
             raise ValueError(f"Expected len(key)={len(key)} to be {KEY_BYTES}.")
         self._stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
+    def restart(self, counter: bytes) -> None:
+        """Goes on from another block, which must not meet those that were drawn before.
+
+        Args:
+            counter: Its number, 16 bytes.
+        """
+        self._stream.reset_nonce(counter)
+
     def take(self, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """The next words.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
-from privtrain.core.errors import DataError, ProtocolError
+from privtrain.core.errors import DataError, ProtocolError, TamperedShareError
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds
@@ -31,7 +31,8 @@ from privtrain.mpc.layers import (
     takes_pictures,
     trained,
 )
-from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, encode
+from privtrain.mpc.proofs import PROOF
+from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, PRECISION_BITS, encode
 from privtrain.sampling.passes import batches
 
 INPUTS, LABELS = "inputs", "labels"
@@ -39,7 +40,13 @@ INPUTS, LABELS = "inputs", "labels"
 
 
 def encoded(
-    rows: Rows, party: str, classes: int, *, labels: bool, bounds: Bounds | None = None
+    rows: Rows,
+    party: str,
+    classes: int,
+    *,
+    labels: bool,
+    bounds: Bounds | None = None,
+    bits: int = PRECISION_BITS,
 ) -> Iterator[tuple[str, Tensor]]:
     """Encodes a data party's rows as fixed-point integers, ready to be shared.
 
@@ -49,6 +56,7 @@ def encoded(
         classes: How many outputs the model has: one for each class, or one logit of class 1.
         labels: Whether it holds labels.
         bounds: What is stated of rows, if anything.
+        bits: Bits after the point.
 
     Yields:
         Inputs `(rows, features)`, then where it holds labels these one-hot, `(rows, classes)`, or
@@ -67,13 +75,13 @@ def encoded(
             "inputs.float() where they are quantities."
         )
     try:
-        inputs = encode(rows.inputs.flatten(1), name=f"the inputs of {party}")
+        inputs = encode(rows.inputs.flatten(1), name=f"the inputs of {party}", bits=bits)
     except ValueError as error:
         raise DataError(f"{error} {widest_column(rows.inputs)}. {SCALE_COLUMNS}.") from error
     if bounds is not None:
         bounds.check_rows(rows.inputs, party)
     # Before the first value leaves: whoever is refused has shared nothing.
-    targets = encode(_targets(rows.labels, party, classes)) if labels else None
+    targets = encode(_targets(rows.labels, party, classes), bits=bits) if labels else None
     yield INPUTS, inputs
     if targets is not None:
         yield LABELS, targets
@@ -101,22 +109,26 @@ def _targets(targets: Tensor, party: str, classes: int) -> Tensor:
     return nn.functional.one_hot(targets, classes).double()
 
 
-def agreed(opened: dict[str, Tensor], inputs: Tensor) -> Tensor:
+def agreed(opened: dict[str, Tensor], inputs: Tensor, *, authenticated: bool = False) -> Tensor:
     """The opened weights, after a check that all parties opened the same.
 
     Args:
         opened: What each party opened.
         inputs: Own rows, shape `(rows, ...)`; where training diverged, the error names a column.
+        authenticated: Whether the engine gives honest parties the same, so that one of them lies
+            where they say something else.
 
     Raises:
+        TamperedShareError: If an authenticated engine's parties say that they opened others.
         ProtocolError: If they differ, or are too large for fixed point.
     """
     names = list(opened)
     weights = opened[names[0]]
     for name in names[1:]:
         if not torch.equal(opened[name], weights):
-            raise ProtocolError(f"{name} opened other weights than {names[0]}.")
-    # Without MACs nobody proves what was opened; these two checks catch accidents only.
+            error = TamperedShareError if authenticated else ProtocolError
+            raise error(f"{name} opened other weights than {names[0]}.")
+    # Where shares have no MACs nobody proves what was opened: then this catches accidents only.
     largest = float(weights.abs().max()) if weights.numel() else 0.0
     if not largest < LARGEST:
         raise ProtocolError(
@@ -228,9 +240,9 @@ class SecureDescent:
             The opened weights, as one vector in the model's order.
         """
         with self.engine.open(party) as session:
-            joined = self._joined(shares, INPUTS, 0 if self.by_rows else 1)
-            inputs = session.take(joined, largest=self.largest_row)
-            labels = session.take(self._joined(shares, LABELS, 0), largest=1)
+            dim = 0 if self.by_rows else 1
+            inputs = self._taken(session, shares, INPUTS, dim, self.largest_row)
+            labels = self._taken(session, shares, LABELS, 0, 1)
             return self.descend(session, inputs, labels, self._rows(shares), party)
 
     def descend(
@@ -289,9 +301,15 @@ class SecureDescent:
             last=last,
         )
 
-    def _joined(self, shares: Payload, kind: str, dim: int) -> Tensor:
-        # Joining is local: a share of rows put together is the shares put together.
-        return torch.cat([shares[key] for key in sorted(shares) if key.startswith(kind)], dim=dim)
+    def _taken(
+        self, session: Session, shares: Payload, kind: str, dim: int, largest: float
+    ) -> Shared:
+        """The shares of one kind of all data parties, side by side."""
+        keys = sorted(key for key in shares if key.startswith(kind))
+        proven = self.engine.authenticated
+        proofs = [shares[f"{PROOF} {key}"] if proven else None for key in keys]
+        taken = session.take_all([shares[key] for key in keys], proofs=proofs, largest=largest)
+        return session.join(taken, dim=dim)
 
     def _rows(self, shares: Payload) -> int:
         return sum(len(value) for key, value in shares.items() if key.startswith(LABELS))
@@ -331,7 +349,14 @@ class PeerDescent:
             rows = party.train[party.name]
             labels = rows.targets is not None
             own = dict(
-                encoded(rows, party.name, program.classes, labels=labels, bounds=program.bounds)
+                encoded(
+                    rows,
+                    party.name,
+                    program.classes,
+                    labels=labels,
+                    bounds=program.bounds,
+                    bits=program.engine.row_bits,
+                )
             )
             # Shapes are public here: they are announced before anything is shared, and checked.
             shape = rows.inputs.shape[1:] if program.pictures else ()

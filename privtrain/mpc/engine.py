@@ -9,7 +9,7 @@ from torch import Tensor
 
 from privtrain.core.parties import is_role
 from privtrain.core.runtime import Party, Program
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy
 from privtrain.core.transcript import Entry
 
 Operand = Union["Shared", Tensor, float]
@@ -98,13 +98,37 @@ class Session(Protocol):
 
     # Nothing but `reveal` gives out what is shared, so that reading a value is seen in the code.
 
-    def take(self, share: Tensor, *, largest: float | None = None) -> Shared:
+    def take(
+        self, share: Tensor, *, largest: float | None = None, proof: Tensor | None = None
+    ) -> Shared:
         """This party's share of a value that was encoded and shared beforehand.
 
         Args:
-            share: int64, any shape; see `privtrain.mpc.sharing`.
+            share: int64, any shape, with `Engine.row_bits`; see `privtrain.mpc.sharing`.
             largest: A public magnitude that no element exceeds, where one is known: what follows
                 may take fewer rounds and bytes, and is wrong where an element does exceed it.
+            proof: This party's part of `privtrain.mpc.proofs.prove`, where the engine is
+                authenticated: another party that changed its share is noticed by it.
+
+        Raises:
+            TamperedShareError: If a share is not as it was made; at the latest before anything that
+                follows from it is revealed.
+        """
+        ...
+
+    def take_all(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        proofs: Sequence[Tensor | None],
+        largest: float | None = None,
+    ) -> Sequence[Shared]:
+        """`take` of several values, in as many rounds as of one.
+
+        Args:
+            shares: As for `take`.
+            proofs: One for each share; None where the engine is not authenticated.
+            largest: Of the elements of all of them.
         """
         ...
 
@@ -219,6 +243,9 @@ class Session(Protocol):
 
         Returns:
             int64, of the values' shapes; all parties' add up to the values in fixed point.
+
+        Raises:
+            UnsupportedError: If the engine cannot keep them.
         """
         ...
 
@@ -236,6 +263,8 @@ class Session(Protocol):
             Each value as float64, of its shape; nothing at who does not read.
 
         Raises:
+            TamperedShareError: If the engine is authenticated, and a party changed anything that
+                these values follow from; nothing is opened then.
             UnsupportedError: If the engine opens to all or nobody, and some are named.
         """
         ...
@@ -265,8 +294,53 @@ class Engine(Protocol):
         ...
 
     @property
-    def matrices_only(self) -> bool:
-        """Whether sessions lack `bilinear`, `linear`, `maximum` and `sigmoid`."""
+    def pictures(self) -> bool:
+        """Whether sessions have `bilinear` and `linear`, which pictures need."""
+        ...
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether sessions have `sigmoid` and `maximum`."""
+        ...
+
+    @property
+    def keeps_shares(self) -> bool:
+        """Whether sessions have `shares`, so that a run can be taken up again."""
+        ...
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether a share that a party changed is noticed; then `take` needs proofs."""
+        ...
+
+    @property
+    def adversary(self) -> Adversary:
+        """What a computing party may do without reading or changing more than is stated."""
+        ...
+
+    @property
+    def row_bits(self) -> int:
+        """Bits after the point with which rows and labels are shared."""
+        ...
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits after the point that public values have, and so weights."""
+        ...
+
+    @property
+    def gradient_bits(self) -> int:
+        """Bits after the point that a truncation leaves, such as of gradients."""
+        ...
+
+    @property
+    def sum_bits(self) -> int:
+        """Bits after the point with which sums are shared; they need no bits for products."""
+        ...
+
+    @property
+    def range_bits(self) -> int:
+        """Integers that are truncated stay below 2 to this power; others, below the next one."""
         ...
 
     def check(self, parties: int) -> None:

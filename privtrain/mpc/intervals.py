@@ -26,10 +26,6 @@ from privtrain.mpc.operations import (
     watched,
 )
 from privtrain.mpc.pictures import Conv2d
-from privtrain.mpc.sharing import PRECISION_BITS
-
-UNIT = 2.0**-PRECISION_BITS
-"""A truncation is right to so much."""
 
 PROBABILITY = 1 + 2.0**-10
 """No probability less a target exceeds it: softmax and sigmoid are within 2^-10 of 0..1."""
@@ -56,12 +52,12 @@ class Magnitudes:
     def probabilities(self, logits: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.full_like(logits, PROBABILITY)
 
-    def truncated(self, values: Tensor) -> Tensor:
-        return values + UNIT
+    def truncated(self, values: Tensor, bits: int) -> Tensor:
+        return values + unit(bits)
 
-    def scaled(self, values: Tensor, factor: float, shift: int) -> Tensor:
+    def scaled(self, values: Tensor, factor: float, shift: int, bits: int) -> Tensor:
         # The rounded factor is at most half a unit larger.
-        return values * (abs(factor) + 2.0**-shift) + UNIT
+        return values * (abs(factor) + 2.0**-shift) + unit(bits)
 
     def within(self, values: Tensor, layer: str, *, forward: bool) -> Tensor:
         stated = self.bounds.of_layer(layer) if forward else self.bounds.of_gradient(layer)
@@ -89,8 +85,9 @@ class LongDescent:
             return step
         # A geometric series of steps and roundings. A momentum that is rounded to 1 has no limit.
         left = 1 - self.momentum - 2.0 ** -shift_of(self.momentum)
-        total = (step.values + UNIT) * (1 / left if left > 0 else inf)
-        return session.scale(Recorded(total, session), self.momentum) + step
+        bits = session.room.gradient_bits
+        total = (step.values + unit(bits)) * (1 / left if left > 0 else inf)
+        return session.scale(Recorded(total, session, bits), self.momentum) + step
 
 
 @torch.no_grad()
@@ -119,12 +116,14 @@ def worst_case(
     """
     operations: list[Operation] = []
     numbers = Magnitudes(bounds, batch)
-    session: Any = RecordingSession(numbers, Room.of(engine), operations.append)
-    layers = [watched(_bounded(node, bounds.weights), session) for node in nodes]
-    rows = _rounded_up(torch.full((1, *row_shape), bounds.rows, dtype=torch.float64))
-    inputs: Any = Recorded(rows, session, by_row=True)
+    room = Room.of(engine)
+    session: Any = RecordingSession(numbers, room, operations.append)
+    layers = [watched(_bounded(node, bounds.weights, room.weight_bits), session) for node in nodes]
+    rows = torch.full((1, *row_shape), bounds.rows, dtype=torch.float64)
+    bits = room.row_bits
+    inputs: Any = Recorded(_rounded_up(rows, bits), session, bits, by_row=True)
     # A probability less its target is within -1..1, as the probability is alone.
-    targets: Any = Recorded(torch.zeros(1, 1, dtype=torch.float64), session, by_row=True)
+    targets: Any = Recorded(torch.zeros(1, 1, dtype=torch.float64), session, bits, by_row=True)
     long: Any = LongDescent(descent.rate, descent.momentum)
     step(session, layers, inputs, targets, long, probabilities)
     return operations
@@ -168,7 +167,7 @@ def check_worst_case(
     )
 
 
-def _bounded(node: Node, weights: float) -> Node:
+def _bounded(node: Node, weights: float, bits: int) -> Node:
     """A layer whose trained weights are the bound, and whose frozen ones are magnitudes."""
     layer = node.layer
     if not isinstance(layer, Linear | Conv2d):
@@ -178,10 +177,16 @@ def _bounded(node: Node, weights: float) -> Node:
     for name, weight, learned in pairs:
         if weight is not None:
             exact = weight.double().cpu().abs()
-            values[name] = _rounded_up(torch.full_like(exact, weights) if learned else exact)
+            largest = torch.full_like(exact, weights) if learned else exact
+            values[name] = _rounded_up(largest, bits)
     return replace(node, layer=replace(layer, **values))  # type: ignore[arg-type]  # both have them
 
 
-def _rounded_up(values: Tensor) -> Tensor:
-    """Magnitudes as fixed point may round them."""
-    return (values / UNIT).ceil() * UNIT
+def unit(bits: int) -> float:
+    """What a truncation to so many bits after the point is right to."""
+    return 2.0**-bits
+
+
+def _rounded_up(values: Tensor, bits: int) -> Tensor:
+    """Magnitudes as fixed point of so many bits may round them."""
+    return (values / unit(bits)).ceil() * unit(bits)

@@ -1,5 +1,6 @@
 """Random ring elements from AES-256-CTR, and keys that two parties agree on in the open."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from math import prod
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
+from privtrain.core.errors import ProtocolError
 from privtrain.core.seeding import KEY_BYTES, Words
 
 _AHEAD = 2**13
@@ -57,6 +59,34 @@ class Keystream:
         return torch.from_numpy(words.reshape(shape))
 
 
+class BoundKeystream:
+    """A stream whose words follow from its key and from all that they were drawn for so far.
+
+    Where one of two parties draws for something else than the other, by a lie of a third about
+    shapes for example, all that follows is independent: no word is a mask here and known there.
+
+    Args:
+        key: 32 bytes, which serve this stream only.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._words = Words(key)
+        self._uses = b""
+
+    def bind(self, use: str) -> None:
+        """Says what the next words are for."""
+        self._uses = hashlib.sha256(self._uses + use.encode()).digest()
+        # Blocks of two uses meet with a probability of about their number / 2^128.
+        self._words.restart(self._uses[:16])
+
+    def integers(self, shape: Sequence[int]) -> Tensor:
+        """The next uniform integers of the ring, int64."""
+        octets = np.empty(8 * prod(shape) + 15, np.uint8)
+        self._words.write(octets)
+        words = octets[:-15].view("<i8").astype(np.int64, copy=False)
+        return torch.from_numpy(words.reshape(tuple(shape)))
+
+
 class KeyAgreement:
     """One party's half of an X25519 key agreement (RFC 7748), fresh for one session.
 
@@ -90,9 +120,18 @@ class KeyAgreement:
 
         Returns:
             32 bytes.
+
+        Raises:
+            ProtocolError: If it is no public key, or one that leads everybody to the same point.
         """
         # RFC 7748, Section 6.1; the shared point is no uniform string, so HKDF (RFC 5869) derives
         # the key from it, bound to its purpose.
-        secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        try:
+            secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
+        except ValueError as error:
+            raise ProtocolError(
+                f"A party sent {other.hex()!r} as its public key, with which no key can be agreed: "
+                f"{error}"
+            ) from error
         derive = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=purpose.encode())
         return derive.derive(secret)

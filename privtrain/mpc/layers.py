@@ -111,12 +111,12 @@ def check_engine(engine: Engine, nodes: Sequence[Node], probabilities: Probabili
     Raises:
         UnsupportedError: With the loss or the first such layer, and the way out.
     """
-    if engine.matrices_only and probabilities is sigmoid:
+    if probabilities is sigmoid and not engine.sigmoid:
         raise UnsupportedError(
             f"The loss binary_cross_entropy cannot be computed by {engine.name}, which has no "
             "sigmoid. Use engine=pt.Ring64(), or cross_entropy of two classes."
         )
-    if engine.matrices_only and takes_pictures(nodes):
+    if takes_pictures(nodes) and not engine.pictures:
         raise UnsupportedError(
             f"The layer {pictures_at(nodes)} cannot be computed by {engine.name}, which knows "
             "products of matrices alone. Use engine=pt.Ring64()."

@@ -110,10 +110,10 @@ class Reals:
     def probabilities(self, logits: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         return function(logits)
 
-    def truncated(self, values: Tensor) -> Tensor:
+    def truncated(self, values: Tensor, bits: int) -> Tensor:
         return values
 
-    def scaled(self, values: Tensor, factor: float, shift: int) -> Tensor:
+    def scaled(self, values: Tensor, factor: float, shift: int, bits: int) -> Tensor:
         return values * factor
 
     def within(self, values: Tensor, layer: str, *, forward: bool) -> Tensor:
@@ -147,12 +147,13 @@ def measure(
             largest[key] = operation
 
     numbers = Reals()
-    session: Any = RecordingSession(numbers, Room.of(engine), note)
+    room = Room.of(engine)
+    session: Any = RecordingSession(numbers, room, note)
     layers = [watched(node, session) for node in nodes]
     rows, weights, steps = 0.0, _largest(layers), 0
     for inputs, targets, descent in batches:
-        shared: Any = Recorded(inputs, session, by_row=True)
-        wanted: Any = Recorded(targets, session, by_row=True)
+        shared: Any = Recorded(inputs, session, room.row_bits, by_row=True)
+        wanted: Any = Recorded(targets, session, room.row_bits, by_row=True)
         step(session, layers, shared, wanted, descent, probabilities)
         rows, steps = max(rows, shared.largest), steps + 1
         largest_weight = _largest(layers)

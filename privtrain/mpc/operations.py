@@ -6,7 +6,7 @@ The step is that of the computing parties: one text for values, for their bounds
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +16,8 @@ from privtrain.mpc.dense import Gradients, Learned, SharedLayer
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.layers import Node, SharedNode
 from privtrain.mpc.ranges import LARGEST_OUTPUT
-from privtrain.mpc.ring64.session import HALF_RANGE, is_wide, rounded_factor
+from privtrain.mpc.ring64.session import is_wide, rounded_factor
 from privtrain.mpc.ring64.sigmoid import REACH
-from privtrain.mpc.ring64.tensors import WIDEST
 from privtrain.mpc.sharing import PRECISION_BITS
 
 LOSS = "the loss"
@@ -78,18 +77,36 @@ class Room:
     Args:
         limit: What every integer has to stay below.
         at_least: Bits after the point with which integers of fewer count.
+        row_bits: Bits after the point of rows and targets.
+        weight_bits: Bits after the point of weights.
+        gradient_bits: Bits after the point that a truncation leaves.
     """
 
     limit: float
     at_least: int
+    row_bits: int = PRECISION_BITS
+    weight_bits: int = PRECISION_BITS
+    gradient_bits: int = PRECISION_BITS
+
+    @property
+    def settled_bits(self) -> int:
+        """Bits after the point with which a value is not truncated."""
+        return max(self.row_bits, self.weight_bits)
+
+    @property
+    def widest(self) -> int:
+        """Bits after the point beyond which a value is truncated before sums or products."""
+        return 2 * self.settled_bits
 
     @staticmethod
     def of(engine: Engine) -> "Room":
         """The room of an engine."""
+        bits = engine.row_bits, engine.weight_bits, engine.gradient_bits
+        room = Room(2.0**engine.range_bits, 0, *bits)
         if engine.exact_truncation:
-            return Room(2.0**HALF_RANGE, 0)
+            return room
         # The larger a product, the likelier its truncation goes wrong: everything counts as one.
-        return Room(LARGEST_OUTPUT * 2.0**WIDEST, WIDEST)
+        return replace(room, limit=LARGEST_OUTPUT * 2.0**room.widest, at_least=room.widest)
 
 
 class Numbers(Protocol):
@@ -112,12 +129,19 @@ class Numbers(Protocol):
         """A softmax or a sigmoid."""
         ...
 
-    def truncated(self, values: Tensor) -> Tensor:
-        """Values after a truncation to `PRECISION_BITS`."""
+    def truncated(self, values: Tensor, bits: int) -> Tensor:
+        """Values after a truncation to so many bits after the point."""
         ...
 
-    def scaled(self, values: Tensor, factor: float, shift: int) -> Tensor:
-        """Values times a public number that is rounded to so many bits after the point."""
+    def scaled(self, values: Tensor, factor: float, shift: int, bits: int) -> Tensor:
+        """Values times a public number, truncated.
+
+        Args:
+            values: The values.
+            factor: The number.
+            shift: To how many bits after the point it is rounded.
+            bits: To how many bits the product is truncated.
+        """
         ...
 
     def within(self, values: Tensor, layer: str, *, forward: bool) -> Tensor:
@@ -138,7 +162,7 @@ class Recorded:
 
     values: Tensor = field(repr=False)
     session: "RecordingSession" = field(repr=False)
-    bits: int = PRECISION_BITS
+    bits: int
     by_row: bool = False
 
     @property
@@ -146,8 +170,9 @@ class Recorded:
         """The largest magnitude."""
         return float(self.values.abs().max()) if self.values.numel() else 0.0
 
-    def _with(self, values: Tensor) -> "Recorded":
-        return Recorded(values, self.session, self.bits, self.by_row)
+    def derived(self, values: Tensor) -> "Recorded":
+        """Other values of the same kind."""
+        return replace(self, values=values)
 
     def __add__(self, other: "Recorded") -> "Recorded":
         return self.session.sum(self, other, self.values + other.values)
@@ -163,16 +188,16 @@ class Recorded:
         return self.session.bilinear(torch.matmul, self, other)
 
     def t(self) -> "Recorded":
-        return self._with(self.values.t())
+        return self.derived(self.values.t())
 
     def reshape(self, *shape: int) -> "Recorded":
-        return self._with(self.values.reshape(shape))
+        return self.derived(self.values.reshape(shape))
 
     def size(self, dim: int) -> int:
         return self.values.shape[dim]
 
     def sum(self, dim: int) -> "Recorded":
-        result = self._with(self.values.sum(dim))
+        result = self.derived(self.values.sum(dim))
         if dim == 0 and self.by_row:
             result.values, result.by_row = result.values * self.session.numbers.rows, False
         return self.session.noted(result, "gradient of the bias")
@@ -204,8 +229,7 @@ class RecordingSession:
 
     def within(self, value: Recorded) -> Recorded:
         """What the layer computes or hands back, under what is stated of it."""
-        values = self.numbers.within(value.values, self.layer, forward=self.forward)
-        return Recorded(values, self, value.bits, value.by_row)
+        return value.derived(self.numbers.within(value.values, self.layer, forward=self.forward))
 
     def noted(self, value: Recorded, name: str) -> Recorded:
         """Notes the operation that a value is the result of."""
@@ -214,7 +238,7 @@ class RecordingSession:
         return value
 
     def public(self, values: Tensor) -> Recorded:
-        return Recorded(values.double().cpu(), self)
+        return Recorded(values.double().cpu(), self, self.room.weight_bits)
 
     def sum(
         self, left: Recorded, right: Recorded, values: Tensor, of_weights: str = "momentum"
@@ -255,7 +279,7 @@ class RecordingSession:
             right: Its second argument.
             by_row: Whether the result has a row for each of the batch.
         """
-        if left.bits + right.bits > WIDEST:
+        if left.bits + right.bits > self.room.widest:
             left, right = self._narrow(left), self._narrow(right)
         values = function(left.values, right.values)
         result = Recorded(values, self, left.bits + right.bits, by_row)
@@ -268,39 +292,45 @@ class RecordingSession:
         return result
 
     def _narrow(self, value: Recorded) -> Recorded:
-        if value.bits <= PRECISION_BITS:
+        if value.bits <= self.room.settled_bits:
             return value
-        values = self.numbers.truncated(value.values)
-        return Recorded(values, self, PRECISION_BITS, value.by_row)
+        bits = self.room.gradient_bits
+        return replace(value, values=self.numbers.truncated(value.values, bits), bits=bits)
 
     def linear(self, function: Callable[[Tensor], Tensor], value: Recorded) -> Recorded:
-        result = Recorded(function(value.values), self, value.bits, value.by_row)
+        result = value.derived(function(value.values))
         return self.noted(result, "sums of windows" if self.forward else "gradient of the inputs")
 
     def scale(self, value: Recorded, factor: float) -> Recorded:
         whole, shift = rounded_factor(factor)
-        if is_wide(value.bits, whole):
+        if is_wide(value.bits, whole, self.room.settled_bits, self.room.widest):
             value = self._narrow(value)
         rounded = abs(whole) / 2.0**shift
         name = "division" if value.by_row else "learning rate, momentum"
         largest, bits = value.largest * rounded, value.bits + shift
         self.note(Operation(self.layer, name, largest, bits, self.room.limit))
-        values = self.numbers.scaled(value.values, factor, shift_of(factor))
-        return Recorded(values, self, min(bits, PRECISION_BITS), value.by_row)
+        left = min(bits, self.room.gradient_bits)
+        values = self.numbers.scaled(value.values, factor, shift_of(factor), left)
+        return Recorded(values, self, left, value.by_row)
 
     def relu(self, value: Recorded) -> tuple[Recorded, Recorded]:
         values, above = self.numbers.relu(value.values)
-        result = self.within(Recorded(values, self, value.bits, value.by_row))
+        result = self.within(value.derived(values))
         return self.noted(result, "outputs"), Recorded(above, self, 0, value.by_row)
 
     def sigmoid(self, logits: Recorded) -> Recorded:
         # Right up to that magnitude itself.
         limit = math.nextafter(REACH, math.inf) * 2.0**logits.bits
         self.note(Operation(self.layer, "sigmoid", logits.largest, logits.bits, limit))
-        return self._probabilities(logits, torch.sigmoid, WIDEST)
+        room = self.room
+        # Where truncations leave fewer bits than rows have, it is truncated before it is used.
+        short = room.gradient_bits < room.settled_bits
+        bits = room.gradient_bits if short else room.widest
+        return self._probabilities(logits, torch.sigmoid, bits)
 
     def softmax(self, logits: Recorded) -> Recorded:
-        return self._probabilities(logits, lambda values: values.softmax(-1), PRECISION_BITS)
+        bits = self.room.gradient_bits
+        return self._probabilities(logits, lambda values: values.softmax(-1), bits)
 
     def _probabilities(
         self, logits: Recorded, function: Callable[[Tensor], Tensor], bits: int

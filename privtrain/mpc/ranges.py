@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import DataError
 from privtrain.core.task import SCALE_COLUMNS, Rows, widest_column
 from privtrain.mpc.dense import Addition, Linear
+from privtrain.mpc.engine import Engine
 from privtrain.mpc.layers import evaluated, takes_pictures, translate
 from privtrain.mpc.pictures import Conv2d
 from privtrain.mpc.ring64.sigmoid import REACH
@@ -19,7 +20,8 @@ from privtrain.mpc.sharing import PRECISION_BITS, encode
 
 LARGEST_OUTPUT = 2.0**20
 """What layers compute stays below it. A product's integer is then below 2^52, and a truncation goes
-wrong with a probability below 2^-12; at 2^31 it wraps around."""
+wrong with a probability below 2^-12; at 2^31 it wraps around. Where an engine has fewer bits, see
+`largest_product`."""
 
 CHUNK = 1024
 """Rows that are computed at a time."""
@@ -28,26 +30,39 @@ LIKELY = 1e-3
 """As many wrong truncations are expected at most before a note tells of them."""
 
 
-def check_weights(model: nn.Module) -> None:
+def largest_product(engine: Engine) -> float:
+    """What the outputs of layers stay below on shares: with the bits of two factors they fit."""
+    bits = max(engine.row_bits, engine.weight_bits)
+    return min(LARGEST_OUTPUT, 2.0 ** (engine.range_bits - 2 * bits))
+
+
+def check_weights(model: nn.Module, bits: int = PRECISION_BITS) -> None:
     """Refuses initial weights that fixed point cannot hold.
+
+    Args:
+        model: The model.
+        bits: Bits after the point that weights have.
 
     Raises:
         DataError: With the parameter's name.
     """
     for name, parameter in model.named_parameters():
         try:
-            encode(parameter, name=f"the initial values of the parameter {name!r}")
+            encode(parameter, name=f"the initial values of the parameter {name!r}", bits=bits)
         except ValueError as error:
             raise DataError(f"{error} Make the model with smaller ones.") from error
 
 
-def wrong_truncations(model: nn.Module, rows: Rows, *, weights: str) -> float:
+def wrong_truncations(
+    model: nn.Module, rows: Rows, *, weights: str, limit: float = LARGEST_OUTPUT
+) -> float:
     """How many truncations of one pass over the rows go wrong on average.
 
     Args:
         model: What can be trained on shares, with weights that are public.
         rows: Own rows; what is said of them is unprotected.
         weights: Which weights these are, for errors.
+        limit: What outputs have to stay below, see `largest_product`.
 
     Returns:
         Their expected number.
@@ -60,11 +75,11 @@ def wrong_truncations(model: nn.Module, rows: Rows, *, weights: str) -> float:
         highest = float(outputs.abs().max())
         # CrypTen truncates locally: wrong with probability |integer| / 2^64.
         expected += float(outputs.abs().sum()) * 2.0 ** (2 * PRECISION_BITS - 64)
-        if not highest < LARGEST_OUTPUT:
+        if not highest < limit:
             raise DataError(
                 f"The outputs (logits, if it is the last one) of {layer} reach "
                 f"{highest:g} for these rows under the {weights} weights; on shares, values from "
-                f"{LARGEST_OUTPUT:g} on are cut wrongly or wrap around. "
+                f"{limit:g} on are cut wrongly or wrap around. "
                 f"{widest_column(rows.inputs)}. {SCALE_COLUMNS}, or lower the learning rate."
             )
     return expected

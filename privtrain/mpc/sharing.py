@@ -15,6 +15,9 @@ from privtrain.mpc.keystream import Keystream
 PRECISION_BITS = 16
 """Bits after the binary point."""
 
+SUM_BITS = 32
+"""Bits after the binary point of sums, which need none for products."""
+
 LARGEST = 2.0**12
 """Inputs and weights stay below it. A product of two such numbers is below 2^56 before truncation,
 so that sums of 128 of them still fit into the 63 bits of the ring."""

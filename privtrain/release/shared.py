@@ -5,8 +5,10 @@ the shares it received, and only what is released is opened: the sum, its larges
 it reaches a threshold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -14,23 +16,21 @@ from torch import Tensor
 from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
 from privtrain.core.observers import Exposure, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, party_names
-from privtrain.core.runtime import NO_MESH, Party, Payload, Reply, Runtimes, link_of
+from privtrain.core.runtime import NO_MESH, Party, Payload, Reply, Runtimes
 from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.core.trainer import Run
 from privtrain.core.validate import check_follows
 from privtrain.mechanisms.mechanism import Mechanism
-from privtrain.mpc.engine import Engine, Session, check_parties, with_helpers
+from privtrain.mpc.engine import Engine, Session, Shared, check_parties, with_helpers
 from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.proofs import PROOF, prove
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.streamed import check_streamed
-from privtrain.mpc.sharing import LARGEST, PRECISION_BITS, encode, reveal, share
+from privtrain.mpc.sharing import LARGEST, decode, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.finish import Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import Placement
-
-SUM_BITS = 32
-"""Bits after the binary point: more than products allow, since sums need no bits for products."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class SharedSum:
 
     Args:
         engine: Computes on shares and opens them.
-        computing_parties: Number of parties that hold shares: 2 to 5, with CrypTen 2 or 3.
+        computing_parties: Number of parties that hold shares: 2 to 5, with CrypTen 2 or 3, with
+            SPDZ2k 2.
     """
 
     engine: Engine = field(default_factory=Ring64)
@@ -90,7 +91,27 @@ class SharedSum:
                 f"{LARGEST:g}, so {self} could fail in the middle. Choose a smaller bound or fewer "
                 "teachers a party, or PlainSum()."
             )
-        _check_overflow(parties)
+        # It is subtracted from a public value, which may have more bits after the point.
+        lifted = max(0, self.engine.weight_bits - self.engine.row_bits)
+        # Two sums are compared by their difference, which has one bit more than they have.
+        longer = lifted if isinstance(finish, Threshold) else isinstance(finish, Argmax)
+        self._check_overflow(parties, lifted=int(longer))
+
+    def _check_overflow(self, parties: int, *, lifted: int = 0) -> None:
+        """Refuses so many messages that a sum could wrap around, which nobody would see.
+
+        Args:
+            parties: How many there are.
+            lifted: Bits by which the sum becomes longer before it is compared.
+        """
+        # A sum is not truncated, and so has one bit more than values that are.
+        bits = self.engine.range_bits + 1 - self.engine.sum_bits - lifted
+        most = int(2.0**bits / LARGEST) - 1
+        if parties > most:
+            raise UnsupportedError(
+                f"Sums on shares of {self.engine.name} hold up to {most} contributions, and there "
+                f"are {parties}. Sample fewer parties a round, or use PlainSum()."
+            )
 
     def begin(self, cohort: tuple[str, ...], run: Run, *, round: int, kind: str) -> Gathering:
         return Gathering(cohort=cohort, round=round, kind=kind)
@@ -102,13 +123,19 @@ class SharedSum:
             DataError: If a contribution is not finite or too large for fixed point.
         """
         try:
-            integers = encode(contribution, name=f"the {kind} of {party.name}", bits=SUM_BITS)
+            name, bits = f"the {kind} of {party.name}", self.engine.sum_bits
+            integers = encode(contribution, name=name, bits=bits)
         except ValueError as error:
             raise DataError(str(error)) from error
         # Keys of the operating system, never of the seed: who knows the seed would read shares.
         shares = share(integers, self.computing_parties, Keystream())
         named = zip(self.computing_names, shares, strict=True)
-        return Reply({}, {name: {_share_of(kind): one} for name, one in named})
+        mail = {name: {_share_of(kind): one} for name, one in named}
+        if self.engine.authenticated:
+            proofs = prove(integers, Keystream())
+            for name, proof in zip(self.computing_names, proofs, strict=True):
+                mail[name][_proof_of(kind)] = proof
+        return Reply({}, mail)
 
     def gather(self, gathering: Gathering, replies: Mapping[str, Reply], run: Run) -> Total:
         """The sum, still on shares; weights stay on them, too.
@@ -120,7 +147,7 @@ class SharedSum:
         kind = gathering.kind
         if not replies:
             raise ProtocolError(f"Expected at least one message {kind!r}, got none.")
-        _check_overflow(len(replies))
+        self._check_overflow(len(replies))
         for party, reply in replies.items():
             for name in sorted(set(reply.mail) - set(self.computing_names)):
                 raise ProtocolError(
@@ -129,15 +156,11 @@ class SharedSum:
                 )
         held: dict[str, Payload] = {}
         for name in self.computing_names:
-            shares = [_mailed(reply, kind, name) for reply in replies.values()]
-            for other in shares:
-                if other.shape != shares[0].shape:
-                    raise ProtocolError(
-                        f"A message {kind!r} has shape {tuple(other.shape)}, the first one "
-                        f"{tuple(shares[0].shape)}."
-                    )
             # Numbered, since a payload has names; six digits keep the order when they are sorted.
-            held[name] = {f"{number:06d}": one_share for number, one_share in enumerate(shares)}
+            held[name] = dict(_numbered(replies.values(), _share_of(kind), name))
+            if self.engine.authenticated:
+                proofs = _numbered(replies.values(), _proof_of(kind), name)
+                held[name] |= {f"{PROOF} {number}": proof for number, proof in proofs}
         return Total(SharedTotal(self.engine, held, run), parties=tuple(replies))
 
     def exposure(self, observer: Observer, noise_at: Placement, *, parties: int) -> Exposure:
@@ -169,16 +192,21 @@ class SharedSum:
             reads[dealer] = (
                 f"shares of {everyone}; their sum where a winner is found, as it deals triples"
             )
+        # Shares that are proved are each opened under masks, and not their sum alone.
+        masked = everyone
+        if not self.engine.authenticated:
+            masked = "their sum where a winner is found or a threshold is compared"
         for helper in helpers:
             reads[helper] = (
                 f"nothing of {everyone}; with a computing party, or as a listener between "
-                "them, their sum where a winner is found or a threshold is compared"
+                f"them, {masked}"
             )
         each = (
             InputPrivacy(
                 reader=name,
                 reads=what,
-                adversary=Adversary.SEMI_HONEST,
+                # Who helps follows the protocol, whatever the computing parties do.
+                adversary=Adversary.SEMI_HONEST if name in helpers else self.engine.adversary,
                 security=Security.COMPUTATIONAL,
                 dealer=dealer,
                 honest=honest,
@@ -205,28 +233,30 @@ def _on_shares(finish: Finish) -> Identity | Argmax | Threshold:
     return finish
 
 
-def _check_overflow(parties: int) -> None:
-    """Refuses so many messages that a sum on shares could wrap around, which nobody would see."""
-    most = int(2.0**63 / (LARGEST * 2.0**SUM_BITS)) - 1
-    if parties > most:
-        raise UnsupportedError(
-            f"Sums on shares hold up to {most} contributions, and there are {parties}. Sample "
-            "fewer parties a round, or use PlainSum()."
-        )
-
-
 def _share_of(kind: str) -> str:
     return f"{kind} share"
 
 
-def _mailed(reply: Reply, kind: str, receiver: str) -> Tensor:
-    """The share that a party mailed to a computing party."""
-    mail = reply.mail.get(receiver, {})
-    if _share_of(kind) not in mail:
-        raise ProtocolError(
-            f"A message lacks its {_share_of(kind)!r} for {receiver}; it holds {sorted(mail)}."
-        )
-    return mail[_share_of(kind)]
+def _proof_of(kind: str) -> str:
+    return f"{kind} proof"
+
+
+def _numbered(replies: Iterable[Reply], name: str, receiver: str) -> Iterator[tuple[str, Tensor]]:
+    """What each party mailed to a computing party by a name, which has to be of one shape."""
+    shape: torch.Size | None = None
+    for number, reply in enumerate(replies):
+        mail = reply.mail.get(receiver, {})
+        if name not in mail:
+            raise ProtocolError(
+                f"A message lacks its {name!r} for {receiver}; it holds {sorted(mail)}."
+            )
+        shape = mail[name].shape if shape is None else shape
+        if mail[name].shape != shape:
+            raise ProtocolError(
+                f"A message {name!r} has shape {tuple(mail[name].shape)}, the first one "
+                f"{tuple(shape)}."
+            )
+        yield f"{number:06d}", mail[name]
 
 
 @dataclass(frozen=True)
@@ -250,7 +280,8 @@ class SharedTotal:
             UnsupportedError: If the finish or noise cannot be computed on shares, or there is no
                 mesh.
             PartyLostError: If a computing party dies or freezes.
-            ProtocolError: If the computing parties opened different values.
+            ProtocolError: If the computing parties opened different values, or the shares came with
+                proofs and were opened before.
         """
         known = _on_shares(finish)
         if mechanism.about.noisy:
@@ -260,12 +291,21 @@ class SharedTotal:
         self.engine.check(len(self.held))
         if self.run.mesh is None:
             raise UnsupportedError(NO_MESH)
-        programs = dict.fromkeys(self.held, SumAndOpen(self.engine, known))
-        replies = self.run.mesh.run(with_helpers(self.engine, programs), self.held)
-        opened = [replies[name]["opened"] for name in self.held]
+        if not self.held:
+            raise ProtocolError(
+                f"This sum was given to the computing parties of {self.engine.name} before, and "
+                "its proofs serve once. Have every party send its contribution again."
+            )
+        names, held = list(self.held), dict(self.held)
+        if self.engine.authenticated:
+            # Also where it fails: who saw the other's seeds could change shares unnoticed.
+            self.held.clear()
+        programs = dict.fromkeys(names, SumAndOpen(self.engine, known))
+        replies = self.run.mesh.run(with_helpers(self.engine, programs), held)
+        opened = [replies[name]["opened"] for name in names]
         # Every computing party opens for itself, so that a fault of one of them shows here.
         if not all(torch.equal(value, opened[0]) for value in opened):
-            raise ProtocolError(f"The computing parties {list(self.held)} opened different values.")
+            raise ProtocolError(f"The computing parties {names} opened different values.")
         return opened[0]
 
 
@@ -283,22 +323,38 @@ class SumAndOpen:
 
     def __call__(self, shares: Payload, party: Party) -> Payload:
         """The opened result, the same at every computing party."""
-        # `reveal` adds in the ring; the sum of one party's shares is its share of the sum.
-        total = reveal([shares[key] for key in sorted(shares)])
+        keys = sorted(key for key in shares if not key.startswith(PROOF))
+        contributions = [shares[key] for key in keys]
+        proven = self.engine.authenticated
+        proofs = [shares[f"{PROOF} {key}"] if proven else None for key in keys]
         with self.engine.open(party) as session:
-            return {"opened": self._opened(session, total, link_of(party).rank)}
+            if self.engine.authenticated:
+                first, *others = session.take_all(contributions, proofs=proofs)
+                total = reduce(add, others, first)
+            else:
+                # `reveal` adds in the ring: the sum of a party's shares is its share of the sum.
+                total = session.take(reveal(contributions))
+            return {"opened": self._opened(session, total, contributions[0].shape)}
 
-    def _opened(self, session: Session, total: Tensor, rank: int) -> Tensor:
+    def _opened(self, session: Session, total: Shared, shape: torch.Size) -> Tensor:
         if isinstance(self.finish, Argmax):
-            winners = session.largest(session.take(total))
+            winners = session.largest(total)
             return session.reveal([winners], kind="winner share")[0].argmax(dim=-1)
         if isinstance(self.finish, Threshold):
-            limit = encode(torch.tensor(self.finish.threshold), name="threshold", bits=SUM_BITS)
-            # total >= limit as total - (limit - 1) > 0, which the engine can decide. One party only
-            # subtracts the public number, or it would be subtracted once a party.
-            above = total - (limit - 1) if rank == 0 else total
-            reached = session.positive(session.take(above))
-            return session.reveal([reached], kind="reached share")[0] > 0.5
-        opened = session.reveal([session.take(total)], kind="sum share")[0]
-        # The engine divides by its own precision, which has fewer bits than sums have.
-        return opened * 2.0 ** (PRECISION_BITS - SUM_BITS)
+            limit = self._limit(session, self.finish.threshold, shape)
+            below = session.positive(limit - total)
+            return session.reveal([below], kind="reached share")[0] < 0.5
+        opened = session.reveal([total], kind="sum share")[0]
+        # The engine divides by the precision of rows, which have fewer bits than sums have.
+        return opened * 2.0 ** (self.engine.row_bits - self.engine.sum_bits)
+
+    def _limit(self, session: Session, threshold: float, shape: torch.Size) -> Shared:
+        """The threshold with the bits of sums: in two parts, since rows reach `LARGEST` only."""
+        row_bits, sum_bits = self.engine.row_bits, self.engine.sum_bits
+        values = torch.full(shape, threshold, dtype=torch.float64)
+        limit = encode(values, name="threshold", bits=sum_bits)
+        more = sum_bits - row_bits
+        high = limit.div(1 << more, rounding_mode="trunc")
+        low = limit - (high << more)
+        parts = [session.public(decode(part, bits=row_bits)) for part in (high, low)]
+        return parts[0] * (1 << more) + parts[1]

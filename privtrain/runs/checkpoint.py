@@ -172,6 +172,11 @@ class FileCheckpoint:
         self.transcript.exchanges = 0
         self.history.unprotected.clear()
 
+    def discard(self) -> None:
+        """Deletes the file, so that no later sitting goes on from it."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
     @property
     def spent_before(self) -> int:
         """How many releases of all kinds were spent when the file was written."""

@@ -15,7 +15,7 @@ from privtrain.core.abilities import (
     Trying,
 )
 from privtrain.core.cost import reset_peak_memory
-from privtrain.core.errors import PrivacyError, UnsupportedError
+from privtrain.core.errors import PrivacyError, TamperedShareError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS, text_of
 from privtrain.core.folders import locked_folder
 from privtrain.core.identity import Snapshot, value_digest
@@ -143,6 +143,8 @@ def fit(
         PrivacyError: If a model keeps what no release covers, or starts from what an earlier fit
             made of these rows.
         PartyLostError: If a party dies or freezes.
+        TamperedShareError: If a share was altered; `folder` says so, and nothing of the run is
+            taken up there.
         DataError: If the data cannot be trained on, or the folder cannot be written, is in use,
             or belongs to another run or to version 0.1.
     """
@@ -291,7 +293,11 @@ def fit_trial(
         )
         # The peak is the process's own, and an earlier fit's would be reported as this one's.
         reset_peak_memory()
-        predictor = trainer.train(task, data, run)
+        try:
+            predictor = trainer.train(task, data, run)
+        except TamperedShareError as error:
+            sitting.abort(error)
+            raise
         took = (checkpoint.seconds, checkpoint.cpu_seconds(outcome.cpu_elsewhere.values()))
         # Not in a `finally`: after an error it is unknown which releases of a block were made.
         ledger.close()

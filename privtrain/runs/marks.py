@@ -38,12 +38,14 @@ class Mark:
         noise: The noise of all sittings so far, likewise; empty where they drew different noise,
             or noise that cannot be drawn again.
         finished: What a finished run noted and what it assumed; None where it is not finished.
+        aborted: Why earlier attempts were given up for good, of which nothing is taken up.
     """
 
     parts: Mapping[str, str]
     environment: Mapping[str, str]
     noise: str = ""
     finished: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    aborted: tuple[str, ...] = ()
 
 
 def identity_of(
@@ -148,7 +150,10 @@ def new_mark(identity: Identity, environment: Mapping[str, str], folder: Path) -
 
 def write_mark(path: Path, mark: Mark) -> None:
     """Marks a folder; what stood there is replaced as a whole."""
-    text = json.dumps({"schema": SCHEMA, **asdict(mark)}, indent=1)
+    plain = {"schema": SCHEMA, **asdict(mark)}
+    if not mark.aborted:
+        del plain["aborted"]
+    text = json.dumps(plain, indent=1)
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     fresh = path.with_suffix(".new")
@@ -183,6 +188,7 @@ def read_mark(path: Path) -> Mark | None:
             environment={str(name): str(value) for name, value in plain["environment"].items()},
             noise=str(plain["noise"]),
             finished=finished and (tuple(finished[0]), tuple(finished[1])),
+            aborted=tuple(map(str, plain.get("aborted", ()))),
         )
     except DataError:
         raise

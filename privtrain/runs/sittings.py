@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from privtrain.core.errors import DataError
+from privtrain.core.failures import text_of
 from privtrain.core.identity import value_digest
 from privtrain.core.result import History
 from privtrain.core.trainer import Run
@@ -77,6 +78,14 @@ class Sitting:
         self.mark = replace(self.mark, noise=again)
         write_mark(self.folder / RUN, self.mark)
 
+    def abort(self, error: Exception) -> None:
+        """Says in the folder why the run was given up; a later run there takes nothing up."""
+        if self.folder is None or self.mark is None:
+            return
+        self.checkpoint.discard()
+        said = f"{type(error).__name__}: {text_of(error)}"
+        write_mark(self.folder / RUN, replace(self.mark, aborted=(*self.mark.aborted, said)))
+
     def end(self, run: Run, environment: Mapping[str, str]) -> None:
         """Keeps what a finished run noted and assumed, and takes it up where nothing was added."""
         if self.folder is None or self.mark is None:
@@ -90,6 +99,10 @@ class Sitting:
             changed = differences(earlier.environment, environment)
             note = f"begun with {changed}"
             if changed and note not in outcome.notes:
+                outcome.notes.append(note)
+        for why in self.mark.aborted:
+            note = f"nothing was taken up of an attempt in this folder that was aborted: {why}"
+            if note not in outcome.notes:
                 outcome.notes.append(note)
         finished = (tuple(outcome.notes), tuple(outcome.assumptions))
         write_mark(self.folder / RUN, replace(self.mark, finished=finished))
@@ -128,4 +141,7 @@ def open_sitting(
     begun = (state, folder / "journal.jsonl")
     earlier = checked_mark(folder / RUN, identity, environment, begun=begun)
     checkpoint = FileCheckpoint(transcript, history, state, identity, spent, saved)
-    return Sitting(checkpoint, folder, new_mark(identity, environment, folder), earlier)
+    mark = new_mark(identity, environment, folder)
+    if earlier is not None:
+        mark = replace(mark, aborted=earlier.aborted)
+    return Sitting(checkpoint, folder, mark, earlier)

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from privtrain.core.errors import DataError, PartyLostError, PrivtrainError, ProtocolError
+from privtrain.core.errors import (
+    DataError,
+    PartyLostError,
+    PrivtrainError,
+    ProtocolError,
+    TamperedShareError,
+)
 from privtrain.runtimes.board import Board, Entries, LocalBoard
 from privtrain.runtimes.launcher import LaunchedBoard
 from privtrain.runtimes.rendezvous import BoardServer, join, listening
@@ -37,6 +43,9 @@ _ENDING = 0.2
 
 _LONGEST = 1000
 """Characters of a reason that others are told."""
+
+_TAMPERED = f"{TamperedShareError.__name__}: "
+"""How a report begins that a share was altered."""
 
 FAILED = 1
 """Exit code of a process whose run was ended by another party."""
@@ -165,6 +174,7 @@ class Peers:
 
         Raises:
             PartyLostError: Naming the party that is gone.
+            TamperedShareError: If another party left because a share was altered.
         """
         try:
             return program()
@@ -333,9 +343,15 @@ class Peers:
         name = self.names[rank]
         return PartyLostError(f"{name} died or froze: no sign of life for {age:.1f} s.", name)
 
-    def _reported(self) -> PartyLostError:
+    def _reported(self) -> ProtocolError:
         """What was reported; best by the party that failed, which knows why."""
         reports = dict(self._failures)
+        # Whoever alters what others read may report anything besides, to be taken for the cause.
+        # What is passed on is longer than what was said first.
+        tampered = [each for each in reports.items() if each[1][1].startswith(_TAMPERED)]
+        if tampered:
+            by, (_, text) = min(tampered, key=lambda each: (len(each[1][1]), each[0]))
+            return TamperedShareError(f"{self.names[by]} says: {text.removeprefix(_TAMPERED)}")
         by = min(reports, key=lambda rank: (reports[rank][0] != rank, rank))
         lost, text = reports[by]
         name, reporter = self.names[lost], self.names[by]

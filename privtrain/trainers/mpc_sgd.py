@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
-from privtrain.core.errors import ProtocolError, UnsupportedError
+from privtrain.core.errors import ProtocolError, TamperedShareError, UnsupportedError
 from privtrain.core.fields import LATER, told
 from privtrain.core.observers import CURATOR, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import (
@@ -20,7 +20,7 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import party_names
-from privtrain.core.runtime import NO_MESH, Payload, Program, Runtimes
+from privtrain.core.runtime import NO_MESH, Draws, Payload, Program, Runtimes
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import (
     ROWS,
@@ -64,11 +64,13 @@ from privtrain.mpc.layers import (
     translate,
 )
 from privtrain.mpc.measuring import check_gradients
+from privtrain.mpc.proofs import PROOF, prove
 from privtrain.mpc.ranges import (
     LIKELY,
     check_logits,
     check_weights,
     largest_output,
+    largest_product,
     wrong_truncations,
 )
 from privtrain.mpc.ring64.engine import Ring64
@@ -115,6 +117,11 @@ class PlaintextTwin:
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         return self.descent.train(task, data, run)
 
+    def train_many(
+        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+    ) -> list[ModelPredictor]:
+        return self.descent.train_many(task, data.pooled(), included, draws)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MPCSGD:
@@ -131,8 +138,10 @@ class MPCSGD:
         batch_size: Rows in a batch; None for all rows as one batch.
         learning_rate: Learning rate; positive.
         momentum: Momentum of the descent, in [0, 1).
-        computing_parties: How many parties compute on shares: 2 to 5, with CrypTen 2 or 3.
-        engine: What computes on shares.
+        computing_parties: How many parties compute on shares: 2 to 5, with CrypTen 2 or 3, with
+            SPDZ2k 2.
+        engine: What computes on shares: `Ring64()`, `CrypTen()`, or `SPDZ2k()`, which ends a run in
+            which a computing party deviates.
         release: The one opening; only `Exact` without a bound so far.
         bounds: What is stated of rows, weights and layers, so that a training in which an operation
             may overflow is refused; None to look at own rows alone.
@@ -179,6 +188,11 @@ class MPCSGD:
                     "('computing-0',)."
                 )
             object.__setattr__(self, "reveal_to", tuple(names))
+        if self.reveal_to == () and not self.engine.keeps_shares:
+            raise UnsupportedError(
+                f"reveal_to=() cannot be kept by {self.engine.name}, which keeps no shares: nobody "
+                "would have the model. Use engine=pt.Ring64(), or name who reads it."
+            )
         if self.reveal_to and not self.engine.opens_to_some:
             raise UnsupportedError(
                 f"reveal_to={self.reveal_to} cannot be kept by {self.engine.name}, which opens to "
@@ -225,6 +239,8 @@ class MPCSGD:
             )
         reader = ", ".join(self.reveal_to)
         reads = "the weights in the end, exact; the other computing parties are not sent them"
+        if self.engine.authenticated and len(self.reveal_to) == 1:
+            reads += "; what others are told of them is its word alone"
         return (InputPrivacy(reader=reader, reads=reads),)
 
     def with_noise(self, scale: float) -> None:
@@ -254,6 +270,7 @@ class MPCSGD:
             UnsupportedError: If there is no mesh, or the model or the loss cannot be trained on
                 shares.
             PartyLostError: If a computing party dies or freezes.
+            TamperedShareError: If a share was altered.
             ProtocolError: If a computing party breaks the protocol.
         """
         if run.mesh is None:
@@ -261,7 +278,8 @@ class MPCSGD:
         model = initial_model(task, run.seeds["initialisation", 0, ""])
         program = self._checked(task, model, data)
         study = study_digest(f"{self}/{model}/{run.seeds}/{data.split}", model)
-        keepings = keepings_in(run.folder, self.computing_names, study)
+        home = run.folder if self.engine.keeps_shares else None
+        keepings = keepings_in(home, self.computing_names, study)
         kept = run.kept()
         if kept is None:
             # The folder is this run's from now on, before shares lie in it.
@@ -277,20 +295,33 @@ class MPCSGD:
         # Computation and output phase: all steps on shares, then one opening of the weights.
         # Shares arrive while the computing parties agree on keys: in the same round.
         own = {name: replace(program, keeping=keepings.get(name)) for name in self.computing_names}
-        replies = run.mesh.run(with_helpers(self.engine, own), inputs)
+        try:
+            replies = run.mesh.run(with_helpers(self.engine, own), inputs)
+        except TamperedShareError:
+            # Nobody knows since when: what was kept before may have been altered, too.
+            for keeping in keepings.values():
+                forget(keeping)
+            raise
         readers = self.reveal_to or self.computing_names
         opened = {name: replies[name]["weights"] for name in readers}
         try:
-            weights = agreed(opened, rows.inputs)
+            weights = agreed(opened, rows.inputs, authenticated=self.engine.authenticated)
         except ProtocolError as error:
             raise ProtocolError(f"{error}{began_anew(keepings)}") from error
         load_vector(trainable(model), weights)
-        wrong = self.epochs * max(wrong, wrong_truncations(model, rows, weights="opened"))
+        limit = largest_product(self.engine)
+        after = wrong_truncations(model, rows, weights="opened", limit=limit)
+        wrong = self.epochs * max(wrong, after)
         self._tell_of_ranges(model, rows, program, wrong, run)
         run.transcript.publish("model", weights, sender=readers[0], round=run.transcript.rounds)
         entries = run.transcript.entries
         run.outcome.note(*phases(self.engine, entries, self.computing_names))
         run.outcome.note(*said_of(replies[self.computing_names[0]].get("start")))
+        if run.folder is not None and not self.engine.keeps_shares:
+            run.outcome.note(
+                f"{self.engine.name} keeps no shares, so that a run that is interrupted begins "
+                "again. Use engine=pt.Ring64() for one that goes on."
+            )
         run.keep(self.epochs, weights=weights)
         return self._finished(model, weights, keepings, run)
 
@@ -305,7 +336,7 @@ class MPCSGD:
         program = self.program(task, model, data.split, shape)
         check_streamed(self.engine)
         self.engine.check(self.computing_parties)
-        check_weights(model)
+        check_weights(model, self.engine.weight_bits)
         check_translation(model, program.layers, shape, data.test.inputs.dtype)
         program.check_ranges(_count(data))
         return replace(program, readers=ranks_of(self.computing_names, self.reveal_to))
@@ -385,6 +416,11 @@ class MPCSGD:
         if self.computing_parties != len(names):
             raise ValueError(f"Expected computing_parties to be world_size={len(names)}.")
         self.engine.check(len(names))
+        if keeping is not None and not self.engine.keeps_shares:
+            raise UnsupportedError(
+                f"Expected no checkpoints= in the study file: {self.engine.name} keeps no shares. "
+                "Leave it out, or use engine=pt.Ring64()."
+            )
         if keeping is not None:
             check_streamed(self.engine)
             # Who reads the weights may be decided later: the shares are the same.
@@ -402,7 +438,7 @@ class MPCSGD:
             )
         readers = ranks_of(names, self.reveal_to)
         descent = replace(self.program(task, model, split), keeping=keeping, readers=readers)
-        check_weights(model)
+        check_weights(model, self.engine.weight_bits)
         if split is not ROWS:
             check_translation(model, descent.layers, (descent.features,))
         elif rows is not None:
@@ -420,7 +456,7 @@ class MPCSGD:
         # Each party opened the weights for itself, and has nobody else's to compare.
         load_vector(trainable(model), agreed({"this party": result["weights"]}, rows.inputs))
         if split is ROWS:
-            wrong_truncations(model, rows, weights="opened")
+            wrong_truncations(model, rows, weights="opened", limit=largest_product(self.engine))
         return True
 
     def peer_statement(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -436,7 +472,8 @@ class MPCSGD:
         Returns:
             How many truncations of one pass go wrong on average.
         """
-        wrong = wrong_truncations(model, rows, weights="initial")
+        limit = largest_product(self.engine)
+        wrong = wrong_truncations(model, rows, weights="initial", limit=limit)
         if self.bounds is not None:
             self.bounds.check_layers(model, rows)
             check_gradients(self.bounds, program, rows)
@@ -472,16 +509,26 @@ class MPCSGD:
         for number, party in enumerate(data.parties):
             labels = data.split is ROWS or party == data.label_holder
             values = encoded(
-                data.train[party], party, program.classes, labels=labels, bounds=self.bounds
+                data.train[party],
+                party,
+                program.classes,
+                labels=labels,
+                bounds=self.bounds,
+                bits=self.engine.row_bits,
             )
             for kind, integers in values:
-                # A fresh key from the operating system: shares never follow from the user's seed.
-                shares = share(integers, self.computing_parties, Keystream())
-                for name, input_share in zip(self.computing_names, shares, strict=True):
-                    # Shares arrive while computing parties agree on keys: round 0 of the mesh.
-                    run.transcript.send(party, name, "input share", input_share, round=0)
-                    # Numbered in fixed width, so that sorted keys are in the order of the parties.
-                    dealt[name][f"{kind}/{number:06d}"] = input_share
+                # Numbered in fixed width, so that sorted keys are in the order of the parties.
+                key = f"{kind}/{number:06d}"
+                # Fresh keys from the operating system: shares never follow from the user's seed.
+                sent = {("input share", key): share(integers, self.computing_parties, Keystream())}
+                if self.engine.authenticated:
+                    proofs = prove(integers, Keystream())
+                    sent["input proof", f"{PROOF} {key}"] = [*proofs]
+                for (message, payload_key), parts in sent.items():
+                    for name, part in zip(self.computing_names, parts, strict=True):
+                        # They arrive while computing parties agree on keys: round 0 of the mesh.
+                        run.transcript.send(party, name, message, part, round=0)
+                        dealt[name][payload_key] = part
         program.check_features(dealt[self.computing_names[0]])
         return dealt
 

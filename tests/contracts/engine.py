@@ -4,7 +4,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, UnsupportedError
+from privtrain.core.links import Link
 from privtrain.core.runtime import MeshRuntime, Party, Payload, link_of
 from privtrain.mpc.convolution import Windows, conv2d, sums
 from privtrain.mpc.engine import Engine, check_parties, with_helpers
-from privtrain.mpc.sharing import encode
+from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.proofs import prove
+from privtrain.mpc.sharing import encode, share
 from tests.mpc.one_party import OpenSession
 
 TIMEOUT = 20.0
@@ -57,7 +60,7 @@ class Case(NamedTuple):
 def drawn(*shape: int) -> Tensor:
     """Values up to a few tens, of all signs, that fixed point holds exactly."""
     values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 6
-    return (values * 2**16).round() / 2**16
+    return (values * 2**12).round() / 2**12
 
 
 X, Y, TIES = drawn(12, 8), drawn(8, 5), torch.tensor([1.0, 3, 2, 3, -5]).double()
@@ -72,6 +75,9 @@ def convolution(images: Tensor, kernels: Tensor) -> Tensor:
 def pooling(images: Tensor) -> Tensor:
     return sums(images, windows=WINDOWS)
 
+
+Dealt = tuple[list[Tensor], list[Tensor | None]]
+"""Shares of one party, and its part of their proofs."""
 
 Share = Callable[[Any, Tensor, int], Any]
 """Shares a tensor of the party of a rank."""
@@ -119,22 +125,22 @@ def of_matrices(s: Any, share: Share) -> dict[str, Any]:
     }
 
 
-def of_more(s: Any, share: Share) -> dict[str, Any]:
-    """What an engine of matrices alone does not have."""
-    x, images, kernels = share(s, X, 0), share(s, IMAGES, 1), share(s, KERNELS, 0)
-    return {
-        "sigmoid": s.sigmoid(x),
-        "product bilinear": s.bilinear(convolution, images, kernels),
-        "exact linear": s.linear(pooling, images),
-        "exact maximum": s.maximum(x),
-    }
+def of_more(engine: Engine, s: Any, share: Share) -> dict[str, Any]:
+    """What an engine may lack, and says so."""
+    x, values = share(s, X, 0), dict[str, Any]()
+    if engine.sigmoid:
+        values |= {"sigmoid": s.sigmoid(x), "exact maximum": s.maximum(x)}
+    if engine.pictures:
+        images, kernels = share(s, IMAGES, 1), share(s, KERNELS, 0)
+        values["product bilinear"] = s.bilinear(convolution, images, kernels)
+        values["exact linear"] = s.linear(pooling, images)
+    return values
 
 
 def plain(engine: Engine) -> dict[str, Tensor]:
     """The same text on plain float64 tensors."""
     values = of_matrices(OpenSession(), lambda session, values, rank: values)
-    if not engine.matrices_only:
-        values |= of_more(OpenSession(), lambda session, values, rank: values)
+    values |= of_more(engine, OpenSession(), lambda session, values, rank: values)
     return {name: value.double() for name, value in values.items()}
 
 
@@ -147,32 +153,46 @@ class Everything:
     def __call__(self, inputs: Payload, party: Party) -> Payload:
         rank = link_of(party).rank
 
-        def share(session: Any, values: Tensor, owner: int) -> Any:
-            held = encode(values) if rank == owner else None
+        def own(session: Any, values: Tensor, owner: int) -> Any:
+            held = encode(values, bits=self.engine.row_bits) if rank == owner else None
             return session.own(held, tuple(values.shape), owner)
 
         with self.engine.open(party) as session:
             said = session.announce(torch.tensor([rank]))
-            values = of_matrices(session, share)
-            if not self.engine.matrices_only:
-                values |= of_more(session, share)
-            # A share that was made beforehand, here of a value that all parties add 2 to.
-            values["exact take"] = session.take(encode(TIES * 0 + 2))
+            values = of_matrices(session, own) | of_more(self.engine, session, own)
+            shares, proofs = shared(self.engine, link_of(party), (X, TIES))
+            taken = session.take_all(shares, proofs=proofs)
+            values["exact take"], values["exact take a row"] = taken
             opened = session.reveal(list(values.values()), kind="result share")
-            missing = [] if not self.engine.matrices_only else refused(session, values)
+            missing = refused(self.engine, session, values["exact own"])
         result = dict(zip(values, opened, strict=True))
         return {**result, "said": torch.cat(said), "refused": torch.tensor(missing)}
 
 
-def refused(session: Any, values: dict[str, Any]) -> list[bool]:
+def shared(engine: Engine, link: Link, values: Sequence[Tensor]) -> Dealt:
+    """A party's shares of values that somebody shared beforehand, and their proofs."""
+    stream, parties = Keystream(bytes(32)), len(link.names) - len(engine.helper_names)
+    shares, proofs = list[Tensor](), list[Tensor | None]()
+    for value in values:
+        integers = encode(value, bits=engine.row_bits)
+        parts = prove(integers, stream) if engine.authenticated else (None,) * parties
+        # Who helps has no rows: it is told shapes.
+        none = parts[0] if parts[0] is None else torch.zeros_like(parts[0])
+        shares.append([*share(integers, parties, stream), torch.zeros_like(integers)][link.rank])
+        proofs.append([*parts, none][link.rank])
+    return shares, proofs
+
+
+def refused(engine: Engine, session: Any, x: Any) -> list[bool]:
     """Which of the methods that an engine says it lacks raise `UnsupportedError`."""
-    x = values["exact own"]
-    calls: tuple[Callable[[], Any], ...] = (
-        lambda: session.sigmoid(x),
-        lambda: session.bilinear(convolution, x, x),
-        lambda: session.linear(pooling, x),
-        lambda: session.maximum(x),
-    )
+    calls: list[Callable[[], Any]] = []
+    if not engine.sigmoid:
+        calls += [lambda: session.sigmoid(x), lambda: session.maximum(x)]
+    if not engine.pictures:
+        calls += [
+            lambda: session.bilinear(convolution, x, x),
+            lambda: session.linear(pooling, x),
+        ]
     found = []
     for call in calls:
         try:
@@ -186,7 +206,7 @@ def refused(session: Any, values: dict[str, Any]) -> list[bool]:
 def each_method_equals_its_plain_twin_at_all_parties(case: Case) -> None:
     replies = case.run(Everything(case.engine))
     first = replies[case.names[0]]
-    wanted = plain(case.engine) | {"exact take": torch.full((5,), 2.0 * case.parties).double()}
+    wanted = plain(case.engine) | {"exact take": X, "exact take a row": TIES}
     assert set(wanted) | {"said", "refused"} == set(first)
     for name, value in wanted.items():
         bound = getattr(case.bounds, name.split()[0])
@@ -212,7 +232,9 @@ class Stops:
     def __call__(self, inputs: Payload, party: Party) -> Payload:
         rank = link_of(party).rank
         with self.engine.open(party) as session:
-            x = session.own(encode(X) if rank == 0 else None, tuple(X.shape), 0)
+            x = session.own(
+                encode(X, bits=self.engine.row_bits) if rank == 0 else None, tuple(X.shape), 0
+            )
             for number in range(20):
                 if number == 2 and party.name == self.culprit:
                     self.deed()

@@ -32,7 +32,7 @@ from privtrain.report import cells
 from privtrain.report.files import load
 from privtrain.report.summary import groups
 from privtrain.runs.card import versions
-from tests.docs.operations import network_lines, ops_lines
+from tests.docs.operations import authenticated_lines, network_lines, ops_lines
 from tests.docs.pages import CHECKOUT, DOCS
 
 RESULTS = DOCS / "results"
@@ -317,7 +317,11 @@ TABLES: Mapping[str, Table] = {
             lines=lines,
             kept="benchmarks/results/mpc_ops.json",
         )
-        for name, lines in (("mpc_ops", ops_lines), ("mpc_network", network_lines))
+        for name, lines in (
+            ("mpc_ops", ops_lines),
+            ("mpc_authenticated", authenticated_lines),
+            ("mpc_network", network_lines),
+        )
     },
 }
 

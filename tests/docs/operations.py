@@ -24,6 +24,11 @@ HELD_AGAINST = (
     *(("total", "crypten-stock ttp"), ("online", "spu semi2k"), ("total", "spu semi2k")),
 )
 
+AUTHENTICATED_AGAINST = (
+    *(("online", "crypten"), ("total", "crypten"), ("online", "crypten-stock tfp")),
+    *(("total", "crypten-stock ttp"), ("online", "ring64 online"), ("total", "ring64 total")),
+)
+
 
 def by_sides(figures: Values) -> dict[tuple[str, str, str], Values]:
     return {(row["work"], row["ours"], row["against"]): row for row in figures["rows"]}
@@ -43,9 +48,7 @@ def ops_lines(figures: Values) -> Iterable[str]:
     for work, said in OPERATIONS.items():
         cells_of = [said]
         for kind, against in sides:
-            row = rows[work, f"ring64 {kind}", against]
-            spread = f"({row['ratio_min']:.2g} to {row['ratio_max']:.2g})"
-            cells_of.append(f"{row['ratio_median']:.2g} {spread}")
+            cells_of.append(ratio(rows[work, f"ring64 {kind}", against]))
         if parties:
             more = [
                 rows[f"{work}, {count} parties", "ring64 online", "ring64 online, 2 parties"]
@@ -55,8 +58,31 @@ def ops_lines(figures: Values) -> Iterable[str]:
         yield f"| {' | '.join(cells_of)} |"
 
 
+def ratio(row: Values) -> str:
+    """Its median and spread."""
+    return f"{row['ratio_median']:.2g} ({row['ratio_min']:.2g} to {row['ratio_max']:.2g})"
+
+
+def authenticated_lines(figures: Values) -> Iterable[str]:
+    """Ratios and material of `spdz2k`, of the operations that have rows of it."""
+    rows = by_sides(figures)
+    titles = [
+        f"{kind} / {against.split()[0] if 'ring64' in against else against}"
+        for kind, against in AUTHENTICATED_AGAINST
+    ]
+    yield f"| operation | {' | '.join(titles)} | material, to one party and to both |"
+    yield f"|{'---|' * (len(titles) + 2)}"
+    for work, said in OPERATIONS.items():
+        keys = [(work, f"spdz2k {kind}", against) for kind, against in AUTHENTICATED_AGAINST]
+        if all(key in rows for key in keys):
+            ratios = [ratio(rows[key]) for key in keys]
+            first = rows[keys[0]]
+            sizes = (cells.size(first[f"{name}_bytes"]) for name in ("material", "all_material"))
+            yield f"| {' | '.join([said, *ratios, ', '.join(sizes)])} |"
+
+
 def network_lines(figures: Values) -> Iterable[str]:
-    """Rounds, bytes and projections of `ring64`, and of each side whose rounds were counted."""
+    """Rounds, bytes and projections of our engines, and of each side whose rounds were counted."""
     rows = by_sides(figures)
     columns = "rounds | sent | material | LAN, ms | dealing, too | WAN, ms | dealing, too"
     yield f"| operation | | {columns} |"
@@ -64,6 +90,9 @@ def network_lines(figures: Values) -> Iterable[str]:
     for work, said in OPERATIONS.items():
         totals = [row for key, row in rows.items() if key[:2] == (work, "ring64 total")]
         costs = {"`ring64`": (totals[0], "")}
+        ours = [row for key, row in rows.items() if key[:2] == (work, "spdz2k total")]
+        if ours:
+            costs["`spdz2k`"] = ours[0], ""
         costs |= {row["against"]: (row, "against_") for row in totals if "against_rounds" in row}
         for side, (row, prefix) in costs.items():
             rounds, sent, material = (
@@ -77,6 +106,6 @@ def network_lines(figures: Values) -> Iterable[str]:
                 for moved in (online, sent + material)
             ]
             sizes = f"{cells.size(sent)} | {cells.size(material)}".replace("0 B", "0")
-            title = "" if prefix else said
+            title = said if side == "`ring64`" else ""
             seconds = " | ".join(f"{each:,.1f}" if each < 100 else f"{each:,.0f}" for each in times)
             yield f"| {title} | {side} | {rounds} | {sizes} | {seconds} |"

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from privtrain.command.keys import KeysArgs, run_keys
 from privtrain.core.runtime import MeshReply, Party, Payload, Program, Runtimes
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.mpc.engine import Engine
 from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import encode, share
+from privtrain.mpc.spdz2k.engine import SPDZ2k
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.board import Entries
 from privtrain.runtimes.channels import Outbox
@@ -38,13 +41,14 @@ def octets(tensor: Tensor) -> bytes:
 def traces(value: float) -> list[bytes]:
     """How a value looks where it is written: at least seven characters, or eight bytes."""
     whole = torch.tensor(value, dtype=torch.float64)
-    integer = (whole * 2**16).long()
-    texts = [f"{value:g}", f"{value:.4f}", str(int(integer))]
+    # By the bits after the point that engines use.
+    integers = [(whole * 2**bits).long() for bits in (12, 14, 16)]
+    texts = [f"{value:g}", f"{value:.4f}", *(str(int(integer)) for integer in integers)]
     return [
         *(text.encode() for text in texts),
         octets(torch.full((2,), value)),
         octets(whole),
-        octets(integer),
+        *map(octets, integers),
     ]
 
 
@@ -115,8 +119,9 @@ class TappedProcesses(Processes):
         return replies
 
 
+@pytest.mark.parametrize("engine", [Ring64(), SPDZ2k()], ids=["ring64", "spdz2k"])
 def test_training_on_shares_writes_no_value_of_a_row(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    engine: Engine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = Rows(torch.full((20, 4), SENTINEL), torch.arange(20) % 2)
     data = FederatedData(train={"a": rows, "b": rows}, test=rows)
@@ -124,7 +129,7 @@ def test_training_on_shares_writes_no_value_of_a_row(
     kept.mkdir()
     mesh = TappedProcesses(timeout=30, echo=True, folder=str(kept))
     result = fit(
-        MPCSGD(epochs=1, learning_rate=1e-6),
+        MPCSGD(epochs=1, learning_rate=1e-6, engine=engine),
         Task(model=lambda: nn.Linear(4, 2)),
         data,
         runtimes=Runtimes(mesh=mesh),

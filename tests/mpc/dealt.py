@@ -20,7 +20,7 @@ from privtrain.core.statement import Adversary, InputPrivacy, Security
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.engine import Operand, Shared
 from privtrain.mpc.keystream import Keystream
-from privtrain.mpc.sharing import PRECISION_BITS, encode, reveal, share
+from privtrain.mpc.sharing import PRECISION_BITS, SUM_BITS, encode, reveal, share
 
 DEALER = "dealer"
 END, PRODUCT, MATRIX_PRODUCT, BITS = range(4)
@@ -54,8 +54,44 @@ class DealtEngine:
         return False
 
     @property
-    def matrices_only(self) -> bool:
+    def pictures(self) -> bool:
+        return False
+
+    @property
+    def sigmoid(self) -> bool:
+        return False
+
+    @property
+    def keeps_shares(self) -> bool:
         return True
+
+    @property
+    def authenticated(self) -> bool:
+        return False
+
+    @property
+    def adversary(self) -> Adversary:
+        return Adversary.SEMI_HONEST
+
+    @property
+    def row_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def weight_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def gradient_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def sum_bits(self) -> int:
+        return SUM_BITS
+
+    @property
+    def range_bits(self) -> int:
+        return 62
 
     def check(self, parties: int) -> None:
         if parties != 2:
@@ -145,8 +181,19 @@ class DealtSession:
     def other(self) -> str:
         return self.link.names[1 - self.link.rank]
 
-    def take(self, share: Tensor, *, largest: float | None = None) -> "DealtTensor":
+    def take(
+        self, share: Tensor, *, largest: float | None = None, proof: Tensor | None = None
+    ) -> "DealtTensor":
         return DealtTensor(share, self)
+
+    def take_all(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        proofs: Sequence[Tensor | None],
+        largest: float | None = None,
+    ) -> list["DealtTensor"]:
+        return [self.take(share, largest=largest) for share in shares]
 
     def own(
         self,

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from privtrain.core.runtime import Party, Program
 from privtrain.core.seeding import SeededEntropy, Seeds
-from privtrain.core.statement import InputPrivacy
+from privtrain.core.statement import Adversary, InputPrivacy
 from privtrain.core.task import Rows
 from privtrain.core.transcript import Entry
-from privtrain.mpc.sharing import PRECISION_BITS, decode
+from privtrain.mpc.sharing import PRECISION_BITS, SUM_BITS, decode
 
 
 @dataclass
@@ -25,8 +25,19 @@ class OpenSession:
 
     opened: list[str] = field(default_factory=list)
 
-    def take(self, share: Tensor, *, largest: float | None = None) -> Tensor:
+    def take(
+        self, share: Tensor, *, largest: float | None = None, proof: Tensor | None = None
+    ) -> Tensor:
         return decode(share)
+
+    def take_all(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        proofs: Sequence[Tensor | None],
+        largest: float | None = None,
+    ) -> list[Tensor]:
+        return [self.take(share, largest=largest) for share in shares]
 
     def own(
         self,
@@ -103,7 +114,16 @@ class OneParty:
     most_parties: int = 2
     exact_truncation: bool = True
     opens_to_some: bool = False
-    matrices_only: bool = False
+    pictures: bool = True
+    sigmoid: bool = True
+    keeps_shares: bool = True
+    authenticated: bool = False
+    adversary: Adversary = Adversary.SEMI_HONEST
+    row_bits: int = PRECISION_BITS
+    weight_bits: int = PRECISION_BITS
+    gradient_bits: int = PRECISION_BITS
+    sum_bits: int = SUM_BITS
+    range_bits: int = 62
 
     def check(self, parties: int) -> None:
         assert parties == 1
@@ -121,6 +141,18 @@ class OneParty:
     @contextmanager
     def open(self, party: Party) -> Iterator[OpenSession]:
         yield self.session
+
+
+def few_bits() -> OneParty:
+    """An engine that has fewer bits than others, and keeps no shares."""
+    return OneParty(
+        name="few bits",
+        pictures=False,
+        keeps_shares=False,
+        gradient_bits=14,
+        sum_bits=22,
+        range_bits=42,
+    )
 
 
 @dataclass

@@ -14,6 +14,7 @@ from privtrain.core.transcript import Entry
 from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import phases, ranks_of, with_helpers
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.spdz2k.engine import SPDZ2k
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.links import SocketLink
 from privtrain.runtimes.processes.mesh import Processes
@@ -21,6 +22,7 @@ from privtrain.runtimes.sockets import TLS
 from privtrain.runtimes.threads import Threads
 from tests.contracts.engine import CHECKS, TIMEOUT, Bounds, Case
 from tests.mpc.dealt import Deal, DealtEngine
+from tests.mpc.proved import Proved
 
 NAMES = ("computing-0", "computing-1")
 
@@ -44,6 +46,8 @@ class TLSThreads(Threads):
 
 # As docs/mpc.md says.
 RING64 = Bounds(product=1.6e-5, scaled=6e-5, softmax=1e-4, sigmoid=6e-4)
+# A class e^-8 or less times as likely as the first one counts as impossible.
+SPDZ2K = Bounds(product=6.2e-5, scaled=6.5e-5, softmax=5e-4, sigmoid=5.1e-4)
 CRYPTEN = Bounds(product=1e-3, scaled=1e-4, softmax=3e-3)
 DEALT = Bounds(product=4e-3, scaled=4e-3, softmax=4e-3)
 
@@ -51,12 +55,20 @@ CASES = {
     "ring64 in threads": Case(Ring64(), Threads(timeout=TIMEOUT), RING64, 3),
     "ring64 over TLS": Case(Ring64(), TLSThreads(timeout=TIMEOUT), RING64, 2),
     "ring64 in processes": Case(Ring64(), Processes(timeout=TIMEOUT), RING64, 2),
+    "spdz2k in threads": Case(SPDZ2k(), Threads(timeout=TIMEOUT), SPDZ2K, 2),
+    "spdz2k over TLS": Case(SPDZ2k(), TLSThreads(timeout=TIMEOUT), SPDZ2K, 2),
+    "spdz2k in processes": Case(SPDZ2k(), Processes(timeout=TIMEOUT), SPDZ2K, 2),
     "CrypTen in processes": Case(CrypTen(), Processes(timeout=TIMEOUT), CRYPTEN, 2),
     "CrypTen in three processes": Case(CrypTen(), Processes(timeout=TIMEOUT), CRYPTEN, 3),
     "the toy engine": Case(DealtEngine(), Threads(timeout=TIMEOUT), DEALT, 2),
+    "ring64 with proofs": Case(Proved(), Threads(timeout=TIMEOUT), RING64, 2),
 }
 # The toy's dealer runs a program of its own, which nobody can stop in the middle.
-FEWER = {"CrypTen in three processes": CHECKS[:-1], "the toy engine": CHECKS[:-1]}
+FEWER = {
+    "CrypTen in three processes": CHECKS[:-1],
+    "the toy engine": CHECKS[:-1],
+    "ring64 with proofs": CHECKS[1:-1],
+}
 TRIED = [
     pytest.param(
         case, check, id=f"{name}-{check.__name__}", marks=[pytest.mark.slow] * case.runtime.real

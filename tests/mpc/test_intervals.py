@@ -32,6 +32,7 @@ from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import encode
 from tests.mpc.models import FLAT, OF_PICTURES, PICTURE, perceptron
+from tests.mpc.one_party import few_bits
 from tests.mpc.ring64.mesh import run
 
 RATE, MOMENTUM, STEPS = 0.05, 0.75, 6
@@ -227,7 +228,7 @@ def test_what_has_added_up_of_momentum_is_reached(monkeypatch: pytest.MonkeyPatc
     inputs, targets = torch.full((4, 1), 3.0).double(), torch.zeros(4, 2).double()
 
     def certain(session: Any, outputs: Any) -> Any:
-        return Recorded(torch.ones_like(outputs.values), session, by_row=True)
+        return Recorded(torch.ones_like(outputs.values), session, 16, by_row=True)
 
     # Gradients of 1 x 3 in every step: steps of 0.75 that add up to 1.5.
     batch = (inputs, targets, Descent(0.25 / 4, 0.5))
@@ -281,11 +282,11 @@ def test_roundings_of_the_engine_are_within_the_interval(monkeypatch: pytest.Mon
         operations = worst_case(bounds, Ring64(), translate(model), (40,), 5, ROUNDED, softmax)
         return by_name(operations)["model", "momentum"].largest
 
-    assert largest <= known() < largest + 10 * intervals.UNIT
+    assert largest <= known() < largest + 10 * intervals.unit(16)
     # Without room for roundings some of eighty weights would exceed it.
-    monkeypatch.setattr(Magnitudes, "scaled", lambda self, values, factor, shift: values * factor)
+    monkeypatch.setattr(Magnitudes, "scaled", lambda *given: given[1] * given[2])
     monkeypatch.setattr(intervals, "shift_of", lambda factor: 60)
-    monkeypatch.setattr(intervals, "UNIT", 2.0**-60)
+    monkeypatch.setattr(intervals, "unit", lambda bits: 2.0**-60)
     assert known() < largest
 
 
@@ -406,3 +407,26 @@ def test_of_frozen_weights_the_values_count() -> None:
     known = worst(model, Bounds(rows=2.0, weights=1.0), (3,))
     assert known["0", "product"].largest == 30.0
     assert ("0", "gradient of the weights") not in known
+
+
+def test_an_engine_of_fewer_bits_refuses_what_another_one_has_room_for() -> None:
+    nodes, bounds = translate(nn.Linear(4, 2)), Bounds(rows=8, weights=30)
+    given = ((4,), 8, Descent(0.1 / 8, 0.0), softmax)
+    # 8 x 30 x 4 and the bias are below 2^10, with 32 bits after the point below 2^42.
+    check_worst_case(bounds, few_bits(), nodes, *given)
+    wide = Bounds(rows=8, weights=40)
+    check_worst_case(wide, Ring64(), nodes, *given)
+    with pytest.raises(DataError, match=r"of 42.3 bits, where few bits has 42.0: it lacks 1"):
+        check_worst_case(wide, few_bits(), nodes, *given)
+
+
+def test_what_is_rounded_is_rounded_with_the_bits_of_the_engine() -> None:
+    # One step of a gradient of 1: by how much the largest weight may exceed 0.1 + 1.
+    nodes, bounds = translate(nn.Linear(1, 2, bias=False)), Bounds(rows=1, weights=0.1)
+    excess = {}
+    for engine in (Ring64(), few_bits()):
+        found = by_name(worst_case(bounds, engine, nodes, (1,), 1, Descent(1.0, 0.0), softmax))
+        (step,) = [each for each in found.values() if each.name == "weights after the step"]
+        excess[engine.name] = step.largest
+    # A truncation leaves 14 bits, not 16; a gradient is truncated here once, with the step.
+    assert excess["few bits"] - excess["ring64"] == pytest.approx(2.0**-14 - 2.0**-16, rel=1e-6)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from privtrain.core.errors import ProtocolError
 from privtrain.core.seeding import Words
 from privtrain.mpc.keystream import KEY_BYTES, KeyAgreement, Keystream
 
@@ -31,6 +32,12 @@ def test_two_parties_agree_on_a_key_for_each_purpose() -> None:
     assert left.key(right.public, "a") != left.key(right.public, "b")
     assert left.key(right.public, "a") != left.key(other.public, "a")
     assert left.public != right.public
+
+
+@pytest.mark.parametrize("sent", [bytes(KEY_BYTES), bytes(KEY_BYTES - 1), bytes([1, *bytes(31)])])
+def test_what_is_no_public_key_is_the_fault_of_who_sent_it(sent: bytes) -> None:
+    with pytest.raises(ProtocolError, match=sent.hex()):
+        KeyAgreement().key(sent, "masks")
 
 
 def test_a_half_goes_on_from_its_private_key() -> None:

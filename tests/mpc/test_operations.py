@@ -18,10 +18,11 @@ from privtrain.mpc.layers import Node, Probabilities, sigmoid, softmax, step, tr
 from privtrain.mpc.measured import measure
 from privtrain.mpc.operations import Operation, RecordingSession, Room, shift_of
 from privtrain.mpc.ring64.engine import Ring64
-from privtrain.mpc.ring64.session import Cut, Ring64Session
+from privtrain.mpc.ring64.session import Cut, Ring64Session, rounded_factor
 from privtrain.mpc.ring64.softmax import NUMERATOR_BITS, RECIPROCAL_BITS
 from privtrain.mpc.sharing import encode
 from tests.mpc.models import PICTURE, Residual, SmallResNet, convolutional, drawn, made, pooled
+from tests.mpc.one_party import few_bits
 from tests.mpc.ring64.mesh import run
 
 DESCENT = Descent(0.37 / 4, 0.6)
@@ -170,3 +171,30 @@ def test_factors_have_the_bits_of_the_engine(factor: float) -> None:
 def test_engines_have_their_room() -> None:
     assert Room.of(Ring64()) == Room(2.0**62, 0)
     assert Room.of(CrypTen()) == Room(2.0**52, 32)
+    assert Room.of(few_bits()) == Room(2.0**42, 0, 16, 16, 14)
+
+
+@pytest.mark.parametrize("of_loss", [softmax, sigmoid])
+def test_bits_are_those_of_the_engine(of_loss: Probabilities) -> None:
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2, bias=False))
+    rows, targets = torch.full((4, 2), 8.0).double(), torch.eye(2).double().repeat(2, 1)
+    batch, factor = (rows, targets, Descent(0.3 / 4, 0.6)), rounded_factor(0.3 / 4)[1]
+    measured = measure(translate(model), few_bits(), [batch] * 2, of_loss)
+    found = {(each.layer, each.name): each for each in measured.operations}
+    limits = {each.limit for each in measured.operations if each.name != "sigmoid"}
+    assert limits == {2.0**42}
+    bits = {
+        ("0", "product"): 16 + 16,
+        ("1", "outputs"): 16 + 16,
+        # What the rectifier gives is truncated to 14 bits, and so is what a layer hands back.
+        ("2", "product"): 14 + 16,
+        # Targets have 16.
+        ("the loss", "probabilities less targets"): 16,
+        ("2", "gradient of the inputs"): 16 + 16,
+        ("2", "gradient of the weights"): 14 + 16,
+        ("0", "gradient of the weights"): 16 + 14,
+        ("0", "learning rate, momentum"): 14 + factor,
+        ("0", "momentum"): 14,
+        ("0", "weights after the step"): 16,
+    }
+    assert {key: found[key].bits for key in bits} == bits

@@ -4,15 +4,19 @@ from torch import nn
 
 from privtrain.core.errors import DataError
 from privtrain.core.task import Rows
+from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.ranges import (
     LARGEST_OUTPUT,
     check_logits,
     check_weights,
     largest_output,
+    largest_product,
     wrong_truncations,
 )
+from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.sigmoid import REACH
 from privtrain.mpc.sharing import LARGEST
+from tests.mpc.one_party import few_bits
 
 
 def a_model(weight: float, second: float = 1.0) -> nn.Sequential:
@@ -44,8 +48,32 @@ def test_the_layer_and_the_column_out_of_range_are_named(
     assert LARGEST_OUTPUT < 2.0**31, "where products wrap around"
 
 
+def test_outputs_stay_below_what_the_engine_has_bits_for() -> None:
+    assert largest_product(Ring64()) == largest_product(CrypTen()) == LARGEST_OUTPUT
+    # 42 bits, of which both factors have 16 after the point.
+    limit = largest_product(few_bits())
+    assert limit == 2.0**10
+    # Each layer multiplies by three times its weight, and then by two.
+    for weight, fits in ((128.0, True), (256.0, False)):
+        rows = Rows(torch.full((1, 3), 1.2))
+        model = a_model(weight, 1.0)
+        assert largest_output(model, rows) == pytest.approx(weight * 7.2)
+        if fits:
+            wrong_truncations(model, rows, weights="initial", limit=limit)
+            continue
+        with pytest.raises(DataError, match=r"values from 1024 on are cut"):
+            wrong_truncations(model, rows, weights="initial", limit=limit)
+        wrong_truncations(model, rows, weights="initial")
+
+
 def test_initial_weights_that_cannot_be_shared_are_named() -> None:
     check_weights(a_model(LARGEST - 1))
+    # What rounds up to the bound depends on the bits.
+    close = a_model(1.0).double()
+    nn.init.constant_(close[1].weight, LARGEST - 2.0**-15)
+    check_weights(close)
+    with pytest.raises(DataError, match=r"'1\.weight'"):
+        check_weights(close, 14)
     with pytest.raises(DataError, match=r"'3\.weight'"):
         check_weights(a_model(1.0, LARGEST))
 

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.convolution import Windows, conv2d
 from privtrain.mpc.dense import Descent
-from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.keystream import BoundKeystream, Keystream
 from privtrain.mpc.layers import Node, Probabilities, sigmoid, softmax, step, trained, translate
 from privtrain.mpc.ring64 import wires
 from privtrain.mpc.sharing import LARGEST
 from tests.mpc.models import PICTURE, SmallResNet, drawn, made
 from tests.mpc.ring64.mesh import Ran, run
 from tests.mpc.ring64.test_session import shared
-from tests.mpc.views import Seen, Views, Watched, alarm
+from tests.mpc.spdz2k import views as authenticated
+from tests.mpc.views import Views, Watched, alarm, pooled
 
 ALARM = 1e-11
 """Of one run; there are fewer than a hundred."""
@@ -64,7 +65,7 @@ VALUES: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
 class Once:
     """Opens what an operation makes of x and y; party 1 holds x, party 0 holds y."""
 
-    engine: Watched
+    engine: Watched | authenticated.Watched
     operation: Operation
     x: Tensor
     y: Tensor
@@ -74,8 +75,8 @@ class Once:
             x, y = shared(session, party, self.x, 1), shared(session, party, self.y, 0)
             results = list(self.operation(session, x, y))
             if not session.deals:
-                seen = [Seen.of(result.share) for result in results]
-                self.engine.views[f"result at {party.name}"] += seen
+                for result in results:
+                    self.engine.views[f"result at {party.name}"] += self.engine.shares_of(result)
             opened = session.reveal(results, kind="result share")
         return {str(number): value for number, value in enumerate(opened)}
 
@@ -113,7 +114,7 @@ def test_operations(operation: str, values: str, parties: int) -> None:
 class Steps:
     """The same step many times, each with shares and weights of its own; opens the weights."""
 
-    engine: Watched
+    engine: Watched | authenticated.Watched
     nodes: tuple[Node, ...]
     rows: Tensor
     targets: Tensor
@@ -149,20 +150,21 @@ def test_steps_of_training(name: str, parties: int) -> None:
     # Before the parties' threads: no two of them may follow one model at a time.
     nodes = translate(made(make))
     ran = run(Steps(engine, nodes, rows, targets, probabilities, repeats), parties)
-    assert alarm(engine.pooled(repeats)) > ALARM
+    assert alarm(pooled(engine.views, repeats)) > ALARM
     check_complete(ran, engine.views)
 
 
 # Power. Each engine below is broken in one place and computes the right result all the same: only a
 # look at what it shows can tell.
 
-Weaken = Callable[[Keystream, Sequence[int]], Tensor]
+Stream = Keystream | BoundKeystream
+Weaken = Callable[[Stream, Sequence[int]], Tensor]
 
 
 def biased(odds: float) -> Weaken:
     """Masks one bit of which is 1 with these odds against 0; all others are uniform."""
 
-    def draw(stream: Keystream, shape: Sequence[int]) -> Tensor:
+    def draw(stream: Stream, shape: Sequence[int]) -> Tensor:
         mask, coins = stream.integers(shape), stream.integers(shape) & 0xFFFF
         ones = coins < 2**16 * odds / (1 + odds)
         return mask & ~(1 << 40) | ones.long() << 40
@@ -171,9 +173,9 @@ def biased(odds: float) -> Weaken:
 
 
 def used_twice() -> Weaken:
-    drawn: dict[Keystream, Tensor] = {}
+    drawn: dict[Stream, Tensor] = {}
 
-    def draw(stream: Keystream, shape: Sequence[int]) -> Tensor:
+    def draw(stream: Stream, shape: Sequence[int]) -> Tensor:
         before = drawn.pop(stream, None)
         if before is not None and before.shape == tuple(shape):
             return before

@@ -14,6 +14,7 @@ from torch import Tensor
 from privtrain.core.runtime import Party
 from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.session import Ring64Session
+from privtrain.mpc.ring64.tensors import Ring64Tensor
 from privtrain.mpc.ring64.wires import MASKED, PartyWires
 
 LEAST_FOR_BYTES = 4096
@@ -115,17 +116,23 @@ class Watched(Ring64):
                 session.wires = Overheard(session.wires, party.name, self.views)  # type: ignore[arg-type]
             yield session
 
-    def pooled(self, repeats: int) -> Views:
-        """The views of a session that did the same so many times, each tensor with its repeats."""
-        result = {}
-        for what, seen in self.views.items():
-            each, rest = divmod(len(seen), repeats)
-            assert not rest, what
-            result[what] = [
-                Seen(np.concatenate([one.words for one in seen[start::each]]), seen[start].bits)
-                for start in range(each)
-            ]
-        return result
+    @staticmethod
+    def shares_of(result: Ring64Tensor) -> list[Seen]:
+        """A role's share of a result."""
+        return [Seen.of(result.share)]
+
+
+def pooled(views: Views, repeats: int) -> Views:
+    """The views of a session that did the same so many times, each tensor with its repeats."""
+    result = {}
+    for what, seen in views.items():
+        each, rest = divmod(len(seen), repeats)
+        assert not rest, what
+        result[what] = [
+            Seen(np.concatenate([one.words for one in seen[start::each]]), seen[start].bits)
+            for start in range(each)
+        ]
+    return result
 
 
 def of_bits(words: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
@@ -137,8 +144,8 @@ def of_bits(words: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
 
 
 def of_bytes(words: NDArray[np.int64], bits: int) -> NDArray[np.float64]:
-    """p-values of each byte's distribution, by chi-square; none where there are few words."""
-    if len(words) < LEAST_FOR_BYTES:
+    """p-values of each byte's distribution, by chi-square; none where there are few."""
+    if len(words) < LEAST_FOR_BYTES or bits < 8:
         return np.ones(0)
     octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 8)[:, : bits // 8]
     counts = np.stack([np.bincount(octet, minlength=256) for octet in octets.T])

@@ -1,15 +1,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from privtrain.core.errors import DataError, ProtocolError, UnsupportedError
+from privtrain.core.errors import (
+    DataError,
+    ProtocolError,
+    TamperedShareError,
+    UnsupportedError,
+)
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Reply, Runtimes
-from privtrain.core.statement import Unit
+from privtrain.core.statement import Adversary, Unit
 from privtrain.core.trainer import Mesh, Run
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
@@ -17,12 +23,12 @@ from privtrain.mpc.crypten.engine import CrypTen
 from privtrain.mpc.engine import Engine
 from privtrain.mpc.ring64.ahead import Online
 from privtrain.mpc.ring64.engine import Ring64
-from privtrain.mpc.sharing import LARGEST, encode
+from privtrain.mpc.sharing import LARGEST, SUM_BITS, encode
 from privtrain.release.aggregation import Sealed
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY, Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
-from privtrain.release.shared import SUM_BITS, SharedSum, SumAndOpen
+from privtrain.release.shared import SharedSum, SumAndOpen
 from privtrain.runtimes.processes.mesh import Processes
 from privtrain.runtimes.threads import Threads
 from tests.contracts.aggregation import (
@@ -34,7 +40,8 @@ from tests.contracts.aggregation import (
 from tests.contracts.aggregation import SharedSum as Double
 from tests.extras import need
 from tests.mpc.dealt import DealtEngine
-from tests.mpc.one_party import OneParty, alone
+from tests.mpc.one_party import OneParty, alone, few_bits
+from tests.mpc.proved import SAID, Proved
 from tests.runtimes.test_exchanges import Watched
 
 VOTES = torch.tensor(
@@ -50,6 +57,16 @@ def a_mesh_run() -> Run:
     run = a_run()
     run.mesh = Mesh(Processes(timeout=40), run.transcript, run.outcome, run.seeds)
     return run
+
+
+@dataclass(frozen=True)
+class Narrow(Proved):
+    """An engine of fewer bits."""
+
+    weight_bits: ClassVar[int] = 14
+    row_bits: ClassVar[int] = 12
+    sum_bits: ClassVar[int] = 22
+    range_bits: ClassVar[int] = 42
 
 
 def sealed(aggregation: SharedSum, values: Sequence[Tensor], kind: str) -> dict[str, Reply]:
@@ -171,6 +188,89 @@ def test_the_program_of_a_party_finishes_the_sum_and_opens_that_alone(
     assert opened.shape == wanted.shape
     assert torch.equal(opened.to(wanted.dtype), wanted)
     assert engine.session.opened == [kind]
+
+
+@pytest.mark.parametrize(
+    "finish", [IDENTITY, ARGMAX, Threshold(2.0), Threshold(-0.5), Threshold(2**-12 - LARGEST)]
+)
+def test_sums_have_the_bits_of_their_engine(finish: Identity | Argmax | Threshold) -> None:
+    engine, shares = few_bits(), {}
+    (mail,) = sealed(SharedSum(), [torch.zeros(1)], "votes").values()
+    assert set(mail.mail["computing-0"]) == {"votes share"}
+    for number, votes in enumerate(VOTES - 0.25):
+        shares[f"{number:06d}"] = encode(votes, bits=22)
+    opened = SumAndOpen(engine, finish)(shares, alone())["opened"]
+    wanted = finish((VOTES - 0.25).double().sum(0))
+    assert torch.equal(opened.to(wanted.dtype), wanted)
+
+
+def proved_run() -> Run:
+    run = a_run()
+    run.mesh = Mesh(Threads(timeout=20), run.transcript, run.outcome, run.seeds)
+    return run
+
+
+@pytest.mark.parametrize("finish", [IDENTITY, ARGMAX, Threshold(2.0)])
+def test_shares_come_with_proofs_where_the_engine_asks_for_them(finish: Finish) -> None:
+    aggregation, run = SharedSum(Proved()), proved_run()
+    replies = sealed(aggregation, list(VOTES), "votes")
+    for reply in replies.values():
+        for mail in reply.mail.values():
+            assert set(mail) == {"votes share", "votes proof"}
+            assert mail["votes proof"].shape == (2 * 4 + 3 * 3,)
+    opened = gathered(aggregation, replies, run, "votes").open(finish, Exact())
+    assert torch.equal(opened.double(), finish(VOTES.double().sum(0)).double())
+
+
+@pytest.mark.parametrize("changes", ["0", "1"])
+def test_a_computing_party_cannot_change_a_contribution(changes: str) -> None:
+    run, replies = proved_run(), sealed(SharedSum(Proved()), list(VOTES), "votes")
+    total = gathered(SharedSum(Proved(changes=changes)), replies, run, "votes")
+    with pytest.raises(TamperedShareError, match=SAID):
+        total.open(IDENTITY, Exact())
+    # The broken twin takes no notice: the sum is another one.
+    careless = SharedSum(Proved(changes=changes, notices=""))
+    opened = gathered(careless, replies, proved_run(), "votes").open(IDENTITY, Exact())
+    assert not torch.equal(opened.float(), VOTES.sum(0))
+
+
+def test_a_missing_or_odd_proof_is_refused() -> None:
+    aggregation = SharedSum(Proved())
+    with pytest.raises(ProtocolError, match="lacks its 'votes proof' for computing-0"):
+        gathered(aggregation, sealed(SharedSum(), list(VOTES), "votes"), a_run(), "votes")
+    replies = sealed(aggregation, list(VOTES), "votes")
+    replies["client-1"].mail["computing-1"]["votes proof"] = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ProtocolError, match=r"'votes proof' has shape \(3,\), the first one \(17,"):
+        gathered(aggregation, replies, a_run(), "votes")
+
+
+def test_how_many_contributions_a_sum_holds_depends_on_the_engine() -> None:
+    here = Runtimes(mesh=Threads())
+
+    def most(aggregation: SharedSum, finish: Finish) -> int:
+        with pytest.raises(UnsupportedError, match="hold up to") as caught:
+            aggregation.check(finish, here, parties=2**30, largest=1.0)
+        count = int(str(caught.value).split("hold up to ")[1].split()[0])
+        aggregation.check(finish, here, parties=count, largest=1.0)
+        return count
+
+    assert most(SharedSum(), IDENTITY) == most(SharedSum(), Threshold(1.0)) == 2**19 - 1
+    narrow = SharedSum(Narrow())
+    # 43 bits, of which one contribution takes 12 + 22, and a gap of two sums one more; a threshold
+    # lifts them by two.
+    assert most(narrow, IDENTITY) == 2**9 - 1
+    assert most(narrow, ARGMAX) == 2**8 - 1
+    assert most(narrow, Threshold(1.0)) == 2**7 - 1
+
+
+def test_what_a_computing_party_may_do_depends_on_the_engine() -> None:
+    one, other, dealer, *_ = SharedSum(Proved()).readers("client", "update")
+    assert [each.adversary for each in (one, other)] == [Adversary.MALICIOUS] * 2
+    assert (dealer.reader, dealer.adversary) == ("dealer", Adversary.SEMI_HONEST)
+    # Each share is opened under a mask for its proof, and masks are the dealer's.
+    assert dealer.reads.endswith("or as a listener between them, every client's update")
+    semi_honest = {each.adversary for each in SharedSum().readers("client", "update")[:3]}
+    assert semi_honest == {Adversary.SEMI_HONEST}
 
 
 def test_a_share_alone_says_nothing_and_repeats_nothing() -> None:

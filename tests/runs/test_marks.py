@@ -45,6 +45,11 @@ def test_a_mark_comes_back_and_holds_no_digest_without_a_key(tmp_path: Path) -> 
     assert read_mark(one / "run.id") == mark
     assert checked_mark(one / "run.id", PARTS, {}, begun=()) == mark
     assert not {"ab", "cd"} & set(mark.parts.values())
+    # Earlier versions wrote nothing of attempts, and who had none writes as they did.
+    assert "aborted" not in (one / "run.id").read_text()
+    aborted = replace(mark, aborted=("an error", "another one"))
+    write_mark(one / "run.id", aborted)
+    assert read_mark(one / "run.id") == aborted
     other = new_mark(PARTS, {"torch": "1"}, two)
     assert not set(other.parts.values()) & set(mark.parts.values())
 

@@ -120,6 +120,25 @@ def test_after_a_sitting_with_other_noise_it_is_not_repeated(tmp_path: Path) -> 
     assert trial(DPSGD, tmp_path).halted is not None
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, pt.TamperedShareError])
+def test_nothing_is_taken_up_after_a_share_was_altered(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    def fails(done: int, total: int) -> None:
+        if done == 3:
+            raise error("step 9, product")
+
+    trainer = pt.FedAvg(rounds=5, local=pt.PlainSteps(epochs=1, batch_size=5))
+    with pytest.raises(error):
+        trial(trainer, tmp_path, progress=fails)
+    rounds: list[int] = []
+    again = trial(trainer, tmp_path, progress=lambda done, total: rounds.append(done))
+    assert again.halted is None
+    assert len(again.transcript.entries) == len(trial(trainer, None).transcript.entries)
+    said = "aborted: TamperedShareError: step 9, product" in " ".join(again.notes)
+    assert (said, rounds[0]) == ((False, 4) if error is KeyboardInterrupt else (True, 1))
+
+
 @pytest.mark.parametrize("other", ["threads", "version"])
 def test_what_may_have_other_bits_is_not_repeated(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

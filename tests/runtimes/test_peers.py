@@ -10,7 +10,12 @@ from contextlib import contextmanager, suppress
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
+from privtrain.core.errors import (
+    PartyLostError,
+    PrivtrainError,
+    ProtocolError,
+    TamperedShareError,
+)
 from privtrain.runtimes.board import Board, Entries
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.launcher import LaunchedBoard
@@ -231,6 +236,28 @@ def test_who_accuses_another_one_is_seen_to_do_so(free_port: int, keys: Keys) ->
         assert error.party == "party-2"
         said = "party-2 failed, as party-1 says: PartyLostError: it sent nothing"
         assert str(error) == said
+
+
+@pytest.mark.usefixtures("unwatched")
+def test_that_a_share_was_altered_is_told_whatever_else_is_said(free_port: int, keys: Keys) -> None:
+    said = "step 7, masked value: it does not fit its MACs"
+    with three(free_port, keys) as (peers, one, two):
+        # Whoever altered it says that somebody else failed, or that it did itself.
+        one.set("failure/1", "1 ValueError; why is said at that party alone")
+        assert isinstance(lost(peers), PartyLostError)
+        two.set("failure/2", f"2 TamperedShareError: {said}")
+        peers._look_at(2)
+        assert isinstance(peers._lost(5.0), TamperedShareError)
+
+        def loses() -> None:
+            raise PartyLostError("party-1 has left", "party-1")
+
+        with pytest.raises(TamperedShareError, match=f"^party-2 says: {said}$"):
+            peers.run(loses)
+        # Who heard of it passes it on; whoever noticed it is quoted.
+        one.set("failure/1", f"1 TamperedShareError: party-2 says: {said}")
+        peers._look_at(1)
+        assert str(peers._lost(5.0)) == f"party-2 says: {said}"
 
 
 @pytest.mark.usefixtures("unwatched")

@@ -90,15 +90,14 @@ def test_every_way_is_in_the_table_and_only_noise_promises_anything(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["threads", "processes"])
-def test_together_they_learn_what_pooled_steps_learn(mesh: str) -> None:
+@pytest.mark.parametrize(
+    ("mesh", "engine"), [("threads", "ring64"), ("processes", "ring64"), ("threads", "spdz2k")]
+)
+def test_together_they_learn_what_pooled_steps_learn(mesh: str, engine: str) -> None:
     task, data = bank_and_shop.load(QUICK)
-    trained = bank_and_shop.ways(replace(QUICK, epochs=5))
-    meshes = {"threads": pt.Threads(), "processes": pt.Processes()}
-    made = [
-        pt.fit(trained[label], task, data, runtimes=pt.Runtimes(mesh=meshes[mesh]))
-        for label in (POOLED, SHARED)
-    ]
+    trained = bank_and_shop.ways(replace(QUICK, engine=engine, epochs=5))
+    runtimes = pt.Runtimes(mesh=bank_and_shop.MESHES[mesh])
+    made = [pt.fit(trained[label], task, data, runtimes=runtimes) for label in (POOLED, SHARED)]
     pooled, shared = (one.predictor(data.test.inputs) for one in made)
     assert float((pooled - shared).abs().max()) < 0.01
 

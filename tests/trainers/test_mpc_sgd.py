@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import pickle
@@ -6,19 +7,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from privtrain.core.abilities import Keeping
-from privtrain.core.errors import DataError, PartyLostError, UnsupportedError
+from privtrain.core.errors import (
+    DataError,
+    PartyLostError,
+    TamperedShareError,
+    UnsupportedError,
+)
 from privtrain.core.observers import DEALER, PARTICIPANT, PUBLIC, coalition
 from privtrain.core.parameters import initial_model, to_vector
 from privtrain.core.parties import CURATOR_NAME
 from privtrain.core.result import TrainResult
-from privtrain.core.runtime import Party, Payload, Program, Runtimes
+from privtrain.core.runtime import MeshReply, MeshRuntime, Party, Payload, Program, Runtimes
 from privtrain.core.seeding import Seeds
 from privtrain.core.task import ROWS, FederatedData, Rows, Task, binary_cross_entropy
 from privtrain.core.transcript import Transcript
@@ -32,6 +38,7 @@ from privtrain.mpc.engine import Engine, with_helpers
 from privtrain.mpc.ring64.ahead import Offline, Online
 from privtrain.mpc.ring64.engine import Deal, Ring64
 from privtrain.release.door import Release
+from privtrain.runs.comparing import compare
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
 from privtrain.runtimes.processes.mesh import Processes
@@ -50,6 +57,8 @@ from tests.mpc.federations import (
     logistic,
     perceptron,
 )
+from tests.mpc.one_party import few_bits
+from tests.mpc.proved import SAID, Proved
 from tests.mpc.ring64.mesh import Ran, names_of, run
 
 RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
@@ -388,6 +397,8 @@ def test_a_convolutional_model_predicts_as_its_plaintext_twin() -> None:
 def test_pictures_are_refused_where_they_cannot_be_computed() -> None:
     task = Task(model=small_cnn)
     mesh = Runtimes(mesh=Threads())
+    with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).* few bits.*engine=pt.Ring64"):
+        fit(MPCSGD(engine=few_bits()), task, pictures(), runtimes=mesh)
     with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).* CrypTen.*engine=pt.Ring64"):
         fit(MPCSGD(engine=CrypTen()), task, pictures(), runtimes=mesh)
     with pytest.raises(UnsupportedError, match=r"'0' \(Conv2d\).*columns.*split=pt.ROWS"):
@@ -595,6 +606,108 @@ def test_what_nobody_can_open_is_refused() -> None:
     # The setting came later: whoever does not use it is called as before.
     assert "reveal_to" not in repr(MPCSGD())
     assert "reveal_to=()" in repr(MPCSGD(reveal_to=()))
+
+
+@pytest.mark.parametrize("data", [by_rows(), by_columns()])
+def test_rows_come_with_proofs_where_the_engine_asks_for_them(data: FederatedData) -> None:
+    trainer, task = replace(kept_trainer(), epochs=1), Task(model=linear_layers)
+    result = fit(replace(trainer, engine=Proved()), task, data, runtimes=THREADS, seed=5)
+    plain = plain_weights(trainer, task, by_rows().pooled(), 5)
+    assert float((weights_of(result) - plain).abs().max()) < 0.002
+    sent = [entry for entry in result.transcript.entries if entry.round == 0]
+    shares = [entry for entry in sent if entry.kind == "input share"]
+    proofs = [entry for entry in sent if entry.kind == "input proof"]
+    assert len(proofs) == len(shares) == 2 * (6 if data.label_holder is None else 3)
+    assert sum(each.bytes for each in proofs) < sum(each.bytes for each in shares)
+    plain_kinds = {entry.kind for entry in in_folder(None).transcript.entries}
+    assert "input proof" not in plain_kinds
+
+
+@dataclass(frozen=True)
+class Keeping64(Proved):
+    """The same, whose shares can be kept."""
+
+    keeps_shares: ClassVar[bool] = True
+
+
+MESHES = [
+    pytest.param(Threads(timeout=20), id="threads"),
+    pytest.param(Processes(timeout=30), id="processes", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("notices", ["0", "1", "01"])
+def test_a_changed_share_of_rows_reaches_the_caller(mesh: MeshRuntime, notices: str) -> None:
+    trainer = kept_trainer(Proved(changes="1", notices=notices))
+    with pytest.raises(TamperedShareError, match=f"^{SAID}$"):
+        in_folder(None, Runtimes(mesh=mesh), trainer=trainer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Altered(Threads):
+    """A mesh in which a share is always altered."""
+
+    def run(self, *given: Any, **more: Any) -> dict[str, MeshReply]:
+        raise TamperedShareError(SAID)
+
+
+def test_a_run_that_was_aborted_is_never_taken_up(tmp_path: Path) -> None:
+    def aborted() -> Any:
+        return json.loads((tmp_path / "run.id").read_text()).get("aborted")
+
+    said = f"TamperedShareError: {SAID}"
+    for attempts in (1, 2):
+        with pytest.raises(TamperedShareError, match=SAID):
+            in_folder(tmp_path, Runtimes(star=InProcess(), mesh=Altered()))
+        assert aborted() == [said] * attempts
+        assert not (tmp_path / "state.pt").exists()
+    again = in_folder(tmp_path)
+    assert f"an attempt in this folder that was aborted: {said}" in " ".join(again.notes)
+    # Those of one run: three parties share inputs and labels with two.
+    kinds = [entry.kind for entry in again.transcript.entries]
+    assert kinds.count("input share") == 3 * 2 * 2
+    assert aborted() == [said] * 2
+    assert in_folder(tmp_path).notes == again.notes
+
+
+def test_shares_that_were_kept_before_an_altered_one_are_not_taken_up(tmp_path: Path) -> None:
+    with pytest.raises(TamperedShareError, match=SAID):
+        in_folder(tmp_path, trainer=kept_trainer(Keeping64(late=True)))
+    assert shares_in(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(
+            tmp_path / "other",
+            trainer=kept_trainer(Keeping64(late=True)),
+            progress=at_step(8, interrupt),
+        )
+    assert shares_in(tmp_path) != []
+
+
+def test_a_comparison_shows_that_a_share_was_altered_in_its_row() -> None:
+    trainers = {"cheated": kept_trainer(Proved(changes="1")), "fine": kept_trainer()}
+    task = Task(model=linear_layers)
+    rows = compare(trainers, task, by_rows(), runtimes=THREADS, seeds=(5,)).rows
+    errors = {row.label: row.error for row in rows}
+    assert errors["cheated"] == f"TamperedShareError: {SAID}"
+    assert errors["fine"] is None
+
+
+def test_an_engine_that_keeps_no_shares_says_so(tmp_path: Path) -> None:
+    trainer = kept_trainer(Proved())
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(tmp_path, trainer=trainer, progress=at_step(8, interrupt))
+    assert shares_in(tmp_path) == []
+    steps: list[int] = []
+    result = in_folder(tmp_path, trainer=trainer, progress=lambda done, _: steps.append(done))
+    assert steps[0] <= 3
+    notes = " ".join(result.notes)
+    assert "ring64 keeps no shares, so that a run that is interrupted begins" in notes
+    assert "no checkpoint to resume from" in notes
+    with pytest.raises(UnsupportedError, match=r"no checkpoints= in the study file: ring64 keeps"):
+        of_peers(trainer, tmp_path)
+    with pytest.raises(UnsupportedError, match=r"reveal_to=\(\) cannot be kept by ring64"):
+        replace(trainer, reveal_to=())
 
 
 def of_peers(trainer: MPCSGD, folder: Path | None) -> Ran:

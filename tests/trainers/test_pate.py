@@ -20,6 +20,7 @@ from privtrain.accounting.renyi import rdp_to_epsilon
 from privtrain.accounting.winner import gnmax_check_rdp, gnmax_winner_rdp
 from privtrain.core.errors import (
     DataError,
+    TamperedShareError,
     UnsoundReleaseError,
     UnsupportedError,
 )
@@ -36,7 +37,7 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Exact
 from privtrain.mechanisms.votes import GNMax, LNMax
-from privtrain.release.aggregation import Gathering, Total
+from privtrain.release.aggregation import Aggregation, Gathering, Total
 from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY, Threshold
@@ -45,6 +46,8 @@ from privtrain.release.plain import PlainSum
 from privtrain.release.reduce import MAX
 from privtrain.release.shared import SharedSum
 from privtrain.runs.fitting import fit
+from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.threads import Threads
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers import pate
 from privtrain.trainers.answers import PADDED, Panel, paid
@@ -52,6 +55,7 @@ from privtrain.trainers.pate import PATE
 from privtrain.trainers.teachers import of_two_votes
 from tests.contracts.aggregation import MaskedSum, a_run
 from tests.contracts.aggregation import SharedSum as Sealing
+from tests.mpc.proved import SAID, Proved
 from tests.statistics import ALARM, independent
 from tests.trainers.federations import STAR, TASK, a_federation, module, some_rows, vector
 
@@ -341,6 +345,22 @@ def test_votes_on_shares_are_planned_where_a_mesh_is_there_or_nothing_is_known_y
     assert [plan.counts for plan in plans] == 2 * [{RELEASE: 12}]
     with pytest.raises(UnsupportedError, match="mesh=Processes"):
         on_shares.plan(data, STAR)
+
+
+def test_exact_votes_come_with_proofs_where_the_engine_asks_for_them() -> None:
+    data = with_public(a_federation(20, 20))
+    here = Runtimes(star=InProcess(), mesh=Threads(timeout=20))
+
+    def answered(aggregation: Aggregation) -> Tensor:
+        trainer = a_pate(release=Release(Exact(), finish=ARGMAX, aggregation=aggregation))
+        result = fit(trainer, TASK, data, runtimes=here, keep_payloads=True)
+        (labels,) = [e.payload for e in result.transcript.entries if e.kind == "labels"]
+        assert labels is not None
+        return labels
+
+    assert torch.equal(answered(SharedSum(Proved())), answered(PlainSum()))
+    with pytest.raises(TamperedShareError, match=SAID):
+        answered(SharedSum(Proved(changes="0")))
 
 
 def test_columns_are_refused() -> None:

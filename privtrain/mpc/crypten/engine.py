@@ -32,7 +32,7 @@ from privtrain.mpc.crypten.channel import Channel, Framed, Wire
 from privtrain.mpc.crypten.comparison import CrypTenGates, negative
 from privtrain.mpc.crypten.functions import one_hot_argmax, softmax
 from privtrain.mpc.keystream import KeyAgreement, Keystream
-from privtrain.mpc.sharing import PRECISION_BITS, encode
+from privtrain.mpc.sharing import PRECISION_BITS, SUM_BITS, encode
 
 _CPU = torch.device("cpu")
 _PACKAGES = ("crypten", "omegaconf", "onnx", "yaml")
@@ -91,8 +91,45 @@ class CrypTen:
         return False
 
     @property
-    def matrices_only(self) -> bool:
+    def pictures(self) -> bool:
+        return False
+
+    @property
+    def sigmoid(self) -> bool:
+        return False
+
+    @property
+    def keeps_shares(self) -> bool:
         return True
+
+    @property
+    def authenticated(self) -> bool:
+        return False
+
+    @property
+    def adversary(self) -> Adversary:
+        return Adversary.SEMI_HONEST
+
+    @property
+    def row_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def weight_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def gradient_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def sum_bits(self) -> int:
+        return SUM_BITS
+
+    @property
+    def range_bits(self) -> int:
+        # Where integers wrap around; truncations of large ones go wrong long before, see `Room`.
+        return 62
 
     def check(self, parties: int) -> None:
         if parties not in (2, 3):
@@ -349,8 +386,19 @@ class CrypTenSession:
         """The bytes that this party sent and received, by CrypTen's own counter."""
         return int(self.channel.inner.comm_bytes)
 
-    def take(self, share: Tensor, *, largest: float | None = None) -> Any:
+    def take(
+        self, share: Tensor, *, largest: float | None = None, proof: Tensor | None = None
+    ) -> Any:
         return self._crypten.mpc.MPCTensor.from_shares(share)
+
+    def take_all(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        proofs: Sequence[Tensor | None],
+        largest: float | None = None,
+    ) -> list[Any]:
+        return [self.take(share, largest=largest) for share in shares]
 
     def own(
         self,

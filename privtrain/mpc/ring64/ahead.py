@@ -146,7 +146,7 @@ class Offline:
             sealed = sealer.seal(seed, step=0, operation=_seed_for(sent))
             link.send(name, KIND, as_message(sealed))
         waiting = _Waiting(link, computing[:-1])
-        material = MaterialSender(link, last, sealer, waiting.tell)
+        material = MaterialSender(link, last, sealer, deposits=True, meanwhile=waiting.tell)
         streams = _Streams(seeds, self.study)
         yield Ring64Session(DealerWires(link, computing, streams(b""), material, streams))
         material.finish()

@@ -12,8 +12,9 @@ from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.core.fields import NEVER
 from privtrain.core.runtime import Party, Payload, Program, link_of
 from privtrain.core.statement import Adversary, InputPrivacy, Security
-from privtrain.mpc.ring64.session import Ring64Session
+from privtrain.mpc.ring64.session import HALF_RANGE, Ring64Session
 from privtrain.mpc.ring64.streamed import DEALER, SHAPES, Material, Streamed
+from privtrain.mpc.sharing import PRECISION_BITS, SUM_BITS
 
 FEWEST, MOST = 2, 5
 
@@ -75,8 +76,44 @@ class Ring64:
         return True
 
     @property
-    def matrices_only(self) -> bool:
+    def pictures(self) -> bool:
+        return True
+
+    @property
+    def sigmoid(self) -> bool:
+        return True
+
+    @property
+    def keeps_shares(self) -> bool:
+        return True
+
+    @property
+    def authenticated(self) -> bool:
         return False
+
+    @property
+    def adversary(self) -> Adversary:
+        return Adversary.SEMI_HONEST
+
+    @property
+    def row_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def weight_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def gradient_bits(self) -> int:
+        return PRECISION_BITS
+
+    @property
+    def sum_bits(self) -> int:
+        return SUM_BITS
+
+    @property
+    def range_bits(self) -> int:
+        return HALF_RANGE
 
     def check(self, parties: int) -> None:
         if not FEWEST <= parties <= MOST:

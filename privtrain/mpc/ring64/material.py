@@ -40,10 +40,10 @@ def _nonce(number: int) -> bytes:
     return bytes(4) + _NUMBER.pack(number)
 
 
-def _sealed(key: bytes, number: int, data: bytes) -> bytearray:
-    """A message as AES-256-GCM seals it, its tag behind it (NIST SP 800-38D)."""
+def _sealed(key: bytes, number: int, data: bytes, use: str) -> bytearray:
+    """A message as AES-256-GCM seals it for a use, its tag behind it (NIST SP 800-38D)."""
     cipher = Cipher(algorithms.AES256(key), modes.GCM(_nonce(number))).encryptor()
-    cipher.authenticate_additional_data(KIND.encode())
+    cipher.authenticate_additional_data(f"{KIND} {use}".rstrip().encode())
     # Written where it is sent from; `AESGCM` makes a copy of its own, which is made once more.
     sealed = bytearray(len(data) + _TAG)
     cipher.update_into(data, sealed)
@@ -52,7 +52,7 @@ def _sealed(key: bytes, number: int, data: bytes) -> bytearray:
     return sealed
 
 
-def _unsealed(key: bytes, number: int, sealed: memoryview) -> bytearray:
+def _unsealed(key: bytes, number: int, sealed: memoryview, use: str) -> bytearray:
     """What was sealed.
 
     Raises:
@@ -63,13 +63,17 @@ def _unsealed(key: bytes, number: int, sealed: memoryview) -> bytearray:
         raise InvalidTag
     tag = bytes(sealed[size:])
     cipher = Cipher(algorithms.AES256(key), modes.GCM(_nonce(number), tag)).decryptor()
-    cipher.authenticate_additional_data(KIND.encode())
+    cipher.authenticate_additional_data(f"{KIND} {use}".rstrip().encode())
     data = bytearray(size + _TAG)
     cipher.update_into(sealed[:size], data)
     cipher.finalize()
     # Not before here: nothing is used that was not proven to be whole.
     del data[size:]
     return data
+
+
+def _use(step: int, operation: str, bound: bool) -> str:
+    return f"{step} {operation}" if bound else ""
 
 
 def _aligned(size: int) -> int:
@@ -118,13 +122,16 @@ class StreamSealer:
 
     Args:
         key: 32 bytes of one session, known to the dealer and the party.
+        bound: Whether a message is sealed for its use, too: for the step, for what is asked for
+            first, and for what was announced by then.
     """
 
     key: bytes = field(repr=False)
+    bound: bool = False
     _number: int = field(default=0, init=False)
 
     def seal(self, content: bytes, *, step: int, operation: str) -> bytearray:
-        sealed = _sealed(self.key, self._number, content)
+        sealed = _sealed(self.key, self._number, content, _use(step, operation, self.bound))
         self._number += 1
         return sealed
 
@@ -137,6 +144,7 @@ class MaterialSender:
         link: The dealer's link.
         to: The party that gets corrections.
         sealer: Seals each message.
+        deposits: Whether the party keeps material for later, and may have no room for a while.
         meanwhile: Called whenever a message leaves or is taken.
         step: How many openings there were.
         heard: Digest of what was announced.
@@ -145,6 +153,7 @@ class MaterialSender:
     link: Link
     to: str
     sealer: Seals = field(repr=False)
+    deposits: bool = False
     meanwhile: Callable[[], None] = field(default=lambda: None, repr=False)
     step: int = field(default=0, init=False)
     heard: bytes = field(default=b"", init=False, repr=False)
@@ -204,9 +213,17 @@ class MaterialSender:
         self.meanwhile()
 
     def _wait(self) -> None:
+        taken = self.link.receive(self.to, TAKEN)
+        if taken.dtype != torch.int64 or taken.shape != ():
+            said = f"{tuple(taken.shape)} of {taken.dtype}"
+            raise ProtocolError(f"{self.to} sent {TAKEN!r} as {said}, and not as one whole number.")
         # Below zero: nothing was taken, and the party still lives.
-        if int(self.link.receive(self.to, TAKEN)) >= 0:
+        if int(taken) >= 0:
             self._sizes.popleft()
+        elif not self.deposits:
+            raise ProtocolError(
+                f"{self.to} sent {TAKEN!r} below zero, and keeps nothing for later."
+            )
         self.meanwhile()
 
 
@@ -224,21 +241,25 @@ class StreamSource:
         link: The party's link.
         dealer: Who deals.
         key: 32 bytes of one session, known to these two.
+        bound: As at the sealer.
     """
 
     link: Link
     dealer: str
     key: bytes = field(repr=False)
+    bound: bool = False
     _number: int = field(default=0, init=False)
 
     def next(self, step: int, operation: str) -> bytearray:
         sealed = self.link.receive(self.dealer, KIND)
         try:
-            data = _unsealed(self.key, self._number, sealed.numpy().data)
+            use = _use(step, operation, self.bound)
+            data = _unsealed(self.key, self._number, sealed.numpy().data, use)
         except InvalidTag:
             raise TamperedShareError(
                 f"The {KIND!r} message {self._number} of {self.dealer} was changed on its way, or "
-                "is not the next one. Find out who sits between them, and run again."
+                "is not the next one, for these shapes and announcements. This party read nothing "
+                "of it. Find out who sits between them, and run again."
             ) from None
         self._number += 1
         say_taken(self.link, self.dealer, self._number)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from privtrain.mpc.ring64.softmax import (
     maximum,
     softmax_parts,
 )
-from privtrain.mpc.ring64.tensors import WIDEST, WIDEST_PRODUCT, Ring64Tensor
+from privtrain.mpc.ring64.tensors import WIDEST, WIDEST_PRODUCT, Ring64Tensor, Share
 from privtrain.mpc.ring64.wires import Compute, Wires
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
@@ -57,6 +57,11 @@ class Ring64Session:
     """
 
     wires: Wires = field(repr=False)
+    precision_bits: ClassVar[int] = PRECISION_BITS
+    settled_bits: ClassVar[int] = PRECISION_BITS
+    widest: ClassVar[int] = WIDEST
+    widest_product: ClassVar[int] = WIDEST_PRODUCT
+    half_range: ClassVar[int] = HALF_RANGE
     _due: list[tuple[Cut, Ring64Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -83,7 +88,7 @@ class Ring64Session:
         """A share by exclusive or of uint8 that the dealer computes from masks."""
         return self.wires.dealt_bytes(compute, shape)
 
-    def open(self, shares: Sequence[Tensor]) -> list[Tensor]:
+    def open(self, shares: Sequence[Share]) -> list[Tensor]:
         """Opens masked values in one message: sums of int64, exclusive or of uint8.
 
         What waits for a truncation travels along.
@@ -97,6 +102,15 @@ class Ring64Session:
             result.arrive(self._end(cut, masked, high, wrap))
         return opened[: len(shares)]
 
+    def shifted(self, share: Tensor, integers: Tensor) -> Tensor:
+        """A share of a value plus public integers."""
+        # One party only, or it would be added once a party.
+        return share + (integers if self.leader else torch.zeros_like(integers))
+
+    def beside(self, shares: Sequence[Tensor], dim: int) -> Tensor:
+        """Shares of values side by side."""
+        return torch.cat(list(shares), dim)
+
     def finish(self) -> None:
         """Truncates all that waits for it, in one message."""
         if self._due:
@@ -104,11 +118,11 @@ class Ring64Session:
 
     open_bytes = open
 
-    def masked(self, value: Ring64Tensor) -> tuple[Tensor, Tensor]:
+    def masked(self, value: Ring64Tensor) -> tuple[Tensor, Share]:
         """A value under its mask, opened once, and this role's share of that mask."""
         return self.masked_all([value])[0]
 
-    def masked_all(self, values: Sequence[Ring64Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def masked_all(self, values: Sequence[Ring64Tensor]) -> list[tuple[Tensor, Share]]:
         """Values under their masks; what was not opened before is opened in one message.
 
         Args:
@@ -130,7 +144,12 @@ class Ring64Session:
     # Products and truncation.
 
     def product(
-        self, function: Bilinear, left: Ring64Tensor, right: Ring64Tensor, *, widest: int = WIDEST
+        self,
+        function: Bilinear,
+        left: Ring64Tensor,
+        right: Ring64Tensor,
+        *,
+        widest: int | None = None,
     ) -> Ring64Tensor:
         """A bilinear function of shared values, with the bits after the point of both.
 
@@ -141,14 +160,10 @@ class Ring64Session:
             function: The function.
             left: Its first argument.
             right: Its second argument.
-            widest: Bits after the point that the product may have; factors are truncated before if
-                it had more.
+            widest: Bits after the point that the product may have, `self.widest` where it is None;
+                factors are truncated before if it had more.
         """
-        largest = _largest_product(function, left, right)
-        fits = largest is not None and largest < 1 << HALF_RANGE
-        if left.bits + right.bits > (max(widest, WIDEST_PRODUCT) if fits else widest):
-            left, right = self.settled([left, right])
-            largest = _largest_product(function, left, right)
+        left, right, largest = self.fitting(function, left, right, widest)
         bits = left.bits + right.bits
         product = partial(left.derived, bits=bits, largest=largest)
         # Public factors need no opening.
@@ -165,6 +180,18 @@ class Ring64Session:
         else:
             local = -function(masked_x, s) - function(r, masked_y)
         return product(local + self.dealt(lambda: local, local.shape))
+
+    def fitting(
+        self, function: Bilinear, left: Ring64Tensor, right: Ring64Tensor, widest: int | None
+    ) -> tuple[Ring64Tensor, Ring64Tensor, int | None]:
+        """Factors whose product fits, truncated if need be, and its largest magnitude if known."""
+        widest = self.widest if widest is None else widest
+        largest = _largest_product(function, left, right)
+        fits = largest is not None and largest < 1 << self.half_range
+        if left.bits + right.bits > (max(widest, self.widest_product) if fits else widest):
+            left, right = self.settled([left, right])
+            largest = _largest_product(function, left, right)
+        return left, right, largest
 
     def truncated(self, cuts: Sequence[Cut]) -> list[Ring64Tensor]:
         """Values without their last bits, rounded up or down at random, all in one message.
@@ -209,10 +236,10 @@ class Ring64Session:
         return share
 
     def settled(self, values: Sequence[Ring64Tensor]) -> list[Ring64Tensor]:
-        """Values with `PRECISION_BITS` bits at most; truncated in one message if need be."""
+        """Values with `settled_bits` bits at most; truncated in one message if need be."""
         wide = _distinct([value.root for value in values if value.settled() is None])
         if wide:
-            cuts = [Cut(value, value.bits - PRECISION_BITS) for value in wide]
+            cuts = [Cut(value, value.bits - self.precision_bits) for value in wide]
             for value, narrow in zip(wide, self.truncated(cuts), strict=True):
                 value.settle(narrow)
         found = [value.settled() for value in values]
@@ -220,9 +247,20 @@ class Ring64Session:
 
     # The session as every engine offers it.
 
-    def take(self, share: Tensor, *, largest: float | None = None) -> Ring64Tensor:
+    def take(
+        self, share: Tensor, *, largest: float | None = None, proof: Tensor | None = None
+    ) -> Ring64Tensor:
         bound = None if largest is None else math.ceil(largest * 2**PRECISION_BITS)
         return Ring64Tensor(share, self, whole=True, largest=bound)
+
+    def take_all(
+        self,
+        shares: Sequence[Tensor],
+        *,
+        proofs: Sequence[Tensor | None],
+        largest: float | None = None,
+    ) -> list[Ring64Tensor]:
+        return [self.take(share, largest=largest) for share in shares]
 
     def own(
         self,
@@ -232,6 +270,11 @@ class Ring64Session:
         *,
         largest: float | None = None,
     ) -> Ring64Tensor:
+        self.check_owned(integers, largest)
+        return self.take(self.wires.own(integers, shape, owner), largest=largest)
+
+    def check_owned(self, integers: Tensor | None, largest: float | None) -> None:
+        """Raises `ValueError` where an owner's integers exceed what is stated of them."""
         if integers is not None and largest is not None and integers.numel():
             reached = int(integers.abs().max())
             # A value at the bound may have been rounded up.
@@ -240,7 +283,6 @@ class Ring64Session:
                     f"Expected the integers, up to {reached / 2**PRECISION_BITS:g}, within "
                     f"{largest=:g}."
                 )
-        return self.take(self.wires.own(integers, shape, owner), largest=largest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
         return self.wires.announce(values)
@@ -262,16 +304,22 @@ class Ring64Session:
             return shared.derived(shared.share * 0)  # type: ignore[no-any-return]
         value: Ring64Tensor = shared
         whole, shift = rounded_factor(factor)
-        if is_wide(value.bits, whole) and not _fits(value, whole, value.bits + shift):
+        wide = is_wide(value.bits, whole, self.settled_bits, self.widest)
+        if wide and not self._fits(value, whole, value.bits + shift):
             (value,) = self.settled([value])
-        drop = value.bits + shift - PRECISION_BITS
+        drop = value.bits + shift - self.precision_bits
         if drop <= 0:
             return value.derived(value.share * whole, value.bits + shift)
         # Not now: the weights of all layers can be truncated in one message.
         cut = Cut(value.derived(value.share), drop, whole)
-        result = value.awaited(value.shape, None, PRECISION_BITS)
+        result = value.awaited(value.shape, None, self.precision_bits)
         self._due.append((cut, result))
         return result
+
+    def _fits(self, value: Ring64Tensor, factor: int, bits: int) -> bool:
+        """Whether a value times a factor, of so many bits, can be truncated at once."""
+        known = value.largest is not None and value.largest * abs(factor) < 1 << self.half_range
+        return known and bits - self.precision_bits < self.half_range
 
     def bilinear(self, function: Bilinear, left: Any, right: Any) -> Ring64Tensor:
         return self.product(function, left, right)
@@ -355,13 +403,19 @@ def rounded_factor(factor: float) -> tuple[int, int]:
     return whole, shift
 
 
-def is_wide(bits: int, whole: int) -> bool:
+def is_wide(bits: int, whole: int, precision: int = PRECISION_BITS, widest: int = WIDEST) -> bool:
     """Whether a value of so many bits after the point is truncated before it is multiplied.
 
     With the bits of the factor a product of more than 2^14 would wrap around. A power of two has
     none, and is divided by in the truncation that the value needs anyway.
+
+    Args:
+        bits: The value's.
+        whole: The factor as an integer.
+        precision: Bits after the point that a truncation leaves.
+        widest: Bits that a product of two truncated values has.
     """
-    return bits > PRECISION_BITS and abs(whole) << bits > 1 << WIDEST
+    return bits > precision and abs(whole) << bits > 1 << widest
 
 
 def _largest_product(function: Bilinear, left: Ring64Tensor, right: Ring64Tensor) -> int | None:
@@ -371,12 +425,6 @@ def _largest_product(function: Bilinear, left: Ring64Tensor, right: Ring64Tensor
     if function is torch.matmul:
         return left.largest * right.largest * left.shape[-1]
     return left.largest * right.largest if function is torch.mul else None
-
-
-def _fits(value: Ring64Tensor, factor: int, bits: int) -> bool:
-    """Whether a value times a factor, of so many bits after the point, can be truncated at once."""
-    known = value.largest is not None and value.largest * abs(factor) < 1 << HALF_RANGE
-    return known and bits - PRECISION_BITS < HALF_RANGE
 
 
 def _distinct(values: Sequence[Ring64Tensor]) -> list[Ring64Tensor]:

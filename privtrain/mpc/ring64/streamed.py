@@ -64,13 +64,13 @@ class Streamed:
         again = opened_before(link)
         if link.names[link.rank] == DEALER:
             if again:
-                _skip(link, computing[-1], says=MATERIAL, hears=TAKEN)
+                skip(link, computing[-1])
             with _dealing(link, computing) as session:
                 yield session
             return
         announce_shapes(link, sent)
         if link.rank == len(computing) - 1 and again:
-            _skip(link, DEALER, says=TAKEN, hears=MATERIAL)
+            skip(link, DEALER)
         with _computing(link, computing) as session:
             yield session
 
@@ -132,8 +132,15 @@ def _computing(link: Link, computing: tuple[str, ...]) -> Iterator[Ring64Session
         check_used(material.left, DEALER)
 
 
-def _skip(link: Link, other: str, *, says: str, hears: str) -> None:
-    """Drops what an earlier session left on its way between the dealer and the last party."""
+def skip(link: Link, other: str) -> None:
+    """Drops what an earlier session left on its way between the dealer and a party.
+
+    Args:
+        link: The link of one of them.
+        other: The other one.
+    """
+    deals = link.names[link.rank] == DEALER
+    says, hears = (MATERIAL, TAKEN) if deals else (TAKEN, MATERIAL)
     # Neither waited for the other when it ended, so what is old is known by what comes after it.
     link.send(other, says, torch.empty(0, dtype=torch.uint8))
     while link.receive(other, hears).numel():

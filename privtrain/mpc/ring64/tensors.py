@@ -10,7 +10,11 @@ from torch import Tensor
 from privtrain.mpc.engine import Index, Operand
 from privtrain.mpc.sharing import PRECISION_BITS, encode
 
-View = Callable[[Tensor], Tensor]
+Share = Any
+"""A role's share: an int64 tensor, or what adds, is viewed and multiplied by public integers as one
+does, such as `privtrain.mpc.spdz2k.forms.Form`."""
+
+View = Callable[[Share], Share]
 """Picks or orders elements; works on a share, a masked value and a mask alike."""
 
 WIDEST = 2 * PRECISION_BITS
@@ -26,8 +30,21 @@ class Arithmetic(Protocol):
     """What a value asks of its session."""
 
     @property
-    def leader(self) -> bool:
-        """Whether this role's share takes up public constants."""
+    def widest(self) -> int:
+        """Bits after the point beyond which a value is truncated before sums or products."""
+        ...
+
+    @property
+    def settled_bits(self) -> int:
+        """Bits after the point of a value that is not truncated any more."""
+        ...
+
+    def shifted(self, share: Share, integers: Tensor) -> Share:
+        """A share of a value plus public integers."""
+        ...
+
+    def beside(self, shares: Sequence[Share], dim: int) -> Share:
+        """Shares of values side by side."""
         ...
 
     def product(
@@ -40,7 +57,7 @@ class Arithmetic(Protocol):
         ...
 
     def settled(self, values: "Sequence[Ring64Tensor]") -> "list[Ring64Tensor]":
-        """Values with `PRECISION_BITS` bits at most."""
+        """Values with `settled_bits` bits at most."""
         ...
 
     def scale(self, shared: "Ring64Tensor", factor: float) -> "Ring64Tensor":
@@ -66,7 +83,7 @@ class Later:
     """
 
     shape: torch.Size
-    compute: Callable[[], Tensor] | None
+    compute: Callable[[], Share] | None
 
 
 @dataclass(eq=False)
@@ -90,19 +107,19 @@ class Ring64Tensor:
         largest: A magnitude that no integer exceeds, as everybody knows; None where none is known.
     """
 
-    _share: Tensor | None = field(repr=False)
+    _share: Share | None = field(repr=False)
     session: "Arithmetic" = field(repr=False)
     bits: int = PRECISION_BITS
     public: Tensor | None = field(default=None, repr=False)
     whole: bool = False
     source: tuple["Ring64Tensor", View] | None = field(default=None, repr=False)
     largest: int | None = None
-    _opening: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    _opening: tuple[Tensor, Share] | None = field(default=None, init=False, repr=False)
     _settled: "Ring64Tensor | None" = field(default=None, init=False, repr=False)
     _later: Later | None = field(default=None, init=False, repr=False)
 
     @property
-    def share(self) -> Tensor:
+    def share(self) -> Share:
         """The share; truncates what it waits for."""
         if self._share is None:
             self.session.finish()
@@ -116,19 +133,21 @@ class Ring64Tensor:
     @property
     def shape(self) -> torch.Size:
         """The shape of the value; takes no message."""
-        return self._later.shape if self._share is None and self._later else self.share.shape
+        waits = self._share is None and self._later is not None
+        shape: torch.Size = self._later.shape if waits and self._later else self.share.shape
+        return shape
 
     @property
     def waits(self) -> bool:
         """Whether the share waits for a truncation."""
         return self._share is None
 
-    def arrive(self, share: Tensor) -> None:
+    def arrive(self, share: Share) -> None:
         """Ends the wait."""
         self._share = share
 
     def awaited(
-        self, shape: torch.Size, compute: Callable[[], Tensor] | None, bits: int
+        self, shape: torch.Size, compute: Callable[[], Share] | None, bits: int
     ) -> "Ring64Tensor":
         """Another value of the same session, whose share is computed once it is asked for."""
         result = Ring64Tensor(None, self.session, bits)
@@ -136,7 +155,7 @@ class Ring64Tensor:
         return result
 
     def derived(
-        self, share: Tensor, bits: int | None = None, *, largest: int | None = None
+        self, share: Share, bits: int | None = None, *, largest: int | None = None
     ) -> "Ring64Tensor":
         """Another value of the same session."""
         bits = self.bits if bits is None else bits
@@ -151,10 +170,10 @@ class Ring64Tensor:
             return self
         return self.source[0].root
 
-    def opening(self) -> tuple[Tensor, Tensor] | None:
+    def opening(self) -> tuple[Tensor, Share] | None:
         """The masked value and this role's share of the mask, if they are known by now."""
         if self._opening is None and self.public is not None:
-            self._opening = (self.public, torch.zeros_like(self.public))
+            self._opening = (self.public, self.share * 0)
         if self._opening is None and self.source is not None:
             parent, view = self.source
             known = parent.opening()
@@ -162,13 +181,13 @@ class Ring64Tensor:
                 self._opening = (view(known[0]), view(known[1]))
         return self._opening
 
-    def remember(self, masked: Tensor, mask: Tensor) -> None:
+    def remember(self, masked: Tensor, mask: Share) -> None:
         """Keeps what was opened, so that no value is opened twice."""
         self._opening = (masked, mask)
 
     def settled(self) -> "Ring64Tensor | None":
-        """This value with no more than `PRECISION_BITS` bits, if that is known by now."""
-        if self.bits <= PRECISION_BITS:
+        """This value with no more than `settled_bits` bits, if that is known by now."""
+        if self.bits <= self.session.settled_bits:
             return self
         if self._settled is None and self.source is not None:
             parent = self.source[0].settled()
@@ -215,7 +234,7 @@ class Ring64Tensor:
 
     # Sums.
 
-    def lifted(self, bits: int) -> Tensor:
+    def lifted(self, bits: int) -> Share:
         """The share with more bits after the point."""
         return self.share if bits == self.bits else self.share << (bits - self.bits)
 
@@ -224,8 +243,8 @@ class Ring64Tensor:
         return None if self.largest is None else self.largest << (bits - self.bits)
 
     def narrow(self) -> "Ring64Tensor":
-        """This value with no more than `WIDEST` bits; truncated if need be."""
-        return self if self.bits <= WIDEST else self.session.settled([self])[0]
+        """This value with no more than `widest` bits; truncated if need be."""
+        return self if self.bits <= self.session.widest else self.session.settled([self])[0]
 
     def _added(self, other: Operand, sign: int) -> "Ring64Tensor":
         if isinstance(other, Ring64Tensor):
@@ -234,7 +253,7 @@ class Ring64Tensor:
 
             largest = _total(left.magnitude(bits), right.magnitude(bits))
 
-            def both() -> Tensor:
+            def both() -> Share:
                 shares = left.lifted(bits), right.lifted(bits)
                 return shares[0] + shares[1] if sign > 0 else shares[0] - shares[1]
 
@@ -246,10 +265,7 @@ class Ring64Tensor:
         if bits > value.bits:
             value = value.derived(value.lifted(bits), bits)
         integers = sign * integers << (value.bits - bits)
-        # One party only, or it would be added once a party.
-        return value.derived(
-            value.share + (integers if self.session.leader else torch.zeros_like(integers))
-        )
+        return value.derived(self.session.shifted(value.share, integers))
 
     def __add__(self, other: Operand) -> "Ring64Tensor":
         return self._added(other, 1)
@@ -278,7 +294,7 @@ class Ring64Tensor:
             return self.session.product(torch.mul, self, other)
         integers, bits = as_public(other)
         value = self.narrow()
-        if bits and bits + self.bits > WIDEST:
+        if bits and bits + self.bits > self.session.widest:
             (value,) = self.session.settled([value])
         return value.derived(value.share * integers, value.bits + bits)
 
@@ -302,7 +318,8 @@ class Ring64Tensor:
         tensors = [tensor.narrow() for tensor in tensors]
         first: Ring64Tensor = tensors[0]
         bits = max(tensor.bits for tensor in tensors)
-        result = first.derived(torch.cat([tensor.lifted(bits) for tensor in tensors], dim), bits)
+        shares = [tensor.lifted(bits) for tensor in tensors]
+        result = first.derived(first.session.beside(shares, dim), bits)
         known_largest = [tensor.magnitude(bits) for tensor in tensors]
         if None not in known_largest:
             result.largest = max(filter(None, known_largest), default=0)
@@ -311,7 +328,8 @@ class Ring64Tensor:
         known = [opening for opening in openings if opening is not None]
         if len(known) == len(tensors) and all(tensor.bits == bits for tensor in tensors):
             masked = torch.cat([opening[0] for opening in known], dim)
-            result.remember(masked, torch.cat([opening[1] for opening in known], dim))
+            masks = [opening[1] for opening in known]
+            result.remember(masked, first.session.beside(masks, dim))
         return result
 
 

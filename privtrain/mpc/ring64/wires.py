@@ -196,8 +196,8 @@ class PartyWires:
         return _parted(shares, total, rest)
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        said = _announced(self.link, self.others, values, self.dealer)
-        self._heard = _absorbed(self._heard, said)
+        said = announced(self.link, self.others, values, self.dealer)
+        self._heard = absorbed(self._heard, said)
         if self.material is not None:
             self.material.heard = self._heard
         if self.rekey is not None:
@@ -266,8 +266,8 @@ class OfflineWires:
         return [torch.zeros_like(share) for share in shares]
 
     def announce(self, values: Tensor) -> list[Tensor]:
-        said = _announced(self.link, self.others, values, self.dealer)
-        self._heard = _absorbed(self._heard, said)
+        said = announced(self.link, self.others, values, self.dealer)
+        self._heard = absorbed(self._heard, said)
         if self.material is not None:
             self.material.heard = self._heard
         return said
@@ -345,7 +345,7 @@ class DealerWires:
         # Before it waits: a party may need what was dealt so far to get to its announcement.
         self.material.drain()
         said = [self.link.receive(name, ANNOUNCEMENT) for name in self.computing]
-        self._heard = self.material.heard = _absorbed(self._heard, said)
+        self._heard = self.material.heard = absorbed(self._heard, said)
         if self.rekey is not None:
             self.streams = self.rekey(self._heard)
         return said
@@ -363,7 +363,7 @@ def _read(material: MaterialReader, shape: Sequence[int], bits: int) -> Tensor:
     return widened(narrow, width).view(tuple(shape))
 
 
-def _announced(
+def announced(
     link: Link, others: tuple[str, ...], values: Tensor, dealer: str | None
 ) -> list[Tensor]:
     """What each computing party announces, by rank; the dealer, where there is one, hears it."""
@@ -374,7 +374,7 @@ def _announced(
     return [values if name == own else said[name] for name in link.names if name != dealer]
 
 
-def _absorbed(digest: bytes, said: Sequence[Tensor]) -> bytes:
+def absorbed(digest: bytes, said: Sequence[Tensor]) -> bytes:
     """The digest of all that was announced, after this."""
     state = hashlib.sha256(digest)
     for values in said:

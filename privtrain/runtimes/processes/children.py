@@ -14,7 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from privtrain.core.errors import PartyLostError, PrivtrainError, ProtocolError
+from privtrain.core.errors import (
+    PartyLostError,
+    PrivtrainError,
+    ProtocolError,
+    TamperedShareError,
+)
 from privtrain.core.failures import RaisedElsewhereError
 from privtrain.core.runtime import MeshReply
 from privtrain.runtimes.processes.frames import FrameWriter, Kind, frames, unpack_beat
@@ -204,6 +209,10 @@ def verdict(children: Sequence[Ended], failed: Sequence[Ended]) -> PrivtrainErro
     Returns:
         An error that names the party at fault.
     """
+    # Whoever alters what others read may die or raise anything besides, to be taken for the cause.
+    for child in failed:
+        if child.failure is not None and isinstance(child.failure.error, TamperedShareError):
+            return child.failure.error
     # The surest cause first. A death and an error are facts; a party that is silent may only be
     # waiting; a party that lost contact is a witness, never the cause.
     for child in failed:

@@ -4,7 +4,9 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from privtrain.core.errors import PartyLostError, ProtocolError
@@ -53,7 +55,14 @@ class QueueLink:
         changed = self.change(self.name, to, kind, copy.clone())
         self.queues[self.name, to].put((kind, changed, self.round))
 
-    def receive(self, sender: str, kind: str) -> Tensor:
+    def receive(
+        self,
+        sender: str,
+        kind: str,
+        *,
+        dtype: torch.dtype | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Tensor:
         try:
             message = self.queues[sender, self.name].get(timeout=self.timeout)
         except queue.Empty:
@@ -64,6 +73,11 @@ class QueueLink:
         found, tensor, number = message  # type: ignore[misc]  # of a queue of objects
         if found != kind:
             raise ProtocolError(f"{sender} sent {found!r} where {self.name} expects {kind!r}.")
+        if dtype not in (None, tensor.dtype) or shape not in (None, tuple(tensor.shape)):
+            raise ProtocolError(
+                f"{sender} sent {kind!r} as {tensor.dtype} of {tuple(tensor.shape)} where "
+                f"{self.name} expects {dtype} of {shape}."
+            )
         self.round = max(self.round, number + 1)
         return tensor  # type: ignore[no-any-return]
 
@@ -84,10 +98,11 @@ class QueueLink:
 
 @dataclass
 class Ran:
-    """What came of a run: payloads and links by party."""
+    """What came of a run: payloads, links and errors by party."""
 
     payloads: dict[str, Payload]
     links: dict[str, QueueLink]
+    errors: dict[str, Exception] = field(default_factory=dict)
 
     def entries(self, kind: str) -> list[Entry]:
         return [
@@ -106,7 +121,7 @@ def names_of(count: int) -> tuple[str, ...]:
     return tuple(f"computing-{rank}" for rank in range(count))
 
 
-def run(
+def attempt(
     program: Program,
     count: int = 2,
     inputs: Mapping[str, Payload] | None = None,
@@ -116,11 +131,12 @@ def run(
     programs: Mapping[str, Program] | None = None,
     engine: Engine = Ring64(),
     timeout: float = 20.0,
+    link: Callable[..., QueueLink] = QueueLink,
 ) -> Ran:
     """Runs a program at so many computing parties and the dealer, each in a thread.
 
-    Raises:
-        Exception: What the first party raised, before what others raised for its absence.
+    Returns:
+        What each party gave out, or the error that it raised.
     """
     known = programs or dict.fromkeys(names_of(count), program)
     everybody = with_helpers(engine, known)
@@ -128,11 +144,8 @@ def run(
     queues: dict[tuple[str, str], queue.Queue[object]] = {
         (one, other): queue.Queue() for one in names for other in names if one != other
     }
-    links = {
-        name: QueueLink(names, rank, queues, change, timeout) for rank, name in enumerate(names)
-    }
-    payloads: dict[str, Payload] = {}
-    errors: list[Exception] = []
+    links = {name: link(names, rank, queues, change, timeout) for rank, name in enumerate(names)}
+    ran = Ran({}, links)
 
     def one(name: str) -> None:
         own = dict((inputs or {}).get(name, {}))
@@ -147,9 +160,9 @@ def run(
             link=links[name],
         )
         try:
-            payloads[name] = everybody[name](own, party)
+            ran.payloads[name] = everybody[name](own, party)
         except Exception as error:
-            errors.append(error)
+            ran.errors[name] = error
         finally:
             links[name].close()
 
@@ -158,6 +171,16 @@ def run(
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise min(errors, key=lambda error: isinstance(error, PartyLostError))
-    return Ran(payloads, links)
+    return ran
+
+
+def run(program: Program, *arguments: Any, **options: Any) -> Ran:
+    """As `attempt`.
+
+    Raises:
+        Exception: What the first party raised, before what others raised for its absence.
+    """
+    ran = attempt(program, *arguments, **options)
+    if ran.errors:
+        raise min(ran.errors.values(), key=lambda error: isinstance(error, PartyLostError))
+    return ran

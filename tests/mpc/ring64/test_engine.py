@@ -17,9 +17,9 @@ from privtrain.mpc.layers import translate
 from privtrain.mpc.ring64.engine import Deal, Ring64, as_zeros
 from privtrain.mpc.ring64.session import Ring64Session
 from privtrain.mpc.ring64.streamed import announced
-from privtrain.mpc.sharing import encode, share
+from privtrain.mpc.sharing import SUM_BITS, encode, share
 from privtrain.release.finish import IDENTITY
-from privtrain.release.shared import SUM_BITS, SumAndOpen
+from privtrain.release.shared import SumAndOpen
 from privtrain.sampling.passes import batches
 from tests.mpc.ring64.mesh import names_of, run
 

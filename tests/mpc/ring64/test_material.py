@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
-from privtrain.core.errors import PartyLostError, TamperedShareError
+from privtrain.core.errors import PartyLostError, ProtocolError, TamperedShareError
 from privtrain.core.runtime import Party, Payload
 from privtrain.mpc.ring64 import material
 from privtrain.mpc.ring64.engine import Ring64
@@ -135,6 +135,15 @@ def test_the_dealer_waits_for_who_reads(monkeypatch: pytest.MonkeyPatch) -> None
     reader.take(2**10, torch.int64)
     sender.flush()
     assert len(link.sent) == 5
+
+
+@pytest.mark.parametrize("answer", [torch.tensor([1, 2]), torch.empty(0), torch.tensor(1.0)])
+def test_an_answer_that_counts_nothing_is_the_fault_of_who_sent_it(answer: torch.Tensor) -> None:
+    sender, _, _, link = ends()
+    sender.put(torch.zeros(1, dtype=torch.int64))
+    link.send("dealer", material.TAKEN, answer)
+    with pytest.raises(ProtocolError, match="sent 'material taken' as"):
+        sender.drain()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,23 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from privtrain.core.errors import PartyLostError, ProtocolError, UnsupportedError
+from privtrain.core.errors import (
+    PartyLostError,
+    ProtocolError,
+    TamperedShareError,
+    UnsupportedError,
+)
 from privtrain.core.failures import traceback_of
 from privtrain.core.runtime import Program
+from privtrain.runtimes.processes.children import verdict
 from privtrain.runtimes.processes.mesh import Processes
+from privtrain.runtimes.processes.worker import Failure, failure_of
 from tests.runtimes.processes import programs
 from tests.runtimes.processes.watching import alive, run_everywhere, wait_until
 
@@ -93,3 +101,35 @@ def test_what_a_party_started_is_ended_too(tmp_path: Path) -> None:
     for note in tmp_path.iterdir():
         pid = int(note.read_text())
         assert wait_until(partial(lambda number: not alive(number), pid))
+
+
+@dataclass
+class Ended:
+    """What is known of a party that failed."""
+
+    name: str
+    failure: Failure | None = None
+    died: str | None = None
+    reply: None = None
+    cause: None = None
+    frozen: None = None
+    settled: bool = True
+    last_words: str = ""
+
+
+def test_an_altered_share_comes_before_whatever_else_is_said() -> None:
+    altered = TamperedShareError("step 7, masked value: it does not fit its MACs")
+    honest = Ended("party-0", failure_of(altered))
+    # Whoever altered it dies, raises an error of its own, or loses contact.
+    cheats = [
+        Ended("party-1", died="was killed by SIGKILL"),
+        Ended("party-1", failure_of(ProtocolError("party-0 sent nonsense"))),
+        Ended("party-1", failure_of(PartyLostError("party-0 has left", "party-0"))),
+    ]
+    for cheat in cheats:
+        for failed in ([cheat, honest], [honest, cheat]):
+            assert verdict([honest, cheat], failed) is altered
+    # Of two, the one that was heard of first.
+    other = Ended("party-1", failure_of(TamperedShareError("step 8")))
+    assert verdict([honest, other], [other, honest]) is other.failure.error  # type: ignore[union-attr]
+    assert "SIGKILL" in str(verdict(cheats, cheats))
