@@ -102,6 +102,10 @@ def test_a_quick_benchmark_prints_one_json_list(name: str) -> None:
         assert {row["against"] for row in rows} == {
             *("crypten", "crypten-stock tfp", "crypten-stock ttp"),
             *("ring64 online, 2 parties", "ring64 total, 2 parties"),
+            *("ring64 online", "ring64 total"),
+        }
+        assert {row["ours"] for row in rows} == {
+            f"{engine} {kind}" for engine in ("ring64", "spdz2k") for kind in ("online", "total")
         }
     for row in rows:
         assert list(row)[: len(KEYS)] == KEYS

@@ -1,18 +1,21 @@
-"""The protocol of attacks, and the targets that limit what they read."""
+"""The protocols of attacks, and the targets that limit what they read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
+from numpy.typing import ArrayLike
+
+from privtrain.core.errors import UnsupportedError
 from privtrain.core.observers import Observer
-from privtrain.core.result import Leakage, Predictor, Target
+from privtrain.core.result import Predictor, ShadowModels, Target
 from privtrain.core.statement import PrivacyCurves
-from privtrain.core.task import Canaries, Rows, Task
+from privtrain.core.task import Rows, Task
 from privtrain.core.transcript import Transcript
-from privtrain.core.validate import check_follows
+from privtrain.core.validate import check_count, check_follows
 
 
-class Attack(Protocol):
-    """Tries to learn about training rows from what one observer saw. Frozen, pickles."""
+class Observing(Protocol):
+    """What every attack says of itself. Attacks are frozen values that pickle."""
 
     @property
     def observer(self) -> Observer:
@@ -24,26 +27,94 @@ class Attack(Protocol):
         """The attack's name in tables."""
         ...
 
-    def run(self, target: Target, *, seed: int) -> Leakage:
-        """Attacks a target and measures what was learned.
+    @property
+    def needs_messages(self) -> bool:
+        """Whether it reads the tensors of messages, which a run keeps on request only."""
+        ...
+
+
+@runtime_checkable
+class MembershipAttack(Observing, Protocol):
+    """Tells which of some rows were trained on."""
+
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
+        """How likely each candidate is a member.
 
         Args:
-            target: What the attack's observer saw, and the rows whose membership is guessed.
+            target: What the attack's observer saw and holds.
+            candidates: Rows with their targets, members and others in random order.
             seed: Public seed of the attack's own choices.
 
         Returns:
-            The leakage by this attack; no evidence of safety against another one.
+            Real numbers, shape `(candidates,)`: larger for "more likely a member". One that is
+            not a number counts as the worst score.
         """
         ...
 
 
 @runtime_checkable
+class Reconstruction(Observing, Protocol):
+    """Makes up rows that resemble those trained on."""
+
+    def rows(self, target: Target, *, seed: int) -> Rows:
+        """Rows that the attack takes for training rows.
+
+        Args:
+            target: What the attack's observer saw and holds.
+            seed: Public seed of the attack's own choices.
+
+        Returns:
+            At least one row, whose inputs have the shape of the data's; targets are not looked at.
+        """
+        ...
+
+
+Attack = MembershipAttack | Reconstruction
+"""Tries to learn about training rows from what one observer saw. It never learns what is true:
+`audit` keeps that, and turns what an attack returns into figures."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """An attack that says how many candidates it takes."""
+
+    @property
+    def limit(self) -> int:
+        """The largest number of members, and of non-members, among its candidates."""
+        ...
+
+
+@runtime_checkable
 class NeedsCanaries(Protocol):
-    """An attack that guesses the coins of canaries, which are planted before training."""
+    """An attack that needs canaries, which are planted before training."""
 
     @property
     def canaries_needed(self) -> int:
         """How many canaries there have to be at least."""
+        ...
+
+
+@runtime_checkable
+class GuessesCoins(MembershipAttack, NeedsCanaries, Protocol):
+    """A membership attack on canaries: its scores bound epsilon from below.
+
+    Each canary is in by an independent fair coin, without which there is no bound. The highest
+    scores are guessed "in", as many of the lowest "out"; the other coins are left open.
+    """
+
+    @property
+    def guesses(self) -> int:
+        """The number of guessed coins; at least 2, and fixed beforehand."""
+        ...
+
+    @property
+    def delta(self) -> float:
+        """At which epsilon is bounded, in (0, 1)."""
+        ...
+
+    @property
+    def confidence(self) -> float:
+        """Of the bounds, in (0, 1)."""
         ...
 
 
@@ -53,10 +124,7 @@ def target_for(
     transcript: Transcript,
     predictor: Predictor,
     task: Task,
-    members: Rows,
-    non_members: Rows,
-    retrain: Callable[[Rows, int], Predictor] | None = None,
-    canaries: Canaries | None = None,
+    own: Mapping[str, Rows] | None = None,
     promised: tuple[PrivacyCurves, ...] = (),
 ) -> Target:
     """The target of an attack by one observer: it holds this observer's view of the transcript.
@@ -66,24 +134,18 @@ def target_for(
         transcript: Every message of the run.
         predictor: The published predictor; everybody may ask it.
         task: What was learned.
-        members: Rows that were trained on.
-        non_members: Rows that were not, from the same distribution.
-        retrain: Trains a shadow predictor on other rows from a seed.
-        canaries: The canaries of a one-run audit, where some were planted.
+        own: Rows that the observer holds itself, by party.
         promised: The run's promises as curves; only those to the observer reach the target.
 
     Returns:
-        A target that holds no message which the observer did not receive.
+        A target that holds no message which the observer neither sent nor received.
     """
-    # The one place where messages reach an attack: what the observer did not receive is left out.
+    # The one place where messages reach an attack: what the observer did not see is left out.
     return Target(
         view=transcript.view(observer),
         predictor=predictor,
         task=task,
-        members=members,
-        non_members=non_members,
-        retrain=retrain,
-        canaries=canaries,
+        own=dict(own or {}),
         promised=tuple(
             curves for curves in promised if curves.observer == observer.without_members
         ),
@@ -103,7 +165,8 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
     made = tuple(attacks)
     for number, attack in enumerate(made):
         name = f"attacks[{number}]"
-        check_follows(Attack, "pt.LossThreshold()", **{name: attack})
+        kind = Reconstruction if isinstance(attack, Reconstruction) else MembershipAttack
+        check_follows(kind, "pt.LossThreshold()", **{name: attack})
         if not isinstance(attack.name, str):
             raise ValueError(f"Expected {name}.name={attack.name!r} to be text.")
         if not isinstance(attack.observer, Observer):
@@ -132,20 +195,43 @@ def check_attack_names(attacks: Iterable[Attack]) -> None:
 
 
 def check_target(target: Target, observer: Observer) -> None:
-    """Refuses a target with another observer's view, or without rows to tell apart.
+    """Refuses a target with another observer's view.
 
     Args:
         target: What an attack was given.
         observer: Whose view it may read.
 
     Raises:
-        ValueError: If the view is another observer's, or one side has no rows.
+        ValueError: If the view is another observer's.
     """
     if target.view.observer != observer:
         raise ValueError(
             f"Expected target.view.observer={target.view.observer.name!r} to be "
             f"{observer.name!r}; build the target with target_for(attack.observer, ...)."
         )
-    for name, rows in (("members", target.members), ("non_members", target.non_members)):
-        if len(rows) == 0:
-            raise ValueError(f"Expected target.{name} to hold at least one row; it holds none.")
+
+
+def check_shadows(count: int) -> None:
+    """Raises `ValueError` unless so many shadow models make complementary pairs, two at least."""
+    check_count(4, shadows=count)
+    if count % 2:
+        raise ValueError(f"Expected shadows={count} to be even: shadow models come in pairs.")
+
+
+def shadows_of(target: Target, count: int) -> ShadowModels:
+    """Shadow models of a target.
+
+    Args:
+        target: What an attack was given.
+        count: How many models; even.
+
+    Raises:
+        UnsupportedError: If there are none.
+    """
+    if target.shadows is None:
+        raise UnsupportedError(
+            "This attack needs shadow models, which are trained on candidates by the run's own "
+            "trainer: there are none of a model that was trained elsewhere, nor of canaries. Use "
+            "LossThreshold."
+        )
+    return target.shadows(count)

@@ -1,27 +1,18 @@
 """Membership inference: was this row trained on?"""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from privtrain.attacks.attack import check_target
-from privtrain.attacks.scores import (
-    FALSE_POSITIVES_NEEDED,
-    Scores,
-    advantage,
-    auc,
-    auc_interval,
-    tpr_at_fpr,
-)
+from privtrain.attacks.scores import Scores
 from privtrain.core.observers import PUBLIC, Observer
-from privtrain.core.result import Leakage, Predictor, Target
+from privtrain.core.result import Predictor, Target
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.task import Rows, Task
 from privtrain.core.validate import check_count
-
-LOW_RATES = (("1%", 0.01), ("0.1%", 0.001))
-"""The false positive rates at which true positive rates are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,51 +33,23 @@ class LossThreshold:
     batch_size: int = 1_024
     name: str = field(default="loss threshold", init=False)
     observer: Observer = field(default=PUBLIC, init=False)
+    needs_messages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_count(limit=self.limit, batch_size=self.batch_size)
 
-    def run(self, target: Target, *, seed: int) -> Leakage:
-        """Attacks equally many members and non-members, drawn by a seed.
-
-        Args:
-            target: Holds the public view; only the predictor, the loss and the rows are used.
-            seed: Public seed of the draw.
-
-        Returns:
-            `auc`, `advantage`, `tpr_at_1%_fpr` and `tpr_at_0.1%_fpr` with 95% intervals, and
-            the realised false positive rates. None where there are too few rows.
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> Scores:
+        """Minus the loss of the published predictor; the seed plays no part.
 
         Raises:
-            ValueError: If the view is another observer's or one side has no rows.
+            ValueError: If the view is another observer's, or the loss does not give one value a
+                row.
         """
         check_target(target, self.observer)
-        # Equally many on both sides, as by the fair coin of Yeom et al.'s membership experiment.
-        count = min(len(target.members), len(target.non_members), self.limit)
-        losses = [
-            row_losses(
-                target.predictor, target.task, _draw(rows, count, seed, side), self.batch_size
-            )
-            for side, rows in (("members", target.members), ("non_members", target.non_members))
-        ]
-        unscored = sum(int(torch.isnan(loss).sum()) for loss in losses)
-        inside, outside = (to_scores(loss) for loss in losses)
-        metrics, intervals = _metrics(inside, outside)
-        return Leakage(
-            attack=self.name,
-            observer=self.observer.name,
-            metrics=metrics,
-            intervals=intervals,
-            members=count,
-            non_members=count,
-            notes=_notes(unscored, metrics),
-        )
-
-
-def _draw(rows: Rows, count: int, seed: int, side: str) -> Rows:
-    """Rows drawn without replacement, in random order."""
-    stream = Seeds(seed)[f"loss threshold/{side}", 0, ""]
-    return rows.take(torch.randperm(len(rows), generator=stream.torch())[:count])
+        losses = row_losses(target.predictor, target.task, candidates, self.batch_size)
+        # Yeom et al. 2018: members have smaller losses.
+        scores: Scores = (-losses).numpy()
+        return scores
 
 
 @torch.no_grad()
@@ -130,45 +93,3 @@ def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     except RuntimeError:
         # A loss that holds float32 tensors of its own, such as class weights.
         return task.loss(logits, targets)
-
-
-def to_scores(losses: Tensor) -> Scores:
-    """Minus the losses, as scores; a loss that is not a number gets the worst score."""
-    # Yeom et al. 2018: members have smaller losses. A loss of -inf is capped at the largest float,
-    # so that a threshold lies above all scores.
-    largest = torch.finfo(losses.dtype).max
-    scores: Scores = (-losses).nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf).numpy()
-    return scores
-
-
-def _metrics(
-    inside: Scores, outside: Scores
-) -> tuple[dict[str, float | None], dict[str, tuple[float, float]]]:
-    """The metrics of the two groups of scores, and the intervals of those that have one."""
-    metrics: dict[str, float | None] = {"auc": auc(inside, outside)}
-    intervals = {"auc": auc_interval(inside, outside)}
-    gain = advantage(inside, outside)
-    metrics["advantage"] = None if gain is None else gain.value
-    if gain is not None:
-        intervals["advantage"] = gain.interval
-    for name, rate in LOW_RATES:
-        point = tpr_at_fpr(inside, outside, rate)
-        metrics[f"tpr_at_{name}_fpr"] = None if point is None else point.tpr
-        metrics[f"realised_fpr_at_{name}"] = None if point is None else point.fpr
-        if point is not None:
-            intervals[f"tpr_at_{name}_fpr"] = point.tpr_interval
-    return metrics, intervals
-
-
-def _notes(unscored: int, metrics: dict[str, float | None]) -> tuple[str, ...]:
-    notes = ["this attack only, not evidence of safety"]
-    for name, rate in LOW_RATES:
-        if metrics[f"tpr_at_{name}_fpr"] is None:
-            needed = round(FALSE_POSITIVES_NEEDED / rate)
-            notes.append(
-                f"TPR at {name} FPR is not resolvable: {needed:,} non-members are needed, more "
-                "than were attacked"
-            )
-    if unscored:
-        notes.append(f"{unscored} losses were not a number and got the worst score")
-    return tuple(notes)

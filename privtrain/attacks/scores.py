@@ -109,7 +109,8 @@ def roc(members: ArrayLike, non_members: ArrayLike) -> Roc:
     tpr = _at_or_above(inside, thresholds) / len(inside)
     fpr = _at_or_above(outside, thresholds) / len(outside)
     # The curve starts where nobody is called a member: just above the highest score.
-    start = np.nextafter(thresholds[0], np.inf)
+    with np.errstate(over="ignore"):  # above the largest float lies infinity
+        start = np.nextafter(thresholds[0], np.inf)
     return Roc(
         np.concatenate([[start], thresholds]),
         np.concatenate([[0.0], fpr]),

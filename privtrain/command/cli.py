@@ -212,9 +212,9 @@ def compare_command(args: Compare) -> int:
     from privtrain.command.study_file import write_study
     from privtrain.core.keys import make_key
     from privtrain.report.files import plain_comparison, save
-    from privtrain.runs.attacking import RAISE
     from privtrain.runs.checks import check_device
     from privtrain.runs.comparing import check_comparison, compare, failed
+    from privtrain.runs.measuring import RAISE
 
     study = study_of(args)
     check_device(study.device)

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 import privtrain
-from privtrain.attacks.attack import Attack
+from privtrain.attacks.attack import Observing
 from privtrain.command.tokens import (
     ATTACK_GROUP,
     ATTACK_TOKENS,
@@ -143,7 +143,7 @@ TRAINERS = Names("trainer", TRAINER_GROUP, Trainer, _trainers)
 """Token to trainer."""
 
 
-ATTACKS = Names("attack", ATTACK_GROUP, Attack, _attacks)
+ATTACKS = Names("attack", ATTACK_GROUP, Observing, _attacks)
 """Token to attack."""
 
 

@@ -128,8 +128,7 @@ def tell_result(part: Part, names: tuple[str, ...], out: Path | None, *, trained
     from privtrain.core.failures import OWN_ERRORS
     from privtrain.core.parameters import ModelPredictor
     from privtrain.core.writing import write_file
-    from privtrain.runs.attacking import failure_of
-    from privtrain.runs.measuring import value_of
+    from privtrain.runs.measuring import failure_of, value_of
 
     # Printed and saved by every party that reads the weights: all of them opened the same.
     if part.rows is not None and not trained:

@@ -35,7 +35,7 @@ def public_names(*packages: str) -> list[str]:
 def _spelled(package: str, joint: str) -> dict[str, str]:
     """Public names by how options spell them: `one_run` to `OneRun`; nothing is loaded."""
     names = public_names(package)
-    return {re.sub(r"(?<=[a-z])(?=[A-Z])", joint, name).lower(): name for name in names}
+    return {re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", joint, name).lower(): name for name in names}
 
 
 def _token(name: str) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
-from privtrain.core.result import TrainResult
+from privtrain.core.result import Predictor, TrainResult
 from privtrain.core.runtime import (
+    Draws,
     Payload,
     Program,
     Runtimes,
@@ -209,5 +210,34 @@ class Twinned(Protocol):
         """The same steps in plaintext: same passes, batches, order and learning rate.
 
         What the cryptography costs in accuracy is the gap to it, whatever other trainers do.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainsMany(Protocol):
+    """A trainer that trains many models at the same time, as shadow models of an attack.
+
+    Nothing is released, and no ledger is charged: the models are for whoever holds the rows.
+    """
+
+    def train_many(
+        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+    ) -> Sequence[Predictor]:
+        """Trains each model on some of the rows, as it would be trained on these alone.
+
+        Args:
+            task: What is learned.
+            data: The rows of all models, and public figures, which are those of each model.
+            included: Which of `data.pooled()` each model trains on, boolean, shape
+                `(models, rows)`.
+            draws: The streams of each model, as those of a fit of its own.
+
+        Returns:
+            What each model answers, in their order.
+
+        Raises:
+            UnsupportedError: With the reason, if these models have to be trained one by one.
+            DataError: If the rows of a model cannot be trained on.
         """
         ...

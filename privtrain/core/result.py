@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from privtrain.core import shown
@@ -14,7 +16,7 @@ from privtrain.core.frames import comparison_frame, history_frame
 from privtrain.core.measures import ACCURACY, HIGH, Best
 from privtrain.core.recipe import Recipe
 from privtrain.core.statement import IF_ANY, UNWRITTEN, PrivacyCurves, PrivacyStatement
-from privtrain.core.task import Canaries, Rows, Task
+from privtrain.core.task import Rows, Task
 from privtrain.core.transcript import Transcript, View
 
 
@@ -161,6 +163,8 @@ class TrainResult:
         card: What a reader needs to repeat the run: settings, versions, public seeds.
         recipe: How model and inputs were made, so that the model can be kept; None where nobody
             knows.
+        trainer: What trained it, by which attacks train shadow models; None where it was trained
+            elsewhere.
     """
 
     predictor: Predictor
@@ -173,6 +177,7 @@ class TrainResult:
     members: Members | None = field(default=None, repr=False, compare=False)
     card: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     recipe: Recipe | None = field(default=None, repr=False, compare=False)
+    trainer: Any = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return shown.lines(
@@ -192,20 +197,33 @@ class TrainResult:
         return f"{self.statement._repr_html_()}{cost}{self.history._repr_html_()}{notes}"
 
 
+class ShadowModels(Protocol):
+    """What shadow models say of candidates; see `privtrain.runs.shadows.Shadows`."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """The task's loss of each model on each candidate, `(models, candidates)`."""
+        ...
+
+    @property
+    def included(self) -> NDArray[np.bool_]:
+        """Whether each model was trained on each candidate, `(models, candidates)`."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What an attack may use: its observer's view, and the rows whose membership it guesses.
+    """What an attack may use: what its observer saw and holds. Nothing in it tells who was in.
 
     Args:
         view: What the attack's observer saw.
         predictor: The published predictor, or None where the observer cannot ask it.
         task: What was learned.
-        members: Rows that were trained on: each of them was drawn at least once.
-        non_members: Rows that were not: the test rows.
-        retrain: Trains a shadow predictor on other rows from a seed, where that is possible.
-        canaries: The canaries of a one-run audit, where some were planted. An attack guesses
-            their coins before it looks at them.
+        own: Rows that the observer holds itself, by party; none of them is a candidate. Empty for
+            the public, and where parties hold columns.
         promised: What was promised to the attack's observer, as curves.
+        shadows: Trains so many models, an even number, by the run's trainer on random halves of the
+            candidates, none of which says anything of the run itself; None where nobody knows how.
     """
 
     # A view and not the transcript: an attack that read what its observer never saw would measure
@@ -213,11 +231,9 @@ class Target:
     view: View
     predictor: Predictor
     task: Task
-    members: Rows
-    non_members: Rows
-    retrain: Callable[[Rows, int], Predictor] | None = None
-    canaries: Canaries | None = None
+    own: Mapping[str, Rows] = field(default_factory=dict)
     promised: tuple[PrivacyCurves, ...] = ()
+    shadows: Callable[[int], ShadowModels] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,34 @@ from dataclasses import replace
 
 import torch
 
-from privtrain.attacks.attack import Attack, check_attacks, target_for
+from privtrain.attacks.attack import (
+    Attack,
+    GuessesCoins,
+    Reconstruction,
+    check_attacks,
+    target_for,
+)
 from privtrain.core.errors import DataError
 from privtrain.core.observers import PARTICIPANT, Observer, check_observer
 from privtrain.core.parties import is_role
-from privtrain.core.result import Leakage, Members, Predictor, TrainResult
+from privtrain.core.result import Leakage, Members, Predictor, Target, TrainResult
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import ROWS, Canaries, FederatedData, Rows, Task, concatenate
 from privtrain.core.transcript import Transcript
 from privtrain.data.canaries import canaries_besides, planted_in
+from privtrain.runs.refereeing import (
+    Candidates,
+    check_canaries,
+    coin_leakage,
+    drawn,
+    membership_leakage,
+    nearness,
+    scores_of,
+    without,
+)
+from privtrain.runs.shadowing import Kept, shadowing
 
 
-@kept_settings()
-@recorded_gradients()
 def audit(
     result: TrainResult, attack: Attack, task: Task, data: FederatedData, *, seed: int = 0
 ) -> Leakage:
@@ -29,25 +44,35 @@ def audit(
         task: What was learned.
         data: The rows that were trained on: training rows that the run really used are members,
             test rows are not. Training rows that it never drew are left out: they are no
-            members, and as non-members they would bring along whose rows they are. Canaries that
-            were planted are handed on, and are no members: they are unlike the test rows. What a
-            participant or a member of a coalition holds itself is no secret to guess: left out.
-        seed: Public seed of the attack's own choices.
+            members, and as non-members they would bring along whose rows they are. Canaries are
+            candidates of attacks that guess coins, and no members: they are unlike the test rows.
+            What a participant or a member of a coalition holds itself is no secret to guess, and
+            neither is a public row: left out.
+        seed: Public seed of the draw of candidates and of the attack's own choices.
 
     Returns:
         What the attack learned. It is no evidence of safety against another one. Where it is not
         known which rows were used, its notes say so.
 
     Raises:
-        ValueError: If nobody is called as the attack's observer is, all rows are its own, or no
-            row of anybody else was used.
+        ValueError: If nobody is called as the attack's observer is, all rows are its own, no row of
+            anybody else was used, there are fewer canaries than guesses, messages that the attack
+            reads were not kept, or it does not give one number for each candidate.
         DataError: If the run was trained on other data.
     """
+    return audited(result, attack, task, data, seed=seed, kept=Kept())
+
+
+@kept_settings()
+@recorded_gradients()
+def audited(
+    result: TrainResult, attack: Attack, task: Task, data: FederatedData, *, seed: int, kept: Kept
+) -> Leakage:
+    """`audit`, with shadow models that several attacks on a run share."""
     (attack,) = check_attacks([attack])
     observer, transcript = attack.observer, result.transcript
     _check_known(observer, transcript, data)
     own = _own_parties(observer, transcript, data)
-    members = result.members
     # Copies: an attack is a user's code, and rows and model are used again.
     # `target_for` cuts the transcript down to the observer's view: an attack never sees more.
     target = target_for(
@@ -55,29 +80,80 @@ def audit(
         transcript=transcript,
         predictor=_copy_of(result.predictor),
         task=task,
-        members=_used_rows(members, data, own, observer),
-        non_members=_copied(data.test),
-        # Where training made some of its rows public, canaries may be among them: not protected.
-        # A planted canary that was never drawn stays: its coin is what the guarantee is about.
-        canaries=None if members and members.made_public else _canaries(data, own),
+        own={name: _copied(data.train[name]) for name in sorted(own)},
         promised=result.statement.curves,
     )
-    leakage = attack.run(target, seed=seed)
-    if members is None or not members.doubt:
-        return leakage
-    said = f"members are all rows that may have been used: {members.doubt}"
-    return replace(leakage, notes=(*leakage.notes, said))
+    _check_messages(attack, target)
+    said = list[str]()
+    if isinstance(attack, GuessesCoins):
+        canaries = check_canaries(attack, protected_canaries(result, data, own))
+        by_coin = Candidates(canaries.rows, canaries.included)
+        scores = scores_of(attack, target, by_coin, seed=seed)
+        leakage = coin_leakage(attack, scores, canaries, target.promised, seed=seed)
+    else:
+        candidates = drawn(*declared(result, data, observer), attack, seed=seed)
+        if isinstance(attack, Reconstruction):
+            scores = nearness(attack.rows(target, seed=seed), candidates)
+        else:
+            lend = shadowing(result, task, data, seed=seed, kept=kept, said=said)
+            scores = scores_of(attack, target, candidates, seed=seed, lend=lend)
+        leakage = membership_leakage(attack, scores, candidates)
+    if result.members is not None and result.members.doubt:
+        said.append(f"members are all rows that may have been used: {result.members.doubt}")
+    return replace(leakage, notes=(*leakage.notes, *said))
+
+
+def declared(result: TrainResult, data: FederatedData, observer: Observer) -> tuple[Rows, Rows]:
+    """The members and non-members among which an observer's candidates are drawn.
+
+    Args:
+        result: What training gave.
+        data: The rows that were trained on.
+        observer: Whose own rows are no candidates.
+
+    Returns:
+        The rows that the run used and the test rows, both without those whose inputs are public.
+
+    Raises:
+        ValueError: If all rows are the observer's own, or no row of anybody else was used.
+        DataError: If the run was trained on other data.
+    """
+    own = _own_parties(observer, result.transcript, data)
+    members = _used_rows(result.members, data, own, observer)
+    return without(members, data.public), without(data.test, data.public)
+
+
+def protected_canaries(
+    result: TrainResult, data: FederatedData, own: frozenset[str]
+) -> Canaries | None:
+    """The canaries whose coins a run protects from parties that know their own.
+
+    Args:
+        result: What training gave.
+        data: The rows that were trained on.
+        own: The parties.
+
+    Returns:
+        The canaries, also those that were never drawn: their coin is what the guarantee is about.
+        None where there are none, or training made some rows public, and perhaps canaries.
+    """
+    if result.members is not None and result.members.made_public:
+        return None
+    return canaries_besides(data, own)
+
+
+def _check_messages(attack: Attack, target: Target) -> None:
+    """Refuses an attack that reads tensors of messages where none were kept."""
+    lacking = any(message.payload is None for message in target.view.messages)
+    if attack.needs_messages and lacking:
+        raise ValueError(
+            f"Expected kept payloads, which {attack.name!r} reads: use fit(..., "
+            "keep_payloads=True)."
+        )
 
 
 def _copied(rows: Rows) -> Rows:
     return rows.take(torch.arange(len(rows), device=rows.inputs.device))
-
-
-def _canaries(data: FederatedData, own: frozenset[str]) -> Canaries | None:
-    canaries = canaries_besides(data, own)
-    if canaries is None:
-        return None
-    return replace(canaries, rows=_copied(canaries.rows), included=canaries.included.clone())
 
 
 def _copy_of(predictor: Predictor) -> Predictor:

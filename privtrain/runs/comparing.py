@@ -29,11 +29,10 @@ from privtrain.ledgers.study import StudyLedger
 from privtrain.report.html import comparison_fragment
 from privtrain.report.records import records
 from privtrain.report.table import comparison_text
-from privtrain.runs.attacking import KEEP, RAISE
 from privtrain.runs.baselines import Baselines, with_twins
 from privtrain.runs.card import run_card
 from privtrain.runs.checks import check_device, check_kinds, check_mapping
-from privtrain.runs.measuring import check_metrics
+from privtrain.runs.measuring import KEEP, RAISE, check_metrics
 from privtrain.runs.rows import (
     Cell,
     Conditions,

@@ -10,8 +10,7 @@ from privtrain.core.errors import DataError
 from privtrain.core.parameters import apart
 from privtrain.core.result import Predictor, Row, TrainResult
 from privtrain.core.task import FederatedData, Rows, Task
-from privtrain.runs.attacking import RAISE
-from privtrain.runs.measuring import measured
+from privtrain.runs.measuring import RAISE, measured
 
 
 @dataclass(frozen=True, kw_only=True)

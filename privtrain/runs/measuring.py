@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from privtrain.attacks.scores import clopper_pearson
-from privtrain.core.errors import DataError
-from privtrain.core.failures import OWN_ERRORS
+from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.failures import OWN_ERRORS, text_of, traceback_of
 from privtrain.core.measures import ACCURACY, HIGH, Metric
 from privtrain.core.metrics import accuracy, auc, balanced_accuracy, decisions
-from privtrain.core.result import EXACT, Measurement, Predictor
+from privtrain.core.result import EXACT, Failure, Measurement, Predictor
 from privtrain.core.seeding import Seeds, global_generator
 from privtrain.core.settings import kept_settings
 from privtrain.core.task import Rows, Task
-from privtrain.runs.attacking import KEEP, RAISE, failure_of
+
+KEEP, RAISE = "keep", "raise"
+"""What `compare` does with an error: it goes into the row, or stops the comparison."""
 
 ROUNDS, ROUNDS_OF_MANY, MANY = 500, 200, 2_000
 """Rounds of a bootstrap, and of one of more than so many rows."""
@@ -38,6 +40,15 @@ _ORDERS = 6
 
 MOST_UNDEFINED = 0.05
 """The fraction of resamples on which a metric may have no value."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Why a part failed; where the error is not one of ours, also where it came from."""
+    ours = isinstance(error, PrivtrainError) and error.__cause__ is None
+    return Failure(
+        error=f"{type(error).__name__}: {text_of(error)}",
+        traceback=None if ours else traceback_of(error),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

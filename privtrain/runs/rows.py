@@ -29,7 +29,7 @@ from privtrain.core.writing import write_file
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
-from privtrain.runs.attacking import KEEP, RAISE, attacked, failure_of
+from privtrain.runs.attacking import attacked
 from privtrain.runs.calibrating import calibrate
 from privtrain.runs.card import (
     parties_are_public,
@@ -50,7 +50,7 @@ from privtrain.runs.marks import (
     new_mark,
     write_mark,
 )
-from privtrain.runs.measuring import measured, one_class
+from privtrain.runs.measuring import KEEP, RAISE, failure_of, measured, one_class
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ def result_of(
         halted=run.outcome.halted,
         notes=(*run.outcome.notes, *_notes_on_users(data, made)),
         members=run.outcome.members,
+        trainer=trainer,
     )
 
 

@@ -1,10 +1,10 @@
 """Descent on pooled rows: what the baseline does, and the plaintext twin of secure steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from privtrain.core.parameters import (
@@ -18,10 +18,12 @@ from privtrain.core.parameters import (
     trainable,
 )
 from privtrain.core.parties import CURATOR_NAME
+from privtrain.core.runtime import Draws
 from privtrain.core.seeding import global_generator
-from privtrain.core.task import FederatedData, Task
+from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Run
-from privtrain.sampling.passes import row_batches
+from privtrain.sampling.passes import batches, row_batches
+from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
 from privtrain.steps.optimizers import (
     OptimizerFactory,
     check_not_diverged,
@@ -104,3 +106,45 @@ class PooledDescent:
             "model", to_vector(trainable(model)), sender=CURATOR_NAME, round=self.epochs
         )
         return ModelPredictor(model)
+
+    def train_many(
+        self, task: Task, rows: Rows, included: Tensor, draws: Sequence[Draws]
+    ) -> list[ModelPredictor]:
+        """Trains many models, each on rows of its own, to the bits that each has alone.
+
+        Args:
+            task: What is learned.
+            rows: The rows of all models.
+            included: Which rows each model trains on, boolean, shape `(models, rows)`.
+            draws: The streams of each model.
+
+        Raises:
+            UnsupportedError: If the model draws while it trains, or the optimizer is none that
+                steps each number by itself.
+            DataError: If a model has no row, or its training diverged.
+        """
+        device = draws[0].device
+        rows = rows.to(device)
+        made = initial_models(task, included, draws)
+        models = Models(made, task.loss)
+        optimizer = optimizer_of_all(models, made[0], self.optimizer, self.learning_rate)
+        taken = [
+            self._batches_of(own.nonzero().flatten(), each)
+            for own, each in zip(included.to(device), draws, strict=True)
+        ]
+        train_together(
+            taken,
+            lambda number, batches: models.step(optimizer, batches, rows),
+            models.take,
+            draws[0].seeds["dropout", 0, CURATOR_NAME],
+        )
+        for model in made:
+            check_not_diverged(trainable(model), rows.inputs)
+        return [ModelPredictor(model) for model in made]
+
+    def _batches_of(self, own: Tensor, draws: Draws) -> Iterator[Tensor]:
+        """Numbers of the rows of each batch of a model, of all epochs."""
+        for epoch in range(self.epochs):
+            order = draws.seeds["order", epoch, CURATOR_NAME].torch()
+            for index in batches(len(own), self.batch_size, 1, order):
+                yield own if index is None else own[index.to(own.device)]

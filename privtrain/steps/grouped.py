@@ -32,10 +32,11 @@ class Forward(Protocol):
         ...
 
 
-_ELEMENTWISE = (
+ELEMENTWISE = (
     *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.SiLU, nn.LeakyReLU),
     *(nn.Softplus, nn.Softsign, nn.Hardtanh, nn.ReLU6, nn.Identity, nn.Mish, nn.LogSigmoid),
 )
+"""Layers that treat each number by itself."""
 
 
 def forward_of(model: nn.Module) -> Forward:
@@ -44,8 +45,8 @@ def forward_of(model: nn.Module) -> Forward:
     Args:
         model: One of them, in training mode, which draws nothing and keeps nothing.
     """
-    layers = list(_layers(model))
-    if all(_is_known(layer) for _, layer in layers) and _has_order(layer for _, layer in layers):
+    layers = list(chained_layers(model))
+    if all(is_known(layer) for _, layer in layers) and _has_order(layer for _, layer in layers):
         return _Chain([(name, layer) for name, layer in layers])
     return _Mapped(model)
 
@@ -78,7 +79,7 @@ class _Mapped:
         return outputs
 
 
-def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def chained_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of a chain and what their names begin with; of what is no chain itself."""
     if type(model) is not nn.Sequential or _is_hooked(model):
         yield prefix, model
@@ -86,10 +87,11 @@ def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     # Not `named_children`, which leaves out a layer that stands twice.
     for name, layer in model._modules.items():
         if layer is not None:
-            yield from _layers(layer, f"{prefix}{name}.")
+            yield from chained_layers(layer, f"{prefix}{name}.")
 
 
-def _is_known(layer: nn.Module) -> bool:
+def is_known(layer: nn.Module) -> bool:
+    """Whether a layer computes what its type says, of rows that are alone."""
     if _is_hooked(layer) or any(True for _ in layer.buffers()):
         return False
     if type(layer) is nn.Conv2d:
@@ -99,7 +101,7 @@ def _is_known(layer: nn.Module) -> bool:
         return layer.dilation in (1, (1, 1)) and not (layer.ceil_mode or layer.return_indices)
     if type(layer) is nn.Flatten:
         return layer.start_dim == 1 and layer.end_dim == -1
-    return type(layer) in (nn.Linear, nn.AvgPool2d, *_ELEMENTWISE)
+    return type(layer) in (nn.Linear, nn.AvgPool2d, *ELEMENTWISE)
 
 
 def _is_hooked(layer: nn.Module) -> bool:
@@ -194,7 +196,7 @@ class _Products(torch.autograd.Function):
 
 
 def _convolution(layer: nn.Conv2d, weights: Weights, name: str, value: Tensor) -> Tensor:
-    height, width = _pair(layer.padding)  # type: ignore[arg-type]  # no text: see `_is_known`
+    height, width = _pair(layer.padding)  # type: ignore[arg-type]  # no text: see `is_known`
     if height or width:
         value = functional.pad(value, (0, 0, width, width, height, height))
     weight = weights[f"{name}weight"]

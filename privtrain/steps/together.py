@@ -302,12 +302,13 @@ def _can(steps: PlainSteps, task: Task, queries: Tensor, classes: int) -> bool:
         return False
     try:
         made = make_optimizer(steps.optimizer, parameters, steps.learning_rate)
-        return _is_elementwise(made) and _agree(steps, task, queries, classes)
+        return is_elementwise(made) and _agree(steps, task, queries, classes)
     except OWN_ERRORS:  # whatever a model or a loss says to what it was not written for
         return False
 
 
-def _is_elementwise(optimizer: Optimizer) -> bool:
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether what it does to a number depends on that number alone."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return type(optimizer) in _ELEMENTWISE and not any(hooks) and "step" not in vars(optimizer)
 

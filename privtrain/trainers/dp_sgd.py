@@ -1,13 +1,19 @@
 """DP-SGD on pooled rows: per-example clipping and noise (Abadi et al. 2016, Algorithm 1)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from privtrain.core.errors import BudgetExceededError, DataError, UnsoundReleaseError
+from privtrain.core.errors import (
+    BudgetExceededError,
+    DataError,
+    UnsoundReleaseError,
+    UnsupportedError,
+)
 from privtrain.core.libraries import is_library
 from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import (
@@ -20,10 +26,10 @@ from privtrain.core.parameters import (
     unwritten,
 )
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.runtime import Runtimes
+from privtrain.core.runtime import Draws, Runtimes
 from privtrain.core.seeding import kept_generators, secret_generators
 from privtrain.core.statement import ADD_REMOVE, InputPrivacy
-from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_offers, check_positive, check_probability
 from privtrain.gradients.bookkeeping.engine import BookKeeping
@@ -34,6 +40,8 @@ from privtrain.release.aggregation import BoundedSum
 from privtrain.release.door import Release
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
+from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
+from privtrain.steps.many_private import NoisedSums
 from privtrain.steps.optimizers import (
     GradientVector,
     OptimizerFactory,
@@ -233,6 +241,44 @@ class DPSGD:
             "model", to_vector(parameters), sender=CURATOR_NAME, round=batches.steps
         )
         return ModelPredictor(model)
+
+    def train_many(
+        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+    ) -> list[ModelPredictor]:
+        if not isinstance(self.sampling, PoissonBatches) or self.sampling.rows_per_user is not None:
+            raise UnsupportedError(
+                f"sampling={self.sampling} draws batches of one model at a time."
+            )
+        device = draws[0].device
+        rows = data.pooled().to(device)
+        made = initial_models(task, included, draws)
+        models = Models(made, task.loss)
+        mechanism = self.release.mechanism
+        sums = NoisedSums(
+            models, made[0], task.loss, self.gradients, mechanism, self.expected_batch
+        )
+        optimizer = optimizer_of_all(models, made[0], self.optimizer, self.learning_rate)
+
+        def step(number: int, taken: list[Tensor | None]) -> None:
+            sums.write(number, taken, rows, draws)
+            advance(optimizer)
+
+        taken = [
+            self._batches_of(data, own.nonzero().flatten(), each)
+            for own, each in zip(included.to(device), draws, strict=True)
+        ]
+        train_together(taken, step, models.take, draws[0].seeds["dropout", 0, CURATOR_NAME])
+        return [ModelPredictor(model) for model in made]
+
+    def _batches_of(self, data: FederatedData, own: Tensor, draws: Draws) -> Iterator[Tensor]:
+        """Numbers of the rows of each batch of a model that has some of the rows."""
+        # Where no figure is public, rows are counted: those of this model.
+        counted = Rows(torch.empty(len(own), 0))
+        batches = self.batches(replace(data, train={CURATOR_NAME: counted}, split=ROWS))
+        for step in range(batches.steps):
+            entropy = draws.entropy["sample", step, CURATOR_NAME].numpy()
+            for chosen in batches.draw(len(own), entropy):
+                yield own[torch.tensor(chosen, dtype=torch.long, device=own.device)]
 
     def _draw(self, batches: Batches, rows: int, step: int, run: Run) -> Iterator[list[int]]:
         """The batches of one draw: Algorithm 1, "Take a random sample L_t"."""

@@ -1,6 +1,7 @@
 """Federated averaging (McMahan et al. 2017, Algorithm 1), plain or differentially private."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -20,7 +21,7 @@ from privtrain.core.parameters import (
 )
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.result import Members
-from privtrain.core.runtime import NO_STAR, Reply, Runtimes
+from privtrain.core.runtime import NO_STAR, Draws, Reply, Runtimes
 from privtrain.core.seeding import Streams, global_generator, kept_generators
 from privtrain.core.statement import Adversary, InputPrivacy, Unit
 from privtrain.core.task import ROWS, FederatedData, Task
@@ -37,6 +38,7 @@ from privtrain.release.reduce import NONE
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
+from privtrain.steps.many_rounds import train_federations
 from privtrain.steps.optimizers import check_optimizer
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
@@ -277,6 +279,17 @@ class FedAvg:
         run.outcome.public_cost = self._public_cost(server.vector(), done, len(data.parties), run)
         run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
         return ModelPredictor(model)
+
+    def train_many(
+        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+    ) -> list[ModelPredictor]:
+        usual = FedAvg(rounds=self.rounds, sampling=self.sampling, local=self.local)
+        if usual != self or type(self.local) is not PlainSteps:
+            raise UnsupportedError("many federations at once need plain steps and a plain average.")
+        _check_rows(data)
+        settings = (self.rounds, self.sampling, self.local)
+        made = train_federations(task, data, included, draws, *settings)
+        return [ModelPredictor(model) for model in made]
 
     def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost | None:
         """What the rounds cost with as many clients as are expected; no client is named."""

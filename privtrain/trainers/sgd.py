@@ -1,13 +1,14 @@
 """Pooled stochastic gradient descent: the baseline without any privacy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor
-from privtrain.core.runtime import Runtimes
+from privtrain.core.runtime import Draws, Runtimes
 from privtrain.core.statement import InputPrivacy, Unit
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
@@ -75,3 +76,8 @@ class SGD:
 
     def train(self, task: Task, data: FederatedData, run: Run) -> ModelPredictor:
         return self.descent.train(task, data, run)
+
+    def train_many(
+        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+    ) -> list[ModelPredictor]:
+        return self.descent.train_many(task, data.pooled(), included, draws)

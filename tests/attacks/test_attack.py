@@ -1,92 +1,100 @@
-"""What every attack has to keep, whoever its observer is."""
+"""Every attack keeps what attacks promise; its target holds its observer's view alone."""
 
-import dataclasses
-import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
-from privtrain.attacks.attack import Attack, check_target, target_for
+from privtrain.attacks.attack import (
+    GuessesCoins,
+    Limited,
+    MembershipAttack,
+    Reconstruction,
+    check_attacks,
+)
+from privtrain.attacks.lira import LiRA
 from privtrain.attacks.membership import LossThreshold
 from privtrain.attacks.one_run.attack import OneRun
-from privtrain.core.observers import Observer
-from privtrain.core.parameters import ModelPredictor
-from privtrain.core.parties import AGGREGATOR_NAME
+from privtrain.attacks.rmia import RMIA
+from privtrain.core.errors import UnsupportedError
+from privtrain.core.observers import AGGREGATOR, PUBLIC, Observer
 from privtrain.core.result import Target
-from privtrain.core.statement import to_json_text
-from privtrain.core.task import Canaries, Rows, Task
-from privtrain.core.transcript import Transcript
+from privtrain.core.task import Rows
+from tests.contracts.attack import CHECKS, rows, target
 
-ATTACKS: tuple[Attack, ...] = (
+ATTACKS: tuple[MembershipAttack, ...] = (
     LossThreshold(),
     LossThreshold(limit=20, batch_size=3),
     OneRun(guesses=10),
     OneRun(guesses=40, batch_size=3),
+    LiRA(shadows=8),
+    LiRA(shadows=8, online=False),
+    RMIA(shadows=8),
+    RMIA(shadows=8, online=False),
 )
 
 
-def rows(seed: int) -> Rows:
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(0, 3, (40,), generator=generator)
-    return Rows(torch.randn(40, 8, generator=generator), targets)
-
-
-def target(observer: Observer) -> Target:
-    transcript = Transcript(keep_payloads=True)
-    transcript.send("client-0", AGGREGATOR_NAME, "update", torch.ones(4), round=0)
-    transcript.send(AGGREGATOR_NAME, "client-0", "model", torch.ones(4), round=0)
-    transcript.publish("model", torch.ones(4), sender=AGGREGATOR_NAME, round=1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Linear(8, 3)
-    return target_for(
-        observer, transcript=transcript, predictor=ModelPredictor(model),
-        task=Task(model=lambda: nn.Linear(8, 3)), members=rows(1), non_members=rows(2),
-        canaries=Canaries(rows=rows(3), included=torch.arange(40) % 2 == 0),
-    )  # fmt: skip
-
-
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-class TestEveryAttack:
-    def test_it_is_frozen_and_pickles(self, attack: Attack) -> None:
-        assert pickle.loads(pickle.dumps(attack)) == attack
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            attack.name = "other"  # type: ignore[misc]  # must not work
+def test_every_attack(attack: MembershipAttack, check: Callable[[MembershipAttack], None]) -> None:
+    check(attack)
 
-    def test_the_same_seed_gives_the_same_leakage(self, attack: Attack) -> None:
-        before = torch.get_rng_state()
-        first = attack.run(target(attack.observer), seed=3)
-        assert attack.run(target(attack.observer), seed=3) == first
-        assert torch.equal(torch.get_rng_state(), before)
 
-    def test_another_observers_view_is_refused(self, attack: Attack) -> None:
-        stranger = Observer("somebody else")
-        with pytest.raises(ValueError, match="somebody else"):
-            attack.run(target(stranger), seed=0)
+def test_a_target_holds_what_its_observer_sent_received_or_could_read() -> None:
+    seen = target(PUBLIC).view
+    assert [entry.receiver for entry in seen.messages] == ["public"]
+    assert target(AGGREGATOR).view.kinds == ("model", "update")
 
-    def test_it_reads_no_message_its_observer_did_not_receive(self, attack: Attack) -> None:
-        seen = target(attack.observer)
-        check_target(seen, attack.observer)
-        if attack.observer.name == "public":
-            assert seen.view.kinds == ("model",)
-            assert {entry.receiver for entry in seen.view.messages} == {"public"}
 
-    def test_what_it_learned_is_complete_and_serialises(self, attack: Attack) -> None:
-        leakage = attack.run(target(attack.observer), seed=0)
-        assert (leakage.attack, leakage.observer) == (attack.name, attack.observer.name)
-        assert leakage.members > 0
-        assert leakage.non_members > 0
-        assert set(leakage.intervals) <= set(leakage.metrics)
-        for name, (low, high) in leakage.intervals.items():
-            value = leakage.metrics[name]
-            assert value is not None
-            assert low <= value <= high
-        assert "this attack only" in leakage.notes[0]
-        assert '"metrics"' in to_json_text(leakage)
+class Inventing:
+    """A reconstruction."""
 
-    def test_the_rows_stay_as_they_were(self, attack: Attack) -> None:
-        mine = target(attack.observer)
-        before = mine.members.inputs.clone()
-        attack.run(mine, seed=0)
-        assert torch.equal(mine.members.inputs, before)
+    name, observer, needs_messages = "inventing", PUBLIC, False
+
+    def rows(self, target: Target, *, seed: int) -> Rows:
+        return Rows(torch.zeros(1, 8))
+
+
+def test_kinds_of_attacks_are_told_apart() -> None:
+    assert isinstance(OneRun(), GuessesCoins) and not isinstance(LossThreshold(), GuessesCoins)
+    assert isinstance(LossThreshold(), Limited) and not isinstance(OneRun(), Limited)
+    assert isinstance(Inventing(), Reconstruction) and not isinstance(OneRun(), Reconstruction)
+    made = (OneRun(), Inventing())
+    assert check_attacks(made) == made
+
+
+class Old:
+    """Follows the protocol of version 0.1, whose attacks measured themselves."""
+
+    name, observer = "old", Observer("public")
+
+    def run(self, target: Target, *, seed: int) -> None:
+        raise AssertionError("nothing is attacked")
+
+
+def test_what_does_not_score_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attacks\[0\]=.*it has no needs_messages, score"):
+        check_attacks([Old()])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("attack", [LiRA(), RMIA()], ids=repr)
+def test_without_shadow_models_it_says_what_to_use(attack: MembershipAttack) -> None:
+    with pytest.raises(UnsupportedError, match=r"trained elsewhere.* Use LossThreshold"):
+        attack.score(target(attack.observer), rows(1), seed=0)
+
+
+@pytest.mark.parametrize("kind", [LiRA, RMIA])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shadows": 2}, "shadows=2 to be a whole number >= 4"),
+        ({"shadows": 5}, "shadows=5 to be even"),
+        ({"online": "no"}, "online='no' to be True or False"),
+        ({"limit": 0}, "limit=0"),
+    ],
+)
+def test_wrong_settings_of_attacks_with_shadow_models_are_named(
+    kind: type, settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        kind(**settings)

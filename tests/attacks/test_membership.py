@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.attacks.attack import Attack, target_for
+from privtrain.attacks.attack import MembershipAttack, target_for
 from privtrain.attacks.membership import LossThreshold
 from privtrain.core.observers import AGGREGATOR, PUBLIC
 from privtrain.core.parameters import ModelPredictor
 from privtrain.core.parties import AGGREGATOR_NAME
-from privtrain.core.result import Predictor, Target
+from privtrain.core.result import Leakage, Predictor, Target
 from privtrain.core.task import Rows, Task
 from privtrain.core.transcript import Transcript
+from tests.attacks.looking import judged
 
 TASK = Task(model=lambda: nn.Linear(8, 3))
 
@@ -40,15 +41,19 @@ def overfitted(rows: Rows, steps: int = 150) -> Predictor:
     return ModelPredictor(model)
 
 
-def target(predictor: Predictor, members: Rows, non_members: Rows, task: Task = TASK) -> Target:
-    return target_for(
-        PUBLIC,
-        transcript=Transcript(),
-        predictor=predictor,
-        task=task,
-        members=members,
-        non_members=non_members,
-    )
+def target(predictor: Predictor, task: Task = TASK) -> Target:
+    return target_for(PUBLIC, transcript=Transcript(), predictor=predictor, task=task)
+
+
+def leakage_of(
+    predictor: Predictor,
+    members: Rows,
+    non_members: Rows,
+    task: Task = TASK,
+    attack: LossThreshold = LossThreshold(),
+    seed: int = 0,
+) -> Leakage:
+    return judged(attack, target(predictor, task), members, non_members, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Constant:
 
 def test_an_overfitted_model_leaks() -> None:
     members, others = noise_rows(60, 1), noise_rows(100, 2)
-    leakage = LossThreshold().run(target(overfitted(members), members, others), seed=0)
+    leakage = leakage_of(overfitted(members), members, others)
     assert leakage.metrics["auc"] is not None
     assert leakage.metrics["auc"] > 0.85
     assert leakage.intervals["auc"][0] > 0.75
@@ -74,7 +79,7 @@ def test_an_overfitted_model_leaks() -> None:
 
 def test_the_same_rows_on_both_sides_leak_nothing() -> None:
     rows = noise_rows(100, 1)
-    leakage = LossThreshold().run(target(overfitted(rows), rows, rows), seed=0)
+    leakage = leakage_of(overfitted(rows), rows, rows)
     assert leakage.metrics["auc"] == pytest.approx(0.5, abs=1e-12)
     low, high = leakage.intervals["advantage"]
     assert low <= 0 <= high
@@ -82,19 +87,19 @@ def test_the_same_rows_on_both_sides_leak_nothing() -> None:
 
 def test_an_untrained_model_leaks_nothing() -> None:
     members, others = noise_rows(1000, 1), noise_rows(1000, 2)
-    leakage = LossThreshold().run(target(ModelPredictor(fresh()), members, others), seed=0)
+    leakage = leakage_of(ModelPredictor(fresh()), members, others)
     auc = leakage.metrics["auc"]
     # Four standard deviations of the AUC of two equal samples of 1,000: 4 * 0.0129.
     assert auc == pytest.approx(0.5, abs=0.052)
 
 
 def test_low_rates_are_resolved_only_with_enough_rows() -> None:
-    few = LossThreshold().run(target(Constant(), noise_rows(50, 1), noise_rows(50, 2)), seed=0)
+    few = leakage_of(Constant(), noise_rows(50, 1), noise_rows(50, 2))
     assert few.metrics["tpr_at_1%_fpr"] is None
     assert few.metrics["realised_fpr_at_0.1%"] is None
     assert any("1,000 non-members are needed, more than were" in note for note in few.notes)
     many = noise_rows(10_000, 1), noise_rows(10_000, 2)
-    full = LossThreshold().run(target(ModelPredictor(fresh()), *many), seed=0)
+    full = leakage_of(ModelPredictor(fresh()), *many)
     assert full.metrics["realised_fpr_at_1%"] == pytest.approx(0.01)
     assert full.metrics["realised_fpr_at_0.1%"] == pytest.approx(0.001)
     low, high = full.intervals["tpr_at_0.1%_fpr"]
@@ -103,27 +108,27 @@ def test_low_rates_are_resolved_only_with_enough_rows() -> None:
 
 
 def test_both_sides_are_equally_large_and_limited() -> None:
-    rows = target(Constant(), noise_rows(70, 1), noise_rows(30, 2))
-    assert LossThreshold().run(rows, seed=0).members == 30
-    limited = LossThreshold(limit=20, batch_size=7).run(rows, seed=0)
+    rows = noise_rows(70, 1), noise_rows(30, 2)
+    assert leakage_of(Constant(), *rows).members == 30
+    limited = leakage_of(Constant(), *rows, attack=LossThreshold(limit=20, batch_size=7))
     assert (limited.members, limited.non_members) == (20, 20)
 
 
 def test_same_seed_same_result_and_batches_play_no_part() -> None:
-    rows = target(ModelPredictor(fresh()), noise_rows(300, 1), noise_rows(300, 2))
-    first = LossThreshold(limit=100).run(rows, seed=0)
-    assert LossThreshold(limit=100, batch_size=13).run(rows, seed=0).metrics == pytest.approx(
-        first.metrics
-    )
-    assert LossThreshold(limit=100).run(rows, seed=1).metrics != first.metrics
+    given = ModelPredictor(fresh()), noise_rows(300, 1), noise_rows(300, 2)
+    first = leakage_of(*given, attack=LossThreshold(limit=100))
+    small = leakage_of(*given, attack=LossThreshold(limit=100, batch_size=13))
+    assert small.metrics == pytest.approx(first.metrics)
+    other = leakage_of(*given, attack=LossThreshold(limit=100), seed=1)
+    assert other.metrics != first.metrics
 
 
 def test_a_loss_that_is_not_a_number_gets_the_worst_score() -> None:
     broken = Constant((float("nan"),) * 3)
     members, others = noise_rows(40, 1), noise_rows(40, 2)
-    leakage = LossThreshold().run(target(broken, members, others), seed=0)
+    leakage = leakage_of(broken, members, others)
     assert leakage.metrics["auc"] == 0.5
-    assert any("80 losses were not a number" in note for note in leakage.notes)
+    assert any("80 scores were not a number" in note for note in leakage.notes)
 
 
 def test_confident_predictions_do_not_tie() -> None:
@@ -135,7 +140,7 @@ def test_confident_predictions_do_not_tie() -> None:
     zeros = torch.zeros(30, dtype=torch.long)
     members = Rows(torch.full((30, 1), 30.0), zeros)
     others = Rows(torch.full((30, 1), 25.0), zeros)
-    assert LossThreshold().run(target(logits, members, others), seed=0).metrics["auc"] == 1.0
+    assert leakage_of(logits, members, others).metrics["auc"] == 1.0
 
 
 def test_a_loss_with_float32_weights_works() -> None:
@@ -144,8 +149,8 @@ def test_a_loss_with_float32_weights_works() -> None:
         TASK, loss=lambda o, t: nn.functional.cross_entropy(o, t, weights, reduction="none")
     )
     members, others = noise_rows(40, 1), noise_rows(40, 2)
-    weighted = LossThreshold().run(target(ModelPredictor(fresh()), members, others, task), seed=0)
-    plain = LossThreshold().run(target(ModelPredictor(fresh()), members, others), seed=0)
+    weighted = leakage_of(ModelPredictor(fresh()), members, others, task)
+    plain = leakage_of(ModelPredictor(fresh()), members, others)
     assert weighted.metrics["auc"] == pytest.approx(plain.metrics["auc"], abs=0.01)
 
 
@@ -153,31 +158,20 @@ def test_a_reduced_loss_is_refused() -> None:
     task = replace(TASK, loss=nn.functional.cross_entropy)
     rows = noise_rows(10, 1)
     with pytest.raises(ValueError, match=r"task\.loss to give one value a row"):
-        LossThreshold().run(target(Constant(), rows, rows, task), seed=0)
+        leakage_of(Constant(), rows, rows, task)
 
 
 def test_another_observers_view_is_refused() -> None:
-    rows = noise_rows(10, 1)
-    wrong = replace(target(Constant(), rows, rows), view=Transcript().view(AGGREGATOR))
+    wrong = replace(target(Constant()), view=Transcript().view(AGGREGATOR))
     with pytest.raises(ValueError, match="'aggregator' to be 'public'"):
-        LossThreshold().run(wrong, seed=0)
-
-
-def test_no_rows_are_refused() -> None:
-    rows = noise_rows(10, 1)
-    with pytest.raises(ValueError, match=r"target\.non_members"):
-        LossThreshold().run(target(Constant(), rows, noise_rows(0, 2)), seed=0)
+        LossThreshold().score(wrong, noise_rows(10, 1), seed=0)
 
 
 def test_a_target_holds_only_what_its_observer_received() -> None:
     transcript = Transcript(keep_payloads=True)
     transcript.send("client-0", AGGREGATOR_NAME, "update", torch.ones(4), round=0)
     transcript.publish("model", torch.ones(4), sender=AGGREGATOR_NAME, round=1)
-    rows = noise_rows(10, 1)
-    seen = target_for(
-        PUBLIC, transcript=transcript, predictor=Constant(), task=TASK, members=rows,
-        non_members=rows,
-    )  # fmt: skip
+    seen = target_for(PUBLIC, transcript=transcript, predictor=Constant(), task=TASK)
     assert seen.view.kinds == ("model",)
 
 
@@ -188,6 +182,6 @@ def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
 
 
 def test_it_is_an_attack_and_pickles() -> None:
-    attack: Attack = LossThreshold(limit=50)
+    attack: MembershipAttack = LossThreshold(limit=50)
     assert pickle.loads(pickle.dumps(attack)) == attack
     assert attack.name == "loss threshold"

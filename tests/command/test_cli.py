@@ -445,8 +445,9 @@ from privtrain.core.observers import PUBLIC
 class Mine:
     name: str = field(default="mine", init=False)
     observer: object = field(default=PUBLIC, init=False)
+    needs_messages: bool = field(default=False, init=False)
 
-    def run(self, target, *, seed):
+    def score(self, target, candidates, *, seed):
         raise ValueError("no view of it")
 """
 
@@ -460,9 +461,9 @@ def test_an_attack_that_fails_costs_no_table_or_is_raised(
     assert main([*words, "--out", "kept"]) == FAILED
     out = " ".join(capsys.readouterr().out.split())
     assert "mine (public) failed" in out and "ValueError: no view of it" in out and "%" in out
-    assert "in run" in (tmp_path / "kept" / "report.html").read_text()
+    assert "in score" in (tmp_path / "kept" / "report.html").read_text()
     assert main([*words, "--out", "raised", "--errors", "raise"]) == FAILED
-    assert "in run" in capsys.readouterr().err
+    assert "in score" in capsys.readouterr().err
 
 
 def test_files_with_codes_and_gaps_are_refused_or_right(

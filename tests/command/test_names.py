@@ -42,8 +42,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_trainers_and_attacks_have_the_names_of_their_files() -> None:
     assert set(names.TRAINERS) == {"sgd", "fedavg", "dp_sgd", "mpc_sgd", "pate"}
     assert {name: names.ATTACKS[name] for name in names.ATTACKS} == {
+        "lira": pt.LiRA,
         "loss_threshold": pt.LossThreshold,
         "one_run": pt.OneRun,
+        "rmia": pt.RMIA,
     }
     assert names.constants() == {
         "AT_AGGREGATOR": pt.AT_AGGREGATOR,

@@ -20,6 +20,7 @@ from privtrain.core.task import Rows, Task, concatenate
 from privtrain.sampling.passes import batches
 from tests.command import study_of_parties as study
 from tests.extras import need
+from tests.mpc.proved import SAID
 
 ROOT = str(Path(__file__).parents[2])
 TIMEOUT = 10.0
@@ -165,6 +166,42 @@ def test_a_dealer_without_rows_takes_part_by_its_role(
         assert f"dealer reads {learns}" in said
     for _, _, warned in ends:
         assert "links are encrypted and authenticated by mutual TLS 1.3" in warned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notices", ["1", "01"])
+def test_every_role_is_told_that_a_share_was_altered(notices: str, tmp_path: Path) -> None:
+    path, port = tmp_path / "study.toml", free_port()
+    engine = f'"tests.mpc.proved:Proved", late = true, notices = "{notices}"'
+    path.write_text(WITH_DEALER.replace('"tests.mpc.dealt:DealtEngine"', engine))
+    meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2"]
+    dealer = launch(["--role", "dealer", *meeting, str(path)], {})
+    parties = [
+        start(path, rank, 2, port, "--out", str(tmp_path / f"{rank}.pt")) for rank in range(2)
+    ]
+    ends = finish([*parties, dealer], 90)
+    for code, _, said in ends:
+        assert code == 1, ends
+        (line,) = [each for each in said.splitlines() if "TamperedShareError" in each]
+        assert line.endswith(SAID), line
+    # Who noticed it says so itself; the others say of whom they have it.
+    assert [f": {SAID}" in ends[rank][2] for rank in range(2)] == [True, True]
+    assert "party-1 says: " in ends[0][2] or "0" in notices
+    assert " says: " in ends[2][2]
+    assert not any((tmp_path / f"{rank}.pt").exists() for rank in range(2))
+
+
+def test_checkpoints_are_refused_where_no_shares_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    table = WITH_DEALER.replace("tests.mpc.dealt:DealtEngine", "tests.mpc.proved:Proved")
+    path.write_text(f'checkpoints = "kept"\n{table}')
+    for rank, role in ((0, "party"), (None, "dealer")):
+        args = PartyArgs(
+            study=path, rank=rank, role=role, world_size=2, rendezvous="tcp://127.0.0.1:1"
+        )
+        with pytest.raises(UnsupportedError, match=r"no checkpoints= .*ring64 .*engine=pt.Ring64"):
+            run_party(args)
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.slow

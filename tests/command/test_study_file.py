@@ -83,7 +83,7 @@ def test_a_study_says_which_row_gaps_are_measured_from(tmp_path: Path) -> None:
         ("one_run", 0, r"canaries=0 >= 100, the guesses of one_run.*--canaries"),
         ({"attack": "one_run", "guesses": 51}, 50, "canaries=50 >= 51"),
         ({"attack": "one_run", "guess": 5}, 50, "OneRun has no setting 'guess'; it has guesses"),
-        ({"guesses": 5}, 50, "attack=None to be one of loss_threshold, one_run"),
+        ({"guesses": 5}, 50, "attack=None to be one of lira, loss_threshold, one_run, rmia"),
     ],
 )
 def test_attacks_that_cannot_be_made_are_named(attack: object, canaries: int, match: str) -> None:

@@ -40,7 +40,7 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path) -> None:
         "trainers dpsgd": [],
         "compare --trainers dpsgd": [],
         "compare --trainers sgd fedvag": [],
-        "compare --attacks rmia": [],
+        "compare --attacks rmiaa": [],
         "compare --data digts": [],
         "compare --runtime flower": [],
         "compare --model missing.py:make": [],

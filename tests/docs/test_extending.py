@@ -21,12 +21,12 @@ from privtrain.attacks.attack import target_for
 from privtrain.command.study_file import Study, read_study
 from privtrain.core.errors import PartyLostError
 from privtrain.core.observers import Exposure
-from privtrain.core.result import Target
 from privtrain.core.runtime import Party, Payload, Reply, Setting, Star, StarRuntime, Step
 from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Unit
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import RELEASE
+from tests.attacks.looking import judged
 from tests.contracts.aggregation import check_aggregation
 from tests.docs.pages import DOCS, examples, run
 from tests.statistics import assert_power, std_is
@@ -456,17 +456,6 @@ def test_a_sum_without_losses_kept_is_caught(folder: Path) -> None:
 # The attack
 
 
-def target_of(result: pt.TrainResult, task: Task, members: Rows, others: Rows) -> Target:
-    return target_for(
-        pt.AGGREGATOR,
-        transcript=result.transcript,
-        predictor=result.predictor,
-        task=task,
-        members=members,
-        non_members=others,
-    )
-
-
 def test_attack_finds_what_is_there_and_nothing_else(folder: Path) -> None:
     attack = module_of("attack", folder).RowSpan()
     task, data = pt.data.digits(parties=100, seed=0)
@@ -476,7 +465,10 @@ def test_attack_finds_what_is_there_and_nothing_else(folder: Path) -> None:
     # Two halves of the test rows, neither of which was trained on.
     halves = torch.arange(len(data.test)) % 2 == 0
     members, others = (data.test.take(half.nonzero().squeeze(1)) for half in (halves, ~halves))
-    nothing = attack.run(target_of(result, task, members, others), seed=0)
+    target = target_for(
+        pt.AGGREGATOR, transcript=result.transcript, predictor=result.predictor, task=task
+    )
+    nothing = judged(attack, target, members, others)
     low, high = nothing.intervals["auc"]
     assert low < 0.5 < high
 
@@ -507,15 +499,10 @@ def test_attack_needs_payloads_and_its_own_view(
     with pytest.raises(ValueError, match="keep_payloads"):
         pt.audit(result, attack, task, data)
     target = target_for(
-        pt.PUBLIC,
-        transcript=result.transcript,
-        predictor=result.predictor,
-        task=task,
-        members=data.pooled(),
-        non_members=data.test,
+        pt.PUBLIC, transcript=result.transcript, predictor=result.predictor, task=task
     )
     with pytest.raises(ValueError, match="aggregator"):
-        attack.run(target, seed=0)
+        attack.score(target, data.test, seed=0)
 
 
 # The mesh program

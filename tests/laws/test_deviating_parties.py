@@ -270,8 +270,7 @@ def test_under_a_plain_sum_the_weight_is_part_of_the_one_message() -> None:
 
 
 def test_weights_of_millions_fit_into_fixed_point_and_larger_products_are_refused_by_name() -> None:
-    from privtrain.mpc.sharing import decode, reveal
-    from privtrain.release.shared import SUM_BITS
+    from privtrain.mpc.sharing import SUM_BITS, decode, reveal
     from privtrain.steps.weights import scale_of
     from tests.contracts.aggregation import a_party
 

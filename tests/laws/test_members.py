@@ -14,7 +14,7 @@ from torch import nn
 
 from privtrain.attacks.membership import LossThreshold
 from privtrain.core.errors import DataError
-from privtrain.core.observers import PARTICIPANT
+from privtrain.core.observers import PARTICIPANT, PUBLIC
 from privtrain.core.parameters import initial_model, trainable
 from privtrain.core.result import Members, TrainResult
 from privtrain.core.runtime import Draws, Runtimes, Seen
@@ -26,7 +26,7 @@ from privtrain.data.canaries import with_canaries
 from privtrain.ledgers.run import epsilon_of
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
-from privtrain.runs.auditing import audit
+from privtrain.runs.auditing import audit, declared, protected_canaries
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
@@ -85,11 +85,9 @@ def moved(result: TrainResult, threshold: float = 0.0) -> list[int]:
 
 
 def attacked(result: TrainResult, data: FederatedData) -> list[int]:
-    """The rows that an attack is handed as members."""
-    looking = Looking()
-    audit(result, looking, TASK, data)
-    ((target, _),) = looking.seen
-    numbers: list[int] = target.members.inputs.argmax(dim=1).tolist()
+    """The rows that count as members."""
+    members, _ = declared(result, data, PUBLIC)
+    numbers: list[int] = members.inputs.argmax(dim=1).tolist()
     return numbers
 
 
@@ -270,16 +268,14 @@ def test_canaries_are_no_members_and_keep_their_coins_where_rows_are_left_out() 
     canaries = Rows(torch.eye(ROWS, dtype=torch.float64)[:10], torch.arange(10) % 2)
     planted = with_canaries(data, canaries)
     result = train(DPSGD(epochs=0.3, expected_batch=6, release=FREE), planted)
-    looking = Looking()
-    audit(result, looking, TASK, planted)
-    ((target, _),) = looking.seen
-    assert target.canaries is not None and planted.canaries is not None
+    protected = protected_canaries(result, planted, frozenset())
+    assert protected is not None and planted.canaries is not None
     # A coin is about the data, not about one batch.
-    assert torch.equal(target.canaries.included, planted.canaries.included)
+    assert torch.equal(protected.included, planted.canaries.included)
     assert result.members is not None
     marks = result.members.rows["p0"]
     assert marks is not None
-    assert target.members.inputs.argmax(dim=1).tolist() == marks[:ROWS].nonzero().flatten().tolist()
+    assert attacked(result, planted) == marks[:ROWS].nonzero().flatten().tolist()
 
 
 def test_other_data_than_was_trained_on_are_refused() -> None:

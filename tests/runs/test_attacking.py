@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +11,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 import privtrain as pt
 from privtrain.attacks.attack import Attack
 from privtrain.core.observers import PUBLIC, Observer
-from privtrain.core.result import Comparison, Leakage, Row, Target
+from privtrain.core.result import Comparison, Row, Target
+from privtrain.core.task import Rows
 from privtrain.report.files import RENDERINGS, load
 from privtrain.runs.comparing import compare
 
@@ -30,20 +31,17 @@ FAST = {"pooled": pt.SGD(epochs=1)}
 
 @dataclass(frozen=True, kw_only=True)
 class Own:
-    """An attack of a user's own: it returns these metrics, or raises, or returns what it is."""
+    """An attack of a user's own: it returns this for scores, or raises what it is."""
 
-    outcome: Any
+    outcome: Any = None
     name: str = "own"
     observer: Observer = PUBLIC
+    needs_messages: bool = False
 
-    def run(self, target: Target, *, seed: int) -> Leakage:
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
         if isinstance(self.outcome, Exception):
             raise self.outcome
-        if not isinstance(self.outcome, Mapping):
-            return cast("Leakage", self.outcome)
-        metrics = dict(self.outcome)
-        intervals = dict.fromkeys(metrics, (0.25, 0.75))
-        return Leakage(attack=self.name, observer="public", metrics=metrics, intervals=intervals)
+        return cast("ArrayLike", self.outcome)
 
 
 def compared(*attacks: Attack) -> Comparison:
@@ -60,11 +58,12 @@ def row_of(*attacks: Attack, task: pt.Task = TASK, **options: Any) -> Row:
     [
         (RuntimeError("no shadow model"), "RuntimeError: no shadow model", True),
         (pt.UnsupportedError("no messages"), "UnsupportedError: no messages", False),
-        (None, "TypeError: Expected 'own' to return a Leakage, not None", True),
-        ({"auc": math.nan}, "numbers.*auc=nan", False),
-        ({"auc": torch.tensor(math.nan)}, "auc=nan", False),
-        ({"auc": "high"}, "auc='high'", False),
-        ({"auc": 1j}, "auc=1j", False),
+        (None, "ValueError: Expected the scores of 'own' to be real numbers, one for each", True),
+        ([0.5], r"shape \(1,\)", True),
+        (["high"] * 20, "type <U4", True),
+        ([1j] * 20, "type complex128", True),
+        (torch.zeros(20, 1), r"shape \(20, 1\)", True),
+        ([[1.0], [1.0, 2.0]], "inhomogeneous", True),
     ],
 )
 def test_an_attack_that_fails_leaves_the_row_standing(
@@ -80,12 +79,10 @@ def test_an_attack_that_fails_leaves_the_row_standing(
     assert (own.failure.traceback is not None) is traced
 
 
-def test_the_other_figures_of_an_attack_stand() -> None:
-    (own,) = row_of(
-        Own(outcome={"auc": np.float32(0.5), "gain": math.nan, "p": None, "b": math.inf})
-    ).leakage
-    assert own.metrics == {"auc": 0.5, "p": None, "b": math.inf} and own.failure is not None
-    assert type(own.metrics["auc"]) is float and set(own.intervals) == {"auc", "p", "b"}
+def test_scores_may_be_of_any_real_type() -> None:
+    for scores in ([1] * 20, torch.ones(20, requires_grad=True), np.ones(20, dtype=np.float16)):
+        (own,) = row_of(Own(outcome=scores)).leakage
+        assert own.failure is None and own.metrics["auc"] == 0.5
 
 
 def broken(outputs: Tensor, targets: Tensor) -> float:
@@ -143,15 +140,15 @@ def test_every_rendering_says_what_failed_and_why(tmp_path: Path) -> None:
 def test_an_attack_that_fails_on_one_seed_is_flagged() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Sometimes(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
+        def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
             if seed == 0:
                 raise RuntimeError("seed 0")
-            return super().run(target, seed=seed)
+            return [0.0] * len(candidates)
 
-    attacks = [Sometimes(outcome={"auc": 0.75})]
+    attacks = [Sometimes()]
     made = compare(FAST, TASK, DATA, attacks=attacks, seeds=(0, 1), runtimes=HERE)
     text = str(made)
-    assert "own (public) failed in 1 of 2" in " ".join(text.split()) and "0.750" in text
+    assert "own (public) failed in 1 of 2" in " ".join(text.split()) and "0.500" in text
     assert "pooled, seed 0: own (public): RuntimeError: seed 0" in text
 
 
@@ -205,7 +202,7 @@ def test_a_row_whose_attack_failed_is_not_trained_again(tmp_path: Path) -> None:
 def test_an_attack_that_changes_the_model_does_not_change_the_accuracy() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Vandal(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
+        def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
             for parameter in target.predictor.module.parameters():  # type: ignore[union-attr]
                 parameter.data.zero_()
             raise RuntimeError("gone")
@@ -239,7 +236,7 @@ def test_whatever_an_attack_raises_is_the_failure_of_its_part(
     outcome: BaseException, tmp_path: Path
 ) -> None:
     class Raising(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
+        def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
             raise outcome
 
     comparison = compared(Raising(outcome=None), pt.LossThreshold())
@@ -252,38 +249,17 @@ def test_whatever_an_attack_raises_is_the_failure_of_its_part(
 
 def test_ctrl_c_is_no_failure_of_a_part() -> None:
     class Interrupted(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
+        def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         row_of(Interrupted(outcome=None))
 
 
-def test_names_and_intervals_that_are_none_cost_no_other_figure(tmp_path: Path) -> None:
-    class Odd(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
-            metrics: Any = {"auc": 0.5, "gain": 0.25, 10: 0.5}
-            intervals: Any = {"auc": None, "gain": (0.1, 0.4)}
-            return Leakage(
-                attack="loss threshold",
-                observer="aggregator",
-                metrics=metrics,
-                intervals=intervals,
-            )
-
-    comparison = compared(Odd(outcome=None))
-    (leakage,) = comparison.rows[0].leakage
-    assert leakage.metrics == {"auc": 0.5, "gain": 0.25}
-    assert leakage.intervals == {"gain": (0.1, 0.4)}
-    assert (leakage.attack, leakage.observer) == ("own", "public")
-    assert leakage.failure is not None and "one called 10" in leakage.failure.error
-    pt.save(comparison, tmp_path)
-
-
 def test_an_attack_that_writes_into_what_it_is_given_changes_nothing() -> None:
     class Writing(Own):
-        def run(self, target: Target, *, seed: int) -> Leakage:
-            for rows in (target.members, target.non_members):
+        def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
+            for rows in (candidates, *target.own.values()):
                 rows.inputs.zero_()
                 rows.labels.zero_()
             module: Any = target.predictor

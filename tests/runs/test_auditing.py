@@ -1,13 +1,15 @@
 """Auditing hands an attack its observer's view, and the rows that are protected."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from privtrain.attacks.membership import LossThreshold
+from privtrain.core.errors import DataError
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
+from privtrain.core.result import Target
 from privtrain.core.task import FederatedData, Rows, concatenate
 from privtrain.core.trainer import Trainer
 from privtrain.data.canaries import noise_rows, with_canaries
@@ -15,14 +17,14 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
-from privtrain.runs.auditing import audit
+from privtrain.runs.auditing import audit, declared, protected_canaries
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
-from tests.attacks.looking import Looking
+from tests.attacks.looking import Looking, LookingAtCanaries
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 DATA = a_federation(20, 20)
@@ -43,7 +45,7 @@ def test_an_attack_is_handed_its_observers_view_alone(observer: Observer, names:
     result = fit(FedAvg(rounds=2), TASK, DATA, runtimes=STAR)
     attack = Looking(observer)
     leakage = audit(result, attack, TASK, DATA, seed=7)
-    ((target, seed),) = attack.seen
+    ((target, _, seed),) = attack.seen
     assert seed == 7
     assert leakage.attack == "looking"
     assert target.view.observer == observer
@@ -65,10 +67,7 @@ THREE = a_federation(20, 16, 12)
 
 def members(trainer: Trainer, observer: Observer, data: FederatedData = THREE) -> Rows:
     result = fit(trainer, TASK, data, runtimes=STAR, delta=1e-3)
-    attack = Looking(observer)
-    audit(result, attack, TASK, data)
-    ((target, _),) = attack.seen
-    return target.members
+    return declared(result, data, observer)[0]
 
 
 @pytest.mark.parametrize("trainer", [FedAvg(rounds=1), DPSGD(epochs=1), SGD(epochs=1)])
@@ -112,16 +111,20 @@ def test_canaries_of_the_observer_itself_are_left_out() -> None:
     """Whoever holds a canary knows its coin."""
     planted = with_canaries(THREE, noise_rows(THREE, 9))
     result = fit(FedAvg(rounds=1), TASK, planted, runtimes=STAR)
-    attack = Looking(coalition({"p1"}))
-    audit(result, attack, TASK, planted)
-    ((target, _),) = attack.seen
+    attack = LookingAtCanaries(coalition({"p1"}))
+    leakage = audit(result, attack, TASK, planted)
+    ((target, candidates, _),) = attack.seen
     assert planted.canaries is not None
-    assert target.canaries is not None
     others = torch.tensor([0, 2, 3, 5, 6, 8])
-    assert torch.equal(target.canaries.rows.inputs, planted.canaries.rows.inputs[others])
-    assert torch.equal(target.canaries.included, planted.canaries.included[others])
-    expected = [THREE.train[name].inputs for name in ("p0", "p2")]
-    assert torch.equal(target.members.inputs, torch.cat(expected))
+    expected = planted.canaries.rows.inputs[others]
+    assert sorted(candidates.inputs.tolist()) == sorted(expected.tolist())
+    assert leakage.members == int(planted.canaries.included[others].sum())
+    # What it holds itself it knows, canaries among it.
+    assert set(target.own) == {"p1"}
+    assert torch.equal(target.own["p1"].inputs, planted.train["p1"].inputs)
+    members, _ = declared(result, planted, attack.observer)
+    expected = torch.cat([THREE.train[name].inputs for name in ("p0", "p2")])
+    assert torch.equal(members.inputs, expected)
     everybody = Looking(coalition({"p0", "p1", "p2"}))
     with pytest.raises(ValueError, match=r"all rows that were used are those of p0, p1, p2 itself"):
         audit(result, everybody, TASK, planted)
@@ -141,27 +144,35 @@ def test_an_observer_that_nobody_is_is_refused() -> None:
 
 
 def test_members_are_the_training_rows_and_non_members_the_test_rows() -> None:
-    attack = Looking()
-    audit(fit(SGD(epochs=1), TASK, DATA, runtimes=STAR), attack, TASK, DATA)
-    ((target, _),) = attack.seen
-    assert torch.equal(target.members.inputs, DATA.pooled().inputs)
-    assert torch.equal(target.non_members.inputs, DATA.test.inputs)
+    result = fit(SGD(epochs=1), TASK, DATA, runtimes=STAR)
+    members, others = declared(result, DATA, PUBLIC)
+    assert torch.equal(members.inputs, DATA.pooled().inputs)
+    assert torch.equal(others.inputs, DATA.test.inputs)
 
 
 def test_rows_that_became_public_are_no_members() -> None:
     trainer = PATE(teachers=4, queries=10, release=Release(GNMax(1.0), finish=ARGMAX))
     result = fit(trainer, TASK, DATA, runtimes=STAR)
-    attack = Looking()
-    audit(result, attack, TASK, DATA)
-    ((target, _),) = attack.seen
+    kept, _ = declared(result, DATA, PUBLIC)
     assert result.members is not None
     assert result.members.made_public
-    assert 0 < len(target.members) < len(DATA.pooled())
+    assert 0 < len(kept) < len(DATA.pooled())
     given_up = [e.shape[0] for e in result.transcript.entries if e.kind == "public inputs"]
-    assert len(target.members) == len(DATA.pooled()) - sum(given_up)
+    assert len(kept) == len(DATA.pooled()) - sum(given_up)
     planted = with_canaries(DATA, noise_rows(DATA, 8))
-    audit(fit(trainer, TASK, planted, runtimes=STAR), attack, TASK, planted)
-    assert attack.seen[1][0].canaries is None, "a canary may have become public"
+    again = fit(trainer, TASK, planted, runtimes=STAR)
+    assert protected_canaries(again, planted, frozenset()) is None, "one may have become public"
+
+
+def test_public_rows_are_no_candidates() -> None:
+    public = Rows(torch.cat([DATA.train["p0"].inputs[:3], DATA.test.inputs[:5]]))
+    result = fit(SGD(epochs=1), TASK, DATA, runtimes=STAR)
+    members, others = declared(result, replace(DATA, public=public), PUBLIC)
+    assert torch.equal(members.inputs, DATA.pooled().inputs[3:])
+    assert torch.equal(others.labels, DATA.test.labels[5:])
+    everything = replace(DATA, public=Rows(DATA.test.inputs))
+    with pytest.raises(ValueError, match="non_members to hold at least one row that is not public"):
+        audit(result, Looking(), TASK, everything)
 
 
 def test_canaries_and_the_curves_promised_to_the_observer_are_handed_on() -> None:
@@ -169,17 +180,54 @@ def test_canaries_and_the_curves_promised_to_the_observer_are_handed_on() -> Non
     # Long enough for every row to be drawn: 48 x 0.8^150 is 1e-13.
     trainer = DPSGD(epochs=30, expected_batch=8)
     result = fit(trainer, TASK, planted, runtimes=STAR)
-    public, aggregator = Looking(), Looking(AGGREGATOR)
+    public, aggregator = LookingAtCanaries(), LookingAtCanaries(AGGREGATOR)
     audit(result, public, TASK, planted)
     audit(result, aggregator, TASK, planted)
-    handed = public.seen[0][0].canaries
-    assert handed is not None and planted.canaries is not None
-    assert torch.equal(handed.rows.inputs, planted.canaries.rows.inputs)
-    assert torch.equal(handed.included, planted.canaries.included)
-    assert torch.equal(public.seen[0][0].members.inputs, DATA.pooled().inputs)
-    assert torch.equal(public.seen[0][0].members.labels, DATA.pooled().labels)
-    assert public.seen[0][0].promised == result.statement.curves != ()
+    (target, handed, _) = public.seen[0]
+    assert planted.canaries is not None
+    assert sorted(handed.inputs.tolist()) == sorted(planted.canaries.rows.inputs.tolist())
+    members, _ = declared(result, planted, PUBLIC)
+    assert torch.equal(members.inputs, DATA.pooled().inputs)
+    assert torch.equal(members.labels, DATA.pooled().labels)
+    assert target.promised == result.statement.curves != ()
     assert aggregator.seen[0][0].promised == ()
+
+
+def test_messages_that_were_not_kept_are_asked_for() -> None:
+    attack = Looking(AGGREGATOR, needs_messages=True)
+    result = fit(FedAvg(rounds=1), TASK, DATA, runtimes=STAR)
+    with pytest.raises(ValueError, match=r"payloads, which 'looking' reads: .*keep_payloads=True"):
+        audit(result, attack, TASK, DATA)
+    assert attack.seen == []
+    kept = fit(FedAvg(rounds=1), TASK, DATA, runtimes=STAR, keep_payloads=True)
+    audit(kept, attack, TASK, DATA)
+    messages = attack.seen[0][0].view.messages
+    assert messages and all(message.payload is not None for message in messages)
+
+
+@dataclass(frozen=True)
+class Recalling:
+    """A reconstruction of rows that it has from somewhere."""
+
+    known: Rows
+    name: str = "recalling"
+    observer: Observer = PUBLIC
+    needs_messages: bool = False
+
+    def rows(self, target: Target, *, seed: int) -> Rows:
+        return self.known
+
+
+def test_rows_that_are_made_up_are_measured_by_how_near_they_are() -> None:
+    result = fit(SGD(epochs=1), TASK, DATA, runtimes=STAR)
+    close = Rows(DATA.pooled().inputs + 1e-3)
+    assert audit(result, Recalling(close), TASK, DATA).metrics["auc"] == 1.0
+    nothing = audit(result, Recalling(some_rows(99, 30)), TASK, DATA)
+    low, high = nothing.intervals["auc"]
+    assert low <= 0.5 <= high
+    for wrong in (Rows(torch.zeros(0, 5)), Rows(torch.zeros(2, 4))):
+        with pytest.raises(DataError, match=r"reconstructed inputs .* row of shape \(5,\)"):
+            audit(result, Recalling(wrong), TASK, DATA)
 
 
 def test_memorised_labels_leak_and_noise_hides_them() -> None:

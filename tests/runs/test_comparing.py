@@ -291,8 +291,9 @@ class Watching:
 
     observer: pt.Observer = pt.coalition({"client-0", "nobody"})
     name: str = "watching"
+    needs_messages: bool = False
 
-    def run(self, target: Target, *, seed: int) -> pt.Leakage:
+    def score(self, target: Target, candidates: pt.Rows, *, seed: int) -> list[float]:
         raise AssertionError("attacked")
 
 
@@ -320,9 +321,9 @@ class Named:
     """What has the members of an attack."""
 
     def __init__(self, name: object, observer: object) -> None:
-        self.name, self.observer = name, observer
+        self.name, self.observer, self.needs_messages = name, observer, False
 
-    def run(self, target: Target, *, seed: int) -> None:
+    def score(self, target: Target, candidates: pt.Rows, *, seed: int) -> list[float]:
         raise AssertionError("nothing is attacked")
 
 
@@ -340,7 +341,11 @@ class Named:
         ({"x": pt.SGD()}, "loss", "attacks='loss'.*list"),
         ({"x": pt.SGD()}, None, "attacks=None.*list"),
         ({"x": pt.SGD()}, [pt.LossThreshold], r"attacks\[0\].*no class"),
-        ({"x": pt.SGD()}, [pt.LossThreshold(), object()], r"attacks\[1\].*name, observer, run"),
+        (
+            {"x": pt.SGD()},
+            [pt.LossThreshold(), object()],
+            r"\[1\].*name, needs_messages, observer, score",
+        ),
         ({"x": pt.SGD()}, [Named("a", "public")], r"attacks\[0\]\.observer='public'"),
         ({"x": pt.SGD()}, [Named(3, pt.PUBLIC)], r"attacks\[0\]\.name=3"),
     ],

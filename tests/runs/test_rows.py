@@ -14,7 +14,7 @@ from torch import Tensor
 import privtrain as pt
 from privtrain.attacks.attack import Target
 from privtrain.core.metrics import accuracy
-from privtrain.core.result import Leakage, Predictor
+from privtrain.core.result import Predictor
 from privtrain.core.trainer import Run
 from privtrain.runs.checkpoint import Identity
 from privtrain.runs.comparing import compare
@@ -112,9 +112,9 @@ class Changing:
         CHANGES[self.change]()
         return value
 
-    def run(self, target: Target, *, seed: int) -> Leakage:
+    def score(self, target: Target, candidates: pt.Rows, *, seed: int) -> Tensor:
         CHANGES[self.change]()
-        return Leakage(attack=self.name, observer="public", metrics={"value": 1.0})
+        return torch.zeros(len(candidates), device="cpu")
 
 
 @pytest.mark.parametrize("change", CHANGES)

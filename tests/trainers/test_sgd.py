@@ -12,9 +12,11 @@ from privtrain.core.errors import BudgetExceededError, DataError
 from privtrain.core.observers import CURATOR, PUBLIC
 from privtrain.core.parameters import initial_model
 from privtrain.core.parties import CURATOR_NAME
-from privtrain.core.seeding import Seeds
+from privtrain.core.runtime import Draws
+from privtrain.core.seeding import SeededEntropy, Seeds
 from privtrain.core.statement import Budget
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.data.models import MLP
 from privtrain.runs.fitting import fit
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.fedavg import FedAvg
@@ -135,3 +137,31 @@ def test_a_run_that_diverged_names_the_widest_column() -> None:
     data = FederatedData(train={"a": wide}, test=wide)
     with pytest.raises(DataError, match=r"diverged.*Column 2 .*e\+160.*scale=.*learning rate"):
         fit(SGD(epochs=5, learning_rate=1.0), TASK, data)
+
+
+@pytest.mark.parametrize("rows", [(9,), (9, 12, 9, 2, 31)])
+def test_many_models_are_those_of_fit_to_the_bit(rows: tuple[int, ...]) -> None:
+    """In single precision, of halves and of parts of any other size; one model is many, too."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 5, generator=generator)
+    whole = Rows(inputs, inputs[:, :3].argmax(dim=1))
+    included = torch.zeros(len(rows), 40, dtype=torch.bool)
+    for number, count in enumerate(rows):
+        included[number, torch.randperm(40, generator=generator)[:count]] = True
+    momentum = functools.partial(torch.optim.SGD, momentum=0.9, weight_decay=0.01)
+    trainer, task = SGD(epochs=3, batch_size=4, optimizer=momentum), Task(model=MLP((5, 7, 3)))
+    data = FederatedData(train={"p0": whole}, test=whole)
+    draws = [Draws(Seeds(n), SeededEntropy(n), 0, CURATOR_NAME) for n in range(len(rows))]
+    many = trainer.train_many(task, data, included, draws)
+    for number, predictor in enumerate(many):
+        own = replace(data, train={"p0": whole.take(included[number].nonzero().flatten())})
+        alone = fit(trainer, task, own, runtimes=STAR, seed=number)
+        assert torch.equal(vector(module(alone)), vector(predictor.module))
+
+
+def test_many_models_that_diverge_are_refused() -> None:
+    data = a_federation(9)
+    draws = [Draws(Seeds(0), SeededEntropy(0), 0, CURATOR_NAME)]
+    included = torch.ones(1, 9, dtype=torch.bool)
+    with pytest.raises(DataError, match="diverged"):
+        SGD(epochs=80, learning_rate=1e30).train_many(TASK, data, included, draws)

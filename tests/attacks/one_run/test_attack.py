@@ -17,7 +17,8 @@ from privtrain.data.canaries import with_canaries
 from privtrain.runs.auditing import audit
 from privtrain.runs.fitting import fit
 from privtrain.trainers.sgd import SGD
-from tests.attacks.test_attack import target
+from tests.attacks.looking import judged_by_coins
+from tests.contracts.attack import CANARIES, target
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 
@@ -63,7 +64,7 @@ def test_scores_that_do_not_fit_are_refused(scores: np.ndarray) -> None:
 
 def test_figures_are_those_of_the_bounds() -> None:
     attack = OneRun(guesses=20, delta=1e-4, confidence=0.9)
-    found = attack.run(target(attack.observer), seed=0)
+    found = judged_by_coins(attack, target(attack.observer), CANARIES)
     correct = found.metrics["correct"]
     assert correct is not None
     at = {"canaries": 40, "guesses": 20, "delta": 1e-4, "confidence": 0.9}
@@ -93,7 +94,7 @@ def test_only_a_curve_of_the_same_unit_and_relation_is_tested(
     promised: tuple[PrivacyCurves, ...], tested: bool
 ) -> None:
     attack = OneRun(guesses=10)
-    found = attack.run(replace(target(attack.observer), promised=promised), seed=0)
+    found = judged_by_coins(attack, replace(target(attack.observer), promised=promised), CANARIES)
     assert (found.metrics["f_dp_p_value"] is not None) is tested
     p_value = found.metrics["f_dp_p_value"]
     rejected = None if p_value is None else float(p_value <= 1 - attack.confidence)
@@ -104,9 +105,9 @@ def test_only_a_curve_of_the_same_unit_and_relation_is_tested(
 def test_without_canaries_or_with_too_few_it_says_what_to_do() -> None:
     attack = OneRun(guesses=41)
     with pytest.raises(ValueError, match="Expected guesses=41 <= 40, the number of canaries"):
-        attack.run(target(attack.observer), seed=0)
+        judged_by_coins(attack, target(attack.observer), CANARIES)
     with pytest.raises(ValueError, match=r"pt\.data\.with_canaries"):
-        attack.run(replace(target(attack.observer), canaries=None), seed=0)
+        judged_by_coins(attack, target(attack.observer), None)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,8 @@ def test_wrong_settings_are_named(arguments: dict[str, float], match: str) -> No
 def test_a_loss_that_is_not_a_number_is_guessed_out_and_counted() -> None:
     attack = OneRun(guesses=10)
     task = Task(model=TASK.model, loss=lambda logits, _: torch.full((len(logits),), torch.nan))
-    found = attack.run(replace(target(attack.observer), task=task), seed=0)
-    assert "40 losses were not a number" in found.notes[-1]
+    found = judged_by_coins(attack, replace(target(attack.observer), task=task), CANARIES)
+    assert "40 scores were not a number" in found.notes[-2]
 
 
 class _Wide:
