@@ -47,6 +47,7 @@ from on_shares.works import Work, works
 from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.mpc.engine import with_helpers
 from privtrain.mpc.ring64.engine import Ring64
+from privtrain.mpc.ring64.wires import DealerWires
 from privtrain.runtimes.processes.mesh import Processes
 
 SIDES = {
@@ -100,6 +101,9 @@ class Measure:
                 sides += stack.enter_context(opponent.open(party))
             for work in works(self.quick):
                 measured |= self._work(sides, work, deals=session.deals)
+            if isinstance(session.wires, DealerWires):
+                # Two sessions share this link, and the other one ends by a word of its own.
+                session.wires.material.drain()
         return measured
 
     def _work(self, sides: Sequence[Side], work: Work, *, deals: bool) -> Payload:

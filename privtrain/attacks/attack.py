@@ -231,7 +231,7 @@ def shadows_of(target: Target, count: int) -> ShadowModels:
     if target.shadows is None:
         raise UnsupportedError(
             "This attack needs shadow models, which are trained on candidates by the run's own "
-            "trainer: there are none of a model that was trained elsewhere, nor of canaries. Use "
-            "LossThreshold."
+            "trainer: there are none of canaries, of a model that was trained elsewhere, and of a "
+            "trainer that keeps answers for other runs. Use LossThreshold, for canaries OneRun."
         )
     return target.shadows(count)

@@ -75,7 +75,7 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
         with global_generator(stream):
             logits = predictor(rows.inputs[start : start + batch_size])
         # A copy: a loss may write into its targets, which are those of the data set.
-        loss = _loss(task, logits, rows.labels[start : start + batch_size].clone())
+        loss = wide_loss(task, logits, rows.labels[start : start + batch_size].clone())
         if loss.shape != (len(logits),):
             raise ValueError(
                 f"Expected task.loss to give one value a row, shape ({len(logits)},); "
@@ -85,7 +85,7 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
     return torch.cat(losses)
 
 
-def _loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+def wide_loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss in float64: in float32 that of a confident prediction is 0, and members tie."""
     wide = targets.double() if targets.is_floating_point() else targets
     try:

@@ -35,6 +35,9 @@ from privtrain.mpc.proofs import PROOF
 from privtrain.mpc.sharing import LARGEST, LARGEST_ENCODED, PRECISION_BITS, encode
 from privtrain.sampling.passes import batches
 
+MOST_ROWS = 1 << 31
+"""What a party announces stays below it."""
+
 INPUTS, LABELS = "inputs", "labels"
 """The kinds of values that data parties share."""
 
@@ -414,6 +417,9 @@ class PeerDescent:
         expected = sizes[0][1] if self.descent.pictures else self.descent.features
         holders = [name for name, size in zip(names, sizes, strict=True) if size[2]]
         for name, (rows, width, _) in zip(names, sizes, strict=True):
+            # Others make room for them.
+            if not 0 < rows < MOST_ROWS:
+                raise ProtocolError(f"{name} says that it has {rows} rows, not 1 to {MOST_ROWS}.")
             if self.descent.by_rows and width != expected:
                 raise ProtocolError(f"{name} has {width} features, the model takes {expected}.")
             if not self.descent.by_rows and rows != sizes[0][0]:

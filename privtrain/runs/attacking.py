@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from privtrain.attacks.attack import Attack
+from privtrain.attacks.attack import Attack, GuessesCoins
 from privtrain.core.failures import OWN_ERRORS, text_of
 from privtrain.core.result import Failure, Leakage, TrainResult
 from privtrain.core.task import FederatedData, Task
@@ -41,7 +41,8 @@ def attacked(
             # Canaries that a trainer may have made public are not protected by it, so there is
             # nothing to audit: that is no mistake.
             public = result.members is not None and result.members.made_public
-            if public and data.canaries is not None and isinstance(error, ValueError):
+            planted = isinstance(attack, GuessesCoins) and data.canaries is not None
+            if public and planted and isinstance(error, ValueError):
                 notes.append(f"{attack.name} was not run: {text_of(error)}")
                 continue
             if errors == RAISE:

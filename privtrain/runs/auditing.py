@@ -18,7 +18,8 @@ from privtrain.core.parties import is_role
 from privtrain.core.result import Leakage, Members, Predictor, Target, TrainResult
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import ROWS, Canaries, FederatedData, Rows, Task, concatenate
-from privtrain.core.transcript import Transcript
+from privtrain.core.transcript import Transcript, View
+from privtrain.core.validate import check_is
 from privtrain.data.canaries import canaries_besides, planted_in
 from privtrain.runs.refereeing import (
     Candidates,
@@ -83,6 +84,8 @@ def audited(
         own={name: _copied(data.train[name]) for name in sorted(own)},
         promised=result.statement.curves,
     )
+    if attack.needs_messages:
+        target = replace(target, view=_copied_view(target.view))
     _check_messages(attack, target)
     said = list[str]()
     if isinstance(attack, GuessesCoins):
@@ -93,7 +96,9 @@ def audited(
     else:
         candidates = drawn(*declared(result, data, observer), attack, seed=seed)
         if isinstance(attack, Reconstruction):
-            scores = nearness(attack.rows(target, seed=seed), candidates)
+            made = attack.rows(target, seed=seed)
+            check_is(Rows, "Rows(inputs, targets)", **{f"rows() of {attack.name!r}": made})
+            scores = nearness(made, candidates)
         else:
             lend = shadowing(result, task, data, seed=seed, kept=kept, said=said)
             scores = scores_of(attack, target, candidates, seed=seed, lend=lend)
@@ -140,6 +145,15 @@ def protected_canaries(
     if result.members is not None and result.members.made_public:
         return None
     return canaries_besides(data, own)
+
+
+def _copied_view(view: View) -> View:
+    """A view whose tensors an attack may write into."""
+    messages = (
+        entry if entry.payload is None else replace(entry, payload=entry.payload.clone())
+        for entry in view.messages
+    )
+    return replace(view, messages=tuple(messages))
 
 
 def _check_messages(attack: Attack, target: Target) -> None:

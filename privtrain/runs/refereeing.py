@@ -84,6 +84,15 @@ def drawn(members: Rows, non_members: Rows, attack: Attack, *, seed: int) -> Can
             raise ValueError(
                 f"Expected {side} to hold at least one row that is not public; they hold none."
             )
+    types = [
+        tuple(None if part is None else part.dtype for part in (rows.inputs, rows.targets))
+        for rows in (members, non_members)
+    ]
+    if types[0] != types[1]:
+        raise DataError(
+            f"Expected members of types {types[0]} to have those of non-members, {types[1]}: what "
+            "float16 can hold would tell who is a member. Convert data.train or data.test."
+        )
     # Equally many on both sides, as by the fair coin of Yeom et al.'s membership experiment.
     limit = attack.limit if isinstance(attack, Limited) else LIMIT
     count = min(len(members), len(non_members), limit)
@@ -106,7 +115,7 @@ def without(rows: Rows, public: Rows | None) -> Rows:
     """
     if public is None:
         return rows
-    known = set(_keys(public.inputs))
+    known = set(_keys(public.inputs.to(rows.inputs.dtype)))
     secret = [number for number, key in enumerate(_keys(rows.inputs)) if key not in known]
     return rows if len(secret) == len(rows) else rows.take(torch.tensor(secret, dtype=torch.long))
 
@@ -244,12 +253,23 @@ def _unscored(scores: Scores) -> tuple[str, ...]:
 
 
 def _twice(candidates: Candidates) -> tuple[str, ...]:
-    """Says how many non-members are equal to a member: no attack can tell these apart."""
+    """Says how many rows are equal: of both sides nobody tells them apart, of one side anybody."""
     members = candidates.included.tolist()
     keys = _keys(candidates.rows.inputs, candidates.rows.targets)
-    inside = {key for key, member in zip(keys, members, strict=True) if member}
-    equal = sum(key in inside and not m for key, m in zip(keys, members, strict=True))
-    return (f"{equal} of the non-members are equal to a member",) if equal else ()
+    sides = [
+        [key for key, member in zip(keys, members, strict=True) if member is side]
+        for side in (True, False)
+    ]
+    inside = set(sides[0])
+    equal = sum(key in inside for key in sides[1])
+    notes = [f"{equal} of the non-members are equal to a member"] if equal else []
+    for name, side in zip(("members", "non-members"), sides, strict=True):
+        if again := len(side) - len(set(side)):
+            notes.append(
+                f"{again} of the {name} are equal to another of the {name}: that alone may tell "
+                "them from others"
+            )
+    return tuple(notes)
 
 
 def coin_leakage(

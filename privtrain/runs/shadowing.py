@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from privtrain.core.abilities import Reusing
 from privtrain.core.result import TrainResult
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
@@ -67,10 +68,12 @@ def shadowing(
         said: Gets what must stand beside the figures of an attack that asks for models.
 
     Returns:
-        From candidates in the order of the attack; None where the run does not say its trainer.
+        From candidates in the order of the attack; None where the run does not say its trainer, or
+        that one reuses what it computed in other runs.
     """
     trainer = result.trainer
-    if trainer is None:
+    # What is kept between runs is paid for by a study, and tells of more than the candidates.
+    if trainer is None or (isinstance(trainer, Reusing) and trainer.said_of_reuse(None)):
         return None
     return lambda rows: Shadowing(trainer, task, laid_out(data, rows), seed, kept, said)
 
@@ -84,6 +87,8 @@ def laid_out(data: FederatedData, candidates: Rows) -> FederatedData:
     """
     names = data.parties
     if data.split is ROWS:
+        # Two for each, so that no half of a party's is without a row.
+        names = names[: max(1, len(candidates) // 2)]
         numbers = torch.arange(len(candidates)).tensor_split(len(names))
         train = {name: candidates.take(own) for name, own in zip(names, numbers, strict=True)}
     else:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from privtrain.attacks.membership import wide_loss
 from privtrain.core.abilities import Adapting, Finished, TrainsMany, Twinned
 from privtrain.core.errors import DataError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS, text_of
@@ -25,7 +26,7 @@ from privtrain.runs.fitting import default_runtimes, fit
 from privtrain.runs.measuring import outputs_of
 from privtrain.runs.roots import noise_root
 
-_MEMORY, _MOST = 2**28, 32
+_MEMORY, _MOST = 2**28, 8
 """Bytes of weights, gradients and optimizers of the models that are trained at the same time; and
 their most, after which progress is shown."""
 
@@ -33,8 +34,8 @@ _COPIES = 6
 """What a model takes beside its weights: where it lies twice, a gradient, an optimizer's numbers,
 and the model that is asked."""
 
-_DELTA = 1e-5
-"""That of `fit`, by which it decides whether anything is promised."""
+_ASKED = 1_024
+"""Rows that a model is asked about at a time."""
 
 Floats = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 Marks = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
@@ -175,9 +176,12 @@ def values_of(predictor: Predictor, task: Task, rows: Rows) -> tuple[Tensor, Ten
         Losses and log probabilities of the true classes, float64, `(rows,)`; None for the second
         where outputs are no logits of the targets' classes.
     """
-    outputs, targets = outputs_of(predictor, rows).cpu().double(), rows.labels.cpu()
-    whole = not targets.is_floating_point()
-    losses = task.loss(outputs, targets if whole else targets.double()).double()
+    parts = torch.split(torch.arange(len(rows)), _ASKED)
+    found = torch.cat([outputs_of(predictor, rows.take(part)).cpu() for part in parts])
+    targets = rows.labels.cpu()
+    # A copy: a loss may write into its targets.
+    losses = wide_loss(task, found, targets.clone()).double()
+    outputs, whole = found.double(), not targets.is_floating_point()
     if task.loss is binary_cross_entropy:
         return losses, -losses
     if not whole or targets.dim() != 1 or outputs.dim() != 2 or outputs.shape[1] < 2:
@@ -218,7 +222,7 @@ class _Design:
     def _together(self, trainer: TrainsMany) -> Iterator[Sequence[Predictor]]:
         first = self._half(0)
         plans = self.trainer.plan(first, self.where)
-        promises = check_plans(plans, first, _DELTA)
+        promises = check_plans(plans, first, self._delta)
         draws = [self._draws(number, promises=promises) for number in range(len(self.included))]
         size = sum(p.numel() * p.element_size() for p in self._model(0).parameters())
         chunk = max(1, min(_MOST, _MEMORY // (_COPIES * max(1, size))))
@@ -232,12 +236,18 @@ class _Design:
             self.task,
             self._half(number),
             runtimes=self.where,
-            delta=_DELTA,
+            delta=self._delta,
             seed=self._seed(number),
             entropy=SEEDED,
             device=self.device,
             progress=silent,
         ).predictor
+
+    @property
+    def _delta(self) -> float:
+        """Of `fit`, by which it decides whether anything is promised; never refused."""
+        units = (self.candidates.public_rows or 1, len(self.candidates.parties))
+        return min(1e-5, 0.5 / max(*units, self.included.shape[1]))
 
     def _seed(self, number: int) -> int:
         return int.from_bytes(Seeds(self.seed)["shadow model", number, ""].key[:8], "little")

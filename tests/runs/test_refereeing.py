@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from privtrain.attacks.membership import LossThreshold
+from privtrain.core.errors import DataError
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Target
 from privtrain.core.task import Rows, concatenate
-from privtrain.runs.refereeing import BY_COIN, DECLARED, LIMIT, drawn, membership_leakage, scores_of
+from privtrain.runs.refereeing import (
+    BY_COIN,
+    DECLARED,
+    LIMIT,
+    drawn,
+    membership_leakage,
+    scores_of,
+    without,
+)
 from tests.attacks.looking import Looking, LookingAtCanaries, judged_by_coins
 from tests.contracts.attack import CANARIES, rows, target
 
@@ -101,3 +111,27 @@ def test_how_candidates_were_drawn_is_said_beside_the_figures() -> None:
     assert found.notes[-1] == DECLARED and "epsilon_lower_bound" not in found.metrics
     coins = judged_by_coins(LookingAtCanaries(), target(PUBLIC), CANARIES)
     assert coins.notes[-1] == BY_COIN and "epsilon_lower_bound" in coins.metrics
+
+
+def rows_of(values: Tensor) -> Rows:
+    return Rows(values, torch.zeros(len(values), dtype=torch.long))
+
+
+def test_types_that_tell_who_is_a_member_are_refused() -> None:
+    with pytest.raises(DataError, match=r"float16.* what float16 can hold"):
+        drawn(rows_of(torch.rand(5, 2).half()), rows_of(torch.rand(5, 2)), LossThreshold(), seed=0)
+
+
+def test_public_rows_are_known_whatever_their_type() -> None:
+    members = rows_of(torch.rand(6, 2))
+    assert len(without(members, rows_of(members.inputs[:4].double()))) == 2
+
+
+def test_rows_that_are_equal_within_a_side_are_noted() -> None:
+    values = torch.rand(4, 2)
+    candidates = drawn(
+        rows_of(torch.cat([values, values])), rows_of(torch.rand(8, 2)), LossThreshold(), seed=0
+    )
+    leakage = membership_leakage(LossThreshold(), np.zeros(16), candidates)
+    assert any("4 of the members are equal to another of the members" in n for n in leakage.notes)
+    assert not any("of the non-members" in note for note in leakage.notes)

@@ -231,7 +231,7 @@ def test_progress_is_told() -> None:
     shadows(
         SGD(epochs=1), TASK, a_federation(8), count=34, progress=lambda *seen: told.append(seen)
     )
-    assert told == [(32, 34), (34, 34)]
+    assert told == [(8, 34), (16, 34), (24, 34), (32, 34), (34, 34)]
 
 
 def test_values_are_losses_and_log_probabilities_in_double_precision() -> None:

@@ -216,10 +216,10 @@ def _material(name: str) -> str:
 
 
 CAVEATS = (
-    "spdz2k finds out a computing party that deviates before anything is read, but for a "
-    "probability of at most 2^-40 a run (with SharedSum, a sum); N runs have N times that. Results "
-    "are correct up to what a deviating party puts in as rows or contributions of its own, which "
-    "may be any.",
+    "spdz2k finds out a computing party that deviates before another one reads anything, but for "
+    "a probability of at most 2^-40 a run (with SharedSum, a sum); N runs have N times that. "
+    "Results are correct up to what a deviating party puts in as rows or contributions of its own, "
+    "which may be any.",
     "There is no fairness: who deviates may read the result and abort before others do, and an "
     "abort does not say who deviated.",
     "The dealer follows the protocol and colludes with nobody: it knows every mask and every key, "

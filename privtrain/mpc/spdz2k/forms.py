@@ -226,7 +226,8 @@ def contracted(words: Tensor, coefficients: Tensor) -> Tensor:
         coefficients: `(keys, rows)`.
     """
     keys, rows = coefficients.shape
-    table = words.reshape(keys, rows, words[0].numel() // rows if rows else words[0].numel())
+    columns = words[0].numel() // rows if rows else words.shape[2:].numel()
+    table = words.reshape(keys, rows, columns)
     # A product of matrices in torch takes up to a hundred times as long where columns are few.
     return torch.from_numpy(np.einsum("kr,krc->kc", coefficients.numpy(), table.numpy()))
 

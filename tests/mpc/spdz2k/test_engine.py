@@ -1,5 +1,6 @@
 """The engine: its roles, what it says of privacy, and what ends a run."""
 
+import json
 import pickle
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from privtrain.core.runtime import Party, Payload, link_of
 from privtrain.core.seeding import Seeds, SystemEntropy
 from privtrain.core.statement import Adversary, Security
 from privtrain.mpc.keystream import Keystream
+from privtrain.mpc.ring64 import material
 from privtrain.mpc.ring64.engine import Deal
 from privtrain.mpc.sharing import encode, share
 from privtrain.mpc.spdz2k.check import Strength
@@ -229,3 +231,78 @@ def test_no_secret_of_a_session_is_printed() -> None:
     for said, words in secrets:
         assert "Wires" in said
         assert not [word for word in words.tolist() if abs(word) > 2**32 and str(word) in said]
+
+
+@dataclass(frozen=True)
+class InTheirOrder:
+    """Multiplies what it is handed in the order in which it comes."""
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with SPDZ2k().open(party) as session:
+            first, second = (session.take(part) for part in inputs.values())
+            opened = session.reveal([first.matmul(second)], kind="result share")[0]
+        return {"result": opened}
+
+
+def test_a_dealer_that_is_told_another_order_of_inputs_is_caught() -> None:
+    values = {"left": X[:3, :3], "right": Y[:3, :3]}
+    parts = {name: share(encode(value), 2, Keystream()) for name, value in values.items()}
+    inputs = {name: {key: parts[key][rank] for key in parts} for rank, name in enumerate(NAMES)}
+    ran = run(InTheirOrder(), 2, inputs, engine=SPDZ2k())
+    assert torch.allclose(ran.payloads[NAMES[1]]["result"], X[:3, :3] @ Y[:3, :3], atol=2**-13)
+
+    def turned(sender: str, to: str, kind: str, tensor: Tensor) -> Tensor:
+        if kind != "shapes":
+            return tensor
+        said = json.loads(tensor.numpy().tobytes())
+        return torch.frombuffer(bytearray(json.dumps(said[::-1]).encode()), dtype=torch.uint8)
+
+    with pytest.raises(TamperedShareError, match="for these shapes and announcements"):
+        run(InTheirOrder(), 2, inputs, engine=SPDZ2k(), change=turned)
+
+
+@dataclass(frozen=True)
+class FewThenMany:
+    """Compares a few values, then more than may be on their way at once."""
+
+    def __call__(self, inputs: Payload, party: Party) -> Payload:
+        with SPDZ2k().open(party) as session:
+            opened = []
+            for count in (3, 400):
+                x = session.own(
+                    encode(torch.ones(count)) if party.name == NAMES[0] else None, (count,), 0
+                )
+                opened += session.reveal([session.positive(x)], kind="result share")
+        return {"ones": torch.cat(opened)}
+
+
+def test_keys_of_one_comparison_may_be_more_than_may_be_on_their_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(material, "IN_FLIGHT", 1 << 16)
+    ran = run(FewThenMany(), engine=SPDZ2k(), timeout=5.0)
+    assert ran.payloads[NAMES[1]]["ones"].tolist() == [1.0] * 403
+
+
+def test_a_message_of_another_kind_is_an_altered_one() -> None:
+    def other_kind(party: Party) -> None:
+        link_of(party).send(NAMES[1], "result share", torch.zeros(1))
+
+    @dataclass(frozen=True)
+    class Odd(Product):
+        def __call__(self, inputs: Payload, party: Party) -> Payload:
+            if party.name == NAMES[0]:
+                other_kind(party)
+            return super().__call__(inputs, party)
+
+    with pytest.raises(TamperedShareError, match="read nothing of it"):
+        run(Odd(), 2, inputs_of_both(), engine=SPDZ2k())
+
+
+@pytest.mark.parametrize("said", [torch.zeros(()), torch.zeros(2).long(), torch.zeros(1)])
+def test_what_is_announced_has_the_shape_and_type_of_the_own(said: Tensor) -> None:
+    def garbled(sender: str, to: str, kind: str, tensor: Tensor) -> Tensor:
+        return said if kind == "announcement" and sender == NAMES[0] else tensor
+
+    with pytest.raises(TamperedShareError, match="'announcement' of computing"):
+        run(Product(), 2, inputs_of_both(), engine=SPDZ2k(), change=garbled)

@@ -136,3 +136,9 @@ def test_softmax_of_one_class_and_of_too_many() -> None:
     many = torch.zeros(1, series.MOST_CLASSES + 1).long()
     with pytest.raises(UnsupportedError, match="classes=256 <= 255"):
         ran_on(lambda s, x: [s.softmax(x)], many)
+
+
+def test_softmax_of_whole_numbers() -> None:
+    bits = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1]]).double()
+    _, (found,) = ran_on(lambda s, x: [s.softmax(s.positive(x))], (bits * 2**16).long())
+    assert float((found - bits.softmax(1)).abs().max()) < 2e-4

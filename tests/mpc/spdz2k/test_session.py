@@ -439,3 +439,24 @@ def test_what_is_left_out_is_refused_by_name(words: str) -> None:
 def test_an_owner_does_not_share_more_than_it_said() -> None:
     with pytest.raises(ValueError, match=r"up to .*, within largest=3"):
         run(OfTwo(lambda s, x, y: x, drawn(50, 2), largest=3.0), engine=SPDZ2k())
+
+
+@pytest.mark.parametrize("readers", [(0, 5), (-1,), (2,)])
+def test_readers_are_ranks_of_computing_parties(readers: tuple[int, ...]) -> None:
+    program = OfTwo(lambda s, x, y: s.reveal([x], kind="result share", readers=readers))
+    with pytest.raises(ValueError, match="readers="):
+        run(program, engine=SPDZ2k())
+
+
+def test_what_is_not_there_is_refused_by_name() -> None:
+    for function, words in (
+        (lambda s, x, y: x[0].matmul(y), "to be matrices"),
+        (lambda s, x, y: s.own(None, (1,), 7), "owner=7"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(OfTwo(function), engine=SPDZ2k())
+
+
+def test_a_product_over_nothing_is_zero() -> None:
+    ran = run(OfTwo(lambda s, x, y: x[:, :0].matmul(y[:0])), engine=SPDZ2k())
+    assert torch.equal(ran.payloads["computing-0"]["result"], torch.zeros(6, 3).double())
