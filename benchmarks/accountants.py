@@ -93,12 +93,12 @@ def calibration(target: float, repeats: int) -> Row:
 
 
 def rows(quick: bool) -> list[Row]:
-    """One row a plan."""
+    """One row a plan and a target; a quick run takes one of each."""
     measured = []
-    for name, rate, noise_multiplier, steps in PLANS[::3] if quick else PLANS:
+    for name, rate, noise_multiplier, steps in PLANS[4:5] if quick else PLANS:
         step = poisson_sampled(rate, gaussian_event(noise_multiplier))
         measured.append(row(name, repeated(step, steps), repeats=5 if quick else 15))
-    targets = TARGETS[::4] if quick else TARGETS
+    targets = TARGETS[4:5] if quick else TARGETS
     return [*measured, *(calibration(target, repeats=5) for target in targets)]
 
 

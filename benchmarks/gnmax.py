@@ -126,7 +126,8 @@ def rows(quick: bool) -> list[Row]:
     """One row for each mechanism and setting."""
     generator = np.random.default_rng(SEED)
     chances = [0.91, *[0.01] * 9]
-    votes = generator.multinomial(250, chances, size=1000).astype(np.float64)
+    queries = 100 if quick else 1000
+    votes = generator.multinomial(250, chances, size=queries).astype(np.float64)
     orders = np.array(DEFAULT_ORDERS)
     settings: tuple[tuple[str, Curves, Curves, float], ...] = (
         ("GNMax sigma 4", gnmax_rdp, gnmax_loop, 4.0),
@@ -138,7 +139,7 @@ def rows(quick: bool) -> list[Row]:
         same_curves(ours, loop, votes, scale, orders)
         measured.append(
             compare(
-                f"{work}, 1000 x 10 x {len(orders)}",
+                f"{work}, {queries} x 10 x {len(orders)}",
                 partial(ours, votes, scale, orders),
                 partial(loop, votes, scale, orders),
                 ours_name="vectorised",
@@ -153,13 +154,13 @@ def rows(quick: bool) -> list[Row]:
 def exact_rows(generator: np.random.Generator, orders: Array, quick: bool) -> list[Row]:
     """The exact cost: against its loop, and at the largest size beside Theorem 6."""
     # No two queries are equal, nor are many counts of one: nothing is saved by that.
-    size, repeats = (500, 5) if quick else (10_000, 5)
+    size, fewest, repeats = (100, 3, 5) if quick else (10_000, 10, 5)
     shares = generator.dirichlet(np.full(10, 0.7), size=size)
     votes = np.array([generator.multinomial(250, share) for share in shares], dtype=np.float64)
-    few = votes[:10]
+    few = votes[:fewest]
     same_curves(exact_gnmax_rdp, exact_loop, few, 40.0, orders, apart=1e-6)
     against_loop = compare(
-        f"exact GNMax sigma 40, 10 x 10 x {len(orders)}",
+        f"exact GNMax sigma 40, {fewest} x 10 x {len(orders)}",
         partial(exact_gnmax_rdp, few, 40.0, orders),
         partial(exact_loop, few, 40.0, orders),
         ours_name="batches",

@@ -3,8 +3,6 @@
 import warnings
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -28,6 +26,9 @@ def representatives(rows: Tensor, count: int, seed: int) -> Tensor:
     """
     if count >= len(rows):
         return torch.arange(len(rows))
+    from sklearn.cluster import KMeans  # heavy, and needed here only
+    from sklearn.exceptions import ConvergenceWarning
+
     values = rows.double().cpu().numpy()
     # How many threads add up decides about last bits, and so about ties.
     with threadpool_limits(1), warnings.catch_warnings():

@@ -1,10 +1,13 @@
 """Labels of a few rows, spread over a graph of the nearest neighbours of all rows."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import cg
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _AT_A_TIME = 2**24
 """How many similarities are held at once: 64 MiB of them."""
@@ -37,7 +40,7 @@ def compressed(features: Tensor, width: int, generator: torch.Generator) -> Tens
     return rows @ basis
 
 
-def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_array:
+def neighbour_graph(features: Tensor, neighbours: int) -> "sparse.csr_array":
     """The graph that joins each row to those most similar to it, by the cosine of their features.
 
     Args:
@@ -47,6 +50,8 @@ def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_array:
     Returns:
         Symmetric weights, shape `(rows, rows)`, from 0 to 1, none on the diagonal.
     """
+    from scipy import sparse  # heavy, and needed here only
+
     rows = torch.nn.functional.normalize(features.float(), dim=1)
     count = len(rows)
     most = min(neighbours, count - 1)
@@ -65,7 +70,7 @@ def neighbour_graph(features: Tensor, neighbours: int) -> sparse.csr_array:
     return directed.maximum(directed.T).tocsr()
 
 
-def spread(graph: sparse.csr_array, labels: Tensor, alpha: float) -> Tensor:
+def spread(graph: "sparse.csr_array", labels: Tensor, alpha: float) -> Tensor:
     """How much of each class reaches each row over a graph.
 
     Args:
@@ -79,6 +84,9 @@ def spread(graph: sparse.csr_array, labels: Tensor, alpha: float) -> Tensor:
 
     Source: Zhou et al. 2003, Learning with local and global consistency, Section 2.
     """
+    from scipy import sparse
+    from scipy.sparse.linalg import cg
+
     degrees = graph.sum(axis=1)
     scale = np.where(degrees > 0, 1.0 / np.sqrt(np.where(degrees > 0, degrees, 1.0)), 0.0)
     # S = D^(-1/2) W D^(-1/2).

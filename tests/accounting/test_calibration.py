@@ -245,7 +245,7 @@ from privtrain.accounting.epsilon import epsilon
 from privtrain.accounting.event import gaussian_event, poisson_sampled, repeated
 from privtrain.accounting.calibration import _smallest, calibrate_scale
 
-for target in (0.01, 0.1, 1.0, 10.0, 100.0, 500.0, 1000.0):
+for target in (0.01, 1.0, 500.0, 1000.0):
     for rate, steps in ((512 / 60_000, 4_680), (1.0, 20)):
         def event(scale):
             return repeated(poisson_sampled(rate, gaussian_event(scale)), steps)
@@ -262,7 +262,7 @@ def test_extreme_targets_stay_below_a_gigabyte() -> None:
         [sys.executable, "-c", _LISTED], capture_output=True, text=True, check=True
     )
     *pairs, peak = found.stdout.splitlines()
-    assert len(pairs) == 14
+    assert len(pairs) == 8
     for pair in pairs:
         target, spent = map(float, pair.split())
         assert 0.98 * target <= spent <= target

@@ -22,7 +22,7 @@ EXTREME = """
 
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for noise in (0.01, 0.03, 0.1, 0.3, 1.0, 30.0, 1000.0, 1e6):
+    for noise in (0.01, 0.1, 0.3, 1.0, 1000.0, 1e6):
         for count in (1, 400, 100_000) if noise >= 0.1 else (1, 400):
             step = poisson_sampled(0.05, gaussian_event(noise))
             for relation in (ADD_REMOVE, REPLACE_ONE):

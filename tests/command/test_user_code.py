@@ -13,7 +13,8 @@ from privtrain.command.study_file import Study, read_study, write_study
 from privtrain.command.tables import make_trainer
 from privtrain.command.user_code import import_named, reference_of
 from privtrain.core.identity import value_digest
-from tests.command.own_parts import EVERYTHING, privtrain, study
+from tests.command import forked
+from tests.command.own_parts import EVERYTHING, study
 
 
 @pytest.fixture
@@ -205,9 +206,9 @@ def test_references_are_compared_by_the_command_line(place: str, tmp_path: Path)
         (tmp_path / file).write_text(EVERYTHING)
     own = [f"{place}:{name}" for name in ("MyTrainer", "MyAttack", "MyMechanism")]
     (tmp_path / "in.toml").write_text(study(*own))
-    done = privtrain(tmp_path, "compare", "in.toml", "--out", "run", "--json")
+    done = forked.run(tmp_path, "compare", "in.toml", "--out", "run", "--json")
     assert done.returncode == 0, done.stderr
-    again = privtrain(tmp_path, "compare", "run/study.toml", "--out", "again", "--json")
+    again = forked.run(tmp_path, "compare", "run/study.toml", "--out", "again", "--json")
     assert again.returncode == 0, again.stderr
     rows, repeated = (json.loads(each.stdout)["rows"] for each in (done, again))
     assert [row["trainer"] for row in rows] == ["mine", "fedavg"]
@@ -220,7 +221,7 @@ def test_references_are_given_as_words(tmp_path: Path) -> None:
     (tmp_path / "own_parts.py").write_text(EVERYTHING)
     words = ["--data", "breast_cancer", "--runtime", "in-process", "--out"]
     own = ["--trainers", "own_parts.py:MyTrainer", "--attacks", "own_parts.py:MyAttack"]
-    done = privtrain(tmp_path, "compare", *own, *words, "compared")
+    done = forked.run(tmp_path, "compare", *own, *words, "compared")
     assert done.returncode == 0, done.stderr
-    fit = privtrain(tmp_path, "fit", "--trainer", "own_parts.py:MyTrainer", *words, "fitted")
+    fit = forked.run(tmp_path, "fit", "--trainer", "own_parts.py:MyTrainer", *words, "fitted")
     assert fit.returncode == 0, fit.stderr

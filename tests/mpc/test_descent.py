@@ -20,7 +20,6 @@ from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.sharing import LARGEST, encode
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.in_process import InProcess
-from privtrain.runtimes.processes.mesh import Processes
 from privtrain.sampling.passes import batches
 from privtrain.trainers.mpc_sgd import MPCSGD
 from tests.mpc.federations import (
@@ -34,8 +33,9 @@ from tests.mpc.federations import (
 )
 from tests.mpc.one_party import Nobody, OneParty, alone
 from tests.mpc.ring64.mesh import names_of, run
+from tests.runtimes.forked import Forked
 
-RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
+RUNTIMES = Runtimes(star=InProcess(), mesh=Forked(timeout=60))
 
 
 def fails(data: FederatedData, model: type[nn.Module] = logistic) -> None:  # type: ignore[assignment]

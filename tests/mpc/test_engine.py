@@ -17,12 +17,12 @@ from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.spdz2k.engine import SPDZ2k
 from privtrain.runtimes.certificates import make_credentials
 from privtrain.runtimes.links import SocketLink
-from privtrain.runtimes.processes.mesh import Processes
 from privtrain.runtimes.sockets import TLS
 from privtrain.runtimes.threads import Threads
 from tests.contracts.engine import CHECKS, TIMEOUT, Bounds, Case
 from tests.mpc.dealt import Deal, DealtEngine
 from tests.mpc.proved import Proved
+from tests.runtimes.forked import Forked
 
 NAMES = ("computing-0", "computing-1")
 
@@ -54,12 +54,12 @@ DEALT = Bounds(product=4e-3, scaled=4e-3, softmax=4e-3)
 CASES = {
     "ring64 in threads": Case(Ring64(), Threads(timeout=TIMEOUT), RING64, 3),
     "ring64 over TLS": Case(Ring64(), TLSThreads(timeout=TIMEOUT), RING64, 2),
-    "ring64 in processes": Case(Ring64(), Processes(timeout=TIMEOUT), RING64, 2),
+    "ring64 in processes": Case(Ring64(), Forked(timeout=TIMEOUT), RING64, 2),
     "spdz2k in threads": Case(SPDZ2k(), Threads(timeout=TIMEOUT), SPDZ2K, 2),
     "spdz2k over TLS": Case(SPDZ2k(), TLSThreads(timeout=TIMEOUT), SPDZ2K, 2),
-    "spdz2k in processes": Case(SPDZ2k(), Processes(timeout=TIMEOUT), SPDZ2K, 2),
-    "CrypTen in processes": Case(CrypTen(), Processes(timeout=TIMEOUT), CRYPTEN, 2),
-    "CrypTen in three processes": Case(CrypTen(), Processes(timeout=TIMEOUT), CRYPTEN, 3),
+    "spdz2k in processes": Case(SPDZ2k(), Forked(timeout=TIMEOUT), SPDZ2K, 2),
+    "CrypTen in processes": Case(CrypTen(), Forked(timeout=TIMEOUT), CRYPTEN, 2),
+    "CrypTen in three processes": Case(CrypTen(), Forked(timeout=TIMEOUT), CRYPTEN, 3),
     "the toy engine": Case(DealtEngine(), Threads(timeout=TIMEOUT), DEALT, 2),
     "ring64 with proofs": Case(Proved(), Threads(timeout=TIMEOUT), RING64, 2),
 }

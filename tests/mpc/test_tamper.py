@@ -29,7 +29,6 @@ from privtrain.mpc.spdz2k.engine import FINISHED, SPDZ2k
 from privtrain.mpc.spdz2k.ring import payload
 from privtrain.mpc.spdz2k.series import SIGMOID_ERROR
 from privtrain.mpc.spdz2k.wires import PartyWires
-from privtrain.runtimes.processes.mesh import Processes
 from tests.contracts.engine import Bounds
 from tests.mpc import forgery
 from tests.mpc.changed_messages import Change, Kind, Network, Place
@@ -52,6 +51,7 @@ from tests.mpc.spdz2k.deviating import (
 from tests.mpc.tampered_programs import CHECKS, TEXTS, Text
 from tests.mpc.tampering import Outcome, Suite, Verdict, table
 from tests.mpc.test_engine import CRYPTEN, RING64
+from tests.runtimes.forked import Forked
 
 Pair = tuple[Tensor, Tensor]
 
@@ -305,7 +305,7 @@ def test_crypten_gives_out_wrong_results() -> None:
     if is_missing("crypten"):
         pytest.skip(str(missing("This test", "crypten")))
     program = Tampers(("own", "mul", "relu"), 2, CRYPTEN)
-    replies = Processes(timeout=60).run(dict.fromkeys(names_of(2), program), {})
+    replies = Forked(timeout=60).run(dict.fromkeys(names_of(2), program), {})
     for reply in replies.values():
         for accepted, without_effect in (count.tolist() for count in reply.payload.values()):
             assert accepted > (accepted + without_effect) / 4

@@ -29,7 +29,6 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX, IDENTITY, Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import AT_AGGREGATOR, AT_PARTY, Placement
 from privtrain.release.shared import SharedSum, SumAndOpen
-from privtrain.runtimes.processes.mesh import Processes
 from privtrain.runtimes.threads import Threads
 from tests.contracts.aggregation import (
     OBSERVERS,
@@ -42,6 +41,7 @@ from tests.extras import need
 from tests.mpc.dealt import DealtEngine
 from tests.mpc.one_party import OneParty, alone, few_bits
 from tests.mpc.proved import SAID, Proved
+from tests.runtimes.forked import Forked
 from tests.runtimes.test_exchanges import Watched
 
 VOTES = torch.tensor(
@@ -55,7 +55,7 @@ VOTES = torch.tensor(
 
 def a_mesh_run() -> Run:
     run = a_run()
-    run.mesh = Mesh(Processes(timeout=40), run.transcript, run.outcome, run.seeds)
+    run.mesh = Mesh(Forked(timeout=40), run.transcript, run.outcome, run.seeds)
     return run
 
 

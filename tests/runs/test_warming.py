@@ -17,6 +17,7 @@ from privtrain.core.trainer import Trainer
 from privtrain.runs import warming
 from privtrain.runs.comparing import compare
 from privtrain.runs.warming import WarmUps
+from privtrain.steps import semi_supervised
 from tests.runs.folders import contents
 
 HERE = pt.Runtimes(star=pt.InProcess())
@@ -46,6 +47,24 @@ def test_every_kind_of_trainer_trains_its_stand_in(
             warm.before(trainer)
     else:
         warm.before(trainer)
+
+
+def test_a_student_that_compares_rows_is_warmed_up_where_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = set()
+
+    def noting(name: str) -> None:
+        true = getattr(semi_supervised, name)
+        monkeypatch.setattr(semi_supervised, name, lambda *a: (called.add(name), true(*a))[1])
+
+    # Each imports what it computes with.
+    for name in ("representatives", "neighbour_graph", "spread"):
+        noting(name)
+    WarmUps(HERE, "cpu").before(pt.PATE(student=pt.PlainSteps()))
+    assert called == set()
+    WarmUps(HERE, "cpu").before(pt.PATE())
+    assert called == {"representatives", "neighbour_graph", "spread"}
 
 
 class Mesh:

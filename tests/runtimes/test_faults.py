@@ -16,13 +16,14 @@ from privtrain.core.errors import PartyLostError, PrivtrainError
 from privtrain.core.links import Link
 from privtrain.core.runtime import MeshReply, Party, Payload, Program, link_of
 from privtrain.mpc.material.journal import Journal, Spent
-from privtrain.runtimes.processes.mesh import Processes
 from tests.disk import little_space
+from tests.forking import start_server
+from tests.runtimes.forked import Forked
 from tests.runtimes.processes.watching import alive, children
 
 ROLES = ("left", "right", "dealer")
 STEPS = 3
-TIMEOUT = 6.0
+TIMEOUT = 4.0
 SLACK = 2.0
 """Seconds for ending three processes on a busy machine."""
 
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
+    start_server()
     before = children()
     yield
     assert children() <= before
@@ -91,7 +93,7 @@ class Stream:
 
 def run(note: Path, culprit: str, deed: Callable[[Link], None]) -> dict[str, MeshReply]:
     program: Program = Stream(str(note), culprit, deed)
-    return Processes(timeout=TIMEOUT).run(dict.fromkeys(ROLES, program), {})
+    return Forked(timeout=TIMEOUT).run(dict.fromkeys(ROLES, program), {})
 
 
 def die(link: Link) -> None:

@@ -11,6 +11,7 @@ import privtrain as pt
 from privtrain.core.extras import is_missing
 from scenarios import bank_and_shop, lie
 from scenarios.bank_and_shop import SHARED, Args
+from tests.runtimes.forked import Forked
 
 QUICK = Args(mesh="threads", epochs=1, cheat=True)
 
@@ -64,7 +65,10 @@ def test_threads_tell_of_both_engines_with_a_dealer(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_processes_tell_of_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_processes_tell_of_all_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bank_and_shop.MESHES, "processes", Forked())
     out = told(replace(QUICK, mesh="processes", epochs=5), capsys)
     for engine in ("ring64", "crypten") if not is_missing("crypten") else ("ring64",):
         accepted = r"accepted. A weight that was read is 4.000 .* and (\d+) of 117 test customers"

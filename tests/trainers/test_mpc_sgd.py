@@ -60,8 +60,9 @@ from tests.mpc.federations import (
 from tests.mpc.one_party import few_bits
 from tests.mpc.proved import SAID, Proved
 from tests.mpc.ring64.mesh import Ran, names_of, run
+from tests.runtimes.forked import Forked
 
-RUNTIMES = Runtimes(star=InProcess(), mesh=Processes(timeout=60))
+RUNTIMES = Runtimes(star=InProcess(), mesh=Forked(timeout=60))
 
 
 def plain_weights(trainer: MPCSGD, task: Task, rows: Rows, seed: int) -> Tensor:
@@ -366,7 +367,7 @@ def test_logits_far_apart_train_as_in_plaintext(gap: float, engine: Engine) -> N
     mesh: Processes | Threads = Threads()
     if engine == CrypTen():
         need("crypten")
-        mesh = Processes(timeout=60)
+        mesh = Forked(timeout=60)
     inputs, labels = torch.full((20, 1), 100.0), torch.zeros(20, dtype=torch.long)
     inputs[0] = inputs[-1] = 0
     labels[0] = labels[-1] = 1
@@ -632,7 +633,7 @@ class Keeping64(Proved):
 
 MESHES = [
     pytest.param(Threads(timeout=20), id="threads"),
-    pytest.param(Processes(timeout=30), id="processes", marks=pytest.mark.slow),
+    pytest.param(Forked(timeout=30), id="processes", marks=pytest.mark.slow),
 ]
 
 

@@ -6,16 +6,16 @@ import torch
 
 from privtrain.core.errors import ProtocolError, UnsupportedError
 from privtrain.mpc.crypten.engine import CAVEATS, CrypTen
-from privtrain.runtimes.processes.mesh import Processes
 from tests.mpc.crypten import programs
 from tests.mpc.test_sharing import bit_z_scores
+from tests.runtimes.forked import Forked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parties", [2, 3])
 def test_what_a_session_sends_and_draws(parties: int) -> None:
     names = [f"computing-{rank}" for rank in range(parties)]
-    replies = Processes(timeout=40).run(dict.fromkeys(names, programs.Costs()), {})
+    replies = Forked(timeout=40).run(dict.fromkeys(names, programs.Costs()), {})
     first = replies[names[0]].payload
     # A comparison's bytes and rounds; CrypTen's own takes 216 and 8, or 424 and 15.
     size, calls = first["comparison"].tolist()
@@ -45,7 +45,7 @@ def test_another_shape_is_refused_although_the_count_is_the_same(
 ) -> None:
     names = [f"computing-{rank}" for rank in range(parties)]
     with pytest.raises(ProtocolError, match=f"computing-{culprit} differs") as caught:
-        Processes(timeout=20).run(dict.fromkeys(names, programs.AnotherShape(culprit)), {})
+        Forked(timeout=20).run(dict.fromkeys(names, programs.AnotherShape(culprit)), {})
     assert "(2, 3)" in str(caught.value) and "(3, 2)" in str(caught.value)
 
 
@@ -53,7 +53,7 @@ def test_another_shape_is_refused_although_the_count_is_the_same(
 def test_secure_gradients_stay_close_to_plain_ones_over_many_steps() -> None:
     count = 40
     names = ["computing-0", "computing-1"]
-    replies = Processes(timeout=60).run(dict.fromkeys(names, programs.Gradients(count)), {})
+    replies = Forked(timeout=60).run(dict.fromkeys(names, programs.Gradients(count)), {})
     secure = replies[names[0]].payload["gradients"]
     plain = torch.stack([programs.plain_gradient(number) for number in range(count)])
     assert float(plain.abs().max()) > 0.5

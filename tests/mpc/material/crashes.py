@@ -1,8 +1,9 @@
 """Kills a process at each call into the system while it uses a store, and lets another go on.
 
 Run as a program with a folder, bytes of a segment, and "everywhere" where each call into C counts
-and not only those that change the disk or open a block. Prints for each place where it was killed
-which blocks may have been used before and after it.
+and not only those that change the disk or open a block. Of calls between which nothing on the disk
+changes it is killed at the first alone: what comes later sees the same. Prints for each place where
+it was killed which blocks may have been used before and after it.
 """
 
 import json
@@ -10,7 +11,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,27 +59,54 @@ def in_a_child(deed: Callable[[], None]) -> bool:
     return True
 
 
-def killed_at(number: int, deed: Callable[[], None], *, everywhere: bool) -> None:
-    """Runs a deed up to its so-and-so-many-th call that counts, and no further."""
-    left = number
+def watched(deed: Callable[[], None], look: Callable[[int], None], *, everywhere: bool) -> None:
+    """Does a deed, and looks before each call that counts, given its number."""
+    numbers = count()
 
-    def count(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal left
+    def called(frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call" and (everywhere or argument.__name__ in DEEDS):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            look(next(numbers))
 
-    sys.setprofile(count)
+    sys.setprofile(called)
     deed()
     sys.setprofile(None)
+
+
+def places(root: Path) -> list[int]:
+    """Numbers of the calls before which the disk is not as it was before the call ahead of each."""
+    folder, last = root / "store", 0
+    found, states = list[int](), list[dict[str, bytes]]()
+
+    def look(number: int) -> None:
+        nonlocal last
+        last = number
+        files = [root / "notes", *(path for path in folder.rglob("*") if path.is_file())]
+        state = {path.name: path.read_bytes() for path in files}
+        if states[-1:] != [state]:
+            states.append(state)
+            found.append(number)
+
+    shutil.copytree(root / "whole", folder)
+    notes = os.open(root / "notes", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    watched(lambda: use_all(folder, notes), look, everywhere=True)
+    os.close(notes)
+    shutil.rmtree(folder)
+    return [*found, last + 1]
+
+
+def listed(root: Path) -> list[int]:
+    """The same of a child, since it changes classes."""
+    path = root / "places"
+    in_a_child(lambda: path.write_text(json.dumps(places(root))))
+    found: list[int] = json.loads(path.read_text())
+    return found
 
 
 def crashes(root: Path, segment: int, *, everywhere: bool) -> list[dict[str, Any]]:
     fill(root / "whole", segment=segment)
     rows: list[dict[str, Any]] = []
-    done = False
-    while not done:
+    numbers: Iterable[int] = listed(root) if everywhere else count()
+    for number in numbers:
         folder = root / "store"
         shutil.copytree(root / "whole", folder)
         notes = os.open(root / "notes", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -85,8 +114,12 @@ def crashes(root: Path, segment: int, *, everywhere: bool) -> list[dict[str, Any
         def use(folder: Path = folder, notes: int = notes) -> None:
             use_all(folder, notes)
 
-        def use_and_die(use: Callable[[], None] = use, number: int = len(rows)) -> None:
-            killed_at(number, use, everywhere=everywhere)
+        def die(reached: int, number: int = number) -> None:
+            if reached == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def use_and_die(use: Callable[[], None] = use, die: Callable[[int], None] = die) -> None:
+            watched(use, die, everywhere=everywhere)
 
         done = in_a_child(use_and_die)
         before = (root / "notes").read_text().splitlines()
@@ -96,6 +129,8 @@ def crashes(root: Path, segment: int, *, everywhere: bool) -> list[dict[str, Any
         rows.append({"before": before, "after": after, "lines": lines})
         os.close(notes)
         shutil.rmtree(folder)
+        if done:
+            break
     return rows
 
 

@@ -20,15 +20,18 @@ def alive(pid: int) -> bool:
 
 
 def children() -> set[int]:
-    own = set()
+    """Processes that this one started, and what they started."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid():
-            own.add(int(stat.parent.name))
-    return own
+        parents[int(stat.parent.name)] = int(fields[1])
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return own - {os.getpid()}
 
 
 def inputs(count: int) -> dict[str, Payload]:
