@@ -62,8 +62,8 @@ bare: $(BARE_STAMP)
 	$(BARE)/bin/python -m pytest -m "not slow" $(BARE_TESTS)
 
 demo: $(DEMO_STAMP)
-	$(BIN)/privtrain compare --data digits --trainers sgd fedavg dp_sgd mpc_sgd pate --epsilon 3 \
-		--set mpc_sgd.epochs=20 --out runs/demo --force
+	$(BIN)/privtrain compare --data digits --parties 40 --trainers sgd fedavg dp_sgd mpc_sgd pate \
+		--epsilon 3 --attacks loss_threshold row_span --set mpc_sgd.epochs=20 --out runs/demo --force
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

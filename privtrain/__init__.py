@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     from privtrain.accounting.filter import RdpFilter as RdpFilter
     from privtrain.accounting.renyi import RdpCurve as RdpCurve
     from privtrain.accounting.selection import RandomTrials as RandomTrials
+    from privtrain.attacks.client_membership import ClientMembership as ClientMembership
+    from privtrain.attacks.gradient_norm import GradientNorm as GradientNorm
+    from privtrain.attacks.label_only import LabelOnly as LabelOnly
     from privtrain.attacks.lira import LiRA as LiRA
+    from privtrain.attacks.loss_gain import LossGain as LossGain
     from privtrain.attacks.membership import LossThreshold as LossThreshold
+    from privtrain.attacks.model_sequence import ModelSequence as ModelSequence
     from privtrain.attacks.one_run.attack import OneRun as OneRun
+    from privtrain.attacks.population import PopulationLoss as PopulationLoss
     from privtrain.attacks.rmia import RMIA as RMIA
+    from privtrain.attacks.row_span import RowSpan as RowSpan
     from privtrain.core.errors import BudgetExceededError as BudgetExceededError
     from privtrain.core.errors import DataError as DataError
     from privtrain.core.errors import PartyLostError as PartyLostError
@@ -103,15 +110,20 @@ if TYPE_CHECKING:
     from privtrain.release.reduce import MAX as MAX
     from privtrain.release.shared import SharedSum as SharedSum
     from privtrain.report.files import load as load
+    from privtrain.report.risk_page import save_risks as save_risks
+    from privtrain.report.risks import RecordRisks as RecordRisks
     from privtrain.runs.auditing import audit as audit
+    from privtrain.runs.auditing_trainers import audit_trainer as audit_trainer
     from privtrain.runs.calibrating import calibrate as calibrate
     from privtrain.runs.comparing import compare as compare
     from privtrain.runs.evaluating import Evaluation as Evaluation
     from privtrain.runs.evaluating import evaluate as evaluate
     from privtrain.runs.external import External as External
+    from privtrain.runs.finished import audit_comparison as audit_comparison
     from privtrain.runs.fitting import fit as fit
     from privtrain.runs.keeping import load_model as load_model
     from privtrain.runs.keeping import save_model as save_model
+    from privtrain.runs.risks import record_risks as record_risks
     from privtrain.runs.saving import save as save
     from privtrain.runs.scoring import PrivateRows as PrivateRows
     from privtrain.runs.scoring import PublicRows as PublicRows

@@ -110,5 +110,7 @@ def test_a_quick_benchmark_prints_one_json_list(name: str) -> None:
     for row in rows:
         assert list(row)[: len(KEYS)] == KEYS
         # Whole comparisons and trainings take long, so their quick forms run once.
-        assert row["repeats"] >= (1 if name in ("compare_digits", "mpc_training") else 5)
+        assert row["repeats"] >= (
+            1 if name in ("compare_digits", "membership", "mpc_training") else 5
+        )
         assert 0 < row["ratio_min"] <= row["ratio_median"] <= row["ratio_max"]

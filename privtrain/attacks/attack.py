@@ -1,11 +1,11 @@
 """The protocols of attacks, and the targets that limit what they read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
 
-from privtrain.core.errors import UnsupportedError
+from privtrain.core.errors import NotApplicableError, Reason
 from privtrain.core.observers import Observer
 from privtrain.core.result import Predictor, ShadowModels, Target
 from privtrain.core.statement import PrivacyCurves
@@ -69,7 +69,32 @@ class Reconstruction(Observing, Protocol):
         ...
 
 
-Attack = MembershipAttack | Reconstruction
+@runtime_checkable
+class ClientAttack(Observing, Protocol):
+    """Tells which of some clients took part in training."""
+
+    @property
+    def rows_each(self) -> int:
+        """By how many of its rows a client is shown at most; by equally many each."""
+        ...
+
+    def score_clients(self, target: Target, clients: Sequence[Rows], *, seed: int) -> ArrayLike:
+        """How likely each client took part.
+
+        Args:
+            target: What the attack's observer saw and holds. Its shadow models are trained on the
+                rows of all clients, one client's after the other's.
+            clients: The rows of each, with their targets; equally many each, in random order.
+            seed: Public seed of the attack's own choices.
+
+        Returns:
+            Real numbers, shape `(clients,)`: larger for "more likely took part". One that is not a
+            number counts as the worst score.
+        """
+        ...
+
+
+Attack = MembershipAttack | Reconstruction | ClientAttack
 """Tries to learn about training rows from what one observer saw. It never learns what is true:
 `audit` keeps that, and turns what an attack returns into figures."""
 
@@ -81,6 +106,29 @@ class Limited(Protocol):
     @property
     def limit(self) -> int:
         """The largest number of members, and of non-members, among its candidates."""
+        ...
+
+
+@runtime_checkable
+class NeedsShadows(Protocol):
+    """An attack that says how many shadow models it asks for."""
+
+    @property
+    def shadows(self) -> int:
+        """The number of shadow models; even, and at least 4."""
+        ...
+
+
+@runtime_checkable
+class ReadsMessages(Protocol):
+    """An attack that says which messages it reads, where `needs_messages` is set."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of messages whose tensors it reads, such as "update"; empty for all.
+
+        A run keeps no others for it, and what it is handed has no others.
+        """
         ...
 
 
@@ -156,7 +204,8 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
     """The attacks; what is none is refused, before hours of training.
 
     Raises:
-        ValueError: If they are no list, or one lacks a name or an observer, or is a class.
+        ValueError: If they are no list, or one lacks a name or an observer, is a class, or sets a
+            limit that is no number of rows, or kinds that are no texts.
     """
     if isinstance(attacks, str) or not isinstance(attacks, Iterable):
         raise ValueError(
@@ -165,7 +214,8 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
     made = tuple(attacks)
     for number, attack in enumerate(made):
         name = f"attacks[{number}]"
-        kind = Reconstruction if isinstance(attack, Reconstruction) else MembershipAttack
+        known = [kind for kind in (Reconstruction, ClientAttack) if isinstance(attack, kind)]
+        kind = known[0] if known else MembershipAttack
         check_follows(kind, "pt.LossThreshold()", **{name: attack})
         if not isinstance(attack.name, str):
             raise ValueError(f"Expected {name}.name={attack.name!r} to be text.")
@@ -174,7 +224,17 @@ def check_attacks(attacks: Iterable[Attack]) -> tuple[Attack, ...]:
                 f"Expected {name}.observer={attack.observer!r} to be an observer, such as "
                 "pt.PUBLIC or pt.coalition({'party-0'})."
             )
+        if isinstance(attack, Limited):
+            check_count(**{f"{name}.limit": attack.limit})
+        if attack.needs_messages and isinstance(attack, ReadsMessages):
+            check_kinds(name, attack.kinds)
     return made
+
+
+def check_kinds(name: str, kinds: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless kinds of messages are texts; of one text, each letter is one."""
+    if not isinstance(kinds, tuple) or not all(isinstance(kind, str) for kind in kinds):
+        raise ValueError(f"Expected {name}.kinds={kinds!r} to be texts, such as ('update',).")
 
 
 def check_attack_names(attacks: Iterable[Attack]) -> None:
@@ -226,12 +286,14 @@ def shadows_of(target: Target, count: int) -> ShadowModels:
         count: How many models; even.
 
     Raises:
-        UnsupportedError: If there are none.
+        NotApplicableError: If there are none.
     """
     if target.shadows is None:
-        raise UnsupportedError(
+        raise NotApplicableError(
             "This attack needs shadow models, which are trained on candidates by the run's own "
-            "trainer: there are none of canaries, of a model that was trained elsewhere, and of a "
-            "trainer that keeps answers for other runs. Use LossThreshold, for canaries OneRun."
+            "trainer: there are none of canaries, nor of a result without a trainer, which is that "
+            "of a model that was trained elsewhere, or one that was pickled when its trainer could "
+            "not be. Use LossThreshold, for canaries OneRun.",
+            Reason.NO_SHADOWS,
         )
     return target.shadows(count)

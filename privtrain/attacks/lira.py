@@ -1,6 +1,6 @@
 """The likelihood ratio attack: would models with this row, or those without, show such a loss?"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +10,7 @@ from privtrain.attacks.membership import row_losses
 from privtrain.attacks.scores import Scores
 from privtrain.attacks.scoring import lira
 from privtrain.attacks.scoring.lira import Variance
+from privtrain.attacks.taxonomy import About, Capability, Goal
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Target
 from privtrain.core.task import Rows
@@ -31,6 +32,7 @@ class LiRA:
             takes many more models.
         limit: The largest number of members, and of non-members, that is attacked; at least 1.
         batch_size: The number of rows in one call of the predictor; at least 1.
+        observer: Who attacks; its own rows are no candidates.
 
     Source: Carlini et al. 2022, Algorithm 1 (arXiv:2112.03570).
     """
@@ -40,8 +42,14 @@ class LiRA:
     variance: str = Variance.SHARED.value
     limit: int = 10_000
     batch_size: int = 1_024
-    observer: Observer = field(default=PUBLIC, init=False)
+    observer: Observer = PUBLIC
     needs_messages: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        goal=Goal.MEMBERSHIP,
+        capability=Capability.OUTPUTS,
+        shadows=True,
+        zero="few shadow models, or halves much smaller than the rows that the run had",
+    )
 
     def __post_init__(self) -> None:
         check_shadows(self.shadows)
@@ -61,8 +69,9 @@ class LiRA:
             UnsupportedError: If there are no shadow models.
         """
         check_target(target, self.observer)
-        models = shadows_of(target, self.shadows)
+        # First: what the target cannot answer is refused before shadow models are trained.
         losses = row_losses(target.predictor, target.task, candidates, self.batch_size).numpy()
+        models = shadows_of(target, self.shadows)
         # A loss below zero is that of no probability: its own values are compared.
         plain = bool(np.nanmin(models.losses) < 0 or np.nanmin(losses) < 0)
         own, theirs = (-x if plain else lira.phi_of_losses(x) for x in (losses, models.losses))

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from privtrain.attacks.attack import check_target
 from privtrain.attacks.scores import Scores
+from privtrain.attacks.taxonomy import About, Capability, Goal
+from privtrain.core.errors import NotApplicableError, Reason
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Predictor, Target
 from privtrain.core.seeding import Seeds, global_generator
@@ -25,6 +27,7 @@ class LossThreshold:
     Args:
         limit: The largest number of members, and of non-members, that is attacked; at least 1.
         batch_size: The number of rows in one call of the predictor; at least 1.
+        observer: Who attacks; its own rows are no candidates.
 
     Source: Yeom et al. 2018, section 3.3 (arXiv:1709.01604).
     """
@@ -32,8 +35,13 @@ class LossThreshold:
     limit: int = 10_000
     batch_size: int = 1_024
     name: str = field(default="loss threshold", init=False)
-    observer: Observer = field(default=PUBLIC, init=False)
+    observer: Observer = PUBLIC
     needs_messages: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        goal=Goal.MEMBERSHIP,
+        capability=Capability.OUTPUTS,
+        zero="the weakest attack in use, without shadow models: a stronger one may find members",
+    )
 
     def __post_init__(self) -> None:
         check_count(limit=self.limit, batch_size=self.batch_size)
@@ -76,13 +84,35 @@ def row_losses(predictor: Predictor, task: Task, rows: Rows, batch_size: int) ->
             logits = predictor(rows.inputs[start : start + batch_size])
         # A copy: a loss may write into its targets, which are those of the data set.
         loss = wide_loss(task, logits, rows.labels[start : start + batch_size].clone())
-        if loss.shape != (len(logits),):
-            raise ValueError(
-                f"Expected task.loss to give one value a row, shape ({len(logits)},); "
-                f'it gave {tuple(loss.shape)}. Use reduction="none".'
-            )
+        check_losses(loss, len(logits))
         losses.append(loss.double().cpu())
     return torch.cat(losses)
+
+
+def check_losses(losses: Tensor, rows: int) -> None:
+    """Raises `ValueError` unless there is one loss for each row."""
+    if losses.shape != (rows,):
+        raise ValueError(
+            f"Expected task.loss to give one value a row, shape ({rows},); "
+            f'it gave {tuple(losses.shape)}. Use reduction="none".'
+        )
+
+
+def classes_of(rows: Rows) -> Tensor:
+    """The class of each row, whole numbers from 0, shape `(rows,)`, on the CPU.
+
+    Raises:
+        NotApplicableError: If the targets are no class numbers.
+    """
+    targets = rows.labels.detach().cpu()
+    column = targets.reshape(-1) if targets.numel() == len(rows) else targets
+    if column.ndim != 1 or bool(((column != column.floor()) | (column < 0)).any()):
+        raise NotApplicableError(
+            f"Expected targets of shape {tuple(targets.shape)} and type {targets.dtype} to be "
+            "class numbers from 0, which this attack reads. Use LossThreshold.",
+            Reason.NO_CLASSES,
+        )
+    return column.long()
 
 
 def wide_loss(task: Task, logits: Tensor, targets: Tensor) -> Tensor:

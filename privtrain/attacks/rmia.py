@@ -1,6 +1,6 @@
 """The robust membership inference attack: how much likelier is a row under the target?"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +9,7 @@ from privtrain.attacks.attack import check_shadows, check_target, shadows_of
 from privtrain.attacks.membership import row_losses
 from privtrain.attacks.scores import Scores
 from privtrain.attacks.scoring import rmia
+from privtrain.attacks.taxonomy import About, Capability, Goal
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Target
 from privtrain.core.task import Rows
@@ -29,6 +30,7 @@ class RMIA:
             parameter `a` is chosen on shadow models and never on the target.
         limit: The largest number of members, and of non-members, that is attacked; at least 1.
         batch_size: The number of rows in one call of the predictor; at least 1.
+        observer: Who attacks; its own rows are no candidates.
 
     Source: Zarifzadeh et al. 2024, equations 1 and 2 (arXiv:2312.03262).
     """
@@ -37,8 +39,14 @@ class RMIA:
     online: bool = True
     limit: int = 10_000
     batch_size: int = 1_024
-    observer: Observer = field(default=PUBLIC, init=False)
+    observer: Observer = PUBLIC
     needs_messages: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        goal=Goal.MEMBERSHIP,
+        capability=Capability.OUTPUTS,
+        shadows=True,
+        zero="few shadow models, or halves much smaller than the rows that the run had",
+    )
 
     def __post_init__(self) -> None:
         check_shadows(self.shadows)
@@ -58,8 +66,10 @@ class RMIA:
             UnsupportedError: If there are no shadow models.
         """
         check_target(target, self.observer)
-        models = shadows_of(target, self.shadows)
         losses = row_losses(target.predictor, target.task, candidates, self.batch_size).numpy()
+        # Before hours of training: those of shadow models will be of the same kind.
+        rmia.check_losses(target=losses)
+        models = shadows_of(target, self.shadows)
         if self.online:
             return np.log(rmia.online_ratios(losses, models.losses, models.included))
         a = rmia.best_a(models.losses, models.included)

@@ -256,6 +256,34 @@ def tpr_at_fpr(
     )
 
 
+def low_rates(members: ArrayLike, non_members: ArrayLike) -> tuple[tuple[float, float], ...]:
+    """The ROC curve at the rates 1, 2 and 5 times powers of ten that so few non-members resolve.
+
+    Args:
+        members: Scores of members, shape `(members,)`.
+        non_members: Scores of non-members, shape `(non_members,)`.
+
+    Returns:
+        False positive rate to true positive rate, rising, from ten false positives on. Rates are
+        those asked for, and true positive rates have three digits, so that neither tells how many
+        rows there were.
+    """
+    inside, outside = _scores("members", members), _scores("non_members", non_members)
+    curve = roc(inside, outside)
+    false_positives = np.rint(curve.false_positive_rate * len(outside))
+    points = []
+    for rate in _RATES:
+        if resolvable(len(outside), rate):
+            # As in `tpr_at_fpr`: tied rows are let through together or not at all.
+            allowed = math.floor(len(outside) * rate * (1 + 1e-12))
+            last = int(np.searchsorted(false_positives, allowed, side="right")) - 1
+            points.append((rate, round(float(curve.true_positive_rate[last]), 3)))
+    return tuple(points)
+
+
+_RATES = (*(float(f"{step}e-{power}") for power in range(6, 0, -1) for step in (1, 2, 5)), 1.0)
+
+
 def _tpr_interval(
     inside: Scores, outside: Scores, fpr: float, confidence: float
 ) -> tuple[float, float]:

@@ -41,7 +41,7 @@ Place = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint=
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataArgs:
+class RowsArgs:
     """Which rows, and who holds them."""
 
     data: str = "digits"
@@ -63,8 +63,6 @@ class DataArgs:
     """How many parties hold the training rows (default: 10)."""
     partition: Word = None
     """iid, dirichlet:0.5, shards:2, quantity:1.5 or columns:0 (default: iid)."""
-    model: Word = None
-    """my_model.py:make, a function without arguments that returns an nn.Module."""
 
     def options(self) -> dict[str, Any]:
         """What the data set's loader is given."""
@@ -79,6 +77,14 @@ class DataArgs:
             "partition": self.partition,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArgs(RowsArgs):
+    """Which rows, who holds them, and what is trained on them."""
+
+    model: Word = None
+    """my_model.py:make, a function without arguments that returns an nn.Module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +141,11 @@ class Compare:
     """Go on with an interrupted comparison in the same folder."""
     keep_models: bool = False
     """Keep the model of every row in its folder below rows/, for privtrain predict."""
+    keep_for_audit: bool = False
+    """Keep what privtrain audit needs of every row, with messages that this comparison's own
+    attacks read. It tells who was a member: never publish it."""
+    keep_messages: bool = False
+    """Keep the tensors of all messages, too, for attacks to come that read them."""
     errors: Literal["keep", "raise"] = "keep"
     """Keep an error in the row where it occurred, or stop there and print where it came from."""
     run: Annotated[RunArgs, tyro.conf.arg(name="")] = field(default_factory=RunArgs)

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 
 import privtrain
+from privtrain.attacks import taxonomy
+from privtrain.attacks.taxonomy import About
 from privtrain.command.arguments import DataArgs
 from privtrain.command.tokens import (
     ATTACK_GROUP,
@@ -66,11 +68,13 @@ class Entry:
         name: How the command line calls it.
         words: What it is.
         settings: What can be set.
+        about: Of an attack, where it stands among the others, in words.
     """
 
     name: str
     words: str
     settings: tuple[Setting, ...]
+    about: str = ""
 
 
 @cache
@@ -97,8 +101,23 @@ def _of_class(name: str, token: str) -> Entry | None:
     for node in _tree(path).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             said = ast.get_docstring(node) or ""
-            return Entry(token, _summary(said), tuple(_fields(node, _words(said))))
+            return Entry(token, _summary(said), tuple(_fields(node, _words(said))), _about(node))
     return None
+
+
+def _about(node: ast.ClassDef) -> str:
+    """What an attack says of itself, in words; empty where it says nothing."""
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == "about" and item.value:
+            # A call of `About` with names of `taxonomy`, which loads nothing heavy.
+            made: About = eval(ast.unparse(item.value), dict(vars(taxonomy)))
+            by = "everybody" if made.observers == taxonomy.EVERYBODY else ", ".join(made.observers)
+            shadows = "trains shadow models" if made.shadows else "trains no shadow models"
+            return (
+                f"Goal: {made.goal}, of one {made.unit}; means: {made.capability}; by {by}; "
+                f"{shadows}."
+            )
+    return ""
 
 
 def _fields(node: ast.ClassDef, words: dict[str, str]) -> Iterator[Setting]:
@@ -228,6 +247,7 @@ def _options() -> str:
 
 def _shown(entry: Entry) -> str:
     lines = [entry.name, _wrapped(entry.words, 4, 4)]
+    lines += [_wrapped(entry.about, 4, 4)] if entry.about else []
     for setting in entry.settings:
         lines.append(_wrapped(f"{setting}  ({setting.kind})", 8, 12))
         if setting.words:

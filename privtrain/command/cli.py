@@ -1,4 +1,4 @@
-"""The command line: compare, fit, predict, report, party, plan, and lists of what there is.
+"""The command line: compare, audit, fit, predict, report, party, plan, and lists.
 
 Nothing heavy is loaded before the words are known to be right.
 """
@@ -29,6 +29,7 @@ from privtrain.command.arguments import (
     Trainers,
     check_alone,
 )
+from privtrain.command.audit import Audit, audit_command
 from privtrain.command.keys import WORDS, KeysArgs, run_keys
 from privtrain.command.party import PartyArgs, run_party
 from privtrain.command.predict import Predict, predict_command
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit codes, beside 0: some row failed; wrong arguments; stopped by the user."""
 
-_PICTURES = ("accuracy", "cost", "epsilon", "deltas", "trade_off", "curves")
+_PICTURES = ("accuracy", "cost", "epsilon", "deltas", "trade_off", "curves", "roc")
 _MADE = (
-    *("table.csv", "table.tex", "report.html", "model", "model.pt"),
+    *("table.csv", "table.tex", "report.html", "attacks.csv", "model", "model.pt"),
     *(f"figures/{name}.{ending}" for name in _PICTURES for ending in ("svg", "pdf")),
 )
 """What is written beside the results."""
@@ -57,6 +58,7 @@ _MADE = (
 
 Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Fit, tyro.conf.subcommand("fit")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Report, tyro.conf.subcommand("report")]
@@ -252,6 +254,8 @@ def compare_command(args: Compare) -> int:
                 study=study.to_plain(),
                 errors=args.errors,
                 keep_models=args.keep_models,
+                keep_for_audit=args.keep_for_audit or args.keep_messages,
+                keep_messages=args.keep_messages,
             )
             try:
                 save(comparison, folder, force=True)
@@ -430,6 +434,7 @@ def _list(what: str, args: Trainers | Attacks | Data) -> int:
 
 _HANDLERS: dict[type[Any], Callable[[Any], int]] = {
     Compare: compare_command,
+    Audit: audit_command,
     Fit: fit_command,
     Predict: predict_command,
     Report: report_command,

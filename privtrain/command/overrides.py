@@ -13,11 +13,13 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import privtrain
 from privtrain.command.catalogue import PARTS
 from privtrain.command.names import KINDS
+from privtrain.command.observing import parsed
 from privtrain.command.study_file import Study
 from privtrain.command.tables import construct, make_attack, make_trainer, settings_of
 from privtrain.command.tokens import TRAINER_TOKENS, public_names
 from privtrain.core.fields import NEVER
 from privtrain.core.nearest import nearest
+from privtrain.core.observers import Observer
 from privtrain.core.trainer import Trainer
 
 Tree = dict[str, Any]
@@ -41,7 +43,7 @@ def overridden(study: Study, given: Sequence[str]) -> Study:
     """
     if not given:
         return study
-    tokens = [each if isinstance(each, str) else each.get("attack") for each in study.attacks]
+    tokens = study.attack_tokens
     named = [*study.trainers, *(token for token in tokens if isinstance(token, str))]
     trees: dict[str, Tree] = {}
     for text in given:
@@ -200,6 +202,8 @@ def _parsed(text: str, hint: Any, here: str) -> Any:
     options = _options(hint)
     if type(None) in options and text.lower() == "none":
         return None
+    if Observer in options:
+        return parsed(text)
     if bool in options and text.lower() in _FLAGS:
         return _FLAGS[text.lower()]
     for number in (int, float):

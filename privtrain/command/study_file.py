@@ -120,13 +120,8 @@ class Study:
         Raises:
             ValueError: If one guesses more coins than canaries are planted, or is there twice.
         """
-        made = []
-        for entry in self.attacks:
-            given: dict[str, Any] = {"attack": entry} if isinstance(entry, str) else dict(entry)
-            token: Any = given.pop("attack", None)
-            if "delta" in {item.name for item in dataclasses.fields(ATTACKS[token])}:
-                given.setdefault("delta", self.delta)
-            attack = make_attack(token, given)
+        made = self.attacks_asked()
+        for token, attack in zip(self.attack_tokens, made, strict=True):
             # Before training: after hours of it, an audit without canaries would fail.
             needed = attack.canaries_needed if isinstance(attack, NeedsCanaries) else 0
             if needed > self.canaries:
@@ -134,9 +129,28 @@ class Study:
                     f"Expected canaries={self.canaries} >= {needed}, the guesses of {token}. "
                     "Plant so many with --canaries, or in the study file (canaries = 500)."
                 )
-            made.append(attack)
         check_attack_names(made)
+        return made
+
+    def attacks_asked(self) -> tuple[Attack, ...]:
+        """The attacks, also those that need more canaries than there are.
+
+        Raises:
+            ValueError: If a name, a setting or its value is not known.
+        """
+        made = []
+        for entry, token in zip(self.attacks, self.attack_tokens, strict=True):
+            given = {} if isinstance(entry, str) else dict(entry)
+            given.pop("attack", None)
+            if "delta" in {item.name for item in dataclasses.fields(ATTACKS[token])}:
+                given.setdefault("delta", self.delta)
+            made.append(make_attack(token, given))
         return tuple(made)
+
+    @property
+    def attack_tokens(self) -> tuple[Any, ...]:
+        """The names of the attacks, as they were given."""
+        return tuple(a if isinstance(a, str) else a.get("attack") for a in self.attacks)
 
     def planted(self, data: FederatedData) -> FederatedData:
         """The data, with canaries where the study has some.
@@ -156,9 +170,7 @@ class Study:
             label: {"trainer": self.trainers[label].get("trainer", label), **settings_of(trainer)}
             for label, trainer in self.make_trainers().items()
         }
-        made = self.make_attacks()
-        tokens = [a if isinstance(a, str) else a["attack"] for a in self.attacks]
-        attacks = list(zip(tokens, made, strict=True))
+        attacks = list(zip(self.attack_tokens, self.make_attacks(), strict=True))
         plain = {
             "schema": SCHEMA,
             "data": self.data,

@@ -10,10 +10,12 @@ from typing import Any
 
 from privtrain.attacks.attack import Attack
 from privtrain.command.names import ATTACKS, KINDS, TRAINERS, constants
+from privtrain.command.observing import observer_of, written
 from privtrain.command.user_code import check_kind
 from privtrain.core.errors import UnsupportedError
 from privtrain.core.fields import told_fields
 from privtrain.core.nearest import nearest
+from privtrain.core.observers import Observer
 from privtrain.core.trainer import Trainer
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import Mechanism
@@ -34,6 +36,8 @@ def to_table(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Observer):
+        return written(value)
     # Before kinds: AT_PARTY is a Placement, too, and its name is what a reader knows.
     for name, constant in constants().items():
         if value == constant:
@@ -53,7 +57,8 @@ def settings_of(value: Any) -> dict[str, Any]:
     settings = {}
     for field in (field for field in told_fields(value) if field.init):
         item = getattr(value, field.name)
-        if item is None and field.default is None:
+        # An observer at its default, too: studies of earlier versions have none.
+        if item == field.default and (item is None or isinstance(item, Observer)):
             continue
         try:
             settings[field.name] = "none" if item is None else to_table(item)
@@ -147,7 +152,10 @@ def make_attack(token: str, settings: Mapping[str, Any] | None = None) -> Attack
     Raises:
         ValueError: If there is no such attack or setting.
     """
-    attack: Attack = construct(ATTACKS[token], settings or {})
+    given = dict(settings or {})
+    if "observer" in given:
+        given["observer"] = observer_of(given["observer"])
+    attack: Attack = construct(ATTACKS[token], given)
     return attack
 
 

@@ -38,20 +38,38 @@ def _spelled(package: str, joint: str) -> dict[str, str]:
     return {re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", joint, name).lower(): name for name in names}
 
 
+_LINES = re.MULTILINE | re.DOTALL
+
+
+def _source(name: str) -> str:
+    """The file that has a public name."""
+    home = privtrain._HOME_OF[name].split(".")[1:]
+    return Path(privtrain.__file__).parent.joinpath(*home).with_suffix(".py").read_text("utf-8")
+
+
 def _token(name: str) -> str:
     """The token of a public trainer, as its class says it; nothing is loaded."""
-    home = privtrain._HOME_OF[name].split(".")[1:]
-    text = Path(privtrain.__file__).parent.joinpath(*home).with_suffix(".py").read_text("utf-8")
     # Of DPSGD it is dp_sgd: no rule about letters would know.
-    own = re.search(rf'^class {name}\b.*?^    token\b[^=\n]*= "(\w+)"', text, re.M | re.S)
-    return own[1] if own else home[-1]
+    own = re.search(rf'^class {name}\b.*?^    token\b[^=\n]*= "(\w+)"', _source(name), _LINES)
+    return own[1] if own else privtrain._HOME_OF[name].split(".")[-1]
 
 
 TRAINER_TOKENS = {_token(name): name for name in public_names("trainers")}
 """Token to public name."""
 
-ATTACK_TOKENS = _spelled("attacks", "_")
-"""Token to public name."""
+
+def _is_attack(name: str) -> bool:
+    """Whether a public name is that of an attack, and of nothing that attacks are made of."""
+    # The class up to the next line that is not indented and closes no bracket.
+    own = re.search(rf"^class {name}\b(?:\((.*?)\))?:((?:(?!^[^\s)]).)*)", _source(name), _LINES)
+    if own is None or re.search("Protocol|Enum", own[1] or ""):
+        return False
+    # What every attack says of itself, unless it has it from another one.
+    return bool(own[1]) or re.search(r"^    needs_messages\b", own[2], re.MULTILINE) is not None
+
+
+ATTACK_TOKENS = {t: name for t, name in _spelled("attacks", "_").items() if _is_attack(name)}
+"""Token to public name: all attacks that there are, each one file and one line of the imports."""
 
 # A mesh runs what has no coordinator; it is Processes, and need not be chosen.
 _MESHES = ("processes", "threads")

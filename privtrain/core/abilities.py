@@ -1,6 +1,6 @@
 """What a trainer, or a part of one, may be able to do besides training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -82,6 +82,11 @@ class Adapting(Protocol):
     def adapted(self, task: Task) -> Task:
         """The task whose model takes rows; it is trained, asked and kept in place of the given."""
         ...
+
+
+def trained_task(trainer: object, task: Task) -> Task:
+    """The task whose model a trainer trains, and which is asked and kept."""
+    return trainer.adapted(task) if isinstance(trainer, Adapting) else task
 
 
 @runtime_checkable
@@ -215,6 +220,18 @@ class Twinned(Protocol):
 
 
 @runtime_checkable
+class Summing(Protocol):
+    """A trainer that may add up messages under cryptography."""
+
+    def with_plain_sum(self) -> Trainer | None:
+        """The same trainer with plain sums, which are equal up to fixed point; None if it has them.
+
+        Its shadow models need not be hidden from parties that do not exist.
+        """
+        ...
+
+
+@runtime_checkable
 class TrainsMany(Protocol):
     """A trainer that trains many models at the same time, as shadow models of an attack.
 
@@ -222,7 +239,12 @@ class TrainsMany(Protocol):
     """
 
     def train_many(
-        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        data: FederatedData,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Callable[[int, int], None],
     ) -> Sequence[Predictor]:
         """Trains each model on some of the rows, as it would be trained on these alone.
 
@@ -232,6 +254,7 @@ class TrainsMany(Protocol):
             included: Which of `data.pooled()` each model trains on, boolean, shape
                 `(models, rows)`.
             draws: The streams of each model, as those of a fit of its own.
+            progress: Called as `progress(done, total)`, in steps or rounds.
 
         Returns:
             What each model answers, in their order.

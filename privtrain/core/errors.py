@@ -10,10 +10,13 @@ PrivtrainError
 │   └── PartyLostError         a party died, froze or became unreachable
 ├── DataError                  a data set cannot be used as it is
 └── UnsupportedError           a sound combination that is not available, or a missing package
+    └── NotApplicableError     an attack says nothing about this run, for one of few reasons
 ```
 
 Wrong arguments raise `ValueError` with the argument's name, its value and its bound.
 """
+
+from enum import StrEnum
 
 
 class PrivtrainError(Exception):
@@ -63,6 +66,39 @@ class DataError(PrivtrainError, ValueError):
 
 class UnsupportedError(PrivtrainError):
     """A sound request that is not available here, or needs a package that is missing."""
+
+
+class Reason(StrEnum):
+    """Why an attack says nothing about a run: all reasons that there are."""
+
+    NO_SHADOWS = "no shadow models"
+    NO_MESSAGES = "no such messages"
+    NO_TENSORS = "messages not kept"
+    NOT_KEPT = "not kept for audits"
+    NO_WEIGHTS = "no weights to read"
+    OTHER_MODEL = "a model of another kind"
+    NO_CLASSES = "no classes"
+    NO_CLIENTS = "no clients"
+    NO_CANARIES = "no canaries"
+    NO_POPULATION = "no population rows"
+    NO_REAL_INPUTS = "no real-valued inputs"
+    NOBODY = "nobody in that place"
+    KNOWS_ALL = "holds all rows"
+    OTHER_VIEW = "another observer's"
+
+
+# Also a ValueError: whoever asks for the one attack gave a wrong argument.
+class NotApplicableError(UnsupportedError, ValueError):
+    """An attack says nothing about this run, and that is no fault of either.
+
+    Args:
+        message: The whole sentence, with what would help.
+        reason: Which of the reasons it is.
+    """
+
+    def __init__(self, message: str, reason: Reason = Reason.OTHER_VIEW) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 READS_ROWS = "Unprotected: that this is refused tells of private rows."

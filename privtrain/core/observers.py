@@ -25,6 +25,12 @@ class Observer:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        # Sorted: the order of a set of texts differs from process to process.
+        members = ", ".join(map(repr, sorted(self.corrupted)))
+        corrupted = f"frozenset({{{members}}})" if members else "frozenset()"
+        return f"Observer(name={self.name!r}, corrupted={corrupted})"
+
     @property
     def is_coalition(self) -> bool:
         """Whether it is several parties, also where a file told its name and not its members."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.models import made_anew
+from privtrain.core.result import Predictor
 from privtrain.core.seeding import Stream
 from privtrain.core.task import Task
 
@@ -248,6 +249,29 @@ class ModelPredictor:
         # A copy: a model may write into what it is given, and these rows are asked about again.
         logits: Tensor = self.module(inputs.to(where, copy=True))
         return logits.to(inputs.device)
+
+
+@dataclass(eq=False)
+class Counted:
+    """A predictor that counts the rows it is asked about.
+
+    Args:
+        predictor: What answers.
+        rows: How many rows it was asked about.
+    """
+
+    predictor: Predictor
+    rows: int = 0
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        self.rows += len(inputs)
+        return self.predictor(inputs)
+
+
+def module_of(predictor: Predictor) -> nn.Module | None:
+    """The model behind a predictor, whose weights were published; None where it is no model."""
+    behind = predictor.predictor if isinstance(predictor, Counted) else predictor
+    return behind.module if isinstance(behind, ModelPredictor) else None
 
 
 def apart(module: nn.Module) -> ModelPredictor:

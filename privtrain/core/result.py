@@ -1,5 +1,6 @@
 """What comes out of training, attacking and comparing."""
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,11 +12,18 @@ from torch import Tensor
 from privtrain.core import shown
 from privtrain.core.cost import Cost
 from privtrain.core.encoding import for_terminal
-from privtrain.core.errors import ProtocolError
+from privtrain.core.errors import ProtocolError, Reason
 from privtrain.core.frames import comparison_frame, history_frame
 from privtrain.core.measures import ACCURACY, HIGH, Best
 from privtrain.core.recipe import Recipe
-from privtrain.core.statement import IF_ANY, UNWRITTEN, PrivacyCurves, PrivacyStatement
+from privtrain.core.statement import (
+    IF_ANY,
+    UNWRITTEN,
+    PrivacyCurves,
+    PrivacyStatement,
+    Relation,
+    Unit,
+)
 from privtrain.core.task import Rows, Task
 from privtrain.core.transcript import Transcript, View
 
@@ -164,7 +172,7 @@ class TrainResult:
         recipe: How model and inputs were made, so that the model can be kept; None where nobody
             knows.
         trainer: What trained it, by which attacks train shadow models; None where it was trained
-            elsewhere.
+            elsewhere, or it cannot be pickled and the result was.
     """
 
     predictor: Predictor
@@ -189,6 +197,15 @@ class TrainResult:
             notes=shown.cut(shown.first(self.notes, 2), 200),
             further="print(result.statement), pt.evaluate(result, task, data), pt.save(result, to)",
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        # What was trained is worth more than what trained it, such as a trainer with a lambda.
+        try:
+            pickle.dumps(self.trainer)
+        except Exception:  # whatever an object raises that cannot be pickled
+            state["trainer"] = None
+        return state
 
     def _repr_html_(self) -> str:
         """The result as tables for notebooks."""
@@ -224,6 +241,8 @@ class Target:
         promised: What was promised to the attack's observer, as curves.
         shadows: Trains so many models, an even number, by the run's trainer on random halves of the
             candidates, none of which says anything of the run itself; None where nobody knows how.
+        population: Rows that were neither trained on nor are candidates, from the same table; None
+            where there are none.
     """
 
     # A view and not the transcript: an attack that read what its observer never saw would measure
@@ -234,6 +253,7 @@ class Target:
     own: Mapping[str, Rows] = field(default_factory=dict)
     promised: tuple[PrivacyCurves, ...] = ()
     shadows: Callable[[int], ShadowModels] | None = None
+    population: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,10 +263,12 @@ class Failure:
     Args:
         error: The error's type and text.
         traceback: Where it came from; None where the library refused something on purpose.
+        reason: Which of the reasons for which an attack does not apply; empty where it failed.
     """
 
     error: str
     traceback: str | None = None
+    reason: Reason | None = field(default=None, metadata=IF_ANY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +283,12 @@ class Leakage:
         members: How many members were attacked; None where the number of rows is not public.
         non_members: How many non-members were attacked, likewise.
         notes: What limits the figures.
-        failure: Why the attack failed, or a figure of it; None where it did not.
+        failure: Why the attack failed or does not apply, or a figure of it; None where it did not.
+        unit: Whose contribution is guessed; None where that is not said, as in older files.
+        relation: Which data sets its two answers tell apart; likewise.
+        seconds: How long it took, with the shadow models that it was the first to ask for.
+        queries: How many rows it asked the predictor about.
+        roc: False and true positive rates, rising; none below ten false positives.
     """
 
     attack: str
@@ -273,6 +300,11 @@ class Leakage:
     non_members: int | None = 0
     notes: tuple[str, ...] = ()
     failure: Failure | None = None
+    unit: Unit | None = field(default=None, metadata=IF_ANY)
+    relation: Relation | None = field(default=None, metadata=IF_ANY)
+    seconds: float | None = field(default=None, compare=False, metadata=IF_ANY)
+    queries: int | None = field(default=None, metadata=IF_ANY)
+    roc: tuple[tuple[float, float], ...] = field(default=(), metadata=IF_ANY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,10 +421,13 @@ class Row:
 
     @property
     def failures(self) -> tuple[tuple[str, Failure], ...]:
-        """The parts that failed beside others that stand: what, and why."""
+        """The parts that failed beside others that stand: what, and why.
+
+        An attack that does not apply is none of them.
+        """
         parts = [(name, measured.failure) for name, measured in self.measurements.items()]
         parts += [(f"{leak.attack} ({leak.observer})", leak.failure) for leak in self.leakage]
-        return tuple((part, failure) for part, failure in parts if failure is not None)
+        return tuple((part, one) for part, one in parts if one is not None and one.reason is None)
 
 
 @dataclass(frozen=True, kw_only=True)

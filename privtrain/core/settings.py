@@ -1,6 +1,6 @@
 """Settings of the process that a user's code may change, and that what follows would run with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,18 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 )
 
 
+def read_settings() -> list[Any]:
+    """The settings as they are, for a process that shall compute as this one does."""
+    return [read() for read, _ in _SETTINGS]
+
+
+def set_settings(values: Sequence[Any]) -> None:
+    """Sets what `read_settings` read."""
+    for (read, write), value in zip(_SETTINGS, values, strict=True):
+        if read() != value:
+            write(value)
+
+
 @contextmanager
 def kept_settings() -> Iterator[None]:
     """Puts back what a user's model, loss, optimizer, metric or attack may have set.
@@ -46,7 +58,7 @@ def kept_settings() -> Iterator[None]:
     does about floating-point errors. What the thread shares with others, such as the default type,
     is put back for them, too.
     """
-    before = [read() for read, _ in _SETTINGS]
+    before = read_settings()
     records = torch.is_grad_enabled()
     try:
         # The same mode again: when it ends, torch leaves what was entered within, too.
@@ -54,9 +66,7 @@ def kept_settings() -> Iterator[None]:
             torch.set_grad_enabled(records)
             yield
     finally:
-        for (read, write), value in zip(_SETTINGS, before, strict=True):
-            if read() != value:
-                write(value)
+        set_settings(before)
 
 
 @contextmanager

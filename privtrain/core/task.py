@@ -386,6 +386,10 @@ class FederatedData:
         targets = None if self.label_holder is None else self.train[self.label_holder].targets
         return Rows(torch.cat([part.inputs for part in parts], dim=1), targets)
 
+    def joined(self) -> Rows:
+        """The rows of `pooled` for who writes into none: those of a single party are no copy."""
+        return self.train[self.parties[0]] if len(self.parties) == 1 else self.pooled()
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits `(batch, classes)` and targets `(batch,)` to a loss for each example, `(batch,)`."""

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor
 
 from privtrain.core.observers import Observer
 from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME, is_role
+from privtrain.core.payloads import Kept, PayloadStore, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Entry:
         shape: Shape of the tensor.
         bytes: Size of the tensor in bytes; protocol headers are not counted.
         round: Communication round, from 0, as the channel counts its exchanges.
-        payload: The tensor itself, where the run was asked to keep payloads, else None.
+        kept: Where the tensor itself lies, where the run was asked to keep payloads, else None.
     """
 
     sender: str
@@ -31,7 +33,13 @@ class Entry:
     bytes: int
     round: int
     # Not compared, since == of tensors is a tensor; not printed, since it may be a secret.
-    payload: Tensor | None = field(default=None, compare=False, repr=False)
+    kept: Kept | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def payload(self) -> Tensor | None:
+        """The tensor itself, a new copy at each reading; None where it was not kept."""
+        # A copy: who writes into it, as an attack may, changes nothing for the next reader.
+        return None if self.kept is None else self.kept.clone()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class Transcript:
 
     Args:
         keep_payloads: Whether tensors are kept with their entries; for simulation only.
+        store: Which of them are kept, and where; None for all of them, in memory.
         entries: The messages.
         setups: What parties know without a message.
         exchanges: How many exchanges were numbered.
@@ -90,6 +99,7 @@ class Transcript:
     """
 
     keep_payloads: bool = False
+    store: PayloadStore | None = field(default=None, compare=False, repr=False)
     entries: list[Entry] = field(default_factory=list)
     setups: list[Setup] = field(default_factory=list)
     exchanges: int = field(default=0, compare=False)
@@ -108,11 +118,8 @@ class Transcript:
 
     def send(self, sender: str, receiver: str, kind: str, tensor: Tensor, *, round: int) -> None:
         """Records one sent tensor."""
-        # A copy: the entry holds what was sent, not what training made of the tensor since.
-        payload = tensor.detach().clone() if self.keep_payloads else None
         size = tensor.element_size() * tensor.nelement()
-        shape = tuple(tensor.shape)
-        self.entries.append(Entry(sender, receiver, kind, shape, size, round, payload))
+        self._add(Entry(sender, receiver, kind, tuple(tensor.shape), size, round), tensor)
 
     def extend(self, entries: Iterable[Entry], *, start: int = 0) -> None:
         """Records messages that were counted elsewhere, as in another process.
@@ -131,11 +138,32 @@ class Transcript:
 
     def publish(self, kind: str, tensor: Tensor, *, sender: str, round: int) -> None:
         """Records what everybody may read in the end. Publishing costs no bytes between parties."""
-        payload = tensor.detach().clone() if self.keep_payloads else None
         # No bytes: cost is what parties send each other, and publishing is no part of the protocol.
-        self.entries.append(
-            Entry(sender, PUBLIC_NAME, kind, tuple(tensor.shape), 0, round, payload)
-        )
+        self._add(Entry(sender, PUBLIC_NAME, kind, tuple(tensor.shape), 0, round), tensor)
+
+    def _add(self, entry: Entry, tensor: Tensor) -> None:
+        self.entries.append(entry)
+        if not self.keep_payloads:
+            return
+        # A copy: the entry holds what was sent, not what training made of the tensor since.
+        if self.store is None:
+            self.entries[-1] = replace(entry, kept=tensor.detach().clone())
+        elif any(self._wants(wanted, entry) for wanted in self.store.wanted):
+            self.entries[-1] = replace(entry, kept=self.store.keep(tensor))
+
+    def _wants(self, wanted: Wanted, entry: Entry) -> bool:
+        """Whether a message that was just recorded is to be kept."""
+        if wanted.kinds and entry.kind not in wanted.kinds:
+            return False
+        observer, ends = wanted.observer, {entry.sender, entry.receiver}
+        if observer is None or entry.receiver == PUBLIC_NAME:
+            return True
+        for role in observer.corrupted or (observer.name,):
+            # Whichever of them the run has: without a look at all messages so far.
+            played = set(_COORDINATORS) if role in _COORDINATORS else self._played_by(role)
+            if not ends.isdisjoint(played or ({role} if observer.corrupted else ())):
+                return True
+        return False
 
     def view(self, observer: Observer) -> View:
         """What an observer saw of the run.
@@ -163,9 +191,10 @@ class Transcript:
         if role == "participant":
             # One of them stands for all: a guarantee to participants is to each of them alone, and
             # several that pool what they saw are a coalition.
-            asked = [e.receiver for e in self.entries if e.sender in _COORDINATORS]
-            received = [*asked, *(e.receiver for e in self.entries)]
-            return set([n for n in received if not is_role(n) and n not in self.others][:1])
+            asked = (e.receiver for e in self.entries if e.sender in _COORDINATORS)
+            received = chain(asked, (e.receiver for e in self.entries))
+            found = next((n for n in received if not is_role(n) and n not in self.others), None)
+            return set() if found is None else {found}
         if role in _COORDINATORS:
             seen = {name for e in self.entries for name in (e.sender, e.receiver)}
             return seen.intersection(_COORDINATORS) or {AGGREGATOR_NAME}

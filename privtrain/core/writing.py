@@ -68,7 +68,9 @@ def write_file(path: Path, content: bytes | str, *, mode: int = 0o666) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path, *, ours: Sequence[str], force: bool = False) -> Iterator[Path]:
+def new_folder(
+    folder: Path, *, ours: Sequence[str], force: bool = False, mode: int = 0o777
+) -> Iterator[Path]:
     """Gives a folder to fill that becomes `folder` when the block ends, and nothing if it fails.
 
     Args:
@@ -76,6 +78,7 @@ def new_folder(folder: Path, *, ours: Sequence[str], force: bool = False) -> Ite
         ours: The names of what is written there. A folder that has the first of them, and nothing
             beside them, is of the same kind.
         force: Whether to replace such a folder.
+        mode: Who may do what with it, as far as the umask lets them.
 
     Yields:
         An empty folder beside it.
@@ -101,7 +104,7 @@ def new_folder(folder: Path, *, ours: Sequence[str], force: bool = False) -> Ite
         yield fresh
         with explained(folder):
             # `mkdtemp` lets nobody else in; what is kept is as readable as any new folder.
-            fresh.chmod(0o777 & ~_umask())
+            fresh.chmod(mode & ~_umask())
             _moved(fresh, folder, force=force)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -6,7 +6,7 @@ it reaches a threshold.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -28,9 +28,11 @@ from privtrain.mpc.ring64.engine import Ring64
 from privtrain.mpc.ring64.streamed import check_streamed
 from privtrain.mpc.sharing import LARGEST, decode, encode, reveal, share
 from privtrain.release.aggregation import Gathering, Total
+from privtrain.release.door import Release
 from privtrain.release.exposure import sum_exposure
 from privtrain.release.finish import Argmax, Finish, Identity, Threshold
 from privtrain.release.placement import Placement
+from privtrain.release.plain import PlainSum
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,17 @@ def _numbered(replies: Iterable[Reply], name: str, receiver: str) -> Iterator[tu
                 f"{tuple(shape)}."
             )
         yield f"{number:06d}", mail[name]
+
+
+def with_plain_sum(release: Release) -> Release | None:
+    """A release that adds up in plaintext what it adds up on shares; None if it adds up nothing so.
+
+    Args:
+        release: How contributions leave, and how they become one.
+    """
+    if not isinstance(release.aggregation, SharedSum):
+        return None
+    return replace(release, aggregation=PlainSum())
 
 
 @dataclass(frozen=True)

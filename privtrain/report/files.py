@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privtrain.core.cost import Basis, Cost
-from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.errors import DataError, PrivtrainError, Reason
 from privtrain.core.observers import Observer
 from privtrain.core.result import (
     Comparison,
@@ -36,6 +36,7 @@ from privtrain.core.statement import (
     to_plain,
 )
 from privtrain.core.writing import explained, write_file
+from privtrain.report import attack_table
 from privtrain.report.drawing import Picture
 from privtrain.report.html import Drawn, comparison_fragment, comparison_html, draw
 from privtrain.report.latex import to_latex
@@ -54,15 +55,17 @@ RENDERINGS: Mapping[str, Callable[[Comparison], str]] = {
     "table.tex": to_latex,
     "report.html": comparison_html,
 }
+ATTACKS_NAME = "attacks.csv"
+"""The table of attacks, where several were run, or from several places."""
 """What is written beside the JSON, by file name."""
 
 
 def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
     """Writes comparison.json, table.csv, table.tex, report.html and the pictures in figures/.
 
-    Each picture is there as PDF and as SVG, where there is anything to draw. Each file is either
-    written as a whole or not at all. The JSON file comes first: the others can be made from it
-    again.
+    Where several attacks were run, or one from several places, also attacks.csv. Each picture is
+    there as PDF and as SVG, where there is anything to draw. Each file is either written as a whole
+    or not at all. The JSON file comes first: the others can be made from it again.
 
     Args:
         comparison: What was compared.
@@ -93,6 +96,11 @@ def save(comparison: Comparison, folder: str | os.PathLike[str], *, force: bool 
     pictures = draw(comparison)
     renderings: dict[str, Callable[[Comparison], str]]
     renderings = {**RENDERINGS, "report.html": partial(comparison_html, pictures=pictures)}
+    if attack_table.several(comparison):
+        renderings[ATTACKS_NAME] = attack_table.attacks_csv
+    else:
+        with explained(where):  # of an earlier comparison there
+            (where / ATTACKS_NAME).unlink(missing_ok=True)
     for name, render in renderings.items():
         # One that cannot be made or written is no reason to go without the others.
         try:
@@ -257,9 +265,9 @@ def _row(plain: Mapping[str, Any]) -> Row:
         "accuracy": _number(plain["accuracy"]),
         "accuracy_interval": None if interval is None else _pair(interval),
         "statement": None if plain["statement"] is None else read_statement(plain["statement"]),
-        "cost": None if plain["cost"] is None else _cost(plain["cost"]),
+        "cost": None if plain["cost"] is None else read_cost(plain["cost"]),
         "leakage": tuple(_leakage(leakage) for leakage in plain["leakage"]),
-        "history": None if history is None else _history(history),
+        "history": None if history is None else read_history(history),
         "notes": tuple(plain["notes"]),
         "accuracy_failure": _failure(plain.get("accuracy_failure")),
         # Older files have the accuracy alone.
@@ -325,7 +333,8 @@ def _exact_cost(plain: Mapping[str, Any]) -> ExactCost:
     return ExactCost(**{**plain, **changed})
 
 
-def _cost(plain: Mapping[str, Any]) -> Cost:
+def read_cost(plain: Mapping[str, Any]) -> Cost:
+    """The cost that plain values stand for; the inverse of `to_plain`."""
     # Older files lack the basis: all they hold was counted.
     basis = Basis(plain.get("basis", Basis.MEASURED))
     changed = {name: _number(plain.get(name)) for name in ("seconds", "cpu_seconds")}
@@ -338,6 +347,11 @@ def _leakage(plain: Mapping[str, Any]) -> Leakage:
         "intervals": {name: _pair(value) for name, value in plain["intervals"].items()},
         "notes": tuple(plain["notes"]),
         "failure": _failure(plain.get("failure")),
+        # Older files lack what follows.
+        "unit": Unit(plain["unit"]) if "unit" in plain else None,
+        "relation": Relation(plain["relation"]) if "relation" in plain else None,
+        "seconds": _number(plain.get("seconds")),
+        "roc": tuple(_pair(point) for point in plain.get("roc", ())),
     }
     return Leakage(**{**plain, **changed})
 
@@ -353,10 +367,14 @@ def _measurement(plain: Mapping[str, Any]) -> Measurement:
 
 def _failure(plain: Mapping[str, Any] | None) -> Failure | None:
     # Older files lack them: what failed there failed as a whole.
-    return None if plain is None else Failure(**plain)
+    if plain is None:
+        return None
+    reason = Reason(plain["reason"]) if "reason" in plain else None
+    return Failure(**{**plain, "reason": reason})
 
 
-def _history(plain: Mapping[str, Any]) -> History:
+def read_history(plain: Mapping[str, Any]) -> History:
+    """The history that plain values stand for; the inverse of `to_plain`."""
     return History(
         unprotected={name: _curve(curve) for name, curve in plain["unprotected"].items()},
         epsilon=_curve(plain["epsilon"]),

@@ -8,11 +8,12 @@ from privtrain.core.extras import is_missing, missing
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison, Row
 from privtrain.core.statement import EXACT_PRIVATE, Guarantee, to_plain
-from privtrain.report import cells, figures
+from privtrain.report import attack_table, cells, figures
 from privtrain.report.drawing import Picture, styles
 from privtrain.report.gaps import gap_note, main_baseline
 from privtrain.report.measured import commonest_note, metric_columns
 from privtrain.report.publishing import UNPROTECTED, cost_note, publishable_card
+from privtrain.report.roc import roc_curves
 from privtrain.report.settings import SETTINGS, differing, settings_of
 from privtrain.report.summary import (
     FAILED,
@@ -53,6 +54,7 @@ def draw(comparison: Comparison) -> Drawn:
         "trade_off": figures.trade_off,
         "curves": figures.learning_curves,
         "votes": votes_seen,
+        "roc": roc_curves,
     }
     if is_missing("matplotlib"):
         return dict.fromkeys(drawing)
@@ -157,6 +159,9 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "commonest_note": commonest_note(measured),
         "metrics": _metrics(gathered),
         "attacked": any(group.attacks for group in gathered),
+        "attack_header": attack_table.HEADER[1:],
+        "attack_lines": attack_table.lines(comparison),
+        "leaks": attack_table.LEAKS,
         "failures": FAILED,
         "tracebacks": tracebacks(comparison),
         "remarks": remarks(comparison),

@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
 from privtrain.core.statement import STATED, Guarantee
-from privtrain.report import cells
+from privtrain.report import attack_table, cells
 from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.gaps import gap_note
 from privtrain.report.measured import Column, commonest_note, metric_columns
@@ -167,10 +167,20 @@ def to_latex(comparison: Comparison) -> str:
         ("trainer", "ε asked", "ε at least", "ceiling", "right guesses", "curve", "seeds"),
         [_audit(group, audit) for group, audit in audited],
     )
+    tried = attack_table.lines(comparison) if attack_table.several(comparison) else ()
+    learned = _table(
+        "Covered by no guarantee: what each attack learned from each place; “leaks”: the interval "
+        "lies above 0.5, or a bound above 0. n/r: not resolvable with so few rows. The formal ε is "
+        "promised to that observer for the unit that is attacked.",
+        "privtrain-attacks",
+        attack_table.HEADER[:-2],
+        [line.cells[:-2] for line in tried],
+    )
     tables = [
         results,
         *([metrics] if len(metrics_shown) > 1 else []),
         promises,
+        *([learned] if tried else []),
         *([bounds] if audited else []),
         *_lists(comparison),
     ]

@@ -184,7 +184,8 @@ class Group:
     @property
     def attack_failed(self) -> bool:
         """Whether an attack failed on a run that did not fail itself."""
-        return any(leakage.failure for row in self.done for leakage in row.leakage)
+        failures = (leakage.failure for row in self.done for leakage in row.leakage)
+        return any(one is not None and one.reason is None for one in failures)
 
     def having(self, attack: Leakage, metric: str) -> tuple[Leakage, ...]:
         """The leakage by an attack in each of the seeds in which it has a metric."""
@@ -405,11 +406,17 @@ def remarks(comparison: Comparison) -> tuple[tuple[str, Remarks], ...]:
                 (f"{leakage.attack}: {note}", row)
                 for row in rows
                 for leakage in row.leakage
-                for note in leakage.notes
+                for note in (*leakage.notes, *_not_applicable(leakage))
             ),
         ),
     )
     return tuple((title, _placed(texts, rows)) for title, texts in sections if texts)
+
+
+def _not_applicable(leakage: Leakage) -> tuple[str, ...]:
+    """Why an attack says nothing, in a whole sentence; the table has a word for it."""
+    failure = leakage.failure
+    return () if failure is None or failure.reason is None else (failure.error,)
 
 
 def _errors(rows: Iterable[Row]) -> Iterator[tuple[str | None, Row]]:

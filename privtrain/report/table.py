@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from privtrain.core.failures import printable
 from privtrain.core.result import Comparison
 from privtrain.core.statement import STATED, Guarantee
-from privtrain.report import cells
+from privtrain.report import attack_table, cells
 from privtrain.report.audits import Audit, audits, explained
 from privtrain.report.gaps import gap_note, main_baseline
 from privtrain.report.measured import Column, commonest_note, metric_columns
@@ -54,6 +54,7 @@ def comparison_text(comparison: Comparison, *, width: int = 100) -> str:
         _results(gathered, shown, width),
         _metrics(gathered, shown, width),
         _promises(gathered, width),
+        _attacks(comparison, width),
         _audits(gathered, width),
         _render("Cost", _COSTS, [_cost(g) for g in gathered], width, cost_note(comparison)),
         _settings(comparison, width),
@@ -72,14 +73,31 @@ _COSTS = (
     *("time", "CPU time", "peak memory", "seeds"),
 )
 _AUDITS = ("trainer", "ε asked", "audit", "ε at least", "ceiling", "right", "curve", "seeds")
+_ATTACKS = (
+    *("trainer", "attack", "AUC or ε", "found", "TPR\nat 1%", "TPR\nat 0.1%", "formal ε"),
+    *("time", "queries"),
+)
+_WIDE, _PLACE = 120, 18
 _WORDS = ("trainer", "audit", "remarks", "settings", "reader", "reads", "protected by")
 """Columns of words: aligned left, and wrapped where the terminal is narrow."""
+# What must not be overlooked, such as "asked 1, spent 1.31", stands on one line; so does an
+# interval, but not why there is none.
+_NARROW = {"remarks": 19, "AUC or ε": 11, "formal ε": 6, "trainer": 8, "coalition": 12}
+"""Columns that wrap, but never below so many characters."""
 
 
 def _render(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], width: int, note: str = ""
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int,
+    note: str = "",
+    folding: Sequence[str] = (),
 ) -> str:
-    """A table as text. Cells are plain text: no markup is read from a user's names."""
+    """A table as text. Cells are plain text: no markup is read from a user's names.
+
+    Columns that are `folding` wrap where the terminal is narrow, as those of words do.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -89,25 +107,41 @@ def _render(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
     )  # fmt: skip
     for name in header:
-        left = name in _WORDS
+        left, narrow = name in (*_WORDS, "attack", "found"), name in (*_NARROW, *folding)
         table.add_column(
             Text(name),
             justify="left" if left else "right",
-            no_wrap=not left,
+            no_wrap=name not in _WORDS and not narrow,
             overflow="fold",
-            # What must not be overlooked, such as "asked 1, spent 1.31", stands on one line.
-            min_width=19 if name == "remarks" else None,
+            min_width=_NARROW.get(name, 10 if name in folding else None),
         )
-    for row in rows:
+    lines_of = [list(row) for row in rows]
+    for row in lines_of:
         table.add_row(*(Text(cell) for cell in row))
     # Rendered apart from any terminal: the same comparison prints the same text into a file.
     console = Console(file=io.StringIO(), width=width, color_system=None, emoji=False)
+    # Wider than the terminal rather than without a column: what is cut off reads as if it were not
+    # there.
+    console.width = max(width, _needed(header, lines_of, folding))
     with console.capture() as captured:
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]
     # Not as the table's caption, which is as narrow as the table and cuts what ends beside it.
     said = f"\n\n{textwrap.fill(note, width)}" if note else ""
     return "\n".join(lines).strip("\n") + said + "\n"
+
+
+def _needed(header: Sequence[str], rows: Sequence[Sequence[str]], folding: Sequence[str]) -> int:
+    """The width below which a column that does not wrap would lose characters."""
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n"))
+        if column[0] not in (*_WORDS, *_NARROW, *folding)
+        # What wraps needs little room.
+        else _NARROW.get(column[0], 10)
+        for column in zip(header, *rows, strict=True)
+    ]
+    # A little more: columns that wrap are narrowed in proportion, and one of them too far.
+    return 6 + sum(widths) + 3 * (len(widths) - 1)
 
 
 def _label(group: Group) -> str:
@@ -243,7 +277,7 @@ def _promises(gathered: Sequence[Group], width: int) -> str:
     which = f"the delta δ beside it: {', '.join(at)}" if several else f"delta {', '.join(at)}"
     title = f"Promised: formal epsilon to each observer, at {which}"
     names = [cells.shortened(name, 24) for name in columns]
-    return _render(title, ("trainer", "ε asked", *names), rows, width)
+    return _render(title, ("trainer", "ε asked", *names), rows, width, folding=names)
 
 
 def promise_cell(group: Group, column: str, *, delta: bool = False) -> str:
@@ -258,6 +292,60 @@ def promise_cell(group: Group, column: str, *, delta: bool = False) -> str:
             for g in formal
         )
     )
+
+
+def attacks_text(comparison: Comparison, *, width: int = 100) -> str:
+    """The table of attacks alone: what each learned from each place, and what was promised to it.
+
+    Args:
+        comparison: What was compared.
+        width: Columns of the terminal.
+
+    Returns:
+        Plain text; empty where no attack was run.
+    """
+    rows, before = list[list[str]](), None
+    for line in attack_table.lines(comparison):
+        # A label once: the eye finds where the next trainer begins.
+        name = "" if line.group.name == before else line.group.name
+        before = line.group.name
+        rows.append(
+            [
+                cells.shortened(name, LONGEST_LABEL),
+                # A coalition's name is as long as those of its members.
+                stacked(line.attack, *textwrap.wrap(f"from {line.observer}", _PLACE)),
+                stacked(line.figure, _narrow(line.interval)),
+                line.found,
+                *(cell.replace(" (", "\n(") for cell in line.tpr),
+                line.epsilon.replace(" per ", "\nper "),
+                line.seconds,
+                line.queries,
+            ]
+        )
+    if not rows:
+        return ""
+    note = (
+        "Leaks: the interval lies above 0.5, or a bound above 0. A figure of a coin speaks of this "
+        "attack only, and is no evidence of safety. n/r: not resolvable with so few rows. Formal "
+        "ε: promised to that observer for the unit that is attacked."
+    )
+    title = "Learned by each attack from each place (unprotected)"
+    # On a narrow terminal without time and queries, which files have.
+    shown = len(_ATTACKS) if width >= _WIDE else len(_ATTACKS) - 2
+    return printable(_render(title, _ATTACKS[:shown], [row[:shown] for row in rows], width, note))
+
+
+def _narrow(interval: str) -> str:
+    """An interval as a cell; one with the digits that tell it from a coin takes two lines."""
+    if interval == cells.MISSING:
+        return ""
+    return interval if len(interval) <= _NARROW["AUC or ε"] else interval.replace("–", "–\n")
+
+
+def _attacks(comparison: Comparison, width: int) -> str:
+    # One attack from one place stands among the results.
+    shown = attack_table.several(comparison)
+    return attacks_text(comparison, width=width) if shown else ""
 
 
 def _audits(gathered: Sequence[Group], width: int) -> str:

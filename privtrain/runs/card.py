@@ -3,9 +3,10 @@
 import math
 import os
 import platform
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +15,13 @@ from typing import Any
 
 from torch import nn
 
+from privtrain.core.cost import Basis
 from privtrain.core.failures import OWN_ERRORS
 from privtrain.core.fields import told_fields
 from privtrain.core.identity import without_addresses
 from privtrain.core.keys import PRIVATE, has_key, home_of_key
 from privtrain.core.models import described
+from privtrain.core.result import Leakage, Row
 from privtrain.core.runtime import Runtimes
 from privtrain.core.statement import ADD_REMOVE, Guarantee, PrivacyStatement, Unit, to_plain
 from privtrain.core.task import FederatedData, Task
@@ -209,6 +212,72 @@ def parties_are_public(statements: Sequence[PrivacyStatement]) -> bool:
     They may unless somebody is promised that one client more or less cannot be told.
     """
     return not any(g.relation is ADD_REMOVE and g.unit is Unit.CLIENT for g in promises(statements))
+
+
+def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
+    """The rows without what a guarantee of any of them hides from who reads all of them.
+
+    What is counted in a run that promises nothing, such as the bytes of all rows, would tell the
+    number that another run of the same comparison promises to hide.
+    """
+    made = tuple(rows)
+    statements = [row.statement for row in made if row.statement is not None]
+    hides_rows = not rows_are_public(data, statements)
+    hidden = set() if parties_are_public(statements) else set(data.parties)
+    return tuple(_published(row, hides_rows, hidden) for row in made)
+
+
+def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
+    cost = row.cost
+    counted = cost is not None and cost.basis is Basis.MEASURED
+    # Figures by party tell who there is, whatever they follow from.
+    named = cost is not None and not hidden.isdisjoint(cost.bytes_sent_by_party)
+    if cost is not None and ((hides_rows and counted) or named):
+        cost = replace(
+            cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
+        )
+    leakage = row.leakage
+    if hides_rows:
+        leakage = tuple(map(uncounted, leakage))
+    return replace(row, cost=cost, leakage=leakage)
+
+
+_COUNTED = re.compile(r"^\d+ (?=of the |scores were )")
+
+
+# Whether clients were never drawn.
+_IDLE = re.compile(r"non-members are (clients of|made up)[^;]*(; where[^;]*)?")
+_OTHERS = "non-members are other clients, or test rows in their place"
+
+
+def uncounted(leakage: Leakage) -> Leakage:
+    """A leakage without what counts rows: candidates, queries, and numbers of rows in notes.
+
+    Rates are fractions of the number of candidates: they keep three digits, intervals are rounded
+    outwards, and realised rates are left out. Bounds by coins count canaries, which are public.
+    """
+    notes = (_COUNTED.sub("some ", note) for note in leakage.notes)
+    hidden = replace(
+        leakage,
+        members=None,
+        non_members=None,
+        queries=None,
+        notes=tuple(_IDLE.sub(_OTHERS, note) for note in notes),
+    )
+    if "auc" not in leakage.metrics:
+        return hidden
+    return replace(
+        hidden,
+        metrics={
+            name: None if value is None else round(value, 3)
+            for name, value in leakage.metrics.items()
+            if not name.startswith("realised")
+        },
+        intervals={
+            name: (math.floor(1000 * low) / 1000, math.ceil(1000 * high) / 1000)
+            for name, (low, high) in leakage.intervals.items()
+        },
+    )
 
 
 def _counts(data: FederatedData, statements: Sequence[PrivacyStatement]) -> dict[str, int | str]:

@@ -12,10 +12,11 @@ from privtrain.core.folders import locked_folder
 from privtrain.core.observers import check_observer
 from privtrain.core.result import Comparison, Row
 from privtrain.core.runtime import Runtimes
-from privtrain.core.seeding import EntropyKind, kind_of
+from privtrain.core.seeding import SEEDED, EntropyKind, kind_of
 from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import Trainer
 from privtrain.core.validate import (
+    check_count,
     check_delta,
     check_distinct,
     check_flag,
@@ -30,7 +31,7 @@ from privtrain.report.html import comparison_fragment
 from privtrain.report.records import records
 from privtrain.report.table import comparison_text
 from privtrain.runs.baselines import Baselines, with_twins
-from privtrain.runs.card import run_card
+from privtrain.runs.card import published, run_card
 from privtrain.runs.checks import check_device, check_kinds, check_mapping
 from privtrain.runs.measuring import KEEP, RAISE, check_metrics
 from privtrain.runs.rows import (
@@ -42,7 +43,6 @@ from privtrain.runs.rows import (
     kept_row,
     left_behind,
     load_row,
-    published,
     run_cell,
     save_row,
 )
@@ -68,7 +68,10 @@ def compare(
     study_ledger: StudyLedger | None = None,
     errors: str = KEEP,
     keep_models: bool = False,
+    keep_for_audit: bool = False,
+    keep_messages: bool = False,
     baseline: str | None = None,
+    workers: int = 1,
 ) -> Comparison:
     """Trains the same model on the same data in several ways, and attacks each of them.
 
@@ -78,6 +81,9 @@ def compare(
     A trainer that computes under cryptography is followed by its plaintext twin, the baseline of
     its gap: the same steps without cryptography. Where such a trainer refuses the task or the data,
     its twin is left out.
+
+    Where attacks read messages, a seeded simulation keeps what their observers saw of the kinds
+    that they name: up to 256 MiB in memory, and beyond it on disk until the row is attacked.
 
     Args:
         trainers: Label to trainer.
@@ -103,9 +109,15 @@ def compare(
         keep_models: Whether each row has its model as `row.predictor`. With a folder, each lies
             in `model/` of its row's folder, as `save_model` writes it, and a comparison that goes
             on finds it again; a finished row that has none is trained again.
+        keep_for_audit: Whether each row keeps in `evidence/` of its folder what `audit_comparison`
+            needs, messages that attacks read among it. It tells who was a member: never publish it.
+            A finished row that has none is trained again.
+        keep_messages: Whether it keeps all messages, for attacks to come; seeded simulations only.
         baseline: Label of the trainer that all gaps are measured from, seed by seed; None for the
             first pooled trainer without privacy (`SGD`), or a plaintext twin. Where it failed there
             is no gap.
+        workers: Processes that train shadow models of attacks, where a trainer cannot train many
+            at the same time. What they say is kept in the row's folder.
 
     Returns:
         One row a trainer, seed and asked epsilon, and the run card.
@@ -118,14 +130,29 @@ def compare(
             data, another task, delta, attack or entropy, or of version 0.1.
     """
     check_member((KEEP, RAISE), errors=errors)
-    check_flag(keep_models=keep_models)
+    check_count(workers=workers)
+    check_flag(keep_models=keep_models, keep_for_audit=keep_for_audit, keep_messages=keep_messages)
+    if keep_for_audit and folder is None:
+        raise ValueError(
+            "Expected folder=None to be a folder, where keep_for_audit=True keeps runs."
+        )
+    if keep_messages and not keep_for_audit:
+        raise ValueError("Expected keep_messages=True to come with keep_for_audit=True.")
     check_mapping(trainers)
     check_kinds(task, data, runtimes=runtimes, study_ledger=study_ledger, folder=folder)
     against = with_twins(trainers, baseline)
     trainers = against.trainers
     conditions = _conditions(task, data, attacks, runtimes, delta, entropy, device, study_ledger)
+    if keep_messages and conditions.entropy is not SEEDED:
+        raise UnsupportedError("keep_messages=True records secrets; it needs entropy=SEEDED.")
     conditions = replace(
-        conditions, errors=errors, trainers=tuple(trainers.values()), keep_models=keep_models
+        conditions,
+        errors=errors,
+        trainers=tuple(trainers.values()),
+        keep_models=keep_models,
+        workers=workers,
+        keep_for_audit=keep_for_audit,
+        keep_messages=keep_messages,
     )
     planned = _planned(against, conditions, seeds, epsilons)
     chosen = list(dict.fromkeys(cell.seed for cell in planned))

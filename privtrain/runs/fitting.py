@@ -21,6 +21,7 @@ from privtrain.core.folders import locked_folder
 from privtrain.core.identity import Snapshot, value_digest
 from privtrain.core.outcome import Outcome
 from privtrain.core.parameters import check_no_autocast, initial_model
+from privtrain.core.payloads import PayloadStore
 from privtrain.core.recipe import Recipe, encoder_of
 from privtrain.core.result import History, Predictor, TrainResult
 from privtrain.core.runtime import Runtimes, Setting
@@ -182,11 +183,14 @@ def fit_trial(
     folder: str | Path | None = None,
     progress: Report | None = None,
     keep_payloads: bool = False,
+    store: PayloadStore | None = None,
     study_ledger: StudyLedger | None = None,
     paid_by: StudyLedger | None = None,
     earlier: Snapshot | None = None,
 ) -> TrainResult:
     """`fit`, with a seed of its own for seeded entropy: trials that start alike share no noise.
+
+    `store` says which payloads are kept, if not all, and holds them.
 
     `paid_by` is the study that has paid for this trial already, together with others.
 
@@ -203,6 +207,7 @@ def fit_trial(
     real = where.star is not None and where.star.real
     kind, seeds = kind_of(entropy, real=real), Seeds(seed)
     check_flag(keep_payloads=keep_payloads)
+    keep_payloads = keep_payloads or store is not None
     if keep_payloads and kind is not SEEDED:
         raise UnsupportedError("keep_payloads=True records secrets; it needs entropy=SEEDED.")
     # All refusals come before the first release: what is refused has cost no privacy.
@@ -233,7 +238,7 @@ def fit_trial(
         if home is not None:
             stack.enter_context(locked_folder(home))
         ledger = open_ledger(plans, promises=promises, budget=budget, delta=delta, folder=home)
-        transcript, history = Transcript(keep_payloads=keep_payloads), History()
+        transcript, history = Transcript(keep_payloads, store), History()
         outcome = Outcome(history, list(data.notes), assumptions=list(start.assumptions))
         identity, environment = Identity({}), dict[str, str]()
         if home is not None:
@@ -315,7 +320,7 @@ def fit_trial(
         # What was trained was paid for.
         said = f"there is no run card: {type(error).__name__}: {text_of(error)}"
         return replace(made, notes=(*made.notes, said))
-    # In plain values: neither rows nor the user's own objects stay in a result.
+    # In plain values: of rows nothing stays in a result, of the user's own objects the trainer.
     return replace(made, card=card, recipe=recipe_of(task, data, seed))
 
 

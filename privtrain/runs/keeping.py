@@ -144,6 +144,10 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class UnmadeModelError(DataError):
+    """A folder that cannot hold what makes its model was read without it."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeptModel:
     """A model that was read from a folder, as a predictor.
@@ -302,7 +306,7 @@ def load_model(
     elif factory is not None:
         module = _made(factory, made, tensors, f"the factory in {path}")
     else:
-        raise DataError(
+        raise UnmadeModelError(
             f"The model in {where} was made by {printed}, which no file can hold. Give what makes "
             "it: load_model(folder, model=...), or privtrain predict --made-by FILE.py:make."
         )

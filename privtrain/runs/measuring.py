@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from privtrain.attacks.scores import clopper_pearson
-from privtrain.core.errors import DataError, PrivtrainError
+from privtrain.core.errors import DataError, NotApplicableError, PrivtrainError
 from privtrain.core.failures import OWN_ERRORS, text_of, traceback_of
 from privtrain.core.measures import ACCURACY, HIGH, Metric
 from privtrain.core.metrics import accuracy, auc, balanced_accuracy, decisions
@@ -48,6 +48,7 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(
         error=f"{type(error).__name__}: {text_of(error)}",
         traceback=None if ours else traceback_of(error),
+        reason=error.reason if isinstance(error, NotApplicableError) else None,
     )
 
 

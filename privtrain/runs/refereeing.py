@@ -24,9 +24,10 @@ from privtrain.attacks.scores import (
     advantage,
     auc,
     auc_interval,
+    low_rates,
     tpr_at_fpr,
 )
-from privtrain.core.errors import DataError
+from privtrain.core.errors import DataError, NotApplicableError, Reason
 from privtrain.core.result import Leakage, ShadowModels, Target
 from privtrain.core.rounding import printed_down
 from privtrain.core.seeding import Seeds, derive
@@ -34,6 +35,7 @@ from privtrain.core.settings import kept_settings
 from privtrain.core.statement import ADD_REMOVE, PrivacyCurves, Unit
 from privtrain.core.task import Canaries, Rows, concatenate
 from privtrain.data.federation import digest
+from privtrain.runs.sides import notes_on_classes
 
 LIMIT = 10_000
 """At most so many members, and non-members, are candidates where an attack sets no limit."""
@@ -84,15 +86,7 @@ def drawn(members: Rows, non_members: Rows, attack: Attack, *, seed: int) -> Can
             raise ValueError(
                 f"Expected {side} to hold at least one row that is not public; they hold none."
             )
-    types = [
-        tuple(None if part is None else part.dtype for part in (rows.inputs, rows.targets))
-        for rows in (members, non_members)
-    ]
-    if types[0] != types[1]:
-        raise DataError(
-            f"Expected members of types {types[0]} to have those of non-members, {types[1]}: what "
-            "float16 can hold would tell who is a member. Convert data.train or data.test."
-        )
+    check_types(members, non_members)
     # Equally many on both sides, as by the fair coin of Yeom et al.'s membership experiment.
     limit = attack.limit if isinstance(attack, Limited) else LIMIT
     count = min(len(members), len(non_members), limit)
@@ -106,6 +100,23 @@ def drawn(members: Rows, non_members: Rows, attack: Attack, *, seed: int) -> Can
     return Candidates(concatenate(sides), torch.arange(2 * count) < count)
 
 
+def check_types(members: Rows, non_members: Rows) -> None:
+    """Refuses sides of other types.
+
+    Raises:
+        DataError: If inputs or targets of members have another type than those of non-members.
+    """
+    types = [
+        tuple(None if part is None else part.dtype for part in (rows.inputs, rows.targets))
+        for rows in (members, non_members)
+    ]
+    if types[0] != types[1]:
+        raise DataError(
+            f"Expected members of types {types[0]} to have those of non-members, {types[1]}: what "
+            "float16 can hold would tell who is a member. Convert data.train or data.test."
+        )
+
+
 def without(rows: Rows, public: Rows | None) -> Rows:
     """The rows whose inputs are not those of a public row: everybody knows these.
 
@@ -113,14 +124,20 @@ def without(rows: Rows, public: Rows | None) -> Rows:
         rows: Members or non-members.
         public: The public rows, or None where there are none.
     """
+    secret = unknown(rows, public)
+    return rows if len(secret) == len(rows) else rows.take(secret)
+
+
+def unknown(rows: Rows, public: Rows | None) -> Tensor:
+    """The numbers of the rows whose inputs are not those of a public row, rising."""
     if public is None:
-        return rows
-    known = set(_keys(public.inputs.to(rows.inputs.dtype)))
-    secret = [number for number, key in enumerate(_keys(rows.inputs)) if key not in known]
-    return rows if len(secret) == len(rows) else rows.take(torch.tensor(secret, dtype=torch.long))
+        return torch.arange(len(rows))
+    known = set(row_keys(public.inputs.to(rows.inputs.dtype)))
+    secret = [number for number, key in enumerate(row_keys(rows.inputs)) if key not in known]
+    return torch.tensor(secret, dtype=torch.long)
 
 
-def _keys(*columns: Tensor | None) -> list[bytes]:
+def row_keys(*columns: Tensor | None) -> list[bytes]:
     """A short digest of each row, equal where rows are equal to the bit."""
     given = [column.detach().cpu() for column in columns if column is not None]
     flat = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in given]
@@ -152,28 +169,39 @@ def scores_of(
     Raises:
         ValueError: If they are no real numbers, or not one for each candidate.
     """
-    order = _order(candidates, seed)
+    order = order_of(candidates, seed)
     shuffled = replace(candidates.rows.take(torch.from_numpy(order)), users=None)
     seen = target if lend is None else replace(target, shadows=lend(shuffled))
     # What an attack sets of the process does not reach what is made of its scores.
     with kept_settings():
-        answered = _numbers(attack, attack.score(seen, shuffled, seed=seed), len(order))
+        answered = as_numbers(attack, attack.score(seen, shuffled, seed=seed), len(order))
     scores = np.empty_like(answered)
     scores[order] = answered
     return scores
 
 
-def _order(candidates: Candidates, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A random order, the same for the same seed, rows and truth."""
+def random_order(
+    rows: Rows, included: Tensor, seed: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """A random order of candidates, `(candidates,)`, the same for the same seed, rows and truth."""
     # Under all that is true and not under the seed alone: that one the attack knows, and could draw
     # the order again.
-    told = f"{seed}/{digest([candidates.rows.to('cpu')])}/".encode()
-    root = hashlib.sha256(told + candidates.included.cpu().numpy().tobytes()).digest()
+    told = f"{seed}/{digest([rows.to('cpu')])}/".encode()
+    root = hashlib.sha256(told + included.cpu().numpy().tobytes()).digest()
     stream = derive(root, ("referee/order", 0, ""))
-    return np.asarray(stream.numpy().permutation(len(candidates.included)), dtype=np.int64)
+    return np.asarray(stream.numpy().permutation(len(included)), dtype=np.int64)
 
 
-def _numbers(attack: Attack, scores: ArrayLike, count: int) -> Scores:
+def order_of(candidates: Candidates, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Which candidate stands where in the order that an attack saw; the referee's alone."""
+    return _order(candidates, seed)
+
+
+def _order(candidates: Candidates, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return random_order(candidates.rows, candidates.included, seed)
+
+
+def as_numbers(attack: Attack, scores: ArrayLike, count: int) -> Scores:
     """The scores as float64; refuses what is not one real number for each candidate."""
     try:
         plain = scores.detach().cpu().double() if isinstance(scores, Tensor) else scores
@@ -189,7 +217,7 @@ def _numbers(attack: Attack, scores: ArrayLike, count: int) -> Scores:
     return np.array(array, dtype=np.float64)
 
 
-def _ranked(scores: Scores) -> Scores:
+def rankable(scores: Scores) -> Scores:
     """Scores by which rows can be ordered: what is not a number is the worst one."""
     # A score of +inf is capped at the largest float, so that a threshold lies above all scores.
     largest = np.finfo(np.float64).max
@@ -208,8 +236,24 @@ def membership_leakage(attack: Attack, scores: Scores, candidates: Candidates) -
         `auc`, `advantage`, `tpr_at_1%_fpr` and `tpr_at_0.1%_fpr` with 95% intervals, and the
         realised false positive rates. None where there are too few rows.
     """
-    ranked, members = _ranked(scores), candidates.included.cpu().numpy()
-    inside, outside = ranked[members], ranked[~members]
+    classes = notes_on_classes(candidates.rows, candidates.included)
+    said = (*equal_rows(candidates), *classes, DECLARED)
+    return sides_leakage(attack, scores, candidates.included, said)
+
+
+def sides_leakage(
+    attack: Attack, scores: Scores, included: Tensor, said: tuple[str, ...]
+) -> Leakage:
+    """The figures of `membership_leakage`, whatever the candidates are.
+
+    Args:
+        attack: Whose scores they are.
+        scores: Shape `(candidates,)`; larger for "more likely a member".
+        included: Whether each candidate is a member, boolean, of the same shape.
+        said: Notes on the candidates.
+    """
+    order, members = rankable(scores), included.cpu().numpy()
+    inside, outside = order[members], order[~members]
     metrics: dict[str, float | None] = {"auc": auc(inside, outside)}
     intervals = {"auc": auc_interval(inside, outside)}
     gain = advantage(inside, outside)
@@ -229,11 +273,13 @@ def membership_leakage(attack: Attack, scores: Scores, candidates: Candidates) -
         intervals=intervals,
         members=len(inside),
         non_members=len(outside),
-        notes=(*_limits(metrics), *_unscored(scores), *_twice(candidates), DECLARED),
+        notes=(*limit_notes(metrics), *unscored_notes(scores), *said),
+        roc=low_rates(inside, outside),
     )
 
 
-def _limits(metrics: dict[str, float | None]) -> tuple[str, ...]:
+def limit_notes(metrics: dict[str, float | None]) -> tuple[str, ...]:
+    """What the figures of one attack do not say, and those that could not be measured."""
     notes = ["this attack only, not evidence of safety"]
     for name, rate in LOW_RATES:
         if metrics[f"tpr_at_{name}_fpr"] is None:
@@ -245,24 +291,29 @@ def _limits(metrics: dict[str, float | None]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _unscored(scores: Scores) -> tuple[str, ...]:
+def unscored_notes(scores: Scores) -> tuple[str, ...]:
+    """How many scores were no number, where any was."""
     unscored = int(np.isnan(scores).sum())
     if not unscored:
         return ()
     return (f"{unscored} scores were not a number and got the worst score",)
 
 
-def _twice(candidates: Candidates) -> tuple[str, ...]:
+OUTSIDE_TOO = "non-members are equal to a member"
+"""Ends the note that says how many rows are on both sides."""
+
+
+def equal_rows(candidates: Candidates) -> tuple[str, ...]:
     """Says how many rows are equal: of both sides nobody tells them apart, of one side anybody."""
     members = candidates.included.tolist()
-    keys = _keys(candidates.rows.inputs, candidates.rows.targets)
+    keys = row_keys(candidates.rows.inputs, candidates.rows.targets)
     sides = [
         [key for key, member in zip(keys, members, strict=True) if member is side]
         for side in (True, False)
     ]
     inside = set(sides[0])
     equal = sum(key in inside for key in sides[1])
-    notes = [f"{equal} of the non-members are equal to a member"] if equal else []
+    notes = [f"{equal} of the {OUTSIDE_TOO}"] if equal else []
     for name, side in zip(("members", "non-members"), sides, strict=True):
         if again := len(side) - len(set(side)):
             notes.append(
@@ -298,7 +349,7 @@ def coin_leakage(
     Source: Steinke, Nasr and Jagielski 2023, Algorithm 1 (arXiv:2305.08846); the test of the curve:
         Mahloujifar, Melis and Chaudhuri 2024 (arXiv:2410.22235).
     """
-    correct = right_guesses(_ranked(scores), canaries, attack.guesses, seed=seed)
+    correct = right_guesses(rankable(scores), canaries, attack.guesses, seed=seed)
     inside = int(canaries.included.sum())
     curves = _example_curves(promised)
     metrics = _coin_metrics(attack, len(canaries), correct, curves)
@@ -314,7 +365,7 @@ def coin_leakage(
             f"{correct} of {attack.guesses} guesses right: epsilon at least "
             f"{proved}; all right would show the ceiling, {metrics['ceiling']:.3g}",
             *_coin_notes(attack, curves),
-            *_unscored(scores),
+            *unscored_notes(scores),
             BY_COIN,
         ),
     )
@@ -377,10 +428,11 @@ def check_canaries(attack: GuessesCoins, canaries: Canaries | None) -> Canaries:
         ValueError: If none were planted that it may guess, or fewer than it guesses.
     """
     if canaries is None:
-        raise ValueError(
+        raise NotApplicableError(
             "Expected data with canaries; plant some with pt.data.with_canaries, train on "
             "that data, and hand the same data to audit. A trainer that makes some of its "
-            "training rows public does not protect all canaries: give the data public rows."
+            "training rows public does not protect all canaries: give the data public rows.",
+            Reason.NO_CANARIES,
         )
     if attack.guesses > len(canaries):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from privtrain.attacks.attack import Attack
-from privtrain.core.abilities import Finished
+from privtrain.core.abilities import Finished, trained_task
 from privtrain.core.cost import Basis
 from privtrain.core.errors import DataError, PrivacyError, UnsupportedError
 from privtrain.core.failures import OWN_ERRORS
@@ -29,15 +30,12 @@ from privtrain.core.writing import write_file
 from privtrain.ledgers.study import StudyLedger
 from privtrain.report.files import JSON_NAME, load, plain_comparison
 from privtrain.report.progress import progress_bar
-from privtrain.runs.attacking import attacked
+from privtrain.runs.attacking import attacked_row
+from privtrain.runs.auditing import store_for
 from privtrain.runs.calibrating import calibrate
-from privtrain.runs.card import (
-    parties_are_public,
-    promises,
-    rows_are_public,
-    without_counts,
-)
+from privtrain.runs.card import without_counts
 from privtrain.runs.checkpoint import Identity
+from privtrain.runs.evidence import EVIDENCE, is_kept, keep_evidence
 from privtrain.runs.fitting import fit_trial as fit
 from privtrain.runs.keeping import INSIDE, MODEL, load_model, save_model
 from privtrain.runs.marks import (
@@ -51,6 +49,7 @@ from privtrain.runs.marks import (
     write_mark,
 )
 from privtrain.runs.measuring import KEEP, RAISE, failure_of, measured, one_class
+from privtrain.runs.shadowing import shadows_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +109,9 @@ class Conditions:
     errors: str = KEEP
     trainers: tuple[Trainer, ...] = ()
     keep_models: bool = False
+    workers: int = 1
+    keep_for_audit: bool = False
+    keep_messages: bool = False
 
     @cached_property
     def begun(self) -> Snapshot:
@@ -192,7 +194,7 @@ def check_folder(folder: Path, conditions: Conditions) -> None:
     written = folder / JSON_NAME
     if written.exists():
         load(written)
-    begun = (*folder.glob("*/row.json"), *folder.glob("*/state.pt"))
+    begun = (*folder.glob(f"*/{ROW}"), *folder.glob("*/state.pt"))
     mark = folder / COMPARISON
     checked_mark(mark, conditions.identity, conditions.environment, begun=begun)
     if not mark.exists() and any((folder / name).exists() for name in (RUN, "state.pt")):
@@ -213,12 +215,16 @@ def claim(folder: Path, conditions: Conditions) -> None:
         write_mark(folder / COMPARISON, mark)
 
 
+ROW = "row.json"
+"""A finished row in its folder."""
+
+
 def save_row(row: Row, folder: Path, environment: Mapping[str, str]) -> None:
     """Keeps a finished row in a folder, so that an interrupted comparison need not repeat it."""
     folder.mkdir(parents=True, exist_ok=True)
     document = plain_comparison(Comparison(rows=(row,), card={"versions": environment}))
     # Replaced as a whole: an interruption never leaves half a row to be read.
-    write_file(folder / "row.json", json.dumps(to_plain(document)))
+    write_file(folder / ROW, json.dumps(to_plain(document)))
 
 
 def load_row(folder: Path, environment: Mapping[str, str] | None = None) -> Row | None:
@@ -228,7 +234,7 @@ def load_row(folder: Path, environment: Mapping[str, str] | None = None) -> Row 
         folder: The row's folder.
         environment: What rows stand on now; the row notes where it stood on something else.
     """
-    path = folder / "row.json"
+    path = folder / ROW
     if not path.exists():
         return None
     made = load(path)
@@ -252,6 +258,9 @@ def kept_row(row: Row | None, folder: Path, shared: Conditions, trainer: Trainer
     # A row that failed is tried again: a lost party may be back.
     if row is None or row.error is not None:
         return None
+    needed = shared.keep_for_audit and not isinstance(trainer, Finished)
+    if needed and not is_kept(folder / EVIDENCE, everything=shared.keep_messages):
+        return None
     if not shared.keep_models:
         return row
     unkept = any(note.startswith(MODEL_NOT_KEPT) for note in row.notes)
@@ -263,7 +272,8 @@ def kept_row(row: Row | None, folder: Path, shared: Conditions, trainer: Trainer
         return row
     if not (folder / INSIDE / MODEL).exists():
         return None
-    kept = load_model(folder / INSIDE, model=shared.task.model, device=shared.device)
+    model = trained_task(trainer, shared.task).model
+    kept = load_model(folder / INSIDE, model=model, device=shared.device)
     return replace(row, predictor=kept)
 
 
@@ -308,8 +318,12 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
         epsilon_asked=cell.epsilon,
         baseline=cell.baseline,
     )
+    earlier = shared.begun if folder is not None else None
+    if folder is not None and not (folder / ROW).exists():
+        # Of an attempt that did not end, and perhaps of other noise.
+        shutil.rmtree(folder / EVIDENCE, ignore_errors=True)
     try:
-        trainer, notes = _calibrated(cell, shared)
+        trainer, notes = calibrated(cell, shared)
         with progress_bar(description) as progress:
             result = fit(
                 trainer,
@@ -326,19 +340,23 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
                 folder=folder,
                 progress=progress,
                 study_ledger=shared.study_ledger,
-                earlier=shared.begun if folder is not None else None,
+                earlier=earlier,
+                store=store_for(
+                    *(shared.attacks, shared.entropy, folder), everything=shared.keep_messages
+                ),
             )
         # First: an attack is a user's code, and may change the predictor that it was given.
         filled = _with_model(_filled(empty, result, shared), result, shared, folder)
-        leakage, refused = attacked(
-            *(result, shared.attacks, shared.task, shared.data),
-            seed=cell.seed,
-            errors=shared.errors,
-        )
-        # How many rows were drawn at least once follows the sample, which a promise may count on.
-        if result.members is not None and promises([result.statement]):
-            leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
-        return replace(filled, leakage=leakage, notes=(*notes, *filled.notes, *refused))
+        if shared.keep_for_audit and folder is not None and not isinstance(trainer, Finished):
+            keep_evidence(
+                *(result, folder / EVIDENCE, shared.task, shared.data),
+                earlier=earlier,
+                everything=shared.keep_messages,
+            )
+        filled = replace(filled, notes=(*notes, *filled.notes))
+        given = (shared.attacks, shared.task, shared.data)
+        with shadows_kept(folder, shared.workers):
+            return attacked_row(filled, result, *given, errors=shared.errors)
     # Whatever goes wrong in one trainer (a user's model, a lost party) must not lose the others.
     except OWN_ERRORS as error:
         if shared.errors == RAISE:
@@ -347,35 +365,7 @@ def run_cell(cell: Cell, shared: Conditions, folder: Path | None, description: s
         return replace(empty, error=failure.error, traceback=failure.traceback)
 
 
-def published(rows: Iterable[Row], data: FederatedData) -> tuple[Row, ...]:
-    """The rows without what a guarantee of any of them hides from who reads all of them.
-
-    What is counted in a run that promises nothing, such as the bytes of all rows, would tell the
-    number that another run of the same comparison promises to hide.
-    """
-    made = tuple(rows)
-    statements = [row.statement for row in made if row.statement is not None]
-    hides_rows = not rows_are_public(data, statements)
-    hidden = set() if parties_are_public(statements) else set(data.parties)
-    return tuple(_published(row, hides_rows, hidden) for row in made)
-
-
-def _published(row: Row, hides_rows: bool, hidden: set[str]) -> Row:
-    cost = row.cost
-    counted = cost is not None and cost.basis is Basis.MEASURED
-    # Figures by party tell who there is, whatever they follow from.
-    named = cost is not None and not hidden.isdisjoint(cost.bytes_sent_by_party)
-    if cost is not None and ((hides_rows and counted) or named):
-        cost = replace(
-            cost, bytes_sent=None, rounds=None, bytes_sent_by_party={}, basis=Basis.WITHHELD
-        )
-    leakage = row.leakage
-    if hides_rows:
-        leakage = tuple(replace(one, members=None, non_members=None) for one in leakage)
-    return replace(row, cost=cost, leakage=leakage)
-
-
-def _calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:
+def calibrated(cell: Cell, shared: Conditions) -> tuple[Trainer, tuple[str, ...]]:
     """The trainer with the noise that the asked epsilon needs; as it is where none would do."""
     if cell.epsilon is None:
         return cell.trainer, ()

@@ -1,16 +1,44 @@
 """Shadow models for attacks: on the candidates as an attack sees them, and so without the truth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
 from privtrain.core.abilities import Reusing
+from privtrain.core.errors import NotApplicableError, PrivtrainError, Reason
+from privtrain.core.failures import text_of
 from privtrain.core.result import TrainResult
+from privtrain.core.runtime import Runtimes
+from privtrain.core.statement import Unit
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
 from privtrain.core.trainer import Trainer
 from privtrain.data.federation import digest
 from privtrain.runs.shadows import Shadows, shadows
+
+# Around an attack and not in what it is handed: a run's folder tells who is a member.
+_PLACE: ContextVar[tuple[Path | None, int]] = ContextVar("folder and workers", default=(None, 1))
+
+
+@contextmanager
+def shadows_kept(folder: str | Path | None, workers: int = 1) -> Iterator[None]:
+    """Keeps what shadow models say, for attacks that ask for them within, and for later ones.
+
+    That holds no truth about the run: candidates lie in the order in which attacks see them. It
+    is private all the same, since it is computed from all of them.
+
+    Args:
+        folder: Such as that of the attacked run; None keeps nothing.
+        workers: See `privtrain.runs.shadows.shadows`.
+    """
+    before = _PLACE.set((None if folder is None else Path(folder), workers))
+    try:
+        yield
+    finally:
+        _PLACE.reset(before)
 
 
 @dataclass
@@ -45,18 +73,67 @@ class Shadowing:
         """What `count` models say of each candidate; see `privtrain.runs.shadows.shadows`."""
         key = (digest(self.candidates.train.values()), count)
         if key not in self.kept.made:
-            made = shadows(self.trainer, self.task, self.candidates, count=count, seed=self.seed)
-            for array in (made.losses, made.included):
-                array.setflags(write=False)  # for the next attack they must be what they are
+            folder, workers = _PLACE.get()
+            try:
+                made = shadows(
+                    *(self.trainer, self.task, self.candidates),
+                    count=count,
+                    seed=self.seed,
+                    folder=folder,
+                    workers=workers,
+                )
+            except NotApplicableError:
+                raise
+            except ValueError as error:  # DataError among them
+                raise NotApplicableError(
+                    f"A half of {len(self.candidates.test)} candidates cannot be trained on as the "
+                    f"run was: {text_of(error)} Or give the run more test rows, on which "
+                    "the number of candidates depends.",
+                    Reason.NO_SHADOWS,
+                ) from error
             self.kept.made[key] = made
         made = self.kept.made[key]
         self.said.extend([f"{count} shadow models", *made.notes])
-        return made
+        # Copies: whoever holds an array can make it writable again, and the next attack must find
+        # what was made.
+        names = ("losses", "log_probabilities", "included")
+        arrays = {name: getattr(made, name) for name in names}
+        copies = {name: one.copy() for name, one in arrays.items() if one is not None}
+        for one in copies.values():
+            one.setflags(write=False)
+        return replace(made, **copies)
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """Stands where there are no shadow models, and says why.
+
+    Args:
+        why: The sentence.
+    """
+
+    why: str
+
+    def __call__(self, count: int) -> Shadows:
+        """Raises `NotApplicableError`."""
+        raise NotApplicableError(self.why, Reason.NO_SHADOWS)
+
+
+OF_USERS = (
+    "A trainer that protects users has no shadow models: whose rows candidates are is kept from "
+    "attacks, since users of members and of others differ. Use LossThreshold, or attack a run that "
+    "protects single rows."
+)
+OF_OTHER_RUNS = (
+    "A trainer that takes what it computed in other runs, as PATE(votes=...) does, has no shadow "
+    "models: that tells of more rows than the candidates, and a study pays for it. Use "
+    "LossThreshold, or attack a run that keeps nothing."
+)
 
 
 def shadowing(
     result: TrainResult, task: Task, data: FederatedData, *, seed: int, kept: Kept, said: list[str]
-) -> Callable[[Rows], Shadowing] | None:
+) -> Callable[[Rows], Callable[[int], Shadows]] | None:
     """How shadow models of a run are trained, once it is known on which candidates.
 
     Args:
@@ -68,14 +145,28 @@ def shadowing(
         said: Gets what must stand beside the figures of an attack that asks for models.
 
     Returns:
-        From candidates in the order of the attack; None where the run does not say its trainer, or
-        that one reuses what it computed in other runs.
+        From candidates in the order of the attack; None where the run does not say its trainer.
     """
     trainer = result.trainer
-    # What is kept between runs is paid for by a study, and tells of more than the candidates.
-    if trainer is None or (isinstance(trainer, Reusing) and trainer.said_of_reuse(None)):
+    if trainer is None:
         return None
+    if reuses(trainer):
+        return lambda rows: Refusing(OF_OTHER_RUNS)
+    if any(plan.unit is Unit.USER for plan in trainer.plan(data, Runtimes())):
+        return lambda rows: Refusing(OF_USERS)
     return lambda rows: Shadowing(trainer, task, laid_out(data, rows), seed, kept, said)
+
+
+def reuses(trainer: Trainer) -> bool:
+    """Whether a trainer keeps what it computed for other runs, as it refuses to without a study."""
+    # What is kept between runs is paid for by a study, and tells of more than the candidates.
+    if not isinstance(trainer, Reusing):
+        return False
+    try:
+        trainer.check_reuse(Runtimes(), None)
+    except PrivtrainError:
+        return True
+    return False
 
 
 def laid_out(data: FederatedData, candidates: Rows) -> FederatedData:

@@ -22,8 +22,9 @@ from privtrain.core.runtime import Draws
 from privtrain.core.seeding import global_generator
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.core.trainer import Run
+from privtrain.report.progress import Report, silent
 from privtrain.sampling.passes import batches, row_batches
-from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
+from privtrain.steps.many import Models, in_parts, initial_models, optimizer_of_all, train_together
 from privtrain.steps.optimizers import (
     OptimizerFactory,
     check_not_diverged,
@@ -108,7 +109,12 @@ class PooledDescent:
         return ModelPredictor(model)
 
     def train_many(
-        self, task: Task, rows: Rows, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        rows: Rows,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report = silent,
     ) -> list[ModelPredictor]:
         """Trains many models, each on rows of its own, to the bits that each has alone.
 
@@ -117,6 +123,7 @@ class PooledDescent:
             rows: The rows of all models.
             included: Which rows each model trains on, boolean, shape `(models, rows)`.
             draws: The streams of each model.
+            progress: Called as `progress(done, total)`, in steps.
 
         Raises:
             UnsupportedError: If the model draws while it trains, or the optimizer is none that
@@ -126,21 +133,39 @@ class PooledDescent:
         device = draws[0].device
         rows = rows.to(device)
         made = initial_models(task, included, draws)
-        models = Models(made, task.loss)
-        optimizer = optimizer_of_all(models, made[0], self.optimizer, self.learning_rate)
-        taken = [
-            self._batches_of(own.nonzero().flatten(), each)
-            for own, each in zip(included.to(device), draws, strict=True)
-        ]
-        train_together(
-            taken,
-            lambda number, batches: models.step(optimizer, batches, rows),
-            models.take,
-            draws[0].seeds["dropout", 0, CURATOR_NAME],
-        )
+        batch = self.batch_size or int(included.sum(dim=1).max())
+        for part, shown in in_parts(len(made), rows, batch, progress):
+            own = included[part].to(device)
+            self._train(task, rows, made[part], own, draws[part], shown)
         for model in made:
             check_not_diverged(trainable(model), rows.inputs)
         return [ModelPredictor(model) for model in made]
+
+    def _train(
+        self,
+        task: Task,
+        rows: Rows,
+        made: Sequence[nn.Module],
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report,
+    ) -> None:
+        """Trains models whose batches fit into memory at the same time."""
+        models = Models(made, task.loss)
+        optimizer = optimizer_of_all(models, made[0], self.optimizer, self.learning_rate)
+        most = int(included.sum(dim=1).max())
+        steps = self.epochs * -(-most // (self.batch_size or most))
+
+        def step(number: int, batches: list[Tensor | None]) -> None:
+            models.step(optimizer, batches, rows)
+            progress(number + 1, steps)
+
+        taken = [
+            self._batches_of(own.nonzero().flatten(), each)
+            for own, each in zip(included, draws, strict=True)
+        ]
+        dropped = draws[0].seeds["dropout", 0, CURATOR_NAME]
+        train_together(taken, step, models.take, dropped)
 
     def _batches_of(self, own: Tensor, draws: Draws) -> Iterator[Tensor]:
         """Numbers of the rows of each batch of a model, of all epochs."""

@@ -23,11 +23,16 @@ from privtrain.core.runtime import Draws
 from privtrain.core.seeding import Stream, global_generator
 from privtrain.core.task import Loss, Rows, Task, cross_entropy
 from privtrain.gradients.gradients import check_losses
+from privtrain.report.progress import Report
 from privtrain.steps.grouped import ELEMENTWISE, chained_layers, is_known
 from privtrain.steps.optimizers import OptimizerFactory, advance, make_optimizer
 from privtrain.steps.plain import normalises_batches
 from privtrain.steps.tables import Products, Table, Weight
 from privtrain.steps.together import is_elementwise
+
+MEMORY, OF_INPUTS = 2**28, 4
+"""Bytes of the batches of models that are trained at the same time, each of which takes its inputs
+so many times: themselves, and what layers make of them."""
 
 _TABLES = 16
 """Kinds of steps that are remembered."""
@@ -56,6 +61,31 @@ def initial_models(task: Task, included: Tensor, draws: Sequence[Draws]) -> list
             raise DataError(f"Expected included[{number}] to mark rows; there are none.")
     streams = [each.seeds["initialisation", 0, ""] for each in draws]
     return [initial_model(task, stream).to(draws[0].device).train() for stream in streams]
+
+
+def in_parts(
+    count: int, rows: Rows, batch: int, progress: Report
+) -> Iterator[tuple[slice, Report]]:
+    """Cuts models into parts whose batches fit into memory at the same time.
+
+    Args:
+        count: How many models there are.
+        rows: The rows of all models.
+        batch: Rows that a model takes at a time, at most or as expected.
+        progress: Called as `progress(done, total)`, of all parts.
+
+    Yields:
+        The models of each part, and its own progress, whose total is that of each part.
+    """
+    size = batch * rows.inputs[:1].numel() * rows.inputs.element_size()
+    at_once = max(1, MEMORY // max(1, OF_INPUTS * size))
+    starts = range(0, count, at_once)
+
+    def told(before: int) -> Report:
+        return lambda done, total: progress(before * total + done, len(starts) * total)
+
+    for number, start in enumerate(starts):
+        yield slice(start, start + at_once), told(number)
 
 
 class Models:

@@ -10,14 +10,22 @@ from privtrain.core.parameters import load_vector, trainable
 from privtrain.core.parties import AGGREGATOR_NAME
 from privtrain.core.runtime import Draws
 from privtrain.core.task import FederatedData, Rows, Task
+from privtrain.report.progress import Report, silent
 from privtrain.sampling.passes import batches
 from privtrain.sampling.sampling import Sampling
-from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
+from privtrain.steps.many import (
+    MEMORY,
+    OF_INPUTS,
+    Models,
+    initial_models,
+    optimizer_of_all,
+    train_together,
+)
 from privtrain.steps.optimizers import check_not_diverged
 from privtrain.steps.plain import PlainSteps
 
-_MEMORY, _COPIES = 2**28, 6
-"""Bytes of the clients that train side by side, each of which takes its weights so many times."""
+_COPIES = 6
+"""How often a client that trains beside others takes its weights."""
 
 
 def train_federations(
@@ -28,6 +36,7 @@ def train_federations(
     rounds: int,
     sampling: Sampling,
     local: PlainSteps,
+    progress: Report = silent,
 ) -> list[nn.Module]:
     """Trains a model of each federation by rounds in which clients' models are averaged.
 
@@ -39,6 +48,7 @@ def train_federations(
         rounds: Number of rounds.
         sampling: Which clients take part in a round; drawn by public seeds.
         local: How a client improves the model.
+        progress: Called as `progress(done, total)`, in rounds.
 
     Returns:
         The models after the last round, up to rounding those that each federation has alone.
@@ -49,22 +59,27 @@ def train_federations(
         DataError: If training diverged.
     """
     device = draws[0].device
-    rows = data.pooled().to(device)
+    rows = data.joined().to(device)
     models = initial_models(task, included, draws)
     if any(True for _ in models[0].buffers()):
         raise UnsupportedError("The model has buffers, which are averaged one by one.")
     held = [_numbers_of(data, own) for own in included.to(device)]
     size = sum(p.numel() * p.element_size() for p in models[0].parameters())
-    at_once = _MEMORY // (_COPIES * max(1, size * len(data.parties)))
+    most = max(len(numbers) for own in held for numbers in own)
+    batch = min(most, local.batch_size or most)
+    size = _COPIES * size + OF_INPUTS * batch * rows.inputs[:1].numel() * rows.inputs.element_size()
+    at_once = MEMORY // max(1, size * len(data.parties))
     if at_once == 0:
         raise UnsupportedError(
             f"{len(data.parties)} clients take too much memory at the same time."
         )
-    for start in range(0, len(models), at_once):
+    starts = range(0, len(models), at_once)
+    for number, start in enumerate(starts):
         part = slice(start, start + at_once)
         own = models[part], held[part], draws[part]
         for round in range(rounds):
             _train_round(task, rows, *own, round, sampling, local, data.parties)
+            progress(number * rounds + round + 1, len(starts) * rounds)
     for model in models:
         check_not_diverged(trainable(model), rows.inputs)
     return models

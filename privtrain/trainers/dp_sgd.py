@@ -1,5 +1,6 @@
 """DP-SGD on pooled rows: per-example clipping and noise (Abadi et al. 2016, Algorithm 1)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -38,9 +39,16 @@ from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.mechanism import l2_bound_of
 from privtrain.release.aggregation import BoundedSum
 from privtrain.release.door import Release
+from privtrain.report.progress import Report, silent
 from privtrain.sampling.batches import PoissonBatches
 from privtrain.sampling.figures import Batches, BatchSampling, rows_at
-from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
+from privtrain.steps.many import (
+    Models,
+    in_parts,
+    initial_models,
+    optimizer_of_all,
+    train_together,
+)
 from privtrain.steps.many_private import NoisedSums
 from privtrain.steps.optimizers import (
     GradientVector,
@@ -243,42 +251,60 @@ class DPSGD:
         return ModelPredictor(model)
 
     def train_many(
-        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        data: FederatedData,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report = silent,
     ) -> list[ModelPredictor]:
         if not isinstance(self.sampling, PoissonBatches) or self.sampling.rows_per_user is not None:
             raise UnsupportedError(
                 f"sampling={self.sampling} draws batches of one model at a time."
             )
         device = draws[0].device
-        rows = data.pooled().to(device)
+        rows = data.joined().to(device)
         made = initial_models(task, included, draws)
+        batch = math.ceil(self.expected_batch)
+        for part, shown in in_parts(len(made), rows, batch, progress):
+            own = included[part].to(device)
+            self._train(task, data, rows, made[part], own, draws[part], shown)
+        return [ModelPredictor(model) for model in made]
+
+    def _train(
+        self,
+        task: Task,
+        data: FederatedData,
+        rows: Rows,
+        made: Sequence[nn.Module],
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report,
+    ) -> None:
+        """Trains models whose batches fit into memory at the same time."""
         models = Models(made, task.loss)
         mechanism = self.release.mechanism
         sums = NoisedSums(
             models, made[0], task.loss, self.gradients, mechanism, self.expected_batch
         )
         optimizer = optimizer_of_all(models, made[0], self.optimizer, self.learning_rate)
+        held = [own.nonzero().flatten() for own in included]
+        steps = [self._batches(data, len(own)) for own in held]
+        total = max(each.steps for each in steps)
 
         def step(number: int, taken: list[Tensor | None]) -> None:
             sums.write(number, taken, rows, draws)
             advance(optimizer)
+            progress(number + 1, total)
 
-        taken = [
-            self._batches_of(data, own.nonzero().flatten(), each)
-            for own, each in zip(included.to(device), draws, strict=True)
-        ]
+        taken = [_drawn(*each) for each in zip(steps, held, draws, strict=True)]
         train_together(taken, step, models.take, draws[0].seeds["dropout", 0, CURATOR_NAME])
-        return [ModelPredictor(model) for model in made]
 
-    def _batches_of(self, data: FederatedData, own: Tensor, draws: Draws) -> Iterator[Tensor]:
-        """Numbers of the rows of each batch of a model that has some of the rows."""
+    def _batches(self, data: FederatedData, rows: int) -> Batches:
+        """How the batches of a model are drawn that has so many rows."""
         # Where no figure is public, rows are counted: those of this model.
-        counted = Rows(torch.empty(len(own), 0))
-        batches = self.batches(replace(data, train={CURATOR_NAME: counted}, split=ROWS))
-        for step in range(batches.steps):
-            entropy = draws.entropy["sample", step, CURATOR_NAME].numpy()
-            for chosen in batches.draw(len(own), entropy):
-                yield own[torch.tensor(chosen, dtype=torch.long, device=own.device)]
+        counted = Rows(torch.empty(rows, 0))
+        return self.batches(replace(data, train={CURATOR_NAME: counted}, split=ROWS))
 
     def _draw(self, batches: Batches, rows: int, step: int, run: Run) -> Iterator[list[int]]:
         """The batches of one draw: Algorithm 1, "Take a random sample L_t"."""
@@ -314,6 +340,14 @@ class DPSGD:
         eligible = batches.eligible(rows, run.seeds)
         used = UsedRows(len(rows), eligible)
         return (rows.take(eligible.to(run.device)) if len(eligible) < len(rows) else rows), used
+
+
+def _drawn(batches: Batches, own: Tensor, draws: Draws) -> Iterator[Tensor]:
+    """Numbers of the rows of each batch of a model that has some of the rows."""
+    for step in range(batches.steps):
+        entropy = draws.entropy["sample", step, CURATOR_NAME].numpy()
+        for chosen in batches.draw(len(own), entropy):
+            yield own[torch.tensor(chosen, dtype=torch.long, device=own.device)]
 
 
 def _state(

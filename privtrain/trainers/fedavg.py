@@ -35,6 +35,8 @@ from privtrain.release.door import Release
 from privtrain.release.finish import IDENTITY
 from privtrain.release.placement import Drawer
 from privtrain.release.reduce import NONE
+from privtrain.release.shared import with_plain_sum
+from privtrain.report.progress import Report, silent
 from privtrain.sampling.sampling import Everyone, Poisson, Sampling
 from privtrain.sampling.schedule import check_separation
 from privtrain.steps.local import LocalSteps
@@ -280,15 +282,24 @@ class FedAvg:
         run.transcript.publish("model", server.vector(), sender=AGGREGATOR_NAME, round=self.rounds)
         return ModelPredictor(model)
 
+    def with_plain_sum(self) -> "FedAvg | None":
+        release = with_plain_sum(self.release)
+        return None if release is None else replace(self, release=release)
+
     def train_many(
-        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        data: FederatedData,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report = silent,
     ) -> list[ModelPredictor]:
         usual = FedAvg(rounds=self.rounds, sampling=self.sampling, local=self.local)
         if usual != self or type(self.local) is not PlainSteps:
             raise UnsupportedError("many federations at once need plain steps and a plain average.")
         _check_rows(data)
         settings = (self.rounds, self.sampling, self.local)
-        made = train_federations(task, data, included, draws, *settings)
+        made = train_federations(task, data, included, draws, *settings, progress)
         return [ModelPredictor(model) for model in made]
 
     def _public_cost(self, model: Tensor, rounds: int, parties: int, run: Run) -> PublicCost | None:

@@ -79,6 +79,7 @@ from privtrain.mpc.ring64.streamed import check_streamed
 from privtrain.mpc.sharing import share
 from privtrain.mpc.translation import check_translation
 from privtrain.release.door import Release
+from privtrain.report.progress import Report, silent
 from privtrain.steps.descent import PooledDescent, WithMomentum
 from privtrain.steps.pooling import CURATOR_READS
 
@@ -118,9 +119,14 @@ class PlaintextTwin:
         return self.descent.train(task, data, run)
 
     def train_many(
-        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        data: FederatedData,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report = silent,
     ) -> list[ModelPredictor]:
-        return self.descent.train_many(task, data.pooled(), included, draws)
+        return self.descent.train_many(task, data.joined(), included, draws, progress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from privtrain.release.checked import ConfidentGNMax, InteractiveGNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.release.placement import Drawer
+from privtrain.release.shared import with_plain_sum
 from privtrain.sampling.assignment import CONTENTS, AssignedBy, check_users
 from privtrain.sampling.figures import rows_are_public
 from privtrain.sampling.users import count_rows
@@ -310,6 +311,15 @@ class PATE:
         release = self.release.with_scale(scale)
         return None if release is None else replace(self, release=release)
 
+    def with_plain_sum(self) -> "PATE | None":
+        release, consensus = self.release, self.consensus
+        if isinstance(release, Release):
+            release = with_plain_sum(release) or release
+        if consensus is not None:
+            consensus = with_plain_sum(consensus) or consensus
+        same = (release, consensus) == (self.release, self.consensus)
+        return None if same else replace(self, release=release, consensus=consensus)
+
     def hosted(self, parties: tuple[str, ...]) -> dict[str, int]:
         """The number of teachers of each party: as even as possible, at least one.
 
@@ -319,7 +329,10 @@ class PATE:
         return spread(self.teachers, parties)
 
     def briefly(self) -> "PATE":
-        return PATE(teachers=2, queries=2, steps=PlainSteps(), student=PlainSteps())
+        # What it clusters and solves with is imported when it first learns.
+        compares = isinstance(self.student, SemiSupervised)
+        student = SemiSupervised(steps=1) if compares else PlainSteps()
+        return PATE(teachers=2, queries=2, steps=PlainSteps(), student=student)
 
     def check(self, task: Task, model: nn.Module) -> None:
         self.steps.check(task, model)

@@ -14,6 +14,7 @@ from privtrain.core.task import FederatedData, Task
 from privtrain.core.trainer import PrivacyPlan, Run
 from privtrain.core.validate import check_count, check_positive
 from privtrain.release.door import Release
+from privtrain.report.progress import Report, silent
 from privtrain.steps.descent import PooledDescent
 from privtrain.steps.optimizers import OptimizerFactory, check_factory
 from privtrain.steps.pooling import CURATOR_READS
@@ -78,6 +79,11 @@ class SGD:
         return self.descent.train(task, data, run)
 
     def train_many(
-        self, task: Task, data: FederatedData, included: Tensor, draws: Sequence[Draws]
+        self,
+        task: Task,
+        data: FederatedData,
+        included: Tensor,
+        draws: Sequence[Draws],
+        progress: Report = silent,
     ) -> list[ModelPredictor]:
-        return self.descent.train_many(task, data.pooled(), included, draws)
+        return self.descent.train_many(task, data.joined(), included, draws, progress)

@@ -1,6 +1,6 @@
 """An attack that keeps what it was handed, and what a referee says of others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +42,22 @@ class LookingAtCanaries(Looking):
     canaries_needed: int = 2
     delta: float = 1e-5
     confidence: float = 0.95
+
+
+@dataclass
+class LookingAtClients:
+    """Keeps what it was handed, and scores clients by their places."""
+
+    observer: Observer = PUBLIC
+    name: str = "looking"
+    needs_messages: bool = False
+    rows_each: int = 20
+    limit: int = 1_000
+    seen: list[tuple[Target, Sequence[Rows], int]] = field(default_factory=list)
+
+    def score_clients(self, target: Target, clients: Sequence[Rows], *, seed: int) -> Tensor:
+        self.seen.append((target, clients, seed))
+        return torch.arange(len(clients))
 
 
 def judged(

@@ -39,6 +39,9 @@ def test_the_order_is_that_of_the_published_score_for_any_population() -> None:
 def test_a_loss_that_is_of_no_probability_is_refused() -> None:
     candidates: Rows = rows(1)
     task = replace(TASK, loss=lambda logits, labels: -logits[:, 0].abs())
+    asked: list[int] = []
+    target = replace(handed(PUBLIC, candidates), task=task, shadows=asked.append)
     with pytest.raises(ValueError, match="losses"):
-        RMIA(shadows=4).score(replace(handed(PUBLIC, candidates), task=task), candidates, seed=0)
+        RMIA(shadows=4).score(target, candidates, seed=0)
+    assert asked == []  # before hours of training
     assert (RMIA().name, RMIA(online=False).name) == ("RMIA", "RMIA offline")

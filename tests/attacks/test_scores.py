@@ -361,3 +361,23 @@ def test_tpr_intervals_reach_zero_and_one_where_order_statistics_run_out() -> No
     assert wide is not None and narrow is not None
     assert wide.tpr_interval[0] <= narrow.tpr_interval[0] <= narrow.tpr_interval[1]
     assert narrow.tpr_interval[1] <= wide.tpr_interval[1]
+
+
+def test_the_curve_has_no_rate_below_ten_false_positives() -> None:
+    draw = np.random.default_rng(0)
+    inside, outside = draw.normal(0.5, 1, 1_500), draw.normal(0, 1, 1_500)
+    curve = scores.low_rates(inside, outside)
+    rates = [rate for rate, _ in curve]
+    assert rates == [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    for rate, found in curve:
+        point = scores.tpr_at_fpr(inside, outside, rate)
+        assert point is not None and found == round(point.tpr, 3)
+    assert curve[-1] == (1.0, 1.0)
+
+
+def test_tied_rows_are_on_the_curve_together_or_not_at_all() -> None:
+    assert scores.low_rates(np.ones(50), np.ones(50)) == ((0.2, 0.0), (0.5, 0.0), (1.0, 1.0))
+
+
+def test_so_few_rows_have_no_curve() -> None:
+    assert scores.low_rates([1.0, 2.0], [0.0] * 9) == ()

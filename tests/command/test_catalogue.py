@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 import privtrain as pt
+from privtrain.attacks.taxonomy import EVERYBODY
 from privtrain.command import catalogue, names
 from privtrain.command.arguments import DataArgs
 from privtrain.command.cli import main
@@ -51,6 +52,17 @@ def test_data_sets_and_files_have_the_options_of_their_loaders() -> None:
         assert set(listed[suffix]) == (own - {"options"} | passed if "options" in own else own)
 
 
+def test_attacks_are_listed_with_what_they_say_of_themselves() -> None:
+    for entry in catalogue.attacks():
+        about = names.ATTACKS[entry.name].about
+        assert f"Goal: {about.goal}, of one {about.unit}" in entry.about
+        assert f"means: {about.capability};" in entry.about
+        assert ("trains shadow models" in entry.about) == about.shadows
+        able = "everybody" if about.observers == EVERYBODY else ", ".join(about.observers)
+        assert f"by {able};" in entry.about
+    assert not any(entry.about for entry in catalogue.trainers())
+
+
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
@@ -59,6 +71,10 @@ def test_data_sets_and_files_have_the_options_of_their_loaders() -> None:
         ("trainers", "--set dp_sgd.epochs=5"),
         ("trainers Gaussian", "noise_multiplier  (float)"),
         ("attacks", "guesses=100  (int)"),
+        (
+            "attacks rmia",
+            "Goal: membership, of one example; means: outputs; by everybody; trains shadow models.",
+        ),
         ("data digits", "test_fraction=0.2  (float)"),
         ("data", "FILE.csv"),
     ],

@@ -154,3 +154,15 @@ def test_for_fit_the_trainer_is_not_named() -> None:
         changed_trainer(pt.DPSGD(), ["strong 1.5.epochs=5"], "strong 1.5")
     with pytest.raises(ValueError, match="to look like --set epochs=5"):
         changed_trainer(pt.DPSGD(), ["epochs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "observer"),
+    [("aggregator", pt.AGGREGATOR), ("[party-1,party-0]", pt.coalition({"party-0", "party-1"}))],
+)
+def test_an_attack_changes_its_place(text: str, observer: pt.Observer) -> None:
+    study = Study(trainers={"sgd": {}}, attacks=("rmia",))
+    (attack,) = overridden(study, [f"rmia.observer={text}"]).make_attacks()
+    assert attack == pt.RMIA(observer=observer)
+    with pytest.raises(ValueError, match="Did you mean 'aggregator'"):
+        overridden(study, ["rmia.observer=agregator"])

@@ -83,7 +83,11 @@ def test_a_study_says_which_row_gaps_are_measured_from(tmp_path: Path) -> None:
         ("one_run", 0, r"canaries=0 >= 100, the guesses of one_run.*--canaries"),
         ({"attack": "one_run", "guesses": 51}, 50, "canaries=50 >= 51"),
         ({"attack": "one_run", "guess": 5}, 50, "OneRun has no setting 'guess'; it has guesses"),
-        ({"guesses": 5}, 50, "attack=None to be one of lira, loss_threshold, one_run, rmia"),
+        (
+            {"guesses": 5},
+            50,
+            "attack=None to be one of client_membership, gradient_norm, label_only",
+        ),
     ],
 )
 def test_attacks_that_cannot_be_made_are_named(attack: object, canaries: int, match: str) -> None:
@@ -183,3 +187,22 @@ def test_a_path_that_is_no_utf_8_loses_no_study(tmp_path: Path) -> None:
 def test_entries_of_attacks_that_are_no_names(entry: object) -> None:
     with pytest.raises(ValueError, match="attacks to hold names"):
         Study(attacks=(entry,))  # type: ignore[arg-type]
+
+
+def test_observers_of_attacks_are_read_and_written_back(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'attacks = ["rmia", { attack = "rmia", observer = "aggregator" }, '
+        '{ attack = "loss_threshold", observer = ["party-1", "party-0"] }]\n[trainers.sgd]\n'
+    )
+    study = read_study(path)
+    plain, seen, pooled = study.make_attacks()
+    assert plain.observer == pt.PUBLIC and seen.observer == pt.AGGREGATOR
+    assert pooled.observer == pt.coalition({"party-0", "party-1"})
+    write_study(study, path)
+    # As studies were before attacks had observers, where nobody named one.
+    assert "observer" not in study.to_plain()["attacks"][0]
+    assert read_study(path).make_attacks() == (plain, seen, pooled)
+    path.write_text('attacks = [{ attack = "rmia", observer = "party-0" }]\n[trainers.sgd]\n')
+    with pytest.raises(ValueError, match=r"observer='party-0' to be one of public.*or a list"):
+        read_study(path).make_attacks()

@@ -60,10 +60,11 @@ class OwnAttack:
 
     name: str = "own"
     observer: pt.Observer = pt.PUBLIC
+    hidden: frozenset[str] = frozenset()
 
 
 def test_a_setting_that_no_file_can_hold_is_named() -> None:
-    with pytest.raises(pt.UnsupportedError, match=r"'observer' of OwnAttack.*init=False"):
+    with pytest.raises(pt.UnsupportedError, match=r"'hidden' of OwnAttack.*init=False"):
         settings_of(OwnAttack())
 
 

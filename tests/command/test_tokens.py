@@ -24,6 +24,13 @@ def test_they_are_those_of_what_they_stand_for() -> None:
     assert set(tokens.DATA) == set(data_names())
 
 
+def test_what_attacks_are_made_of_is_no_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    homes = {"About": "taxonomy", "Goal": "taxonomy", "MembershipAttack": "attack", "LiRA": "lira"}
+    for name, home in homes.items():
+        monkeypatch.setitem(pt._HOME_OF, name, f"privtrain.attacks.{home}")
+    assert [name for name in homes if tokens._is_attack(name)] == ["LiRA"]
+
+
 def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path) -> None:
     """One process for all: what one of them loads shows."""
     study = tmp_path / "study.toml"
@@ -50,6 +57,10 @@ def test_help_and_mistakes_load_nothing_heavy(tmp_path: Path) -> None:
         f"compare {study}": [],
         f"fit {study}": [],
         "fit missing.toml": [],
+        "audit --help": [],
+        "audit": [],
+        "audit runs/none --attacks rmiaa": [],
+        "audit no_such_folder": [],
         "compare --nonsense": [],
         "party --rank 5 --world-size 2 --rendezvous tcp://h:1 x.toml": [],
     }

@@ -108,3 +108,10 @@ def test_an_exposure_counts_on_no_finish_unless_it_says_so() -> None:
     seen = Exposure(single_messages=False, knows_sample=False, noise_known=0.0)
     flags = (seen.largest_only, seen.finish_only, seen.winner_only, seen.check_only)
     assert flags == (False, False, False, False)
+
+
+def test_a_coalition_is_printed_alike_in_every_process() -> None:
+    names = {"party-3", "party-1", "aggregator"}
+    expected = "corrupted=frozenset({'aggregator', 'party-1', 'party-3'})"
+    assert expected in repr(coalition(names))
+    assert repr(PUBLIC) == "Observer(name='public', corrupted=frozenset())"

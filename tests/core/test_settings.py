@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privtrain.core.settings import kept_settings, recorded_gradients
+from privtrain.core.settings import kept_settings, read_settings, recorded_gradients, set_settings
 from privtrain.core.task import FederatedData, Rows, Task
 from privtrain.runs.fitting import fit
 from privtrain.trainers.sgd import SGD
@@ -49,6 +49,19 @@ def test_settings_are_put_back(change: Callable[[], object]) -> None:
         change()
         raise KeyError
     assert state() == before
+
+
+def test_another_process_may_be_set_as_this_one() -> None:
+    before = read_settings()
+    with kept_settings():
+        torch.set_default_dtype(torch.float64)
+        np.seterr(over="raise")
+        taken = read_settings()
+        set_settings(before)
+        assert torch.get_default_dtype() is before[0]
+        set_settings(taken)
+        assert torch.get_default_dtype() is torch.float64 and np.geterr()["over"] == "raise"
+    assert read_settings() == before
 
 
 def test_settings_of_the_caller_stay() -> None:

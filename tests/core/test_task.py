@@ -155,3 +155,11 @@ def test_logistic_loss_is_that_of_one_logit_in_any_shape() -> None:
     for targets in (torch.tensor([0, 1, 1]), torch.tensor([[0.0], [1.0], [1.0]])):
         for shaped in (logits, logits.flatten()):
             torch.testing.assert_close(binary_cross_entropy(shaped, targets), wanted)
+
+
+def test_rows_of_a_single_party_are_joined_without_a_copy() -> None:
+    parts = [Rows(torch.full((2, 3), float(n)), torch.full((2,), n)) for n in range(2)]
+    alone = FederatedData(train={"a": parts[0]}, test=parts[1])
+    assert alone.joined() is parts[0] and alone.pooled() is not parts[0]
+    both = FederatedData(train={"a": parts[0], "b": parts[1]}, test=parts[1])
+    assert torch.equal(both.joined().inputs, both.pooled().inputs)

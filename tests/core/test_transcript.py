@@ -1,6 +1,8 @@
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 
 from privtrain.core.observers import (
@@ -14,6 +16,7 @@ from privtrain.core.observers import (
     coalition,
 )
 from privtrain.core.parties import AGGREGATOR_NAME, CURATOR_NAME, PUBLIC_NAME
+from privtrain.core.payloads import PayloadStore, Wanted
 from privtrain.core.transcript import Entry, Setup, Transcript
 
 
@@ -215,3 +218,67 @@ def test_transcripts_pickle() -> None:
     copy = pickle.loads(pickle.dumps(made))
     assert copy.entries == made.entries
     assert copy.view(AGGREGATOR) == made.view(AGGREGATOR)
+
+
+def a_pool(transcript: Transcript) -> None:
+    """Rows at a curator, who asks nothing back."""
+    for party in ("a", "b"):
+        transcript.send(party, CURATOR_NAME, "rows", torch.ones(5), round=0)
+    transcript.publish("model", torch.ones(3), sender=CURATOR_NAME, round=1)
+
+
+def a_federation(transcript: Transcript) -> None:
+    transcript.knows("dealer-0", "triples")
+    for round in range(2):
+        for client in ("a", "b"):
+            transcript.send(AGGREGATOR_NAME, client, "model", torch.ones(5), round=round)
+            transcript.send(client, AGGREGATOR_NAME, "update", torch.ones(5), round=round)
+        transcript.send("a", "b", "share", torch.ones(2), round=round)
+        transcript.send("dealer-0", "a", "triple", torch.ones(2), round=round)
+    transcript.publish("model", torch.ones(3), sender=AGGREGATOR_NAME, round=2)
+
+
+@pytest.mark.parametrize("kinds", [(), ("update",), ("model", "rows")])
+@pytest.mark.parametrize("sent", [a_pool, a_federation])
+@pytest.mark.parametrize(
+    "observer",
+    [
+        *(PUBLIC, PARTICIPANT, AGGREGATOR, CURATOR, DEALER, QUERIER),
+        coalition({"b"}),
+        coalition({"b", AGGREGATOR_NAME}),
+        coalition({"participant"}),
+    ],
+    ids=str,
+)
+def test_a_store_keeps_what_an_observer_sees_and_nothing_else(
+    observer: Observer, sent: Callable[[Transcript], None], kinds: tuple[str, ...]
+) -> None:
+    # The plain way: keep everything, and cut the view when the run has ended.
+    whole = Transcript(keep_payloads=True)
+    sent(whole)
+    assert all(entry.payload is not None for entry in whole.entries)
+    seen = {id(entry) for entry in whole.view(observer).messages}
+    kept = Transcript(True, PayloadStore((Wanted(observer, kinds),)))
+    sent(kept)
+    expected = [id(e) in seen and (not kinds or e.kind in kinds) for e in whole.entries]
+    assert [entry.payload is not None for entry in kept.entries] == expected
+    assert kept == whole, "headers are the same"
+    assert kept.bytes_sent == whole.bytes_sent
+
+
+def test_a_store_for_everybody_keeps_everything_and_one_for_nobody_nothing() -> None:
+    for wanted, number in (((Wanted(None),), 4), ((), 0), ((Wanted(None, ("model",)),), 2)):
+        made = Transcript(True, PayloadStore(wanted))
+        made.send("a", "b", "share", torch.ones(2), round=0)
+        made.send("a", "b", "model", torch.ones(2), round=0)
+        made.send("b", CURATOR_NAME, "rows", torch.ones(2), round=0)
+        made.publish("model", torch.ones(2), sender="b", round=0)
+        assert [entry.payload is not None for entry in made.entries].count(True) == number
+        assert len(pickle.loads(pickle.dumps(made)).entries) == 4
+
+
+def test_who_writes_into_a_payload_changes_nothing() -> None:
+    entry = a_star(keep=True).entries[0]
+    assert entry.payload is not None and entry.payload is not entry.payload
+    entry.payload.fill_(3.0)
+    assert not entry.payload.any()

@@ -253,6 +253,34 @@ def ftrl_lines(figures: Values) -> Iterable[str]:
         before = what
 
 
+# Membership over several targets, which its benchmark keeps
+
+
+LARGEST = (("auc", 1, 3), ("tpr_at_1%_fpr", 100, 2), ("tpr_at_0.1%_fpr", 100, 2))
+
+
+def membership_lines(figures: Values) -> Iterable[str]:
+    yield "| trainer (accuracy on members, on others) | attack | AUC | TPR at 1% FPR | at 0.1% |"
+    yield "|---|---|---|---|---|"
+    before = ""
+    for row in figures["rows"]:
+        work = row["work"]
+        what = f"{work} ({percent(row['accuracy_in'])}, {percent(row['accuracy_out'])})"
+        if work != before and "largest_auc" in row:
+            rates = " | ".join(
+                printed_up(scale * row[f"largest_{name}"], digits)
+                for name, scale, digits in LARGEST
+            )
+            yield f"| {what} | *at most, by its trade-off curve* | {rates} |"
+            what = ""
+        low, high = outwards(*row["auc_interval"], 3)
+        yield (
+            f"| {what if work != before else ''} | {row['ours']} | {row['auc']:.3f} ({low}-{high}) "
+            f"| {100 * row['tpr_at_1%_fpr']:.1f} | {100 * row['tpr_at_0.1%_fpr']:.2f} |"
+        )
+        before = work
+
+
 TABLES: Mapping[str, Table] = {
     "hospitals": Table(
         page="docs/scenarios.md",
@@ -306,6 +334,15 @@ TABLES: Mapping[str, Table] = {
         figures=lambda runs: {},
         lines=ftrl_lines,
         kept="benchmarks/results/dp_ftrl.json",
+    ),
+    "membership": Table(
+        page="docs/attacks.md",
+        commands={"all": ("benchmarks/membership.py",)},
+        takes="some fifteen minutes, with MNIST in PRIVTRAIN_DATA",
+        code=("benchmarks/membership.py", *TRAINING),
+        figures=lambda runs: {},
+        lines=membership_lines,
+        kept="benchmarks/results/membership.json",
     ),
     **{
         name: Table(

@@ -29,6 +29,7 @@ from privtrain.core.trainer import RELEASE
 from tests.attacks.looking import judged
 from tests.contracts.aggregation import check_aggregation
 from tests.docs.pages import DOCS, examples, run
+from tests.runtimes.forked import Forked
 from tests.statistics import assert_power, std_is
 
 PAGES = ("trainer", "mechanism", "aggregation", "attack", "mesh_program")
@@ -474,13 +475,15 @@ def test_attack_finds_what_is_there_and_nothing_else(folder: Path) -> None:
 
 
 def test_attack_shows_who_is_protected_by_whose_noise(folder: Path) -> None:
-    attack = module_of("attack", folder).RowSpan(bounded=True)
+    attack = module_of("attack", folder).RowSpan()
     task, data = pt.data.digits(parties=100, seed=0)
     lows, highs, promised = [], [], []
     for placement in (pt.AT_AGGREGATOR, pt.AT_PARTY):
         fedavg = pt.FedAvg(rounds=2, release=pt.Release(pt.Gaussian(1.0, 1.0), placement))
         result = pt.fit(fedavg, task, data, keep_payloads=True)
         low, high = pt.audit(result, attack, task, data).intervals["auc"]
+        own = pt.audit(result, pt.RowSpan(), task, data).intervals["auc"]
+        assert own == pytest.approx((low, high), abs=0.1)
         lows.append(low)
         highs.append(high)
         promised.append(result.statement.epsilon("aggregator"))
@@ -517,7 +520,7 @@ def test_mesh_program_multiplies_modulo_2_to_the_64(left: int, right: int, folde
         "left": {"factor": torch.tensor(left)},
         "right": {"factor": torch.tensor(right)},
     }
-    replies = pt.Processes(timeout=60).run({**programs, "helper": module.Deal()}, inputs)
+    replies = Forked(timeout=60).run({**programs, "helper": module.Deal()}, inputs)
     expected = torch.tensor(left) * torch.tensor(right)
     for name in programs:
         assert torch.equal(replies[name].payload["product"], expected)

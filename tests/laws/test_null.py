@@ -4,6 +4,7 @@ Scores are kept and the truth is permuted. A broken twin is caught by each test.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,18 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from privtrain.attacks.attack import MembershipAttack
+from privtrain.attacks.lira import LiRA
 from privtrain.attacks.membership import LossThreshold
 from privtrain.attacks.one_run.attack import OneRun
+from privtrain.attacks.rmia import RMIA
 from privtrain.attacks.scores import Scores, auc_interval
 from privtrain.core.observers import PUBLIC
 from privtrain.core.result import Leakage
-from privtrain.core.task import Canaries
+from privtrain.core.task import Canaries, FederatedData
+from privtrain.report.progress import silent
+from privtrain.runs import auditing_trainers
+from privtrain.runs.auditing_trainers import Trained, judged, train_pairs
 from privtrain.runs.refereeing import (
     Candidates,
     coin_leakage,
@@ -24,7 +31,10 @@ from privtrain.runs.refereeing import (
     membership_leakage,
     scores_of,
 )
+from privtrain.runs.shadows import complementary_halves
+from privtrain.trainers.sgd import SGD
 from tests.contracts.attack import ByHeart, rows, target
+from tests.trainers.federations import STAR, TASK, some_rows
 
 
 def most(times: int, error: float) -> int:
@@ -102,3 +112,72 @@ def test_lower_bounds_exceed_0_no_more_often_than_they_say() -> None:
 
     assert positive_bounds(0.0, PERMUTATIONS) <= most(PERMUTATIONS, 0.05)
     assert positive_bounds(1.0, 40) > most(40, 0.05)
+
+
+# Several targets
+
+
+class WithinTheDesign(Trained):
+    """A broken twin: the model that has what the target lacks is among its shadows."""
+
+    def shadows_of(self, target: int) -> list[int]:
+        first, _, third, fourth = super().shadows_of(target)[:4]
+        return [2 * target + 1, first, third, fourth]
+
+
+@pytest.fixture(scope="module")
+def models() -> Trained:
+    """Two targets and two further pairs, on halves of 100 rows."""
+    data = FederatedData(train={"p": some_rows(1, 100)}, test=some_rows(2))
+    return train_pairs(
+        SGD(epochs=5, learning_rate=0.5), TASK, data, targets=2, shadows=6, seed=0, where=STAR,
+        device="cpu", progress=silent,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the resamples: ends of 95% intervals move by little."""
+    short = partial(auditing_trainers.auc_over_targets, resamples=100)
+    monkeypatch.setattr(auditing_trainers, "auc_over_targets", short)
+
+
+def over_designs(
+    trained: Trained, attack: MembershipAttack, times: int = PERMUTATIONS
+) -> tuple[Scores, int]:
+    """AUCs where membership is drawn again for the same models, and how many intervals miss 0.5."""
+    count, rows_of_all = trained.included.shape
+    areas, missed = [], 0
+    for seed in range(times):
+        again = complementary_halves([rows_of_all], count, seed).numpy()
+        found = judged(replace(trained, included=again), attack, seed=seed)
+        assert found.failure is None, found.failure
+        low, high = found.intervals["auc"]
+        areas.append(found.metrics["auc"] or 0.0)
+        missed += not low <= 0.5 <= high
+    return np.array(areas), missed
+
+
+def deviations(areas: Scores) -> float:
+    """By how many of its standard errors the mean lies away from 0.5."""
+    return abs(float(areas.mean() - 0.5) / float(areas.std(ddof=1)) * len(areas) ** 0.5)
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize(
+    "attack", [RMIA(shadows=4), LiRA(shadows=4, variance="own")], ids=["RMIA", "LiRA"]
+)
+def test_figures_of_a_trainer_miss_nothing_no_more_often_than_they_say(
+    attack: MembershipAttack, models: Trained
+) -> None:
+    areas, missed = over_designs(models, attack)
+    assert deviations(areas) < 3.9  # once in ten thousand
+    # Percentiles of few records are a little too narrow: 6.5%, as in test_over_targets.
+    assert missed <= most(PERMUTATIONS, 0.065)
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_a_target_within_the_design_of_its_shadows_is_caught(models: Trained) -> None:
+    twin = WithinTheDesign(**vars(models))
+    areas, _ = over_designs(twin, LiRA(shadows=4, variance="own"), 100)
+    assert deviations(areas) > 3.9

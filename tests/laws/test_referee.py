@@ -19,9 +19,10 @@ from torch import Tensor
 
 from privtrain.attacks.scores import auc_interval
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer
+from privtrain.core.payloads import Filed, PayloadStore, TensorFile, Wanted
 from privtrain.core.result import Target, TrainResult
 from privtrain.core.seeding import SeededEntropy, Seeds
-from privtrain.core.task import Canaries, FederatedData, Rows
+from privtrain.core.task import Canaries, FederatedData, Rows, concatenate
 from privtrain.core.trainer import Trainer
 from privtrain.data.canaries import mislabelled_rows, with_canaries
 from privtrain.data.datasets import digits
@@ -30,18 +31,19 @@ from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
 from privtrain.runs import refereeing
 from privtrain.runs.auditing import audit, declared
-from privtrain.runs.fitting import fit
+from privtrain.runs.evidence import keep_evidence, kept_evidence
+from privtrain.runs.fitting import fit, fit_trial
 from privtrain.runs.refereeing import (
-    Candidates,
     drawn,
     scores_of,
 )
+from privtrain.runs.shadowing import shadows_kept
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.pate import PATE
 from privtrain.trainers.sgd import SGD
-from tests.attacks.looking import Looking, LookingAtCanaries
+from tests.attacks.looking import Looking, LookingAtCanaries, LookingAtClients
 from tests.contracts.attack import rows, target
 from tests.trainers.federations import STAR, TASK, some_rows
 
@@ -171,17 +173,40 @@ def test_nothing_that_an_attack_receives_leads_to_the_truth(
 ) -> None:
     task, data = digits(parties=4, seed=0)
     result = fit(trainer, task, data, runtimes=STAR, folder=tmp_path, keep_payloads=True)
-    looking = Looking(observer)
-    audit(result, looking, task, data)
+    # With the tensors of what it sent and received.
+    looking = Looking(observer, needs_messages=True)
+    audit(result, looking, task, data, folder=tmp_path)
     ((handed, candidates, seed),) = looking.seen
     # What trains shadow models, and what was trained, is reached by the attack, too.
     assert handed.shadows is not None
     if observer == PUBLIC:
-        handed.shadows(2)
+        # As `audit` does around the attack: they are kept in the run's own folder.
+        with shadows_kept(tmp_path):
+            handed.shadows(2)
+        assert list(tmp_path.glob("shadows-*/*"))
     sides = declared(result, data, observer)
     truth = truth_of(candidates, *sides, secrets_of(result, data), tmp_path)
     assert truth.included.sum() == len(candidates) // 2
     assert truth.found(handed, candidates, seed) == []
+
+
+@pytest.mark.parametrize("observer", [AGGREGATOR, PARTICIPANT, PUBLIC], ids=str)
+def test_nothing_of_messages_on_disk_leads_to_the_truth(tmp_path: Path, observer: Observer) -> None:
+    task, data = digits(parties=4, seed=0)
+    trainer = FedAvg(rounds=1)
+    looking = Looking(observer, needs_messages=True)
+    store = PayloadStore((Wanted(None),), 0, tmp_path)
+    result = fit_trial(trainer, task, data, noise_seed=0, runtimes=STAR, store=store)
+    kept = kept_evidence(keep_evidence(result, tmp_path / "e", task, data), trainer, task, data)
+    for read in (result, kept):
+        audit(read, looking, task, data)
+        handed, candidates, seed = looking.seen.pop()
+        # A file would hold what the observer never saw, beside what it saw.
+        files = [one for one in reached(handed) if isinstance(one, (Filed, TensorFile))]
+        assert files == [] and all(entry.kept is not None for entry in handed.view.messages)
+        sides = declared(read, data, observer)
+        truth = truth_of(candidates, *sides, secrets_of(read, data), tmp_path)
+        assert truth.found(handed, candidates, seed) == []
 
 
 def test_nothing_that_an_attack_on_canaries_receives_leads_to_their_coins(tmp_path: Path) -> None:
@@ -197,6 +222,21 @@ def test_nothing_that_an_attack_on_canaries_receives_leads_to_their_coins(tmp_pa
     included = canaries.included.numpy()[all_of_them.places]
     truth = Truth(included, all_of_them.places, secrets_of(result, planted), tmp_path)
     assert truth.found(handed, candidates, seed) == []
+
+
+def test_nothing_that_an_attack_on_clients_receives_tells_who_took_part(tmp_path: Path) -> None:
+    task, data = digits(parties=12, seed=0)
+    result = fit(SGD(epochs=1), task, data, runtimes=STAR, folder=tmp_path)
+    looking = LookingAtClients()
+    audit(result, looking, task, data)
+    ((handed, shown, seed),) = looking.seen
+    assert handed.shadows is not None
+    handed.shadows(2)
+    trained_on = {row.numpy().tobytes() for row in data.pooled().inputs}
+    included = np.array([client.inputs[0].numpy().tobytes() in trained_on for client in shown])
+    assert included.sum() == 12 == len(shown) // 2
+    truth = Truth(included, (~included).argsort(), secrets_of(result, data), tmp_path)
+    assert truth.found(handed, shown, seed) == []
 
 
 def hidden_in_a_closure(truth: Truth) -> object:
@@ -303,13 +343,19 @@ def by_task(seen: Target, candidates: Rows, seed: int) -> Any:
     return nearest(candidates, tensors_of(seen.task))
 
 
+def by_population(seen: Target, candidates: Rows, seed: int) -> Any:
+    assert seen.population is not None
+    return nearest(candidates, [seen.population.inputs])
+
+
 def by_promise(seen: Target, candidates: Rows, seed: int) -> Any:
     numbers = [bound for curves in seen.promised for _, bound in curves.promised]
     return np.resize(numbers or [0.0], len(candidates))
 
 
 CHEATS = [
-    by_order, by_seed, by_memory, by_users, by_own, by_view, by_predictor, by_task, by_promise
+    by_order, by_seed, by_memory, by_users, by_own, by_view, by_predictor, by_task, by_promise,
+    by_population,
 ]  # fmt: skip
 
 
@@ -321,7 +367,10 @@ def with_users(parts: Rows, first: int) -> Rows:
 def unlearned() -> tuple[TrainResult, FederatedData]:
     """A run on 300 rows of two parties, whose model hardly moved from where it started."""
     train = {f"p{number}": with_users(some_rows(number, 150), 0) for number in (1, 2)}
-    data = FederatedData(train=train, test=with_users(some_rows(3, 150), 500))
+    test = some_rows(3, 150)
+    # Many validation rows are equal to a test row, and none to a member.
+    validation = concatenate([test.take(torch.arange(60)), some_rows(4, 60)])
+    data = FederatedData(train=train, test=with_users(test, 500), validation=validation)
     trainer = FedAvg(rounds=1, local=PlainSteps(learning_rate=1e-9))
     return fit(trainer, TASK, data, runtimes=STAR, keep_payloads=True), data
 
@@ -362,12 +411,12 @@ def test_who_draws_the_coins_again_finds_nothing() -> None:
     assert found["epsilon_lower_bound"] == 0.0
 
 
-def as_given(candidates: Candidates, seed: int) -> Any:
-    return np.arange(len(candidates.included))
+def as_given(rows: Rows, included: Tensor, seed: int) -> Any:
+    return np.arange(len(included))
 
 
-def by_seed_alone(candidates: Candidates, seed: int) -> Any:
-    return Seeds(seed)["referee/order", 0, ""].numpy().permutation(len(candidates.included))
+def by_seed_alone(rows: Rows, included: Tensor, seed: int) -> Any:
+    return Seeds(seed)["referee/order", 0, ""].numpy().permutation(len(included))
 
 
 @pytest.mark.parametrize(("order", "cheat"), [(as_given, by_order), (by_seed_alone, by_seed)])
@@ -377,5 +426,5 @@ def test_a_referee_whose_order_is_known_is_caught(
     unlearned: tuple[TrainResult, FederatedData],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refereeing, "_order", order)
+    monkeypatch.setattr(refereeing, "random_order", order)
     assert interval_of(Cheating(cheat), *unlearned)[0] > 0.9

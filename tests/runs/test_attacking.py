@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 
 import privtrain as pt
 from privtrain.attacks.attack import Attack
+from privtrain.core.errors import Reason
 from privtrain.core.observers import PUBLIC, Observer
-from privtrain.core.result import Comparison, Row, Target
-from privtrain.core.task import Rows
+from privtrain.core.payloads import PayloadStore, Wanted
+from privtrain.core.result import Comparison, Leakage, Row, Target
+from privtrain.core.task import Rows, Task
 from privtrain.report.files import RENDERINGS, load
+from privtrain.runs import auditing
+from privtrain.runs.attacking import with_leakage
 from privtrain.runs.comparing import compare
 
 RNG = np.random.default_rng(0)
@@ -280,3 +285,156 @@ def test_an_attack_that_writes_into_what_it_is_given_changes_nothing() -> None:
     assert torch.equal(DATA.test.inputs, before[0])
     assert torch.equal(DATA.pooled().inputs, before[1])
     assert torch.get_default_dtype() is torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Own):
+    """An attack on updates."""
+
+    name: str = "reading"
+    observer: Observer = pt.AGGREGATOR
+    needs_messages: bool = True
+    kinds: tuple[str, ...] = ("update",)
+
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> ArrayLike:
+        updates = [m.payload for m in target.view.messages if m.kind == "update"]
+        weights = sum(u[:4] for u in updates if u is not None)
+        return cast("ArrayLike", candidates.inputs @ weights)
+
+
+FEDERATED = {"FedAvg": pt.FedAvg(rounds=2)}
+
+
+def federated(*attacks: Attack, **options: Any) -> Row:
+    (row,) = compare(FEDERATED, TASK, DATA, attacks=attacks, runtimes=HERE, **options).rows
+    return row
+
+
+def test_messages_are_kept_for_attacks_that_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = pt.fit(FEDERATED["FedAvg"], TASK, DATA, runtimes=HERE, keep_payloads=True)
+    expected = pt.audit(result, Reading(), TASK, DATA)
+    alone, row = federated(), federated(Reading())
+    assert row.leakage == (expected,)
+    # Nothing else of the row is another one for it.
+    for name in ("metrics", "statement", "history", "notes"):
+        assert getattr(row, name) == getattr(alone, name)
+    assert alone.cost is not None and row.cost is not None
+    assert row.cost.bytes_sent == alone.cost.bytes_sent
+    # On disk, with no memory for them; and nothing of it is left or published.
+    stores: list[PayloadStore] = []
+    monkeypatch.setattr(auditing, "PayloadStore", partial(small, stores))
+    home = tmp_path / "home"
+    on_disk = federated(Reading(), folder=home)
+    assert on_disk.leakage == row.leakage
+    # The run's, and what the attack is handed of it.
+    store, handed = stores
+    updates = [e.bytes for e in result.transcript.entries if e.kind == "update"]
+    assert (store.used, store.on_disk) == (0, sum(updates)) == (handed.used, handed.on_disk)
+    names = sorted(path.name for path in home.glob("*/*"))
+    assert names == sorted(["run.id", "row.json", "state.pt", "digest.key", "README"])
+    stores.clear()
+    federated(Own(outcome=np.zeros(40)))
+    assert [one.on_disk for one in stores] == [0], "nothing is kept for who reads nothing"
+
+
+def small(stores: list[PayloadStore], wanted: tuple[Wanted, ...], **options: Any) -> PayloadStore:
+    stores.append(PayloadStore(wanted, 0, **options))
+    return stores[-1]
+
+
+def test_messages_of_a_run_with_fresh_noise_are_not_kept() -> None:
+    row = federated(Reading(), pt.LossThreshold(), entropy=pt.SYSTEM)
+    reading, loss = row.leakage
+    assert row.error is None and loss.failure is None
+    assert reading.failure is not None
+    assert reading.failure.reason is Reason.NO_TENSORS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted(pt.PlainSteps):
+    """Local steps that are interrupted in the second round, while a file is there."""
+
+    bomb: str = ""
+
+    def __call__(self, model: Any, task: Any, rows: Any, draws: Any) -> Any:
+        if draws.round == 1 and Path(self.bomb).exists():
+            raise KeyboardInterrupt
+        return super().__call__(model, task, rows, draws)
+
+
+def test_a_run_that_goes_on_has_lost_what_was_sent_before(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.touch()
+    trainers = {"FedAvg": pt.FedAvg(rounds=2, local=Interrupted(bomb=str(bomb)))}
+    given = {"attacks": [Reading()], "runtimes": HERE, "folder": tmp_path / "home"}
+    with pytest.raises(KeyboardInterrupt):
+        compare(trainers, TASK, DATA, **given)  # type: ignore[arg-type]
+    bomb.unlink()
+    (row,) = compare(trainers, TASK, DATA, **given).rows  # type: ignore[arg-type]
+    (reading,) = row.leakage
+    assert row.error is None and reading.failure is not None
+    assert reading.failure.reason is Reason.NO_TENSORS
+    assert "checkpoint" in reading.failure.error
+
+
+def test_figures_take_the_place_of_earlier_ones() -> None:
+    def leak(attack: str, auc: float, observer: str = "public") -> Leakage:
+        return Leakage(attack=attack, observer=observer, metrics={"auc": auc})
+
+    row = Row(trainer="sgd", label="a", seed=0, leakage=(leak("x", 0.5), leak("y", 0.5)))
+    fresh = (leak("y", 0.7), leak("y", 0.6, "aggregator"))
+    made = with_leakage(replace(row, notes=("old",)), fresh, ["old", "new"])
+    assert made.leakage == (leak("x", 0.5), *fresh)
+    assert made.notes == ("old", "new")
+
+
+@dataclass
+class Remembering:
+    """Counts how often it saw a row, over all rows of a comparison: members recur less often."""
+
+    observer: Observer = PUBLIC
+    name: str = "remembering"
+    needs_messages: bool = False
+    known: dict[bytes, int] = field(default_factory=dict)
+
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> list[float]:
+        keys = [row.numpy().tobytes() for row in candidates.inputs]
+        for key in keys:
+            self.known[key] = self.known.get(key, 0) + 1
+        return [-float(self.known[key]) for key in keys]
+
+
+@dataclass
+class Training:
+    """Trains the task's own model on the candidates, as a surrogate."""
+
+    observer: Observer = PUBLIC
+    name: str = "training"
+    needs_messages: bool = False
+
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> list[float]:
+        model = target.task.model
+        assert isinstance(model, nn.Module)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        return [0.0] * len(candidates)
+
+
+def test_an_attack_remembers_nothing_of_other_rows() -> None:
+    attack = Remembering()
+    compared = compare({"SGD": pt.SGD(epochs=1)}, TASK, DATA, attacks=[attack], seeds=range(3))
+    assert [row.leakage[0].metrics["auc"] for row in compared.rows] == [0.5] * 3
+    assert attack.known == {}
+
+
+def test_an_attack_does_not_train_the_model_that_runs_start_from() -> None:
+    net = nn.Linear(4, 2)
+    before = net.weight.detach().clone()
+    task = Task(model=net)
+    result = pt.fit(pt.SGD(epochs=1), task, DATA)
+    pt.audit(result, Training(), task, DATA)
+    compare({"SGD": pt.SGD(epochs=1)}, task, DATA, attacks=[Training()])
+    assert torch.equal(net.weight, before)

@@ -1,24 +1,36 @@
 """Auditing hands an attack its observer's view, and the rows that are protected."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from privtrain.attacks.gradient_norm import GradientNorm
+from privtrain.attacks.label_only import LabelOnly
 from privtrain.attacks.membership import LossThreshold
-from privtrain.core.errors import DataError
+from privtrain.attacks.population import PopulationLoss
+from privtrain.core.errors import DataError, NotApplicableError, Reason
 from privtrain.core.observers import AGGREGATOR, PARTICIPANT, PUBLIC, Observer, coalition
 from privtrain.core.parties import AGGREGATOR_NAME, PUBLIC_NAME
+from privtrain.core.payloads import Wanted
 from privtrain.core.result import Target
-from privtrain.core.task import FederatedData, Rows, concatenate
+from privtrain.core.seeding import SEEDED, SYSTEM
+from privtrain.core.task import COLUMNS, FederatedData, Rows, concatenate
 from privtrain.core.trainer import Trainer
 from privtrain.data.canaries import noise_rows, with_canaries
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.mechanisms.votes import GNMax
 from privtrain.release.door import Release
 from privtrain.release.finish import ARGMAX
-from privtrain.runs.auditing import audit, declared, protected_canaries
-from privtrain.runs.fitting import fit
+from privtrain.runs.auditing import (
+    audit,
+    declared,
+    population_besides,
+    protected_canaries,
+    store_for,
+)
+from privtrain.runs.fitting import fit, fit_trial
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
@@ -143,6 +155,48 @@ def test_an_observer_that_nobody_is_is_refused() -> None:
         assert attack.seen == []
 
 
+def test_population_rows_are_neither_candidates_nor_public() -> None:
+    parts = [some_rows(seed, 12) for seed in range(3)]
+    candidates = concatenate([part.take(torch.arange(2)) for part in parts])
+    data = replace(THREE, validation=parts[0], public=Rows(parts[0].inputs[2:5]))
+    found = population_besides(data, candidates)
+    assert found is not None and torch.equal(found.inputs, parts[0].inputs[5:])
+    found.inputs.zero_()
+    assert torch.equal(parts[0].inputs, some_rows(0, 12).inputs)
+    # Without validation rows, the test rows that were not drawn.
+    left = population_besides(replace(THREE, test=parts[1]), candidates)
+    assert left is not None and torch.equal(left.inputs, parts[1].inputs[2:])
+    assert torch.equal(left.labels, parts[1].labels[2:])
+    assert population_besides(replace(THREE, test=candidates), candidates) is None
+
+
+def test_an_attack_is_handed_population_rows_of_no_user() -> None:
+    validation = replace(some_rows(7, 9), users=torch.arange(9))
+    data = replace(DATA, validation=validation)
+    attack = Looking()
+    audit(fit(SGD(epochs=1), TASK, data, runtimes=STAR), attack, TASK, data)
+    ((target, _, _),) = attack.seen
+    assert target.population is not None and target.population.users is None
+    assert torch.equal(target.population.inputs, validation.inputs)
+
+
+def test_what_attacks_ask_is_counted() -> None:
+    data = replace(DATA, validation=some_rows(7, 9))
+    result = fit(SGD(epochs=1), TASK, data, runtimes=STAR)
+    count = 2 * len(data.test)
+    assert audit(result, PopulationLoss(), TASK, data).queries == count + 9
+    assert audit(result, LabelOnly(queries=12), TASK, data).queries == 12 * count
+    assert audit(result, GradientNorm(), TASK, data).queries == 0
+
+
+def test_a_coalition_with_whoever_pools_the_rows_has_none_to_guess() -> None:
+    result = fit(SGD(epochs=1), TASK, DATA, runtimes=STAR, seed=0)
+    attack = LossThreshold(observer=coalition({AGGREGATOR_NAME, "p0"}))
+    with pytest.raises(NotApplicableError, match="it pools all of them") as caught:
+        audit(result, attack, TASK, DATA)
+    assert caught.value.reason is Reason.KNOWS_ALL
+
+
 def test_members_are_the_training_rows_and_non_members_the_test_rows() -> None:
     result = fit(SGD(epochs=1), TASK, DATA, runtimes=STAR)
     members, others = declared(result, DATA, PUBLIC)
@@ -205,6 +259,56 @@ def test_messages_that_were_not_kept_are_asked_for() -> None:
     assert messages and all(message.payload is not None for message in messages)
 
 
+@dataclass
+class LookingAtKinds(Looking):
+    """Keeps what it was handed, and reads messages of some kinds."""
+
+    kinds: tuple[str, ...] = ()
+
+
+def test_an_attack_is_handed_the_tensors_that_it_names() -> None:
+    kept = fit(FedAvg(rounds=1), TASK, DATA, runtimes=STAR, keep_payloads=True)
+    for needs, kinds in ((True, ("update",)), (True, ()), (False, ("update",))):
+        attack = LookingAtKinds(AGGREGATOR, needs_messages=needs, kinds=kinds)
+        audit(kept, attack, TASK, DATA)
+        messages = attack.seen[0][0].view.messages
+        assert list(messages) == kept.transcript.entries, "all headers"
+        for message in messages:
+            reads = needs and (not kinds or message.kind in kinds)
+            assert (message.payload is not None) == reads
+    absent = LookingAtKinds(AGGREGATOR, needs_messages=True, kinds=("gradient",))
+    with pytest.raises(
+        NotApplicableError, match=r"kinds=\('gradient',\).*'model', 'update'"
+    ) as why:
+        audit(kept, absent, TASK, DATA)
+    assert why.value.reason is Reason.NO_MESSAGES
+    # Of other kinds, none need be kept.
+    store = store_for([reading("update")], SEEDED, None, everything=False)
+    some = fit_trial(FedAvg(rounds=1), TASK, DATA, noise_seed=0, runtimes=STAR, store=store)
+    attack = reading("update")
+    assert audit(some, attack, TASK, DATA) == audit(kept, attack, TASK, DATA)
+    with pytest.raises(NotApplicableError, match="kept payloads") as why:
+        audit(some, reading("model"), TASK, DATA)
+    assert why.value.reason is Reason.NO_TENSORS
+
+
+def reading(*kinds: str) -> LookingAtKinds:
+    return LookingAtKinds(AGGREGATOR, needs_messages=True, kinds=kinds)
+
+
+def test_only_simulations_keep_messages_and_only_those_that_are_read(tmp_path: Path) -> None:
+    reads, blind = reading("update"), Looking()
+    assert store_for([blind], SEEDED, None, everything=False) is None
+    assert store_for([reads], SYSTEM, None, everything=False) is None
+    assert store_for([reads], SYSTEM, None, everything=True) is None
+    store = store_for([reads, blind], SEEDED, tmp_path, everything=False)
+    assert store is not None
+    assert (store.wanted, store.folder) == ((Wanted(AGGREGATOR, ("update",)),), tmp_path)
+    assert store.memory == 2**28
+    whole = store_for([blind], SEEDED, None, everything=True)
+    assert whole is not None and whole.wanted == (Wanted(None),)
+
+
 @dataclass(frozen=True)
 class Recalling:
     """A reconstruction of rows that it has from somewhere."""
@@ -258,3 +362,17 @@ class _Wide:
     def __call__(self) -> torch.nn.Module:
         layers = [torch.nn.Linear(5, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3)]
         return torch.nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize(
+    "observer", [PARTICIPANT, coalition({"a"}), coalition({"a", "b"})], ids=str
+)
+def test_who_holds_columns_has_a_part_of_every_row(observer: Observer) -> None:
+    inputs, labels = some_rows(9, 30).inputs, some_rows(9, 30).labels
+    train = {"a": Rows(inputs[:, :2]), "b": Rows(inputs[:, 2:], labels)}
+    data = FederatedData(train=train, test=some_rows(3, 8), split=COLUMNS, label_holder="b")
+    result = fit(SGD(epochs=1), TASK, data, runtimes=STAR)
+    with pytest.raises(NotApplicableError, match="a part of every row") as caught:
+        audit(result, LossThreshold(observer=observer), TASK, data)
+    assert caught.value.reason is Reason.KNOWS_ALL
+    assert audit(result, LossThreshold(), TASK, data).members == 8

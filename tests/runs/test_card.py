@@ -12,6 +12,7 @@ import pytest
 
 import privtrain as pt
 from privtrain.core.keys import make_key
+from privtrain.core.result import Leakage
 from privtrain.core.statement import (
     ADD_REMOVE,
     REPLACE_ONE,
@@ -21,7 +22,8 @@ from privtrain.core.statement import (
     Relation,
     Unit,
 )
-from privtrain.runs.card import fit_card, run_card, settings_of, without_counts
+from privtrain.runs.candidate_clients import IDLE, MADE_UP
+from privtrain.runs.card import fit_card, run_card, settings_of, uncounted, without_counts
 
 TASK, DATA = pt.data.digits(parties=4, seed=0)
 OWN = replace(DATA, public_rows=None, published=False)
@@ -166,3 +168,44 @@ def test_settings_that_no_file_holds_are_printed() -> None:
     assert settings["many"] == [1, "inf"] and settings["none"] is None
     assert "schedule" in settings["rate"] and " at 0x" not in settings["rate"]
     json.dumps(settings, allow_nan=False)
+
+
+def test_figures_of_attacks_tell_no_number_of_rows_once_uncounted() -> None:
+    told = Leakage(
+        attack="loss",
+        observer="public",
+        metrics={"auc": 0.5},
+        members=359,
+        non_members=359,
+        queries=718,
+        notes=(
+            "3 of the non-members are equal to a member",
+            "17 scores were not a number and got the worst score",
+            "16 shadow models",
+        ),
+    )
+    kept = uncounted(told)
+    assert (kept.members, kept.non_members, kept.queries) == (None, None, None)
+    assert kept.notes == (
+        "some of the non-members are equal to a member",
+        "some scores were not a number and got the worst score",
+        "16 shadow models",
+    )
+    assert kept.metrics == told.metrics
+
+
+def test_rates_that_are_fractions_of_hidden_counts_lose_their_digits() -> None:
+    told = Leakage(
+        attack="loss",
+        observer="public",
+        metrics={"auc": 0.123456, "tpr_at_1%_fpr": None, "realised_fpr_at_1%": 0.0081},
+        intervals={"auc": (0.10149, 0.15811)},
+        notes=(f"members took part, {IDLE}; this bounds no epsilon", MADE_UP),
+    )
+    kept = uncounted(told)
+    assert kept.metrics == {"auc": 0.123, "tpr_at_1%_fpr": None}
+    assert kept.intervals == {"auc": (0.101, 0.159)}
+    first, second = kept.notes
+    assert first == f"members took part, {second}; this bounds no epsilon"
+    bound = replace(told, metrics={"epsilon_lower_bound": 1.23456}, intervals={})
+    assert uncounted(bound).metrics == bound.metrics

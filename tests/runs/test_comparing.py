@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 import privtrain as pt
 from privtrain.core.result import Predictor, Target
@@ -394,6 +395,17 @@ def test_models_are_kept_where_that_is_asked(tmp_path: Path) -> None:
     # Who does not ask for them has none.
     without = compare(TWO, *SMALL, runtimes=HERE)
     assert outputs_of(without) == [] and without.rows[0].accuracy == first.rows[0].accuracy
+
+
+def test_a_kept_student_that_reads_features_is_found_again(tmp_path: Path) -> None:
+    task = dataclasses.replace(SMALL[0], model=pt.data.MLP((3, 2)))
+    features = torch.nn.Linear(SMALL[1].test.inputs.shape[1], 3)
+    release = pt.Release(pt.GNMax(1.0), finish=pt.ARGMAX)
+    student = {"student": pt.PlainSteps(epochs=1), "features": features}
+    trainer = pt.PATE(teachers=4, queries=5, release=release, **student)
+    given: dict[str, Any] = {"runtimes": HERE, "folder": tmp_path, "keep_models": True}
+    first, again = (compare({"PATE": trainer}, task, SMALL[1], **given) for _ in "ab")
+    assert outputs_of(again) == outputs_of(first) != []
 
 
 def test_models_are_kept_in_memory_without_a_folder() -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -450,3 +451,13 @@ def test_gradients_are_recorded_whatever_the_caller_turned_off(
     after = fit(trainer, TASK, data, runtimes=STAR)
     for made in (inside, after):
         assert torch.equal(vector(module(made)), vector(module(right)))
+
+
+def test_a_result_pickles_without_a_trainer_that_does_not() -> None:
+    made = run(SGD(epochs=1, optimizer=lambda p, lr: torch.optim.SGD(p, lr=lr)))
+    again = pickle.loads(pickle.dumps(made))
+    assert made.trainer is not None and again.trainer is None
+    assert torch.equal(vector(module(again)), vector(module(made)))
+    assert again.statement == made.statement
+    plain = run(SGD(epochs=1))
+    assert pickle.loads(pickle.dumps(plain)).trainer == plain.trainer == SGD(epochs=1)

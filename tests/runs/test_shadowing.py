@@ -1,6 +1,8 @@
 """Attacks are lent shadow models on their candidates, by the run's own trainer."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import torch
 from torch import nn
 
 import privtrain as pt
+from privtrain.core.errors import DataError, NotApplicableError, Reason
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Target
 from privtrain.core.task import COLUMNS, Canaries, FederatedData, Rows, Task
 from privtrain.runs import shadowing
-from privtrain.runs.shadowing import laid_out
+from privtrain.runs import shadows as shadows_module
+from privtrain.runs.attacking import attacked
+from privtrain.runs.shadowing import laid_out, reuses
 from tests.trainers.federations import STAR, TASK, some_rows
 
 PARTS = {"p0": some_rows(1, 60), "p1": some_rows(2, 40)}
@@ -105,6 +110,15 @@ def test_of_a_model_that_was_trained_elsewhere_there_are_none() -> None:
     assert loss.failure is None and row.error is None
 
 
+def test_a_trainer_that_keeps_answers_for_other_runs_has_none(tmp_path: Path) -> None:
+    kept = pt.PATE(teachers=2, queries=4, votes=pt.VoteCache(tmp_path))
+    assert reuses(kept) and not reuses(replace(kept, votes=None)) and not reuses(pt.SGD())
+    result = replace(pt.fit(pt.SGD(epochs=1), TASK, DATA, runtimes=STAR), trainer=kept)
+    assert pt.audit(result, pt.LossThreshold(), TASK, DATA).metrics["auc"] is not None
+    with pytest.raises(pt.UnsupportedError, match="computed in other runs"):
+        pt.audit(result, pt.RMIA(), TASK, DATA)
+
+
 class _Wide:
     def __call__(self) -> nn.Module:
         layers = [nn.Linear(5, 100), nn.ReLU(), nn.Linear(100, 3)]
@@ -127,3 +141,90 @@ def test_attacks_with_shadow_models_find_what_was_learned_by_heart() -> None:
     }
     weakest = found.pop("loss threshold")
     assert np.min(list(found.values())) > weakest + 0.03, found
+
+
+def test_a_comparison_keeps_what_a_later_audit_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, trainer = replace(DATA, canaries=None), pt.SGD(epochs=1)
+    given: Any = {"attacks": [Asking()], "runtimes": STAR, "folder": tmp_path}
+    (row,) = pt.compare({"x": trainer}, TASK, data, **given).rows
+    (home,) = tmp_path.glob("x-*")
+    # Under the comparison's own key: there is no other.
+    assert len(list(home.glob("shadows-*/*"))) == 4 and not (home / "private").exists()
+    asked = list[list[int]]()
+    real = shadows_module.Design.answers
+
+    def counted(self: Any, wanted: list[int], *further: Any) -> Any:
+        asked.append(wanted)
+        return real(self, wanted, *further)
+
+    monkeypatch.setattr(shadows_module.Design, "answers", counted)
+    result = pt.fit(trainer, TASK, data, runtimes=STAR)
+    again = pt.audit(result, Asking(), TASK, data, folder=home)  # type: ignore[arg-type]
+    assert again.metrics == row.leakage[0].metrics and asked == [[]]
+    assert pt.audit(result, Asking(), TASK, data).metrics == again.metrics  # type: ignore[arg-type]
+    assert asked == [[], [0, 1, 2, 3]]
+
+
+def test_workers_reach_shadow_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def counted(self: Any, wanted: list[int], workers: int, *further: Any) -> Any:
+        asked.append(workers)
+        raise DataError("none here")
+
+    monkeypatch.setattr(shadows_module.Design, "answers", counted)
+    data = replace(DATA, canaries=None)
+    given: Any = {"attacks": [Asking()], "runtimes": STAR}
+    pt.compare({"x": pt.SGD(epochs=1)}, TASK, data, **given, workers=3)
+    pt.compare({"x": pt.SGD(epochs=1)}, TASK, data, **given)
+    assert asked == [3, 1]
+    with pytest.raises(ValueError, match="workers=0"):
+        pt.compare({"x": pt.SGD(epochs=1)}, TASK, data, **given, workers=0)
+
+
+def test_trainers_without_shadow_models_say_why(tmp_path: Path) -> None:
+    users = {"p": replace(some_rows(1, 60), users=torch.arange(60) // 3)}
+    data = FederatedData(train=users, test=replace(some_rows(3, 60), users=torch.arange(100, 160)))
+    of_users = pt.DPSGD(epochs=1, sampling=pt.PoissonBatches(rows_per_user=2))
+    result = pt.fit(of_users, TASK, data, runtimes=STAR)
+    kept = replace(result, trainer=pt.PATE(teachers=2, votes=pt.VoteCache(tmp_path)))
+    for given, why in ((result, "protects users"), (kept, r"votes=...*a study pays")):
+        with pytest.raises(NotApplicableError, match=why) as refused:
+            pt.audit(given, pt.RMIA(), TASK, data)
+        assert refused.value.reason is Reason.NO_SHADOWS
+
+
+def test_a_half_that_cannot_be_trained_on_is_no_failure() -> None:
+    result = pt.fit(pt.SGD(epochs=1), TASK, DATA, runtimes=STAR)
+    result = replace(result, trainer=pt.PATE(teachers=90, queries=4))
+    with pytest.raises(
+        NotApplicableError, match=r"A half of 160 candidates.*teachers=90"
+    ) as caught:
+        pt.audit(result, pt.RMIA(shadows=4), TASK, DATA)
+    assert caught.value.reason is Reason.NO_SHADOWS
+
+
+@dataclass(frozen=True)
+class Poisoning:
+    """Writes into the shadow models that it was lent."""
+
+    name: str = "poisoning"
+    observer: Observer = PUBLIC
+    needs_messages: bool = False
+
+    def score(self, target: Target, candidates: Rows, *, seed: int) -> object:
+        assert target.shadows is not None
+        made = target.shadows(4)
+        made.losses.setflags(write=True)
+        made.losses[:] = 0.0
+        return np.zeros(len(candidates))
+
+
+def test_what_an_attack_writes_into_shadow_models_does_not_reach_the_next() -> None:
+    result = pt.fit(pt.SGD(epochs=1), TASK, DATA, runtimes=STAR)
+    lira = pt.LiRA(shadows=4)
+    alone, _ = attacked(result, [lira], TASK, DATA, seed=0)
+    behind, _ = attacked(result, [Poisoning(), lira], TASK, DATA, seed=0)
+    assert behind[1].metrics == alone[0].metrics

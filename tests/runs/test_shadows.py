@@ -1,11 +1,13 @@
 """Shadow models are those that `fit` trains on the halves, together or one by one."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from joblib.externals import loky
 from torch import nn
 
 from privtrain.core.errors import DataError, UnsupportedError
@@ -14,16 +16,19 @@ from privtrain.core.task import COLUMNS, FederatedData, Rows, Task, binary_cross
 from privtrain.data.models import MLP
 from privtrain.mechanisms.gaussian import Gaussian
 from privtrain.release.door import Release
+from privtrain.release.shared import SharedSum
 from privtrain.runs import shadows as module
 from privtrain.runs.external import External
 from privtrain.runs.fitting import fit
 from privtrain.runs.shadows import Shadows, complementary_halves, shadows, values_of
+from privtrain.runtimes.in_process import one_thread
 from privtrain.sampling.batches import ShuffledEpochs
 from privtrain.steps.plain import PlainSteps
 from privtrain.trainers.dp_sgd import DPSGD
 from privtrain.trainers.fedavg import FedAvg
 from privtrain.trainers.mpc_sgd import MPCSGD
 from privtrain.trainers.sgd import SGD
+from tests.runs.test_workers import Pool
 from tests.trainers.federations import STAR, TASK, a_federation, some_rows
 
 
@@ -38,6 +43,11 @@ class OneByOne:
 
 def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+
+
+def dropped_late() -> nn.Module:
+    """Needs draws of its own, so that models are trained one by one."""
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
 
 
 def head() -> nn.Module:
@@ -133,10 +143,15 @@ def test_memory_is_bounded_by_training_fewer_at_a_time(monkeypatch: pytest.Monke
     whole = shadows(trainer, TASK, a_federation(21), count=6)
     size = 8 * (5 * 4 + 4 + 4 * 3 + 3)
     monkeypatch.setattr(module, "_MEMORY", 4 * module._COPIES * size)
-    made = shadows(
-        trainer, TASK, a_federation(21), count=6, progress=lambda done, total: told.append(done)
-    )
-    assert told == [4, 6] and same(whole, made)
+    real = SGD.train_many
+
+    def counted(self: SGD, task: Any, data: Any, included: torch.Tensor, *further: Any) -> Any:
+        told.append(len(included))
+        return real(self, task, data, included, *further)
+
+    monkeypatch.setattr(SGD, "train_many", counted)
+    assert same(whole, shadows(trainer, TASK, a_federation(21), count=6))
+    assert told == [4, 2]
 
 
 def test_rows_that_cannot_be_trained_on_are_refused() -> None:
@@ -209,6 +224,135 @@ def test_the_twin_of_a_secure_trainer_is_trained_and_named() -> None:
     assert same(made, shadows(trainer.plaintext_twin(), TASK, data, count=2))
 
 
+def test_sums_on_shares_are_plain_sums_of_shadow_models() -> None:
+    """That the model on shares is the same up to fixed point, a test of `FedAvg` says."""
+    data = a_federation(9, 8)
+    trainer = FedAvg(rounds=2, release=Release(aggregation=SharedSum()))
+    made = shadows(trainer, TASK, data, count=2)
+    assert any("sums of shadow models are plain" in note for note in made.notes)
+    assert same(made, shadows(FedAvg(rounds=2), TASK, data, count=2))
+    assert not any("plain" in n for n in shadows(FedAvg(rounds=2), TASK, data, count=2).notes)
+
+
+def stopping(after: int) -> Any:
+    def told(done: int, total: int) -> None:
+        if done >= after:
+            raise KeyboardInterrupt
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("trainer", "kept"),
+    [(SGD(epochs=2, batch_size=4), 8), (OneByOne(SGD(epochs=2, batch_size=4)), 3), (NOISED, 8)],
+)
+def test_who_was_interrupted_goes_on_to_the_same_bits(
+    trainer: Any, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = a_federation(8, 9)
+    given: Any = {"count": 10, "seed": 1, "runtimes": STAR}
+    whole = shadows(trainer, TASK, data, **given)
+    with pytest.raises(KeyboardInterrupt):
+        shadows(trainer, TASK, data, **given, folder=tmp_path, progress=stopping(kept))
+    files = sorted(tmp_path.glob("shadows-*/*.answers"))
+    assert len(files) == kept
+    before = [path.stat().st_mtime_ns for path in files]
+    again = shadows(trainer, TASK, data, **given, folder=tmp_path)
+    assert same(whole, again) and whole.notes == again.notes
+    # What was there was not made again, nor is anything now.
+    assert [path.stat().st_mtime_ns for path in files] == before
+    monkeypatch.setattr(module.Design, "_chunks", None)
+    monkeypatch.setattr(module.Design, "_alone", None)
+    assert same(whole, shadows(trainer, TASK, data, **given, folder=tmp_path))
+
+
+def test_what_is_kept_serves_fewer_and_more_models(tmp_path: Path) -> None:
+    trainer, data = SGD(epochs=2, batch_size=4), a_federation(8, 9)
+    for count in (4, 12, 2):
+        made = shadows(trainer, TASK, data, count=count, folder=tmp_path)
+        assert same(made, shadows(trainer, TASK, data, count=count))
+    assert len(list(tmp_path.glob("shadows-*/*.answers"))) == 12
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    trainer, data = SGD(epochs=2, batch_size=4), a_federation(8, 9)
+    made = shadows(trainer, TASK, data, count=2, folder=tmp_path)
+    first, _ = sorted(tmp_path.glob("shadows-*/*.answers"))
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-7])
+    assert same(made, shadows(trainer, TASK, data, count=2, folder=tmp_path))
+    assert first.read_bytes() == whole
+
+
+def test_other_shadow_models_lie_beside_them(tmp_path: Path) -> None:
+    trainer, data = SGD(epochs=2, batch_size=4), a_federation(8, 9)
+    changed = replace(data.train["p0"], inputs=data.train["p0"].inputs + 1e-9)
+    others: list[tuple[Any, ...]] = [
+        (trainer, TASK, data, 0),
+        (trainer, TASK, data, 1),
+        (replace(trainer, epochs=3), TASK, data, 0),
+        (trainer, replace(TASK, model=MLP((5, 6, 3), torch.float64)), data, 0),
+        (trainer, TASK, replace(data, train={**data.train, "p0": changed}), 0),
+        (trainer, TASK, replace(data, public_rows=17), 0),
+    ]
+    made = [shadows(*o[:3], count=2, seed=o[3], folder=tmp_path) for o in others]
+    assert len(list(tmp_path.glob("shadows-*"))) == len(others)
+    for other, first in zip(others, made, strict=True):
+        assert same(first, shadows(*other[:3], count=2, seed=other[3], folder=tmp_path))
+        assert same(first, shadows(*other[:3], count=2, seed=other[3]))
+
+
+def test_notes_are_kept_with_what_they_are_about(tmp_path: Path) -> None:
+    task = Task(model=dropping)
+    given: Any = {"count": 2, "runtimes": STAR, "folder": tmp_path}
+    made = shadows(SGD(epochs=1), task, a_federation(9), **given)
+    assert any("one by one" in note for note in made.notes)
+    assert shadows(SGD(epochs=1), task, a_federation(9), **given).notes == made.notes
+
+
+def by_lambda() -> SGD:
+    return SGD(epochs=2, batch_size=4, optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9))
+
+
+def test_workers_train_the_same_models_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a trainer with a lambda, which plain pickles would refuse; noise follows from its code.
+
+    In threads, one after the other; that a process makes the same, a test of `in_processes` says.
+    """
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", Pool)
+    trainer, data = replace(NOISED, optimizer=by_lambda().optimizer), a_federation(8, 9)
+    given: Any = {"count": 4, "seed": 1, "runtimes": STAR}
+    with one_thread():
+        alone = shadows(trainer, Task(model=dropped_late), data, **given)
+    told, ended = list[int](), len(Pool.ended)
+    made = shadows(
+        *(trainer, Task(model=dropped_late), data),
+        **given,
+        folder=tmp_path,
+        workers=2,
+        progress=lambda done, total: told.append(done),
+    )
+    assert same(made, alone) and made.notes == alone.notes
+    assert told == [1, 2, 3, 4] and len(list(tmp_path.glob("shadows-*/*.answers"))) == 4
+    assert Pool.ended[ended:] == [False]
+
+
+class Unpicklable(OneByOne):
+    def __reduce__(self) -> Any:
+        raise TypeError("a connection does not pickle")
+
+
+def test_what_cannot_be_pickled_is_trained_in_one_process() -> None:
+    trainer, data = Unpicklable(SGD(epochs=1)), a_federation(8)
+    made = shadows(trainer, TASK, data, count=2, runtimes=STAR, workers=2)
+    assert any("a connection does not pickle" in note for note in made.notes)
+    assert same(made, shadows(trainer, TASK, data, count=2, runtimes=STAR))
+    with pytest.raises(ValueError, match="workers=0"):
+        shadows(trainer, TASK, data, count=2, workers=0)
+
+
 def test_columns_are_halved_by_rows() -> None:
     rows = some_rows(0, 12)
     parts = {
@@ -226,12 +370,26 @@ def test_a_model_that_was_trained_elsewhere_has_none() -> None:
         shadows(External(lambda inputs: inputs), TASK, a_federation(8), count=2)
 
 
-def test_progress_is_told() -> None:
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        # Two steps of eight models, then of two: half of them, and all.
+        (SGD(epochs=2, batch_size=None), [4, 8, 9, 10]),
+        (FedAvg(rounds=4), [2, 4, 6, 8, 9, 10]),
+        (OneByOne(SGD(epochs=1)), [*range(1, 11)]),
+    ],
+)
+def test_progress_is_told_in_models(trainer: Any, expected: list[int]) -> None:
     told = list[tuple[int, int]]()
-    shadows(
-        SGD(epochs=1), TASK, a_federation(8), count=34, progress=lambda *seen: told.append(seen)
-    )
-    assert told == [(8, 34), (16, 34), (24, 34), (32, 34), (34, 34)]
+    data = a_federation(8)
+    shadows(trainer, TASK, data, count=10, runtimes=STAR, progress=lambda *seen: told.append(seen))
+    assert told == [(done, 10) for done in expected]
+
+
+def test_noised_models_tell_progress_within_a_chunk() -> None:
+    told = list[int]()
+    shadows(NOISED, TASK, a_federation(17), count=2, progress=lambda done, _: told.append(done))
+    assert told == [1, 2]
 
 
 def test_values_are_losses_and_log_probabilities_in_double_precision() -> None:

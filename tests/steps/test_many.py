@@ -15,8 +15,22 @@ from privtrain.core.runtime import Draws
 from privtrain.core.seeding import SeededEntropy, Seeds, global_generator
 from privtrain.core.task import Loss, Rows, Task, binary_cross_entropy, cross_entropy
 from privtrain.data.models import CNN, MLP
-from privtrain.steps.many import Models, initial_models, optimizer_of_all, train_together
+from privtrain.mechanisms.gaussian import Gaussian
+from privtrain.release.door import Release
+from privtrain.report.progress import silent
+from privtrain.steps import many
+from privtrain.steps.many import (
+    Models,
+    in_parts,
+    initial_models,
+    optimizer_of_all,
+    train_together,
+)
 from privtrain.steps.optimizers import OptimizerFactory, descend, make_optimizer
+from privtrain.trainers.dp_sgd import DPSGD
+from privtrain.trainers.sgd import SGD
+from tests.trainers.federations import TASK as SMALL
+from tests.trainers.federations import a_federation, vector
 
 STREAM = Seeds(0)["dropout", 0, ""]
 SIZES = ([5, 5, 2], [1], [32, 7], [16], [3, 3, 3, 1])
@@ -243,3 +257,47 @@ def test_a_model_without_rows_is_refused() -> None:
     draws = [Draws(Seeds(n), SeededEntropy(n), 0, "curator") for n in range(2)]
     with pytest.raises(DataError, match=r"included\[1\]"):
         initial_models(Task(model=MLP((2, 2))), included, draws)
+
+
+def test_models_are_cut_by_the_memory_of_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[tuple[int, int]]()
+    rows = made_rows()
+    monkeypatch.setattr(many, "MEMORY", 3 * many.OF_INPUTS * 4 * 13 * 8)
+    made = []
+    for part, shown in in_parts(7, rows, 8, lambda *seen: told.append(seen)):
+        made.append(part)
+        shown(1, 2)
+        shown(2, 2)
+    assert [list(range(7))[part] for part in made] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert told == [(done, 6) for done in range(1, 7)]
+    # One is trained however large it is.
+    parts = [part for part, _ in in_parts(2, rows, 1_000, silent)]
+    assert parts == [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        SGD(epochs=2, batch_size=4),
+        SGD(epochs=2, batch_size=None),
+        DPSGD(epochs=2, expected_batch=4.0, release=Release(Gaussian(1.0, 1.0))),
+    ],
+)
+def test_parts_are_trained_to_the_same_bits(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, told = a_federation(8, 9), list[tuple[int, int]]()
+    included = torch.rand(5, 17, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def trained() -> list[Tensor]:
+        draws = [Draws(Seeds(n), SeededEntropy(n), 0, "curator") for n in range(5)]
+        made = trainer.train_many(SMALL, data, included, draws, lambda *seen: told.append(seen))
+        return [vector(each.module) for each in made]
+
+    whole, alone = trained(), list(told)
+    told.clear()
+    monkeypatch.setattr(many, "MEMORY", 1)
+    assert all(map(torch.equal, whole, trained()))
+    # Five parts, of which each may take another number of steps.
+    assert len(told) > len(alone)
+    for seen in (alone, told):
+        fractions = [done / total for done, total in seen]
+        assert fractions == sorted(set(fractions)) and fractions[-1] == 1

@@ -78,10 +78,12 @@ def test_federations_are_those_of_fit(local: PlainSteps, sampling: Sampling) -> 
 def test_federations_are_cut_by_the_memory_of_their_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of_one = many_rounds._COPIES * 8 * (5 * 4 + 4 + 4 * 3 + 3) * len(COUNTS)
-    monkeypatch.setattr(many_rounds, "_MEMORY", 2 * of_one)
+    of_weights = many_rounds._COPIES * 8 * (5 * 4 + 4 + 4 * 3 + 3)
+    of_batches = many_rounds.OF_INPUTS * 8 * 5 * max(COUNTS)
+    of_one = (of_weights + of_batches) * len(COUNTS)
+    monkeypatch.setattr(many_rounds, "MEMORY", 2 * of_one)
     assert farthest(FedAvg(rounds=2), models=5) < 1e-12
-    monkeypatch.setattr(many_rounds, "_MEMORY", of_one - 1)
+    monkeypatch.setattr(many_rounds, "MEMORY", of_weights * len(COUNTS) - 1)
     with pytest.raises(UnsupportedError, match="3 clients"):
         FedAvg(rounds=2).train_many(TASK, DATA, parts(1), drawn(1))
 

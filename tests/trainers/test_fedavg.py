@@ -36,9 +36,11 @@ from privtrain.release.arrival import Expected
 from privtrain.release.door import Release
 from privtrain.release.placement import AT_PARTY, SPLIT
 from privtrain.release.plain import PlainSum
+from privtrain.release.shared import SharedSum as OnShares
 from privtrain.runs.fitting import fit
 from privtrain.runtimes.flower.grid import FlowerGrid
 from privtrain.runtimes.in_process import InProcess
+from privtrain.runtimes.threads import Threads
 from privtrain.sampling.sampling import Everyone, FixedSize, Poisson, Sampling
 from privtrain.steps.plain import PlainSteps
 from privtrain.steps.private import DPSteps
@@ -830,3 +832,13 @@ def test_under_noise_no_cost_is_public_of_exchanges_with_parties_without_rows() 
     assert [cost.basis for cost in found] == [Basis.PUBLIC, Basis.WITHHELD]
     assert found[0].bytes_sent is not None
     assert found[1].bytes_sent is None
+
+
+def test_a_plain_sum_is_that_on_shares_up_to_fixed_point() -> None:
+    trainer = FedAvg(rounds=2, release=Release(aggregation=OnShares()))
+    plain = trainer.with_plain_sum()
+    assert plain == FedAvg(rounds=2) and plain.with_plain_sum() is None
+    data, here = a_federation(9, 8), Runtimes(star=InProcess(), mesh=Threads(timeout=20))
+    results = [fit(each, TASK, data, runtimes=here) for each in (trainer, plain)]
+    one, other = (vector(module(result)) for result in results)
+    assert 0 < float((one - other).abs().max()) < 1e-6

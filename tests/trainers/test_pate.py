@@ -345,6 +345,9 @@ def test_votes_on_shares_are_planned_where_a_mesh_is_there_or_nothing_is_known_y
     assert [plan.counts for plan in plans] == 2 * [{RELEASE: 12}]
     with pytest.raises(UnsupportedError, match="mesh=Processes"):
         on_shares.plan(data, STAR)
+    # What its shadow models take in its place.
+    plain = a_pate(release=Release(Exact(), finish=ARGMAX))
+    assert on_shares.with_plain_sum() == plain and plain.with_plain_sum() is None
 
 
 def test_exact_votes_come_with_proofs_where_the_engine_asks_for_them() -> None:

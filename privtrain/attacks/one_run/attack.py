@@ -14,6 +14,7 @@ from privtrain.attacks.attack import check_target
 from privtrain.attacks.membership import row_losses
 from privtrain.attacks.one_run.bounds import check_confidence, check_guesses
 from privtrain.attacks.scores import Scores
+from privtrain.attacks.taxonomy import About, Capability, Goal
 from privtrain.core.observers import PUBLIC, Observer
 from privtrain.core.result import Target
 from privtrain.core.seeding import Seeds
@@ -36,6 +37,7 @@ class OneRun:
         delta: Of the lower bound, in (0, 1); compare it with an epsilon at the same delta.
         confidence: Of the bounds and the test, in (0, 1).
         batch_size: The number of rows in one call of the predictor; at least 1.
+        observer: Who attacks; canaries among its own rows are not guessed.
 
     Source: Steinke, Nasr and Jagielski 2023 (arXiv:2305.08846); the test of the curve:
         Mahloujifar, Melis and Chaudhuri 2024 (arXiv:2410.22235).
@@ -46,8 +48,13 @@ class OneRun:
     confidence: float = 0.95
     batch_size: int = 1_024
     name: str = field(default="one-run audit", init=False)
-    observer: Observer = field(default=PUBLIC, init=False)
+    observer: Observer = PUBLIC
     needs_messages: ClassVar[bool] = False
+    about: ClassVar[About] = About(
+        goal=Goal.BOUND,
+        capability=Capability.CANARIES,
+        zero="few canaries: compare the bound with its ceiling, not with the stated epsilon alone",
+    )
 
     @property
     def canaries_needed(self) -> int:

@@ -175,18 +175,23 @@ def attackers_of(included: Flags, number: int) -> Flags:
     return attackers
 
 
+def check_losses(**named: Scores) -> None:
+    """Raises `ValueError` unless losses are those of probabilities, at least 0; NaN passes."""
+    for name, losses in named.items():
+        if (losses < 0).any():
+            raise ValueError(
+                f"Expected {name} to be losses -log p, at least 0; the smallest is "
+                f"{np.nanmin(losses)}. Take LiRA for losses of another kind."
+            )
+
+
 def _probabilities(
     target: ArrayLike, shadows: ArrayLike, included: ArrayLike | None
 ) -> tuple[Scores, Scores, Flags]:
     """Probabilities of the true class, none of them 0: losses above 700 are taken for 700."""
     nowhere = np.zeros(np.shape(shadows), dtype=np.bool_)
     arrays = checked(target, shadows, nowhere if included is None else included)
-    for name, losses in (("target", arrays[0]), ("shadows", arrays[1])):
-        if (losses < 0).any():
-            raise ValueError(
-                f"Expected {name} to be losses -log p, at least 0; the smallest is "
-                f"{np.nanmin(losses)}. Take LiRA for losses of another kind."
-            )
+    check_losses(target=arrays[0], shadows=arrays[1])
     target_p, shadows_p = (np.exp(-np.minimum(losses, LARGEST_LOSS)) for losses in arrays[:2])
     return target_p, shadows_p, arrays[2]
 
