@@ -119,7 +119,15 @@ def _figure(group: Group, leakage: Leakage) -> tuple[str, str, str]:
         return f"ε ≥ {cells.proved(bound.value)}", ceiling, found
     if auc is None or auc.value is None:
         return cells.NOT_RESOLVABLE, cells.MISSING, cells.MISSING
-    return auc.text, auc.interval_text or cells.MISSING, _verdict(auc)
+    had, tried = len(group.having(leakage, "auc")), len(_of_seeds(group, leakage))
+    # A mean of the seeds on which it did not fail is one of chosen seeds.
+    figure = auc.text if had == tried else f"{auc.text} ({had} of {tried} seeds)"
+    found = _verdict(auc)
+    if found != LEAKS:
+        found = next(
+            (f"{LEAKS} at {rate}" for rate in RATES if _leaks(group, leakage, rate)), found
+        )
+    return figure, auc.interval_text or cells.MISSING, found
 
 
 def _verdict(auc: Measured) -> str:
@@ -128,6 +136,16 @@ def _verdict(auc: Measured) -> str:
     low, high = auc.interval
     # Of several seeds the interval holds those of all: each of them leaks, or it is not said.
     return LEAKS if low > 0.5 else BELOW if high < 0.5 else COIN
+
+
+def _leaks(group: Group, leakage: Leakage, rate: str) -> bool:
+    """Whether more members are found at a rate than others: few records, which an AUC hides."""
+    name, nominal = f"tpr_at_{rate}_fpr", float(rate.removesuffix("%")) / 100
+    found = group.measured(leakage, name)
+    if found is None or found.interval is None:
+        return False
+    everywhere = len(group.having(leakage, name)) == len(_of_seeds(group, leakage))
+    return everywhere and found.interval[0] > nominal
 
 
 def _rate(group: Group, leakage: Leakage, rate: str) -> str:

@@ -69,6 +69,7 @@ def _with_curves(comparison: Comparison) -> Iterator[tuple[Group, Leakage]]:
         for row in group.done:
             for leakage in row.leakage:
                 name = (leakage.attack, leakage.observer)
-                if leakage.roc and name not in known:
+                # Of very few rows there is the end of the curve alone.
+                if len(leakage.roc) > 1 and name not in known:
                     known.add(name)
                     yield group, leakage

@@ -325,7 +325,7 @@ def _leakage(attack: MembershipAttack, scores: Scores, trained: Trained, seed: i
     metrics: dict[str, float | None] = {"auc": area.value}
     intervals = {"auc": area.interval}
     for name, rate in LOW_RATES:
-        point = tpr_over_targets(values, truth, rate, seed=seed)
+        point = tpr_over_targets(values, truth, rate, seed=seed, spared=1)
         metrics[f"tpr_at_{name}_fpr"] = None if point is None else point.value
         if point is not None:
             intervals[f"tpr_at_{name}_fpr"] = point.interval

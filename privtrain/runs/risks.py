@@ -16,7 +16,6 @@ from privtrain.core.errors import NotApplicableError, Reason
 from privtrain.core.result import TrainResult
 from privtrain.core.settings import kept_settings, recorded_gradients
 from privtrain.core.task import ROWS, FederatedData, Rows, Task
-from privtrain.core.validate import check_fraction
 from privtrain.report.risks import HIGH_SEPARATION, Accused, RecordRisks, RiskGroup
 from privtrain.runs.auditing import declared, target_of
 from privtrain.runs.refereeing import (
@@ -70,9 +69,8 @@ def record_risks(
         DataError: If the run was trained on other data.
     """
     check_shadows(shadows)
-    check_fraction(prior=prior)
-    if prior == 0:
-        raise ValueError(f"Expected prior={prior!r} above 0: otherwise nobody is a member.")
+    if not 0 < prior <= 1:
+        raise ValueError(f"Expected prior={prior!r} in (0, 1]: at 0 nobody is a member.")
     (tried,) = check_attacks([RMIA(shadows=shadows) if attack is None else attack])
     if isinstance(tried, GuessesCoins) or not isinstance(tried, MembershipAttack):
         raise ValueError(

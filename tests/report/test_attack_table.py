@@ -248,3 +248,24 @@ def test_a_long_coalition_and_many_digits_break_no_column() -> None:
     assert "0.50002–" in text and "0.58664" in text
     for words in ("from coalition of", "computing-0,", "formal"):
         assert words in text
+
+
+def test_a_few_plain_records_are_a_leak_that_no_auc_shows() -> None:
+    few = replace(
+        FOUND,
+        metrics={"auc": 0.501, "tpr_at_1%_fpr": 0.038},
+        intervals={"auc": (0.475, 0.527), "tpr_at_1%_fpr": (0.019, 0.06)},
+    )
+    (line,) = lines(comparison(row(few)))
+    assert line.found == "leaks at 1%"
+    none = replace(few, intervals={"auc": (0.475, 0.527), "tpr_at_1%_fpr": (0.008, 0.06)})
+    (line,) = lines(comparison(row(none)))
+    assert line.found == COIN
+
+
+def test_a_mean_of_some_seeds_says_so() -> None:
+    torn = replace(
+        FOUND, metrics={}, intervals={}, roc=(), failure=Failure(error="MemoryError: no")
+    )
+    (line,) = lines(comparison(row(FOUND), row(torn, seed=1), row(torn, seed=2)))
+    assert line.figure == "0.610 (1 of 3 seeds)"

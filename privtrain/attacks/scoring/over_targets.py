@@ -84,6 +84,7 @@ def tpr_over_targets(
     seed: int,
     resamples: int = 1_000,
     confidence: float = 0.95,
+    spared: int = 0,
 ) -> OverTargets | None:
     """The mean true positive rate of several targets, each at its own threshold.
 
@@ -94,6 +95,9 @@ def tpr_over_targets(
         seed: As for `auc_over_targets`.
         resamples: Likewise.
         confidence: Likewise.
+        spared: The low end allows so many false positives fewer. The rate is read just below the
+            score of the next non-member, and so is too high by about one false positive's part,
+            which more targets do not change: with 1 the interval holds it.
 
     Returns:
         As `auc_over_targets`; None where a target has fewer than `10 / fpr` non-members.
@@ -109,11 +113,15 @@ def tpr_over_targets(
     points = [tpr_at_fpr(s[m], s[~m], fpr) for s, m in zip(rows, flags, strict=True)]
     each = np.array([point.tpr for point in points if point is not None])
 
-    def measure(values: Scores, members: Flags, weights: Scores) -> Scores:
-        return _weighted_tpr(values, members, weights, fpr)
+    def ends_at(fewer: int) -> tuple[float, float]:
+        def measure(values: Scores, members: Flags, weights: Scores) -> Scores:
+            return _weighted_tpr(values, members, weights, fpr, fewer)
 
-    draws = _resampled(rows, flags, measure, seed, resamples)
-    low, high = _percentiles(draws, confidence)
+        return _percentiles(_resampled(rows, flags, measure, seed, resamples), confidence)
+
+    low, high = ends_at(0)
+    if spared:
+        low = min(low, ends_at(spared)[0])
     if low == high:
         ends = [point.tpr_interval for point in points if point is not None]
         low, high = min(low, *(a for a, _ in ends)), max(high, *(b for _, b in ends))
@@ -191,8 +199,10 @@ def _weighted_auc(values: Scores, members: Flags, weights: Scores) -> Scores:
         return np.asarray((won * of_members).sum(axis=1) / (of_members.sum(axis=1) * below[:, -1]))
 
 
-def _weighted_tpr(values: Scores, members: Flags, weights: Scores, fpr: float) -> Scores:
-    """The rate at the lowest threshold with a weighted false positive rate of at most `fpr`."""
+def _weighted_tpr(
+    values: Scores, members: Flags, weights: Scores, fpr: float, fewer: int
+) -> Scores:
+    """The rate at the lowest threshold with at most `fpr` of the others, less `fewer`."""
     thresholds, place = np.unique(-values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     # Where each distinct score ends among the falling ones: tied records are accused together.
@@ -200,7 +210,7 @@ def _weighted_tpr(values: Scores, members: Flags, weights: Scores, fpr: float) -
     ends = np.concatenate([[0], ends])
     right = _running((weights * members)[:, order])[:, ends]
     wrong = _running((weights * ~members)[:, order])[:, ends]
-    allowed = np.floor(wrong[:, -1] * fpr * (1 + 1e-12))
+    allowed = np.maximum(np.floor(wrong[:, -1] * fpr * (1 + 1e-12)) - fewer, 0)
     # Both rise: the last threshold that is allowed is the number of those allowed, less one.
     last = (wrong <= allowed[:, None]).sum(axis=1) - 1
     with np.errstate(invalid="ignore"):
