@@ -261,6 +261,12 @@ def judged(trained: Trained, attack: MembershipAttack, *, seed: int) -> Leakage:
     name, observer, started = attack.name, attack.observer.name, time.perf_counter()
     try:
         drawn = trained.only(_within(trained.truth, attack, seed))
+        truth = drawn.truth
+        if not (truth.any(axis=1) & ~truth.all(axis=1)).all():
+            raise ValueError(
+                f"Expected the limit of {attack.name!r} to leave members and non-members of every "
+                "target. Raise it."
+            )
         scored = list(_scored(drawn, attack, seed))
         leakage = _leakage(attack, np.stack([scores for scores, _ in scored]), drawn, seed)
     except OWN_ERRORS as error:  # an own attack may raise anything

@@ -329,3 +329,11 @@ def test_a_trainer_that_keeps_answers_is_refused(tmp_path: Path) -> None:
     kept = pt.PATE(teachers=2, queries=4, votes=pt.VoteCache(tmp_path))
     with pytest.raises(pt.UnsupportedError, match="keeps what it computed"):
         pt.audit_trainer(kept, TASK, DATA, [pt.LossThreshold()], runtimes=STAR)
+
+
+def test_a_limit_that_leaves_one_side_alone_is_named() -> None:
+    (found,) = pt.audit_trainer(
+        LEARNED, TASK, DATA, [pt.LossThreshold(limit=1)], targets=3, shadows=4
+    )
+    assert found.failure is not None
+    assert "limit of 'loss threshold'" in found.failure.error
