@@ -111,6 +111,6 @@ def test_a_quick_benchmark_prints_one_json_list(name: str) -> None:
         assert list(row)[: len(KEYS)] == KEYS
         # Whole comparisons and trainings take long, so their quick forms run once.
         assert row["repeats"] >= (
-            1 if name in ("compare_digits", "membership", "mpc_training") else 5
+            1 if name in ("compare_digits", "membership", "mpc_training", "observers") else 5
         )
         assert 0 < row["ratio_min"] <= row["ratio_median"] <= row["ratio_max"]

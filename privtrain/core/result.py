@@ -302,7 +302,8 @@ class Leakage:
     failure: Failure | None = None
     unit: Unit | None = field(default=None, metadata=IF_ANY)
     relation: Relation | None = field(default=None, metadata=IF_ANY)
-    seconds: float | None = field(default=None, compare=False, metadata=IF_ANY)
+    # Files hold it beside the figures, which the same seed repeats.
+    seconds: float | None = field(default=None, compare=False, metadata=UNWRITTEN)
     queries: int | None = field(default=None, metadata=IF_ANY)
     roc: tuple[tuple[float, float], ...] = field(default=(), metadata=IF_ANY)
 

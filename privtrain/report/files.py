@@ -161,13 +161,24 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
     """
     return {
         "schema": SCHEMA,
-        "rows": [to_plain(row) for row in comparison.rows],
+        "rows": [_plain_row(row) for row in comparison.rows],
         "card": to_plain(comparison.card),
         "study": to_plain(comparison.study),
         "unprotected": unprotected(
             [row.statement for row in comparison.rows], [row.history for row in comparison.rows]
         ),
     }
+
+
+def _plain_row(row: Row) -> dict[str, Any]:
+    """A row as plain values. How long attacks took stands apart from what they found."""
+    took = {_named(one): one.seconds for one in row.leakage if one.seconds is not None}
+    plain: dict[str, Any] = to_plain(row)
+    return {**plain, "attack_seconds": took} if took else plain
+
+
+def _named(leakage: Leakage) -> str:
+    return f"{leakage.attack}/{leakage.observer}"
 
 
 def load(folder: str | os.PathLike[str]) -> Comparison:
@@ -259,6 +270,9 @@ def _pair(value: Any) -> tuple[float, float]:
 
 
 def _row(plain: Mapping[str, Any]) -> Row:
+    # Older files lack it.
+    plain, took = dict(plain), plain.get("attack_seconds", {})
+    plain.pop("attack_seconds", None)
     interval, history = plain["accuracy_interval"], plain["history"]
     changed = {
         "epsilon_asked": _number(plain["epsilon_asked"]),
@@ -266,7 +280,10 @@ def _row(plain: Mapping[str, Any]) -> Row:
         "accuracy_interval": None if interval is None else _pair(interval),
         "statement": None if plain["statement"] is None else read_statement(plain["statement"]),
         "cost": None if plain["cost"] is None else read_cost(plain["cost"]),
-        "leakage": tuple(_leakage(leakage) for leakage in plain["leakage"]),
+        "leakage": tuple(
+            replace(one, seconds=_number(took.get(_named(one))))
+            for one in map(_leakage, plain["leakage"])
+        ),
         "history": None if history is None else read_history(history),
         "notes": tuple(plain["notes"]),
         "accuracy_failure": _failure(plain.get("accuracy_failure")),
@@ -350,7 +367,6 @@ def _leakage(plain: Mapping[str, Any]) -> Leakage:
         # Older files lack what follows.
         "unit": Unit(plain["unit"]) if "unit" in plain else None,
         "relation": Relation(plain["relation"]) if "relation" in plain else None,
-        "seconds": _number(plain.get("seconds")),
         "roc": tuple(_pair(point) for point in plain.get("roc", ())),
     }
     return Leakage(**{**plain, **changed})

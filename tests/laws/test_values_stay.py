@@ -157,7 +157,7 @@ def test_a_party_whose_error_quotes_its_rows_tells_nobody_else(tmp_path: Path) -
     run_keys(KeysArgs(out=tmp_path / "keys", roles=("party-0", "party-1", "dealer")))
     keys = ["--keys", str(tmp_path / "keys")]
     meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2", "--timeout", "10"]
-    dealer = launch(["--role", "dealer", *meeting, *keys, str(path)], {})
+    dealer = launch(["--role", "dealer", *meeting, *keys, str(path)], {}, path.parent)
     ends = finish([*(start(path, rank, 2, port, *keys) for rank in range(2)), dealer], 60)
     heard = [code for code, _, _ in ends]
     assert all(code != 0 for code in heard)
