@@ -27,7 +27,7 @@ from privtrain.runtimes.channels import Outbox
 from privtrain.runtimes.processes.mesh import Processes
 from privtrain.trainers.mpc_sgd import MPCSGD
 from tests.command.study_of_parties import TOO_LARGE
-from tests.command.test_party import finish, free_port, launch, start
+from tests.command.test_party import arguments, finish, free_port, launch
 
 pytestmark = pytest.mark.slow
 
@@ -151,14 +151,19 @@ epochs = 1
 """
 
 
-def test_a_party_whose_error_quotes_its_rows_tells_nobody_else(tmp_path: Path) -> None:
+def test_a_party_whose_error_quotes_its_rows_tells_nobody_else(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # What each says is looked at below, apart from what it writes.
+    said = tmp_path_factory.mktemp("said")
     path, port = tmp_path / "study.toml", free_port()
     path.write_text(STUDY)
     run_keys(KeysArgs(out=tmp_path / "keys", roles=("party-0", "party-1", "dealer")))
     keys = ["--keys", str(tmp_path / "keys")]
     meeting = ["--rendezvous", f"tcp://127.0.0.1:{port}", "--world-size", "2", "--timeout", "10"]
-    dealer = launch(["--role", "dealer", *meeting, *keys, str(path)], {}, path.parent)
-    ends = finish([*(start(path, rank, 2, port, *keys) for rank in range(2)), dealer], 60)
+    dealer = launch(["--role", "dealer", *meeting, *keys, str(path)], {}, said)
+    asked = [[*arguments(rank, 2, port), *keys, str(path)] for rank in range(2)]
+    ends = finish([*(launch(words, {}, said) for words in asked), dealer], 60)
     heard = [code for code, _, _ in ends]
     assert all(code != 0 for code in heard)
     quoted = [bool(found(f"{out}{err}".encode(), TOO_LARGE)) for _, out, err in ends]
