@@ -170,7 +170,8 @@ def to_latex(comparison: Comparison) -> str:
     tried = attack_table.lines(comparison) if attack_table.several(comparison) else ()
     learned = _table(
         "Covered by no guarantee: what each attack learned from each place; “leaks”: the interval "
-        "lies above 0.5, or a bound above 0. n/r: not resolvable with so few rows. The formal ε is "
+        "of the AUC lies above 0.5, or a bound above 0; “at 1%”, “at 0.1%”: that of the members "
+        "found at this rate lies above it. n/r: not resolvable with so few rows. The formal ε is "
         "promised to that observer for the unit that is attacked.",
         "privtrain-attacks",
         attack_table.HEADER[:-2],

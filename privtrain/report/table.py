@@ -325,9 +325,10 @@ def attacks_text(comparison: Comparison, *, width: int = 100) -> str:
     if not rows:
         return ""
     note = (
-        "Leaks: the interval lies above 0.5, or a bound above 0. A figure of a coin speaks of this "
-        "attack only, and is no evidence of safety. n/r: not resolvable with so few rows. Formal "
-        "ε: promised to that observer for the unit that is attacked."
+        "Leaks: the interval of the AUC lies above 0.5, or a bound above 0; at 1%, at 0.1%: that "
+        "of the members found at this rate lies above it. A figure of a coin speaks of this attack "
+        "only, and is no evidence of safety. n/r: not resolvable with so few rows. Formal ε: "
+        "promised to that observer for the unit that is attacked."
     )
     title = "Learned by each attack from each place (unprotected)"
     # On a narrow terminal without time and queries, which files have.
