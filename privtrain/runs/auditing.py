@@ -288,10 +288,10 @@ def store_for(
 
 
 def copied_task(task: Task) -> Task:
-    """A task whose model is not that of the runs: an attack may train it, and on members."""
-    if not isinstance(task.model, nn.Module):
-        return task
-    return replace(task, model=new_module(task.model))
+    """A task whose modules are not those of the runs: an attack may train them, on members."""
+    model = new_module(task.model) if isinstance(task.model, nn.Module) else task.model
+    loss = copy.deepcopy(task.loss) if isinstance(task.loss, nn.Module) else task.loss
+    return replace(task, model=model, loss=loss)
 
 
 def _copied(rows: Rows) -> Rows:

@@ -415,11 +415,12 @@ class Training:
     needs_messages: bool = False
 
     def score(self, target: Target, candidates: Rows, *, seed: int) -> list[float]:
-        model = target.task.model
-        assert isinstance(model, nn.Module)
+        model, loss = target.task.model, target.task.loss
+        assert isinstance(model, nn.Module) and isinstance(loss, nn.CrossEntropyLoss)
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1.0)
+            for tensor in (*model.parameters(), loss.weight):
+                assert tensor is not None
+                tensor.add_(1.0)
         return [0.0] * len(candidates)
 
 
@@ -433,8 +434,9 @@ def test_an_attack_remembers_nothing_of_other_rows() -> None:
 def test_an_attack_does_not_train_the_model_that_runs_start_from() -> None:
     net = nn.Linear(4, 2)
     before = net.weight.detach().clone()
-    task = Task(model=net)
+    loss = nn.CrossEntropyLoss(torch.ones(2), reduction="none")
+    task = Task(model=net, loss=loss)
     result = pt.fit(pt.SGD(epochs=1), task, DATA)
     pt.audit(result, Training(), task, DATA)
     compare({"SGD": pt.SGD(epochs=1)}, task, DATA, attacks=[Training()])
-    assert torch.equal(net.weight, before)
+    assert torch.equal(net.weight, before) and torch.equal(loss.weight, torch.ones(2))
